@@ -1,0 +1,61 @@
+"""Transfer-learning methods for anybody's Lightning project: callbacks, mixins, and plain functions and modules.
+
+Public names load on first use, so that importing the package costs nothing that is not used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lightning_transfer.version import __version__
+
+if TYPE_CHECKING:
+    from lightning_transfer import callbacks, functional, metrics, mixins, reports
+    from lightning_transfer.callbacks import SoftFinetuning
+    from lightning_transfer.errors import NoEffectWarning, TransferConfigError
+    from lightning_transfer.glue.checkpoints import load_from_checkpoint, strip_checkpoint
+    from lightning_transfer.mixins import SourceTaskMixin
+    from lightning_transfer.schedules import Schedule
+    from lightning_transfer.source.task import SourceTask
+
+__all__ = [
+    "NoEffectWarning",
+    "Schedule",
+    "SoftFinetuning",
+    "SourceTask",
+    "SourceTaskMixin",
+    "TransferConfigError",
+    "__version__",
+    "callbacks",
+    "functional",
+    "load_from_checkpoint",
+    "metrics",
+    "mixins",
+    "reports",
+    "strip_checkpoint",
+]
+
+_HOMES = {
+    "NoEffectWarning": "errors",
+    "Schedule": "schedules",
+    "SoftFinetuning": "callbacks",
+    "SourceTask": "source.task",
+    "SourceTaskMixin": "mixins",
+    "TransferConfigError": "errors",
+    "load_from_checkpoint": "glue.checkpoints",
+    "strip_checkpoint": "glue.checkpoints",
+}
+_FACES = ("callbacks", "functional", "metrics", "mixins", "reports")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FACES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,5 @@
+"""Every method as a Lightning callback."""
+
+from lightning_transfer.methods.soft.callback import SoftFinetuning
+
+__all__ = ["SoftFinetuning"]

@@ -1,0 +1,44 @@
+"""What a user sees when a configuration cannot be right, or has no effect."""
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+class TransferConfigError(ValueError):
+    """A setting, a module or a checkpoint that does not fit; the message says what to write instead."""
+
+
+class NoEffectWarning(UserWarning):
+    """Something was asked for that changes nothing."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint naming the known names, the likeliest first.
+
+    >>> nearest("linaer", ["cosine", "linear"])
+    "Did you mean 'linear'? Known: 'cosine', 'linear'."
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    guess = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{guess}Known: {', '.join(map(repr, names))}."
+
+
+def check_choice(argument: str, value: object, known: Iterable[str]) -> None:
+    """Raise unless `value` is one of the known names."""
+    names = list(known)
+    if value not in names:
+        raise TransferConfigError(f"{argument}={value!r} is not known. {nearest(str(value), names)}")
+
+
+def check_count(argument: str, value: object, *, least: int) -> None:
+    """Raise unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise TransferConfigError(f"{argument}={value!r}; it takes a whole number of at least {least}.")
+
+
+def check_number(argument: str, value: object, *, most: float = math.inf) -> None:
+    """Raise unless `value` is a finite number from 0 to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or value == math.inf:
+        raise TransferConfigError(f"{argument}={value!r}; it takes a finite number from 0 to {most:g}.")

@@ -1,0 +1,1 @@
+"""Where this package touches Lightning: nothing outside this folder reads a private attribute of it."""

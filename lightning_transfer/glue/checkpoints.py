@@ -1,0 +1,210 @@
+"""What a checkpoint may hold of ours: nothing that the user's plain class, or a run without us, would stumble over."""
+
+import os
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_transfer.errors import NoEffectWarning, TransferConfigError
+from lightning_transfer.version import __version__
+
+KEY = "lightning_transfer"
+FORMAT = 1  # of what is written under KEY; raised when a reader of the old form would go wrong
+
+T = TypeVar("T")
+
+
+class TrainingOnly(nn.Module):
+    """Holds a part that a run needs and the user's network does not.
+
+    No state_dict shows it, and loading one neither wants nor touches it; optimizers, devices and DDP see it like any.
+
+    Args:
+        owner: the name of the callback whose parts these are.
+        part: the module to hold.
+    """
+
+    is_transfer_part = True
+
+    def __init__(self, owner: str, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+        for param in part.parameters():
+            param.training_only_of = owner  # type: ignore[attr-defined]
+        self.register_load_state_dict_post_hook(_forgive_missing)  # type: ignore[no-untyped-call]
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """Nothing."""
+        return OrderedDict() if destination is None else destination
+
+
+def _forgive_missing(module: nn.Module, keys: Any) -> None:
+    keys.missing_keys[:] = [key for key in keys.missing_keys if f"{KEY}_" not in key]
+
+
+def stamp() -> dict[str, Any]:
+    """What every state of ours begins with."""
+    return {"format": FORMAT, "version": __version__}
+
+
+def check_stamp(state: dict[str, Any]) -> None:
+    """Refuse a state that another version of this package wrote in a form that this one cannot read.
+
+    Raises:
+        TransferConfigError: naming both versions.
+    """
+    if state["format"] != FORMAT:
+        raise TransferConfigError(
+            f"This checkpoint was written by lightning_transfer {state['version']} (format {state['format']}); this is "
+            f"{__version__} (format {FORMAT}). Install that version, or start anew from the weights: "
+            "lightning_transfer.strip_checkpoint(path, out)."
+        )
+
+
+def check_options(name: str, saved: dict[str, str], current: dict[str, str]) -> None:
+    """Refuse to resume a run under other options than it was started with.
+
+    Raises:
+        TransferConfigError: listing every difference.
+    """
+    differences = [
+        f"{option}: {saved.get(option)} in the checkpoint, {current.get(option)} now"
+        for option in sorted({*saved, *current})
+        if saved.get(option) != current.get(option)
+    ]
+    if differences:
+        raise TransferConfigError(
+            f"{name} resumes with other options: {'; '.join(differences)}. Give the old ones, or begin a new run from "
+            "the weights: lightning_transfer.strip_checkpoint(path, out)."
+        )
+
+
+def hide_optimizer_states(optimizers: list[torch.optim.Optimizer], checkpoint: dict[str, Any]) -> None:
+    """Take what optimizers remember of training-only parameters out of a checkpoint and put it under our own key.
+
+    A run without our callbacks then resumes: its optimizers have just these parameters fewer. Done once for all
+    callbacks, since positions shift.
+    """
+    if KEY in checkpoint:
+        return
+    hidden = []
+    for number, optimizer in enumerate(optimizers):
+        packed = checkpoint["optimizer_states"][number]
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        owners = [getattr(param, "training_only_of", None) for param in params]
+        if not any(owners):
+            continue
+        kept = [position for position, owner in enumerate(owners) if owner is None]
+        new_number = {position: new for new, position in enumerate(kept)}
+        groups = []
+        for group_number, group in enumerate(packed["param_groups"]):
+            ours = [owners[position] is not None for position in group["params"]]
+            for place, position in enumerate(group["params"]):
+                if ours[place]:
+                    hidden.append(
+                        {
+                            "optimizer": number,
+                            "group": group_number,
+                            "place": place,
+                            "owner": owners[position],
+                            "name": group["param_names"][place] if "param_names" in group else None,
+                            "state": packed["state"].get(position),
+                        }
+                    )
+            groups.append(
+                _with_params(group, _without(group["params"], ours), _without(group.get("param_names"), ours))
+            )
+            groups[-1]["params"] = [new_number[position] for position in groups[-1]["params"]]
+        state = {new_number[key]: value for key, value in packed["state"].items() if key in new_number}
+        checkpoint["optimizer_states"][number] = {**packed, "state": state, "param_groups": groups}
+    checkpoint[KEY] = {**stamp(), "optimizer": hidden}
+
+
+def _without(items: list[T] | None, drop: list[bool]) -> list[T] | None:
+    return None if items is None else [item for item, gone in zip(items, drop, strict=True) if not gone]
+
+
+def _with_params(group: dict[str, Any], params: list[Any] | None, names: list[Any] | None) -> dict[str, Any]:
+    return {**group, "params": params, **({} if names is None else {"param_names": names})}
+
+
+def unhide_optimizer_states(owners: set[str], checkpoint: dict[str, Any]) -> None:
+    """The inverse of `hide_optimizer_states`, for the parts of the callbacks that are there."""
+    ours = checkpoint.pop(KEY, None)
+    if ours is None or "optimizer_states" not in checkpoint:
+        return
+    check_stamp(ours)
+    for number, packed in enumerate(checkpoint["optimizer_states"]):
+        entries = [entry for entry in ours["optimizer"] if entry["optimizer"] == number and entry["owner"] in owners]
+        # every param's state, in order, with the hidden ones back in their places
+        groups: list[dict[str, Any]] = []
+        states: list[Any] = []
+        for group_number, group in enumerate(packed["param_groups"]):
+            inside = [packed["state"].get(position) for position in group["params"]]
+            names = list(group["param_names"]) if "param_names" in group else None
+            for entry in (entry for entry in entries if entry["group"] == group_number):
+                inside.insert(entry["place"], entry["state"])
+                if names is not None:
+                    names.insert(entry["place"], entry["name"])
+            first = len(states)
+            states += inside
+            groups.append(_with_params(group, list(range(first, len(states))), names))
+        state = {position: value for position, value in enumerate(states) if value is not None}
+        checkpoint["optimizer_states"][number] = {**packed, "state": state, "param_groups": groups}
+
+
+def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """Write a copy of a checkpoint without anything of this package in it.
+
+    What remains is the user's own run: the network, its optimizers, loops and callbacks. Read with weights_only,
+    written in one move.
+
+    Args:
+        path: the checkpoint.
+        out: where the copy goes.
+
+    Raises:
+        TransferConfigError: the file is no Lightning checkpoint.
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise TransferConfigError(f"{path} is no Lightning checkpoint: it has no 'state_dict'.")
+    callbacks = checkpoint.get("callbacks", {})
+    ours = [key for key, state in callbacks.items() if isinstance(state, dict) and KEY in state]
+    if not ours and KEY not in checkpoint:
+        warnings.warn(
+            f"{path} holds nothing of lightning_transfer; {out} is a plain copy.", NoEffectWarning, stacklevel=2
+        )
+    checkpoint.pop(KEY, None)
+    for key in ours:
+        del callbacks[key]
+    part = Path(out).with_name(Path(out).name + ".part")
+    torch.save(checkpoint, part)
+    os.replace(part, out)
+
+
+def load_from_checkpoint(cls: type[T], path: str | os.PathLike[str], **kwargs: Any) -> T:
+    """Load a network that was trained with callbacks of this package; otherwise `cls.load_from_checkpoint`.
+
+    Args:
+        cls: the user's LightningModule class.
+        path: the checkpoint.
+        kwargs: handed to `cls.load_from_checkpoint`.
+
+    Raises:
+        TransferConfigError: the checkpoint is in a form of another version.
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if KEY in checkpoint:
+        check_stamp(checkpoint[KEY])
+    loaded: T = cls.load_from_checkpoint(path, **kwargs)  # type: ignore[attr-defined]
+    return loaded
+
+
+def sum_of_zeros(part: nn.Module) -> Tensor:
+    """Zero, with every parameter of a part in its graph: DDP waits for each one's gradient in every step."""
+    return sum((0.0 * param.sum() for param in part.parameters() if param.requires_grad), torch.zeros(()))

@@ -1,0 +1,67 @@
+"""New parameters reach the user's optimizer, or an error says which line to change."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_transfer.errors import TransferConfigError
+
+
+def _held(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
+    return {id(param) for optimizer in optimizers for group in optimizer.param_groups for param in group["params"]}
+
+
+def join(trainer: Any, name: str, part: nn.Module) -> list[str]:
+    """Put the parameters of a new part that no optimizer holds into the first group of the user's optimizer.
+
+    A group that exists keeps every scheduler right; a group added late breaks most of them.
+
+    Args:
+        trainer: a Trainer whose optimizers exist and are not restored yet.
+        name: the part's name in the user's module.
+        part: the new part.
+
+    Returns:
+        The names of the parameters that had to be added.
+
+    Raises:
+        TransferConfigError: there is no optimizer, or several, or LBFGS.
+    """
+    optimizers = trainer.optimizers
+    if not optimizers:
+        raise TransferConfigError("configure_optimizers returns no optimizer, so nothing would be trained. Return one.")
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
+        raise TransferConfigError(
+            "LBFGS runs the training step several times a batch, with new source images each time. Use SGD or AdamW."
+        )
+    held = _held(optimizers)
+    missing = {f"{name}.{key}": param for key, param in part.named_parameters() if id(param) not in held}
+    if missing:
+        group = optimizers[0].param_groups[0]
+        group["params"].extend(missing.values())
+        if "param_names" in group:
+            group["param_names"].extend(missing)
+    return list(missing)
+
+
+def check_held(trainer: Any, name: str, part: nn.Module) -> None:
+    """Raise unless the user's optimizers hold a part that the user attached.
+
+    Raises:
+        TransferConfigError: a parameter would never be trained.
+    """
+    held = _held(trainer.optimizers)
+    missing = [key for key, param in part.named_parameters() if id(param) not in held]
+    if missing:
+        raise TransferConfigError(
+            f"No optimizer holds {name}.{missing[0]}, so it would never be trained. In configure_optimizers write: "
+            f"params = [*your_params, *self.{name}.parameters()]"
+        )
+
+
+def trains_any(trainer: Any, params: Iterable[nn.Parameter]) -> bool:
+    """Whether some optimizer trains at least one of these parameters."""
+    held = _held(trainer.optimizers)
+    return any(id(param) in held and param.requires_grad for param in params)

@@ -1,0 +1,113 @@
+"""What callbacks and mixins ask of a Trainer, in one place for both namespaces of Lightning."""
+
+import logging
+from typing import Any
+
+from torch import Tensor
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.schedules import Schedule
+
+SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
+REFUSED_STRATEGIES = ("DeepSpeedStrategy",)  # a DDPStrategy by inheritance, but it shards the optimizer
+
+
+def say(trainer: Any, message: str) -> None:
+    """Log a line where the Trainer logs its own, once for all ranks."""
+    if trainer.is_global_zero:
+        namespace = next(cls.__module__ for cls in type(trainer).__mro__ if cls.__module__.endswith("trainer.trainer"))
+        logging.getLogger(namespace).info(message)
+
+
+def check_supported(trainer: Any) -> None:
+    """Refuse strategies that this package has not been shown to train right under.
+
+    Raises:
+        TransferConfigError: the strategy shards parameters or is unknown.
+    """
+    names = {cls.__name__ for cls in type(trainer.strategy).__mro__}
+    if names.isdisjoint(SUPPORTED_STRATEGIES) or not names.isdisjoint(REFUSED_STRATEGIES):
+        raise TransferConfigError(
+            f"{type(trainer.strategy).__name__} is not supported: it spreads parameters over processes. "
+            "Use strategy='ddp' or one device."
+        )
+
+
+def current_value(schedule: Schedule, trainer: Any) -> float:
+    """A schedule's value at the optimizer step that comes next.
+
+    Raises:
+        TransferConfigError: the schedule needs the length of training, and there is none.
+    """
+    if schedule.is_constant:
+        return schedule.end
+    if schedule.until_steps is not None:
+        return schedule.at(trainer.global_step, schedule.until_steps)
+    if not trainer.lightning_module.automatic_optimization:
+        raise TransferConfigError(
+            "In manual optimization nobody knows how many steps training takes: pass Schedule(until_steps=...), "
+            "counted like trainer.global_step, over all optimizers."
+        )
+    num_steps = trainer.estimated_stepping_batches
+    if not 0 < num_steps < float("inf"):
+        raise TransferConfigError(
+            "Training has no known end (no max_steps, and no max_epochs or no length of the train loader), so a share "
+            "of it means nothing. Pass Schedule(until_steps=...), or give the Trainer max_steps."
+        )
+    return schedule.at(trainer.global_step, num_steps)
+
+
+def check_ends_within(schedule: Schedule, trainer: Any) -> None:
+    """Refuse a schedule whose last step training does not reach; a fast_dev_run is too short for any.
+
+    Raises:
+        TransferConfigError: `until_steps` lies behind the end of training.
+    """
+    if schedule.is_constant or schedule.until_steps is None or trainer.fast_dev_run:
+        return
+    num_steps = trainer.estimated_stepping_batches
+    if 0 < num_steps < schedule.until_steps:
+        raise TransferConfigError(
+            f"until_steps={schedule.until_steps} lies behind the end of training at {num_steps} steps. "
+            f"Pass until_steps<={num_steps}."
+        )
+
+
+def to_device(trainer: Any, batch: Any, *, hooks: bool) -> Any:
+    """Convert and move a batch as the training loop does its own.
+
+    Args:
+        trainer: the Trainer.
+        batch: as the loader gave it.
+        hooks: whether the user's batch-transfer hooks see it.
+    """
+    module = trainer.lightning_module
+    batch = trainer.precision_plugin.convert_input(batch)
+    if not hooks:
+        return module.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
+    # the loop's own three steps: 64-true and bf16-true convert the input, DataModule hooks are found by the selector
+    batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def log(trainer: Any, values: dict[str, Tensor | float], *, batch_size: int) -> None:
+    """Log values in steps that the Trainer logs; every step would cost more than a small network's step itself."""
+    # private: the Trainer's own clock, which counts batches that stepped, not steps of all optimizers
+    if trainer._logger_connector.should_update_logs:
+        for name, value in values.items():
+            trainer.lightning_module.log(name, value, batch_size=batch_size)
+
+
+def train_batch_size(trainer: Any) -> int:
+    """The batch size of the user's train loader.
+
+    Raises:
+        TransferConfigError: the loader does not say.
+    """
+    loader = trainer.train_dataloader
+    size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    if not isinstance(size, int):
+        raise TransferConfigError(
+            f"The train loader, a {type(loader).__name__}, tells no batch size. Pass SourceTask(batch_size=...)."
+        )
+    return size

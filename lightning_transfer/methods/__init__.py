@@ -1,0 +1,1 @@
+"""The transfer methods, a folder each; none imports another."""

@@ -1,0 +1,57 @@
+"""Soft fine-tuning as a callback: one line in a Trainer."""
+
+from typing import Any, Literal
+
+from lightning_transfer.glue.base import TransferCallback
+from lightning_transfer.glue.source_term import SourceTerm
+from lightning_transfer.methods.soft.options import check_soft_options
+from lightning_transfer.schedules import Schedule
+from lightning_transfer.source.task import SourceTask
+
+
+class SoftFinetuning(TransferCallback):
+    """Fine-tune while the source loss is held and softly annealed away (arXiv 1909.02236).
+
+    Usual fine-tuning swaps the source objective for the target's at once. Here every step adds the loss of a source
+    batch, through the user's own network with the source head in place of the target's, at a weight that falls to
+    exactly 0; from there on each step computes and costs what plain fine-tuning does. The idea is the paper's; the
+    weight's shape and length, and the source head on the target head's features, are ours.
+
+    Logs `transfer/source_loss`, `transfer/source_weight` and `transfer/target_loss` at the Trainer's interval.
+
+    Args:
+        source: the task the network was pretrained on.
+        weight: of the source loss; falls from 1 to 0 over the first half of training by default.
+        mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
+        head: dotted path of the target head, or "auto".
+
+    Raises:
+        TransferConfigError: an option does not fit.
+
+    Example:
+        >>> import torch
+        >>> data = torch.utils.data.TensorDataset(torch.rand(8, 3, 4, 4), torch.arange(8))
+        >>> SoftFinetuning(SourceTask(data, num_classes=8), weight=Schedule(shape="cosine")).weight(0.25)
+        0.5
+    """
+
+    def __init__(
+        self,
+        source: SourceTask,
+        *,
+        weight: Schedule = Schedule(),  # noqa: B008  (frozen)
+        mix: Literal["add", "convex"] = "add",
+        head: str = "auto",
+    ) -> None:
+        check_soft_options(source, weight, mix)
+        self.source = source
+        self.weight = weight
+        self.mix = mix
+        self.head = head
+
+    def make_part(self, module: Any) -> SourceTerm:
+        """The source task as a term of the loss."""
+        return SourceTerm(self.source, module, weight=self.weight, mix=self.mix, head=self.head)
+
+    def __repr__(self) -> str:
+        return f"SoftFinetuning({self.source!r}, weight={self.weight!r}, mix={self.mix!r}, head={self.head!r})"

@@ -1,0 +1,38 @@
+"""The loss of soft fine-tuning (arXiv 1909.02236).
+
+That the source loss is kept and removed softly is the paper's; the formula is ours:
+L = CE(h_t(f(x_t)), y_t) + w * CE(h_s(f(x_s)), y_s).
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+from lightning_transfer.errors import check_choice
+
+
+def joint_loss(
+    target_loss: Tensor, source_loss: Tensor, *, weight: float, mix: Literal["add", "convex"] = "add"
+) -> Tensor:
+    """Join the losses of two tasks, each a mean over its own images.
+
+    Args:
+        target_loss: scalar.
+        source_loss: scalar.
+        weight: of the source loss, as `anneal` gives it.
+        mix: "add" gives target + weight * source, "convex" gives (1 - weight) * target + weight * source.
+
+    Raises:
+        TransferConfigError: `mix` is not known.
+
+    Example:
+        >>> import torch
+        >>> joint_loss(torch.tensor(2.0), torch.tensor(4.0), weight=0.25).item()
+        3.0
+        >>> joint_loss(torch.tensor(2.0), torch.tensor(4.0), weight=0.25, mix="convex").item()
+        2.5
+    """
+    check_choice("mix", mix, ("add", "convex"))
+    if mix == "convex":
+        target_loss = (1.0 - weight) * target_loss
+    return target_loss + weight * source_loss

@@ -1,0 +1,72 @@
+"""The source task as a mixin: explicit, and for manual optimization too."""
+
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lightning_transfer.glue.optimizers import check_held
+from lightning_transfer.glue.source_term import SourceTerm
+from lightning_transfer.methods.soft.options import check_soft_options
+from lightning_transfer.schedules import Schedule
+from lightning_transfer.source.task import SourceTask
+
+
+class SourceTaskMixin:
+    """Soft fine-tuning inside a LightningModule: the numbers of `SoftFinetuning`, called by hand.
+
+    The source head is a part of the module (`self.source_task`): its weights and the place in the stream of source
+    images are in the module's own state_dict.
+
+    Example:
+        >>> import lightning as L
+        >>> class Lit(SourceTaskMixin, L.LightningModule):
+        ...     def __init__(self, network, source):
+        ...         super().__init__()
+        ...         self.model = network
+        ...         self.add_source_task(source)
+        ...
+        ...     def training_step(self, batch):
+        ...         loss = torch.nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+        ...         return self.joint_loss(loss)
+    """
+
+    source_task: SourceTerm
+
+    def add_source_task(
+        self,
+        source: SourceTask,
+        *,
+        weight: Schedule = Schedule(),  # noqa: B008  (frozen)
+        mix: Literal["add", "convex"] = "add",
+        head: str = "auto",
+    ) -> None:
+        """Attach a source task; call it in `__init__`, when the network is built.
+
+        Args:
+            source: the task the network was pretrained on.
+            weight: of the source loss; in manual optimization with `until_steps`.
+            mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
+            head: dotted path of the target head, or "auto".
+
+        Raises:
+            TransferConfigError: an option does not fit, or no head is found.
+        """
+        check_soft_options(source, weight, mix)
+        self.source_task = SourceTerm(source, self, weight=weight, mix=mix, head=head)
+        self.source_task.attach(self)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Let a joint pass take source images along."""
+        self.source_task.begin(self)
+        parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
+        return parent
+
+    def joint_loss(self, target_loss: Tensor) -> Tensor:
+        """The loss to return from `training_step`, or to hand to `manual_backward`: once a step.
+
+        Args:
+            target_loss: scalar, the mean loss of the target batch.
+        """
+        trainer: Any = self.trainer  # type: ignore[attr-defined]
+        check_held(trainer, "source_task", self.source_task)
+        return self.source_task.add_to(self, target_loss)

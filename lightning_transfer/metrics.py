@@ -1,0 +1,111 @@
+"""General discrimination: how well features tell apart what the network was never trained on."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_transfer.errors import TransferConfigError, check_count
+
+
+class GeneralDiscrimination(Metric):
+    """Leave-one-out k-nearest-neighbor accuracy of features over classes that neither task trains on.
+
+    General discrimination is the concept of soft fine-tuning's paper (arXiv 1909.02236); this measure of it is ours:
+    each image is classified by the majority among its k nearest others by cosine similarity, the nearer class winning
+    a tie. The result is the same however images are split over batches and processes: rows are put in one order
+    before they are compared, and identical rows of one class, such as a distributed sampler's padding, count once.
+
+    Memory: the features, up to `limit` images in float32, and one block of similarities.
+
+    Args:
+        k: neighbors that vote.
+        limit: the most images that may be held.
+
+    Raises:
+        TransferConfigError: more images than `limit`, or not more than k.
+
+    Example:
+        >>> metric = GeneralDiscrimination(k=1)
+        >>> metric.update(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]), torch.tensor([7, 7, 9, 9]))
+        >>> metric.compute()
+        tensor(1.)
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    features: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self, *, k: int = 5, limit: int = 50_000, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_count("k", k, least=1)
+        check_count("limit", limit, least=2)
+        self.k = k
+        self.limit = limit
+        self.add_state("features", default=[], dist_reduce_fx="cat")
+        self.add_state("labels", default=[], dist_reduce_fx="cat")
+
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Add images.
+
+        Args:
+            features: (batch, width), of any float type.
+            labels: (batch,) class indices.
+        """
+        if features.ndim != 2 or labels.shape != features.shape[:1] or labels.is_floating_point():
+            raise TransferConfigError(
+                f"Found features {tuple(features.shape)} and {labels.dtype} labels {tuple(labels.shape)}; expected "
+                "(batch, width) and (batch,) of class indices. Pool and flatten the features first."
+            )
+        if not torch.isfinite(features).all():
+            raise TransferConfigError("Features hold NaN or infinity, which no neighbor can be near to.")
+        held = sum(len(part) for part in self.features) + len(features)
+        if held > self.limit:
+            raise TransferConfigError(
+                f"{held} images are more than limit={self.limit}. Measure on fewer, or pass limit={held} if "
+                f"{held * features.shape[1] * 4 / 2**20:.0f} MiB of features fit into memory."
+            )
+        self.features.append(features.detach().float())
+        self.labels.append(labels.detach())
+
+    def compute(self) -> Tensor:
+        """The share of images whose k nearest others vote for their class."""
+        features, labels = _in_one_order(_joined(self.features), _joined(self.labels))
+        if len(features) <= self.k:
+            raise TransferConfigError(f"k={self.k} needs more than {self.k} different images; found {len(features)}.")
+        features = torch.nn.functional.normalize(features.double(), dim=1)
+        correct = torch.zeros((), dtype=torch.int64, device=features.device)
+        block = max(1, 2**24 // len(features))
+        for start in range(0, len(features), block):
+            similarity = features[start : start + block] @ features.T
+            similarity[torch.arange(len(similarity)), start + torch.arange(len(similarity))] = -torch.inf
+            neighbors = labels[similarity.topk(self.k, dim=1).indices]
+            correct += (_majority(neighbors) == labels[start : start + block]).sum()
+        return correct.float() / len(features)
+
+
+def _joined(state: Tensor | list[Tensor]) -> Tensor:
+    """A list state as one tensor; after a sync of several processes it already is one."""
+    if isinstance(state, Tensor):
+        return state
+    if not state:
+        raise TransferConfigError("No features were given; call update(features, labels) first.")
+    return torch.cat(state)
+
+
+def _in_one_order(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct rows in an order that only their own values decide."""
+    rows = torch.cat([features, labels[:, None].to(features.dtype)], dim=1).cpu().numpy()
+    _, first = np.unique(rows, axis=0, return_index=True)
+    order = torch.from_numpy(first).to(features.device)
+    return features[order], labels[order]
+
+
+def _majority(votes: Tensor) -> Tensor:
+    """The most frequent class in each row of (n, k) votes, nearest first; among equals the one that comes first."""
+    counts = (votes[:, :, None] == votes[:, None, :]).sum(2)
+    return votes.gather(1, counts.argmax(1, keepdim=True))[:, 0]

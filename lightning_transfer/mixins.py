@@ -1,0 +1,5 @@
+"""Every method as a LightningModule mixin."""
+
+from lightning_transfer.methods.soft.mixin import SourceTaskMixin
+
+__all__ = ["SourceTaskMixin"]

@@ -1,0 +1,199 @@
+"""Which part of somebody else's network plays which role; where that is unclear, one helpful error."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_transfer.errors import TransferConfigError, nearest
+
+HEAD_NAMES = ("fc", "classifier", "head", "heads")
+FORWARDLESS = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
+
+
+@dataclass(frozen=True)
+class Head:
+    """The module that turns features into the target's logits, and where it sits.
+
+    Attributes:
+        path: dotted name from the LightningModule.
+        module: the head itself.
+    """
+
+    path: str
+    module: nn.Module
+
+    @property
+    def network_path(self) -> str:
+        """The outermost child of the user's module that holds the head; the head's own path where it stands alone."""
+        return self.path.partition(".")[0]
+
+
+def has_forward(module: nn.Module) -> bool:
+    """Whether somebody wrote a forward for this module; a LightningModule may have only its steps."""
+    if "forward" in vars(module):
+        return True
+    theirs = (cls for cls in type(module).__mro__ if cls.__module__ not in FORWARDLESS)
+    return any("forward" in vars(cls) for cls in theirs)
+
+
+def users_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """`named_modules` without the parts that this package attached; those carry `is_transfer_part`."""
+    ours = tuple(f"{name}." for name, child in module.named_modules() if hasattr(child, "is_transfer_part"))
+    return ((name, child) for name, child in module.named_modules() if not f"{name}.".startswith(ours))
+
+
+def linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The layers in `module`, itself included, that can end a classifier: Linear, and convolutions inside a head."""
+    for name, child in users_modules(module):
+        if isinstance(child, nn.Linear | nn.Conv2d):
+            yield name, child
+
+
+def in_width(head: nn.Module) -> int:
+    """The number of features that a head takes."""
+    first = next(layer for _, layer in linear_layers(head))
+    return int(first.in_features if isinstance(first, nn.Linear) else first.in_channels)  # type: ignore[arg-type]
+
+
+def out_width(head: nn.Module) -> int:
+    """The number of classes that a head tells apart."""
+    *_, last = (layer for _, layer in linear_layers(head))
+    return int(last.out_features if isinstance(last, nn.Linear) else last.out_channels)  # type: ignore[arg-type]
+
+
+def find_head(module: nn.Module, head: str = "auto", probe: Callable[[], object] | None = None) -> Head:
+    """Find the head of a user's network.
+
+    `"auto"` asks timm's `get_classifier()`, then looks for the usual names (fc, classifier, head, heads), then takes
+    the last Linear that `probe` reaches. A container of several layers is narrowed to its last Linear.
+
+    Args:
+        module: the user's module.
+        head: a dotted path, or "auto".
+        probe: runs the module on an example.
+
+    Raises:
+        TransferConfigError: nothing is found, or several candidates are; the message lists them.
+
+    Example:
+        >>> net = nn.Sequential()
+        >>> net.body, net.fc = nn.Linear(4, 3), nn.Linear(3, 2)
+        >>> find_head(net).path
+        'fc'
+    """
+    if head != "auto":
+        return _named(module, head)
+    for found in (_timm_classifiers(module), _usual_names(module)):
+        if len(found) == 1:
+            return _narrowed(found[0])
+        if found:
+            raise _ambiguous(module, [candidate.path for candidate in found])
+    reached = _last_linear(module, probe) if probe else None
+    if reached is None:
+        raise _ambiguous(module, [name for name, layer in linear_layers(module) if isinstance(layer, nn.Linear)])
+    return reached
+
+
+def _named(module: nn.Module, path: str) -> Head:
+    try:
+        found = module.get_submodule(path)
+    except AttributeError:
+        names = [name for name, _ in users_modules(module) if name]
+        raise TransferConfigError(
+            f"head={path!r} is no module of {type(module).__name__}. {nearest(path, names)}"
+        ) from None
+    if not any(linear_layers(found)):
+        raise TransferConfigError(
+            f"head={path!r} is a {type(found).__name__} without a Linear layer: not a classifier."
+        )
+    return Head(path, found)
+
+
+def _timm_classifiers(module: nn.Module) -> list[Head]:
+    found: dict[int, Head] = {}
+    children = list(users_modules(module))
+    paths = {id(child): name for name, child in children}
+    for _, child in children:
+        if not hasattr(child, "get_classifier"):
+            continue
+        classifier: Any = child.get_classifier()  # type: ignore[operator]
+        for part in classifier if isinstance(classifier, tuple | list) else (classifier,):
+            if id(part) in paths and any(linear_layers(part)):
+                found[id(part)] = Head(paths[id(part)], part)
+    return list(found.values())
+
+
+def _usual_names(module: nn.Module) -> list[Head]:
+    """Candidates by name, only those nearest to the surface: a block's own `fc` is no classifier."""
+    named = [
+        Head(name, child)
+        for name, child in users_modules(module)
+        if name.rpartition(".")[2] in HEAD_NAMES
+        and any(isinstance(layer, nn.Linear) for _, layer in linear_layers(child))
+    ]
+    depth = min((head.path.count(".") for head in named), default=0)
+    return [head for head in named if head.path.count(".") == depth]
+
+
+def _narrowed(head: Head) -> Head:
+    """The last Linear of a container: what stands before it is shared by both tasks."""
+    linear = [(name, layer) for name, layer in linear_layers(head.module) if isinstance(layer, nn.Linear)]
+    if not linear:
+        return head
+    name, layer = linear[-1]
+    return Head(f"{head.path}.{name}".rstrip("."), layer)
+
+
+def _last_linear(module: nn.Module, probe: Callable[[], object]) -> Head | None:
+    """The last Linear that runs when `probe` does, in eval mode and without a trace left behind."""
+    reached: list[Head] = []
+    modes = [(child, child.training) for child in module.modules()]
+    handles = [
+        layer.register_forward_hook(lambda layer, args, output, name=name: reached.append(Head(name, layer)))
+        for name, layer in linear_layers(module)
+        if isinstance(layer, nn.Linear)
+    ]
+    try:
+        module.eval()
+        with torch.no_grad():
+            probe()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for child, mode in modes:
+            child.training = mode
+    return reached[-1] if reached else None
+
+
+def _ambiguous(module: nn.Module, candidates: list[str]) -> TransferConfigError:
+    if not candidates:
+        children = ", ".join(name for name, _ in module.named_children()) or "no submodules"
+        return TransferConfigError(
+            f"No classifier found in {type(module).__name__}. It has: {children}. Build the network in __init__, "
+            "or name the head: head='path.to.linear'."
+        )
+    return TransferConfigError(
+        f"The head of {type(module).__name__} is ambiguous: {', '.join(candidates)}. Pass one: head={candidates[-1]!r}."
+    )
+
+
+def find_backbone(module: nn.Module, head: Head) -> tuple[str, nn.Module]:
+    """The one other child of the user's module that holds parameters, for a head that stands apart.
+
+    Raises:
+        TransferConfigError: there is none, or more than one.
+    """
+    others = [
+        (name, child)
+        for name, child in module.named_children()
+        if child is not head.module and not hasattr(child, "is_transfer_part") and any(True for _ in child.parameters())
+    ]
+    if len(others) != 1:
+        names = ", ".join(name for name, _ in others) or "none"
+        raise TransferConfigError(
+            f"forward='joint' needs one backbone beside the head {head.path!r}; found: {names}. Use forward='separate'."
+        )
+    return others[0]

@@ -1,0 +1,113 @@
+"""A number that changes over training: constant, annealed away, or the user's own curve."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from lightning_transfer.errors import TransferConfigError, check_choice, check_count, check_number
+
+ShapeName: TypeAlias = Literal["linear", "cosine", "exponential", "step"]
+Shape: TypeAlias = Callable[[float], float] | ShapeName
+
+DECAY = 5.0  # ours: the exponential shape falls by e^-5 before it is shifted to end at exactly 0
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda u: 1.0 - u,
+    "cosine": lambda u: 0.5 * (1.0 + math.cos(math.pi * u)),
+    "exponential": lambda u: (math.exp(-DECAY * u) - math.exp(-DECAY)) / (1.0 - math.exp(-DECAY)),
+    "step": lambda u: 1.0,
+}
+
+
+def anneal(
+    progress: float, *, start: float = 1.0, end: float = 0.0, shape: Shape = "linear", until: float = 0.5
+) -> float:
+    """The value of an annealed number at a share of training.
+
+    Exactly `start` at progress 0 and exactly `end` from `until` on; in between `end + (start - end) * shape(u)`,
+    where `u = progress / until`. That the paper's weight falls is the paper's; the shapes are ours.
+
+    Args:
+        progress: share of training that is done, 0 to 1.
+        start: value at the beginning.
+        end: value from `until` on.
+        shape: "linear", "cosine", "exponential", "step", or a function of `u` in [0, 1] that falls from 1 to 0.
+        until: the share of training at which `end` is reached.
+
+    Raises:
+        TransferConfigError: the shape is not known.
+
+    Example:
+        >>> [anneal(p) for p in (0.0, 0.25, 0.5, 1.0)]
+        [1.0, 0.5, 0.0, 0.0]
+    """
+    if progress >= until or start == end:
+        return end
+    if progress <= 0:
+        return start
+    if isinstance(shape, str):
+        check_choice("shape", shape, SHAPES)
+        shape = SHAPES[shape]
+    return end + (start - end) * shape(progress / until)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A number over training progress, `anneal` with its settings kept.
+
+    Args:
+        start: value at the first step.
+        end: value from `until` on, exactly.
+        shape: "linear", "cosine", "exponential", "step", or a function of [0, 1] that falls from 1 to 0.
+        until: the share of training at which `end` is reached.
+        until_steps: the optimizer step at which `end` is reached, in place of a share: for training without a
+            known end.
+
+    Raises:
+        TransferConfigError: a value is out of range, or the shape is not known or leaves [0, 1].
+
+    Example:
+        >>> weight = Schedule(start=1.0, shape="cosine")
+        >>> weight(0.0), round(weight(0.25), 3), weight(0.5)
+        (1.0, 0.5, 0.0)
+    """
+
+    start: float = 1.0
+    end: float = 0.0
+    shape: Shape = "linear"
+    until: float = 0.5
+    until_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_number("start", self.start)
+        check_number("end", self.end)
+        if not 0 < self.until <= 1:
+            raise TransferConfigError(
+                f"until={self.until} is not a share of training in (0, 1]. For a number of steps write until_steps=."
+            )
+        if self.until_steps is not None:
+            check_count("until_steps", self.until_steps, least=1)
+        if isinstance(self.shape, str):
+            check_choice("shape", self.shape, SHAPES)
+            return
+        outside = [u / 100 for u in range(101) if not 0 <= self.shape(u / 100) <= 1]
+        if outside:
+            raise TransferConfigError(
+                f"shape({outside[0]}) is {self.shape(outside[0])}; a shape maps [0, 1] into [0, 1], from 1 down to 0."
+            )
+
+    def __call__(self, progress: float) -> float:
+        """The value when `progress` (0 to 1) of training is done."""
+        return anneal(progress, start=self.start, end=self.end, shape=self.shape, until=self.until)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the value never changes, so that no length of training is needed."""
+        return self.start == self.end
+
+    def at(self, step: int, num_steps: float) -> float:
+        """The value at an optimizer step of a training of `num_steps` steps."""
+        if self.until_steps is not None:
+            return self(self.until * step / self.until_steps)
+        return self(step / num_steps)

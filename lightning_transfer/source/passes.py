@@ -1,0 +1,238 @@
+"""How source images run through the user's own network: in a pass of their own, or beside the target's images."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.roles import Head, find_backbone, has_forward
+from lightning_transfer.source.task import SourceTask
+
+Draw = Callable[[], Tensor]
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+def _outside_graphs(hook: Hook) -> Hook:
+    """Keep a hook out of compiled graphs: what it does changes from step to step, which a graph would freeze."""
+    disabled: Hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+    return disabled
+
+
+class Tap:
+    """Takes source features out in front of the head; a network that is copied or pickled takes an idle tap along."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def __reduce__(self) -> tuple[type["Tap"], tuple[()]]:
+        return (Tap, ())
+
+    def reset(self) -> None:
+        """Stop listening and forget everything."""
+        self.listening = False
+        self.draw: Draw | None = None
+        self.num_target = 0
+        self.num_source = 0
+        self.features: Tensor | None = None
+
+    def keep(self, features: Tensor) -> Tensor:
+        """Keep the source rows of (target + source) features and give the target rows back."""
+        self.features = features[self.num_target :]
+        return features[: self.num_target]
+
+    @property
+    def is_split_due(self) -> bool:
+        """Whether the rows that pass by hold source images behind the target's."""
+        return self.num_source > 0 and self.features is None
+
+
+class _Hook:
+    """A hook with a tap; abstract."""
+
+    def __init__(self, tap: Tap) -> None:
+        self.tap = tap
+
+
+class _AppendSource(_Hook):
+    """Forward pre-hook on the network: its first call in an armed step gets the source images behind its own."""
+
+    @_outside_graphs
+    def __call__(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.tap.draw is None:
+            return None
+        draw, self.tap.draw = self.tap.draw, None
+        images = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(images, Tensor):
+            raise TransferConfigError(
+                f"forward='joint' found {type(images).__name__} as the first input of {type(network).__name__}, "
+                "not images. Use forward='separate'."
+            )
+        source_images = draw()
+        if images.shape[1:] != source_images.shape[1:]:
+            raise TransferConfigError(
+                f"forward='joint' needs source and target images of one shape; found {tuple(source_images.shape[1:])} "
+                f"and {tuple(images.shape[1:])}. Resize the source, or use forward='separate'."
+            )
+        self.tap.num_target, self.tap.num_source = len(images), len(source_images)
+        both = torch.cat([images, source_images.to(images.dtype)])
+        if args:
+            return (both, *args[1:]), kwargs
+        return args, {**kwargs, next(iter(kwargs)): both}
+
+
+class _TakeAtHead(_Hook):
+    """Forward pre-hook on the head."""
+
+    @_outside_graphs
+    def __call__(self, head: nn.Module, args: tuple[Any, ...]) -> Any:
+        tap = self.tap
+        if tap.is_split_due:
+            _check_rows(args[0], tap.num_target + tap.num_source)
+            return (tap.keep(args[0]), *args[1:])
+        if tap.listening:
+            if tap.features is not None:
+                raise TransferConfigError(
+                    "The head ran more than once on a source batch. Return the features yourself: "
+                    "SourceTask(forward=lambda module, images: module.backbone(images))."
+                )
+            tap.features = args[0]
+        return None
+
+
+class _TakeBehindBackbone(_Hook):
+    """Forward hook on a backbone that stands apart from its head."""
+
+    @_outside_graphs
+    def __call__(self, backbone: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not self.tap.is_split_due:
+            return None
+        if not isinstance(output, Tensor):
+            raise TransferConfigError(
+                f"forward='joint' cannot split a {type(output).__name__} that {type(backbone).__name__} returns. "
+                "Use forward='separate'."
+            )
+        _check_rows(output, self.tap.num_target + self.tap.num_source)
+        return self.tap.keep(output)
+
+
+class _RefuseLeak(_Hook):
+    """Forward hook on the network that holds the head: no source row may reach the user's own code."""
+
+    @_outside_graphs
+    def __call__(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not self.tap.num_source or self.tap.features is None:
+            return
+        rows = self.tap.num_target + self.tap.num_source
+        if any(isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == rows for leaf in tree_leaves(output)):
+            raise TransferConfigError(
+                f"{type(network).__name__} returns a tensor that still holds source images, so forward='joint' would "
+                "let them into your own code. Use forward='separate'."
+            )
+
+
+class SourcePass:
+    """Runs source images through one module and keeps what its head would see.
+
+    Args:
+        source: says how images run.
+        module: the user's module.
+        head: its head.
+    """
+
+    def __init__(self, source: SourceTask, module: nn.Module, head: Head) -> None:
+        self.source = source
+        self.head = head
+        self.tap = Tap()
+        self.entry = "" if has_forward(module) else head.network_path
+        self._handles: list[RemovableHandle] = [head.module.register_forward_pre_hook(_TakeAtHead(self.tap))]
+        if source.forward == "joint":
+            self._handles += self._joint_hooks(module)
+
+    def _joint_hooks(self, module: nn.Module) -> list[RemovableHandle]:
+        if self.head.network_path != self.head.path:
+            network = module.get_submodule(self.head.network_path)
+            last = network.register_forward_hook(_RefuseLeak(self.tap))
+        else:
+            _, network = find_backbone(module, self.head)
+            last = network.register_forward_hook(_TakeBehindBackbone(self.tap))
+        return [network.register_forward_pre_hook(_AppendSource(self.tap), with_kwargs=True), last]
+
+    def remove(self) -> None:
+        """Take the hooks out of the user's module."""
+        for handle in self._handles:
+            handle.remove()
+
+    def separate(self, module: nn.Module, images: Tensor) -> Tensor:
+        """Features of source images (batch, ...) from a pass of their own.
+
+        Raises:
+            TransferConfigError: the module's forward does not reach the head.
+        """
+        forward = self.source.forward if callable(self.source.forward) else None
+        self.tap.reset()
+        self.tap.listening = True
+        try:
+            with protected_batchnorm(module, on=self.source.batchnorm == "protect"):
+                output = forward(module, images) if forward else module.get_submodule(self.entry)(images)
+            features = self.tap.features if self.tap.features is not None or forward is None else output
+        except Exception as error:
+            error.add_note(f"This happened in the pass of source images, {images.dtype} {tuple(images.shape)}.")
+            raise
+        finally:
+            self.tap.reset()
+        if features is None:
+            raise TransferConfigError(
+                f"{type(module).__name__}.forward(images) does not reach the head {self.head.path!r}. Name the right "
+                "head, or say how images run: SourceTask(forward=lambda module, images: module.backbone(images))."
+            )
+        _check_rows(features, len(images))
+        return features
+
+    def arm(self, draw: Draw) -> None:
+        """Let the next call of the network take along the source images that `draw` gives."""
+        self.tap.reset()
+        self.tap.draw = draw
+
+    def take(self) -> Tensor | None:
+        """The source features of the joint pass since `arm`; None where no source image was drawn.
+
+        Raises:
+            TransferConfigError: source images went in but did not reach the head.
+        """
+        features, went_in = self.tap.features, self.tap.num_source
+        self.tap.reset()
+        if went_in and features is None:
+            raise TransferConfigError(
+                f"forward='joint' put source images into the network, but the head {self.head.path!r} did not run. "
+                "Use forward='separate'."
+            )
+        return features
+
+
+def _check_rows(features: Any, rows: int) -> None:
+    if not isinstance(features, Tensor) or len(features) != rows:
+        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise TransferConfigError(
+            f"In front of the head, {rows} images have become {found}; expected one row an image. Say how source "
+            "images run: SourceTask(forward=lambda module, images: ...)."
+        )
+
+
+@contextmanager
+def protected_batchnorm(module: nn.Module, *, on: bool) -> Iterator[None]:
+    """While it lasts, BatchNorm layers in training normalise as ever but leave their running statistics alone."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training] if on else []
+    layers = [layer for layer in layers if layer.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True

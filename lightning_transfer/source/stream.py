@@ -1,0 +1,175 @@
+"""An endless stream of source batches whose order, and whose augmentation, a resumed run repeats exactly."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.source.task import SourceTask, structure
+
+Key = tuple[int, int]  # (position in the endless order, index in the dataset)
+
+
+class SourceBatch(NamedTuple):
+    """What one step borrows from the source.
+
+    Attributes:
+        indices: (batch,) which samples of the dataset these are.
+        samples: the collated samples.
+    """
+
+    indices: Tensor
+    samples: Any
+
+
+class SourceStream:
+    """Source batches without end: every pass over the data is a new permutation, shared out among ranks.
+
+    The order is a function of (seed, position) alone. `position` counts the images that all ranks together have
+    taken, so a run that resumes from it, even with another number of ranks or workers, goes on where it was left.
+    Random augmentation draws from the same seed and position and leaves the program's own random state untouched.
+
+    Args:
+        source: whose images to draw.
+        batch_size: images a batch and rank.
+        rank: this process' number.
+        num_ranks: how many processes share the stream.
+
+    Example:
+        >>> data = torch.utils.data.TensorDataset(torch.arange(4.0), torch.arange(4))
+        >>> stream = SourceStream(SourceTask(data, num_classes=4), batch_size=3)
+        >>> len(stream.next_batch().indices), stream.position
+        (3, 3)
+    """
+
+    def __init__(self, source: SourceTask, *, batch_size: int, rank: int = 0, num_ranks: int = 1) -> None:
+        self.source = source
+        self.batch_size = batch_size
+        self.rank = rank
+        self.num_ranks = num_ranks
+        self.position = 0
+        self._batches: Iterator[SourceBatch] | None = None
+
+    def next_batch(self) -> SourceBatch:
+        """Draw the next batch of this rank."""
+        if self._batches is None:
+            self._batches = iter(self._loader())
+        batch = next(self._batches)
+        self.position += self.batch_size * self.num_ranks
+        return batch
+
+    def seek(self, position: int) -> None:
+        """Go on from a position as if everything before it had been drawn."""
+        self.close()
+        self.position = position
+
+    def close(self) -> None:
+        """Let the loader and its workers go; the position is kept."""
+        self._batches = None
+
+    def _loader(self) -> DataLoader[SourceBatch]:
+        return DataLoader(
+            _Reproducible(self.source),
+            batch_sampler=_Keys(self),
+            collate_fn=_collate,
+            num_workers=self.source.num_workers,
+            generator=torch.Generator(),  # without one, opening a loader draws from the program's random state
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_batches": None}
+
+
+class _Keys:
+    """The keys of one rank's batches, from the stream's position on."""
+
+    def __init__(self, stream: SourceStream) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        stream = self.stream
+        permutation = lru_cache(maxsize=2)(self._permutation)
+        start = stream.position + stream.rank * stream.batch_size
+        while True:
+            keys = []
+            for position in range(start, start + stream.batch_size):
+                round_number, offset = divmod(position, stream.source.num_images)
+                keys.append((position, int(permutation(round_number)[offset])))
+            yield keys
+            start += stream.batch_size * stream.num_ranks
+
+    def _permutation(self, round_number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(_seed_of(self.stream.source.seed, round_number))
+        return torch.randperm(self.stream.source.num_images, generator=generator)
+
+
+class _Reproducible(Dataset[SourceBatch]):
+    """The user's dataset, read a batch at a time with the random state of that batch's place in the stream."""
+
+    def __init__(self, source: SourceTask) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return self.source.num_images
+
+    def __getitem__(self, index: int) -> Any:
+        return self.source.dataset[index]
+
+    def __getitems__(self, keys: list[Key]) -> list[tuple[int, Any]]:
+        with seeded(self.source.seed, keys[0][0]):
+            return [(index, load(self.source.dataset, index)) for _, index in keys]
+
+
+def load(dataset: Dataset[Any], index: int) -> Any:
+    """One sample; an error names its index."""
+    try:
+        return dataset[index]
+    except Exception as error:
+        error.add_note(f"This happened while loading source sample {index}.")
+        raise
+
+
+def _collate(samples: list[tuple[int, Any]]) -> SourceBatch:
+    indices = [index for index, _ in samples]
+    try:
+        return SourceBatch(torch.tensor(indices), default_collate([sample for _, sample in samples]))
+    except (RuntimeError, TypeError) as error:
+        found = structure(samples[0][1])
+        odd = next((index for index, sample in samples if structure(sample) != found), None)
+        detail = (
+            f"sample {indices[0]} is {found}"
+            if odd is None
+            else f"sample {indices[0]} is {found}, sample {odd} is {structure(dict(samples)[odd])}"
+        )
+        raise TransferConfigError(
+            f"Source samples do not fit into one batch: {detail}. Give the dataset a transform that makes every "
+            f"image a tensor of one size, for example Resize, CenterCrop and ToTensor. ({error})"
+        ) from error
+
+
+@contextmanager
+def seeded(seed: int, position: int) -> Iterator[None]:
+    """Random state of its own (torch on the CPU, numpy, random) inside; the program's own again behind it."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    value = _seed_of(seed, position)
+    torch.default_generator.manual_seed(value)  # torch.manual_seed would reseed the accelerators too
+    np.random.seed(value % 2**32)
+    random.seed(value)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+def _seed_of(seed: int, number: int) -> int:
+    """A well-mixed seed for the `number`-th use of `seed`."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,280 @@
+"""The source task as the user describes it: images, the pretrained classifier, and how both are run."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+from lightning_transfer.errors import TransferConfigError, check_choice, check_count
+from lightning_transfer.roles import in_width, linear_layers, out_width
+
+SourceForward: TypeAlias = Callable[[nn.Module, Tensor], Tensor] | Literal["separate", "joint"]
+
+
+class SourceOptions(TypedDict, total=False):
+    """The options that `SourceTask.from_timm` hands on."""
+
+    batch_size: int | None
+    loss: Callable[[Tensor, Tensor], Tensor]
+    forward: SourceForward
+    batchnorm: Literal["protect", "update"]
+    num_workers: int
+    seed: int
+    adapt: Callable[[Any], tuple[Tensor, Tensor]] | None
+    batch_hooks: bool
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SourceTask:
+    """The task that a network was pretrained on, kept beside the target task.
+
+    A description only: each training run copies the head and opens its own stream, so one `SourceTask` serves many
+    runs. That the source objective is kept is the paper's (arXiv 1909.02236); how it is kept is ours: the pretrained
+    classifier on the features the target head sees, one mean loss per domain.
+
+    Args:
+        dataset: source images with a length and random access, giving (image, label).
+        head: the pretrained classifier; takes the features that the target head takes.
+        num_classes: classes of a new source head, where no pretrained one is at hand.
+        batch_size: source images a step; as many as target images by default.
+        loss: mean loss of (logits, labels).
+        forward: "separate" runs source images in a pass of their own; "joint" appends them to the target's, so that
+            one pass serves both; a function of (module, images) runs modules whose forward does not end in the head:
+            it either reaches the head or returns the features.
+        batchnorm: "protect" keeps BatchNorm's running statistics the target's; "update" lets separate source passes
+            move them. A joint pass always sees both domains.
+        num_workers: loader workers for source images.
+        seed: of the order of source images, their augmentation and a new head.
+        adapt: turns what the dataset's collated samples look like into (images, labels).
+        batch_hooks: whether source batches pass through the user's batch-transfer hooks, as target batches do.
+
+    Raises:
+        TransferConfigError: an option is out of range, the dataset is empty or has no random access, or a kept
+            head and `num_classes` disagree.
+
+    Example:
+        >>> images, labels = torch.rand(8, 3, 4, 4), torch.arange(8)
+        >>> SourceTask(torch.utils.data.TensorDataset(images, labels), num_classes=8)
+        SourceTask(8 images of TensorDataset, new head of 8 classes, forward='separate')
+    """
+
+    dataset: Dataset[Any]
+    _: KW_ONLY
+    head: nn.Module | None = None
+    num_classes: int | None = None
+    batch_size: int | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+    forward: SourceForward = "separate"
+    batchnorm: Literal["protect", "update"] = "protect"
+    num_workers: int = 0
+    seed: int = 0
+    adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None
+    batch_hooks: bool = True
+
+    def __post_init__(self) -> None:
+        self._check_dataset()
+        check_count("num_workers", self.num_workers, least=0)
+        check_count("seed", self.seed, least=0)
+        if self.batch_size is not None:
+            check_count("batch_size", self.batch_size, least=1)
+        check_choice("batchnorm", self.batchnorm, ("protect", "update"))
+        if not callable(self.forward):
+            check_choice("forward", self.forward, ("separate", "joint"))
+        self._check_head()
+
+    def _check_dataset(self) -> None:
+        if isinstance(self.dataset, DataLoader):
+            raise TransferConfigError("SourceTask takes the dataset, not its loader: SourceTask(loader.dataset, ...).")
+        if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__len__"):
+            raise TransferConfigError(
+                f"{type(self.dataset).__name__} has no length and random access, which an exact resume needs. Read it "
+                "once into a map-style dataset, SourceTask(list(stream), ...), or list its files and load by index."
+            )
+        if self.num_images == 0:
+            raise TransferConfigError(f"The source dataset {type(self.dataset).__name__} is empty.")
+
+    def _check_head(self) -> None:
+        if self.head is None and self.num_classes is None:
+            raise TransferConfigError(
+                "A source task needs head=pretrained_classifier, or num_classes= for a new head. For timm models: "
+                "SourceTask.from_timm(model, dataset)."
+            )
+        if self.num_classes is not None:
+            check_count("num_classes", self.num_classes, least=2)
+        if self.head is None:
+            return
+        if not any(linear_layers(self.head)):
+            raise TransferConfigError(
+                f"head={type(self.head).__name__} has no Linear layer: not a classifier. After timm's "
+                "reset_classifier() or num_classes=0 it is gone; before, take it: SourceTask.from_timm(model, dataset)."
+            )
+        if self.num_classes not in (None, out_width(self.head)):
+            raise TransferConfigError(
+                f"num_classes={self.num_classes}, but head has {out_width(self.head)} classes. Leave num_classes out."
+            )
+
+    @classmethod
+    def from_timm(cls, model: nn.Module | str, dataset: Dataset[Any], **options: Unpack[SourceOptions]) -> "SourceTask":
+        """Keep the classifier of a pretrained timm model as the source head.
+
+        Call it before the user's `reset_classifier`, with the dataset's labels in the order of that classifier.
+
+        Args:
+            model: a timm model, or the name of one to load with its pretrained weights.
+            dataset: source images, giving (image, label).
+            options: the other options of `SourceTask`.
+
+        Raises:
+            TransferConfigError: the model has no classifier, or more than one.
+
+        Example:
+            >>> import timm
+            >>> data = torch.utils.data.TensorDataset(torch.rand(4, 3, 8, 8), torch.arange(4))
+            >>> SourceTask.from_timm(timm.create_model("resnet10t", num_classes=4), data).head.out_features
+            4
+        """
+        if isinstance(model, str):
+            import timm
+
+            model = timm.create_model(model, pretrained=True)
+        if not hasattr(model, "get_classifier"):
+            raise TransferConfigError(
+                f"{type(model).__name__} has no get_classifier(); pass its head: SourceTask(dataset, head=model.fc)."
+            )
+        classifier: Any = model.get_classifier()  # type: ignore[operator]
+        if not isinstance(classifier, nn.Module):
+            raise TransferConfigError(
+                f"{type(model).__name__} has {len(classifier)} classifiers; pass one: SourceTask(dataset, head=...)."
+            )
+        return cls(dataset, head=copy.deepcopy(classifier), **options)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SourceTask":
+        return self  # never changes, and a copy of somebody's module must not copy the source images
+
+    def __repr__(self) -> str:
+        classes = self.num_classes if self.head is None else out_width(self.head)
+        head = f"{'new' if self.head is None else 'kept'} head of {classes} classes"
+        forward = self.forward if isinstance(self.forward, str) else _name(self.forward)
+        return f"SourceTask({self.num_images:,} images of {type(self.dataset).__name__}, {head}, forward={forward!r})"
+
+    @property
+    def num_images(self) -> int:
+        """The number of source images."""
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def describe(self) -> dict[str, str]:
+        """The options that decide what a run computes, in a form that a checkpoint can hold and compare."""
+        return {
+            "source images": str(self.num_images),
+            "source head": "new" if self.head is None else "kept",
+            "source batch_size": str(self.batch_size),
+            "source loss": _name(self.loss),
+            "source forward": self.forward if isinstance(self.forward, str) else _name(self.forward),
+            "source batchnorm": self.batchnorm,
+            "source seed": str(self.seed),
+        }
+
+    def make_head(self, target_head: nn.Module, target_path: str) -> nn.Module:
+        """A head for one run: a copy of the pretrained one, or a new one drawn from `seed` and nothing else.
+
+        Raises:
+            TransferConfigError: the kept head takes other features than the target head.
+        """
+        width = in_width(target_head)
+        if self.head is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(self.seed)
+                return nn.Linear(width, self.num_classes or 0)
+        if in_width(self.head) != width:
+            raise TransferConfigError(
+                f"The source head takes {in_width(self.head)} features, the target head {target_path!r} takes {width}. "
+                "Keep the classifier of the network that is being tuned, or name the module it replaces: head='...'."
+            )
+        return copy.deepcopy(self.head)
+
+    @property
+    def has_class_labels(self) -> bool:
+        """Whether labels are class indices; another loss than cross-entropy may take other labels."""
+        return self.loss is F.cross_entropy
+
+    def check_labels(self, labels: Tensor, num_classes: int, indices: Tensor) -> None:
+        """Raise unless `labels` (n,) are class indices below `num_classes`; `indices` (n,) name the samples."""
+        if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+            hint = " One-hot labels: adapt=lambda batch: (batch[0], batch[1].argmax(1))." if labels.ndim == 2 else ""
+            raise TransferConfigError(
+                f"Source labels have shape {tuple(labels.shape)} and type {labels.dtype}; cross_entropy takes class "
+                f"indices, (batch,) of integers.{hint} For another loss pass SourceTask(loss=)."
+            )
+        wrong = (labels < 0) | (labels >= num_classes)
+        if wrong.any():
+            where = int(wrong.nonzero()[0])
+            raise TransferConfigError(
+                f"Source sample {int(indices[where])} has label {int(labels[where])}; the source head knows 0 to "
+                f"{num_classes - 1}. Drop unlabelled samples, or give the labels in the head's own order."
+            )
+
+    def check_all_labels(self, num_classes: int) -> None:
+        """Check every label at once where the dataset lists them."""
+        labels = known_labels(self.dataset)
+        if labels is not None and self.has_class_labels and self.adapt is None:
+            self.check_labels(labels, num_classes, torch.arange(len(labels)))
+
+    def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Images and labels of a collated source batch.
+
+        Raises:
+            TransferConfigError: the batch has another structure; the message shows it.
+        """
+        if self.adapt is not None:
+            batch = self.adapt(batch)
+        if (
+            not isinstance(batch, tuple | list)
+            or len(batch) != 2
+            or not all(isinstance(part, Tensor) for part in batch)
+        ):
+            raise TransferConfigError(
+                f"A source batch is {structure(batch)}; expected (images, labels). Say where they are: "
+                "SourceTask(adapt=lambda batch: (batch['image'], batch['label']))."
+            )
+        return batch[0], batch[1]
+
+
+def known_labels(dataset: Dataset[Any]) -> Tensor | None:
+    """All labels of a dataset that lists them (`targets`, `labels`, or tensors); None where only loading would tell."""
+    if isinstance(dataset, Subset):
+        labels = known_labels(dataset.dataset)
+        return None if labels is None else labels[torch.as_tensor(dataset.indices)]
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    tensors: tuple[Tensor, ...] = getattr(dataset, "tensors", ())
+    listed = tensors[1] if len(tensors) == 2 else getattr(dataset, "targets", getattr(dataset, "labels", None))
+    try:
+        labels = torch.as_tensor(listed)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return labels if labels.shape[:1] == (len(dataset),) else None  # type: ignore[arg-type]
+
+
+def structure(value: object) -> str:
+    """A batch's nesting, with shapes in place of values.
+
+    >>> structure({"image": torch.zeros(2, 3), "path": ["a", "b"]})
+    "{'image': Tensor(2, 3), 'path': [str, str]}"
+    """
+    if isinstance(value, Tensor):
+        return f"Tensor{tuple(value.shape)}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {structure(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, tuple | list):
+        inner = ", ".join(structure(item) for item in value[:4]) + (", ..." if len(value) > 4 else "")
+        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
+    return type(value).__name__
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
