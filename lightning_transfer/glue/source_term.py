@@ -135,7 +135,7 @@ class SourceTerm(nn.Module):
         if not torch.isfinite(loss):
             raise FloatingPointError(_non_finite(loss, images, indices, module.trainer.global_step))
         if self._stream is not None and self._stream.position == self._stream.batch_size * self._stream.num_ranks:
-            self._introduce(module.trainer, float(loss), images)
+            self._introduce(module.trainer, float(loss.detach()), images)
         return loss
 
     def _draw(self, module: Any) -> Tensor:

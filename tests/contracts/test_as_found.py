@@ -1,0 +1,131 @@
+"""After a fit, a crash or Ctrl-C, the user's module is as it was found."""
+
+import copy
+import multiprocessing
+
+import pytest
+import torch
+
+from tests import toys
+from tests.methods import METHODS
+from tests.toys import LitToy, fit, trainer
+
+each_method = pytest.mark.parametrize("method", METHODS, ids=str)
+
+
+def anatomy(module):
+    """Everything of a module that a callback could leave something in."""
+    return {
+        "attributes": {name for name in vars(module) if name != "_hparams"},
+        "step": module.training_step.__func__,
+        "modules": [(name, type(child)) for name, child in module.named_modules()],
+        "parameters": [(name, parameter.requires_grad) for name, parameter in module.named_parameters()],
+        "hooks": [
+            (name, len(child._forward_pre_hooks), len(child._forward_hooks), len(child._load_state_dict_post_hooks))
+            for name, child in module.named_modules()
+        ],
+        "batchnorm": module.model.bn.track_running_stats,
+        "state": list(module.state_dict()),
+    }
+
+
+class Failing(LitToy):
+    error: type[BaseException] = RuntimeError
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        raise self.error("in the middle")
+
+
+class FailingInside(LitToy):
+    """Fails in the source images' own pass, when the hooks of that pass are set."""
+
+    def forward(self, pixels):
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == 4:
+            raise RuntimeError("in the middle")
+        return super().forward(pixels)
+
+
+class Interrupted(Failing):
+    error = KeyboardInterrupt
+
+
+@each_method
+def test_after_fit_validate_test_and_a_second_fit(method):
+    module = LitToy()
+    before = anatomy(module)
+    runner = trainer([method.callback()])
+    for _ in range(2):
+        runner.fit(module, toys.target_loader())
+        assert anatomy(module) == before
+        runner.fit_loop.max_epochs += 2
+    runner.validate(module, toys.target_loader(), verbose=False)
+    runner.test(module, toys.target_loader(), verbose=False)
+    runner.predict(module, torch.utils.data.DataLoader(torch.zeros(4, 3, 6, 6), batch_size=2))
+    assert anatomy(module) == before
+
+
+@each_method
+def test_a_second_fit_of_the_same_trainer_goes_on(method):
+    """The source head and the stream are the run's: two fits of two epochs end where one of four does."""
+    long, short = LitToy(), LitToy()
+    whole = method.callback()
+    fit(long, [whole], max_epochs=4)
+    parts = method.callback()
+    runner = trainer([parts])
+    runner.fit(short, toys.target_loader())
+    position = parts.part.get_extra_state()["position"]
+    runner.fit_loop.max_epochs = 4
+    runner.fit(short, toys.target_loader())
+    assert parts.part.get_extra_state()["position"] == position == whole.part.get_extra_state()["position"]
+
+
+@each_method
+def test_a_new_trainer_starts_anew(method):
+    """A callback used again in another run must not carry the first run's source head over."""
+    callback = method.callback()
+    first, second = LitToy(), LitToy()
+    fit(first, [callback])
+    fit(second, [callback])
+    assert first.losses == second.losses
+
+
+@each_method
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("failing", [Failing, FailingInside, Interrupted])
+def test_after_a_crash(method, failing, workers):
+    module = failing()
+    before = anatomy(module)
+    with pytest.raises((RuntimeError, SystemExit)) as caught:
+        fit(module, [method.callback(num_workers=workers)])
+    caught.value.__traceback__ = None
+    del caught
+    vars(module).pop("calls", None)
+    assert anatomy(module) == before
+    assert multiprocessing.active_children() == []
+
+
+@each_method
+def test_a_copy_made_in_mid_fit_is_the_users_own(method):
+    class Copying(LitToy):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            trainer, self.trainer = self.trainer, None
+            copies.append(copy.deepcopy(self))
+            self.trainer = trainer
+
+    copies = []
+    fit(Copying(), [method.callback()], max_epochs=1)
+    twin = copies[0]
+    assert twin.training_step.__self__ is twin
+    assert twin.training_step.__func__ is LitToy.training_step
+    assert list(twin.state_dict()) == list(LitToy().state_dict())
+
+
+@each_method
+def test_a_compiled_modules_own_step_comes_back(method):
+    """torch.compile puts a step on the instance; that one must come back, not the class'."""
+    module = LitToy()
+    own = module.training_step
+    module.training_step = own
+    fit(module, [method.callback()], max_epochs=1)
+    assert vars(module)["training_step"] is own

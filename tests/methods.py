@@ -1,0 +1,102 @@
+"""METHODS: one row a method. Every promise in tests/contracts runs over this table."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+import torch.nn.functional as F
+
+import lightning_transfer as lt
+from tests import toys
+from tests.reference import soft
+
+
+class SoftByHand(lt.SourceTaskMixin, L.LightningModule):
+    """Soft fine-tuning in manual optimization."""
+
+    def __init__(self, source, **options):
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = toys.toy_net()
+        self.add_source_task(source, **options)
+
+    def forward(self, pixels):
+        return self.model(pixels)
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        self.manual_backward(self.joint_loss(loss))
+        optimizer.step()
+
+    configure_optimizers = toys.ToySteps.configure_optimizers
+
+
+@dataclass(frozen=True)
+class MethodCase:
+    """What the contract suite needs to know about a method.
+
+    Attributes:
+        name: shown in test ids.
+        callback: makes the callback, effective on a `ToySteps` module, from a source dataset and a kept head.
+        off: makes the same callback with everything turned off.
+        mixin: makes a LightningModule that does the same by hand, or None.
+        reference: trains the same network by a hand-written loop.
+        yaml: the callback in a LightningCLI file.
+    """
+
+    name: str
+    callback: Callable[..., Any]
+    off: Callable[..., Any]
+    mixin: Callable[..., Any] | None
+    reference: Callable[..., Any]
+    yaml: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+UNTIL = 5  # optimizer steps until the source weight is 0
+
+
+def _source(data=None, **options):
+    options = {"batch_size": 4, **options}
+    return lt.SourceTask(toys.source_data() if data is None else data, head=toys.source_head(), **options)
+
+
+def _soft(forward, mix):
+    schedule = lt.Schedule(until_steps=UNTIL)
+    return MethodCase(
+        name=f"soft-{forward}-{mix}",
+        callback=lambda data=None, **options: lt.SoftFinetuning(
+            _source(data, forward=forward, **options), weight=schedule, mix=mix
+        ),
+        off=lambda data=None: lt.SoftFinetuning(_source(data, forward=forward), weight=lt.Schedule(0, 0), mix=mix),
+        mixin=lambda data=None: SoftByHand(_source(data, forward=forward), weight=schedule, mix=mix),
+        reference=lambda **run: soft.train(forward=forward, mix=mix, until=UNTIL, **run),
+        yaml=f"""
+            class_path: lightning_transfer.SoftFinetuning
+            init_args:
+              source:
+                class_path: lightning_transfer.SourceTask
+                init_args:
+                  dataset: {{class_path: tests.methods.SourceData}}
+                  num_classes: {toys.SOURCE_CLASSES}
+                  forward: {forward}
+              weight: {{start: 1.0, shape: cosine, until_steps: {UNTIL}}}
+              mix: {mix}
+        """,
+    )
+
+
+class SourceData(torch.utils.data.TensorDataset):
+    """The source dataset as a LightningCLI file names it."""
+
+    def __init__(self) -> None:
+        super().__init__(*toys.source_data().tensors)
+
+
+METHODS = [_soft("separate", "add"), _soft("joint", "convex")]
