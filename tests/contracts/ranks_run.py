@@ -1,0 +1,70 @@
+"""What one rank of test_ranks.py does; started as torchrun would start it. Writes its results to a file."""
+
+import os
+import pathlib
+import sys
+import warnings
+
+import lightning.pytorch as L
+import torch
+from torch import nn
+
+import lightning_transfer as lt
+from tests import toys
+from tests.methods import METHODS
+
+warnings.simplefilter("ignore")
+
+
+class Followed(toys.LitToy):
+    """Without BatchNorm, whose statistics are each rank's own; remembers its weights after every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.model.bn = nn.GroupNorm(2, toys.WIDTH)
+        self.history = []
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.history.append(toys.weights(self.model))
+
+
+def run(*callbacks, **options):
+    """Weights after every step, on this rank's share of the target in a fixed order."""
+    module = Followed()
+    rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    share = torch.utils.data.Subset(toys.target_data(), range(rank, len(toys.target_data()), num_ranks))
+    loader = torch.utils.data.DataLoader(share, batch_size=8 // num_ranks)
+    strategy = "ddp" if num_ranks > 1 else "auto"
+    toys.fit(module, callbacks, loader=loader, devices=num_ranks, strategy=strategy, use_distributed_sampler=False, **options)
+    return module.history
+
+
+def results(num_ranks: int) -> dict:
+    """Everything that must not depend on the number of ranks; a rank's batch is its share of 8."""
+    size = 8 // num_ranks
+    found = {}
+    for method in METHODS:
+        saving = toys.SaveEveryStep(pathlib.Path(f"{method}-{num_ranks}"))
+        found[f"{method}"] = run(method.callback(batch_size=size), saving)
+        found[f"{method} off"] = run(method.off())
+        found[f"{method} bf16"] = run(method.callback(batch_size=size), precision="bf16-true")
+    metric = lt.metrics.GeneralDiscrimination(k=3)
+    features, labels = class_features()
+    rank = int(os.environ["RANK"])
+    for start in range(0, len(labels), 6):  # unequal shares: the last batch is left to rank 0
+        if (start // 6) % num_ranks == rank:
+            metric.update(features[start : start + 6], labels[start : start + 6])
+    found["general discrimination"] = metric.compute()
+    return found
+
+
+def class_features() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (45,), generator=generator)
+    return torch.randn(45, 6, generator=generator) + labels[:, None] * torch.randn(6, generator=generator), labels
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    L.seed_everything(0, verbose=False)
+    torch.save(results(int(os.environ["WORLD_SIZE"])), sys.argv[1])
