@@ -33,10 +33,7 @@ class Head:
 
 def has_forward(module: nn.Module) -> bool:
     """Whether somebody wrote a forward for this module; a LightningModule may have only its steps."""
-    if "forward" in vars(module):
-        return True
-    theirs = (cls for cls in type(module).__mro__ if cls.__module__ not in FORWARDLESS)
-    return any("forward" in vars(cls) for cls in theirs)
+    return "forward" in vars(module) or type(module).forward.__module__ not in FORWARDLESS
 
 
 def users_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -160,6 +157,8 @@ def _last_linear(module: nn.Module, probe: Callable[[], object]) -> Head | None:
         module.eval()
         with torch.no_grad():
             probe()
+    except Exception:  # an example alone does not run, for whatever reason of the user's: then it tells us nothing
+        return None
     finally:
         for handle in handles:
             handle.remove()

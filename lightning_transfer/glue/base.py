@@ -1,7 +1,6 @@
 """The life cycle that every callback of this package shares, under `lightning` and `pytorch_lightning` alike."""
 
 import importlib
-import importlib.util
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,16 +11,25 @@ from lightning_transfer.glue.dispatcher import StepDispatcher
 from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.glue.trainer import check_supported, say
 
+
+def _callback_classes() -> tuple[type, ...]:
+    """The Callback class of every installed namespace."""
+    found = []
+    for namespace in ("lightning.pytorch", "pytorch_lightning"):
+        try:
+            found.append(importlib.import_module(namespace).Callback)
+        except ModuleNotFoundError as error:
+            if error.name != namespace.partition(".")[0]:
+                raise
+    return tuple(found)
+
+
 if TYPE_CHECKING:
     from lightning.pytorch import Callback as _AnyCallback
 else:
-    # each Trainer, and each command line, takes only callbacks of its own namespace: be one of every namespace there is
-    _NAMESPACES = [
-        name for name in ("lightning.pytorch", "pytorch_lightning") if importlib.util.find_spec(name.split(".")[0])
-    ]
 
-    class _AnyCallback(*(importlib.import_module(name).Callback for name in _NAMESPACES)):
-        """A Callback of every installed namespace."""
+    class _AnyCallback(*_callback_classes()):
+        """A Callback of every namespace: each Trainer, and each command line, takes only its own."""
 
 
 # these copy the module in their own setup and then pair parameters by order, so our parts must be there before

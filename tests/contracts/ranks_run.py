@@ -35,7 +35,9 @@ def run(*callbacks, **options):
     share = torch.utils.data.Subset(toys.target_data(), range(rank, len(toys.target_data()), num_ranks))
     loader = torch.utils.data.DataLoader(share, batch_size=8 // num_ranks)
     strategy = "ddp" if num_ranks > 1 else "auto"
-    toys.fit(module, callbacks, loader=loader, devices=num_ranks, strategy=strategy, use_distributed_sampler=False, **options)
+    toys.fit(
+        module, callbacks, loader=loader, devices=num_ranks, strategy=strategy, use_distributed_sampler=False, **options
+    )
     return module.history
 
 

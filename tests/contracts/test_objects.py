@@ -12,7 +12,9 @@ from tests.toys import LitToy, assert_same, fit, weights
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "clone", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["deepcopy", "pickle"]
+)
 def test_a_clone_does_the_same(method, clone):
     first, second = LitToy(), LitToy()
     callback = method.callback()

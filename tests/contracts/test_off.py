@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+import lightning_transfer as lt
 from tests import toys
-from tests.methods import METHODS
+from tests.methods import METHODS, UNTIL
 from tests.toys import LitToy, Recorder, assert_same, fit, weights
 
 
@@ -35,28 +36,37 @@ def test_zero_weight_is_bit_identical_to_no_callback(method, options):
     assert data.loaded == []
 
 
+class Watched(LitToy):
+    """Notes, for every step, how many source images were loaded before it and the source head's gradient."""
+
+    def __init__(self, data, callback):
+        super().__init__()
+        self.data, self.callback = data, callback
+        self.loaded, self.grads = [], []
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.loaded.append(len(self.data.loaded))
+
+    def on_before_zero_grad(self, optimizer):
+        self.grads.append(self.callback.part.head.weight.grad)
+
+
 @pytest.mark.parametrize("method", METHODS, ids=str)
-def test_once_annealed_away_a_step_is_plain_finetunings(method):
-    """From `until` on: no source image is loaded, the source head gets no gradient, and a step from the same weights
-    gives the same weights."""
-
-    class Watched(LitToy):
-        heads, snapshots, loaded = [], [], []  # noqa: RUF012
-
-        def on_train_batch_start(self, batch, batch_idx):
-            self.loaded.append(len(data.loaded))
-
-        def optimizer_step(self, *args, **kwargs):
-            super().optimizer_step(*args, **kwargs)
-            self.heads.append(callback.part.head.weight.grad)
-            self.snapshots.append((weights(self), list(self.optimizers().state.values())))
-
+def test_once_annealed_away_no_source_image_is_loaded(method):
     data = Recorder(toys.source_data())
     callback = method.callback(data)
-    module = Watched()
+    module = Watched(data, callback)
     fit(module, [callback])
-    steps_with_source = callback.weight.until_steps
-    assert module.loaded[: steps_with_source + 1] == [4 * step for step in range(steps_with_source + 1)]
-    assert set(module.loaded[steps_with_source:]) == {4 * steps_with_source}
-    assert all(grad is not None for grad in module.heads[:steps_with_source])
-    assert all(grad is None for grad in module.heads[steps_with_source:])
+    assert module.loaded == [4 * min(step, UNTIL) for step in range(12)]
+    assert [grad is not None for grad in module.grads] == [0 < step <= UNTIL for step in range(12)]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_once_annealed_away_a_step_is_plain_finetunings(method, tmp_path):
+    """The rest of the run, begun again from there without the callback, gives the same weights to the bit."""
+    with_callback, plain = LitToy(), LitToy()
+    fit(with_callback, [method.callback(), toys.SaveEveryStep(tmp_path)], loader=toys.StatefulLoader())
+    lt.strip_checkpoint(tmp_path / f"step={UNTIL}.ckpt", tmp_path / "plain.ckpt")
+    fit(plain, loader=toys.StatefulLoader(), ckpt_path=tmp_path / "plain.ckpt")
+    assert_same(weights(plain), weights(with_callback))
+    assert plain.losses == with_callback.losses[UNTIL:]

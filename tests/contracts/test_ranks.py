@@ -78,7 +78,9 @@ def test_two_ranks_equal_one_process(ranks, alone, method, run):
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_a_checkpoint_of_two_ranks_names_the_place_where_one_process_is(ranks, alone, folder, method):
     paths = [folder / f"{method}-2/step=4.ckpt", folder / f"alone/{method}-1/step=4.ckpt"]
-    states = [torch.load(path, weights_only=True)["callbacks"]["SoftFinetuning"]["part"]["_extra_state"] for path in paths]
+    states = [
+        torch.load(path, weights_only=True)["callbacks"]["SoftFinetuning"]["part"]["_extra_state"] for path in paths
+    ]
     assert states[0]["position"] == states[1]["position"] == 32
 
 

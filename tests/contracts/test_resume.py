@@ -79,12 +79,18 @@ def test_kill_nine_and_resume(workers, tmp_path):
 def test_resume_with_other_options_is_refused_with_the_differences(method, tmp_path):
     fit(LitToy(), [method.callback(), SaveEveryStep(tmp_path)], max_epochs=1)
     other = lt.SoftFinetuning(
-        lt.SourceTask(toys.images(9, 7, seed=0), head=toys.source_head(), seed=4), weight=lt.Schedule(0.5, shape="cosine")
+        lt.SourceTask(toys.images(9, 7, seed=0), head=toys.source_head(), seed=4),
+        weight=lt.Schedule(0.5, shape="cosine"),
     )
     with pytest.raises(lt.TransferConfigError) as caught:
         fit(LitToy(), [other], ckpt_path=tmp_path / "step=6.ckpt")
     message = str(caught.value)
-    for difference in ("source images: 20 in the checkpoint, 9 now", "source seed: 0", "weight: 1 to 0", "weight shape"):
+    for difference in (
+        "source images: 20 in the checkpoint, 9 now",
+        "source seed: 0",
+        "weight: 1 to 0",
+        "weight shape",
+    ):
         assert difference in message
     assert "strip_checkpoint" in message
 
@@ -109,4 +115,8 @@ def test_mixin_resumes_exactly(tmp_path):
         module = method.mixin()
         fit(module, loader=StatefulLoader(), ckpt_path=tmp_path / f"step={cut}.ckpt")
         for name, value in whole.state_dict().items():
-            assert value == module.state_dict()[name] if "extra_state" in name else (value == module.state_dict()[name]).all()
+            assert (
+                value == module.state_dict()[name]
+                if "extra_state" in name
+                else (value == module.state_dict()[name]).all()
+            )

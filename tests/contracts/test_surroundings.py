@@ -1,0 +1,185 @@
+"""The same callback in both namespaces of Lightning, in a LightningCLI file, beside others, and with little around."""
+
+import subprocess
+import sys
+import textwrap
+from itertools import product
+
+import lightning.pytorch as L
+import pytest
+import pytorch_lightning as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
+
+import lightning_transfer as lt
+from tests import toys
+from tests.methods import METHODS
+from tests.toys import LitToy, PlToy, assert_same, fit, weights
+
+each_method = pytest.mark.parametrize("method", METHODS, ids=str)
+
+
+@each_method
+def test_runs_the_same_in_pytorch_lightning(method):
+    old, new = PlToy(), LitToy()
+    fit(old, [method.callback()], namespace=pl)
+    fit(new, [method.callback()])
+    assert_same(weights(old), weights(new))
+
+
+class ToyData(L.LightningDataModule):
+    def train_dataloader(self):
+        return toys.target_loader()
+
+
+@each_method
+def test_is_built_from_a_lightning_cli_file(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    callback = textwrap.indent(textwrap.dedent(method.yaml).strip(), "    ")
+    config = f"trainer:\n  callbacks:\n  - {callback.strip()}\n"
+    (tmp_path / "config.yaml").write_text(config)
+    options = ["--seed_everything=1", "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_checkpointing=false"]
+    cli = LightningCLI(LitToy, ToyData, args=["fit", "-c", "config.yaml", *options, *quiet], save_config_callback=None)
+    built = next(callback for callback in cli.trainer.callbacks if type(callback) is type(method.callback()))
+    assert built.weight == lt.Schedule(shape="cosine", until_steps=5)
+    assert built.part.get_extra_state()["position"] > 0
+
+
+@pytest.mark.parametrize(("first", "second"), list(product(METHODS, METHODS)), ids=str)
+def test_every_pair_composes_or_is_refused_by_name(first, second):
+    callbacks = [first.callback(), second.callback()]
+    if type(callbacks[0]) is type(callbacks[1]):
+        with pytest.raises(RuntimeError, match="more than one stateful callback of type `SoftFinetuning`"):
+            fit(LitToy(), callbacks)
+        return
+    fit(LitToy(), callbacks)
+
+
+@each_method
+def test_beside_early_stopping_checkpoints_and_the_learning_rate_finder(method, tmp_path):
+    beside = [
+        EarlyStopping("val_loss", patience=0),
+        ModelCheckpoint(tmp_path, monitor="val_loss"),
+        LearningRateFinder(num_training_steps=4, update_attr=False),
+    ]
+    runner = toys.trainer([method.callback(), *beside], enable_checkpointing=True, max_epochs=3)
+    module = LitToy()
+    runner.fit(module, toys.target_loader(), toys.target_loader())
+    assert list(tmp_path.glob("*.ckpt"))
+    assert list(module.state_dict()) == list(LitToy().state_dict())
+
+
+@each_method
+@pytest.mark.parametrize(
+    "options",
+    [{"fast_dev_run": True}, {"overfit_batches": 2}, {"limit_train_batches": 3}, {"max_steps": 7, "max_epochs": -1}],
+    ids=str,
+)
+def test_debugging_options_of_the_trainer(method, options):
+    weight = lt.Schedule()
+    callback = type(method.callback())(method.callback().source, weight=weight, mix=method.callback().mix)
+    fit(LitToy(), [callback], **options)
+    assert callback.part.get_extra_state()["position"] > 0
+
+
+def test_importing_the_package_loads_no_heavy_dependency():
+    code = "import sys, lightning_transfer; print([m for m in sys.argv[1:] if m in sys.modules])"
+    heavy = ["torch", "lightning", "faiss", "timm", "matplotlib", "torchvision"]
+    assert subprocess.check_output([sys.executable, "-c", code, *heavy], text=True).strip() == "[]"
+
+
+def test_functional_loads_neither_lightning_nor_heavy_dependencies():
+    code = "import sys, lightning_transfer.functional; print([m for m in sys.argv[1:] if m in sys.modules])"
+    heavy = ["lightning", "pytorch_lightning", "faiss", "timm", "matplotlib"]
+    assert subprocess.check_output([sys.executable, "-c", code, *heavy], text=True).strip() == "[]"
+
+
+def blocked(*modules):
+    """Python code that makes modules look not installed."""
+    return (
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {modules}:\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+    )
+
+
+def test_pytorch_lightning_alone_is_enough():
+    code = blocked("lightning") + (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "import pytorch_lightning as pl, lightning_transfer as lt\n"
+        "print([cls.__module__.split('.')[0] for cls in lt.SoftFinetuning.__mro__ if cls.__name__ == 'Callback'])\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "['pytorch_lightning']"
+
+
+def test_a_missing_extra_is_named():
+    code = blocked("matplotlib") + (
+        "import lightning_transfer as lt\n"
+        "try:\n"
+        "    lt.reports.learning_curves({'a': [[0.1]]}, [1], 'x.png')\n"
+        "except lt.TransferConfigError as error:\n"
+        "    print(error)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "pip install 'lightning_transfer[report]'" in found
+
+
+def test_modules_import_only_what_stands_below_them():
+    """schedules, errors < roles, source < methods' functional < glue < methods' callbacks and mixins < faces."""
+    import ast
+    import pathlib
+
+    root = pathlib.Path(lt.__file__).parent
+    layers = [
+        ("version", "errors"),
+        ("schedules",),
+        ("roles",),
+        ("source",),
+        ("functional@methods", "options@methods"),
+        ("modules@methods",),
+        ("glue",),
+        ("callback@methods", "mixin@methods"),
+        ("callbacks", "mixins", "functional", "nn", "metrics", "reports"),
+    ]
+
+    def layer(module: str) -> int:
+        parts = module.split(".")[1:]
+        key = f"{parts[-1]}@methods" if parts[0] == "methods" else parts[0]
+        return next(number for number, names in enumerate(layers) if key in names)
+
+    def method_of(module: str) -> str | None:
+        parts = module.split(".")[1:]
+        return parts[1] if parts[0] == "methods" else None
+
+    checked = 0
+    for path in root.rglob("*.py"):
+        if path.name == "__init__.py":
+            continue
+        name = ".".join(["lightning_transfer", *path.relative_to(root).with_suffix("").parts])
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom | ast.Import):
+                continue
+            for imported in [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]:
+                if imported.split(".")[0] in ("lightning", "pytorch_lightning"):
+                    assert ".glue." in name, f"{name} imports Lightning"
+                if not imported.startswith("lightning_transfer."):
+                    continue
+                checked += 1
+                assert layer(imported) <= layer(name), f"{name} imports {imported}, which stands above it"
+                methods = {method_of(imported), method_of(name)} - {None}
+                assert len(methods) < 2, f"{name} imports another method, {imported}"
+    assert checked > 20
+
+
+def test_torch_is_not_reseeded_by_anything_public():
+    """Building every object draws nothing from the program's random state."""
+    before = torch.get_rng_state()
+    for method in METHODS:
+        method.callback().make_part(LitToy())
+    assert (torch.get_rng_state() == before).all()
