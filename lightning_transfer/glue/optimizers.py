@@ -30,7 +30,7 @@ def join(trainer: Any, name: str, part: nn.Module) -> list[str]:
         TransferConfigError: there is no optimizer, or several, or LBFGS.
     """
     optimizers = trainer.optimizers
-    if not optimizers:
+    if not any(optimizer.param_groups for optimizer in optimizers):
         raise TransferConfigError("configure_optimizers returns no optimizer, so nothing would be trained. Return one.")
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
         raise TransferConfigError(

@@ -1,0 +1,326 @@
+"""Bad input and bad luck: a clear error that names what was found, nothing lost, nothing silent."""
+
+import os
+import signal
+
+import lightning.pytorch as L
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import nn
+from torch.optim import lr_scheduler
+
+import lightning_transfer as lt
+from tests import toys
+from tests.contracts.test_as_found import anatomy
+from tests.methods import METHODS
+from tests.toys import LitToy, SaveEveryStep, assert_same, fit, weights
+
+each_method = pytest.mark.parametrize("method", METHODS, ids=str)
+
+
+@each_method
+def test_sigterm_stops_cleanly(method):
+    class Terminated(LitToy):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    module = Terminated()
+    before = anatomy(module)
+    with pytest.raises(L.utilities.exceptions.SIGTERMException):
+        fit(module, [method.callback(num_workers=1)])
+    assert anatomy(module) == before
+
+
+@each_method
+def test_a_nan_pixel_stops_in_front_of_the_optimizer_and_is_named(method, tmp_path):
+    data = toys.source_data()
+    data.tensors[0][13] = torch.nan
+    module = LitToy()
+    with pytest.raises(FloatingPointError, match=r"source loss is nan in step \d: pixels of source samples \[13\]"):
+        fit(module, [method.callback(data), SaveEveryStep(tmp_path)])
+    last = max(tmp_path.glob("*.ckpt"), key=lambda path: int(path.stem.partition("=")[2]))
+    assert_same(weights(module.model.conv), weights(LitToy.load_from_checkpoint(last).model.conv))
+
+
+@each_method
+def test_an_exploded_source_loss_names_the_samples(method):
+    def exploding(logits, labels):
+        return F.cross_entropy(logits, labels) / 0
+
+    with pytest.raises(FloatingPointError, match=r"source loss is inf in step 0: source samples \[.*finite pixels"):
+        fit(LitToy(), [method.callback(loss=exploding)])
+
+
+@each_method
+def test_a_step_that_the_gradient_scaler_skips_is_not_called_nan(method):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    module = LitToy()
+    fit(module, [method.callback()], plugins=[plugin])
+    assert scaler.get_scale() < 2.0**120, "no step overflowed: the test tests nothing"
+    assert len(module.losses) == 12
+
+
+@each_method
+def test_manual_optimization_is_refused_with_the_mixins_name(method):
+    module = LitToy()
+    module.automatic_optimization = False
+    with pytest.raises(lt.TransferConfigError, match="SourceTaskMixin"):
+        fit(module, [method.callback()])
+
+
+@each_method
+def test_lbfgs_is_refused(method):
+    class Closure(LitToy):
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters())
+
+    with pytest.raises(lt.TransferConfigError, match="LBFGS runs the training step several times"):
+        fit(Closure(), [method.callback()])
+
+
+@each_method
+def test_training_without_an_optimizer_is_refused(method):
+    class Without(LitToy):
+        def configure_optimizers(self):
+            return None
+
+    with (
+        pytest.warns(UserWarning, match="will run with no optimizer"),
+        pytest.raises(lt.TransferConfigError, match="no optimizer"),
+    ):
+        fit(Without(), [method.callback()])
+
+
+@each_method
+def test_training_only_the_head_is_said_to_have_no_effect(method):
+    class HeadOnly(LitToy):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.model.fc.parameters(), lr=0.1)
+
+    with pytest.warns(lt.NoEffectWarning, match="No parameter in front of the head is trained"):
+        fit(HeadOnly(), [method.callback()])
+
+
+def test_mixin_names_the_line_for_parameters_that_nobody_trains():
+    class Forgetful(type(METHODS[0].mixin())):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.model.parameters(), lr=0.1)
+
+    module = Forgetful(METHODS[0].callback().source, weight=lt.Schedule(until_steps=5))
+    with pytest.raises(lt.TransferConfigError, match=r"\*self\.source_task\.parameters\(\)"):
+        fit(module)
+
+
+@each_method
+def test_training_without_an_end_asks_for_steps(method):
+    callback = lt.SoftFinetuning(method.callback().source)
+    with pytest.raises(lt.TransferConfigError, match="no known end.*until_steps"):
+        fit(LitToy(), [callback], max_epochs=-1)
+    module = LitToy()
+    runner = toys.trainer([method.callback(), StopAt(8)], max_epochs=-1)
+    runner.fit(module, toys.target_loader())
+    assert len(module.losses) == 8
+
+
+class StopAt(L.Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step >= self.step
+
+
+@each_method
+def test_a_schedule_that_ends_after_training_is_refused(method):
+    callback = lt.SoftFinetuning(method.callback().source, weight=lt.Schedule(until_steps=13))
+    with pytest.raises(lt.TransferConfigError, match="until_steps=13 lies behind the end of training at 12 steps"):
+        fit(LitToy(), [callback])
+
+
+def test_mixin_in_manual_optimization_asks_for_steps():
+    module = type(METHODS[0].mixin())(METHODS[0].callback().source, weight=lt.Schedule())
+    with pytest.raises(lt.TransferConfigError, match="manual optimization.*until_steps"):
+        fit(module)
+
+
+SCHEDULERS = {
+    "StepLR": lambda o: lr_scheduler.StepLR(o, 2, 0.5),
+    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [2, 4], 0.5),
+    "ConstantLR": lambda o: lr_scheduler.ConstantLR(o, 0.5, 3),
+    "LinearLR": lambda o: lr_scheduler.LinearLR(o, 0.5, total_iters=4),
+    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
+    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 5),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 6),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, 3),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, [0.2, 0.1], total_steps=13),
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, [lambda n: 0.9**n, lambda n: 0.8**n]),
+    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, [lambda n: 0.9, lambda n: 0.8]),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o), lr_scheduler.StepLR(o, 2)], milestones=[3]
+    ),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0, threshold=10.0),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_gives_the_rates_of_a_run_without_us(name):
+    class Scheduled(LitToy):
+        def __init__(self):
+            super().__init__()
+            self.rates = []
+
+        def configure_optimizers(self):
+            groups = [{"params": self.model.conv.parameters()}, {"params": self.model.fc.parameters(), "lr": 0.05}]
+            optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+            scheduler = {"scheduler": SCHEDULERS[name](optimizer), "interval": "step"}
+            if name == "ReduceLROnPlateau":
+                scheduler["monitor"] = "loss"
+            return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log("loss", loss)
+            return loss
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.rates.append([group["lr"] for group in self.optimizers().param_groups])
+
+    plain, off, on = Scheduled(), Scheduled(), Scheduled()
+    fit(plain)
+    fit(off, [METHODS[0].off()])
+    fit(on, [METHODS[0].callback()])
+    assert plain.rates == off.rates == on.rates
+    assert_same(weights(off), weights(plain))
+
+
+def soft(dataset, **options):
+    return lt.SoftFinetuning(lt.SourceTask(dataset, **{"num_classes": 7, "batch_size": 4, **options}))
+
+
+def dataset(images, labels=None):
+    """A plain list is a dataset too."""
+    return [(image, index % 7 if labels is None else labels[index]) for index, image in enumerate(images)]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (dataset([torch.rand(3, 6, 6)] * 5 + [torch.rand(3, 6, 7)] * 5), r"do not fit .*sample \d+ is .*\(3, 6, [67]\)"),
+        (dataset(torch.rand(10, 1, 6, 6)), r"pass of source images, torch.float32 \(4, 1, 6, 6\)"),
+        (dataset(torch.zeros(10, 3, 6, 6, dtype=torch.uint8)), r"pass of source images, torch.uint8 \(4, 3, 6, 6\)"),
+        (dataset(["path.png"] * 10), r"A source batch is \[\(str, str, str, str\), Tensor\(4,\)\]"),
+        ([{"image": torch.rand(3, 6, 6), "label": 1}] * 9, r"'image': Tensor\(4, 3, 6, 6\).*adapt="),
+        (dataset(torch.rand(10, 3, 6, 6), [0, 1, 2, 7, 3] * 2), r"Source sample [38] has label 7; .*0 to 6"),
+        (dataset(torch.rand(10, 3, 6, 6), [-100] * 10), "has label -100"),
+        (dataset(torch.rand(10, 3, 6, 6), [0.5] * 10), "type torch.float64; cross_entropy takes class indices"),
+        (dataset(torch.rand(10, 3, 6, 6), torch.eye(10)[:, :7]), "One-hot labels"),
+        (dataset(torch.rand(10, 3, 6, 6), [True] * 10), "type torch.bool"),
+    ],
+    ids=["sizes", "grey", "uint8", "paths", "dict", "out-of-range", "ignored", "float", "one-hot", "bool"],
+)
+def test_source_samples_that_do_not_fit_are_named(data, message):
+    with pytest.raises(Exception, match="(?s)" + message) as caught:
+        fit(LitToy(), [soft(data)])
+    del caught
+
+
+@pytest.fixture(autouse=True)
+def notes_count_as_message(monkeypatch):
+    """`pytest.raises(match=)` reads notes too; make sure it stays so."""
+    error = ValueError("a")
+    error.add_note("b")
+    with pytest.raises(ValueError, match="(?s)a.*b"):
+        raise error
+
+
+def test_a_failing_sample_is_named_by_its_index():
+    class Broken(list):
+        def __getitem__(self, index):
+            raise OSError("cannot identify image file")
+
+    with pytest.raises(OSError, match="(?s)cannot identify.*while loading source sample"):
+        fit(LitToy(), [soft(Broken([0] * 9))])
+
+
+def test_pixels_that_nobody_normalised_are_pointed_out():
+    with pytest.warns(UserWarning, match="Source images reach 255"):
+        fit(LitToy(), [soft(dataset(torch.full((9, 3, 6, 6), 255.0)))], max_steps=1)
+
+
+def test_labels_in_another_order_than_the_heads_are_pointed_out():
+    images, labels = toys.source_data().tensors
+    shifted = torch.utils.data.TensorDataset(images, (labels + 3) % 7)
+    with pytest.warns(UserWarning, match="does not know these labels"):
+        fit(LitToy(), [METHODS[0].callback(shifted)])
+
+
+def test_labels_are_checked_at_setup_where_the_dataset_lists_them():
+    images, labels = toys.source_data().tensors
+    labels[17] = 9
+    with pytest.raises(lt.TransferConfigError, match="Source sample 17 has label 9"):
+        METHODS[0].callback(torch.utils.data.TensorDataset(images, labels)).make_part(LitToy())
+
+
+def test_another_loss_takes_other_labels():
+    images, labels = toys.source_data().tensors
+    data = torch.utils.data.TensorDataset(images, F.one_hot(labels, 7).float())
+    module = LitToy()
+    fit(module, [METHODS[0].callback(data, loss=F.binary_cross_entropy_with_logits)])
+    assert len(module.losses) == 12
+
+
+def test_batches_larger_than_the_source_draw_it_again():
+    callback = soft(dataset(torch.randn(3, 3, 6, 6)), batch_size=8)
+    fit(LitToy(), [callback])
+    assert callback.part.get_extra_state()["position"] == 6 * 8
+
+
+def test_a_source_head_of_another_width_is_refused():
+    callback = lt.SoftFinetuning(lt.SourceTask(toys.source_data(), head=nn.Linear(9, 7)))
+    with pytest.raises(lt.TransferConfigError, match=r"source head takes 9 features, the target head 'model.fc' takes 8"):
+        fit(LitToy(), [callback])
+
+
+def test_hooks_that_do_not_know_source_batches_are_pointed_out():
+    class DictOnly(LitToy):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch if self.trainer.global_step < 0 else (batch["image"], batch["label"])
+
+    loader = torch.utils.data.DataLoader([{"image": image, "label": label} for image, label in toys.target_data()], 4)
+    with pytest.raises(TypeError, match=r"(?s)SourceTask\(batch_hooks=False\)"):
+        fit(DictOnly(), [METHODS[0].callback()], loader=loader)
+    module = DictOnly()
+    fit(module, [METHODS[0].callback(batch_hooks=False)], loader=loader)
+    assert len(module.losses) == 12
+
+
+class Unsized(toys.StatefulLoader):
+    def __init__(self):
+        super().__init__()
+        self.batch_size = None
+
+
+def test_a_train_loader_without_a_batch_size_asks_for_one():
+    callback = lt.SoftFinetuning(lt.SourceTask(toys.source_data(), head=toys.source_head()))
+    with pytest.raises(lt.TransferConfigError, match=r"tells no batch size. Pass SourceTask\(batch_size="):
+        fit(LitToy(), [callback], loader=Unsized())
+
+
+def test_batch_size_is_the_targets_by_default():
+    data = toys.Recorder(toys.source_data())
+    callback = lt.SoftFinetuning(lt.SourceTask(data, head=toys.source_head()))
+    fit(LitToy(), [callback], loader=toys.target_loader(6), max_steps=1)
+    assert callback.part.batch_size == 6
+
+
+@pytest.mark.parametrize("strategy", ["FSDPStrategy", "DeepSpeedStrategy"])
+def test_strategies_that_shard_are_refused_by_name(strategy):
+    bases = (L.strategies.DDPStrategy,) if strategy == "DeepSpeedStrategy" else (L.strategies.ParallelStrategy,)
+    runner = toys.trainer()
+    runner.strategy.__class__ = type(strategy, bases, {})
+    with pytest.raises(lt.TransferConfigError, match=f"{strategy} is not supported.*strategy='ddp'"):
+        METHODS[0].callback().setup(runner, LitToy(), "fit")
