@@ -9,6 +9,8 @@ from torchmetrics import Metric
 
 from lightning_transfer.errors import TransferConfigError, check_count
 
+BLOCK = 2**24  # similarities held at once
+
 
 class GeneralDiscrimination(Metric):
     """Leave-one-out k-nearest-neighbor accuracy of features over classes that neither task trains on.
@@ -79,7 +81,7 @@ class GeneralDiscrimination(Metric):
             raise TransferConfigError(f"k={self.k} needs more than {self.k} different images; found {len(features)}.")
         features = torch.nn.functional.normalize(features.double(), dim=1)
         correct = torch.zeros((), dtype=torch.int64, device=features.device)
-        block = max(1, 2**24 // len(features))
+        block = max(1, BLOCK // len(features))
         for start in range(0, len(features), block):
             similarity = features[start : start + block] @ features.T
             similarity[torch.arange(len(similarity)), start + torch.arange(len(similarity))] = -torch.inf

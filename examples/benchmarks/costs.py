@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None, settings: Settings | None = None) ->
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what a step frees; else page faults, up to 5 % of a step, tell what ran before, not what runs."""
+    """Have glibc keep what a step frees; else page faults tell what ran before, not what runs."""
     if platform.libc_ver()[0] == "glibc":
         for option in (-1, -3):  # the thresholds of trimming and of mmap
             ctypes.CDLL(None).mallopt(option, 2**31 - 1)

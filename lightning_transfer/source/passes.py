@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.roles import Head, find_backbone, has_forward
+from lightning_transfer.roles import Head, find_backbone, has_forward, in_width
 from lightning_transfer.source.task import SourceTask
 
 Draw = Callable[[], Tensor]
@@ -192,7 +192,7 @@ class SourcePass:
                 "head, or say how images run: SourceTask(forward=lambda module, images: module.backbone(images))."
             )
         _check_rows(features, len(images))
-        return features
+        return self._checked(features)
 
     def arm(self, draw: Draw) -> None:
         """Let the next call of the network take along the source images that `draw` gives."""
@@ -211,6 +211,15 @@ class SourcePass:
             raise TransferConfigError(
                 f"forward='joint' put source images into the network, but the head {self.head.path!r} did not run. "
                 "Use forward='separate'."
+            )
+        return None if features is None else self._checked(features)
+
+    def _checked(self, features: Tensor) -> Tensor:
+        width = in_width(self.head.module)
+        if width not in features.shape[1:]:
+            raise TransferConfigError(
+                f"Source features of shape {tuple(features.shape)} do not fit the head {self.head.path!r}, which takes "
+                f"{width} features. Use forward='separate', or SourceTask(forward=lambda module, images: features)."
             )
         return features
 

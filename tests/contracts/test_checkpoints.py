@@ -86,7 +86,7 @@ def test_weights_only_checkpoint_holds_the_users_network_and_nothing_else(method
 
 @each_method
 def test_strip_checkpoint_leaves_a_plain_run(method, written, tmp_path):
-    module, folder = written(method)
+    _, folder = written(method)
     lt.strip_checkpoint(folder / "step=3.ckpt", tmp_path / "plain.ckpt")
     stripped = torch.load(tmp_path / "plain.ckpt", weights_only=True)
     assert "lightning_transfer" not in stripped

@@ -209,7 +209,10 @@ def dataset(images, labels=None):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (dataset([torch.rand(3, 6, 6)] * 5 + [torch.rand(3, 6, 7)] * 5), r"do not fit .*sample \d+ is .*\(3, 6, [67]\)"),
+        (
+            dataset([torch.rand(3, 6, 6)] * 5 + [torch.rand(3, 6, 7)] * 5),
+            r"do not fit .*sample \d+ is .*\(3, 6, [67]\)",
+        ),
         (dataset(torch.rand(10, 1, 6, 6)), r"pass of source images, torch.float32 \(4, 1, 6, 6\)"),
         (dataset(torch.zeros(10, 3, 6, 6, dtype=torch.uint8)), r"pass of source images, torch.uint8 \(4, 3, 6, 6\)"),
         (dataset(["path.png"] * 10), r"A source batch is \[\(str, str, str, str\), Tensor\(4,\)\]"),
@@ -281,7 +284,9 @@ def test_batches_larger_than_the_source_draw_it_again():
 
 def test_a_source_head_of_another_width_is_refused():
     callback = lt.SoftFinetuning(lt.SourceTask(toys.source_data(), head=nn.Linear(9, 7)))
-    with pytest.raises(lt.TransferConfigError, match=r"source head takes 9 features, the target head 'model.fc' takes 8"):
+    with pytest.raises(
+        lt.TransferConfigError, match=r"source head takes 9 features, the target head 'model.fc' takes 8"
+    ):
         fit(LitToy(), [callback])
 
 

@@ -51,10 +51,12 @@ class Base(L.LightningModule):
 
 
 class TimmClassifier(Base):
-    pass
+    """A timm classifier as `self.model`."""
 
 
 class BackboneAndHead(Base):
+    """`self.backbone` and `self.head` apart."""
+
     head_path = "head"
 
     def __init__(self):
@@ -71,6 +73,8 @@ class BackboneAndHead(Base):
 
 
 class SequentialOfChildren(Base):
+    """`nn.Sequential(*children, Linear)`."""
+
     head_path = "model.9"
 
     def __init__(self):
@@ -82,6 +86,8 @@ class SequentialOfChildren(Base):
 
 
 class VisionTransformer(Base):
+    """A vision transformer."""
+
     head_path = "model.head"
 
     def __init__(self):
@@ -92,7 +98,7 @@ class VisionTransformer(Base):
 
 
 class TorchvisionClassifier(Base):
-    """A head that is a container: dropout and several layers."""
+    """A torchvision network whose classifier is a container."""
 
     head_path = "model.classifier.3"
 
@@ -105,23 +111,29 @@ class TorchvisionClassifier(Base):
 
 
 class DictStep(Base):
+    """A `training_step` that returns a dict."""
+
     def training_step(self, batch, batch_idx):
         return {"loss": super().training_step(batch, batch_idx), "extra": 1}
 
 
 class OneArgumentStep(Base):
+    """`training_step(self, batch)` without `batch_idx`."""
+
     def training_step(self, batch):
         return F.cross_entropy(self(batch[0]), batch[1])
 
 
 class PathImageLabel(Base):
+    """`(path, image), label` batches."""
+
     def training_step(self, batch, batch_idx):
         (_, x), y = batch
         return F.cross_entropy(self(x), y)
 
 
 class DictBatches(Base):
-    """Batches of one dictionary, normalised on the device by a hook that source batches pass through too."""
+    """Dict batches, normalised in `on_after_batch_transfer`."""
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
         return {**batch, "image": batch["image"] / 2}
@@ -134,6 +146,8 @@ class DictBatches(Base):
 
 
 class TransformsOnDevice(Base):
+    """Transforms of whole batches in `on_after_batch_transfer`."""
+
     def on_after_batch_transfer(self, batch, dataloader_idx):
         return [batch[0] * 0.5, batch[1]]
 
@@ -142,6 +156,8 @@ class TransformsOnDevice(Base):
 
 
 class CompiledSubmodule(Base):
+    """A compiled submodule, `self.model = torch.compile(net)`."""
+
     head_path = "model._orig_mod.fc"
 
     def __init__(self):
@@ -154,12 +170,16 @@ class CompiledSubmodule(Base):
 
 
 class CompiledInPlace(Base):
+    """A submodule compiled in place, `self.model.compile()`."""
+
     def __init__(self):
         super().__init__()
         self.model.compile(backend="aot_eager")
 
 
 class ReturnsFeatures(Base):
+    """`forward(self, x, return_features=False)`."""
+
     def forward(self, x, return_features=False):
         features = self.features(x)
         logits = self.model.fc(features)
@@ -167,7 +187,7 @@ class ReturnsFeatures(Base):
 
 
 class ForwardOfTuple(Base):
-    """The forward does not end in the head: it returns a tuple."""
+    """A forward that returns a tuple."""
 
     def forward(self, x):
         logits = self.model(x)
@@ -178,6 +198,8 @@ class ForwardOfTuple(Base):
 
 
 class WithoutForward(Base):
+    """No `forward`, only a `training_step`."""
+
     forward = L.LightningModule.forward
 
     def training_step(self, batch, batch_idx):
@@ -185,7 +207,7 @@ class WithoutForward(Base):
 
 
 class UnusualNames(Base):
-    """No usual name: the head is the last Linear that a forward reaches."""
+    """A `ModuleDict` and a head with an unusual name."""
 
     head_path = "net.to_classes"
 
@@ -202,6 +224,8 @@ class UnusualNames(Base):
 
 
 class BuiltInConfigureModel(Base):
+    """A network built in `configure_model`."""
+
     def __init__(self):
         L.LightningModule.__init__(self)
         self.model = None
@@ -213,6 +237,8 @@ class BuiltInConfigureModel(Base):
 
 
 class BuiltInSetup(BuiltInConfigureModel):
+    """A network built in `setup`."""
+
     configure_model = L.LightningModule.configure_model
 
     def setup(self, stage):
@@ -220,8 +246,10 @@ class BuiltInSetup(BuiltInConfigureModel):
 
 
 class OldNamespace(pl.LightningModule):
+    """A `pytorch_lightning` module."""
+
     head_path = "model.fc"
-    __init__, forward, features = Base.__init__, Base.forward, Base.features
+    forward, features = Base.forward, Base.features
     training_step, configure_optimizers = Base.training_step, Base.configure_optimizers
 
     def __init__(self):
@@ -291,7 +319,9 @@ def adapt(layout):
 
 
 def gradients(module):
-    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None and "transfer" not in name}
+    return {
+        name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None and "transfer" not in name
+    }
 
 
 class Keep:

@@ -1,0 +1,83 @@
+"""The stream's order is a function of seed and position alone, and its randomness is its own."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import lightning_transfer as lt
+from lightning_transfer.source.stream import SourceStream
+from tests import toys
+
+
+def stream(num=10, *, batch_size=4, rank=0, num_ranks=1, data=None, **options):
+    task = lt.SourceTask(data or toys.images(num, 7, seed=0), num_classes=7, **options)
+    return SourceStream(task, batch_size=batch_size, rank=rank, num_ranks=num_ranks)
+
+
+def draw(source, batches):
+    return [source.next_batch().indices.tolist() for _ in range(batches)]
+
+
+def flat(batches):
+    return [index for batch in batches for index in batch]
+
+
+def test_every_pass_is_another_permutation_of_all_images():
+    order = flat(draw(stream(10, batch_size=4), 10))
+    passes = [order[start : start + 10] for start in range(0, 40, 10)]
+    assert all(sorted(one) == list(range(10)) for one in passes)
+    assert len({tuple(one) for one in passes}) == 4
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_ranks_together_draw_what_one_process_draws(num_ranks):
+    alone = draw(stream(batch_size=4 * num_ranks), 6)
+    shared = [draw(stream(rank=rank, num_ranks=num_ranks), 6) for rank in range(num_ranks)]
+    assert [flat(parts) for parts in zip(*shared, strict=True)] == alone
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_from_a_position_everything_repeats_augmentation_included(cut, workers):
+    data = toys.Augmented(toys.images(10, 7, seed=0))
+    whole = stream(data=data)
+    batches = [whole.next_batch() for _ in range(8)]
+    rest = stream(data=data, num_workers=workers)
+    rest.seek(4 * cut)
+    for expected in batches[cut:]:
+        found = rest.next_batch()
+        assert found.indices.tolist() == expected.indices.tolist()
+        assert (found.samples[0] == expected.samples[0]).all()
+    assert rest.position == whole.position == 32
+    rest.close()
+
+
+def test_another_number_of_ranks_goes_on_at_the_same_place():
+    alone = stream(batch_size=8)
+    expected = draw(alone, 4)
+    later = [stream(rank=rank, num_ranks=2) for rank in range(2)]
+    for part in later:
+        part.seek(16)
+    assert flat(draw(part, 1)[0] for part in later) == expected[2]
+
+
+def test_the_programs_random_state_is_untouched():
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    draw(stream(data=toys.Augmented(toys.images(10, 7, seed=0))), 3)
+    assert (torch.get_rng_state() == before[0]).all()
+    assert (np.random.get_state()[1] == before[1]).all()
+    assert random.getstate() == before[2]
+
+
+def test_seeds_differ():
+    assert draw(stream(seed=0), 3) != draw(stream(seed=1), 3)
+
+
+def test_closing_keeps_the_place():
+    one, other = stream(), stream()
+    draw(one, 2)
+    one.close()
+    draw(other, 2)
+    assert draw(one, 3) == draw(other, 3)

@@ -1,0 +1,126 @@
+"""A source task says at construction what cannot be right."""
+
+import pickle
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
+
+import lightning_transfer as lt
+from lightning_transfer.source.task import known_labels, structure
+from tests import toys
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((DataLoader(toys.source_data()),), {"num_classes": 7}, r"SourceTask\(loader.dataset"),
+        ((Stream(),), {"num_classes": 7}, r"Stream has no length.*SourceTask\(list\(stream\)"),
+        (([],), {"num_classes": 7}, "dataset list is empty"),
+        ((toys.source_data(),), {}, r"head=pretrained_classifier.*from_timm"),
+        ((toys.source_data(),), {"num_classes": 1}, "num_classes=1"),
+        ((toys.source_data(),), {"num_classes": 7, "head": nn.Linear(8, 6)}, "num_classes=7, but head has 6"),
+        ((toys.source_data(),), {"head": nn.Identity()}, r"Identity has no Linear.*reset_classifier"),
+        ((toys.source_data(),), {"num_classes": 7, "batch_size": 0}, "batch_size=0"),
+        ((toys.source_data(),), {"num_classes": 7, "num_workers": -1}, "num_workers=-1"),
+        ((toys.source_data(),), {"num_classes": 7, "seed": 0.5}, "seed=0.5"),
+        ((toys.source_data(),), {"num_classes": 7, "forward": "jiont"}, "Did you mean 'joint'"),
+        ((toys.source_data(),), {"num_classes": 7, "batchnorm": "frozen"}, "Known: 'protect', 'update'"),
+    ],
+)
+def test_refused_at_construction(arguments, options, message):
+    with pytest.raises(lt.TransferConfigError, match=message):
+        lt.SourceTask(*arguments, **options)
+
+
+def test_the_pretrained_classifier_is_kept_as_a_copy():
+    model = timm.create_model("resnet10t", num_classes=7)
+    task = lt.SourceTask.from_timm(model, toys.source_data(), batch_size=2)
+    assert (task.head.weight == model.fc.weight).all()
+    model.fc.weight.data.zero_()
+    assert task.head.weight.abs().sum() > 0
+    assert task.batch_size == 2
+
+
+def test_a_name_is_loaded_with_pretrained_weights(monkeypatch):
+    asked = {}
+
+    def create_model(name, **options):
+        asked.update(name=name, **options)
+        return toys_timm()
+
+    def toys_timm():
+        return real("resnet10t", num_classes=7)
+
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", create_model)
+    lt.SourceTask.from_timm("resnet10t", toys.source_data())
+    assert asked == {"name": "resnet10t", "pretrained": True}
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Linear(2, 2), "has no get_classifier"),
+        (timm.create_model("resnet10t", num_classes=0), "from_timm"),
+        (timm.create_model("deit_tiny_distilled_patch16_224", img_size=32), "2 classifiers"),
+    ],
+)
+def test_models_without_one_classifier_are_refused(model, message):
+    with pytest.raises(lt.TransferConfigError, match=message):
+        lt.SourceTask.from_timm(model, toys.source_data())
+
+
+def test_a_new_head_is_drawn_from_the_seed_alone():
+    heads = []
+    for program_seed, seed in ((1, 0), (2, 0), (2, 3)):
+        torch.manual_seed(program_seed)
+        heads.append(
+            lt.SourceTask(toys.source_data(), num_classes=7, seed=seed).make_head(nn.Linear(8, 2), "fc").weight
+        )
+    assert (heads[0] == heads[1]).all()
+    assert (heads[1] != heads[2]).any()
+
+
+def test_pickles():
+    task = pickle.loads(pickle.dumps(lt.SourceTask(toys.source_data(), head=toys.source_head())))
+    assert task.num_images == 20
+
+
+@pytest.mark.parametrize(
+    ("dataset", "labels"),
+    [
+        (TensorDataset(torch.rand(3, 1), torch.tensor([4, 5, 6])), [4, 5, 6]),
+        (Subset(TensorDataset(torch.rand(3, 1), torch.tensor([4, 5, 6])), [2, 0]), [6, 4]),
+        (ConcatDataset([TensorDataset(torch.rand(3, 1), torch.tensor([4, 5, 6]))]), None),
+        ([(0, 1)], None),
+    ],
+)
+def test_labels_that_a_dataset_lists(dataset, labels):
+    found = known_labels(dataset)
+    assert labels == (None if found is None else found.tolist())
+
+
+def test_listed_labels_of_the_torchvision_kind():
+    class Listed(list):
+        targets = (0, 1)
+        target_transform = None
+
+    assert known_labels(Listed([0, 1])).tolist() == [0, 1]
+    Listed.target_transform = int
+    assert known_labels(Listed([0, 1])) is None
+    Listed.target_transform, Listed.targets = None, ["cat", "dog"]
+    assert known_labels(Listed([0, 1])) is None
+
+
+def test_structure_shows_nesting():
+    assert (
+        structure((torch.zeros(2), [1] * 6, {"a": None})) == "(Tensor(2,), [int, int, int, int, ...], {'a': NoneType})"
+    )

@@ -1,0 +1,88 @@
+"""General discrimination against a slow double loop; exact whatever the batches, bounded in memory."""
+
+import numpy as np
+import pytest
+import torch
+
+import lightning_transfer as lt
+from tests.reference.neighbors import leave_one_out_accuracy
+
+
+def clustered(num=60, classes=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (num,), generator=generator)
+    centres = torch.randn(classes, 6, generator=generator)
+    return centres[labels] + torch.randn(num, 6, generator=generator), labels
+
+
+def measure(features, labels, *, k=3, batches=1, **options):
+    metric = lt.metrics.GeneralDiscrimination(k=k, **options)
+    for part in zip(features.chunk(batches), labels.chunk(batches), strict=True):
+        metric.update(*part)
+    return metric.compute().item()
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_the_double_loop(k, seed):
+    features, labels = clustered(seed=seed)
+    expected = leave_one_out_accuracy(features.double().numpy(), labels.numpy(), k)
+    assert measure(features, labels, k=k) == pytest.approx(expected)
+    assert 0.2 < expected < 1
+
+
+def test_batches_and_order_change_nothing():
+    features, labels = clustered()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    assert measure(features, labels) == measure(features[order], labels[order], batches=7)
+
+
+def test_padding_of_a_distributed_sampler_counts_once():
+    features, labels = clustered()
+    padded = torch.cat([features, features[:9]]), torch.cat([labels, labels[:9]])
+    assert measure(*padded) == measure(features, labels)
+
+
+def test_blocks_change_nothing(monkeypatch):
+    features, labels = clustered()
+    whole = measure(features, labels)
+    monkeypatch.setattr("lightning_transfer.metrics.BLOCK", 60 * 7)
+    assert measure(features, labels) == whole
+
+
+def test_types_and_reset():
+    features, labels = clustered()
+    metric = lt.metrics.GeneralDiscrimination(k=3)
+    metric.update(features.bfloat16(), labels.int())
+    metric.compute()
+    metric.reset()
+    metric.update(features, labels)
+    assert metric.compute().item() == measure(features, labels)
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "options", "message"),
+    [
+        (torch.rand(4, 2, 1), torch.arange(4), {}, r"Found features \(4, 2, 1\)"),
+        (torch.rand(4, 2), torch.rand(4), {}, "torch.float32 labels"),
+        (torch.rand(4, 2), torch.arange(3), {}, r"labels \(3,\)"),
+        (torch.full((4, 2), torch.nan), torch.arange(4), {}, "NaN"),
+        (torch.rand(4, 2), torch.arange(4), {"limit": 3}, "4 images are more than limit=3.*limit=4"),
+        (torch.rand(3, 2), torch.arange(3), {}, "k=3 needs more than 3 different images; found 3"),
+        (torch.rand(4, 2), torch.arange(4), {"k": 0}, "k=0"),
+    ],
+)
+def test_bad_input_is_named(features, labels, options, message):
+    with pytest.raises(lt.TransferConfigError, match=message):
+        measure(features, labels, **options)
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_nothing_given():
+    with pytest.raises(lt.TransferConfigError, match="No features were given"):
+        lt.metrics.GeneralDiscrimination().compute()
+
+
+def test_reference_is_right_on_a_case_counted_by_hand():
+    features = np.array([[1.0, 0.0], [0.99, 0.1], [0.0, 1.0], [0.1, 0.99], [0.9, 0.4]])
+    assert leave_one_out_accuracy(features, np.array([0, 0, 1, 1, 1]), 1) == 4 / 5

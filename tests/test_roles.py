@@ -1,0 +1,114 @@
+"""The head of somebody else's network: found, or one error that lists the candidates and the argument to write."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import lightning_transfer as lt
+from lightning_transfer.glue.checkpoints import TrainingOnly
+from lightning_transfer.roles import find_head, has_forward
+from tests.toys import LitToy, PlToy, ToyNet
+
+
+def wrapped(**children):
+    module = nn.Module()
+    for name, child in children.items():
+        module.add_module(name, child)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("resnet10t", "model.fc"),
+        ("vit_tiny_patch16_224", "model.head"),
+        ("convnext_atto", "model.head.fc"),
+        ("mobilenetv3_small_050", "model.classifier"),
+        ("efficientnet_b0", "model.classifier"),
+        ("densenet121", "model.classifier"),
+        ("regnetx_002", "model.head.fc"),
+    ],
+)
+def test_timm_models_are_asked(name, path):
+    with torch.device("meta"):
+        module = wrapped(model=timm.create_model(name))
+    assert find_head(module).path == path
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("resnet18", "net.fc"),
+        ("vgg11", "net.classifier.6"),
+        ("vit_b_16", "net.heads.head"),
+        ("densenet121", "net.classifier"),
+    ],
+)
+def test_torchvision_models_are_found_by_name(name, path):
+    with torch.device("meta"):
+        module = wrapped(net=torchvision.models.get_model(name))
+    assert find_head(module).path == path
+
+
+def test_a_head_beside_a_backbone_without_one():
+    assert (
+        find_head(wrapped(backbone=timm.create_model("resnet10t", num_classes=0), head=nn.Linear(512, 3))).path
+        == "head"
+    )
+
+
+def test_the_last_linear_that_runs_is_taken_and_the_module_is_as_before():
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    module.unused = nn.Linear(3, 3)
+    module.forward = lambda x: module[2](module[1](module[0](x)))
+    module[1].eval()
+    assert find_head(module, probe=lambda: module(torch.rand(2, 4))).path == "2"
+    assert [child.training for child in module.children()] == [True, False, True, True]
+    assert not any(child._forward_hooks for child in module.modules())
+    assert module[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "head", "message"),
+    [
+        (
+            wrapped(student=ToyNet(), teacher=ToyNet()),
+            "auto",
+            "ambiguous: student.fc, teacher.fc. Pass one: head='teacher.fc'",
+        ),
+        (wrapped(a=nn.Linear(2, 2), b=nn.Linear(2, 2)), "auto", "ambiguous: a, b. Pass one"),
+        (wrapped(encoder=nn.Conv2d(3, 3, 3), pool=nn.AvgPool2d(2)), "auto", "No classifier found.*encoder, pool"),
+        (wrapped(model=ToyNet()), "model.fcc", "Did you mean 'model.fc'?"),
+        (wrapped(model=ToyNet()), "model.bn", "BatchNorm2d without a Linear layer"),
+        (
+            wrapped(model=timm.create_model("deit_tiny_distilled_patch16_224", img_size=32)),
+            "auto",
+            "ambiguous: model.head, model.head_dist",
+        ),
+    ],
+)
+def test_what_is_unclear_lists_the_candidates(module, head, message):
+    with pytest.raises(lt.TransferConfigError, match=message):
+        find_head(module, head)
+
+
+def test_parts_of_ours_are_no_candidates():
+    module = wrapped(model=ToyNet(), lightning_transfer_x=TrainingOnly("X", wrapped(head=nn.Linear(2, 2))))
+    assert find_head(module).path == "model.fc"
+
+
+def test_a_probe_that_fails_tells_nothing():
+    module = wrapped(a=nn.Linear(2, 2))
+    with pytest.raises(lt.TransferConfigError, match="ambiguous: a"):
+        find_head(module, probe=lambda: module(1))
+
+
+def test_has_forward():
+    class Steps(LitToy):
+        forward = nn.Module.forward
+
+    assert has_forward(LitToy())
+    assert has_forward(PlToy())
+    assert not has_forward(Steps())
