@@ -1,7 +1,7 @@
 """Quickstart: a network that knows printed characters learns handwritten digits, with and without soft fine-tuning.
 
-Two CPU cores, about two minutes, no download: the source images are drawn with the fonts that come with matplotlib, the
-target images are the 8 x 8 scans of real handwriting in scikit-learn.
+Under two minutes on a CPU, no download: the source images are drawn with the fonts that come with matplotlib, the
+target images are the 8 x 8 scans of real handwriting in scikit-learn, ten of each digit to learn from.
 
     python examples/quickstart.py
 """
@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_transfer as lt
 
-# ---- All that lightning_transfer asks of a project: a row here, and the line `source = ...` in main(). --------------
+# ---- All that lightning_transfer asks of a project: a row here, and the line `source = ...` in main() ---------------
 METHODS: dict[str, Callable[[lt.SourceTask], list[L.Callback]]] = {
     "fine-tuning": lambda source: [],
     "soft fine-tuning": lambda source: [lt.SoftFinetuning(source)],
@@ -165,12 +165,12 @@ class Run(L.Callback):
 def make_trainer(steps: int, callbacks: list[L.Callback]) -> L.Trainer:
     """A Trainer that validates twenty times and leaves no files."""
     return L.Trainer(
+        accelerator="cpu",
         max_steps=steps,
+        callbacks=callbacks,
         val_check_interval=max(1, steps // 20),
         check_val_every_n_epoch=None,  # the interval counts steps: an epoch of the few digits is only five
         num_sanity_val_steps=0,
-        callbacks=callbacks,
-        accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -218,7 +218,7 @@ def discrimination(network: Any) -> float:
 def summary(runs: list[Run], plain: list[Run]) -> dict[str, float]:
     """A method's row of the table; `plain` are the runs of plain fine-tuning, seed by seed."""
     tests = np.array([run.test_accuracy for run in runs])
-    goals = [run.curve[-1] for run in plain]  # np.nan below where a run never gets there
+    goals = [run.curve[-1] for run in plain]  # paired by seed; not a number where a run never gets there
     reached = [
         next((step for step, accuracy in zip(run.steps, run.curve, strict=True) if accuracy >= goal), np.nan)
         for run, goal in zip(runs, goals, strict=True)
@@ -232,10 +232,10 @@ def summary(runs: list[Run], plain: list[Run]) -> dict[str, float]:
     }
 
 
-def show(rows: dict[str, dict[str, float]], before: float) -> None:
+def show(rows: dict[str, dict[str, float]], num_seeds: int, before: float) -> None:
     """Print the table; `before` is the pretrained network's general discrimination."""
     table = Table(
-        title="Accuracy on handwritten digits",
+        title=f"Handwritten digits, {SHOTS} of each class to train on, mean of {num_seeds} seeds",
         caption=f"-: not with every seed. General discrimination before fine-tuning: {before:.1%}",
     )
     table.add_column("")
@@ -256,8 +256,10 @@ def calm() -> Iterator[None]:
     with warnings.catch_warnings():  # loader workers would cost more than these small images, which lie in memory
         warnings.filterwarnings("ignore", ".*does not have many workers")
         warnings.filterwarnings("ignore", ".*LeafSpec")  # some versions of Lightning against a newer torch
-        yield
-    logging.disable(logging.NOTSET)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
@@ -284,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         bars.update(bar, description="fine-tuning on handwritten digits")
 
     rows = {name: summary(several, plain=runs["fine-tuning"]) for name, several in runs.items()}
-    show(rows, before=discrimination(pretrained))
+    show(rows, num_seeds=options.seeds, before=discrimination(pretrained))
     curves = {name: [run.curve for run in several] for name, several in runs.items()}
     steps = runs["fine-tuning"][0].steps
     title = "From printed characters to handwritten digits"

@@ -95,10 +95,7 @@ class TransferCallback(_AnyCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Bring the part's parameters into the user's optimizer, before its state is restored."""
-        if self.part is None:
-            raise TransferConfigError(
-                f"{type(self).__name__} never found the network: configure_model was not run. Build it in __init__."
-            )
+        assert self.part is not None  # attached in setup or configure_model
         added = optimizers.join(trainer, self.part_name, self.part)
         if added:
             say(trainer, f"{type(self).__name__}: {len(added)} parameters join the optimizer's first group.")
@@ -106,8 +103,8 @@ class TransferCallback(_AnyCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what only now is known: how long training takes."""
-        if self.part is not None:
-            self.part.check_length(trainer)
+        assert self.part is not None
+        self.part.check_length(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the module as it was found."""

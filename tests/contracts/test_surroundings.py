@@ -34,6 +34,7 @@ class ToyData(L.LightningDataModule):
 
 
 @each_method
+@pytest.mark.filterwarnings(r"ignore:\s*By default only one JsonargparseDeprecationWarning")  # what Lightning calls
 def test_is_built_from_a_lightning_cli_file(method, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py"])
     callback = textwrap.indent(textwrap.dedent(method.yaml).strip(), "    ")

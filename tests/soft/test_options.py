@@ -1,0 +1,39 @@
+"""What soft fine-tuning refuses, as a callback and as a mixin."""
+
+import pytest
+import torch
+
+import lightning_transfer as lt
+from lightning_transfer.functional import joint_loss
+from tests import toys
+from tests.methods import SoftByHand
+
+
+def source():
+    return lt.SourceTask(toys.source_data(), num_classes=7)
+
+
+@pytest.mark.parametrize("make", [lt.SoftFinetuning, SoftByHand], ids=["callback", "mixin"])
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        (toys.source_data(), {}, r"source is a TensorDataset; wrap the data: SourceTask\("),
+        (None, {"weight": 0.5}, r"weight=0.5 is no Schedule; for a constant write Schedule\(0.5, 0.5\)"),
+        (None, {"weight": lt.Schedule(0.1, 0.5)}, "would rise from 0.1 to 0.5"),
+        (None, {"mix": "ad"}, "Did you mean 'add'"),
+        (None, {"mix": "convex", "weight": lt.Schedule(2.0)}, "mix='convex' takes weights up to 1, not 2"),
+    ],
+)
+def test_refused_at_construction(make, task, options, message):
+    with pytest.raises(lt.TransferConfigError, match=message):
+        make(task or source(), **options)
+
+
+def test_a_misspelt_option_is_pythons_own_error():
+    with pytest.raises(TypeError, match="wieght"):
+        lt.SoftFinetuning(source(), wieght=lt.Schedule())
+
+
+def test_joint_loss_refuses_an_unknown_mix():
+    with pytest.raises(lt.TransferConfigError, match="mix='mean'"):
+        joint_loss(torch.tensor(1.0), torch.tensor(1.0), weight=0.5, mix="mean")
