@@ -290,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     curves = {name: [run.curve for run in several] for name, several in runs.items()}
     steps = runs["fine-tuning"][0].steps
     title = "From printed characters to handwritten digits"
-    lt.reports.learning_curves(curves, steps, options.out, schedule=lt.Schedule(), title=title)
+    lt.reports.learning_curves(curves, steps, options.out, schedule=lt.Schedule(), num_steps=options.steps, title=title)
     print(f"Learning curves: {options.out}")
     return rows
 

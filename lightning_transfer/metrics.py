@@ -64,7 +64,7 @@ class GeneralDiscrimination(Metric):
                 "(batch, width) and (batch,) of class indices. Pool and flatten the features first."
             )
         if not torch.isfinite(features).all():
-            raise TransferConfigError("Features hold NaN or infinity, which no neighbor can be near to.")
+            raise TransferConfigError("Features hold NaN or infinity. Did training diverge? Lower the learning rate.")
         held = sum(len(part) for part in self.features) + len(features)
         if held > self.limit:
             raise TransferConfigError(

@@ -106,7 +106,7 @@ class Schedule:
         """Whether the value never changes, so that no length of training is needed."""
         return self.start == self.end
 
-    def at(self, step: int, num_steps: float) -> float:
+    def at(self, step: float, num_steps: float) -> float:
         """The value at an optimizer step of a training of `num_steps` steps."""
         if self.until_steps is not None:
             return self(self.until * step / self.until_steps)

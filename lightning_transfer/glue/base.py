@@ -1,9 +1,13 @@
 """The life cycle that every callback of this package shares, under `lightning` and `pytorch_lightning` alike."""
 
 import importlib
+import logging
+import sys
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from lightning_utilities.core import rank_zero
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import checkpoints, optimizers
@@ -14,13 +18,18 @@ from lightning_transfer.glue.trainer import check_supported, say
 
 def _callback_classes() -> tuple[type, ...]:
     """The Callback class of every installed namespace."""
-    found = []
-    for namespace in ("lightning.pytorch", "pytorch_lightning"):
+    found: list[type] = []
+    for name in sorted(("lightning.pytorch", "pytorch_lightning"), key=lambda name: name not in sys.modules):
+        package = name.partition(".")[0]
+        log, level = rank_zero.log, logging.getLogger(package).level
         try:
-            found.append(importlib.import_module(namespace).Callback)
+            found.append(importlib.import_module(name).Callback)
         except ModuleNotFoundError as error:
-            if error.name != namespace.partition(".")[0]:
+            if error.name != package:
                 raise
+        if len(found) > 1:  # the second namespace has taken over where the first one logs, and with what level
+            rank_zero.log = log
+            logging.getLogger(package).setLevel(level or logging.INFO)
     return tuple(found)
 
 

@@ -21,6 +21,7 @@ def learning_curves(
     path: str | os.PathLike[str],
     *,
     schedule: Schedule | None = None,
+    num_steps: int | None = None,
     title: str = "",
 ) -> None:
     """Draw each method's validation accuracy over training, mean and standard error, above the source weight.
@@ -30,6 +31,7 @@ def learning_curves(
         steps: the optimizer steps of the measurements.
         path: where the picture goes; its ending says the format.
         schedule: the source weight, drawn below.
+        num_steps: the length of training; the last measurement's step by default.
         title: what is shown.
 
     Raises:
@@ -42,28 +44,31 @@ def learning_curves(
         >>> path.stat().st_size > 0
         True
     """
+    num_steps = num_steps or max(steps)
     figure = _figure()
-    top, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1)) if schedule else (figure.subplots(), None)
+    top, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1.2)) if schedule else (figure.subplots(), None)
     for (name, runs), color in zip(curves.items(), COLORS, strict=False):
         values = 100 * np.asarray(runs)
         mean = values.mean(0)
         error = values.std(0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.zeros_like(mean)
         top.plot(steps, mean, color=color, label=name, linewidth=2)
-        top.fill_between(steps, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
-    top.set_ylabel("validation accuracy, %")
-    top.set_title(title)
+        top.fill_between(steps, mean - error, mean + error, color=color, alpha=0.13, linewidth=0)
+    top.set(ylabel="validation accuracy, %", xlim=(0, num_steps))
+    seeds = max(len(runs) for runs in curves.values())
+    top.set_title(title, loc="left", fontweight="semibold")
+    top.set_title(f"mean ± standard error of {seeds} seeds" if seeds > 1 else "", loc="right", fontsize=9, color="grey")
     top.legend(frameon=False, loc="lower right")
     if schedule is not None and below is not None:
-        progress = np.linspace(0, 1, 201)
-        last = max(steps)
-        below.plot(progress * last, [schedule.at(round(share * last), last) for share in progress], color="#2e3440")
-        below.set_ylabel("source weight")
-        below.set_ylim(bottom=0)
+        at = np.linspace(0, num_steps, 201)
+        weight = [schedule.at(step, num_steps) for step in at]
+        below.plot(at, weight, color=COLORS[1], linewidth=2)
+        below.fill_between(at, weight, color=COLORS[1], alpha=0.13, linewidth=0)
+        below.set(ylabel="source\nweight", ylim=(0, 1.05 * max(*weight, 1e-9)))
     (below or top).set_xlabel("optimizer steps")
-    for axes in (top, below):
-        if axes is not None:
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(alpha=0.25)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.align_ylabels()
     figure.savefig(path, dpi=140)
 
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, TypeAlias, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,12 @@ from lightning_transfer.errors import TransferConfigError, check_choice, check_c
 from lightning_transfer.roles import in_width, linear_layers, out_width
 
 SourceForward: TypeAlias = Callable[[nn.Module, Tensor], Tensor] | Literal["separate", "joint"]
+
+
+if TYPE_CHECKING:
+    AnyDataset: TypeAlias = Dataset[Any]
+else:
+    AnyDataset = Dataset  # from a generic alias, a LightningCLI file's class_path would be lost
 
 
 class SourceOptions(TypedDict, total=False):
@@ -63,7 +69,7 @@ class SourceTask:
         SourceTask(8 images of TensorDataset, new head of 8 classes, forward='separate')
     """
 
-    dataset: Dataset[Any]
+    dataset: AnyDataset
     _: KW_ONLY
     head: nn.Module | None = None
     num_classes: int | None = None

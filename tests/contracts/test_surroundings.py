@@ -34,7 +34,9 @@ class ToyData(L.LightningDataModule):
 
 
 @each_method
-@pytest.mark.filterwarnings(r"ignore:\s*By default only one JsonargparseDeprecationWarning")  # what Lightning calls
+@pytest.mark.filterwarnings(
+    r"ignore:\s*(By default only one Jsonargparse|``)"
+)  # Lightning calls what jsonargparse will drop
 def test_is_built_from_a_lightning_cli_file(method, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py"])
     callback = textwrap.indent(textwrap.dedent(method.yaml).strip(), "    ")
@@ -117,6 +119,21 @@ def test_pytorch_lightning_alone_is_enough():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "['pytorch_lightning']"
+
+
+def test_a_users_logging_stays_as_it_was_set():
+    """The second namespace, imported on the way, takes over where and how much Lightning logs."""
+    code = (
+        "import logging, warnings; warnings.simplefilter('ignore')\n"
+        "logging.getLogger('pytorch_lightning').setLevel(logging.ERROR)\n"
+        "import lightning.pytorch\n"
+        "from lightning_utilities.core import rank_zero\n"
+        "before = rank_zero.log\n"
+        "import lightning_transfer as lt; lt.SoftFinetuning\n"
+        "assert 'pytorch_lightning' in __import__('sys').modules\n"
+        "print(rank_zero.log is before, logging.getLogger('pytorch_lightning').level == logging.ERROR)\n"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "True True"
 
 
 def test_a_missing_extra_is_named():
