@@ -46,8 +46,8 @@ def join(trainer: Any, name: str, part: nn.Module) -> list[str]:
     return list(missing)
 
 
-def check_held(trainer: Any, name: str, part: nn.Module) -> None:
-    """Raise unless the user's optimizers hold a part that the user attached.
+def check_held(trainer: Any, part: nn.Module) -> None:
+    """Raise unless the user's optimizers hold a part; one that the user attached is the user's to train.
 
     Raises:
         TransferConfigError: a parameter would never be trained.
@@ -55,6 +55,7 @@ def check_held(trainer: Any, name: str, part: nn.Module) -> None:
     held = _held(trainer.optimizers)
     missing = [key for key, param in part.named_parameters() if id(param) not in held]
     if missing:
+        name = next(name for name, child in trainer.lightning_module.named_modules() if child is part)
         raise TransferConfigError(
             f"No optimizer holds {name}.{missing[0]}, so it would never be trained. In configure_optimizers write: "
             f"params = [*your_params, *self.{name}.parameters()]"

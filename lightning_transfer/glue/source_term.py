@@ -132,6 +132,11 @@ class SourceTerm(nn.Module):
         images, labels, indices = self._drawn
         self._drawn = None
         loss = self.source.loss(self.head(features), labels)
+        if loss.ndim:
+            raise TransferConfigError(
+                f"The source loss has shape {tuple(loss.shape)}; expected a scalar, the mean over its images. "
+                "Pass SourceTask(loss=) that reduces."
+            )
         if not torch.isfinite(loss):
             raise FloatingPointError(_non_finite(loss, images, indices, module.trainer.global_step))
         if self._stream is not None and self._stream.position == self._stream.batch_size * self._stream.num_ranks:
@@ -144,6 +149,7 @@ class SourceTerm(nn.Module):
         if self.batch_size is None:
             self.batch_size = train_batch_size(trainer)
         if self._stream is None:
+            optimizers.check_held(trainer, self)
             self._stream = SourceStream(
                 self.source, batch_size=self.batch_size, rank=trainer.global_rank, num_ranks=trainer.world_size
             )

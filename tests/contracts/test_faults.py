@@ -54,6 +54,12 @@ def test_an_exploded_source_loss_names_the_samples(method):
 
 
 @each_method
+def test_a_loss_that_is_no_mean_is_refused(method):
+    with pytest.raises(lt.TransferConfigError, match=r"source loss has shape \(4,\); expected a scalar"):
+        fit(LitToy(), [method.callback(loss=nn.CrossEntropyLoss(reduction="none"))])
+
+
+@each_method
 def test_a_step_that_the_gradient_scaler_skips_is_not_called_nan(method):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
     plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)

@@ -4,7 +4,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lightning_transfer.glue.optimizers import check_held
 from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.methods.soft.options import check_soft_options
 from lightning_transfer.schedules import Schedule
@@ -67,6 +66,4 @@ class SourceTaskMixin:
         Args:
             target_loss: scalar, the mean loss of the target batch.
         """
-        trainer: Any = self.trainer  # type: ignore[attr-defined]
-        check_held(trainer, "source_task", self.source_task)
         return self.source_task.add_to(self, target_loss)
