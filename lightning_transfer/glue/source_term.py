@@ -52,6 +52,7 @@ class SourceTerm(nn.Module):
         self._position = 0
         self._pass: SourcePass | None = None
         self._drawn: tuple[Tensor, Tensor, Tensor] | None = None
+        self._is_over = False  # whether the weight has reached 0 for the rest of this fit
         if not weight.is_constant or weight.start:
             self._check_labels()
 
@@ -71,6 +72,7 @@ class SourceTerm(nn.Module):
 
     def attach(self, module: Any) -> None:
         """Listen at the head of the user's module."""
+        self._is_over = False
         self._pass = SourcePass(self.source, module, find_head(module, self.head_path))
 
     def detach(self) -> None:
@@ -99,24 +101,32 @@ class SourceTerm(nn.Module):
 
     def begin(self, module: Any) -> None:
         """In front of the user's step: let a joint pass take source images along."""
-        if self.source.forward == "joint" and current_value(self.weight, module.trainer):
+        if self.source.forward == "joint" and self._weight(module.trainer):
             self._source_pass.arm(lambda: self._draw(module))
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
         """The step's loss with the source loss in it; at weight 0 exactly the step's own."""
         trainer = module.trainer
-        weight = current_value(self.weight, trainer)
+        weight = self._weight(trainer)
         values: dict[str, Tensor | float] = {"transfer/target_loss": loss.detach(), "transfer/source_weight": weight}
         if weight:
             source_loss = self._loss(module)
             values["transfer/source_loss"] = source_loss.detach()
             loss = joint_loss(loss, source_loss, weight=weight, mix=self.mix)
-        else:  # no pass: it would still move BatchNorm and the random state
-            self._close_stream()
-            if trainer.world_size > 1:
-                loss = loss + sum_of_zeros(self.head)
+        elif trainer.world_size > 1:
+            loss = loss + sum_of_zeros(self.head)
         log(trainer, values, batch_size=self.batch_size or 1)
         return loss
+
+    def _weight(self, trainer: Any) -> float:
+        """The step's weight; at 0 no pass is run, which would still move BatchNorm and the random state."""
+        if self._is_over:
+            return 0.0
+        weight = current_value(self.weight, trainer)
+        if weight == self.weight.end == 0:
+            self._is_over = True
+            self._close_stream()
+        return weight
 
     def _loss(self, module: Any) -> Tensor:
         if self.source.forward == "joint":
@@ -227,6 +237,7 @@ class SourceTerm(nn.Module):
         check_options("The source task", state["options"], self.describe())
         self.batch_size = state["batch_size"]
         self._position = state["position"]
+        self._is_over = False
         if self._stream is not None:
             self._stream.seek(self._position)
 

@@ -1,5 +1,6 @@
 """How source images run through the user's own network: in a pass of their own, or beside the target's images."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -15,12 +16,12 @@ from lightning_transfer.roles import Head, find_backbone, has_forward, in_width
 from lightning_transfer.source.task import SourceTask
 
 Draw = Callable[[], Tensor]
-Hook = TypeVar("Hook", bound=Callable[..., Any])
+Act = TypeVar("Act", bound=Callable[..., Any])
 
 
-def _outside_graphs(hook: Hook) -> Hook:
-    """Keep a hook out of compiled graphs: what it does changes from step to step, which a graph would freeze."""
-    disabled: Hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+def _outside_graphs(act: Act) -> Act:
+    """Keep an act out of compiled graphs: what it does changes from step to step, which a graph would freeze."""
+    disabled: Act = torch.compiler.disable(act)  # type: ignore[no-untyped-call]
     return disabled
 
 
@@ -35,6 +36,7 @@ class Tap:
 
     def reset(self) -> None:
         """Stop listening and forget everything."""
+        self.is_idle = True
         self.listening = False
         self.draw: Draw | None = None
         self.num_target = 0
@@ -52,18 +54,26 @@ class Tap:
         return self.num_source > 0 and self.features is None
 
 
-class _Hook:
-    """A hook with a tap; abstract."""
+class _Hook(ABC):
+    """A hook that acts only while its tap is in use; abstract."""
 
     def __init__(self, tap: Tap) -> None:
         self.tap = tap
+
+    def __call__(self, module: nn.Module, *args: Any) -> Any:
+        """Act, or let pass; compiled graphs hold one or the other, and are guarded by which."""
+        return None if self.tap.is_idle else self.act(module, *args)
+
+    @abstractmethod
+    def act(self, module: Any, *args: Any) -> Any:
+        """What the hook does to the arguments or the output."""
 
 
 class _AppendSource(_Hook):
     """Forward pre-hook on the network: its first call in an armed step gets the source images behind its own."""
 
     @_outside_graphs
-    def __call__(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def act(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.tap.draw is None:
             return None
         draw, self.tap.draw = self.tap.draw, None
@@ -90,7 +100,7 @@ class _TakeAtHead(_Hook):
     """Forward pre-hook on the head."""
 
     @_outside_graphs
-    def __call__(self, head: nn.Module, args: tuple[Any, ...]) -> Any:
+    def act(self, head: nn.Module, args: tuple[Any, ...]) -> Any:
         tap = self.tap
         if tap.is_split_due:
             _check_rows(args[0], tap.num_target + tap.num_source)
@@ -109,7 +119,7 @@ class _TakeBehindBackbone(_Hook):
     """Forward hook on a backbone that stands apart from its head."""
 
     @_outside_graphs
-    def __call__(self, backbone: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def act(self, backbone: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not self.tap.is_split_due:
             return None
         if not isinstance(output, Tensor):
@@ -125,7 +135,7 @@ class _RefuseLeak(_Hook):
     """Forward hook on the network that holds the head: no source row may reach the user's own code."""
 
     @_outside_graphs
-    def __call__(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def act(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self.tap.num_source or self.tap.features is None:
             return
         rows = self.tap.num_target + self.tap.num_source
@@ -176,7 +186,7 @@ class SourcePass:
         """
         forward = self.source.forward if callable(self.source.forward) else None
         self.tap.reset()
-        self.tap.listening = True
+        self.tap.is_idle, self.tap.listening = False, True
         try:
             with protected_batchnorm(module, on=self.source.batchnorm == "protect"):
                 output = forward(module, images) if forward else module.get_submodule(self.entry)(images)
@@ -197,7 +207,7 @@ class SourcePass:
     def arm(self, draw: Draw) -> None:
         """Let the next call of the network take along the source images that `draw` gives."""
         self.tap.reset()
-        self.tap.draw = draw
+        self.tap.is_idle, self.tap.draw = False, draw
 
     def take(self) -> Tensor | None:
         """The source features of the joint pass since `arm`; None where no source image was drawn.

@@ -172,4 +172,4 @@ def seeded(seed: int, position: int) -> Iterator[None]:
 
 def _seed_of(seed: int, number: int) -> int:
     """A well-mixed seed for the `number`-th use of `seed`."""
-    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0]) >> 1
