@@ -11,7 +11,15 @@ from torch.utils.data import default_collate
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.checkpoints import check_options, check_stamp, stamp, sum_of_zeros
-from lightning_transfer.glue.trainer import check_ends_within, current_value, log, say, to_device, train_batch_size
+from lightning_transfer.glue.trainer import (
+    check_ends_within,
+    current_value,
+    is_log_due,
+    log,
+    say,
+    to_device,
+    train_batch_size,
+)
 from lightning_transfer.methods.soft.functional import joint_loss
 from lightning_transfer.roles import find_head, out_width
 from lightning_transfer.schedules import Schedule
@@ -108,15 +116,13 @@ class SourceTerm(nn.Module):
         """The step's loss with the source loss in it; at weight 0 exactly the step's own."""
         trainer = module.trainer
         weight = self._weight(trainer)
-        values: dict[str, Tensor | float] = {"transfer/target_loss": loss.detach(), "transfer/source_weight": weight}
-        if weight:
-            source_loss = self._loss(module)
-            values["transfer/source_loss"] = source_loss.detach()
-            loss = joint_loss(loss, source_loss, weight=weight, mix=self.mix)
-        elif trainer.world_size > 1:
-            loss = loss + sum_of_zeros(self.head)
-        log(trainer, values, batch_size=self.batch_size or 1)
-        return loss
+        source_loss = self._loss(module) if weight else None
+        if is_log_due(trainer):
+            values = {"transfer/target_loss": loss.detach(), "transfer/source_weight": torch.tensor(weight)}
+            log(trainer, values if source_loss is None else {**values, "transfer/source_loss": source_loss.detach()})
+        if source_loss is not None:
+            return joint_loss(loss, source_loss, weight=weight, mix=self.mix)
+        return loss + sum_of_zeros(self.head) if trainer.world_size > 1 else loss
 
     def _weight(self, trainer: Any) -> float:
         """The step's weight; at 0 no pass is run, which would still move BatchNorm and the random state."""

@@ -90,12 +90,19 @@ def to_device(trainer: Any, batch: Any, *, hooks: bool) -> Any:
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
-def log(trainer: Any, values: dict[str, Tensor | float], *, batch_size: int) -> None:
-    """Log values in steps that the Trainer logs; every step would cost more than a small network's step itself."""
+def is_log_due(trainer: Any) -> bool:
+    """Whether the Trainer logs this step."""
     # private: the Trainer's own clock, which counts batches that stepped, not steps of all optimizers
-    if trainer._logger_connector.should_update_logs:
-        for name, value in values.items():
-            trainer.lightning_module.log(name, value, batch_size=batch_size)
+    return trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate()
+
+
+def log(trainer: Any, values: dict[str, Tensor]) -> None:
+    """Give values to the loggers and to whoever monitors them.
+
+    `module.log` would do the same, but costs as much as a small network's step, and slows every step behind it.
+    """
+    trainer.callback_metrics.update(values)
+    trainer._logger_connector.log_metrics(values)  # private: all loggers, at the Trainer's own step number
 
 
 def train_batch_size(trainer: Any) -> int:

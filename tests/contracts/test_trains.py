@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning.pytorch.loggers import Logger
 
 from tests import toys
 from tests.methods import METHODS, UNTIL
@@ -17,25 +18,36 @@ def test_trains_and_differs_from_plain_training(method):
     assert any((weights(module)[name] != value).any() for name, value in weights(plain).items())
 
 
+class Noting(Logger):
+    """A logger that keeps what it gets."""
+
+    name, version = "noting", 0
+
+    def __init__(self):
+        super().__init__()
+        self.noted = []
+
+    def log_metrics(self, metrics, step):
+        self.noted += [(step, name, value) for name, value in metrics.items() if "transfer" in name]
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("method", METHODS, ids=str)
-def test_logs_at_the_trainers_own_interval(method):
-    class Noting(LitToy):
-        def __init__(self):
-            super().__init__()
-            self.logged = []
-
-        def log(self, name, value, **options):
-            self.logged.append((self.trainer.global_step, name, float(value)))
-            super().log(name, value, **options)
-
-    module = Noting()
-    fit(module, [method.callback()], log_every_n_steps=3)
-    found = {(step, name): value for step, name, value in module.logged}
+def test_logs_at_the_trainers_own_interval(method, accumulate):
+    logger, module = Noting(), LitToy()
+    options = {"log_every_n_steps": 3, "accumulate_grad_batches": accumulate, "max_epochs": 2 * accumulate}
+    runner = fit(module, [method.callback()], logger=logger, **options)
+    found = {(step, name): value for step, name, value in logger.noted}
+    assert len(found) == len(logger.noted), "something was logged twice for a step"
     assert sorted({step for step, _ in found}) == [2, 5, 8, 11]
     for step in (2, 5, 8, 11):
-        assert found[step, "transfer/target_loss"] == module.losses[step]
+        assert found[step, "transfer/target_loss"] == pytest.approx(module.losses[accumulate * (step + 1) - 1])
         assert found[step, "transfer/source_weight"] == pytest.approx(max(0, 1 - step / UNTIL))
         assert ((step, "transfer/source_loss") in found) == (step < UNTIL)
+    assert {"transfer/source_loss", "transfer/source_weight", "transfer/target_loss"} <= set(runner.callback_metrics)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
