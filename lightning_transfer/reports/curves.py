@@ -54,10 +54,10 @@ def learning_curves(
         top.plot(steps, mean, color=color, label=name, linewidth=2)
         top.fill_between(steps, mean - error, mean + error, color=color, alpha=0.13, linewidth=0)
     top.set(ylabel="validation accuracy, %", xlim=(0, num_steps))
+    top.set_title(title, loc="left", fontweight="bold")
     seeds = max(len(runs) for runs in curves.values())
-    top.set_title(title, loc="left", fontweight="semibold")
-    top.set_title(f"mean ± standard error of {seeds} seeds" if seeds > 1 else "", loc="right", fontsize=9, color="grey")
-    top.legend(frameon=False, loc="lower right")
+    note = f"mean ± standard error, {seeds} seeds" if seeds > 1 else None
+    top.legend(title=note, frameon=False, loc="lower right", alignment="right", title_fontproperties={"size": "small"})
     if schedule is not None and below is not None:
         at = np.linspace(0, num_steps, 201)
         weight = [schedule.at(step, num_steps) for step in at]

@@ -178,7 +178,13 @@ def test_modules_import_only_what_stands_below_them():
         if path.name == "__init__.py":
             continue
         name = ".".join(["lightning_transfer", *path.relative_to(root).with_suffix("").parts])
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        assert not {"faiss", "timm", "matplotlib", "optuna"} & {
+            (node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom | ast.Import)
+        }, f"{name} loads a heavy dependency before it is used"
+        for node in ast.walk(tree):
             if not isinstance(node, ast.ImportFrom | ast.Import):
                 continue
             for imported in [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]:
