@@ -81,11 +81,9 @@ def _soft(forward, mix):
             class_path: lightning_transfer.SoftFinetuning
             init_args:
               source:
-                class_path: lightning_transfer.SourceTask
-                init_args:
-                  dataset: {{class_path: tests.methods.SourceData}}
-                  num_classes: {toys.SOURCE_CLASSES}
-                  forward: {forward}
+                dataset: {{class_path: tests.methods.SourceData}}
+                num_classes: {toys.SOURCE_CLASSES}
+                forward: {forward}
               weight: {{start: 1.0, shape: cosine, until_steps: {UNTIL}}}
               mix: {mix}
         """,

@@ -27,13 +27,11 @@ def wrapped(**children):
         ("convnext_atto", "model.head.fc"),
         ("mobilenetv3_small_050", "model.classifier"),
         ("efficientnet_b0", "model.classifier"),
-        ("densenet121", "model.classifier"),
         ("regnetx_002", "model.head.fc"),
     ],
 )
 def test_timm_models_are_asked(name, path):
-    with torch.device("meta"):
-        module = wrapped(model=timm.create_model(name))
+    module = wrapped(model=timm.create_model(name))
     assert find_head(module).path == path
 
 

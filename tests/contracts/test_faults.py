@@ -172,6 +172,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # SequentialLR's own, in older torch
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_gives_the_rates_of_a_run_without_us(name):
     class Scheduled(LitToy):

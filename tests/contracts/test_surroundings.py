@@ -59,16 +59,20 @@ def test_every_pair_composes_or_is_refused_by_name(first, second):
 
 
 @each_method
-def test_beside_early_stopping_checkpoints_and_the_learning_rate_finder(method, tmp_path):
-    beside = [
-        EarlyStopping("val_loss", patience=0),
-        ModelCheckpoint(tmp_path, monitor="val_loss"),
-        LearningRateFinder(num_training_steps=4, update_attr=False),
-    ]
-    runner = toys.trainer([method.callback(), *beside], enable_checkpointing=True, max_epochs=3)
+@pytest.mark.parametrize(
+    "beside",
+    [
+        lambda folder: [EarlyStopping("val_loss", patience=0), ModelCheckpoint(folder, monitor="val_loss")],
+        lambda folder: [LearningRateFinder(num_training_steps=4, update_attr=False)],
+    ],
+    ids=["early-stopping-and-checkpoints", "learning-rate-finder"],
+)
+def test_beside_lightnings_own(method, beside, tmp_path):
+    others = beside(tmp_path)
+    runner = toys.trainer([method.callback(), *others], enable_checkpointing=len(others) > 1, max_epochs=3)
     module = LitToy()
     runner.fit(module, toys.target_loader(), toys.target_loader())
-    assert list(tmp_path.glob("*.ckpt"))
+    assert runner.global_step > 6
     assert list(module.state_dict()) == list(LitToy().state_dict())
 
 

@@ -4,6 +4,7 @@ import contextlib
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 from tests import toys
 
@@ -46,8 +47,8 @@ def train(
                 continue
             rows = slice(number * batch_size, (number + 1) * batch_size)
             weight = max(0.0, 1.0 - step / until)
-            precision = torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if bf16 else contextlib.nullcontext()
-            with precision:
+            # Lightning's own context: whether it caches casts, and so where gradients are rounded, depends on its version
+            with MixedPrecision("bf16-mixed", "cpu").forward_context() if bf16 else contextlib.nullcontext():
                 source = [queue.pop(0) for _ in range(batch_size)] if weight else []
                 if source and forward == "joint":
                     both = net.features(torch.cat([target_images[rows], source_images[source]]))
