@@ -20,7 +20,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "Did you mean 'linear'? Known: 'cosine', 'linear'."
     """
     names = list(known)
+    last = {known.rpartition(".")[2]: known for known in reversed(names)}  # a dotted path is often given in part
     close = difflib.get_close_matches(name, names, n=1)
+    close = [last[name]] if name in last else close
     guess = f"Did you mean {close[0]!r}? " if close else ""
     return f"{guess}Known: {', '.join(map(repr, names))}."
 

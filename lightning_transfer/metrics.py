@@ -18,7 +18,8 @@ class GeneralDiscrimination(Metric):
     General discrimination is the concept of soft fine-tuning's paper (arXiv 1909.02236); this measure of it is ours:
     each image is classified by the majority among its k nearest others by cosine similarity, the nearer class winning
     a tie. The result is the same however images are split over batches and processes: rows are put in one order
-    before they are compared, and identical rows of one class, such as a distributed sampler's padding, count once.
+    before they are compared. A distributed sampler pads with images that are there already; give `indices`, and each
+    counts once.
 
     Memory: the features, up to `limit` images in float32, and one block of similarities.
 
@@ -41,6 +42,7 @@ class GeneralDiscrimination(Metric):
     full_state_update = False
     features: list[Tensor]
     labels: list[Tensor]
+    indices: list[Tensor]
 
     def __init__(self, *, k: int = 5, limit: int = 50_000, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -50,13 +52,15 @@ class GeneralDiscrimination(Metric):
         self.limit = limit
         self.add_state("features", default=[], dist_reduce_fx="cat")
         self.add_state("labels", default=[], dist_reduce_fx="cat")
+        self.add_state("indices", default=[], dist_reduce_fx="cat")
 
-    def update(self, features: Tensor, labels: Tensor) -> None:
+    def update(self, features: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
         """Add images.
 
         Args:
             features: (batch, width), of any float type.
             labels: (batch,) class indices.
+            indices: (batch,) which images of the dataset these are; one that comes again is left out.
         """
         if features.ndim != 2 or labels.shape != features.shape[:1] or labels.is_floating_point():
             raise TransferConfigError(
@@ -73,10 +77,11 @@ class GeneralDiscrimination(Metric):
             )
         self.features.append(features.detach().float())
         self.labels.append(labels.detach())
+        self.indices.append(torch.full_like(labels, -1) if indices is None else indices.to(labels))
 
     def compute(self) -> Tensor:
         """The share of images whose k nearest others vote for their class."""
-        features, labels = _in_one_order(_joined(self.features), _joined(self.labels))
+        features, labels = _in_one_order(_joined(self.features), _joined(self.labels), _joined(self.indices))
         if len(features) <= self.k:
             raise TransferConfigError(f"k={self.k} needs more than {self.k} different images; found {len(features)}.")
         features = torch.nn.functional.normalize(features.double(), dim=1)
@@ -99,12 +104,14 @@ def _joined(state: Tensor | list[Tensor]) -> Tensor:
     return torch.cat(state)
 
 
-def _in_one_order(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct rows in an order that only their own values decide."""
-    rows = torch.cat([features, labels[:, None].to(features.dtype)], dim=1).cpu().numpy()
-    _, first = np.unique(rows, axis=0, return_index=True)
-    order = torch.from_numpy(first).to(features.device)
-    return features[order], labels[order]
+def _in_one_order(features: Tensor, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in an order that only their own values decide; of those with one index the first."""
+    rows = torch.cat([indices[:, None], labels[:, None], features.double()], dim=1).cpu().numpy()
+    order = np.lexsort(rows.T[::-1])
+    index = rows[order, 0]
+    is_again = np.concatenate([[False], (index[1:] == index[:-1]) & (index[1:] >= 0)])
+    kept = torch.from_numpy(order[~is_again]).to(features.device)
+    return features[kept], labels[kept]
 
 
 def _majority(votes: Tensor) -> Tensor:

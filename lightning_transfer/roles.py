@@ -61,16 +61,19 @@ def out_width(head: nn.Module) -> int:
     return int(last.out_features if isinstance(last, nn.Linear) else last.out_channels)  # type: ignore[arg-type]
 
 
-def find_head(module: nn.Module, head: str = "auto", probe: Callable[[], object] | None = None) -> Head:
+def find_head(
+    module: nn.Module, head: str = "auto", *, probe: Callable[[], object] | None = None, narrow: bool = True
+) -> Head:
     """Find the head of a user's network.
 
     `"auto"` asks timm's `get_classifier()`, then looks for the usual names (fc, classifier, head, heads), then takes
-    the last Linear that `probe` reaches. A container of several layers is narrowed to its last Linear.
+    the last Linear that `probe` reaches.
 
     Args:
         module: the user's module.
         head: a dotted path, or "auto".
         probe: runs the module on an example.
+        narrow: whether a container of several layers is narrowed to its last Linear.
 
     Raises:
         TransferConfigError: nothing is found, or several candidates are; the message lists them.
@@ -85,13 +88,29 @@ def find_head(module: nn.Module, head: str = "auto", probe: Callable[[], object]
         return _named(module, head)
     for found in (_timm_classifiers(module), _usual_names(module)):
         if len(found) == 1:
-            return _narrowed(found[0])
+            chosen = _narrowed(found[0]) if narrow else found[0]
+            _check_is_last(module, chosen, probe)
+            return chosen
         if found:
-            raise _ambiguous(module, [candidate.path for candidate in found])
+            raise _ambiguous(module, [candidate.path for candidate in found], likely=found[0].path)
     reached = _last_linear(module, probe) if probe else None
     if reached is None:
-        raise _ambiguous(module, [name for name, layer in linear_layers(module) if isinstance(layer, nn.Linear)])
+        names = [name for name, layer in linear_layers(module) if isinstance(layer, nn.Linear)]
+        raise _ambiguous(module, names, likely=names[-1] if names else "")
     return reached
+
+
+def _check_is_last(module: nn.Module, chosen: Head, probe: Callable[[], object] | None) -> None:
+    """Raise where another Linear takes what the chosen head gives: then it is a hidden layer with a head's name."""
+    inside = {id(layer) for _, layer in linear_layers(chosen.module)}
+    takes_its_output = [
+        name
+        for name, layer in linear_layers(module)
+        if isinstance(layer, nn.Linear) and id(layer) not in inside and layer.in_features == out_width(chosen.module)
+    ]
+    last = _last_linear(module, probe) if takes_its_output and probe else None
+    if last is not None and last.path in takes_its_output:
+        raise _ambiguous(module, [chosen.path, last.path], likely=last.path)
 
 
 def _named(module: nn.Module, path: str) -> Head:
@@ -167,15 +186,15 @@ def _last_linear(module: nn.Module, probe: Callable[[], object]) -> Head | None:
     return reached[-1] if reached else None
 
 
-def _ambiguous(module: nn.Module, candidates: list[str]) -> TransferConfigError:
+def _ambiguous(module: nn.Module, candidates: list[str], *, likely: str) -> TransferConfigError:
     if not candidates:
         children = ", ".join(name for name, _ in module.named_children()) or "no submodules"
         return TransferConfigError(
-            f"No classifier found in {type(module).__name__}. It has: {children}. Build the network in __init__, "
-            "or name the head: head='path.to.linear'."
+            f"No classifier found in {type(module).__name__}, which has: {children}. A source task needs a network "
+            "that ends in a Linear layer, one row an image; detectors and per-pixel heads are not supported."
         )
     return TransferConfigError(
-        f"The head of {type(module).__name__} is ambiguous: {', '.join(candidates)}. Pass one: head={candidates[-1]!r}."
+        f"The head of {type(module).__name__} is ambiguous: {', '.join(candidates)}. Pass one: head={likely!r}."
     )
 
 

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count, check_number
 
 ShapeName: TypeAlias = Literal["linear", "cosine", "exponential", "step"]
-Shape: TypeAlias = Callable[[float], float] | ShapeName
+Shape: TypeAlias = ShapeName | Callable[[float], float]  # in this order: else jsonargparse cannot write a name
 
 DECAY = 5.0  # ours: the exponential shape falls by e^-5 before it is shifted to end at exactly 0
 
@@ -46,7 +46,7 @@ def anneal(
         return end
     if progress <= 0:
         return start
-    if isinstance(shape, str):
+    if not callable(shape):
         check_choice("shape", shape, SHAPES)
         shape = SHAPES[shape]
     return end + (start - end) * shape(progress / until)
@@ -61,8 +61,8 @@ class Schedule:
         end: value from `until` on, exactly.
         shape: "linear", "cosine", "exponential", "step", or a function of [0, 1] that falls from 1 to 0.
         until: the share of training at which `end` is reached.
-        until_steps: the optimizer step at which `end` is reached, in place of a share: for training without a
-            known end.
+        until_steps: the optimizer step at which `end` is reached, in place of the share `until`: for training
+            without a known end, or one that may be made longer.
 
     Raises:
         TransferConfigError: a value is out of range, or the shape is not known or leaves [0, 1].
@@ -88,14 +88,12 @@ class Schedule:
             )
         if self.until_steps is not None:
             check_count("until_steps", self.until_steps, least=1)
-        if isinstance(self.shape, str):
+            if self.until != Schedule.until:
+                raise TransferConfigError("Pass until= or until_steps=, not both.")
+        if callable(self.shape):
+            _check_falls(self.shape)
+        else:
             check_choice("shape", self.shape, SHAPES)
-            return
-        outside = [u / 100 for u in range(101) if not 0 <= self.shape(u / 100) <= 1]
-        if outside:
-            raise TransferConfigError(
-                f"shape({outside[0]}) is {self.shape(outside[0])}; a shape maps [0, 1] into [0, 1], from 1 down to 0."
-            )
 
     def __call__(self, progress: float) -> float:
         """The value when `progress` (0 to 1) of training is done."""
@@ -108,6 +106,19 @@ class Schedule:
 
     def at(self, step: float, num_steps: float) -> float:
         """The value at an optimizer step of a training of `num_steps` steps."""
-        if self.until_steps is not None:
-            return self(self.until * step / self.until_steps)
-        return self(step / num_steps)
+        if self.until_steps is None:
+            return self(step / num_steps)
+        return self.end if step >= self.until_steps else self(self.until * step / self.until_steps)
+
+
+def _check_falls(shape: Callable[[float], float]) -> None:
+    """Raise unless a function falls from 1, within [0, 1], as far as 101 points of it tell."""
+    values = [shape(u / 100) for u in range(101)]
+    for u, value in enumerate(values):
+        check_number(f"shape({u / 100})", value, most=1)
+    rising = next((u for u in range(100) if values[u + 1] > values[u]), None)
+    if values[0] != 1 or rising is not None:
+        where = (
+            f"shape(0) is {values[0]:g}" if rising is None else f"shape({rising / 100}) < shape({(rising + 1) / 100})"
+        )
+        raise TransferConfigError(f"{where}; a shape falls from 1 at the start, as lambda u: (1 - u) ** 2 does.")

@@ -39,8 +39,16 @@ def test_batches_and_order_change_nothing():
 
 def test_padding_of_a_distributed_sampler_counts_once():
     features, labels = clustered()
-    padded = torch.cat([features, features[:9]]), torch.cat([labels, labels[:9]])
-    assert measure(*padded) == measure(features, labels)
+    indices = torch.arange(len(labels)) + 2**25  # beyond what float32 can tell apart
+    again = torch.cat([torch.arange(len(labels)), torch.arange(9)])
+    metric = lt.metrics.GeneralDiscrimination(k=3)
+    metric.update(features[again], labels[again], indices[again])
+    assert metric.compute().item() == measure(features, labels) != measure(features[again], labels[again])
+
+
+def test_features_that_have_collapsed_tell_nothing_apart():
+    labels = torch.arange(4).repeat_interleave(10)
+    assert measure(torch.ones(40, 3), labels, k=1) <= 0.5
 
 
 def test_blocks_change_nothing(monkeypatch):

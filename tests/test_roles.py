@@ -74,11 +74,12 @@ def test_the_last_linear_that_runs_is_taken_and_the_module_is_as_before():
         (
             wrapped(student=ToyNet(), teacher=ToyNet()),
             "auto",
-            "ambiguous: student.fc, teacher.fc. Pass one: head='teacher.fc'",
+            "ambiguous: student.fc, teacher.fc. Pass one: head='student.fc'",
         ),
         (wrapped(a=nn.Linear(2, 2), b=nn.Linear(2, 2)), "auto", "ambiguous: a, b. Pass one"),
         (wrapped(encoder=nn.Conv2d(3, 3, 3), pool=nn.AvgPool2d(2)), "auto", "No classifier found.*encoder, pool"),
         (wrapped(model=ToyNet()), "model.fcc", "Did you mean 'model.fc'?"),
+        (wrapped(model=ToyNet()), "fc", "Did you mean 'model.fc'?"),
         (wrapped(model=ToyNet()), "model.bn", "BatchNorm2d without a Linear layer"),
         (
             wrapped(model=timm.create_model("deit_tiny_distilled_patch16_224", img_size=32)),
@@ -90,6 +91,30 @@ def test_the_last_linear_that_runs_is_taken_and_the_module_is_as_before():
 def test_what_is_unclear_lists_the_candidates(module, head, message):
     with pytest.raises(lt.TransferConfigError, match=message):
         find_head(module, head)
+
+
+class HiddenFc(nn.Module):
+    """A hidden layer with a head's name."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.out = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.out(self.fc(x).relu())
+
+
+def test_a_hidden_layer_with_a_heads_name_is_no_head():
+    module = wrapped(net=HiddenFc())
+    with pytest.raises(lt.TransferConfigError, match=r"ambiguous: net.fc, net.out. Pass one: head='net.out'"):
+        find_head(module, probe=lambda: module.net(torch.rand(1, 4)))
+    assert find_head(module, "net.out").path == "net.out"
+
+
+@pytest.mark.parametrize(("narrow", "path"), [(True, "net.classifier.1"), (False, "net.classifier")])
+def test_a_container_is_narrowed_or_taken_whole(narrow, path):
+    module = wrapped(net=wrapped(body=nn.Linear(2, 2), classifier=nn.Sequential(nn.Dropout(), nn.Linear(2, 3))))
+    assert find_head(module, narrow=narrow).path == path
 
 
 def test_parts_of_ours_are_no_candidates():

@@ -39,6 +39,12 @@ def test_steps_and_shares_meet():
     assert by_share.at(29, 100) > 0
 
 
+@pytest.mark.parametrize("until_steps", range(1, 200))
+def test_until_steps_ends_at_that_step_exactly(until_steps):
+    weight = lt.Schedule(until_steps=until_steps)
+    assert weight.at(until_steps - 1, 1) > 0 == weight.at(until_steps, 1)
+
+
 def test_a_constant_is_exactly_constant():
     assert {lt.Schedule(0.3, 0.3, shape=shape)(p / 7) for shape in SHAPES for p in range(8)} == {0.3}
 
@@ -56,7 +62,11 @@ def test_a_constant_is_exactly_constant():
         ({"until_steps": 0}, "until_steps=0"),
         ({"until_steps": 1.5}, "whole number"),
         ({"until_steps": True}, "until_steps=True"),
-        ({"shape": lambda u: 1 - 2 * u}, r"shape\(0.51\) is"),
+        ({"shape": lambda u: 1 - 2 * u}, r"shape\(0.51\)=-0.02"),
+        ({"shape": lambda u: u}, r"shape\(0.0\) < shape\(0.01\); a shape falls from 1"),
+        ({"shape": lambda u: 0.5}, r"shape\(0\) is 0.5"),
+        ({"shape": lambda u: "a"}, r"shape\(0.0\)='a'"),
+        ({"until": 0.3, "until_steps": 10}, "not both"),
     ],
 )
 def test_what_cannot_be_right_is_refused_at_construction(options, message):

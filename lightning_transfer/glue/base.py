@@ -4,7 +4,6 @@ import importlib
 import logging
 import sys
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core import rank_zero
@@ -12,7 +11,8 @@ from lightning_utilities.core import rank_zero
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import checkpoints, optimizers
 from lightning_transfer.glue.dispatcher import StepDispatcher
-from lightning_transfer.glue.source_term import SourceTerm
+from lightning_transfer.glue.part import TransferPart
+from lightning_transfer.glue.standin import Afterwards, StandIn
 from lightning_transfer.glue.trainer import check_supported, say
 
 
@@ -24,9 +24,9 @@ def _callback_classes() -> tuple[type, ...]:
         log, level = rank_zero.log, logging.getLogger(package).level
         try:
             found.append(importlib.import_module(name).Callback)
-        except ModuleNotFoundError as error:
-            if error.name != package:
-                raise
+        except ImportError as error:
+            if error.name != package and not found:
+                raise  # the one namespace there is does not load; a second one that does not is not in use
         if len(found) > 1:  # the second namespace has taken over where the first one logs, and with what level
             rank_zero.log = log
             logging.getLogger(package).setLevel(level or logging.INFO)
@@ -48,15 +48,16 @@ COPYING_CALLBACKS = {"WeightAveraging", "StochasticWeightAveraging"}
 class TransferCallback(_AnyCallback):
     """A part that joins the user's module for the length of a fit and leaves it as it was found; abstract.
 
-    The part is attached in `setup`, before optimizers and DDP exist, or, where the network is built only later, right
-    behind `configure_model`. A run's part is its own: a Trainer that starts at step 0 gets a fresh one.
+    The part joins in `setup`, before optimizers and DDP exist, or, where the network is built only later, right behind
+    `configure_model`. It reaches into the network when the optimizers are made, the last moment at which the user may
+    have replaced a layer. A run's part is its own: a Trainer that starts at step 0 gets a fresh one.
     """
 
-    part: SourceTerm | None = None
-    _restored: dict[str, Any] | None = None
+    part: TransferPart | None = None
+    _stand_ins: tuple[StandIn, ...] = ()
 
     @abstractmethod
-    def make_part(self, module: Any) -> SourceTerm:
+    def make_part(self, module: Any) -> TransferPart:
         """What this callback adds to a user's module."""
 
     @property
@@ -65,7 +66,7 @@ class TransferCallback(_AnyCallback):
         return f"{checkpoints.KEY}_{type(self).__name__}"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Attach, when the stage is fit."""
+        """Join, when the stage is fit."""
         if stage != "fit":
             return
         check_supported(trainer)
@@ -75,22 +76,28 @@ class TransferCallback(_AnyCallback):
                 "lightning_transfer.SourceTaskMixin and call self.joint_loss(loss) in front of manual_backward."
             )
         try:
-            self._attach(trainer, pl_module)
+            self._join(trainer, pl_module)
         except TransferConfigError:
             if not _is_built_later(pl_module):
                 raise
             self._check_before_copies(trainer, late=True)
-            _once_after_configure_model(pl_module, lambda: self._attach(trainer, pl_module))
+            late = Afterwards(pl_module, "configure_model", lambda _: self._join(trainer, pl_module))
+            self._stand_ins = (late,)
 
-    def _attach(self, trainer: Any, module: Any) -> None:
+    def _join(self, trainer: Any, module: Any) -> None:
         self._check_before_copies(trainer, late=False)
         if self.part is None or trainer.global_step == 0:
             self.part = self.make_part(module)
-            self._restored = None
-        say(trainer, f"{type(self).__name__}: the source task joins at head {self.part.head_path!r}.")
-        setattr(module, self.part_name, checkpoints.TrainingOnly(type(self).__name__, self.part))
-        self.part.attach(module)
-        StepDispatcher.add(module, self.part_name, self.part)
+        part = self.part
+        say(trainer, f"{type(self).__name__}: {part.introduction}")
+        setattr(module, self.part_name, checkpoints.TrainingOnly(type(self).__name__, part))
+        StepDispatcher.add(module, self.part_name, part)
+
+        def with_optimizers(made: Any) -> None:
+            optimizers.join(module, made, self.part_name, part, beside=part.beside)
+            part.attach(module)
+
+        self._stand_ins += (Afterwards(module, "configure_optimizers", with_optimizers),)
 
     def _check_before_copies(self, trainer: Any, *, late: bool) -> None:
         callbacks = trainer.callbacks
@@ -102,47 +109,39 @@ class TransferCallback(_AnyCallback):
                 f"{type(copying[0]).__name__} copies the module before {type(self).__name__} has joined it. {advice}."
             )
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Bring the part's parameters into the user's optimizer, before its state is restored."""
-        assert self.part is not None  # attached in setup or configure_model
-        added = optimizers.join(trainer, self.part_name, self.part)
-        if added:
-            say(trainer, f"{type(self).__name__}: {len(added)} parameters join the optimizer's first group.")
-        self.part.check_effect(trainer, pl_module)
-
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check what only now is known: how long training takes."""
-        assert self.part is not None
-        self.part.check_length(trainer)
+        """Check what only now is known, such as how long training takes."""
+        assert self.part is not None  # joined in setup or behind configure_model
+        self.part.check(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the module as it was found."""
-        self._detach(pl_module)
+        self._leave(pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """The same after a crash or Ctrl-C, when Lightning calls no teardown."""
-        self._detach(pl_module)
+        self._leave(pl_module)
 
-    def _detach(self, module: Any) -> None:
-        StepDispatcher.remove(module, self.part_name)
+    def _leave(self, module: Any) -> None:
+        for stand_in in reversed(self._stand_ins):
+            stand_in.remove()
+        self._stand_ins = ()
+        StepDispatcher.discard(module, self.part_name)
         if self.part is not None:
             self.part.detach()
         if hasattr(module, self.part_name):
             delattr(module, self.part_name)
 
     def state_dict(self) -> dict[str, Any]:
-        """The part's weights and its place in the stream of source images."""
+        """The part's weights and what else its run needs."""
         if self.part is None:
-            return self._restored or {}
+            return {}
         return {checkpoints.KEY: checkpoints.stamp(), "part": dict(self.part.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state."""
-        if not state_dict:
-            return
-        checkpoints.check_stamp(state_dict[checkpoints.KEY])
-        self._restored = state_dict
-        if self.part is not None:
+        """Go on from a state; outside of fit there is nothing to go on with."""
+        if state_dict and self.part is not None:
+            checkpoints.check_stamp(state_dict[checkpoints.KEY])
             self.part.load_state_dict(state_dict["part"])
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -150,7 +149,18 @@ class TransferCallback(_AnyCallback):
         checkpoints.hide_optimizer_states(trainer.optimizers, checkpoint)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Put them back."""
+        """Put them back.
+
+        Raises:
+            TransferConfigError: the checkpoint is of a run without this callback.
+        """
+        if not hasattr(pl_module, self.part_name):
+            return
+        if not checkpoint.get("callbacks", {}).get(self.state_key):
+            raise TransferConfigError(
+                f"This checkpoint was written without {type(self).__name__}, so its run cannot go on with it. "
+                f"{checkpoints.BEGIN_ANEW}"
+            )
         owners = {type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, TransferCallback)}
         checkpoints.unhide_optimizer_states(owners, checkpoint)
 
@@ -163,15 +173,3 @@ def _is_built_later(module: Any) -> bool:
         if cls.__module__.partition(".")[0] not in ("lightning", "pytorch_lightning")
     ]
     return any(hook in vars(cls) for cls in theirs for hook in ("setup", "configure_model"))
-
-
-def _once_after_configure_model(module: Any, then: Callable[[], None]) -> None:
-    """Run `then` behind the module's own configure_model, which Lightning calls last before devices and optimizers."""
-    own = module.configure_model
-
-    def configure_model() -> None:  # a plain function: Lightning asks its __code__ whether the hook is overridden
-        del module.configure_model
-        own()
-        then()
-
-    module.configure_model = configure_model

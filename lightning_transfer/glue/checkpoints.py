@@ -1,6 +1,7 @@
 """What a checkpoint may hold of ours: nothing that the user's plain class, or a run without us, would stumble over."""
 
 import os
+import pickle
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -13,6 +14,11 @@ from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.version import __version__
 
 KEY = "lightning_transfer"
+EXTRA = "_extra_state"  # the key that torch gives to what get_extra_state returns
+BEGIN_ANEW = (
+    "To begin a new run from its weights, load them and fit without ckpt_path: "
+    "trainer.fit(YourModule.load_from_checkpoint(path), ...)."
+)
 FORMAT = 1  # of what is written under KEY; raised when a reader of the old form would go wrong
 
 T = TypeVar("T")
@@ -60,8 +66,7 @@ def check_stamp(state: dict[str, Any]) -> None:
     if state["format"] != FORMAT:
         raise TransferConfigError(
             f"This checkpoint was written by lightning_transfer {state['version']} (format {state['format']}); this is "
-            f"{__version__} (format {FORMAT}). Install that version, or start anew from the weights: "
-            "lightning_transfer.strip_checkpoint(path, out)."
+            f"{__version__} (format {FORMAT}). Install that version. {BEGIN_ANEW}"
         )
 
 
@@ -78,8 +83,7 @@ def check_options(name: str, saved: dict[str, str], current: dict[str, str]) -> 
     ]
     if differences:
         raise TransferConfigError(
-            f"{name} resumes with other options: {'; '.join(differences)}. Give the old ones, or begin a new run from "
-            "the weights: lightning_transfer.strip_checkpoint(path, out)."
+            f"{name} resumes with other options: {'; '.join(differences)}. Give the old ones. {BEGIN_ANEW}"
         )
 
 
@@ -160,31 +164,48 @@ def unhide_optimizer_states(owners: set[str], checkpoint: dict[str, Any]) -> Non
 def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
     """Write a copy of a checkpoint without anything of this package in it.
 
-    What remains is the user's own run: the network, its optimizers, loops and callbacks. Read with weights_only,
-    written in one move.
+    What remains of a callback's run is the user's own: the network, its optimizers, loops and callbacks. Of a mixin's
+    run the weights remain, for a class without the mixin. Read with weights_only, written in one move.
 
     Args:
         path: the checkpoint.
         out: where the copy goes.
 
     Raises:
-        TransferConfigError: the file is no Lightning checkpoint.
+        TransferConfigError: the file is no Lightning checkpoint, or holds more than plain data.
     """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise TransferConfigError(f"{path} is no Lightning checkpoint: it has no 'state_dict'.")
-    callbacks = checkpoint.get("callbacks", {})
-    ours = [key for key, state in callbacks.items() if isinstance(state, dict) and KEY in state]
-    if not ours and KEY not in checkpoint:
-        warnings.warn(
-            f"{path} holds nothing of lightning_transfer; {out} is a plain copy.", NoEffectWarning, stacklevel=2
-        )
+    checkpoint = _read(path)
+    weights, callbacks = checkpoint["state_dict"], checkpoint.get("callbacks", {})
+    parts = [key.removesuffix(EXTRA) for key, state in weights.items() if key.endswith(EXTRA) and _is_ours(state)]
+    ours = [key for key, state in callbacks.items() if _is_ours(state.get(KEY) if isinstance(state, dict) else None)]
+    if not (parts or ours or KEY in checkpoint):
+        warnings.warn(f"{path} holds nothing of lightning_transfer: copied as it is.", NoEffectWarning, stacklevel=2)
     checkpoint.pop(KEY, None)
     for key in ours:
         del callbacks[key]
+    for key in [key for key in weights if key.startswith(tuple(parts))]:
+        del weights[key]
     part = Path(out).with_name(Path(out).name + ".part")
     torch.save(checkpoint, part)
     os.replace(part, out)
+
+
+def _is_ours(state: Any) -> bool:
+    return isinstance(state, dict) and state.keys() >= stamp().keys()
+
+
+def _read(path: str | os.PathLike[str], *, weights_only: bool = True) -> dict[str, Any]:
+    """A Lightning checkpoint on the CPU."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        raise TransferConfigError(
+            f"{path} is no checkpoint, or holds more than tensors and plain data, often hyperparameters such as "
+            "a Path. If you trust it, allow its classes: torch.serialization.add_safe_globals([...])."
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise TransferConfigError(f"{path} is no Lightning checkpoint: it has no 'state_dict'.")
+    return checkpoint
 
 
 def load_from_checkpoint(cls: type[T], path: str | os.PathLike[str], **kwargs: Any) -> T:
@@ -193,12 +214,12 @@ def load_from_checkpoint(cls: type[T], path: str | os.PathLike[str], **kwargs: A
     Args:
         cls: the user's LightningModule class.
         path: the checkpoint.
-        kwargs: handed to `cls.load_from_checkpoint`.
+        kwargs: handed to `cls.load_from_checkpoint`; `weights_only=False` is for files that you trust.
 
     Raises:
-        TransferConfigError: the checkpoint is in a form of another version.
+        TransferConfigError: the checkpoint is in a form of another version, or is none.
     """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    checkpoint = _read(path, weights_only=kwargs.get("weights_only") is not False)
     if KEY in checkpoint:
         check_stamp(checkpoint[KEY])
     loaded: T = cls.load_from_checkpoint(path, **kwargs)  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """New parameters reach the user's optimizer, or an error says which line to change."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,37 +13,59 @@ def _held(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
     return {id(param) for optimizer in optimizers for group in optimizer.param_groups for param in group["params"]}
 
 
-def join(trainer: Any, name: str, part: nn.Module) -> list[str]:
-    """Put the parameters of a new part that no optimizer holds into the first group of the user's optimizer.
+def join(module: Any, made: Any, name: str, part: nn.Module, *, beside: str | None) -> None:
+    """Put the parameters of a new part that no optimizer holds into a group of the user's optimizer.
 
     A group that exists keeps every scheduler right; a group added late breaks most of them.
 
     Args:
-        trainer: a Trainer whose optimizers exist and are not restored yet.
-        name: the part's name in the user's module.
+        module: the user's module.
+        made: what its configure_optimizers returned.
+        name: the part's name in the module.
         part: the new part.
-
-    Returns:
-        The names of the parameters that had to be added.
+        beside: the path of the module whose group, and so whose learning rate, the part shares; if None, or in no
+            group, the first group.
 
     Raises:
-        TransferConfigError: there is no optimizer, or several, or LBFGS.
+        TransferConfigError: there is no optimizer, or LBFGS.
     """
-    optimizers = trainer.optimizers
+    optimizers = list(_optimizers_in(made))
+    check_kind(optimizers)
+    held = _held(optimizers)
+    missing = {f"{name}.{key}": param for key, param in part.named_parameters() if id(param) not in held}
+    if not missing:
+        return
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    neighbors = {id(param) for param in module.get_submodule(beside).parameters()} if beside else set()
+    group = next((group for group in groups if neighbors & {id(param) for param in group["params"]}), groups[0])
+    group["params"].extend(missing.values())
+    if "param_names" in group:
+        group["param_names"].extend(missing)
+
+
+def _optimizers_in(made: Any) -> Iterable[torch.optim.Optimizer]:
+    """Every optimizer in what configure_optimizers may return: one, lists, dictionaries, and lists of those."""
+    if isinstance(made, torch.optim.Optimizer):
+        yield made
+    elif isinstance(made, dict):
+        yield from _optimizers_in(made.get("optimizer"))
+    elif isinstance(made, list | tuple):
+        for item in made:
+            yield from _optimizers_in(item)
+
+
+def check_kind(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Refuse optimizers under which a loss term would be wrong.
+
+    Raises:
+        TransferConfigError: there is none, or LBFGS.
+    """
     if not any(optimizer.param_groups for optimizer in optimizers):
         raise TransferConfigError("configure_optimizers returns no optimizer, so nothing would be trained. Return one.")
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
         raise TransferConfigError(
             "LBFGS runs the training step several times a batch, with new source images each time. Use SGD or AdamW."
         )
-    held = _held(optimizers)
-    missing = {f"{name}.{key}": param for key, param in part.named_parameters() if id(param) not in held}
-    if missing:
-        group = optimizers[0].param_groups[0]
-        group["params"].extend(missing.values())
-        if "param_names" in group:
-            group["param_names"].extend(missing)
-    return list(missing)
 
 
 def check_held(trainer: Any, part: nn.Module) -> None:

@@ -1,37 +1,40 @@
 """The source loss as a term of somebody's training step: on which images, how much, and from where after a resume."""
 
+import copy
 import math
 import warnings
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import default_collate
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.checkpoints import check_options, check_stamp, stamp, sum_of_zeros
+from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import (
-    check_ends_within,
+    check_supported,
     current_value,
     is_log_due,
     log,
     say,
+    schedule_length,
     to_device,
     train_batch_size,
 )
 from lightning_transfer.methods.soft.functional import joint_loss
 from lightning_transfer.roles import find_head, out_width
 from lightning_transfer.schedules import Schedule
-from lightning_transfer.source.passes import SourcePass
+from lightning_transfer.source.passes import SourcePass, trains_before
 from lightning_transfer.source.stream import SourceStream, load, seeded
-from lightning_transfer.source.task import SourceTask, structure
+from lightning_transfer.source.task import SourceTask, name_of, structure
 
 UNTRAINED = 0.9  # of the loss of guessing: a kept head that starts above does not know these labels
 UNNORMALISED = 32.0  # pixel values beyond any normalisation's
 
 
-class SourceTerm(nn.Module):
+class SourceTerm(TransferPart):
     """One run's source task: its head, its stream, and the loss that it adds to a step.
 
     Args:
@@ -42,8 +45,6 @@ class SourceTerm(nn.Module):
         head: where the target head sits, or "auto".
     """
 
-    is_transfer_part = True
-
     def __init__(
         self, source: SourceTask, module: Any, *, weight: Schedule, mix: Literal["add", "convex"], head: str = "auto"
     ) -> None:
@@ -51,50 +52,66 @@ class SourceTerm(nn.Module):
         self.source = source
         self.weight = weight
         self.mix = mix
-        target_head = find_head(module, head, probe=lambda: self._probe(module))
+        target_head = find_head(module, head, probe=lambda: self._probe(module), narrow=not source.keeps_container)
         self.head_path = target_head.path
         self.head = source.make_head(target_head.module, target_head.path)
+        self.loss = copy.deepcopy(source.loss)  # where it is a module with buffers, it moves to the device with us
         self.num_classes = out_width(self.head)
-        self.batch_size = source.batch_size
         self._stream: SourceStream | None = None
         self._position = 0
         self._pass: SourcePass | None = None
         self._drawn: tuple[Tensor, Tensor, Tensor] | None = None
-        self._is_over = False  # whether the weight has reached 0 for the rest of this fit
-        if not weight.is_constant or weight.start:
-            self._check_labels()
+        self._over_since: int | None = None  # the step from which the weight is 0 for good
+        self._num_steps: float | None = None  # of the training that the weight was laid out over
+        self._saved_options: dict[str, str] | None = None
+        if weight.start or weight.end:
+            source.check_all_labels(self.num_classes)
 
-    def _example(self) -> Any:
-        with seeded(self.source.seed, 0):
-            return default_collate([load(self.source.dataset, 0)])
+    @property
+    def introduction(self) -> str:
+        """Where the source head went."""
+        return f"the source task joins at head {self.head_path!r}."
+
+    @property
+    def beside(self) -> str | None:
+        """A new head learns as fast as the user's new head, a pretrained one as the body."""
+        return self.head_path if self.source.head is None else None
 
     def _probe(self, module: Any) -> None:
-        images, _ = self.source.unpack(self._example())
+        with seeded(self.source.seed, 0):
+            images, _ = self.source.unpack(default_collate([load(self.source.dataset, 0)]))
         self.source.forward(module, images) if callable(self.source.forward) else module(images)
-
-    def _check_labels(self) -> None:
-        self.source.check_all_labels(self.num_classes)
-        if self.source.has_class_labels and not self.source.batch_hooks:
-            _, labels = self.source.unpack(self._example())
-            self.source.check_labels(labels, self.num_classes, torch.zeros(len(labels), dtype=torch.int64))
 
     def attach(self, module: Any) -> None:
         """Listen at the head of the user's module."""
-        self._is_over = False
+        if self._pass is not None:
+            self._pass.remove()
         self._pass = SourcePass(self.source, module, find_head(module, self.head_path))
 
     def detach(self) -> None:
         """Let go of the user's module and of loader workers."""
         if self._pass is not None:
             self._pass.remove()
-        self._pass = None
-        self._drawn = None
-        self._close_stream()
+        self._pass = self._drawn = None
+        self._drop_stream()
 
-    def check_effect(self, trainer: Any, module: Any) -> None:
-        """Warn when no parameter that both tasks share is trained."""
-        heads = {id(param) for part in (self.head, module.get_submodule(self.head_path)) for param in part.parameters()}
-        if not optimizers.trains_any(trainer, (param for param in module.parameters() if id(param) not in heads)):
+    def check(self, trainer: Any) -> None:
+        """Raise or warn, at the start of training, on what only now is known."""
+        check_supported(trainer)
+        if self._saved_options is not None:
+            check_options("The source task", self._saved_options, self.describe())
+        num_steps = schedule_length(self.weight, trainer)
+        if self._num_steps not in (None, num_steps) and self._over_since is None:
+            raise TransferConfigError(
+                f"Training is now {num_steps:.0f} steps long, {self._num_steps:.0f} when this run began: the source "
+                "weight would jump. Keep the length, or from the start lay it out in steps: Schedule(until_steps=...)."
+            )
+        self._num_steps = num_steps
+        module = trainer.lightning_module
+        shared = trains_before(module, self.head_path)
+        if not optimizers.trains_any(
+            trainer, (param for param in shared if id(param) not in set(map(id, self.parameters())))
+        ):
             warnings.warn(
                 "No parameter in front of the head is trained, so the source task changes nothing of the target's. "
                 "In configure_optimizers give the optimizer self.parameters().",
@@ -102,13 +119,8 @@ class SourceTerm(nn.Module):
                 stacklevel=2,
             )
 
-    def check_length(self, trainer: Any) -> None:
-        """Raise at the start of training when the schedule cannot follow it."""
-        check_ends_within(self.weight, trainer)
-        current_value(self.weight, trainer)
-
     def begin(self, module: Any) -> None:
-        """In front of the user's step: let a joint pass take source images along."""
+        """Let a joint pass take source images along."""
         if self.source.forward == "joint" and self._weight(module.trainer):
             self._source_pass.arm(lambda: self._draw(module))
 
@@ -124,30 +136,40 @@ class SourceTerm(nn.Module):
             return joint_loss(loss, source_loss, weight=weight, mix=self.mix)
         return loss + sum_of_zeros(self.head) if trainer.world_size > 1 else loss
 
+    def end(self) -> None:
+        """Nothing of a step is left for the next one, or for a validation in between."""
+        if self._pass is not None:
+            self._pass.disarm()
+        self._drawn = None
+
     def _weight(self, trainer: Any) -> float:
-        """The step's weight; at 0 no pass is run, which would still move BatchNorm and the random state."""
-        if self._is_over:
+        """The step's weight; at 0 no pass is run, which would still move BatchNorm and the random state.
+
+        Once 0 for good it stays 0, also where training is made longer afterwards.
+        """
+        if self._over_since is not None and trainer.global_step >= self._over_since:
             return 0.0
+        self._over_since = None  # another training, which begins again
         weight = current_value(self.weight, trainer)
         if weight == self.weight.end == 0:
-            self._is_over = True
-            self._close_stream()
+            self._over_since = trainer.global_step
+            self._drop_stream()
         return weight
 
     def _loss(self, module: Any) -> Tensor:
         if self.source.forward == "joint":
-            features = self._source_pass.take()
+            features = self._source_pass.take(module)
             if features is None:
                 raise TransferConfigError(
-                    f"forward='joint': the step never ran the network that holds the head {self.head_path!r}. "
-                    "Use forward='separate'; in a mixin, call super().on_train_batch_start()."
+                    f"forward='joint': the step never ran the network that holds the head {self.head_path!r} with "
+                    "gradients. Use forward='separate'; in a mixin, call super().on_train_batch_start() and joint_loss "
+                    "once a step."
                 )
         else:
             features = self._source_pass.separate(module, self._draw(module))
         assert self._drawn is not None
         images, labels, indices = self._drawn
-        self._drawn = None
-        loss = self.source.loss(self.head(features), labels)
+        loss: Tensor = self.loss(self.head(features), labels)
         if loss.ndim:
             raise TransferConfigError(
                 f"The source loss has shape {tuple(loss.shape)}; expected a scalar, the mean over its images. "
@@ -162,28 +184,38 @@ class SourceTerm(nn.Module):
     def _draw(self, module: Any) -> Tensor:
         """Draw a source batch, onto the device, and give its images; labels wait until the pass is done."""
         trainer = module.trainer
-        if self.batch_size is None:
-            self.batch_size = train_batch_size(trainer)
         if self._stream is None:
-            optimizers.check_held(trainer, self)
-            self._stream = SourceStream(
-                self.source, batch_size=self.batch_size, rank=trainer.global_rank, num_ranks=trainer.world_size
-            )
-            self._stream.seek(self._position)
+            self._stream = self._open_stream(trainer)
         indices, samples = self._stream.next_batch()
         try:
             moved = to_device(trainer, samples, hooks=self.source.batch_hooks)
         except Exception as error:
-            error.add_note(
-                f"This happened while a source batch, {structure(samples)}, went through the batch-transfer hooks. "
-                "If they are not meant for it: SourceTask(batch_hooks=False)."
-            )
+            if self.source.batch_hooks:
+                error.add_note(
+                    f"This happened while a source batch, {structure(samples)}, went through the batch-transfer hooks. "
+                    "If they are not meant for it: SourceTask(batch_hooks=False)."
+                )
             raise
         images, labels = self.source.unpack(moved)
         if self.source.has_class_labels:
             self.source.check_labels(labels, self.num_classes, indices)
         self._drawn = images, labels, indices
         return images
+
+    def _open_stream(self, trainer: Any) -> SourceStream:
+        """A stream for this fit, now that it is sure to be used."""
+        optimizers.check_kind(trainer.optimizers)
+        optimizers.check_held(trainer, self)
+        size = self.source.batch_size or train_batch_size(trainer)
+        stream = SourceStream(self.source, batch_size=size, rank=trainer.global_rank, num_ranks=trainer.world_size)
+        stream.seek(self._position)
+        return stream
+
+    def _drop_stream(self) -> None:
+        if self._stream is not None:
+            self._position = self._stream.position
+            self._stream.close()
+            self._stream = None
 
     def _introduce(self, trainer: Any, loss: float, images: Tensor) -> None:
         """One line on the first source batch, and warnings on what looks wrong with it."""
@@ -194,8 +226,9 @@ class SourceTerm(nn.Module):
         )
         if self.source.head is not None and self.source.has_class_labels and loss > UNTRAINED * chance:
             warnings.warn(
-                f"The kept source head starts at a loss of {loss:.2f}, guessing has {chance:.2f}: it does not know "
-                "these labels. Give them in the order of its own training; a head of other labels wrecks the features.",
+                f"The kept source head starts at a loss of {loss:.2f}, where guessing has {chance:.2f}: hardly what a "
+                "pretrained classifier knows. Are the labels in the order of its training, the images normalised as "
+                "then, and was it taken out before reset_classifier?",
                 stacklevel=2,
             )
         largest = float(images.detach().abs().max())
@@ -212,40 +245,41 @@ class SourceTerm(nn.Module):
             raise TransferConfigError("The source task is not attached to a module. Run it in Trainer.fit.")
         return self._pass
 
-    def _close_stream(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-
     def describe(self) -> dict[str, str]:
         """Every option that decides what the run computes."""
         shape = self.weight.shape
         return {
             **self.source.describe(),
             "source classes": str(self.num_classes),
+            "head": self.head_path,
             "mix": self.mix,
             "weight": f"{self.weight.start:g} to {self.weight.end:g}",
-            "weight shape": shape if isinstance(shape, str) else getattr(shape, "__qualname__", type(shape).__name__),
+            "weight shape": shape if isinstance(shape, str) else name_of(shape),
             "weight until": f"step {self.weight.until_steps}" if self.weight.until_steps else f"{self.weight.until:g}",
         }
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a resumed run needs beside the head's weights."""
-        position = self._position if self._stream is None else self._stream.position
-        return {**stamp(), "position": position, "batch_size": self.batch_size, "options": self.describe()}
+        return {
+            **stamp(),
+            "position": self._position if self._stream is None else self._stream.position,
+            "over_since": self._over_since,
+            "num_steps": self._num_steps,
+            "options": self.describe(),
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Go on where a run was left.
+        """Go on where a run was left; whether the options still are its options is seen when training starts.
 
         Raises:
-            TransferConfigError: it was another version's run, or ran under other options.
+            TransferConfigError: it was another version's run.
         """
         check_stamp(state)
-        check_options("The source task", state["options"], self.describe())
-        self.batch_size = state["batch_size"]
+        self._drop_stream()
         self._position = state["position"]
-        self._is_over = False
-        if self._stream is not None:
-            self._stream.seek(self._position)
+        self._over_since = state["over_since"]
+        self._num_steps = state["num_steps"]
+        self._saved_options = state["options"]
 
 
 def _non_finite(loss: Tensor, images: Tensor, indices: Tensor, step: int) -> str:

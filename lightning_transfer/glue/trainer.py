@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.schedules import Schedule
@@ -34,43 +35,49 @@ def check_supported(trainer: Any) -> None:
 
 
 def current_value(schedule: Schedule, trainer: Any) -> float:
-    """A schedule's value at the optimizer step that comes next.
-
-    Raises:
-        TransferConfigError: the schedule needs the length of training, and there is none.
-    """
+    """A schedule's value at the optimizer step that comes next."""
     if schedule.is_constant:
         return schedule.end
-    if schedule.until_steps is not None:
-        return schedule.at(trainer.global_step, schedule.until_steps)
-    if not trainer.lightning_module.automatic_optimization:
+    num_steps = trainer.estimated_stepping_batches if schedule.until_steps is None else schedule.until_steps
+    return schedule.at(trainer.global_step, num_steps)
+
+
+def schedule_length(schedule: Schedule, trainer: Any) -> float | None:
+    """The number of steps that a schedule is laid out over, where the Trainer decides it; else None.
+
+    Raises:
+        TransferConfigError: the schedule needs the length of training and there is none, or it ends behind it.
+    """
+    if schedule.is_constant:
+        return None
+    if schedule.until_steps is None and not trainer.lightning_module.automatic_optimization:
         raise TransferConfigError(
             "In manual optimization nobody knows how many steps training takes: pass Schedule(until_steps=...), "
             "counted like trainer.global_step, over all optimizers."
         )
-    num_steps = trainer.estimated_stepping_batches
-    if not 0 < num_steps < float("inf"):
+    num_steps: float = trainer.estimated_stepping_batches
+    is_known = 0 < num_steps < float("inf")
+    if schedule.until_steps is None:
+        if is_known:
+            return num_steps
         raise TransferConfigError(
             "Training has no known end (no max_steps, and no max_epochs or no length of the train loader), so a share "
             "of it means nothing. Pass Schedule(until_steps=...), or give the Trainer max_steps."
         )
-    return schedule.at(trainer.global_step, num_steps)
-
-
-def check_ends_within(schedule: Schedule, trainer: Any) -> None:
-    """Refuse a schedule whose last step training does not reach; a fast_dev_run is too short for any.
-
-    Raises:
-        TransferConfigError: `until_steps` lies behind the end of training.
-    """
-    if schedule.is_constant or schedule.until_steps is None or trainer.fast_dev_run:
-        return
-    num_steps = trainer.estimated_stepping_batches
-    if 0 < num_steps < schedule.until_steps:
+    # the number of a manual optimization's steps is not estimated
+    counts = is_known and trainer.lightning_module.automatic_optimization and not _is_trial(trainer)
+    if counts and num_steps < schedule.until_steps:
         raise TransferConfigError(
-            f"until_steps={schedule.until_steps} lies behind the end of training at {num_steps} steps. "
-            f"Pass until_steps<={num_steps}."
+            f"until_steps={schedule.until_steps} lies behind the end of training at {num_steps:.0f} steps. "
+            f"Pass until_steps<={num_steps:.0f}."
         )
+    return None
+
+
+def _is_trial(trainer: Any) -> bool:
+    """Whether this is a run of a few steps that is too short for any schedule: a dry run, or a tuner's."""
+    tuners = [callback for callback in trainer.callbacks if type(callback).__name__ == "_LRCallback"]
+    return bool(trainer.fast_dev_run or tuners or not trainer.callbacks)  # a tuner takes all callbacks away
 
 
 def to_device(trainer: Any, batch: Any, *, hooks: bool) -> Any:
@@ -84,7 +91,8 @@ def to_device(trainer: Any, batch: Any, *, hooks: bool) -> Any:
     module = trainer.lightning_module
     batch = trainer.precision_plugin.convert_input(batch)
     if not hooks:
-        return module.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
+        device = trainer.strategy.root_device
+        return tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
     # the loop's own three steps: 64-true and bf16-true convert the input, DataModule hooks are found by the selector
     batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,7 +48,7 @@ def learning_curves(
     num_steps = num_steps or max(steps)
     figure = _figure()
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1.2)) if schedule else (figure.subplots(), None)
-    for (name, runs), color in zip(curves.items(), COLORS, strict=False):
+    for (name, runs), color in zip(curves.items(), cycle(COLORS), strict=False):
         values = 100 * np.asarray(runs)
         mean = values.mean(0)
         error = values.std(0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.zeros_like(mean)

@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.roles import Head, find_backbone, has_forward, in_width
+from lightning_transfer.roles import Head, find_backbone, has_forward, in_width, users_modules
 from lightning_transfer.source.task import SourceTask
 
 Draw = Callable[[], Tensor]
@@ -74,7 +75,7 @@ class _AppendSource(_Hook):
 
     @_outside_graphs
     def act(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.tap.draw is None:
+        if self.tap.draw is None or not torch.is_grad_enabled():  # without gradients it is not the step's own call
             return None
         draw, self.tap.draw = self.tap.draw, None
         images = args[0] if args else next(iter(kwargs.values()), None)
@@ -100,18 +101,19 @@ class _TakeAtHead(_Hook):
     """Forward pre-hook on the head."""
 
     @_outside_graphs
-    def act(self, head: nn.Module, args: tuple[Any, ...]) -> Any:
-        tap = self.tap
+    def act(self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tap, features = self.tap, args[0] if args else next(iter(kwargs.values()))
         if tap.is_split_due:
-            _check_rows(args[0], tap.num_target + tap.num_source)
-            return (tap.keep(args[0]), *args[1:])
+            _check_rows(features, tap.num_target + tap.num_source)
+            kept = tap.keep(features)
+            return ((kept, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): kept})
         if tap.listening:
             if tap.features is not None:
                 raise TransferConfigError(
                     "The head ran more than once on a source batch. Return the features yourself: "
                     "SourceTask(forward=lambda module, images: module.backbone(images))."
                 )
-            tap.features = args[0]
+            tap.features = features
         return None
 
 
@@ -160,7 +162,11 @@ class SourcePass:
         self.head = head
         self.tap = Tap()
         self.entry = "" if has_forward(module) else head.network_path
-        self._handles: list[RemovableHandle] = [head.module.register_forward_pre_hook(_TakeAtHead(self.tap))]
+        if source.batchnorm == "protect" and source.forward != "joint":
+            _check_protectable(module)
+        self._handles: list[RemovableHandle] = [
+            head.module.register_forward_pre_hook(_TakeAtHead(self.tap), with_kwargs=True)
+        ]
         if source.forward == "joint":
             self._handles += self._joint_hooks(module)
 
@@ -197,41 +203,79 @@ class SourcePass:
         finally:
             self.tap.reset()
         if features is None:
+            ran = "SourceTask.forward" if forward else f"{type(module).__name__}.forward"
             raise TransferConfigError(
-                f"{type(module).__name__}.forward(images) does not reach the head {self.head.path!r}. Name the right "
-                "head, or say how images run: SourceTask(forward=lambda module, images: module.backbone(images))."
+                f"{ran}(images) neither reaches the head {self.head.path!r} nor returns features. Name the right head, "
+                "or say how images run: SourceTask(forward=lambda module, images: module.backbone(images))."
             )
         _check_rows(features, len(images))
-        return self._checked(features)
+        return self._checked(module, features)
 
     def arm(self, draw: Draw) -> None:
         """Let the next call of the network take along the source images that `draw` gives."""
         self.tap.reset()
         self.tap.is_idle, self.tap.draw = False, draw
 
-    def take(self) -> Tensor | None:
+    def disarm(self) -> None:
+        """Let every call pass until the next `arm`."""
+        self.tap.reset()
+
+    def take(self, module: nn.Module) -> Tensor | None:
         """The source features of the joint pass since `arm`; None where no source image was drawn.
 
         Raises:
             TransferConfigError: source images went in but did not reach the head.
         """
         features, went_in = self.tap.features, self.tap.num_source
-        self.tap.reset()
         if went_in and features is None:
             raise TransferConfigError(
                 f"forward='joint' put source images into the network, but the head {self.head.path!r} did not run. "
                 "Use forward='separate'."
             )
-        return None if features is None else self._checked(features)
+        return None if features is None else self._checked(module, features)
 
-    def _checked(self, features: Tensor) -> Tensor:
+    def _checked(self, module: nn.Module, features: Tensor) -> Tensor:
+        """Features that the head can take and from which gradients can flow."""
         width = in_width(self.head.module)
         if width not in features.shape[1:]:
             raise TransferConfigError(
                 f"Source features of shape {tuple(features.shape)} do not fit the head {self.head.path!r}, which takes "
                 f"{width} features. Use forward='separate', or SourceTask(forward=lambda module, images: features)."
             )
+        is_cut = torch.is_grad_enabled() and not features.requires_grad
+        if is_cut and any(param.requires_grad for param in trains_before(module, self.head.path)):
+            raise TransferConfigError(
+                "The source features have no gradient, so the source loss would train nothing in front of the head. "
+                "If forward runs under no_grad, say how images run: SourceTask(forward=lambda module, images: ...)."
+            )
         return features
+
+
+def trains_before(module: nn.Module, head_path: str) -> Iterator[nn.Parameter]:
+    """The parameters of the user's network that stand in front of its head, or beside it."""
+    return (
+        param
+        for name, child in users_modules(module)
+        if not f"{name}.".startswith(f"{head_path}.")
+        for param in child.parameters(recurse=False)
+    )
+
+
+def _check_protectable(module: nn.Module) -> None:
+    """Refuse what would move running statistics in spite of `protected_batchnorm`."""
+    layers = list(users_modules(module))
+    has_batchnorm = any(isinstance(layer, _BatchNorm) for _, layer in layers)
+    for name, layer in layers:
+        if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+            raise TransferConfigError(
+                f"batchnorm='protect' cannot keep the running statistics of {name!r}, an InstanceNorm that tracks "
+                "them. Pass SourceTask(batchnorm='update') or forward='joint'."
+            )
+        if has_batchnorm and getattr(layer, "grad_checkpointing", False):
+            raise TransferConfigError(
+                f"{name or type(module).__name__!r} recomputes activations (grad_checkpointing) in the backward pass, "
+                "when batchnorm='protect' is over. Pass SourceTask(batchnorm='update') or forward='joint'."
+            )
 
 
 def _check_rows(features: Any, rows: int) -> None:

@@ -34,7 +34,8 @@ class SourceStream:
 
     The order is a function of (seed, position) alone. `position` counts the images that all ranks together have
     taken, so a run that resumes from it, even with another number of ranks or workers, goes on where it was left.
-    Random augmentation draws from the same seed and position and leaves the program's own random state untouched.
+    Random augmentation by torch (on the CPU), numpy or random draws from the same seed and position, and leaves the
+    program's own random state untouched.
 
     Args:
         source: whose images to draw.
@@ -114,17 +115,11 @@ class _Reproducible(Dataset[SourceBatch]):
     """The user's dataset, read a batch at a time with the random state of that batch's place in the stream."""
 
     def __init__(self, source: SourceTask) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return self.source.num_images
-
-    def __getitem__(self, index: int) -> Any:
-        return self.source.dataset[index]
+        self.dataset, self.seed = source.dataset, source.seed  # all that a worker process needs to be sent
 
     def __getitems__(self, keys: list[Key]) -> list[tuple[int, Any]]:
-        with seeded(self.source.seed, keys[0][0]):
-            return [(index, load(self.source.dataset, index)) for _, index in keys]
+        with seeded(self.seed, keys[0][0]):
+            return [(index, load(self.dataset, index)) for _, index in keys]
 
 
 def load(dataset: Dataset[Any], index: int) -> Any:

@@ -1,8 +1,11 @@
 """The source task as the user describes it: images, the pretrained classifier, and how both are run."""
 
+import contextlib
 import copy
+import zlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack
 
 import torch
@@ -13,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
 from lightning_transfer.roles import in_width, linear_layers, out_width
 
-SourceForward: TypeAlias = Callable[[nn.Module, Tensor], Tensor] | Literal["separate", "joint"]
+SourceForward: TypeAlias = Literal["separate", "joint"] | Callable[[nn.Module, Tensor], Tensor]
 
 
 if TYPE_CHECKING:
@@ -94,6 +97,10 @@ class SourceTask:
         self._check_head()
 
     def _check_dataset(self) -> None:
+        if isinstance(self.dataset, str | Path):
+            raise TransferConfigError(
+                f"dataset={str(self.dataset)!r} is a path; load it: SourceTask(ImageFolder(path, transform), ...)."
+            )
         if isinstance(self.dataset, DataLoader):
             raise TransferConfigError("SourceTask takes the dataset, not its loader: SourceTask(loader.dataset, ...).")
         if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__len__"):
@@ -105,6 +112,13 @@ class SourceTask:
             raise TransferConfigError(f"The source dataset {type(self.dataset).__name__} is empty.")
 
     def _check_head(self) -> None:
+        if getattr(self.loss, "reduction", "mean") == "sum":
+            raise TransferConfigError("The source loss is a sum over its images; expected the mean: reduction='mean'.")
+        if not isinstance(self.head, nn.Module | None):
+            raise TransferConfigError(
+                f"head={self.head!r} is no module; pass the pretrained classifier itself, SourceTask(head=model.fc). "
+                "The path of the target's head goes to the callback."
+            )
         if self.head is None and self.num_classes is None:
             raise TransferConfigError(
                 "A source task needs head=pretrained_classifier, or num_classes= for a new head. For timm models: "
@@ -150,7 +164,8 @@ class SourceTask:
             model = timm.create_model(model, pretrained=True)
         if not hasattr(model, "get_classifier"):
             raise TransferConfigError(
-                f"{type(model).__name__} has no get_classifier(); pass its head: SourceTask(dataset, head=model.fc)."
+                f"{type(model).__name__} has no get_classifier(), so is no timm model. Take its classifier yourself, "
+                "before you replace it: SourceTask(dataset, head=model.fc), or model.classifier, as it is called there."
             )
         classifier: Any = model.get_classifier()  # type: ignore[operator]
         if not isinstance(classifier, nn.Module):
@@ -165,7 +180,7 @@ class SourceTask:
     def __repr__(self) -> str:
         classes = self.num_classes if self.head is None else out_width(self.head)
         head = f"{'new' if self.head is None else 'kept'} head of {classes} classes"
-        forward = self.forward if isinstance(self.forward, str) else _name(self.forward)
+        forward = self.forward if isinstance(self.forward, str) else name_of(self.forward)
         return f"SourceTask({self.num_images:,} images of {type(self.dataset).__name__}, {head}, forward={forward!r})"
 
     @property
@@ -179,11 +194,19 @@ class SourceTask:
             "source images": str(self.num_images),
             "source head": "new" if self.head is None else "kept",
             "source batch_size": str(self.batch_size),
-            "source loss": _name(self.loss),
-            "source forward": self.forward if isinstance(self.forward, str) else _name(self.forward),
+            "source labels": "unlisted" if (labels := known_labels(self.dataset)) is None else _digest(labels),
+            "source loss": name_of(self.loss),
+            "source forward": self.forward if isinstance(self.forward, str) else name_of(self.forward),
             "source batchnorm": self.batchnorm,
             "source seed": str(self.seed),
+            "source adapt": "None" if self.adapt is None else name_of(self.adapt),
+            "source batch_hooks": str(self.batch_hooks),
         }
+
+    @property
+    def keeps_container(self) -> bool:
+        """Whether the kept head is more than its last layer, and so takes the place of more than that."""
+        return self.head is not None and not isinstance(self.head, nn.Linear | nn.Conv2d)
 
     def make_head(self, target_head: nn.Module, target_path: str) -> nn.Module:
         """A head for one run: a copy of the pretrained one, or a new one drawn from `seed` and nothing else.
@@ -221,14 +244,20 @@ class SourceTask:
             where = int(wrong.nonzero()[0])
             raise TransferConfigError(
                 f"Source sample {int(indices[where])} has label {int(labels[where])}; the source head knows 0 to "
-                f"{num_classes - 1}. Drop unlabelled samples, or give the labels in the head's own order."
+                f"{num_classes - 1}. Drop unlabelled samples, and give the labels in the head's own order; is it the "
+                "pretrained head, taken before reset_classifier?"
             )
 
     def check_all_labels(self, num_classes: int) -> None:
-        """Check every label at once where the dataset lists them."""
+        """Check every label at once where the dataset lists them, as it gives them: a list may be of raw numbers."""
         labels = known_labels(self.dataset)
-        if labels is not None and self.has_class_labels and self.adapt is None:
-            self.check_labels(labels, num_classes, torch.arange(len(labels)))
+        if labels is None or not self.has_class_labels or self.adapt is not None:
+            return
+        wrong = ((labels < 0) | (labels >= num_classes)).flatten().nonzero()[:, 0]
+        if len(wrong) and (index := int(wrong[0])) < len(labels):
+            with contextlib.suppress(Exception):  # a sample that cannot be read says so when it is drawn
+                labels[index] = self.dataset[index][1]
+            self.check_labels(labels[index : index + 1], num_classes, torch.tensor([index]))
 
     def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Images and labels of a collated source batch.
@@ -236,15 +265,20 @@ class SourceTask:
         Raises:
             TransferConfigError: the batch has another structure; the message shows it.
         """
+        found = structure(batch)
         if self.adapt is not None:
-            batch = self.adapt(batch)
+            try:
+                batch = self.adapt(batch)
+            except Exception as error:
+                error.add_note(f"This happened in SourceTask(adapt=) with a source batch {found}.")
+                raise
         if (
             not isinstance(batch, tuple | list)
             or len(batch) != 2
             or not all(isinstance(part, Tensor) for part in batch)
         ):
             raise TransferConfigError(
-                f"A source batch is {structure(batch)}; expected (images, labels). Say where they are: "
+                f"A source batch is {found}; expected (images, labels). Say where they are, for a dictionary: "
                 "SourceTask(adapt=lambda batch: (batch['image'], batch['label']))."
             )
         return batch[0], batch[1]
@@ -282,5 +316,14 @@ def structure(value: object) -> str:
     return type(value).__name__
 
 
-def _name(function: Callable[..., Any]) -> str:
+def name_of(function: Callable[..., Any]) -> str:
+    """What a function or a module is called.
+
+    >>> name_of(structure)
+    'structure'
+    """
     return getattr(function, "__qualname__", type(function).__name__)
+
+
+def _digest(labels: Tensor) -> str:
+    return f"{zlib.crc32(labels.numpy().tobytes()):08x}"

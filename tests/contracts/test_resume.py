@@ -92,7 +92,7 @@ def test_resume_with_other_options_is_refused_with_the_differences(method, tmp_p
         "weight shape",
     ):
         assert difference in message
-    assert "strip_checkpoint" in message
+    assert "To begin a new run from its weights" in message
 
 
 def test_state_of_another_version_is_refused_with_both_versions(tmp_path):

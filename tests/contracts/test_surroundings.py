@@ -9,7 +9,7 @@ import lightning.pytorch as L
 import pytest
 import pytorch_lightning as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 
 import lightning_transfer as lt
@@ -64,16 +64,43 @@ def test_every_pair_composes_or_is_refused_by_name(first, second):
     [
         lambda folder: [EarlyStopping("val_loss", patience=0), ModelCheckpoint(folder, monitor="val_loss")],
         lambda folder: [LearningRateFinder(num_training_steps=4, update_attr=False)],
+        lambda folder: [BatchSizeFinder(steps_per_trial=2, max_trials=1, init_val=2)],
     ],
-    ids=["early-stopping-and-checkpoints", "learning-rate-finder"],
+    ids=["early-stopping-and-checkpoints", "learning-rate-finder", "batch-size-finder"],
 )
-def test_beside_lightnings_own(method, beside, tmp_path):
-    others = beside(tmp_path)
-    runner = toys.trainer([method.callback(), *others], enable_checkpointing=len(others) > 1, max_epochs=3)
-    module = LitToy()
-    runner.fit(module, toys.target_loader(), toys.target_loader())
-    assert runner.global_step > 6
-    assert list(module.state_dict()) == list(LitToy().state_dict())
+@pytest.mark.parametrize("order", [1, -1], ids=["behind-us", "in-front"])
+@pytest.mark.filterwarnings("ignore:.*(batch_size|Batch size)")
+def test_beside_lightnings_own_the_numbers_are_as_without_them(method, beside, order, tmp_path):
+    """Also where the optimizer was given chosen parameters, and the tuners run trials of their own."""
+    results = []
+    for others in ([], beside(tmp_path)):
+        callbacks = [method.callback(), *others][::order]
+        module = Chosen()
+        runner = toys.trainer(callbacks, enable_checkpointing=len(others) > 1, max_epochs=2)
+        runner.fit(module, Sized(module), toys.target_loader())
+        results.append(
+            (toys.weights(module), module.losses[-12:], callbacks[::order][0].part.get_extra_state()["position"])
+        )
+    assert_same(results[1][0], results[0][0])
+    assert results[1][1:] == results[0][1:]
+
+
+class Chosen(LitToy):
+    """An optimizer of chosen parameters, and a batch size that can be tuned."""
+
+    batch_size = 4
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+
+
+class Sized(L.LightningDataModule):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def train_dataloader(self):
+        return toys.target_loader(self.module.batch_size)
 
 
 @each_method

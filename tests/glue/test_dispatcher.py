@@ -3,6 +3,8 @@
 import copy
 import inspect
 import pickle
+from collections import UserDict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,11 @@ from lightning_transfer.glue.dispatcher import StepDispatcher
 from tests.toys import LitToy
 
 BATCH = (torch.ones(2, 3, 6, 6).double(), torch.tensor([0, 1]))
+
+
+def in_training(module, training=True):
+    module.trainer = SimpleNamespace(training=training)
+    return module.double()
 
 
 class Plus:
@@ -24,20 +31,23 @@ class Plus:
         self.log.append(("add", self.amount))
         return loss + self.amount
 
+    def end(self):
+        self.log.append(("end", self.amount))
+
 
 def test_terms_add_up_and_leave_in_any_order():
-    module, log = LitToy().double(), []
+    module, log = in_training(LitToy()), []
     plain = module.training_step(BATCH, 0).item()
     StepDispatcher.add(module, "one", Plus(1, log))
     StepDispatcher.add(module, "ten", Plus(10, log))
     assert module.training_step(BATCH, 0).item() == pytest.approx(plain + 11, abs=1e-12)
-    assert log == [("begin", 1), ("begin", 10), ("add", 1), ("add", 10)]
-    StepDispatcher.remove(module, "one")
+    assert log == [("begin", 1), ("begin", 10), ("add", 1), ("add", 10), ("end", 1), ("end", 10)]
+    StepDispatcher.discard(module, "one")
     assert module.training_step(BATCH, 0).item() == pytest.approx(plain + 10, abs=1e-12)
     StepDispatcher.add(module, "ten", Plus(20, log))
     assert module.training_step(BATCH, 0).item() == pytest.approx(plain + 20, abs=1e-12)
-    StepDispatcher.remove(module, "ten")
-    StepDispatcher.remove(module, "ten")
+    StepDispatcher.discard(module, "ten")
+    StepDispatcher.discard(module, "ten")
     assert "training_step" not in vars(module)
 
 
@@ -47,11 +57,45 @@ def test_a_dictionary_is_copied_not_changed():
             self.output = {"loss": super().training_step(batch, batch_idx), "extra": 1}
             return self.output
 
-    module = DictStep().double()
+    module = in_training(DictStep())
     StepDispatcher.add(module, "one", Plus(1, []))
     found = module.training_step(BATCH, 0)
     assert found["loss"] == module.output["loss"] + 1
     assert found["extra"] == 1
+
+
+def test_any_mapping_with_a_loss_will_do():
+    class MappingStep(LitToy):
+        def training_step(self, batch, batch_idx):
+            return UserDict(loss=super().training_step(batch, batch_idx))
+
+    module = in_training(MappingStep())
+    plain = module.training_step(BATCH, 0)["loss"]
+    StepDispatcher.add(module, "one", Plus(1, []))
+    assert module.training_step(BATCH, 0)["loss"] == plain + 1
+
+
+def test_outside_of_training_the_step_is_the_users():
+    module, log = in_training(LitToy(), training=False), []
+    plain = module.training_step(BATCH, 0)
+    StepDispatcher.add(module, "one", Plus(1, log))
+    assert module.training_step(BATCH, 0) == plain
+    assert log == []
+
+
+def test_terms_end_when_a_step_fails_or_gives_none():
+    class Failing(LitToy):
+        def training_step(self, batch, batch_idx):
+            if batch is None:
+                return None
+            raise RuntimeError("in the middle")
+
+    module, log = in_training(Failing()), []
+    StepDispatcher.add(module, "one", Plus(1, log))
+    assert module.training_step(None, 0) is None
+    with pytest.raises(RuntimeError):
+        module.training_step(BATCH, 0)
+    assert log == [("begin", 1), ("end", 1)] * 2
 
 
 def test_the_signature_is_the_users():

@@ -47,7 +47,7 @@ def train(
                 continue
             rows = slice(number * batch_size, (number + 1) * batch_size)
             weight = max(0.0, 1.0 - step / until)
-            # Lightning's own context: whether it caches casts, and so where gradients are rounded, depends on its version
+            # Lightning's own context: whether casts are cached, and so where gradients are rounded, is its version's
             with MixedPrecision("bf16-mixed", "cpu").forward_context() if bf16 else contextlib.nullcontext():
                 source = [queue.pop(0) for _ in range(batch_size)] if weight else []
                 if source and forward == "joint":

@@ -18,7 +18,8 @@ def source():
     ("task", "options", "message"),
     [
         (toys.source_data(), {}, r"source is a TensorDataset; wrap the data: SourceTask\("),
-        (None, {"weight": 0.5}, r"weight=0.5 is no Schedule; for a constant write Schedule\(0.5, 0.5\)"),
+        (None, {"weight": 0.5}, r"weight=0.5 is no Schedule; write Schedule\(0.5, 0.5\)"),
+        (None, {"weight": lambda p: 1 - p}, r"write Schedule\(start, end, shape="),
         (None, {"weight": lt.Schedule(0.1, 0.5)}, "would rise from 0.1 to 0.5"),
         (None, {"mix": "ad"}, "Did you mean 'add'"),
         (None, {"mix": "convex", "weight": lt.Schedule(2.0)}, "mix='convex' takes weights up to 1, not 2"),

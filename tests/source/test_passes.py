@@ -53,7 +53,7 @@ def test_a_function_may_give_the_features():
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (lambda self, x: self.model.features(x), "does not reach the head 'model.fc'"),
+        (lambda self, x: self.model.features(x), "neither reaches the head 'model.fc' nor returns"),
         (lambda self, x: self.model(x) + self.model(x), "head ran more than once"),
         (lambda self, x: self.model(x[:3]), r"6 images have become \(3, 8\)"),
     ],

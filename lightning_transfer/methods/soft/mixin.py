@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.methods.soft.options import check_soft_options
 from lightning_transfer.schedules import Schedule
@@ -14,15 +15,17 @@ class SourceTaskMixin:
     """Soft fine-tuning inside a LightningModule: the numbers of `SoftFinetuning`, called by hand.
 
     The source head is a part of the module (`self.source_task`): its weights and the place in the stream of source
-    images are in the module's own state_dict.
+    images are in the module's own state_dict. A module without a source task loads such a checkpoint too.
 
     Example:
         >>> import lightning as L
         >>> class Lit(SourceTaskMixin, L.LightningModule):
-        ...     def __init__(self, network, source):
+        ...     def __init__(self, network, source=None):
         ...         super().__init__()
+        ...         self.save_hyperparameters(ignore=["network", "source"])
         ...         self.model = network
-        ...         self.add_source_task(source)
+        ...         if source is not None:
+        ...             self.add_source_task(source)
         ...
         ...     def training_step(self, batch):
         ...         loss = torch.nn.functional.cross_entropy(self.model(batch[0]), batch[1])
@@ -48,22 +51,58 @@ class SourceTaskMixin:
             head: dotted path of the target head, or "auto".
 
         Raises:
-            TransferConfigError: an option does not fit, or no head is found.
+            TransferConfigError: an option does not fit, no head is found, or the source task is a hyperparameter.
         """
         check_soft_options(source, weight, mix)
+        saved = [name for name, value in getattr(self, "hparams", {}).items() if isinstance(value, SourceTask)]
+        if saved:
+            raise TransferConfigError(
+                f"save_hyperparameters would put all source images into every checkpoint. Write "
+                f"self.save_hyperparameters(ignore={saved})."
+            )
         self.source_task = SourceTerm(source, self, weight=weight, mix=mix, head=head)
         self.source_task.attach(self)
 
+    def on_train_start(self) -> None:
+        """Check what only now is known, such as how long training takes."""
+        if hasattr(self, "source_task"):
+            self.source_task.check(self.trainer)  # type: ignore[attr-defined]
+        super().on_train_start()  # type: ignore[misc]
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Let a joint pass take source images along."""
-        self.source_task.begin(self)
+        if hasattr(self, "source_task"):
+            self.source_task.begin(self)
         parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
         return parent
 
     def joint_loss(self, target_loss: Tensor) -> Tensor:
         """The loss to return from `training_step`, or to hand to `manual_backward`: once a step.
 
+        Outside of training, as in a `validation_step` that shares code with the training step, it is the target's.
+
         Args:
             target_loss: scalar, the mean loss of the target batch.
+
+        Raises:
+            TransferConfigError: no source task was added.
         """
-        return self.source_task.add_to(self, target_loss)
+        trainer: Any = self.trainer  # type: ignore[attr-defined]
+        if not trainer.training:
+            return target_loss
+        if not hasattr(self, "source_task"):
+            raise TransferConfigError(
+                f"{type(self).__name__} has no source task. In __init__, behind the network, write "
+                "self.add_source_task(source)."
+            )
+        loss = self.source_task.add_to(self, target_loss)
+        self.source_task.end()
+        return loss
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the source task where this module has none."""
+        if not hasattr(self, "source_task"):
+            weights = checkpoint["state_dict"]
+            for key in [key for key in weights if key.startswith("source_task.")]:
+                del weights[key]
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]

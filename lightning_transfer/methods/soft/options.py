@@ -16,9 +16,8 @@ def check_soft_options(source: SourceTask, weight: Schedule, mix: str) -> None:
             f"source is a {type(source).__name__}; wrap the data: SourceTask(dataset, head=pretrained_classifier)."
         )
     if not isinstance(weight, Schedule):
-        raise TransferConfigError(
-            f"weight={weight!r} is no Schedule; for a constant write Schedule({weight}, {weight})."
-        )
+        line = f"Schedule({weight}, {weight})" if isinstance(weight, int | float) else "Schedule(start, end, shape=...)"
+        raise TransferConfigError(f"weight={weight!r} is no Schedule; write {line}.")
     check_choice("mix", mix, ("add", "convex"))
     if weight.end > weight.start:
         raise TransferConfigError(

@@ -1,0 +1,46 @@
+"""What a callback attaches to somebody's module for the length of a fit."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class TransferPart(nn.Module, ABC):
+    """A method's own modules, and the term they add to the loss; abstract."""
+
+    is_transfer_part = True  # `roles` looks for the user's modules only
+
+    @property
+    @abstractmethod
+    def introduction(self) -> str:
+        """One line for the log: what was found and what is done with it."""
+
+    @property
+    def beside(self) -> str | None:
+        """The path of the user's module whose learning rate the new parameters share; the first group's if None."""
+        return None
+
+    @abstractmethod
+    def attach(self, module: Any) -> None:
+        """Reach into the user's module, when its network and optimizers exist."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Let go of the user's module and of every resource."""
+
+    @abstractmethod
+    def check(self, trainer: Any) -> None:
+        """Raise or warn, at the start of training, on what cannot be right."""
+
+    @abstractmethod
+    def begin(self, module: Any) -> None:
+        """Called in front of the user's step."""
+
+    @abstractmethod
+    def add_to(self, module: Any, loss: Tensor) -> Tensor:
+        """The loss with this part's term in it."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Called behind every step, also one that failed or returned None."""
