@@ -9,6 +9,7 @@ import lightning.pytorch as L
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 
@@ -43,6 +44,9 @@ def test_is_built_from_a_lightning_cli_file(method, tmp_path, monkeypatch):
     options = ["--seed_everything=1", "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.logger=false"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_checkpointing=false"]
     cli = LightningCLI(LitToy, ToyData, args=["fit", "-c", "config.yaml", *options, *quiet], save_config_callback=None)
+    saved = yaml.safe_load(cli.parser.dump(cli.config))["fit"]["trainer"]["callbacks"][0]["init_args"]
+    assert saved["weight"]["shape"] == "cosine"
+    assert saved["source"]["forward"] == method.callback().source.forward
     built = next(callback for callback in cli.trainer.callbacks if type(callback) is type(method.callback()))
     assert built.weight == lt.Schedule(shape="cosine", until_steps=5)
     assert built.part.get_extra_state()["position"] > 0
@@ -64,25 +68,31 @@ def test_every_pair_composes_or_is_refused_by_name(first, second):
     [
         lambda folder: [EarlyStopping("val_loss", patience=0), ModelCheckpoint(folder, monitor="val_loss")],
         lambda folder: [LearningRateFinder(num_training_steps=4, update_attr=False)],
-        lambda folder: [BatchSizeFinder(steps_per_trial=2, max_trials=1, init_val=2)],
     ],
-    ids=["early-stopping-and-checkpoints", "learning-rate-finder", "batch-size-finder"],
+    ids=["early-stopping-and-checkpoints", "learning-rate-finder"],
 )
 @pytest.mark.parametrize("order", [1, -1], ids=["behind-us", "in-front"])
-@pytest.mark.filterwarnings("ignore:.*(batch_size|Batch size)")
 def test_beside_lightnings_own_the_numbers_are_as_without_them(method, beside, order, tmp_path):
-    """Also where the optimizer was given chosen parameters, and the tuners run trials of their own."""
+    """Also where the optimizer was given chosen parameters, and a tuner runs trials of its own."""
     results = []
     for others in ([], beside(tmp_path)):
-        callbacks = [method.callback(), *others][::order]
-        module = Chosen()
+        callback, module = method.callback(), Chosen()
+        callbacks = [callback, *others][::order]
         runner = toys.trainer(callbacks, enable_checkpointing=len(others) > 1, max_epochs=2)
-        runner.fit(module, Sized(module), toys.target_loader())
-        results.append(
-            (toys.weights(module), module.losses[-12:], callbacks[::order][0].part.get_extra_state()["position"])
-        )
+        runner.fit(module, datamodule=Sized(module))
+        results.append((weights(module), module.losses[-12:], callback.part.get_extra_state()["position"]))
     assert_same(results[1][0], results[0][0])
     assert results[1][1:] == results[0][1:]
+
+
+@pytest.mark.filterwarnings("ignore:.*batch")
+def test_the_source_follows_the_batch_size_that_was_found():
+    callback, module = lt.SoftFinetuning(lt.SourceTask(toys.source_data(), num_classes=7)), Chosen()
+    finder = BatchSizeFinder(steps_per_trial=2, max_trials=1, init_val=6)
+    toys.trainer([callback, finder], max_epochs=2).fit(module, datamodule=Sized(module))
+    drawn = callback.part.get_extra_state()["position"]
+    assert module.batch_size not in (1, 4)
+    assert drawn == len(toys.target_data())  # half of two epochs
 
 
 class Chosen(LitToy):
@@ -101,6 +111,9 @@ class Sized(L.LightningDataModule):
 
     def train_dataloader(self):
         return toys.target_loader(self.module.batch_size)
+
+    def val_dataloader(self):
+        return toys.target_loader()
 
 
 @each_method

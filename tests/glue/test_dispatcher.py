@@ -87,7 +87,7 @@ def test_terms_end_when_a_step_fails_or_gives_none():
     class Failing(LitToy):
         def training_step(self, batch, batch_idx):
             if batch is None:
-                return None
+                return
             raise RuntimeError("in the middle")
 
     module, log = in_training(Failing()), []

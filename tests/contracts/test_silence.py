@@ -1,0 +1,343 @@
+"""Situations of real projects in which a term could go wrong without a word."""
+
+import pickle
+from pathlib import Path
+
+import lightning.pytorch as L
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lightning_transfer as lt
+from lightning_transfer.source.stream import _Reproducible
+from tests import toys
+from tests.contracts.test_as_found import anatomy
+from tests.methods import METHODS, SoftByHand
+from tests.toys import LitToy, Recorder, SaveEveryStep, assert_same, fit, trainer, weights
+
+each_method = pytest.mark.parametrize("method", METHODS, ids=str)
+CONSTANT = lt.Schedule(1.0, 1.0)
+
+
+def always(method, data=None, **options):
+    """The method's callback at constant weight."""
+    source = method.callback(data, **options).source
+    return lt.SoftFinetuning(source, weight=lt.Schedule(0.5, 0.5), mix=method.callback().mix)
+
+
+class SharedStep(LitToy):
+    """A validation step that is the training step."""
+
+    def __init__(self):
+        super().__init__()
+        self.validated = []
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append(self.training_step(batch, batch_idx).item())
+
+
+@each_method
+def test_a_validation_step_that_calls_the_training_step_gets_the_targets_loss(method):
+    data, module = Recorder(toys.source_data()), SharedStep()
+    runner = trainer([always(method, data)], num_sanity_val_steps=2)
+    runner.fit(module, toys.target_loader(), toys.target_loader())
+    expected = SharedStep()
+    expected.load_state_dict(module.state_dict())
+    trainer().validate(expected, toys.target_loader(), verbose=False)
+    assert module.validated[-6:] == pytest.approx(expected.validated)
+    assert len(data.loaded) <= 12 * 4 + 1  # one to look at while the head is sought
+
+
+def test_joint_loss_of_a_mixin_outside_of_training_is_the_targets():
+    class Shared(SoftByHand):
+        def validation_step(self, batch, batch_idx):
+            loss = F.cross_entropy(self(batch[0]), batch[1])
+            assert self.joint_loss(loss) is loss
+
+    module = Shared(METHODS[0].callback().source, weight=CONSTANT)
+    trainer(max_epochs=1).fit(module, toys.target_loader(), toys.target_loader())
+
+
+def test_a_mixins_second_trainer_begins_again():
+    data = Recorder(toys.source_data())
+    module = METHODS[0].mixin(data)
+    for fits in (1, 2):
+        fit(module)
+        assert len(data.loaded) == fits * 5 * 4
+
+
+@each_method
+def test_a_source_pass_without_gradients_is_refused_or_left_to_the_steps_own_call(method):
+    class Cut(LitToy):
+        @torch.no_grad()
+        def forward(self, pixels):
+            return self.model(pixels)
+
+        def training_step(self, batch, batch_idx):
+            self(batch[0])  # pseudo-labels, say
+            return F.cross_entropy(self.model(batch[0]), batch[1])
+
+    callback, module, plain = always(method), Cut(), Cut()
+    if callback.source.forward == "separate":
+        with pytest.raises(lt.TransferConfigError, match="source features have no gradient"):
+            fit(module, [callback])
+        return
+    fit(plain)
+    fit(module, [callback])
+    assert (module.model.conv.weight != plain.model.conv.weight).any()
+
+
+def test_a_frozen_body_is_no_fault_of_the_pass():
+    class Frozen(LitToy):
+        def __init__(self):
+            super().__init__()
+            self.model.conv.requires_grad_(False)
+            self.model.bn.requires_grad_(False)
+
+    with pytest.warns(lt.NoEffectWarning):
+        fit(Frozen(), [METHODS[0].callback()])
+
+
+class BuiltLate(LitToy):
+    error = None
+
+    def __init__(self):
+        super().__init__()
+        self.model = None
+
+    def setup(self, stage):
+        if self.error:
+            raise self.error
+        self.model = toys.toy_net()
+
+
+@each_method
+def test_a_fit_that_fails_before_the_network_is_built_leaves_nothing_for_the_next(method):
+    module, plain = BuiltLate(), BuiltLate()
+    fit(plain)
+    module.error = RuntimeError("in setup")
+    with pytest.raises(RuntimeError, match="in setup"):
+        fit(module, [method.callback()])
+    assert set(vars(module)) == {*vars(BuiltLate()), "_hparams"} | {"error"}
+    module.error = None
+    fit(module)
+    assert module.losses == plain.losses
+
+
+@each_method
+def test_a_hook_on_the_instance_is_put_back(method):
+    module = BuiltLate()
+    own = module.configure_model
+    module.configure_model = own
+    fit(module, [method.callback()])
+    assert vars(module)["configure_model"] is own
+
+
+@each_method
+def test_a_head_that_is_replaced_in_the_users_setup_is_the_one_that_counts(method):
+    class Replacing(LitToy):
+        def setup(self, stage):
+            self.model.fc = nn.Linear(toys.WIDTH, toys.TARGET_CLASSES)
+
+    callback, module = method.callback(), Replacing()
+    fit(module, [callback])
+    assert callback.part.get_extra_state()["position"] == 20
+    assert not module.model.fc._forward_pre_hooks
+
+
+def test_a_head_may_be_called_by_keyword():
+    class Keyword(toys.ToyNet):
+        def forward(self, pixels):
+            return self.fc(input=self.features(pixels))
+
+    results = []
+    for net in (toys.toy_net(), Keyword()):
+        for method in METHODS:
+            module = LitToy()
+            net.load_state_dict(toys.toy_net().state_dict())
+            module.model = net
+            fit(module, [method.callback()])
+            results.append(weights(module))
+    assert_same(results[2], results[0])
+    assert_same(results[3], results[1])
+
+
+class Skipping(LitToy):
+    """Skips every second batch, in front of the network or behind it, and validates in between."""
+
+    in_front = True
+
+    def training_step(self, batch, batch_idx):
+        if self.in_front and batch_idx % 2:
+            return None
+        loss = super().training_step(batch, batch_idx)
+        return None if batch_idx % 2 else loss
+
+
+@pytest.mark.parametrize("in_front", [True, False])
+def test_a_joint_pass_ends_with_its_step(in_front):
+    data, module = Recorder(toys.source_data()), Skipping()
+    module.in_front = in_front
+    callback = always(METHODS[1], data)
+    runner = trainer([callback], val_check_interval=1)
+    runner.fit(module, toys.target_loader(), toys.target_loader(8))
+    assert len(data.loaded) == (6 if in_front else 12) * 4
+
+
+@each_method
+def test_a_longer_training_never_raises_the_weight_again(method, tmp_path):
+    source = method.callback().source
+    fit(LitToy(), [lt.SoftFinetuning(source), SaveEveryStep(tmp_path)])
+    resumed = lt.SoftFinetuning(source)
+    fit(LitToy(), [resumed], ckpt_path=tmp_path / "step=12.ckpt", max_epochs=8)
+    assert resumed.part.get_extra_state()["position"] == 6 * 4
+    with pytest.raises(lt.TransferConfigError, match=r"now 48 steps long, 12 when this run began.*until_steps="):
+        fit(LitToy(), [lt.SoftFinetuning(source)], ckpt_path=tmp_path / "step=4.ckpt", max_epochs=8)
+
+
+@each_method
+def test_a_checkpoint_of_a_plain_run_is_refused_with_the_line_to_write(method, tmp_path):
+    fit(LitToy(), [SaveEveryStep(tmp_path)], max_epochs=1)
+    with pytest.raises(lt.TransferConfigError, match=r"written without SoftFinetuning.*load_from_checkpoint\(path\)"):
+        fit(LitToy(), [method.callback()], ckpt_path=tmp_path / "step=6.ckpt")
+    fit(LitToy.load_from_checkpoint(tmp_path / "step=6.ckpt"), [method.callback()])
+
+
+def test_recomputed_activations_are_refused_where_statistics_would_move():
+    module = LitToy()
+    module.model.grad_checkpointing = True
+    with pytest.raises(lt.TransferConfigError, match="grad_checkpointing.*forward='joint'"):
+        fit(module, [METHODS[0].callback()])
+    fit(module, [METHODS[0].callback(batchnorm="update")])
+
+
+def test_statistics_of_instance_norm_cannot_be_protected():
+    module = LitToy()
+    module.model.bn = nn.InstanceNorm2d(toys.WIDTH, track_running_stats=True)
+    with pytest.raises(lt.TransferConfigError, match="'model.bn', an InstanceNorm that tracks"):
+        fit(module, [METHODS[0].callback()])
+
+
+@pytest.mark.parametrize(
+    "keep", [lambda net: net.classifier, lambda net: net.classifier[-1]], ids=["container", "layer"]
+)
+def test_a_kept_head_takes_the_place_of_what_it_was(keep):
+    """A container's own hidden layer is part of the kept head, not of the shared network."""
+
+    class Mlp(toys.ToyNet):
+        def __init__(self, classes):
+            super().__init__()
+            self.fc = None
+            self.classifier = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, classes))
+
+        def forward(self, pixels):
+            return self.classifier(self.features(pixels))
+
+    module = LitToy()
+    module.model = Mlp(5)
+    head = keep(Mlp(7))
+    callback = lt.SoftFinetuning(lt.SourceTask(toys.source_data(), head=head, batch_size=4), weight=CONSTANT)
+    features = module.model.features(toys.source_data().tensors[0])
+    fits = isinstance(head, nn.Linear)
+    assert callback.make_part(module).head_path == ("model.classifier.2" if fits else "model.classifier")
+    assert callback.make_part(module).head(module.model.classifier[:2](features) if fits else features).shape == (20, 7)
+
+
+def test_workers_are_sent_the_dataset_only():
+    task = lt.SourceTask(toys.source_data(), num_classes=7, adapt=lambda batch: batch)
+    assert pickle.loads(pickle.dumps(_Reproducible(task))).seed == 0
+
+
+def test_listed_labels_that_the_dataset_maps_are_not_refused():
+    class Mapped(list):
+        targets = (100, 101)
+
+    data = Mapped([(torch.rand(3, 6, 6), 0), (torch.rand(3, 6, 6), 1)])
+    lt.SoftFinetuning(lt.SourceTask(data, num_classes=2)).make_part(LitToy())
+
+
+def test_a_loss_with_weights_moves_with_the_module():
+    loss = nn.CrossEntropyLoss(weight=torch.ones(7))
+    part = METHODS[0].callback(loss=loss).make_part(LitToy())
+    assert part.double().loss.weight.dtype == torch.float64
+    assert loss.weight.dtype == torch.float32
+
+
+def test_a_sum_is_no_mean():
+    with pytest.raises(lt.TransferConfigError, match="expected the mean"):
+        METHODS[0].callback(loss=nn.CrossEntropyLoss(reduction="sum"))
+
+
+class WithHyperparameters(lt.SourceTaskMixin, L.LightningModule):
+    def __init__(self, source=None, folder=None, ignore=()):
+        super().__init__()
+        self.save_hyperparameters(ignore=ignore)
+        self.model = toys.toy_net()
+        if source is not None:
+            self.add_source_task(source, weight=CONSTANT)
+
+    def training_step(self, batch, batch_idx):
+        return self.joint_loss(F.cross_entropy(self.model(batch[0]), batch[1]))
+
+    def forward(self, pixels):
+        return self.model(pixels)
+
+    configure_optimizers = LitToy.configure_optimizers
+
+
+def test_a_mixins_checkpoint_loads_without_a_source(tmp_path):
+    source = METHODS[0].callback().source
+    with pytest.raises(lt.TransferConfigError, match=r"save_hyperparameters\(ignore=\['source'\]\)"):
+        WithHyperparameters(source)
+    module = WithHyperparameters(source, ignore=["source"])
+    fit(module, [SaveEveryStep(tmp_path)], max_epochs=1)
+    bare = WithHyperparameters.load_from_checkpoint(tmp_path / "step=6.ckpt")
+    assert_same(weights(bare.model), weights(module.model))
+    lt.strip_checkpoint(tmp_path / "step=6.ckpt", tmp_path / "plain.ckpt")
+    plain = LitToy.load_from_checkpoint(tmp_path / "plain.ckpt")
+    assert_same(weights(plain.model), weights(module.model))
+
+
+def test_joint_loss_without_a_source_task_says_what_to_write():
+    with pytest.raises(lt.TransferConfigError, match=r"self.add_source_task\(source\)"):
+        fit(WithHyperparameters())
+
+
+def test_a_checkpoint_that_holds_more_than_plain_data_is_read_only_when_asked(tmp_path):
+    module = WithHyperparameters(folder=Path("a"), ignore=["source"])
+    runner = trainer(max_epochs=1)
+    runner.strategy.connect(module)
+    runner.save_checkpoint(tmp_path / "path.ckpt")
+    for read in (
+        lambda: lt.load_from_checkpoint(WithHyperparameters, tmp_path / "path.ckpt"),
+        lambda: lt.strip_checkpoint(tmp_path / "path.ckpt", tmp_path / "out.ckpt"),
+    ):
+        with pytest.raises(lt.TransferConfigError, match="add_safe_globals"):
+            read()
+    assert lt.load_from_checkpoint(
+        WithHyperparameters, tmp_path / "path.ckpt", weights_only=False
+    ).hparams.folder == Path("a")
+
+
+@pytest.mark.parametrize(
+    ("adapt", "message"),
+    [
+        (
+            lambda batch: (batch["image"], batch["label"]),
+            r"SourceTask\(adapt=\) with a source batch \[Tensor\(4, 3, 6, 6\)",
+        )
+    ],
+)
+def test_a_wrong_adapt_shows_what_it_was_given(adapt, message):
+    with pytest.raises(TypeError, match="(?s)" + message):
+        fit(LitToy(), [METHODS[0].callback(adapt=adapt)])
+
+
+@each_method
+def test_the_anatomy_of_a_module_is_read_fully(method):
+    """Guards the guard: `anatomy` sees a hook, a part and an attribute that stays behind."""
+    module = LitToy()
+    before = anatomy(module)
+    module.model.fc.register_forward_pre_hook(lambda *_: None)
+    assert anatomy(module) != before
