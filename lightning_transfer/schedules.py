@@ -36,12 +36,16 @@ def anneal(
         until: the share of training at which `end` is reached.
 
     Raises:
-        TransferConfigError: the shape is not known.
+        TransferConfigError: the shape is not known, or `until` is no share of training.
 
     Example:
         >>> [anneal(p) for p in (0.0, 0.25, 0.5, 1.0)]
         [1.0, 0.5, 0.0, 0.0]
     """
+    if not 0 < until <= 1:
+        raise TransferConfigError(
+            f"until={until} is not a share of training in (0, 1]. For a number of steps write Schedule(until_steps=...)."
+        )
     if progress >= until or start == end:
         return end
     if progress <= 0:
@@ -82,10 +86,7 @@ class Schedule:
     def __post_init__(self) -> None:
         check_number("start", self.start)
         check_number("end", self.end)
-        if not 0 < self.until <= 1:
-            raise TransferConfigError(
-                f"until={self.until} is not a share of training in (0, 1]. For a number of steps write until_steps=."
-            )
+        self(0.0)  # `until` is a share
         if self.until_steps is not None:
             check_count("until_steps", self.until_steps, least=1)
             if self.until != Schedule.until:

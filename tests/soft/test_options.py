@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lightning_transfer as lt
-from lightning_transfer.functional import joint_loss
+from lightning_transfer.functional import anneal, joint_loss
 from tests import toys
 from tests.methods import SoftByHand
 
@@ -35,6 +35,25 @@ def test_a_misspelt_option_is_pythons_own_error():
         lt.SoftFinetuning(source(), wieght=lt.Schedule())
 
 
-def test_joint_loss_refuses_an_unknown_mix():
-    with pytest.raises(lt.TransferConfigError, match="mix='mean'"):
-        joint_loss(torch.tensor(1.0), torch.tensor(1.0), weight=0.5, mix="mean")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"weight": 0.5, "mix": "mean"}, "mix='mean'"), ({"weight": 2, "mix": "convex"}, "weight=2")],
+)
+def test_joint_loss_refuses_what_is_no_mix(options, message):
+    with pytest.raises(lt.TransferConfigError, match=message):
+        joint_loss(torch.tensor(1.0), torch.tensor(1.0), **options)
+
+
+def test_anneal_refuses_what_is_no_share():
+    with pytest.raises(lt.TransferConfigError, match="until=50"):
+        anneal(0.2, until=50)
+
+
+def test_callback_and_mixin_together_are_refused():
+    class Automatic(SoftByHand):
+        def __init__(self):
+            super().__init__(source())
+            self.automatic_optimization = True
+
+    with pytest.raises(lt.TransferConfigError, match="count it twice"):
+        toys.fit(Automatic(), [lt.SoftFinetuning(source())])

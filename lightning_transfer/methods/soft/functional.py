@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_transfer.errors import check_choice
+from lightning_transfer.errors import check_choice, check_number
 
 
 def joint_loss(
@@ -23,7 +23,7 @@ def joint_loss(
         mix: "add" gives target + weight * source, "convex" gives (1 - weight) * target + weight * source.
 
     Raises:
-        TransferConfigError: `mix` is not known.
+        TransferConfigError: `mix` is not known, or a convex mix has a weight above 1.
 
     Example:
         >>> import torch
@@ -34,5 +34,6 @@ def joint_loss(
     """
     check_choice("mix", mix, ("add", "convex"))
     if mix == "convex":
+        check_number("weight", weight, most=1)
         target_loss = (1.0 - weight) * target_loss
     return target_loss + weight * source_loss
