@@ -44,7 +44,7 @@ def anneal(
     """
     if not 0 < until <= 1:
         raise TransferConfigError(
-            f"until={until} is not a share of training in (0, 1]. For a number of steps write Schedule(until_steps=...)."
+            f"until={until} is not a share of training in (0, 1]. For steps write Schedule(until_steps=...)."
         )
     if progress >= until or start == end:
         return end

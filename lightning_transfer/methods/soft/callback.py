@@ -58,7 +58,7 @@ class SoftFinetuning(TransferCallback):
         """
         if isinstance(getattr(module, "source_task", None), SourceTerm):
             raise TransferConfigError(
-                f"{type(module).__name__} adds a source task itself, by its mixin: SoftFinetuning would count it twice. "
+                f"{type(module).__name__} adds a source task by its mixin: SoftFinetuning would count it twice. "
                 "Leave one of them out."
             )
         return SourceTerm(self.source, module, weight=self.weight, mix=self.mix, head=self.head)
