@@ -84,7 +84,7 @@ def test_functional_is_bit_equal_to_the_callback():
     optimizer = torch.optim.SGD([*net.parameters(), *head.parameters()], lr=0.1, momentum=0.9, weight_decay=1e-3)
     queue, source = list(source_indices), toys.source_data()
     for step, (images, labels) in enumerate([batch for _ in range(2) for batch in toys.target_loader()]):
-        weight = lt.functional.anneal(step, until=UNTIL)
+        weight = lt.functional.anneal(step / (2 * UNTIL))
         loss = F.cross_entropy(net(images), labels)
         if weight:
             source_images, source_labels = source[[queue.pop(0) for _ in range(4)]]
