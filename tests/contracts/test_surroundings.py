@@ -66,7 +66,7 @@ def test_every_pair_composes_or_is_refused_by_name(first, second):
 @pytest.mark.parametrize(
     "beside",
     [
-        lambda folder: [EarlyStopping("val_loss", patience=0), ModelCheckpoint(folder, monitor="val_loss")],
+        lambda folder: [EarlyStopping("val_loss", patience=99), ModelCheckpoint(folder, monitor="val_loss")],
         lambda folder: [LearningRateFinder(num_training_steps=4, update_attr=False)],
     ],
     ids=["early-stopping-and-checkpoints", "learning-rate-finder"],
