@@ -85,8 +85,8 @@ def test_beside_lightnings_own_the_numbers_are_as_without_them(method, beside, o
         position = ours[0].part.get_extra_state()["position"] if ours else 0
         return module.losses[-6:], [value.tolist() for value in weights(module).values()], position
 
-    with_us = run([method.callback()], []) == run([method.callback()], beside(tmp_path))
-    assert with_us == (run([], []) == run([], beside(tmp_path)))
+    with_us = run([method.callback()], []) == run([method.callback()], beside(tmp_path / "ours"))
+    assert with_us == (run([], []) == run([], beside(tmp_path / "plain")))
 
 
 @pytest.mark.filterwarnings("ignore:.*batch")
