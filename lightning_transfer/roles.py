@@ -117,7 +117,7 @@ def _named(module: nn.Module, path: str) -> Head:
     try:
         found = module.get_submodule(path)
     except AttributeError:
-        names = [name for name, _ in users_modules(module) if name]
+        names = [name for name, layer in linear_layers(module) if isinstance(layer, nn.Linear)]
         raise TransferConfigError(
             f"head={path!r} is no module of {type(module).__name__}. {nearest(path, names)}"
         ) from None

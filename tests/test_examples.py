@@ -1,5 +1,6 @@
 """The examples run, here as short as they can be."""
 
+import json
 import pathlib
 import runpy
 
@@ -16,3 +17,12 @@ def test_quickstart_compares_the_methods_and_draws_them(tmp_path):
     assert all(0 < row["test accuracy"] < 1 and 0 < row["general discrimination"] < 1 for row in rows.values())
     assert rows["fine-tuning"]["steps to plain"] <= 4
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_costs_measures_every_row_against_its_bar(tmp_path):
+    costs = runpy.run_path(str(EXAMPLES / "benchmarks/costs.py"))
+    settings = costs["Settings"](repetitions=1, batch_size=2, steps=1, empty_steps=2)
+    report = costs["main"](["--out", str(tmp_path / "costs.json")], settings)
+    assert len(report["rows"]) == len(costs["ROWS"]) >= 5
+    assert all(len(row["costs"]) == 1 and row["passed"] in (True, False, None) for row in report["rows"])
+    assert json.loads((tmp_path / "costs.json").read_text())["versions"]["torch"]

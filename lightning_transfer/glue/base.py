@@ -139,8 +139,8 @@ class TransferCallback(_AnyCallback):
         return {checkpoints.KEY: checkpoints.stamp(), "part": dict(self.part.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state; outside of fit there is nothing to go on with."""
-        if state_dict and self.part is not None:
+        """Go on from a state; outside of fit there is nothing to go on with, and what a fit left is kept."""
+        if state_dict and self.part is not None and self._stand_ins:
             checkpoints.check_stamp(state_dict[checkpoints.KEY])
             self.part.load_state_dict(state_dict["part"])
 

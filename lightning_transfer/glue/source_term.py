@@ -78,9 +78,9 @@ class SourceTerm(TransferPart):
         return self.head_path if self.source.head is None else None
 
     def _probe(self, module: Any) -> None:
-        with seeded(self.source.seed, 0):
+        with seeded(self.source.seed, 0):  # neither loading nor running an example may move the program's random state
             images, _ = self.source.unpack(default_collate([load(self.source.dataset, 0)]))
-        self.source.forward(module, images) if callable(self.source.forward) else module(images)
+            self.source.forward(module, images) if callable(self.source.forward) else module(images)
 
     def attach(self, module: Any) -> None:
         """Listen at the head of the user's module."""

@@ -134,6 +134,22 @@ def test_a_hook_on_the_instance_is_put_back(method):
     assert vars(module)["configure_model"] is own
 
 
+def test_looking_for_the_head_leaves_the_random_state_alone():
+    class Noisy(LitToy):
+        def __init__(self):
+            super().__init__()
+            self.model = None
+            self.net = nn.ModuleDict({"out": nn.Linear(toys.WIDTH, 5), "conv": nn.Conv2d(3, toys.WIDTH, 6)})
+
+        def forward(self, pixels):
+            return self.net["out"](self.net["conv"](pixels + torch.rand_like(pixels)).flatten(1))
+
+    module, callback = Noisy(), METHODS[0].callback()
+    before = torch.get_rng_state()
+    assert callback.make_part(module).head_path == "net.out"
+    assert (torch.get_rng_state() == before).all()
+
+
 @each_method
 def test_a_head_that_is_replaced_in_the_users_setup_is_the_one_that_counts(method):
     class Replacing(LitToy):
@@ -194,6 +210,15 @@ def test_a_longer_training_never_raises_the_weight_again(method, tmp_path):
     assert resumed.part.get_extra_state()["position"] == 6 * 4
     with pytest.raises(lt.TransferConfigError, match=r"now 48 steps long, 12 when this run began.*until_steps="):
         fit(LitToy(), [lt.SoftFinetuning(source)], ckpt_path=tmp_path / "step=4.ckpt", max_epochs=8)
+
+
+@each_method
+def test_a_test_of_an_earlier_checkpoint_does_not_set_the_run_back(method, tmp_path):
+    callback, module = method.callback(), LitToy()
+    runner = fit(module, [callback, SaveEveryStep(tmp_path)])
+    position = callback.part.get_extra_state()["position"]
+    runner.test(module, toys.target_loader(), ckpt_path=tmp_path / "step=2.ckpt", verbose=False)
+    assert callback.part.get_extra_state()["position"] == position == 20
 
 
 @each_method
