@@ -37,6 +37,14 @@ def test_batches_and_order_change_nothing():
     assert measure(features, labels) == measure(features[order], labels[order], batches=7)
 
 
+def test_order_changes_nothing_where_many_neighbors_are_equally_near():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randint(1, 3, (60, 2), generator=generator).float()
+    labels = torch.randint(0, 3, (60,), generator=generator)
+    orders = [torch.randperm(60, generator=generator) for _ in range(5)]
+    assert len({measure(features[order], labels[order]) for order in orders}) == 1
+
+
 def test_padding_of_a_distributed_sampler_counts_once():
     features, labels = clustered()
     indices = torch.arange(len(labels)) + 2**25  # beyond what float32 can tell apart
