@@ -34,7 +34,9 @@ class ToyData(L.LightningDataModule):
 
 
 @each_method
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning calls what jsonargparse will drop
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # as for a user: an error in place of jsonargparse's warning would hide its effect
 def test_is_built_from_a_lightning_cli_file(method, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py"])
     callback = textwrap.indent(textwrap.dedent(method.yaml).strip(), "    ")
