@@ -55,6 +55,7 @@ class TransferCallback(_AnyCallback):
 
     part: TransferPart | None = None
     _stand_ins: tuple[StandIn, ...] = ()
+    _dispatcher: StepDispatcher | None = None
 
     @abstractmethod
     def make_part(self, module: Any) -> TransferPart:
@@ -77,37 +78,36 @@ class TransferCallback(_AnyCallback):
             )
         try:
             self._join(trainer, pl_module)
-        except TransferConfigError:
+        except TransferConfigError as error:
             if not _is_built_later(pl_module):
                 raise
-            self._check_before_copies(trainer, late=True)
+            if _copying(trainer.callbacks):
+                error.add_note("Beside a callback that copies the module, the network has to be built in __init__.")
+                raise
             late = Afterwards(pl_module, "configure_model", lambda _: self._join(trainer, pl_module))
             self._stand_ins = (late,)
 
     def _join(self, trainer: Any, module: Any) -> None:
-        self._check_before_copies(trainer, late=False)
+        if hasattr(module, self.part_name):  # a setup of the user's may call configure_model too
+            return
+        copying = _copying(trainer.callbacks[: trainer.callbacks.index(self)])
+        if copying:
+            raise TransferConfigError(
+                f"{type(copying[0]).__name__} copies the module before {type(self).__name__} has joined it. "
+                f"Put {type(self).__name__} first in callbacks."
+            )
         if self.part is None or trainer.global_step == 0:
             self.part = self.make_part(module)
         part = self.part
         say(trainer, f"{type(self).__name__}: {part.introduction}")
         setattr(module, self.part_name, checkpoints.TrainingOnly(type(self).__name__, part))
-        StepDispatcher.add(module, self.part_name, part)
+        self._dispatcher = StepDispatcher.add(module, self.part_name, part)
 
         def with_optimizers(made: Any) -> None:
-            optimizers.join(module, made, self.part_name, part, beside=part.beside)
+            optimizers.join(made, self.part_name, part, neighbors=part.neighbors(module))
             part.attach(module)
 
         self._stand_ins += (Afterwards(module, "configure_optimizers", with_optimizers),)
-
-    def _check_before_copies(self, trainer: Any, *, late: bool) -> None:
-        callbacks = trainer.callbacks
-        earlier = callbacks if late else callbacks[: callbacks.index(self)]
-        copying = [cb for cb in earlier if COPYING_CALLBACKS & {cls.__name__ for cls in type(cb).__mro__}]
-        if copying:
-            advice = "Build the network in __init__" if late else f"Put {type(self).__name__} first in callbacks"
-            raise TransferConfigError(
-                f"{type(copying[0]).__name__} copies the module before {type(self).__name__} has joined it. {advice}."
-            )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what only now is known, such as how long training takes."""
@@ -126,11 +126,16 @@ class TransferCallback(_AnyCallback):
         for stand_in in reversed(self._stand_ins):
             stand_in.remove()
         self._stand_ins = ()
-        StepDispatcher.discard(module, self.part_name)
+        if self._dispatcher is not None:
+            self._dispatcher.discard(self.part_name)
+            self._dispatcher = None
         if self.part is not None:
             self.part.detach()
         if hasattr(module, self.part_name):
             delattr(module, self.part_name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_stand_ins": (), "_dispatcher": None}  # a copy stands on nobody's module
 
     def state_dict(self) -> dict[str, Any]:
         """The part's weights and what else its run needs."""
@@ -161,8 +166,12 @@ class TransferCallback(_AnyCallback):
                 f"This checkpoint was written without {type(self).__name__}, so its run cannot go on with it. "
                 f"{checkpoints.BEGIN_ANEW}"
             )
-        owners = {type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, TransferCallback)}
+        owners = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, TransferCallback)]
         checkpoints.unhide_optimizer_states(owners, checkpoint)
+
+
+def _copying(callbacks: list[Any]) -> list[Any]:
+    return [callback for callback in callbacks if COPYING_CALLBACKS & {cls.__name__ for cls in type(callback).__mro__}]
 
 
 def _is_built_later(module: Any) -> bool:

@@ -125,7 +125,8 @@ def hide_optimizer_states(optimizers: list[torch.optim.Optimizer], checkpoint: d
             groups[-1]["params"] = [new_number[position] for position in groups[-1]["params"]]
         state = {new_number[key]: value for key, value in packed["state"].items() if key in new_number}
         checkpoint["optimizer_states"][number] = {**packed, "state": state, "param_groups": groups}
-    checkpoint[KEY] = {**stamp(), "optimizer": hidden}
+    in_order = list(dict.fromkeys(entry["owner"] for entry in hidden))
+    checkpoint[KEY] = {**stamp(), "owners": in_order, "optimizer": hidden}
 
 
 def _without(items: list[T] | None, drop: list[bool]) -> list[T] | None:
@@ -136,12 +137,20 @@ def _with_params(group: dict[str, Any], params: list[Any] | None, names: list[An
     return {**group, "params": params, **({} if names is None else {"param_names": names})}
 
 
-def unhide_optimizer_states(owners: set[str], checkpoint: dict[str, Any]) -> None:
-    """The inverse of `hide_optimizer_states`, for the parts of the callbacks that are there."""
+def unhide_optimizer_states(owners: list[str], checkpoint: dict[str, Any]) -> None:
+    """The inverse of `hide_optimizer_states`, for the parts of the callbacks that are there.
+
+    Raises:
+        TransferConfigError: another version's checkpoint, or callbacks in another order, whose states would be swapped.
+    """
     ours = checkpoint.pop(KEY, None)
     if ours is None or "optimizer_states" not in checkpoint:
         return
     check_stamp(ours)
+    before = [name for name in ours["owners"] if name in owners]
+    now = [name for name in owners if name in before]
+    if before != now:
+        raise TransferConfigError(f"This run had its callbacks in the order {', '.join(before)}; keep that order.")
     for number, packed in enumerate(checkpoint["optimizer_states"]):
         entries = [entry for entry in ours["optimizer"] if entry["optimizer"] == number and entry["owner"] in owners]
         # every param's state, in order, with the hidden ones back in their places

@@ -38,33 +38,30 @@ class StepDispatcher(StandIn):
         functools.update_wrapper(self, self.hook, updated=())
 
     @classmethod
-    def add(cls, module: Any, name: str, term: LossTerm) -> None:
-        """Add a term to the module's step, in place of one of the same name."""
-        dispatcher = vars(module).get(STEP)
-        if not isinstance(dispatcher, cls):
-            dispatcher = cls(module)
+    def add(cls, module: Any, name: str, term: LossTerm) -> "StepDispatcher":
+        """Add a term to the module's step, in place of one of the same name, and give the object that holds it."""
+        top = vars(module).get(STEP)
+        dispatcher = top if isinstance(top, cls) and not top.is_removed else cls(module)
         dispatcher.terms[name] = term
+        return dispatcher
 
-    @classmethod
-    def discard(cls, module: Any, name: str) -> None:
+    def discard(self, name: str) -> None:
         """Take a term out; with the last one the module's step is as it was found."""
-        dispatcher = vars(module).get(STEP)
-        if isinstance(dispatcher, cls):
-            dispatcher.terms.pop(name, None)
-            if not dispatcher.terms:
-                dispatcher.remove()
+        self.terms.pop(name, None)
+        if not self.terms:
+            self.remove()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The user's step with every term added; a step that returns None is a skipped batch and stays one."""
+    def act(self, *args: Any, **kwargs: Any) -> Any:
+        """The user's step with every term added; a step without a loss is a skipped batch and stays one."""
         if not self.module.trainer.training:  # a validation_step may call the step too
             return self.hook(*args, **kwargs)
         try:
             for term in self.terms.values():
                 term.begin(self.module)
             output = self.hook(*args, **kwargs)
-            if output is None:
-                return None
-            loss = output["loss"] if isinstance(output, Mapping) else output
+            loss = output.get("loss") if isinstance(output, Mapping) else output
+            if loss is None:
+                return output
             for term in self.terms.values():
                 loss = term.add_to(self.module, loss)
         finally:

@@ -13,18 +13,17 @@ def _held(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
     return {id(param) for optimizer in optimizers for group in optimizer.param_groups for param in group["params"]}
 
 
-def join(module: Any, made: Any, name: str, part: nn.Module, *, beside: str | None) -> None:
+def join(made: Any, name: str, part: nn.Module, *, neighbors: Iterable[nn.Parameter]) -> None:
     """Put the parameters of a new part that no optimizer holds into a group of the user's optimizer.
 
     A group that exists keeps every scheduler right; a group added late breaks most of them.
 
     Args:
-        module: the user's module.
-        made: what its configure_optimizers returned.
+        made: what the user's configure_optimizers returned.
         name: the part's name in the module.
         part: the new part.
-        beside: the path of the module whose group, and so whose learning rate, the part shares; if None, or in no
-            group, the first group.
+        neighbors: the parameters whose group, and so whose learning rate, the part shares; the first group where none
+            holds them.
 
     Raises:
         TransferConfigError: there is no optimizer, or LBFGS.
@@ -35,12 +34,15 @@ def join(module: Any, made: Any, name: str, part: nn.Module, *, beside: str | No
     missing = {f"{name}.{key}": param for key, param in part.named_parameters() if id(param) not in held}
     if not missing:
         return
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    neighbors = {id(param) for param in module.get_submodule(beside).parameters()} if beside else set()
-    group = next((group for group in groups if neighbors & {id(param) for param in group["params"]}), groups[0])
+    wanted = set(map(id, neighbors))
+    groups = [(optimizer, group) for optimizer in optimizers for group in optimizer.param_groups]
+    beside = (pair for pair in groups if wanted & {id(param) for param in pair[1]["params"]})
+    optimizer, group = next(beside, groups[0])
     group["params"].extend(missing.values())
     if "param_names" in group:
         group["param_names"].extend(missing)
+    if optimizer.state:  # some make it at once, as Adagrad does: the new parameters' is made the same way
+        optimizer.state.update(type(optimizer)(list(missing.values()), **optimizer.defaults).state)
 
 
 def _optimizers_in(made: Any) -> Iterable[torch.optim.Optimizer]:
@@ -75,7 +77,7 @@ def check_held(trainer: Any, part: nn.Module) -> None:
         TransferConfigError: a parameter would never be trained.
     """
     held = _held(trainer.optimizers)
-    missing = [key for key, param in part.named_parameters() if id(param) not in held]
+    missing = [key for key, param in part.named_parameters() if param.requires_grad and id(param) not in held]
     if missing:
         name = next(name for name, child in trainer.lightning_module.named_modules() if child is part)
         raise TransferConfigError(

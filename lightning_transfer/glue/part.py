@@ -1,6 +1,7 @@
 """What a callback attaches to somebody's module for the length of a fit."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,10 +17,9 @@ class TransferPart(nn.Module, ABC):
     def introduction(self) -> str:
         """One line for the log: what was found and what is done with it."""
 
-    @property
-    def beside(self) -> str | None:
-        """The path of the user's module whose learning rate the new parameters share; the first group's if None."""
-        return None
+    @abstractmethod
+    def neighbors(self, module: Any) -> Iterable[nn.Parameter]:
+        """The user's parameters whose learning rate the new parameters share."""
 
     @abstractmethod
     def attach(self, module: Any) -> None:

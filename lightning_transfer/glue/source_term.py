@@ -3,10 +3,12 @@
 import copy
 import math
 import warnings
+import weakref
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
@@ -24,6 +26,7 @@ from lightning_transfer.glue.trainer import (
     train_batch_size,
 )
 from lightning_transfer.methods.soft.functional import joint_loss
+from lightning_transfer.methods.soft.options import check_hyperparameters
 from lightning_transfer.roles import find_head, out_width
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.passes import SourcePass, trains_before
@@ -32,6 +35,20 @@ from lightning_transfer.source.task import SourceTask, name_of, structure
 
 UNTRAINED = 0.9  # of the loss of guessing: a kept head that starts above does not know these labels
 UNNORMALISED = 32.0  # pixel values beyond any normalisation's
+
+
+class _WeakTrainer:
+    """Remembers which Trainer something was done for; a copy, pickled or deep, has forgotten it."""
+
+    def __init__(self, trainer: Any = None) -> None:
+        self._reference = None if trainer is None else weakref.ref(trainer)
+
+    def is_of(self, trainer: Any) -> bool:
+        """Whether it is that Trainer."""
+        return self._reference is not None and self._reference() is trainer
+
+    def __reduce__(self) -> tuple[type["_WeakTrainer"], tuple[()]]:
+        return (_WeakTrainer, ())
 
 
 class SourceTerm(TransferPart):
@@ -64,18 +81,22 @@ class SourceTerm(TransferPart):
         self._over_since: int | None = None  # the step from which the weight is 0 for good
         self._num_steps: float | None = None  # of the training that the weight was laid out over
         self._saved_options: dict[str, str] | None = None
+        self._checked_for = _WeakTrainer()
+        self._last_draw: tuple[int, int, int] | None = None
         if weight.start or weight.end:
-            source.check_all_labels(self.num_classes)
+            with seeded(source.seed, 0):
+                source.check_all_labels(self.num_classes)
 
     @property
     def introduction(self) -> str:
         """Where the source head went."""
         return f"the source task joins at head {self.head_path!r}."
 
-    @property
-    def beside(self) -> str | None:
-        """A new head learns as fast as the user's new head, a pretrained one as the body."""
-        return self.head_path if self.source.head is None else None
+    def neighbors(self, module: Any) -> Iterable[nn.Parameter]:
+        """A new head learns as fast as the user's head, a pretrained one as what stands in front of it."""
+        if self.source.head is None:
+            return module.get_submodule(self.head_path).parameters()  # type: ignore[no-any-return]
+        return trains_before(module, self.head_path)
 
     def _probe(self, module: Any) -> None:
         with seeded(self.source.seed, 0):  # neither loading nor running an example may move the program's random state
@@ -97,7 +118,13 @@ class SourceTerm(TransferPart):
 
     def check(self, trainer: Any) -> None:
         """Raise or warn, at the start of training, on what only now is known."""
+        self._checked_for = _WeakTrainer(trainer)
         check_supported(trainer)
+        if trainer.global_step == 0:  # a new run, whatever this part was in before
+            self._drop_stream()
+            self._saved_options = self._num_steps = self._over_since = self._last_draw = None
+            self._position = 0
+        check_hyperparameters(trainer.lightning_module)
         if self._saved_options is not None:
             check_options("The source task", self._saved_options, self.describe())
         num_steps = schedule_length(self.weight, trainer)
@@ -107,17 +134,18 @@ class SourceTerm(TransferPart):
                 "weight would jump. Keep the length, or from the start lay it out in steps: Schedule(until_steps=...)."
             )
         self._num_steps = num_steps
-        module = trainer.lightning_module
-        shared = trains_before(module, self.head_path)
-        if not optimizers.trains_any(
-            trainer, (param for param in shared if id(param) not in set(map(id, self.parameters())))
-        ):
+        if not optimizers.trains_any(trainer, trains_before(trainer.lightning_module, self.head_path)):
             warnings.warn(
                 "No parameter in front of the head is trained, so the source task changes nothing of the target's. "
                 "In configure_optimizers give the optimizer self.parameters().",
                 NoEffectWarning,
                 stacklevel=2,
             )
+
+    def check_once(self, trainer: Any) -> None:
+        """Check in the first step of a run, where no hook of a callback's tells of its start."""
+        if not self._checked_for.is_of(trainer):
+            self.check(trainer)
 
     def begin(self, module: Any) -> None:
         """Let a joint pass take source images along."""
@@ -134,7 +162,7 @@ class SourceTerm(TransferPart):
             log(trainer, values if source_loss is None else {**values, "transfer/source_loss": source_loss.detach()})
         if source_loss is not None:
             return joint_loss(loss, source_loss, weight=weight, mix=self.mix)
-        return loss + sum_of_zeros(self.head) if trainer.world_size > 1 else loss
+        return loss + sum_of_zeros(self) if trainer.world_size > 1 else loss
 
     def end(self) -> None:
         """Nothing of a step is left for the next one, or for a validation in between."""
@@ -158,7 +186,7 @@ class SourceTerm(TransferPart):
 
     def _loss(self, module: Any) -> Tensor:
         if self.source.forward == "joint":
-            features = self._source_pass.take(module)
+            features = self._source_pass.take()
             if features is None:
                 raise TransferConfigError(
                     f"forward='joint': the step never ran the network that holds the head {self.head_path!r} with "
@@ -184,6 +212,13 @@ class SourceTerm(TransferPart):
     def _draw(self, module: Any) -> Tensor:
         """Draw a source batch, onto the device, and give its images; labels wait until the pass is done."""
         trainer = module.trainer
+        draw = trainer.global_step, trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
+        if draw == self._last_draw:
+            raise TransferConfigError(
+                "The training step asked for a second source batch in one step: by an optimizer that runs its closure "
+                "twice, or by a second call of joint_loss. Use another optimizer, or call joint_loss once a step."
+            )
+        self._last_draw = draw
         if self._stream is None:
             self._stream = self._open_stream(trainer)
         indices, samples = self._stream.next_batch()
@@ -276,6 +311,7 @@ class SourceTerm(TransferPart):
         """
         check_stamp(state)
         self._drop_stream()
+        self._checked_for, self._last_draw = _WeakTrainer(), None
         self._position = state["position"]
         self._over_since = state["over_since"]
         self._num_steps = state["num_steps"]

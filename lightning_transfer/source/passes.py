@@ -43,6 +43,7 @@ class Tap:
         self.num_target = 0
         self.num_source = 0
         self.features: Tensor | None = None
+        self.is_cut = False
 
     def keep(self, features: Tensor) -> Tensor:
         """Keep the source rows of (target + source) features and give the target rows back."""
@@ -103,6 +104,7 @@ class _TakeAtHead(_Hook):
     @_outside_graphs
     def act(self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tap, features = self.tap, args[0] if args else next(iter(kwargs.values()))
+        tap.is_cut = not torch.is_grad_enabled()
         if tap.is_split_due:
             _check_rows(features, tap.num_target + tap.num_source)
             kept = tap.keep(features)
@@ -143,8 +145,9 @@ class _RefuseLeak(_Hook):
         rows = self.tap.num_target + self.tap.num_source
         if any(isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == rows for leaf in tree_leaves(output)):
             raise TransferConfigError(
-                f"{type(network).__name__} returns a tensor that still holds source images, so forward='joint' would "
-                "let them into your own code. Use forward='separate'."
+                f"{type(network).__name__} returns a tensor of {rows} rows, as many as target and source images "
+                "together: it seems to still hold source images, which forward='joint' would let into your own code. "
+                "Use forward='separate'."
             )
 
 
@@ -196,7 +199,8 @@ class SourcePass:
         try:
             with protected_batchnorm(module, on=self.source.batchnorm == "protect"):
                 output = forward(module, images) if forward else module.get_submodule(self.entry)(images)
-            features = self.tap.features if self.tap.features is not None or forward is None else output
+            reached, is_cut = self.tap.features is not None, self.tap.is_cut
+            features = self.tap.features if reached or forward is None else output
         except Exception as error:
             error.add_note(f"This happened in the pass of source images, {images.dtype} {tuple(images.shape)}.")
             raise
@@ -209,7 +213,15 @@ class SourcePass:
                 "or say how images run: SourceTask(forward=lambda module, images: module.backbone(images))."
             )
         _check_rows(features, len(images))
-        return self._checked(module, features)
+        if not reached:
+            trainable = any(param.requires_grad for param in trains_before(module, self.head.path))
+            is_cut = trainable and not features.requires_grad
+        if is_cut and torch.is_grad_enabled():
+            raise TransferConfigError(
+                "The source features have no gradient, so the source loss would train nothing in front of the head. "
+                "If forward runs under no_grad, say how images run: SourceTask(forward=lambda module, images: ...)."
+            )
+        return self._checked(features)
 
     def arm(self, draw: Draw) -> None:
         """Let the next call of the network take along the source images that `draw` gives."""
@@ -220,7 +232,7 @@ class SourcePass:
         """Let every call pass until the next `arm`."""
         self.tap.reset()
 
-    def take(self, module: nn.Module) -> Tensor | None:
+    def take(self) -> Tensor | None:
         """The source features of the joint pass since `arm`; None where no source image was drawn.
 
         Raises:
@@ -232,21 +244,15 @@ class SourcePass:
                 f"forward='joint' put source images into the network, but the head {self.head.path!r} did not run. "
                 "Use forward='separate'."
             )
-        return None if features is None else self._checked(module, features)
+        return None if features is None else self._checked(features)
 
-    def _checked(self, module: nn.Module, features: Tensor) -> Tensor:
-        """Features that the head can take and from which gradients can flow."""
+    def _checked(self, features: Tensor) -> Tensor:
+        """Features that the head can take."""
         width = in_width(self.head.module)
         if width not in features.shape[1:]:
             raise TransferConfigError(
                 f"Source features of shape {tuple(features.shape)} do not fit the head {self.head.path!r}, which takes "
                 f"{width} features. Use forward='separate', or SourceTask(forward=lambda module, images: features)."
-            )
-        is_cut = torch.is_grad_enabled() and not features.requires_grad
-        if is_cut and any(param.requires_grad for param in trains_before(module, self.head.path)):
-            raise TransferConfigError(
-                "The source features have no gradient, so the source loss would train nothing in front of the head. "
-                "If forward runs under no_grad, say how images run: SourceTask(forward=lambda module, images: ...)."
             )
         return features
 

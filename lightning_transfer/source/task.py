@@ -253,11 +253,15 @@ class SourceTask:
         labels = known_labels(self.dataset)
         if labels is None or not self.has_class_labels or self.adapt is not None:
             return
-        wrong = ((labels < 0) | (labels >= num_classes)).flatten().nonzero()[:, 0]
-        if len(wrong) and (index := int(wrong[0])) < len(labels):
+        if labels.ndim > 1 or labels.is_floating_point():
+            return  # what a sample's label then is, is seen when it is drawn
+        wrong = ((labels < 0) | (labels >= num_classes)).nonzero()[:1, 0]
+        given = labels[wrong].clone()  # the list may be the dataset's own memory
+        for place, index in enumerate(wrong.tolist()):
             with contextlib.suppress(Exception):  # a sample that cannot be read says so when it is drawn
-                labels[index] = self.dataset[index][1]
-            self.check_labels(labels[index : index + 1], num_classes, torch.tensor([index]))
+                given[place] = self.dataset[index][1]
+        if len(wrong):
+            self.check_labels(given, num_classes, wrong)
 
     def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Images and labels of a collated source batch.
@@ -326,4 +330,4 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def _digest(labels: Tensor) -> str:
-    return f"{zlib.crc32(labels.numpy().tobytes()):08x}"
+    return f"{zlib.crc32(labels.cpu().numpy().tobytes()):08x}"

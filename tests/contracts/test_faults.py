@@ -157,7 +157,7 @@ def test_mixin_refuses_what_the_callback_refuses():
         return module
 
     with pytest.raises(lt.TransferConfigError, match="until_steps=13 lies behind the end of training at 12"):
-        fit(automatic(weight=lt.Schedule(until_steps=13)), [StopAt(99)])
+        fit(automatic(weight=lt.Schedule(until_steps=13)))
     with pytest.raises(lt.TransferConfigError, match="LBFGS"):
         fit(automatic(torch.optim.LBFGS))
 

@@ -1,5 +1,6 @@
 """Situations of real projects in which a term could go wrong without a word."""
 
+import copy
 import pickle
 from pathlib import Path
 
@@ -59,12 +60,168 @@ def test_joint_loss_of_a_mixin_outside_of_training_is_the_targets():
     trainer(max_epochs=1).fit(module, toys.target_loader(), toys.target_loader())
 
 
-def test_a_mixins_second_trainer_begins_again():
+@pytest.mark.filterwarnings("ignore:The kept source head starts")  # annealed away in the first run, it has drifted
+def test_a_mixins_second_trainer_begins_again(tmp_path):
+    """Also after a dry run, and from the weights of another run under other options."""
     data = Recorder(toys.source_data())
-    module = METHODS[0].mixin(data)
-    for fits in (1, 2):
+    module, drawn = METHODS[0].mixin(data), []
+    for _ in range(2):
+        data.loaded.clear()
         fit(module)
-        assert len(data.loaded) == fits * 5 * 4
+        drawn.append(list(data.loaded))
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 5 * 4
+    automatic = WithHyperparameters(METHODS[0].callback().source, weight=lt.Schedule(until=1.0), ignore=["source"])
+    fit(automatic, fast_dev_run=True)
+    fit(automatic, [SaveEveryStep(tmp_path)], max_epochs=2)
+    fit(automatic, max_epochs=3)
+    other = WithHyperparameters(lt.SourceTask(toys.source_data(), num_classes=7, seed=9), ignore=["source"])
+    other.load_state_dict(torch.load(tmp_path / "step=12.ckpt", weights_only=True)["state_dict"])
+    fit(other)
+
+
+def test_a_mixin_is_checked_where_the_user_forgets_super():
+    class Forgetful(SoftByHand):
+        def on_train_start(self):
+            pass
+
+        def on_train_batch_start(self, batch, batch_idx):
+            pass
+
+    with pytest.raises(lt.TransferConfigError, match="manual optimization"):
+        fit(Forgetful(METHODS[0].callback().source, weight=lt.Schedule()))
+
+
+def test_hyperparameters_saved_after_the_source_task_are_seen_too():
+    class Late(SoftByHand):
+        def __init__(self, source):
+            super().__init__(source, weight=lt.Schedule(until_steps=5))
+            self.save_hyperparameters()
+
+    with pytest.raises(lt.TransferConfigError, match="ignore="):
+        fit(Late(METHODS[0].callback().source))
+
+
+def test_a_mixins_joint_pass_ends_with_its_batch():
+    data = Recorder(toys.source_data())
+
+    class Ends(WithHyperparameters):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) if batch_idx < 5 else None
+
+        def on_train_epoch_end(self):
+            self.model(toys.target_data().tensors[0][:4])
+
+    fit(Ends(METHODS[1].callback(data).source, ignore=["source"]), max_epochs=1)
+    assert len(data.loaded) == 5 * 4
+
+
+def test_a_network_built_twice_is_joined_once():
+    class Twice(LitToy):
+        def __init__(self):
+            super().__init__()
+            self.model = None
+
+        def configure_model(self):
+            if self.model is None:
+                self.model = toys.toy_net()
+
+        def setup(self, stage):
+            self.configure_model()
+
+        def on_train_start(self):
+            self.num_hooks = len(self.model.fc._forward_pre_hooks)
+            self.num_params = len(self.optimizers().param_groups[0]["params"])
+
+    module = Twice()
+    fit(module, [METHODS[0].callback()])
+    assert (module.num_hooks, module.num_params) == (1, 8)
+    assert not module.model.fc._forward_pre_hooks
+
+
+def test_looking_at_listed_labels_changes_none_of_them():
+    class Shifted(torch.utils.data.Dataset):
+        targets = torch.arange(1, 8)
+
+        def __len__(self):
+            return 7
+
+        def __getitem__(self, index):
+            torch.rand(())
+            return torch.zeros(3, 6, 6), int(self.targets[index]) - 1
+
+    before = torch.get_rng_state()
+    METHODS[0].callback(Shifted()).make_part(LitToy())
+    assert Shifted.targets.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert (torch.get_rng_state() == before).all()
+
+
+def test_a_body_that_is_frozen_for_now_beside_something_that_trains_is_no_fault():
+    class WithAuxiliary(LitToy):
+        def __init__(self):
+            super().__init__()
+            self.model.requires_grad_(False)
+            self.model.fc.requires_grad_(True)
+            self.auxiliary = nn.Parameter(torch.zeros(3))
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + self.auxiliary.sum()
+
+    fit(WithAuxiliary(), [METHODS[0].callback()])
+
+
+def test_an_optimizer_that_runs_its_closure_twice_is_refused():
+    class Twice(torch.optim.SGD):
+        def step(self, closure=None):
+            closure()
+            return super().step(closure)
+
+    class Careful(LitToy):
+        def configure_optimizers(self):
+            return Twice(self.parameters(), lr=0.1)
+
+    with pytest.raises(lt.TransferConfigError, match="second source batch in one step"):
+        fit(Careful(), [METHODS[0].callback()])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_head_learns_at_the_rate_of_its_like(kept):
+    """A pretrained one with the body, a new one with the user's new head."""
+
+    class Grouped(LitToy):
+        def configure_optimizers(self):
+            body = [p for name, p in self.named_parameters() if "fc" not in name and "transfer" not in name]
+            return torch.optim.SGD([{"params": self.model.fc.parameters(), "lr": 1.0}, {"params": body}], lr=1e-4)
+
+        def on_train_start(self):
+            self.sizes = [len(group["params"]) for group in self.optimizers().param_groups]
+
+    module = Grouped()
+    task = METHODS[0].callback().source if kept else lt.SourceTask(toys.source_data(), num_classes=7)
+    fit(module, [lt.SoftFinetuning(task, weight=CONSTANT)])
+    assert module.sizes == ([2, 6] if kept else [4, 4])
+
+
+def test_a_copy_made_in_mid_fit_can_be_used_again():
+    copies = []
+
+    class Copying(L.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            copies.append(copy.copy(trainer.callbacks[0]))
+
+    fit(LitToy(), [METHODS[0].callback(), Copying()], max_epochs=1)
+    fit(LitToy(), [copies[0]])
+
+
+def test_what_is_wrong_is_said_also_beside_a_callback_that_copies():
+    class Setup(LitToy):
+        def setup(self, stage):
+            pass
+
+    callback = lt.SoftFinetuning(METHODS[0].callback().source, head="model.nope")
+    averaging = L.callbacks.StochasticWeightAveraging(0.05)
+    with pytest.raises(lt.TransferConfigError, match="(?s)head='model.nope'.*built in __init__"):
+        fit(Setup(), [callback, averaging])
 
 
 @each_method
@@ -295,12 +452,12 @@ def test_a_sum_is_no_mean():
 
 
 class WithHyperparameters(lt.SourceTaskMixin, L.LightningModule):
-    def __init__(self, source=None, folder=None, ignore=()):
+    def __init__(self, source=None, folder=None, weight=CONSTANT, ignore=()):
         super().__init__()
-        self.save_hyperparameters(ignore=ignore)
+        self.save_hyperparameters(ignore=[*ignore, "weight"])
         self.model = toys.toy_net()
         if source is not None:
-            self.add_source_task(source, weight=CONSTANT)
+            self.add_source_task(source, weight=weight)
 
     def training_step(self, batch, batch_idx):
         return self.joint_loss(F.cross_entropy(self.model(batch[0]), batch[1]))

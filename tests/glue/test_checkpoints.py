@@ -2,9 +2,11 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
+from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import KEY, TrainingOnly, hide_optimizer_states, unhide_optimizer_states
 
 
@@ -42,7 +44,7 @@ def test_hidden_and_back_is_what_it_was():
     assert [len(group["params"]) for group in hidden["optimizer_states"][0]["param_groups"]] == [2, 1]
     hide_optimizer_states([optimizer], checkpoint)  # as the second of our callbacks does
     assert same(checkpoint, hidden)
-    unhide_optimizer_states({"First", "Second"}, checkpoint)
+    unhide_optimizer_states(["First", "Second"], checkpoint)
     assert same(checkpoint["optimizer_states"][0], whole)
     assert KEY not in checkpoint
 
@@ -51,10 +53,18 @@ def test_only_those_who_are_there_get_theirs_back():
     optimizer = stepped_optimizer()
     checkpoint = {"optimizer_states": [optimizer.state_dict()]}
     hide_optimizer_states([optimizer], checkpoint)
-    unhide_optimizer_states({"Second"}, checkpoint)
+    unhide_optimizer_states(["Second"], checkpoint)
     state = checkpoint["optimizer_states"][0]
     assert [len(group["params"]) for group in state["param_groups"]] == [2, 3]
     live = [param for group in optimizer.param_groups for param in group["params"]]
     kept = [param for param in live if getattr(param, "training_only_of", "Second") == "Second"]
     for number, param in enumerate(kept):
         assert torch.equal(state["state"][number]["exp_avg"], optimizer.state[param]["exp_avg"])
+
+
+def test_another_order_of_callbacks_would_swap_states_and_is_refused():
+    optimizer = stepped_optimizer()
+    checkpoint = {"optimizer_states": [optimizer.state_dict()]}
+    hide_optimizer_states([optimizer], checkpoint)
+    with pytest.raises(TransferConfigError, match="in the order First, Second; keep that order"):
+        unhide_optimizer_states(["Second", "First"], checkpoint)

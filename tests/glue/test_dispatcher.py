@@ -1,6 +1,7 @@
 """One object stands in for the step: any number of terms, in and out in any order, never a stale wrapper."""
 
 import copy
+import functools
 import inspect
 import pickle
 from collections import UserDict
@@ -8,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_transfer.glue.dispatcher import StepDispatcher
+from lightning_transfer.glue.standin import Afterwards
 from tests.toys import LitToy
 
 BATCH = (torch.ones(2, 3, 6, 6).double(), torch.tensor([0, 1]))
@@ -38,16 +41,16 @@ class Plus:
 def test_terms_add_up_and_leave_in_any_order():
     module, log = in_training(LitToy()), []
     plain = module.training_step(BATCH, 0).item()
-    StepDispatcher.add(module, "one", Plus(1, log))
-    StepDispatcher.add(module, "ten", Plus(10, log))
+    dispatcher = StepDispatcher.add(module, "one", Plus(1, log))
+    assert StepDispatcher.add(module, "ten", Plus(10, log)) is dispatcher
     assert module.training_step(BATCH, 0).item() == pytest.approx(plain + 11, abs=1e-12)
     assert log == [("begin", 1), ("begin", 10), ("add", 1), ("add", 10), ("end", 1), ("end", 10)]
-    StepDispatcher.discard(module, "one")
+    dispatcher.discard("one")
     assert module.training_step(BATCH, 0).item() == pytest.approx(plain + 10, abs=1e-12)
     StepDispatcher.add(module, "ten", Plus(20, log))
     assert module.training_step(BATCH, 0).item() == pytest.approx(plain + 20, abs=1e-12)
-    StepDispatcher.discard(module, "ten")
-    StepDispatcher.discard(module, "ten")
+    dispatcher.discard("ten")
+    dispatcher.discard("ten")
     assert "training_step" not in vars(module)
 
 
@@ -116,3 +119,49 @@ def test_copies_get_the_users_own_step_bound_to_them():
         twin = clone(module)
         assert twin.training_step.__self__ is twin
         assert twin.training_step.__func__ is LitToy.training_step
+
+
+def test_a_step_without_a_loss_is_handed_back_as_it_is():
+    class NoLoss(LitToy):
+        def training_step(self, batch, batch_idx):
+            return {"loss": None, "extra": 1}
+
+    module = in_training(NoLoss())
+    StepDispatcher.add(module, "one", Plus(1, []))
+    assert module.training_step(BATCH, 0) == {"loss": None, "extra": 1}
+
+
+@pytest.mark.parametrize("wraps", [True, False])
+def test_under_somebody_elses_wrapper_ours_falls_silent(wraps):
+    """Theirs stays, as they put it there; ours adds nothing any more, and does not come back with what they restore."""
+    module, log = in_training(LitToy()), []
+    plain = module.training_step(BATCH, 0)
+    dispatcher = StepDispatcher.add(module, "one", Plus(1, log))
+    ours = module.training_step
+
+    def theirs(batch, batch_idx):
+        return ours(batch, batch_idx)
+
+    module.training_step = functools.wraps(ours)(theirs) if wraps else theirs
+    assert is_overridden("training_step", module)
+    dispatcher.discard("one")
+    log.clear()
+    assert module.training_step(BATCH, 0) == plain
+    module.training_step = ours  # what they found, put back
+    assert module.training_step(BATCH, 0) == plain
+    assert log == []
+    assert StepDispatcher.add(module, "two", Plus(2, log)) is not dispatcher
+
+
+def test_stand_ins_leave_in_any_order():
+    module, seen = LitToy(), []
+    for first in (0, 1):
+        stand_ins = [Afterwards(module, "configure_optimizers", seen.append) for _ in range(2)]
+        module.configure_optimizers()
+        assert len(seen) == 2
+        stand_ins[first].remove()
+        module.configure_optimizers()
+        assert len(seen) == 3
+        stand_ins[1 - first].remove()
+        assert "configure_optimizers" not in vars(module)
+        seen.clear()

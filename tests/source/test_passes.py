@@ -126,7 +126,7 @@ class NotImages(LitToy):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (with_model(Leaking()), "still holds source images"),
+        (with_model(Leaking()), "seems to still hold source images"),
         (Apart(backbone=nn.Sequential(nn.Conv2d(3, 8, 6), Pair())), "cannot split a tuple"),
         (Apart(nn.Flatten, nn.Conv2d(3, 2, 5)), "takes 8 features"),
         (OnlyHead(), "never ran the network"),

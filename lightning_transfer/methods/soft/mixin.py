@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.source_term import SourceTerm
-from lightning_transfer.methods.soft.options import check_soft_options
+from lightning_transfer.methods.soft.options import check_hyperparameters, check_soft_options
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.task import SourceTask
 
@@ -54,24 +54,14 @@ class SourceTaskMixin:
             TransferConfigError: an option does not fit, no head is found, or the source task is a hyperparameter.
         """
         check_soft_options(source, weight, mix)
-        saved = [name for name, value in getattr(self, "hparams", {}).items() if isinstance(value, SourceTask)]
-        if saved:
-            raise TransferConfigError(
-                f"save_hyperparameters would put all source images into every checkpoint. Write "
-                f"self.save_hyperparameters(ignore={saved})."
-            )
+        check_hyperparameters(self)
         self.source_task = SourceTerm(source, self, weight=weight, mix=mix, head=head)
         self.source_task.attach(self)
-
-    def on_train_start(self) -> None:
-        """Check what only now is known, such as how long training takes."""
-        if hasattr(self, "source_task"):
-            self.source_task.check(self.trainer)  # type: ignore[attr-defined]
-        super().on_train_start()  # type: ignore[misc]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Let a joint pass take source images along."""
         if hasattr(self, "source_task"):
+            self.source_task.check_once(self.trainer)  # type: ignore[attr-defined]
             self.source_task.begin(self)
         parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
         return parent
@@ -95,9 +85,16 @@ class SourceTaskMixin:
                 f"{type(self).__name__} has no source task. In __init__, behind the network, write "
                 "self.add_source_task(source)."
             )
+        self.source_task.check_once(trainer)
         loss = self.source_task.add_to(self, target_loss)
         self.source_task.end()
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let no later pass take source images along, where the step made no joint loss."""
+        if hasattr(self, "source_task"):
+            self.source_task.end()
+        super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out the source task where this module has none."""

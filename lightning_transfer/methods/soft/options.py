@@ -1,5 +1,7 @@
 """What the callback and the mixin of soft fine-tuning both refuse."""
 
+from typing import Any
+
 from lightning_transfer.errors import TransferConfigError, check_choice
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.task import SourceTask
@@ -26,3 +28,17 @@ def check_soft_options(source: SourceTask, weight: Schedule, mix: str) -> None:
         )
     if mix == "convex" and weight.start > 1:
         raise TransferConfigError(f"mix='convex' takes weights up to 1, not {weight.start:g}. Use mix='add'.")
+
+
+def check_hyperparameters(module: Any) -> None:
+    """Raise where the user's hyperparameters hold a source task.
+
+    Raises:
+        TransferConfigError: naming the line to write.
+    """
+    saved = [name for name, value in getattr(module, "hparams", {}).items() if isinstance(value, SourceTask)]
+    if saved:
+        raise TransferConfigError(
+            f"save_hyperparameters would put all source images into every checkpoint. Write "
+            f"self.save_hyperparameters(ignore={saved})."
+        )
