@@ -78,7 +78,7 @@ class SourceTerm(TransferPart):
         self._position = 0
         self._pass: SourcePass | None = None
         self._drawn: tuple[Tensor, Tensor, Tensor] | None = None
-        self._over_since: int | None = None  # the step from which the weight is 0 for good
+        self._is_over = False  # whether the weight is 0 for good
         self._num_steps: float | None = None  # of the training that the weight was laid out over
         self._saved_options: dict[str, str] | None = None
         self._checked_for = _WeakTrainer()
@@ -122,13 +122,13 @@ class SourceTerm(TransferPart):
         check_supported(trainer)
         if trainer.global_step == 0:  # a new run, whatever this part was in before
             self._drop_stream()
-            self._saved_options = self._num_steps = self._over_since = self._last_draw = None
-            self._position = 0
+            self._saved_options = self._num_steps = self._last_draw = None
+            self._position, self._is_over = 0, False
         check_hyperparameters(trainer.lightning_module)
         if self._saved_options is not None:
             check_options("The source task", self._saved_options, self.describe())
         num_steps = schedule_length(self.weight, trainer)
-        if self._num_steps not in (None, num_steps) and self._over_since is None:
+        if self._num_steps not in (None, num_steps) and not self._is_over:
             raise TransferConfigError(
                 f"Training is now {num_steps:.0f} steps long, {self._num_steps:.0f} when this run began: the source "
                 "weight would jump. Keep the length, or from the start lay it out in steps: Schedule(until_steps=...)."
@@ -175,12 +175,11 @@ class SourceTerm(TransferPart):
 
         Once 0 for good it stays 0, also where training is made longer afterwards.
         """
-        if self._over_since is not None and trainer.global_step >= self._over_since:
+        if self._is_over:
             return 0.0
-        self._over_since = None  # another training, which begins again
         weight = current_value(self.weight, trainer)
         if weight == self.weight.end == 0:
-            self._over_since = trainer.global_step
+            self._is_over = True
             self._drop_stream()
         return weight
 
@@ -298,7 +297,7 @@ class SourceTerm(TransferPart):
         return {
             **stamp(),
             "position": self._position if self._stream is None else self._stream.position,
-            "over_since": self._over_since,
+            "is_over": self._is_over,
             "num_steps": self._num_steps,
             "options": self.describe(),
         }
@@ -313,7 +312,7 @@ class SourceTerm(TransferPart):
         self._drop_stream()
         self._checked_for, self._last_draw = _WeakTrainer(), None
         self._position = state["position"]
-        self._over_since = state["over_since"]
+        self._is_over = state["is_over"]
         self._num_steps = state["num_steps"]
         self._saved_options = state["options"]
 

@@ -235,7 +235,7 @@ def test_a_source_pass_without_gradients_is_refused_or_left_to_the_steps_own_cal
             self(batch[0])  # pseudo-labels, say
             return F.cross_entropy(self.model(batch[0]), batch[1])
 
-    callback, module, plain = always(method), Cut(), Cut()
+    callback, module, plain = lt.SoftFinetuning(method.callback().source, weight=CONSTANT), Cut(), Cut()
     if callback.source.forward == "separate":
         with pytest.raises(lt.TransferConfigError, match="source features have no gradient"):
             fit(module, [callback])

@@ -114,6 +114,17 @@ def test_ties_are_broken_by_index_even_among_many_copies():
     assert (distances == 0).all()
 
 
+def test_what_float32_cannot_tell_apart_is_told_apart():
+    """A hundred images nearer to each other than float32 resolves: candidates are not sure, and more are asked for."""
+    source = descriptors(150, 6, 10, seed=1)
+    noise = torch.rand(100, 6, 10, generator=seeded(2), dtype=torch.float64)
+    source[20:120] = source[20] * (1 + 1e-6 * noise)
+    source /= source.sum(2, keepdim=True)
+    _, indices = symmetric_kl_neighbors(source[60:61], source, k=5)
+    brute = selective.all_distances(source[60:61].numpy(), source.numpy(), np.full(6, 1 / 6))
+    assert indices[0].tolist() == np.argsort(brute[0], kind="stable")[:5].tolist()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
