@@ -119,21 +119,19 @@ def hide_optimizer_states(optimizers: list[torch.optim.Optimizer], checkpoint: d
                             "state": packed["state"].get(position),
                         }
                     )
-            groups.append(
-                _with_params(group, _without(group["params"], ours), _without(group.get("param_names"), ours))
-            )
-            groups[-1]["params"] = [new_number[position] for position in groups[-1]["params"]]
+            params = [new_number[position] for position in group["params"] if position in new_number]
+            groups.append(_with_params(group, params, _without(group.get("param_names"), ours)))
         state = {new_number[key]: value for key, value in packed["state"].items() if key in new_number}
         checkpoint["optimizer_states"][number] = {**packed, "state": state, "param_groups": groups}
     in_order = list(dict.fromkeys(entry["owner"] for entry in hidden))
     checkpoint[KEY] = {**stamp(), "owners": in_order, "optimizer": hidden}
 
 
-def _without(items: list[T] | None, drop: list[bool]) -> list[T] | None:
+def _without(items: list[str] | None, drop: list[bool]) -> list[str] | None:
     return None if items is None else [item for item, gone in zip(items, drop, strict=True) if not gone]
 
 
-def _with_params(group: dict[str, Any], params: list[Any] | None, names: list[Any] | None) -> dict[str, Any]:
+def _with_params(group: dict[str, Any], params: list[int], names: list[str] | None) -> dict[str, Any]:
     return {**group, "params": params, **({} if names is None else {"param_names": names})}
 
 

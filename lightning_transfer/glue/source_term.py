@@ -74,6 +74,7 @@ class SourceTerm(TransferPart):
         self.head = source.make_head(target_head.module, target_head.path)
         self.loss = copy.deepcopy(source.loss)  # where it is a module with buffers, it moves to the device with us
         self.num_classes = out_width(self.head)
+        self._options = self.describe()  # once: it reads every listed label, and checkpoints are many
         self._stream: SourceStream | None = None
         self._position = 0
         self._pass: SourcePass | None = None
@@ -126,7 +127,7 @@ class SourceTerm(TransferPart):
             self._position, self._is_over = 0, False
         check_hyperparameters(trainer.lightning_module)
         if self._saved_options is not None:
-            check_options("The source task", self._saved_options, self.describe())
+            check_options("The source task", self._saved_options, self._options)
         num_steps = schedule_length(self.weight, trainer)
         if self._num_steps not in (None, num_steps) and not self._is_over:
             raise TransferConfigError(
@@ -299,7 +300,7 @@ class SourceTerm(TransferPart):
             "position": self._position if self._stream is None else self._stream.position,
             "is_over": self._is_over,
             "num_steps": self._num_steps,
-            "options": self.describe(),
+            "options": self._options,
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:

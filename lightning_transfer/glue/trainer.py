@@ -75,9 +75,9 @@ def schedule_length(schedule: Schedule, trainer: Any) -> float | None:
 
 
 def _is_trial(trainer: Any) -> bool:
-    """Whether this is a run of a few steps that is too short for any schedule: a dry run, or a tuner's."""
-    tuners = [callback for callback in trainer.callbacks if type(callback).__name__ == "_LRCallback"]
-    return bool(trainer.fast_dev_run or tuners)
+    """Whether this is a run of a few steps that is too short for any schedule: a dry run, or the rate finder's."""
+    finders = [callback for callback in trainer.callbacks if type(callback).__name__ == "_LRCallback"]
+    return bool(trainer.fast_dev_run or finders)
 
 
 def to_device(trainer: Any, batch: Any, *, hooks: bool) -> Any:

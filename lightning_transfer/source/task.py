@@ -269,12 +269,12 @@ class SourceTask:
         Raises:
             TransferConfigError: the batch has another structure; the message shows it.
         """
-        found = structure(batch)
+        given = batch
         if self.adapt is not None:
             try:
-                batch = self.adapt(batch)
+                batch = self.adapt(given)
             except Exception as error:
-                error.add_note(f"This happened in SourceTask(adapt=) with a source batch {found}.")
+                error.add_note(f"This happened in SourceTask(adapt=) with a source batch {structure(given)}.")
                 raise
         if (
             not isinstance(batch, tuple | list)
@@ -282,8 +282,8 @@ class SourceTask:
             or not all(isinstance(part, Tensor) for part in batch)
         ):
             raise TransferConfigError(
-                f"A source batch is {found}; expected (images, labels). Say where they are, for a dictionary: "
-                "SourceTask(adapt=lambda batch: (batch['image'], batch['label']))."
+                f"A source batch is {structure(given)}; expected (images, labels). Say where they are, for a "
+                "dictionary: SourceTask(adapt=lambda batch: (batch['image'], batch['label']))."
             )
         return batch[0], batch[1]
 
