@@ -1,6 +1,15 @@
-"""Pictures are written; what they look like was looked at."""
+"""Pictures are written and show what was counted; what they look like was looked at."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.text import Text
 
 import lightning_transfer as lt
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.reports import borrowed
 
 
 def test_learning_curves(tmp_path):
@@ -9,3 +18,130 @@ def test_learning_curves(tmp_path):
     lt.reports.learning_curves(curves, [10, 20, 30], tmp_path / "without.svg")
     assert (tmp_path / "with.png").read_bytes().startswith(b"\x89PNG")
     assert "plain" not in (tmp_path / "without.svg").read_text()[:100]
+
+
+RNG = np.random.default_rng(0)
+INDICES = np.stack([RNG.permutation(60)[:12] for _ in range(40)])
+DISTANCES = np.sort(RNG.random((40, 12)), 1)
+TARGET_LABELS, SOURCE_LABELS = np.repeat([0, 1, 2, -1], 10), np.arange(60) // 2
+
+
+def image(index):
+    return np.full((4 + index % 3, 5, 3), index / 60)
+
+
+def draw(indices=INDICES, target=TARGET_LABELS, source=SOURCE_LABELS, marked=(), names=None):
+    sides = borrowed._Side(image, target, None), borrowed._Side(image, source, names)
+    figure = borrowed._page(indices, DISTANCES[: len(indices), : indices.shape[1]], *sides, set(marked))
+    return figure, *figure.axes
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_bars_are_the_counts_over_all_lists():
+    _, _, _, classes = draw()
+    expected = np.sort(np.bincount(SOURCE_LABELS[INDICES].ravel()))[::-1] / INDICES.size
+    np.testing.assert_allclose([bar.get_width() for bar in classes.patches], 100 * expected[:20])
+    assert classes.get_yticklabels()[0].get_text() == f"class {np.bincount(SOURCE_LABELS[INDICES].ravel()).argmax()}"
+    assert classes.get_yticklabels()[-1].get_text() == "10 other"
+    assert f" {100 * expected[20:].sum():.1f} % together" in texts(classes)
+
+
+def test_single_class_and_partly_unknown_classes():
+    _, _, _, classes = draw(source=np.zeros(60, int), names={0: "cat"})
+    assert [label.get_text() for label in classes.get_yticklabels()] == ["cat"]
+    _, _, _, classes = draw(source=np.where(np.arange(60) < 50, -1, 3), names=["a", "b"])
+    assert [label.get_text() for label in classes.get_yticklabels()] == ["unknown", "class 3"]
+
+
+@pytest.mark.parametrize("labels", [None, np.full(60, -1)])
+def test_unknown_classes_are_said(labels):
+    _, rows, _, classes = draw(source=labels)
+    assert "unknown" in texts(classes)[0]
+    assert not classes.patches
+    row = int(texts(rows)[0].split()[-1])
+    assert texts(rows)[1].endswith(f"image {INDICES[row, 0]}")
+
+
+def test_rows_are_spread_over_classes_and_show_the_nearest():
+    _, rows, _, _ = draw()
+    assert len(rows.images) == 10 * (1 + 8)
+    captions = texts(rows)[::9]
+    named = [caption.split("\n")[0] for caption in captions if "class" in caption]
+    assert [named.count(f"class {label}") for label in range(3)] == [2, 3, 2]  # and three unlabelled ones
+    row = int(captions[4].split()[-1])
+    expected = [f"{d:.3g}\nclass {SOURCE_LABELS[i]}" for d, i in zip(DISTANCES[row, :8], INDICES[row, :8], strict=True)]
+    assert texts(rows)[4 * 9 + 1 : 5 * 9] == expected
+    np.testing.assert_array_equal(rows.images[4 * 9 + 1].get_array(), image(INDICES[row, 0]))
+
+
+def test_rows_with_duplicates_are_chosen_and_marked():
+    plain = {caption.split()[-1] for caption in texts(draw()[1]) if "image" in caption}
+    hidden = [row for row in range(30) if str(row) not in plain]
+    marked = {(row, int(INDICES[row, 1])) for row in hidden} | {(0, int(INDICES[0, 11])), (1, 999)}
+    figure, rows, most, _ = draw(marked=marked)
+    assert texts(rows).count("duplicate") == len(rows.lines) - 1 == 3  # one line parts targets from the borrowed
+    assert not most.lines
+    title = figure.get_suptitle()
+    assert f"duplicates: {len(marked)}, of them borrowed: {len(marked) - 1}" in title
+    assert f"40 target images borrow {len(np.unique(INDICES))} distinct source images, K = 12" in title
+
+
+def test_most_borrowed_are_counted_over_all_lists():
+    _, _, most, _ = draw(source=None)
+    counts = np.bincount(INDICES.ravel(), minlength=60)
+    best = sorted(range(60), key=lambda index: (-counts[index], index))[:12]
+    assert texts(most) == [f"by {counts[index]} targets\nimage {index}" for index in best]
+
+
+def test_little_data_and_long_names_do_not_overlap():
+    names = [f"a very\nlong $name of number {label}" for label in range(30)]
+    for indices in (INDICES[:2, :1], INDICES[:3, :9]):
+        figure, rows, most, classes = draw(indices, target=None, names=names)
+        assert len(rows.images) == len(indices) * (1 + min(8, indices.shape[1]))
+        figure.draw_without_rendering()
+        written = [child for axes in figure.axes for child in axes.get_children() if isinstance(child, Text)]
+        boxes = [text.get_window_extent() for text in (*written, *classes.get_yticklabels()) if text.get_text()]
+        assert len(boxes) > len(rows.images) + len(most.images)
+        assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def save(path, **changes):
+    options = {"indices": torch.tensor(INDICES), "distances": torch.tensor(DISTANCES), "target_image": image}
+    lt.reports.borrowed_images(**(options | {"source_image": image} | changes), path=path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf"])
+def test_the_same_page_twice(tmp_path, ending):
+    options = {"indices": torch.tensor([[1, 2]]), "distances": torch.tensor([[0.1, 0.2]]), "duplicates": [(0, 1)]}
+    page = save(tmp_path / f"a.{ending}", **options)
+    assert page == save(tmp_path / f"b.{ending}", **options)
+    assert b"CreationDate" not in page  # two pages within a second would be equal even so
+
+
+def test_rounding_errors_of_undone_normalization_pass(tmp_path):
+    assert save(tmp_path / "a.png", target_image=lambda index: np.full((2, 2, 3), 1 + 1e-6, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distances": torch.zeros(40, 3)}, "n_target, K"),
+        ({"indices": torch.full((40, 12), -1)}, "from 0"),
+        ({"indices": torch.zeros(40, 12)}, "whole numbers"),
+        ({"target_labels": torch.zeros(41)}, "takes 40 labels"),
+        ({"source_labels": torch.zeros(59)}, "at least 60 labels"),
+        ({"duplicates": [(40, 0)]}, "below 40"),
+        ({"duplicates": torch.tensor([1, 2])}, "pairs"),
+        ({"target_image": lambda index: np.zeros((3, 4, 4))}, r"shape \(3, 4, 4\)"),
+        ({"source_image": lambda index: np.full((4, 4, 3), 255)}, "to 255"),
+        ({"source_image": lambda index: np.full((4, 4, 3), np.nan)}, "nan"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, changes, message):
+    with pytest.raises(TransferConfigError, match=message):
+        save(tmp_path / "a.png", **changes)

@@ -46,7 +46,7 @@ def learning_curves(
         True
     """
     num_steps = num_steps or max(steps)
-    figure = _figure()
+    figure = empty_figure()
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1.2)) if schedule else (figure.subplots(), None)
     for (name, runs), color in zip(curves.items(), cycle(COLORS), strict=False):
         values = 100 * np.asarray(runs)
@@ -73,10 +73,10 @@ def learning_curves(
     figure.savefig(path, dpi=140)
 
 
-def _figure() -> "Figure":
+def empty_figure(*, size: tuple[float, float] = (7, 5)) -> "Figure":
     """A figure that needs no display and touches no global state of pyplot."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise TransferConfigError("Pictures need matplotlib: pip install 'lightning_transfer[report]'.") from None
-    return Figure(figsize=(7, 5), layout="constrained")
+    return Figure(figsize=size, layout="constrained")

@@ -1,0 +1,57 @@
+"""Nearest source descriptors of a source too large for an exact search: nearly all of them, with the share measured.
+
+Roots of histograms, projected to few coordinates, are kept as bytes in a faiss index; what it takes for the nearest by
+Euclidean distance is measured again by the true distance (ours).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_transfer.methods.selective.bounds import FITTED, Sketcher
+from lightning_transfer.methods.selective.exact import exact_neighbors, measure, nearest_first
+from lightning_transfer.methods.selective.search import InMemory, Rows, blocks
+
+COORDINATES = 128
+ASKED = 8  # times k, candidates that are measured again
+CHECKED = 32  # queries whose exact neighbors are found too
+
+
+def approximate_neighbors(queries: Rows, source: Rows, *, k: int, root: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Nearly the k nearest rows of the source of every query.
+
+    Args:
+        queries: flat histograms.
+        source: flat histograms.
+        k: how many.
+        root: (numbers,) root of the weights.
+
+    Returns:
+        Distances in float64 and indices, each (n, k), nearest first; and the share of the true k nearest that was
+        found, measured on some queries.
+    """
+    import faiss
+
+    fitted = torch.arange(0, len(source), max(1, len(source) // FITTED))[:FITTED]
+    sketcher = Sketcher(source.take(fitted), root, source.shape[1])
+    sketcher.basis = sketcher.basis[:, :COORDINATES]
+    sketch = lambda histograms: sketcher(histograms)[:, :-1].contiguous().numpy()  # noqa: E731  (not the length)
+    index = faiss.IndexScalarQuantizer(sketcher.basis.shape[1] + 1, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2)
+    index.train(sketch(source.take(fitted)))
+    for start, stop in blocks(source, math.prod(source.shape)):
+        index.add(sketch(source.read(start, stop)))
+    found = []
+    for start, stop in blocks(queries, math.prod(queries.shape)):
+        histograms = queries.read(start, stop)
+        _, near = index.search(sketch(histograms), min(ASKED * k, len(source)))
+        near = torch.from_numpy(near)
+        every = torch.ones(near.shape, dtype=torch.bool)
+        distances = measure(histograms, source, root, every, near).view(near.shape)
+        found.append(nearest_first(distances, near, k))
+    distances, indices = (torch.cat(part) for part in zip(*found, strict=True))
+    asked = torch.arange(0, len(queries), max(1, len(queries) // CHECKED))
+    exact = exact_neighbors(InMemory(queries.take(asked), queries.shape), source, k=k, root=root)[1]
+    pairs = zip(exact.tolist(), indices[asked].tolist(), strict=True)
+    recall = sum(len({*a} & {*b}) for a, b in pairs) / exact.numel()
+    return distances, indices, recall

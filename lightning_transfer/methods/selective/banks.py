@@ -1,0 +1,200 @@
+"""Filter banks whose responses describe an image (arXiv 1702.08690, section 3.1).
+
+That the banks are Gabor filters, or the kernels of a pretrained network's first layers with their maps taken before the
+nonlinearity, is the paper's. Sizes, wavelengths and the grey input of the Gabor bank are ours: the paper's are not
+available.
+"""
+
+import copy
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_transfer.errors import TransferConfigError, check_count, nearest
+from lightning_transfer.methods.selective.descriptors import filter_responses
+
+SIZES = (7, 11, 15, 19)
+SIGMA, ASPECT = 0.56, 0.5  # of the wavelength; of the envelope's sides
+
+
+class FilterBank(nn.Module, ABC):
+    """Filters whose responses describe an image; abstract, made by `gabor` and `from_model`."""
+
+    num_filters: tuple[int, ...]  # of each layer
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Responses of each layer, (n, filters, height, width), to images (n, channels, height, width)."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What decides the responses, weights by their digest."""
+
+    @property
+    def weights(self) -> Tensor:
+        """(filters,) what each counts in a distance: layers alike, and the filters of a layer alike (the authors')."""
+        shares = [torch.full((num,), 1 / (len(self.num_filters) * num)) for num in self.num_filters]
+        return torch.cat(shares).double()
+
+    @staticmethod
+    def gabor(*, sizes: Sequence[int] = SIZES, orientations: int = 6, stride: int = 1) -> "FilterBank":
+        """Gabor filters on grey images, real and imaginary parts apart.
+
+        Args:
+            sizes: sides of the filters in pixels, odd; the wavelength is half of it.
+            orientations: how many, evenly over half a turn.
+            stride: take every stride-th position only.
+
+        Raises:
+            TransferConfigError: a size is even, or a count is out of range.
+
+        Example:
+            >>> bank = FilterBank.gabor()
+            >>> sum(bank.num_filters), [tuple(maps.shape) for maps in bank(torch.rand(1, 3, 24, 24))][0]
+            (48, (1, 12, 18, 18))
+        """
+        for size in sizes:
+            check_count("sizes", size, least=3)
+            if size % 2 == 0:
+                raise TransferConfigError(f"sizes={tuple(sizes)}; a Gabor filter's side is odd, {size} is not.")
+        check_count("orientations", orientations, least=1)
+        check_count("stride", stride, least=1)
+        return _GaborBank(tuple(sizes), orientations, stride)
+
+    @staticmethod
+    def from_model(model: nn.Module, layers: Sequence[str], *, normalize: bool = True) -> "FilterBank":
+        """All kernels of a network's named convolutions.
+
+        Args:
+            model: any network, of timm or torchvision or your own; it is copied.
+            layers: dotted paths of its convolutions, the first ones as a rule.
+            normalize: bring images from 0..1 to what the network was trained on, by timm's data config of it
+                (ImageNet's mean and deviation where it has none); False where the dataset does it.
+
+        Raises:
+            TransferConfigError: a layer is no convolution of the model.
+
+        Example:
+            >>> import timm
+            >>> bank = FilterBank.from_model(timm.create_model("resnet10t"), layers=["conv1.0"])
+            >>> bank.num_filters
+            (24,)
+        """
+        return _ModelBank(model, tuple(layers), normalize)
+
+
+class _GaborBank(FilterBank):
+    """Gabor filters, those of one size in one layer as far as computing goes; they count alike."""
+
+    def __init__(self, sizes: tuple[int, ...], orientations: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.num_filters = (2 * orientations,) * len(sizes)
+        for size in sizes:
+            self.register_buffer(f"filters_{size}", _gabor_filters(size, orientations))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        grey = images.mean(1, keepdim=True)
+        return [filter_responses(grey, filters, stride=self.stride) for filters in self.buffers()]
+
+    def describe(self) -> str:
+        return f"gabor {digest(self)} stride {self.stride}"
+
+
+def _gabor_filters(size: int, orientations: int) -> Tensor:
+    """(2 * orientations, 1, size, size), each of zero mean and unit length."""
+    reach, wavelength = size // 2, size / 2
+    sigma = SIGMA * wavelength
+    y, x = torch.meshgrid(*[torch.arange(-reach, reach + 1, dtype=torch.float64)] * 2, indexing="ij")
+    filters = []
+    for number in range(orientations):
+        angle = math.pi * number / orientations
+        along = x * math.cos(angle) + y * math.sin(angle)
+        across = y * math.cos(angle) - x * math.sin(angle)
+        envelope = torch.exp(-(along**2 + ASPECT**2 * across**2) / (2 * sigma**2))
+        phase = 2 * math.pi * along / wavelength
+        filters += [envelope * torch.cos(phase), envelope * torch.sin(phase)]
+    kernels = torch.stack(filters)[:, None]
+    kernels -= kernels.mean((2, 3), keepdim=True)
+    return (kernels / kernels.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).float()
+
+
+class _Reached(Exception):
+    """The last layer that is asked for has run."""
+
+
+class _ModelBank(FilterBank):
+    """Convolutions of a pretrained network, taken before the nonlinearity."""
+
+    def __init__(self, model: nn.Module, layers: tuple[str, ...], normalize: bool) -> None:
+        super().__init__()
+        convolutions = {name: child for name, child in model.named_modules() if isinstance(child, nn.Conv2d)}
+        for name in layers:
+            if name not in convolutions:
+                raise TransferConfigError(
+                    f"{name!r} is no convolution of {type(model).__name__}. {nearest(name, list(convolutions)[:12])}"
+                )
+        if not layers:
+            raise TransferConfigError(f"layers is empty; write layers={list(convolutions)[:2]}.")
+        self.layers = layers
+        self.num_filters = tuple(convolutions[name].out_channels for name in layers)
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.normalize = normalize
+        self.channels = next(iter(convolutions.values())).in_channels
+        mean, deviation = _statistics(model, self.channels) if normalize else (torch.zeros(1), torch.ones(1))
+        self.register_buffer("mean", mean.view(-1, 1, 1))
+        self.register_buffer("deviation", deviation.view(-1, 1, 1))
+
+    def train(self, mode: bool = True) -> "_ModelBank":
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        if self.normalize and bool(((images < 0) | (images > 1)).any()):
+            raise TransferConfigError(
+                f"Found pixels from {float(images.min()):.2f} to {float(images.max()):.2f}, so normalised already; the "
+                "bank does that itself. Give images in 0..1, or FilterBank.from_model(..., normalize=False)."
+            )
+        if images.shape[1] == 1 != self.channels:
+            images = images.expand(-1, self.channels, -1, -1)
+        found: dict[str, Tensor] = {}
+        handles = [self._keep(name, found) for name in self.layers]
+        try:
+            self.model((images - self.mean) / self.deviation)
+        except _Reached:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [found[name] for name in self.layers]
+
+    def _keep(self, name: str, found: dict[str, Tensor]) -> Any:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            found[name] = output.clone()  # an inplace nonlinearity may follow
+            if len(found) == len(self.layers):
+                raise _Reached
+
+        return self.model.get_submodule(name).register_forward_hook(hook)
+
+    def describe(self) -> str:
+        return f"{', '.join(self.layers)} {digest(self)}"
+
+
+def _statistics(model: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
+    from timm.data import resolve_model_data_config
+
+    config = resolve_model_data_config(model)
+    mean, deviation = torch.tensor(config["mean"]), torch.tensor(config["std"])
+    return (mean, deviation) if len(mean) == channels else (mean.mean()[None], deviation.mean()[None])
+
+
+def digest(module: nn.Module) -> str:
+    """A short name of all weights of a module."""
+    found = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]

@@ -1,0 +1,185 @@
+"""Pairs of descriptors ruled out by a lower bound of their distance that is cheap to take (ours).
+
+2 sum w (sqrt p - sqrt q)^2 is never more than the distance D, and an orthonormal projection of the roots, with the
+residual's length as one more coordinate, only lowers it. Few coordinates are then compared in place of all, and the
+distance is taken only where the bound is below the k-th distance of a query's best guesses.
+"""
+
+import math
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_transfer.methods.selective.search import BLOCK, Nearest, Packed, Rows, blocks, cached, kept_for, numbered
+
+COORDINATES = (32, 64, 128, 256)  # of the projection: as many as pay best
+COARSE = 8  # numbers that a filter's bins are projected to first
+FITTED = 512  # rows that the projection is fitted to
+TRIED = 1024, 64  # other rows, and queries, on which it is seen whether pruning pays
+GUESSES = 2  # times k, whose k-th distance is the one to beat
+SCORES = 2**19  # held at once
+MARGIN = 5e-5  # what float32 may add to a bound; generous: 258 numbers of at most 1, times 2^-24, is 1.5e-5
+
+# what a pair costs, in numbers multiplied: measured, good to some ten percent
+SELECT = 96  # to compare its bound
+SINGLE = 10  # times its numbers, to take its distance by itself
+SKETCH = 80  # times its numbers, to sketch a source row
+WORTH = 0.6  # of a full scan, at which pruning is tried
+
+
+class Sketcher:
+    """Projects descriptors to a few coordinates whose distances bound theirs from below.
+
+    Args:
+        sample: (rows, numbers) flat histograms that the projection is fitted to.
+        root: (numbers,) root of the weights.
+        num_bins: bins a filter.
+    """
+
+    def __init__(self, sample: Tensor, root: Tensor, num_bins: int) -> None:
+        self.num_bins = num_bins
+        self.root = root[::num_bins].float()  # of a filter: the same for all of its bins
+        by_filter = sample.float().sqrt().unflatten(1, (-1, num_bins))
+        self.coarse = _top(by_filter.flatten(0, 1), COARSE)
+        fine = self._fine(sample)
+        mean = fine.mean(0, keepdim=True)
+        self.basis = torch.linalg.qr(torch.cat([mean.T, _top(fine - mean, COORDINATES[-1])], 1).double())[0].float()
+
+    def _fine(self, histograms: Tensor) -> Tensor:
+        """(rows, filters * coarse) roots, the bins of each filter projected to few numbers."""
+        fine = torch.empty(len(histograms), len(self.root), self.coarse.shape[1])
+        for some in cached(*histograms.shape):
+            fine[some] = histograms[some].float().sqrt().unflatten(1, (-1, self.num_bins)) @ self.coarse
+        return fine.mul_(self.root[:, None]).flatten(1)
+
+    def __call__(self, histograms: Tensor) -> Tensor:
+        """(rows, coordinates + 2): the last but one is the residual, the last the squared length of the whole."""
+        length = histograms.float() @ self.root.square().repeat_interleave(self.num_bins)
+        return _with_residual(self._fine(histograms) @ self.basis, length)
+
+    def shortened(self, sketches: Tensor, num: int) -> Tensor:
+        """What the first coordinates alone would have given."""
+        return _with_residual(sketches[:, :num], sketches[:, -1])
+
+
+def _with_residual(coordinates: Tensor, length: Tensor) -> Tensor:
+    residual = (length - coordinates.square().sum(1)).clamp_(min=0).sqrt_()
+    return torch.cat([coordinates, residual[:, None], length[:, None]], 1)
+
+
+def _scores(mine: Tensor, theirs: Tensor) -> Tensor:
+    """(n, rows) of sketches: what the squared length of the query is more than half the bound."""
+    return torch.addmm(theirs[:, -1], mine[:, :-1], theirs[:, :-1].T, beta=-1, alpha=2)
+
+
+def _top(rows: Tensor, num: int) -> Tensor:
+    """(numbers, num) leading directions of rows, through the smaller of their two products."""
+    rows = rows.double()
+    if len(rows) >= rows.shape[1]:
+        return torch.linalg.eigh(rows.T @ rows)[1].flip(1)[:, :num].float()
+    values, vectors = torch.linalg.eigh(rows @ rows.T)
+    is_real = values.flip(0)[:num] > 1e-9 * values[-1]
+    return (rows.T @ vectors.flip(1)[:, :num][:, is_real]).float()
+
+
+def pruned_scan(queries: Tensor, packed: Packed, source: Rows, k: int, prune: bool | None) -> Nearest | None:
+    """What float32 takes for the nearest, as `search.scan` finds it; None where pruning does not pay.
+
+    Args:
+        queries: (n, numbers) flat histograms.
+        packed: the same, packed.
+        source: flat histograms.
+        k: how many are sought; what float32 could confuse with the k-th is found too.
+        prune: True or False to do it or not, whatever it costs; None to see on a sample.
+    """
+    if prune is False or (prune is None and SKETCH / (2 * len(queries)) > WORTH):
+        return None
+    fitted = torch.arange(0, len(source), max(1, len(source) // FITTED))[:FITTED]
+    sketcher = Sketcher(source.take(fitted), packed.root, source.shape[1])
+    cost, coordinates = _cheapest(queries, packed, source, sketcher, k)
+    if prune is None and cost > WORTH:
+        return None
+    sketcher.basis = sketcher.basis[:, :coordinates]
+    return _scan(sketcher(queries), packed, source, sketcher, k)
+
+
+def _cheapest(queries: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int) -> tuple[float, int]:
+    """The least cost, full scan = 1, and with how many coordinates; from a sample of queries and source rows."""
+    asked = torch.arange(0, len(queries), max(1, len(queries) // TRIED[1]))
+    tried = torch.arange(FITTED // 2, len(source), max(1, len(source) // TRIED[0]))[: TRIED[0]]
+    tried = tried if len(tried) else torch.arange(len(source))
+    histograms = source.take(tried)
+    rows, own = packed.rows(histograms)
+    scores = torch.addmm(own, packed.queries[asked], rows.T, beta=-1)
+    nearest = min(max(1, round(k * len(tried) / len(source))), len(tried))
+    distance = (packed.own[asked] - scores.topk(nearest).values[:, -1]) / 2
+    mine, theirs = sketcher(queries[asked]), sketcher(histograms)
+    costs = []
+    for num in COORDINATES:
+        short, others = sketcher.shortened(mine, num), sketcher.shortened(theirs, num)
+        is_left = 2 * (short[:, -1:] - _scores(short, others)) <= distance[:, None]
+        compared = 2 * (num + SELECT) / packed.queries.shape[1]
+        guessed = GUESSES * k / len(source)
+        costs.append(SKETCH / (2 * len(queries)) + compared + SINGLE * (float(is_left.float().mean()) + guessed))
+    return min(zip(costs, COORDINATES, strict=True))
+
+
+def _scan(mine: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int) -> Nearest:
+    """Two passes: the bounds' own nearest give each query a distance to beat, then every pair below it is compared."""
+    num_guesses = min(GUESSES * k, len(source))
+    guesses, nearest = Nearest(len(mine), num_guesses), Nearest(len(mine), kept_for(k, len(source)))
+    with tempfile.TemporaryFile() as file:  # one sketch a row: for a large source too much to hold
+        for start, stop in blocks(source, math.prod(source.shape)):
+            theirs = sketcher(source.read(start, stop))
+            file.write(theirs.numpy().data)
+            for first, part in _parts(theirs, len(mine)):
+                guesses.add(_scores(mine, part), start + first)
+        query = torch.arange(len(mine)).repeat_interleave(num_guesses)
+        guessed = guesses.indices.sort(1).values.flatten()
+        scores = _single_scores(packed, source, query, guessed)
+        nearest.add_pairs(query, guessed, scores)
+        distance = (packed.own - scores.view(-1, num_guesses).topk(k).values[:, -1]) / 2
+        least = (mine[:, -1] - distance / 2 - MARGIN)[:, None]
+        known = query * len(source) + guessed
+        file.seek(0)
+        for start, stop in blocks(source, math.prod(source.shape)):
+            theirs = torch.from_numpy(np.fromfile(file, dtype=np.float32, count=(stop - start) * mine.shape[1]))
+            parts = _parts(theirs.view(stop - start, -1), len(mine))
+            left = [
+                (_scores(mine, part) >= least).nonzero() + torch.tensor([0, start + first]) for first, part in parts
+            ]
+            key = (torch.cat(left) @ torch.tensor([len(source), 1])).sort().values
+            key = key[known[torch.searchsorted(known, key).clamp(max=len(known) - 1)] != key]
+            query, row = key // len(source), key % len(source)
+            nearest.add_pairs(query, row, _single_scores(packed, source, query, row))
+    return nearest
+
+
+def _parts(sketches: Tensor, num_queries: int) -> Iterator[tuple[int, Tensor]]:
+    """Sketches, so many at once that their scores stay in the processor's cache, and the place of each part's first."""
+    step = max(1, SCORES // num_queries)
+    return ((first, sketches[first : first + step]) for first in range(0, len(sketches), step))
+
+
+def _single_scores(packed: Packed, source: Rows, query: Tensor, row: Tensor) -> Tensor:
+    """The scores of single pairs, as `search.scan` would have them."""
+    import faiss
+
+    scores = torch.empty(len(row))
+    row, order = row.sort(stable=True)
+    unique, inverse = row.unique_consecutive(return_inverse=True)
+    for near in unique.split(max(1, BLOCK // (2 * math.prod(source.shape)))):
+        rows, own = packed.rows(source.take(near))
+        part = slice(*torch.searchsorted(row, near[[0, -1]] + torch.tensor([0, 1])).tolist())
+        number = inverse[part] - inverse[part.start]
+        column = numbered(number, len(near))
+        ids = torch.full((len(near), int(column.max()) + 1), -1)
+        ids[number, column] = query[order[part]]
+        products = torch.empty(ids.shape)
+        pointers = (faiss.swig_ptr(tensor.numpy()) for tensor in (products, rows, packed.queries, ids))
+        faiss.fvec_inner_products_by_idx(*pointers, rows.shape[1], *ids.shape)
+        scores[order[part]] = products[number, column] - own[number]
+    return scores

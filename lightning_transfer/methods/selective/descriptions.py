@@ -1,0 +1,143 @@
+"""Descriptors of whole datasets, kept on disk while a selection is made; processes share a large one out."""
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.methods.selective import ranks
+from lightning_transfer.methods.selective.describing import Describer
+from lightning_transfer.methods.selective.descriptors import Binning
+from lightning_transfer.methods.selective.pictures import Picture, Pictures, read_batches
+from lightning_transfer.methods.selective.scanning import Scan, Step, no_progress
+from lightning_transfer.methods.selective.store import Store
+
+UNREADABLE = -2  # as a label: no class, and not an unknown one either
+MOST_UNREADABLE = 0.01  # the share of images that may be unreadable
+SHOWN = 5  # of the unreadable
+
+Batches = Iterator[tuple[list[int], list[Picture]]]
+
+
+def progress(scan: Scan, name: str, total: int) -> AbstractContextManager[Step]:
+    """A bar, in the first process only."""
+    return (scan.progress if ranks.rank() == 0 else no_progress)(name, total)
+
+
+class Descriptions:
+    """The stores of a selection, in a folder beside its cache, or in a temporary one.
+
+    Args:
+        scan: where, and who reads.
+        describer: the bank.
+        binning: the target's bins.
+        most_positions: that a filter has in an image.
+        undo: lets go of files, and of a temporary folder.
+    """
+
+    def __init__(
+        self, scan: Scan, describer: Describer, binning: Binning, most_positions: int, undo: ExitStack
+    ) -> None:
+        self.scan = scan
+        self.describer = describer
+        self.binning = binning
+        self.most_positions = most_positions
+        self.shape = (describer.num_filters, binning.bins)
+        self._undo = undo
+        if scan.cache is None:
+            self.folder = Path(undo.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        else:
+            name = hashlib.sha256(f"{describer.bank.describe()} {binning.digest()}".encode()).hexdigest()[:16]
+            self.folder = Path(f"{scan.cache}.work") / name
+
+    def num_bytes(self, num_images: int) -> int:
+        """What descriptors take on disk."""
+        return num_images * self.shape[0] * self.shape[1] * (2 if self.most_positions < 2**16 else 4)
+
+    def remove(self) -> None:
+        """Delete them; files that are open stay readable."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another job is at work there
+            self.folder.parent.rmdir()
+
+    def describe(self, pictures: Pictures, name: str, *, is_shared: bool) -> tuple[Store, Tensor, Tensor]:
+        """Describe what is not described yet.
+
+        Args:
+            pictures: images of which descriptors are wanted.
+            name: of the store, and of nothing else: it tells the identity of the images too.
+            is_shared: whether each process describes a share; else each describes everything.
+
+        Returns:
+            The store, labels of all images (`UNREADABLE` where there is no descriptor), and which images this process
+            has in its store.
+
+        Raises:
+            TransferConfigError: too many images are unreadable, or the disk is full.
+        """
+        store = ranks.together(lambda: Store(self.folder / name, len(pictures), self.shape, self.most_positions))
+        self._undo.callback(store.close)
+        blocks, labels = store.blocks(), ranks.together(store.finished)
+        me, held = (ranks.rank(), ranks.gather(set(labels))) if is_shared else (0, [set(labels)])
+        holders = [
+            [process for process, numbers in enumerate(held) if block in numbers] for block in range(len(blocks))
+        ]
+        todo = [block for block, who in enumerate(holders) if not who]
+        mine = todo[me :: len(held)]
+        images = [index for block in mine for index in blocks[block]]
+        batches = read_batches(pictures, images, num_workers=self.scan.num_workers) if images else iter(())
+        with progress(self.scan, f"Filters over the {pictures.name}", len(pictures)) as step:
+            step(sum(len(blocks[block]) for block, who in enumerate(holders) if who))
+            for turn in range(
+                0, len(todo), len(held)
+            ):  # in step, so that nobody waits long, or for somebody who failed
+                now = todo[turn : turn + len(held)]
+                if me < len(now):
+                    act = partial(self._describe_block, store, now[me], blocks[now[me]], batches, pictures)
+                    labels[now[me]] = ranks.together(act) if is_shared else act()
+                elif is_shared:
+                    ranks.together(lambda: None)
+                step(sum(len(blocks[block]) for block in now))
+        kept = sorted({*mine, *(block for block, who in enumerate(holders) if who and who[block % len(who)] == me)})
+        here = torch.cat([torch.empty(0, dtype=torch.int64), *(torch.tensor(blocks[block]) for block in kept)])
+        shares = ranks.gather({block: labels[block] for block in kept}) if is_shared else [labels]
+        every = {block: those for share in shares for block, those in share.items()}
+        all_labels = torch.cat([every[block] for block in range(len(blocks))])
+        self._check_readable(all_labels, pictures.name)
+        return store, all_labels, here
+
+    def _describe_block(self, store: Store, number: int, images: range, batches: Batches, pictures: Pictures) -> Tensor:
+        """Describe and write one block; its labels."""
+        counts, labels = [], []
+        while len(labels) < len(images):
+            indices, batch = next(batches)
+            counts.append(self.describer.counts(indices, batch, self.binning))
+            labels += [UNREADABLE if isinstance(pixels, str) else label for pixels, label in batch]
+            for index, (pixels, _) in zip(indices, batch, strict=True):
+                if isinstance(pixels, str):
+                    self.scan.say(f"{pictures.name} image {index} cannot be used: {pixels}")
+                    if labels.count(UNREADABLE) > MOST_UNREADABLE * len(pictures):
+                        raise TransferConfigError(_too_many(pictures.name, f"image {index}: {pixels}"))
+        found = torch.tensor(labels)
+        store.write(number, torch.cat(counts), found)
+        return found
+
+    def _check_readable(self, labels: Tensor, name: str) -> None:
+        bad = (labels == UNREADABLE).nonzero()[:, 0].tolist()
+        if len(bad) > MOST_UNREADABLE * len(labels):
+            raise TransferConfigError(_too_many(name, f"{len(bad)} of {len(labels)}, images {bad[:SHOWN]}"))
+        if bad:
+            shown = f"{bad[:SHOWN]}{' and others' if len(bad) > SHOWN else ''}"
+            self.scan.say(f"{len(bad)} of {len(labels):,} {name} images cannot be used and are left out: {shown}.")
+
+
+def _too_many(name: str, what: str) -> str:
+    return f"More than {MOST_UNREADABLE:.0%} of the {name} images cannot be used: {what}. Mend the dataset."

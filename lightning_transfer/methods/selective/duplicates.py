@@ -1,0 +1,60 @@
+"""Source images that are copies, exact or nearly, of target images: what would leak a test set (ours).
+
+Descriptors say who is worth comparing, pictures decide: two are near duplicates when their grey thumbnails, one of them
+mirrored or not, agree up to brightness and contrast.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_transfer.methods.selective.pictures import Picture, read_batches
+from lightning_transfer.methods.selective.scanning import Step
+
+COMPARED = 5  # nearest source images of each target image that are looked at
+SIDE = 16  # of a thumbnail
+ALIKE = 0.985  # correlation of thumbnails
+
+
+def near_duplicates(
+    indices: Tensor,
+    target: Dataset[Picture],
+    source: Dataset[Picture],
+    num_workers: int,
+    step: Step,
+) -> Tensor:
+    """(pairs, 2) of target and source images that show the same, among (targets, k) nearest neighbors.
+
+    Args:
+        indices: source images, nearest first; the first five of each target image are looked at.
+        target: pictures.
+        source: pictures.
+        num_workers: that read pictures.
+        step: told how many more pictures were compared.
+    """
+    nearest = indices[:, :COMPARED]
+    wanted = nearest.unique()
+    of_source = _thumbnails(source, wanted.tolist(), num_workers, step)
+    of_target = _thumbnails(target, range(len(nearest)), num_workers, step)
+    others = of_source[torch.searchsorted(wanted, nearest)]
+    mirrored = others.unflatten(-1, (SIDE, SIDE)).flip(-1).flatten(-2)
+    likeness = torch.maximum(*((of_target[:, None] * thumbnails).sum(-1) for thumbnails in (others, mirrored)))
+    image, place = (likeness >= ALIKE).nonzero(as_tuple=True)
+    return torch.stack([image, nearest[image, place]], 1)
+
+
+def _thumbnails(pictures: Dataset[Picture], indices: Sequence[int], num_workers: int, step: Step) -> Tensor:
+    """(pictures, SIDE * SIDE) grey, of zero mean and unit length; a flat or unreadable one is nobody's likeness."""
+    found = []
+    for _, batch in read_batches(pictures, indices, num_workers=num_workers):
+        for pixels, _ in batch:
+            grey = torch.zeros(1, 1, SIDE, SIDE) if isinstance(pixels, str) else pixels.mean(0)[None, None]
+            thumbnail = F.interpolate(grey, (SIDE, SIDE), mode="area").flatten()
+            thumbnail = thumbnail - thumbnail.mean()
+            length = thumbnail.norm()
+            found.append(thumbnail / length if length > 1e-3 else torch.zeros_like(thumbnail))
+        step(len(batch))
+    return torch.stack(found)

@@ -1,0 +1,108 @@
+"""The exact nearest source descriptors of every target descriptor.
+
+What float32 keeps is measured again in float64 wherever float32 could mistake the order. Where a cheap lower bound rules
+out nearly all pairs, only the others are compared; the result is the same.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_transfer.methods.selective.bounds import pruned_scan
+from lightning_transfer.methods.selective.distances import pair_distances
+from lightning_transfer.methods.selective.search import BLOCK, Packed, Rows, scan
+
+QUERIES = 2**27  # numbers of packed queries held at once
+MOST_QUERIES = 8192  # in one pass over the source
+SAMPLE = 1024  # pairs that are measured again to see how much float32 errs
+SAFETY = 4  # times the largest error seen
+
+
+def exact_neighbors(
+    queries: Rows, source: Rows, *, k: int, root: Tensor, prune: bool | None = None, all_in_double: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The k nearest rows of the source of every query.
+
+    Args:
+        queries: flat histograms.
+        source: flat histograms.
+        k: how many, at most as many as the source has.
+        root: (numbers,) root of the weights.
+        prune: whether a lower bound rules pairs out first; by default where a sample says that it pays.
+        all_in_double: measure every distance again in float64, not only those that could be out of order.
+
+    Returns:
+        Distances in float64 and indices, each (n, k), nearest first, equal distances by index.
+    """
+    most = min(MOST_QUERIES, max(1, QUERIES // (2 * math.prod(source.shape))))
+    step = math.ceil(len(queries) / math.ceil(len(queries) / most))
+    groups = (queries.read(start, min(start + step, len(queries))) for start in range(0, len(queries), step))
+    found = [_of_group(group, source, k, root, prune, all_in_double) for group in groups]
+    distances, indices = (torch.cat(part) for part in zip(*found, strict=True))
+    return distances, indices
+
+
+def _of_group(
+    queries: Tensor, source: Rows, k: int, root: Tensor, prune: bool | None, all_in_double: bool
+) -> tuple[Tensor, Tensor]:
+    distances = torch.empty(len(queries), k, dtype=torch.float64)
+    indices = torch.empty(len(queries), k, dtype=torch.int64)
+    left, asked = torch.arange(len(queries)), k
+    while len(left):
+        packed = Packed(queries[left], source, root)
+        nearest = pruned_scan(queries[left], packed, source, asked, prune) or scan(packed, source, asked)
+        rough, order = packed.distances(nearest.scores).double().sort(1)
+        near = nearest.indices.gather(1, order)
+        found, near, is_sure = _settle(queries[left], source, root, (rough, near), k, all_in_double)
+        if asked == len(source):
+            is_sure[:] = True
+        distances[left], indices[left] = found, near
+        left, asked = left[~is_sure], min(4 * asked, len(source))
+    return distances, indices
+
+
+def _settle(
+    queries: Tensor, source: Rows, root: Tensor, lists: tuple[Tensor, Tensor], k: int, all_in_double: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The k nearest in their true order, from (n, kept) rough distances, nearest first, and their indices.
+
+    How much float32 errs is seen on a sample. Neighbors in the list that lie nearer to each other than that, or to
+    zero, are measured again. A query is sure when what was left out cannot be among its k.
+    """
+    rough, indices = lists
+    query, place = torch.arange(len(rough)), torch.arange(max(1, SAMPLE // len(rough)))[:, None]
+    is_known = torch.zeros(rough.shape, dtype=torch.bool)
+    is_known[query, (query + place * (1 + k // len(place))) % k] = True
+    exact = rough.clone()
+    exact[is_known] = measure(queries, source, root, is_known, indices)
+    error = SAFETY * float((exact - rough)[is_known].abs().max())
+    is_close = rough.diff(dim=1) <= 2 * error
+    unclear = rough <= 2 * error
+    unclear[:, 1:] |= is_close
+    unclear[:, :-1] |= is_close
+    unclear &= rough <= rough[:, k - 1 : k] + 2 * error
+    unclear[:, :k] |= all_in_double
+    unclear &= ~is_known
+    exact[unclear] = measure(queries, source, root, unclear, indices)
+    return *nearest_first(exact, indices, k), rough[:, -1] > rough[:, k - 1] + 2 * error
+
+
+def nearest_first(distances: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest of (n, m) neighbors in order, equal distances by index."""
+    indices, order = indices.sort(1)
+    distances, by_distance = distances.gather(1, order).sort(dim=1, stable=True)
+    return distances[:, :k].contiguous(), indices.gather(1, by_distance)[:, :k].contiguous()
+
+
+def measure(queries: Tensor, source: Rows, root: Tensor, which: Tensor, indices: Tensor) -> Tensor:
+    """Exact distances of the chosen places of (n, kept) lists, in the order of the places."""
+    query, place = which.nonzero(as_tuple=True)
+    rows, order = indices[query, place].sort(stable=True)
+    distances = torch.empty(len(rows), dtype=torch.float64)
+    step = max(1, BLOCK // math.prod(source.shape))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        unique, inverse = rows[part].unique(return_inverse=True)
+        distances[order[part]] = pair_distances(queries, source.take(unique), root, (query[order[part]], inverse))
+    return distances

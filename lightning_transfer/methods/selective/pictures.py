@@ -1,0 +1,150 @@
+"""Any dataset's samples as pictures, in the dataset's order: what filters are laid over, and eyes look at."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.source.stream import seeded
+from lightning_transfer.source.task import structure
+
+CHANNELS = (1, 2, 3, 4)  # grey and colour, with or without transparency
+READ = 64  # pictures a batch
+PROBED, READINGS = 8, 3  # samples that are read several times, to see whether they are always the same
+
+
+class Picture(NamedTuple):
+    """One sample.
+
+    Attributes:
+        pixels: (channels, height, width), 0..1 or as the dataset normalises them; a string says why there is none.
+        label: its class, -1 where it is no whole number.
+    """
+
+    pixels: Tensor | str
+    label: int = -1
+
+
+class Pictures(Dataset[Picture]):
+    """A dataset whose samples are pictures, whatever they were; the random state of a sample is its own.
+
+    Args:
+        dataset: giving images, or (image, label): tensors, arrays or PIL images.
+        name: "target" or "source", for messages.
+        adapt: turns collated samples into (images, labels).
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], name: str, *, adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None
+    ) -> None:
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            raise TransferConfigError(
+                f"The {name}, a {type(dataset).__name__}, has no length and random access. Read it once into a "
+                "map-style dataset, list(stream), or list its files and load by index."
+            )
+        if not len(dataset):
+            raise TransferConfigError(f"The {name} dataset {type(dataset).__name__} is empty.")
+        self.dataset = dataset
+        self.name = name
+        self.adapt = adapt
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Picture:
+        return self.read(index, seed=0)
+
+    def read(self, index: int, seed: int) -> Picture:
+        """One picture; what cannot be read or is no picture says why."""
+        try:
+            with seeded(seed, index):
+                sample = self.dataset[index]
+            image, label = self._split(sample)
+            return Picture(_pixels(image), label)
+        except Exception as error:
+            return Picture(f"{type(error).__name__}: {error}")
+
+    def _split(self, sample: Any) -> tuple[Any, int]:
+        if self.adapt is not None:
+            images, labels = self.adapt(default_collate([sample]))
+            sample = images[0], labels[0]
+        image, label = sample if isinstance(sample, tuple | list) and len(sample) == 2 else (sample, None)
+        is_class = isinstance(label, int | np.integer) or (
+            isinstance(label, Tensor) and label.ndim == 0 and not label.is_floating_point()
+        )
+        return image, int(label) if is_class else -1
+
+    def check_always_the_same(self, advice: str) -> None:
+        """Raise where reading a sample again gives other pixels.
+
+        Raises:
+            TransferConfigError: with the advice.
+        """
+        for index in torch.linspace(0, len(self) - 1, min(PROBED, len(self))).long().tolist():
+            first, *others = (self.read(index, seed=seed).pixels for seed in range(READINGS))
+            if isinstance(first, Tensor) and any(isinstance(o, str) or not torch.equal(first, o) for o in others):
+                raise TransferConfigError(
+                    f"The {self.name}'s transform is random: {self.name} sample {index} is not the same twice, so "
+                    f"neither would be its neighbors. {advice}"
+                )
+
+
+def _pixels(image: Any) -> Tensor:
+    """(channels, height, width) in float32; whole numbers are brought to 0..1."""
+    array = image if isinstance(image, Tensor) else torch.from_numpy(np.array(_without_palette(image)))
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3 or (array.shape[0] not in CHANNELS and array.shape[2] not in CHANNELS):
+        raise TransferConfigError(
+            f"expected an image (channels, height, width) or a PIL image, found {structure(image)}; for samples of "
+            "another form, SourceTask(adapt=) or a dataset that gives (image, label)"
+        )
+    if array.shape[0] not in CHANNELS or (not isinstance(image, Tensor) and array.shape[2] in CHANNELS):
+        array = array.permute(2, 0, 1)
+    array = array[: {1: 1, 2: 1, 3: 3, 4: 3}[array.shape[0]]]  # without transparency
+    if not array.is_floating_point():
+        array = array.float() / _white(array)
+    if not bool(torch.isfinite(array).all()):
+        raise TransferConfigError("it has NaN or infinite pixels")
+    return array.float().contiguous()
+
+
+def _without_palette(image: Any) -> Any:
+    return image.convert("RGB") if getattr(image, "mode", None) in ("P", "CMYK", "YCbCr", "HSV", "LAB") else image
+
+
+def _white(array: Tensor) -> float:
+    if array.dtype == torch.bool:
+        return 1.0
+    return 255.0 if array.dtype == torch.uint8 else 65535.0  # 16 bits, which PIL gives in 32
+
+
+def read_batches(
+    pictures: Dataset[Picture], indices: Sequence[int], *, num_workers: int
+) -> Iterator[tuple[list[int], list[Picture]]]:
+    """Pictures in the order of their indices, some at a time."""
+    loader = DataLoader(
+        pictures,
+        batch_size=READ,
+        sampler=indices,
+        num_workers=num_workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # without one, opening a loader draws from the program's random state
+    )
+    start = 0
+    for batch in loader:
+        yield list(indices[start : start + len(batch)]), batch
+        start += len(batch)
+
+
+def for_display(pixels: Tensor) -> np.ndarray[Any, Any]:
+    """(height, width, 3) in 0..1 of pixels on whatever scale."""
+    pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < 0 or high > 1:
+        pixels = (pixels - low) / max(high - low, 1e-9)
+    return pixels.permute(1, 2, 0).numpy()

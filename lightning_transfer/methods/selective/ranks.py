@@ -1,0 +1,59 @@
+"""What the processes of a run, one or many, tell each other; an error of one is everybody's, so that nobody waits."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from lightning_transfer.errors import TransferConfigError
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """This process' number."""
+    return dist.get_rank() if _are_many() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if _are_many() else 1
+
+
+def gather(value: T) -> list[T]:
+    """Every process' value, in the order of ranks."""
+    if not _are_many():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def together(act: Callable[[], T]) -> T:
+    """Act, in every process; where it fails in one it fails in all.
+
+    Raises:
+        RuntimeError: it failed in another process; TransferConfigError where it did so there.
+    """
+    value, failure = None, None
+    try:
+        value = act()
+    except Exception as error:
+        failure = error
+    kinds = gather(None if failure is None else (isinstance(failure, TransferConfigError), str(failure)))
+    if failure is not None:
+        raise failure
+    for number, kind in enumerate(kinds):
+        if kind is not None:
+            is_ours, message = kind
+            raise (TransferConfigError if is_ours else RuntimeError)(f"In process {number}: {message}")
+    return value  # type: ignore[return-value]
+
+
+def from_first(act: Callable[[], T]) -> T:
+    """What the first process makes of an act, in every process."""
+    return gather(together(lambda: act() if rank() == 0 else None))[0]  # type: ignore[return-value]
+
+
+def _are_many() -> bool:
+    return dist.is_available() and dist.is_initialized()

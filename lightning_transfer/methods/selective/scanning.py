@@ -1,0 +1,53 @@
+"""How a long look at all images is done: where its results are kept, who reads, what the user sees meanwhile."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from lightning_transfer.errors import check_count
+
+Step: TypeAlias = Callable[[int], None]  # told how many more are done
+Progress: TypeAlias = Callable[[str, int], AbstractContextManager[Step]]  # of what, and how many there are
+
+
+@contextmanager
+def no_progress(name: str, total: int) -> Iterator[Step]:
+    """Nothing to be seen."""
+    yield lambda _: None
+
+
+@contextmanager
+def tqdm_progress(name: str, total: int) -> Iterator[Step]:
+    """A bar on the terminal."""
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=name, unit=" images", dynamic_ncols=True) as bar:
+        yield bar.update
+
+
+@dataclass(frozen=True)
+class Scan:
+    """How selection goes about its work; nothing here changes what it finds.
+
+    Args:
+        cache: file that keeps the selection and gives it back when everything it was made of is the same; work that
+            was broken off goes on from a folder beside it.
+        num_workers: processes that read images.
+        device: where filters run.
+        progress: makes a progress bar of a name and a total.
+        say: what is done with a line of text.
+    """
+
+    cache: str | Path | None = None
+    num_workers: int = 0
+    device: str | torch.device = "cpu"
+    progress: Progress = tqdm_progress
+    say: Callable[[str], None] = logging.getLogger("lightning_transfer").info
+
+    def __post_init__(self) -> None:
+        check_count("num_workers", self.num_workers, least=0)

@@ -1,0 +1,158 @@
+"""What float32 takes for the nearest source descriptors of every target descriptor, from one pass over the source.
+
+Blocks of the source are read, compared by one matrix product, and forgotten: the source need not fit into memory.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_transfer.methods.selective.distances import with_logs
+
+BLOCK = 2**22  # numbers of a block of the source that are held at once: more would leave the processor's cache
+LEAST = 256  # rows of a block, for a matrix product to be worth its name
+CACHED = 2**16  # numbers that are worked on at once where arithmetic is cheaper than memory
+SAMPLE = 1024  # rows whose mean is taken out
+SLACK = 32  # how many more than k are kept, for what float32 may have confused
+
+
+class Rows(Protocol):
+    """Flat histograms, wherever they lie."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Filters, and bins of each."""
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows start to stop, (rows, filters * bins)."""
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Chosen rows, in rising order."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Rows of a tensor."""
+
+    histograms: Tensor
+    shape: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.histograms)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows start to stop."""
+        return self.histograms[start:stop]
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Chosen rows."""
+        return self.histograms[rows]
+
+
+def kept_for(k: int, num_rows: int) -> int:
+    """How many are kept where k are sought."""
+    return min(k + max(SLACK, k // 8), num_rows)
+
+
+class Nearest:
+    """The running k best of every query, under scores that come block by block.
+
+    Kept by threshold: of a block only what beats a query's k-th so far is looked at, which soon is next to nothing.
+    """
+
+    def __init__(self, num_queries: int, k: int) -> None:
+        self.scores = torch.full((num_queries, k), -torch.inf)
+        self.indices = torch.full((num_queries, k), -1)
+        self.k = k
+
+    def add(self, scores: Tensor, first: int) -> None:
+        """Merge (queries, block) scores of source rows from `first` on."""
+        least = self.scores.amin(1, keepdim=True)
+        if bool((least == -torch.inf).any()):
+            best, places = scores.topk(min(self.k, scores.shape[1]), sorted=False)
+            self._merge(best, places + first)
+        else:
+            query, place = (scores > least).nonzero(as_tuple=True)
+            self.add_pairs(query, place + first, scores[query, place])
+
+    def add_pairs(self, query: Tensor, index: Tensor, score: Tensor) -> None:
+        """Merge single scores, given by rising query."""
+        if len(query):
+            number = numbered(query, len(self.scores))
+            scores = torch.full((len(self.scores), int(number.max()) + 1), -torch.inf)
+            indices = torch.full(scores.shape, -1)
+            scores[query, number], indices[query, number] = score, index
+            self._merge(scores, indices)
+
+    def _merge(self, scores: Tensor, indices: Tensor) -> None:
+        scores, indices = torch.cat([self.scores, scores], 1), torch.cat([self.indices, indices], 1)
+        self.scores, order = scores.topk(self.k, sorted=False)
+        self.indices = indices.gather(1, order)
+
+
+def numbered(groups: Tensor, num_groups: int) -> Tensor:
+    """The place of each element in its own group, from (n,) rising groups.
+
+    >>> numbered(torch.tensor([0, 0, 2, 2, 2]), 3)
+    tensor([0, 1, 0, 1, 2])
+    """
+    counts = groups.bincount(minlength=num_groups)
+    return torch.arange(len(groups)) - (counts.cumsum(0) - counts)[groups]
+
+
+class Packed:
+    """Queries and source rows as the two sides of an inner product, centred so that float32 errs less."""
+
+    def __init__(self, queries: Tensor, source: Rows, root: Tensor) -> None:
+        self.root = root
+        sample = source.read(0, min(len(source), SAMPLE))
+        self._middle, self._log_middle = (part.mean(0) for part in with_logs(sample, root))
+        self._buffer = torch.empty(0)
+        packed, self.own = self.rows(queries)
+        self.queries = packed.roll(packed.shape[1] // 2, 1)
+        self._buffer = torch.empty(0)
+
+    def rows(self, histograms: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows, 2 * numbers) to multiply with `queries`, valid until the next call, and (rows,) each row's own part."""
+        num_rows, numbers = histograms.shape
+        if num_rows > len(self._buffer):  # used again and again: fresh memory costs as much as the arithmetic
+            self._buffer = torch.empty(num_rows, 2 * numbers)
+        packed, own = self._buffer[:num_rows], torch.empty(num_rows)
+        for some in cached(num_rows, numbers):
+            p, log_p = with_logs(histograms[some], self.root)  # in their own precision; in float32 once centred
+            packed[some, :numbers] = log_p.sub_(self._log_middle)
+            packed[some, numbers:] = p.sub_(self._middle)
+            own[some] = p.mul_(log_p).sum(1)
+        return packed, own
+
+    def distances(self, scores: Tensor) -> Tensor:
+        """Distances from (queries, ...) scores: inner products, less what the row is to itself."""
+        return (self.own[:, None] - scores) / 2
+
+
+def scan(packed: Packed, source: Rows, k: int) -> Nearest:
+    """What float32 takes for the nearest, from one pass over the source: k, and a few more."""
+    nearest = Nearest(len(packed.queries), kept_for(k, len(source)))
+    for start, stop in blocks(source, 2 * math.prod(source.shape)):
+        rows, own = packed.rows(source.read(start, stop))
+        nearest.add(torch.addmm(own, packed.queries, rows.T, beta=-1), start)
+    return nearest
+
+
+def cached(num_rows: int, numbers: int) -> Iterator[slice]:
+    """All rows, so few at once that several arrays of them stay in the processor's cache."""
+    step = max(1, CACHED // numbers)
+    return (slice(start, start + step) for start in range(0, num_rows, step))
+
+
+def blocks(source: Rows, numbers: int) -> list[tuple[int, int]]:
+    """First and last row of the blocks of a source that are held at once, at so many numbers a row."""
+    step = max(LEAST, BLOCK // numbers)
+    return [(start, min(start + step, len(source))) for start in range(0, len(source), step)]

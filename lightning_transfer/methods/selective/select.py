@@ -1,0 +1,304 @@
+"""The nearest source images of every target image, from images to lists (arXiv 1702.08690, section 3).
+
+Edges from one pass over the target, descriptors from a second one; one pass over the source, whose descriptors are kept
+as whole numbers on disk; then a search that reads them in blocks. Several processes share the source among them.
+"""
+
+import hashlib
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_transfer.errors import TransferConfigError, check_choice, check_count
+from lightning_transfer.methods.selective import ranks
+from lightning_transfer.methods.selective.approximate import approximate_neighbors
+from lightning_transfer.methods.selective.banks import FilterBank
+from lightning_transfer.methods.selective.describing import Describer, read_all
+from lightning_transfer.methods.selective.descriptions import UNREADABLE, Descriptions, progress
+from lightning_transfer.methods.selective.descriptors import Binning, num_bins
+from lightning_transfer.methods.selective.duplicates import COMPARED, near_duplicates
+from lightning_transfer.methods.selective.exact import exact_neighbors, nearest_first
+from lightning_transfer.methods.selective.pictures import Picture, Pictures
+from lightning_transfer.methods.selective.scanning import Scan
+from lightning_transfer.methods.selective.selection import FORMAT, Selection
+from lightning_transfer.methods.selective.store import Store, Stored
+
+IDENTIFIED = 64  # source images whose pixels tell one source from another
+MERGED = 2**20  # neighbors of a process' lists that the others are told at once
+MEMORY = 1.2e9  # bytes that a search takes at most, whatever the size of the source
+
+
+def select_neighbors(
+    target: Dataset[Any],
+    source: Dataset[Any],
+    *,
+    bank: str | FilterBank = "gabor",
+    k: int = 300,
+    bins: int | None = None,
+    search: str = "exact",
+    protect: Sequence[Dataset[Any]] = (),
+    scan: Scan = Scan(),  # noqa: B008  (frozen)
+) -> Selection:
+    """Find the k source images with the nearest low-level statistics of every target image.
+
+    Descriptors and distance are the paper's and the authors' code's; bins, smoothing and the search are ours. The same
+    images give the same selection with any number of processes: within `torch.distributed` they share the source.
+
+    Args:
+        target: target training images without augmentation, giving images or (image, label).
+        source: source images without augmentation, of the same processing.
+        bank: "gabor", or a `FilterBank`.
+        k: neighbors of each target image.
+        bins: of each histogram; by default the root of the number of positions a filter has, at most 100.
+        search: "exact", or "approximate" for tens of millions of source images; it tells its measured recall.
+        protect: datasets, such as the target's test set, whose near duplicates are left out of the source.
+        scan: where work is kept, who reads images, and what is seen meanwhile.
+
+    Raises:
+        TransferConfigError: what is given cannot be right; the message names it.
+
+    Example:
+        >>> images = torch.rand(6, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+        >>> from lightning_transfer.methods.selective.scanning import no_progress
+        >>> selection = select_neighbors(images[[4, 2]], images, k=2, scan=Scan(progress=no_progress))
+        >>> selection.indices[:, 0].tolist(), selection.distances[:, 0].tolist()
+        ([4, 2], [0.0, 0.0])
+    """
+    check_count("k", k, least=1)
+    if bins is not None:
+        check_count("bins", bins, least=2)
+    check_choice("search", search, ("exact", "approximate"))
+    job = _Job(
+        _as_pictures(target, "target"),
+        _as_pictures(source, "source"),
+        tuple(_as_pictures(data, "protected") for data in protect),
+        FilterBank.gabor() if bank == "gabor" else _checked_bank(bank),
+        k,
+        bins,
+        search,
+        scan,
+    )
+    return job.run()
+
+
+def _as_pictures(data: Dataset[Any], name: str) -> Pictures:
+    return data if isinstance(data, Pictures) else Pictures(data, name)
+
+
+def _checked_bank(bank: str | FilterBank) -> FilterBank:
+    if not isinstance(bank, FilterBank):
+        raise TransferConfigError(
+            f"bank={bank!r} is not known. Write bank='gabor' or FilterBank.from_model(model, layers=['conv1'])."
+        )
+    return bank
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One selection on its way."""
+
+    target: Pictures
+    source: Pictures
+    protect: tuple[Pictures, ...]
+    bank: FilterBank
+    k: int
+    bins: int | None
+    search: str
+    scan: Scan
+
+    def run(self) -> Selection:
+        """Everything, or what an earlier run left of it."""
+        ranks.together(self._check)
+        describer = Describer(self.bank, torch.device(self.scan.device))
+        began = time.monotonic()
+        edges, most_positions, target_digest = ranks.together(lambda: self._edges(describer))
+        rate = len(self.target) / (time.monotonic() - began)
+        fingerprint = self._fingerprint(edges, target_digest)
+        if len({repr(one) for one in ranks.gather(fingerprint)}) > 1:
+            raise TransferConfigError("Processes see different images. Give all of them the same data in one order.")
+        found = ranks.from_first(lambda: self._cached(fingerprint))
+        if found is None:
+            with ExitStack() as undo:
+                descriptions = Descriptions(
+                    self.scan, describer, Binning(edges).to(describer.device), most_positions, undo
+                )
+                found = self._select(descriptions, fingerprint, rate)
+                if self.scan.cache is not None:
+                    ranks.from_first(partial(found.save, self.scan.cache))
+                descriptions.remove()
+        if len(found.duplicates):
+            warnings.warn(
+                f"{len(found.duplicates)} target images are in the source too, as they are or nearly, for example "
+                f"{_pairs(found.duplicates)} (target, source). If test images are there as well, what they measure is "
+                "memory: pass protect=[test_dataset].",
+                stacklevel=4,
+            )
+        return replace(found, target=self.target, source=self.source)
+
+    def _check(self) -> None:
+        self.target.check_always_the_same("Pass target=, the same images with the transform that validation uses.")
+        self.source.check_always_the_same("Pass SourceTask(unaugmented=), the same images without augmentation.")
+        for pictures in self.protect:
+            pictures.check_always_the_same("Give protected images without augmentation.")
+        if self.k > len(self.source):
+            raise TransferConfigError(
+                f"neighbors={self.k} exceeds the {len(self.source):,} source images; pass neighbors<={len(self.source)}."
+            )
+        ranges = {pictures.name: _lowest(pictures) for pictures in (self.target, self.source)}
+        if len({lowest < 0 for lowest in ranges.values()}) > 1:
+            raise TransferConfigError(
+                f"The lowest pixel of the target is {ranges['target']:.2f}, of the source {ranges['source']:.2f}: one "
+                "is normalised and the other is not, so that their statistics say nothing of each other. Give both the "
+                "same processing."
+            )
+
+    def _edges(self, describer: Describer) -> tuple[Tensor, int, str]:
+        digest = hashlib.sha256()
+        with progress(self.scan, "Filters over the target", len(self.target)) as step:
+
+            def read() -> Iterator[tuple[list[int], list[Picture]]]:
+                for indices, batch in read_all(self.target, self.scan.num_workers):
+                    for index, (pixels, _) in zip(indices, batch, strict=True):
+                        if isinstance(pixels, str):
+                            raise TransferConfigError(f"Target image {index} cannot be used: {pixels}.")
+                        digest.update(pixels.numpy().tobytes())
+                    yield indices, batch
+                    step(len(batch))
+
+            counts, most = describer.response_counts(read())
+        return counts.edges(self.bins or num_bins(counts.per_filter / len(self.target))), most, digest.hexdigest()[:16]
+
+    def _fingerprint(self, edges: Tensor, target_digest: str) -> dict[str, str]:
+        return {
+            "format": FORMAT,
+            "bank": self.bank.describe(),
+            "bins": str(edges.shape[1] + 1),
+            "edges": hashlib.sha256(edges.numpy().tobytes()).hexdigest()[:16],
+            "target": f"{len(self.target)} images {target_digest}",
+            "source": _identity(self.source),
+            "neighbors": str(self.k),
+            "search": self.search,
+            "protected": ", ".join(map(_identity, self.protect)) or "none",
+        }
+
+    def _cached(self, fingerprint: dict[str, str]) -> Selection | None:
+        path = self.scan.cache
+        if path is None or not Path(path).exists():
+            return None
+        found = Selection.load(path)
+        differences = [
+            f"{name}: {found.fingerprint.get(name)} there, {value} now"
+            for name, value in fingerprint.items()
+            if found.fingerprint.get(name) != value
+        ]
+        if differences:
+            raise TransferConfigError(
+                f"{path} keeps another selection: {'; '.join(differences)}. Delete it, or pass another cache=."
+            )
+        self.scan.say(f"The selection in {path} is used: {found!r}.")
+        return found
+
+    def _select(self, descriptions: Descriptions, fingerprint: dict[str, str], rate: float) -> Selection:
+        images = len(self.source) / ranks.world_size()
+        self.scan.say(
+            f"Selecting among {len(self.source):,} source images for {len(self.target):,} target images: at most "
+            f"{MEMORY / 1e9:.1f} GB of memory, {descriptions.num_bytes(len(self.source)) / 1e9:.2f} GB on disk in "
+            f"{descriptions.folder}, about {rate:.0f} images a second, so {images / rate / 60:.1f} minutes."
+        )
+        target, target_labels, _ = descriptions.describe(self.target, "target", is_shared=False)
+        source, source_labels, mine = descriptions.describe(self.source, "source", is_shared=True)
+        usable = source_labels != UNREADABLE
+        dropped = self._leaks(descriptions, source, mine[usable[mine]])
+        usable[dropped[:, 1]] = False
+        if int(usable.sum()) < self.k:
+            raise TransferConfigError(
+                f"neighbors={self.k} exceeds the {int(usable.sum()):,} source images that are left when "
+                f"{int((~usable).sum()):,} are unreadable or protected; pass fewer neighbors."
+            )
+        everything = Stored(target, torch.arange(len(self.target)))
+        distances, indices = self._nearest(everything, source, mine[usable[mine]], self.k)
+        with progress(self.scan, "Near duplicates", 2 * len(self.target)) as step:
+            compare = partial(near_duplicates, indices, self.target, self.source, self.scan.num_workers, step)
+            duplicates = ranks.from_first(compare)
+        return Selection(
+            indices=indices,
+            distances=distances,
+            fingerprint=fingerprint,
+            target_labels=target_labels,
+            source_labels=source_labels.clamp(min=-1),
+            duplicates=duplicates,
+            dropped=dropped,
+            unreadable=(source_labels == UNREADABLE).nonzero()[:, 0],
+        )
+
+    def _leaks(self, descriptions: Descriptions, source: Store, mine: Tensor) -> Tensor:
+        """(pairs, 2) of protected images, counted over all datasets, and the source images that show the same."""
+        found, before = [torch.empty(0, 2, dtype=torch.int64)], 0
+        for number, pictures in enumerate(self.protect):
+            store, _, _ = descriptions.describe(pictures, f"protected{number}", is_shared=False)
+            asked = Stored(store, torch.arange(len(pictures)))
+            _, indices = self._nearest(asked, source, mine, min(COMPARED, len(self.source)))
+            with progress(self.scan, "Near duplicates", 2 * len(pictures)) as step:
+                compare = partial(near_duplicates, indices, pictures, self.source, self.scan.num_workers, step)
+                pairs = ranks.from_first(compare)
+            found.append(pairs + torch.tensor([before, 0]))
+            before += len(pictures)
+        dropped = torch.cat(found)
+        if self.protect:
+            self.scan.say(
+                f"{len(dropped[:, 1].unique())} source images show protected images and are left out"
+                + (f", for example {_pairs(dropped)} (protected, source)." if len(dropped) else ".")
+            )
+        return dropped
+
+    def _nearest(self, queries: Stored, source: Store, mine: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k nearest among all processes' shares of the source."""
+
+        def search() -> tuple[Tensor, Tensor, float]:
+            if not len(mine):
+                return torch.empty(len(queries), 0, dtype=torch.float64), torch.empty(len(queries), 0).long(), 1.0
+            rows, root = Stored(source, mine), self.bank.weights.sqrt().repeat_interleave(source.shape[1])
+            if self.search == "approximate":
+                return approximate_neighbors(queries, rows, k=min(k, len(mine)), root=root)
+            return *exact_neighbors(queries, rows, k=min(k, len(mine)), root=root), 1.0
+
+        distances, local, recall = ranks.together(search)
+        indices = mine[local] if len(mine) else local
+        recalls = ranks.gather(recall)
+        if self.search == "approximate":
+            self.scan.say(f"The approximate search found {sum(recalls) / len(recalls):.1%} of the {k} true nearest.")
+        step = max(1, MERGED // k)
+        merged = [
+            nearest_first(*(torch.cat(part, 1) for part in zip(*ranks.gather(some), strict=True)), k)
+            for some in zip(distances.split(step), indices.split(step), strict=True)
+        ]
+        distances, indices = (torch.cat(part) for part in zip(*merged, strict=True))
+        return distances, indices
+
+
+def _lowest(pictures: Pictures) -> float:
+    """The lowest of some pixels."""
+    some = [pictures[index].pixels for index in torch.linspace(0, len(pictures) - 1, 8).long().tolist()]
+    return min((float(pixels.min()) for pixels in some if isinstance(pixels, Tensor)), default=0.0)
+
+
+def _identity(pictures: Pictures) -> str:
+    """A short name of images in their order, by some of them."""
+    digest = hashlib.sha256()
+    for index in torch.linspace(0, len(pictures) - 1, min(IDENTIFIED, len(pictures))).long().tolist():
+        pixels = pictures[index].pixels
+        digest.update(pixels.numpy().tobytes() if isinstance(pixels, Tensor) else b"unreadable")
+    return f"{len(pictures)} images {digest.hexdigest()[:16]}"
+
+
+def _pairs(pairs: Tensor) -> str:
+    return ", ".join(map(str, map(tuple, pairs[:5].tolist())))

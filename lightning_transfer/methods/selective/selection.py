@@ -1,0 +1,176 @@
+"""Which source images lie nearest to each target image: found once, kept in a file, looked at."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.methods.selective.pictures import Pictures, for_display
+
+FORMAT = "1"  # of the file; raised when a reader of the old form would go wrong
+TENSORS = ("indices", "distances", "target_labels", "source_labels", "duplicates", "dropped", "unreadable")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Selection:
+    """The nearest source images of every target image.
+
+    Attributes:
+        indices: (targets, k) source images, nearest first.
+        distances: (targets, k) symmetric KL distances, float64.
+        fingerprint: what it was made of: data and their order, bank, bins, edges, versions.
+        target_labels: (targets,) classes, -1 where unknown.
+        source_labels: (source,) classes, -1 where unknown.
+        duplicates: (pairs, 2) of target and source images that show the same.
+        dropped: (pairs, 2) of protected images, counted over all protected datasets, and the source images left out
+            because of them.
+        unreadable: (images,) source images that could not be read.
+        target: the target's images, where the selection was just made.
+        source: the source's images, where the selection was just made.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "chosen.safetensors")
+        >>> none = torch.empty(0, 2, dtype=torch.int64)
+        >>> labels = torch.tensor([0])
+        >>> made = Selection(torch.tensor([[3, 1]]), torch.tensor([[0.1, 0.2]]), {}, labels, labels, none, none, labels)
+        >>> made.save(path)
+        >>> Selection.load(path)
+        Selection(1 target image, 2 neighbors each, 2 source images)
+    """
+
+    indices: Tensor
+    distances: Tensor
+    fingerprint: dict[str, str]
+    target_labels: Tensor
+    source_labels: Tensor
+    duplicates: Tensor
+    dropped: Tensor
+    unreadable: Tensor
+    target: Dataset[Any] | None = field(default=None)
+    source: Dataset[Any] | None = field(default=None)
+
+    def __repr__(self) -> str:
+        num_targets, k = self.indices.shape
+        images = "image" if num_targets == 1 else "images"
+        borrowed = len(self.indices.unique())
+        return f"Selection({num_targets:,} target {images}, {k:,} neighbors each, {borrowed:,} source images)"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file with a checksum, whole or not at all.
+
+        Raises:
+            TransferConfigError: it cannot be written there.
+        """
+        from safetensors.torch import save
+
+        tensors = {name: getattr(self, name).contiguous() for name in TENSORS}
+        facts = {"format": FORMAT, "fingerprint": json.dumps(self.fingerprint, sort_keys=True)}
+        facts["checksum"] = _checksum(tensors, facts)
+        path = Path(path)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(save(tensors, metadata=facts))
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise TransferConfigError(f"Cannot write the selection to {path}: {error}. Pass another path.") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Selection":
+        """Read what `save` wrote.
+
+        Raises:
+            TransferConfigError: there is no such file, it is damaged, or it is of another version of this package.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(os.fspath(path), framework="pt") as file:
+                facts = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except (SafetensorError, OSError) as error:
+            raise TransferConfigError(
+                f"{path} is no selection, or damaged: {error}. Delete it and select again."
+            ) from error
+        if facts.get("format") != FORMAT:
+            raise TransferConfigError(
+                f"{path} is no selection of this version: format {facts.get('format')}, this one reads {FORMAT}. "
+                "Delete it and select again."
+            )
+        if set(tensors) != set(TENSORS) or facts.get("checksum") != _checksum(tensors, facts):
+            raise TransferConfigError(f"{path} is damaged: its checksum is wrong. Delete it and select again.")
+        return cls(fingerprint=json.loads(facts["fingerprint"]), **tensors)
+
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        target: Dataset[Any] | None = None,
+        source: Dataset[Any] | None = None,
+        target_names: Any = None,
+        source_names: Any = None,
+    ) -> None:
+        """Draw a page: target images beside what they borrow, the most borrowed images, the classes drawn on.
+
+        Args:
+            path: where the picture goes; its ending says the format.
+            target: the target's images, where the selection was loaded from a file.
+            source: the source's images, where the selection was loaded from a file.
+            target_names: names of the target's classes.
+            source_names: names of the source's classes.
+
+        Raises:
+            TransferConfigError: the images are not at hand, or matplotlib is missing.
+        """
+        from lightning_transfer.reports.borrowed import borrowed_images
+
+        target, source = target or self.target, source or self.source
+        if target is None or source is None:
+            raise TransferConfigError("A loaded selection has no images: report(path, target=..., source=...).")
+        shown = {
+            f"{name}_image": _viewer(data, name, labels)
+            for name, data, labels in (("target", target, self.target_labels), ("source", source, self.source_labels))
+        }
+        borrowed_images(
+            self.indices,
+            self.distances,
+            path,
+            target_labels=self.target_labels,
+            source_labels=self.source_labels,
+            duplicates=self.duplicates,
+            target_names=target_names,
+            source_names=source_names,
+            **shown,
+        )
+
+
+def _viewer(data: Dataset[Any], name: str, labels: Tensor) -> Any:
+    pictures = data if isinstance(data, Pictures) else Pictures(data, name)
+    if len(pictures) != len(labels):
+        raise TransferConfigError(
+            f"The {name} has {len(pictures):,} images, {len(labels):,} when the selection was made; give that one."
+        )
+
+    def view(index: int) -> Any:
+        pixels = pictures[index].pixels
+        if isinstance(pixels, str):
+            raise TransferConfigError(f"{name} image {index} cannot be shown: {pixels}")
+        return for_display(pixels)
+
+    return view
+
+
+def _checksum(tensors: dict[str, Tensor], facts: dict[str, str]) -> str:
+    found = hashlib.sha256((facts["format"] + facts["fingerprint"]).encode())
+    for name in TENSORS:
+        found.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
+        found.update(tensors[name].contiguous().numpy().tobytes())
+    return found.hexdigest()
