@@ -17,8 +17,9 @@ from lightning_transfer.methods.selective import ranks
 from lightning_transfer.methods.selective.describing import Describer
 from lightning_transfer.methods.selective.descriptors import Binning
 from lightning_transfer.methods.selective.pictures import Picture, Pictures, read_batches
-from lightning_transfer.methods.selective.scanning import Scan, Step, no_progress
+from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.store import Store
+from lightning_transfer.progress import Step, no_progress
 
 UNREADABLE = -2  # as a label: no class, and not an unknown one either
 MOST_UNREADABLE = 0.01  # the share of images that may be unreadable

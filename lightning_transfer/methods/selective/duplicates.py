@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_transfer.methods.selective.pictures import Picture, read_batches
-from lightning_transfer.methods.selective.scanning import Step
+from lightning_transfer.progress import Step
 
 COMPARED = 5  # nearest source images of each target image that are looked at
 SIDE = 16  # of a thumbnail

@@ -1,33 +1,14 @@
 """How a long look at all images is done: where its results are kept, who reads, what the user sees meanwhile."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 
 from lightning_transfer.errors import check_count
-
-Step: TypeAlias = Callable[[int], None]  # told how many more are done
-Progress: TypeAlias = Callable[[str, int], AbstractContextManager[Step]]  # of what, and how many there are
-
-
-@contextmanager
-def no_progress(name: str, total: int) -> Iterator[Step]:
-    """Nothing to be seen."""
-    yield lambda _: None
-
-
-@contextmanager
-def tqdm_progress(name: str, total: int) -> Iterator[Step]:
-    """A bar on the terminal."""
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc=name, unit=" images", dynamic_ncols=True) as bar:
-        yield bar.update
+from lightning_transfer.progress import Progress, tqdm_progress
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def select_neighbors(
 
     Example:
         >>> images = torch.rand(6, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-        >>> from lightning_transfer.methods.selective.scanning import no_progress
+        >>> from lightning_transfer.progress import no_progress
         >>> selection = select_neighbors(images[[4, 2]], images, k=2, scan=Scan(progress=no_progress))
         >>> selection.indices[:, 0].tolist(), selection.distances[:, 0].tolist()
         ([4, 2], [0.0, 0.0])

@@ -1,0 +1,307 @@
+"""Which source images a run draws: selected at its first step, more of them for hard target images in later rounds."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+
+from lightning_transfer.errors import NoEffectWarning, TransferConfigError
+from lightning_transfer.glue.source_term import SourceTerm
+from lightning_transfer.glue.trainer import progress_of, say, to_device
+from lightning_transfer.methods.selective import ranks
+from lightning_transfer.methods.selective.functional import neighbor_budget
+from lightning_transfer.methods.selective.options import Neighbors
+from lightning_transfer.methods.selective.pictures import Pictures
+from lightning_transfer.methods.selective.scanning import Scan
+from lightning_transfer.methods.selective.select import select_neighbors
+from lightning_transfer.methods.selective.selection import Selection
+from lightning_transfer.source.stream import permutation, seeded, uniform
+from lightning_transfer.source.task import AnyDataset, SourceTask
+
+
+@dataclass(frozen=True)
+class Borrowing:
+    """What a source task borrows: an argument of the callback, or of a mixin's `add_source_task`.
+
+    Args:
+        neighbors: how many, by which statistics; a number is short for `Neighbors(k=number)`.
+        target: the target's training images without augmentation, as validation sees them, giving (image, label); by
+            default the train loader's dataset, whose transform then must not be random.
+        protect: datasets, such as the target's test set, whose near duplicates are left out of the source.
+        cache: file that keeps the selection, and gives it back to the next run with the same data and options.
+
+    Raises:
+        TransferConfigError: an option is out of range.
+    """
+
+    neighbors: Neighbors | int = field(default_factory=Neighbors)
+    target: AnyDataset | None = None
+    protect: Sequence[AnyDataset] = ()
+    cache: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.neighbors, int):
+            object.__setattr__(self, "neighbors", Neighbors(k=self.neighbors))
+        if not isinstance(self.neighbors, Neighbors):
+            raise TransferConfigError(f"neighbors={self.neighbors!r}; write a number, or Neighbors(k=300).")
+        if isinstance(self.protect, Dataset):
+            raise TransferConfigError("protect takes a list of datasets; write protect=[test_dataset].")
+
+    def open(self, source: SourceTask) -> "Borrowed":
+        """The borrowing of one run."""
+        return Borrowed(self, source)
+
+
+class Borrowed:
+    """One run's lists of neighbors, and the order in which they are drawn.
+
+    Args:
+        options: what is borrowed.
+        source: from where.
+    """
+
+    def __init__(self, options: Borrowing, source: SourceTask) -> None:
+        assert isinstance(options.neighbors, Neighbors)  # a number has become one
+        self.options = options
+        self.neighbors: Neighbors = options.neighbors
+        self.source = source
+        self.unaugmented = source.dataset if source.unaugmented is None else source.unaugmented
+        if self.neighbors.k > source.num_images:
+            raise TransferConfigError(
+                f"neighbors={self.neighbors.k} exceeds the {source.num_images:,} source images; pass "
+                f"neighbors<={source.num_images}."
+            )
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new run."""
+        self.selection: Selection | None = None
+        self.rounds_done = 0
+        self.lists = torch.empty(0, 0, dtype=torch.int32)
+        self.labels = torch.empty(0, dtype=torch.int32)
+        self.budget = torch.empty(0, dtype=torch.int64)
+        self._order: NeighborOrder | None = None
+
+    def check(self, trainer: Any) -> None:
+        """Raise on what cannot be right, at the start of training."""
+        _target_dataset(self.options.target, trainer)
+        if self.neighbors.rounds:
+            self._steps_between(trainer)
+
+    def _steps_between(self, trainer: Any) -> float:
+        if self.neighbors.every is not None:
+            return self.neighbors.every
+        num_steps: float = trainer.estimated_stepping_batches
+        if not 0 < num_steps < float("inf") or not trainer.lightning_module.automatic_optimization:
+            raise TransferConfigError(
+                "How many steps training takes is not known, so rounds cannot share it out. Pass "
+                "Neighbors(every=<steps between rounds>), or Neighbors(rounds=0)."
+            )
+        return num_steps / (self.neighbors.rounds + 1)
+
+    def order(self, term: SourceTerm, module: Any) -> "NeighborOrder":
+        """The order to draw in at this step; another object where a round has changed it."""
+        trainer = module.trainer
+        if not len(self.lists):
+            self._select(trainer)
+        rounds = self.neighbors.rounds
+        if self.rounds_done < rounds and trainer.global_step >= (self.rounds_done + 1) * self._steps_between(trainer):
+            self._round(term, module)
+        if self._order is None:
+            self._order = self._make_order()
+            numbers = self._order.pool.unique()
+            say(
+                trainer,
+                f"{len(numbers):,} of {self.source.num_images:,} source images are borrowed, on average "
+                f"{self.budget.float().mean():.0f} by a target image.",
+            )
+        return self._order
+
+    def _select(self, trainer: Any) -> None:
+        if len(self.unaugmented) != self.source.num_images:  # type: ignore[arg-type]
+            raise TransferConfigError(
+                f"unaugmented has {len(self.unaugmented):,} images, the source dataset "  # type: ignore[arg-type]
+                f"{self.source.num_images:,}; expected the same images in the same order."
+            )
+        adapt, neighbors = self.source.adapt, self.neighbors
+        selection = select_neighbors(
+            Pictures(_target_dataset(self.options.target, trainer), "target", adapt=adapt),
+            Pictures(self.unaugmented, "source", adapt=adapt),
+            bank=neighbors.bank,
+            k=neighbors.longest(self.source.num_images),
+            bins=neighbors.bins,
+            search=neighbors.search,
+            protect=[Pictures(data, "protected", adapt=adapt) for data in self.options.protect],
+            scan=Scan(
+                cache=self.options.cache,
+                num_workers=self.source.num_workers,
+                device=trainer.strategy.root_device,
+                progress=progress_of(trainer),
+                say=lambda line: say(trainer, line),
+            ),
+        )
+        self.selection = selection
+        self.lists = selection.indices.int()
+        self.labels = selection.source_labels.int() if neighbors.min_per_class else self.labels
+        self.budget = torch.full((len(self.lists),), min(neighbors.k, self.lists.shape[1]))
+
+    def _round(self, term: SourceTerm, module: Any) -> None:
+        """Ask the network which target images are hard, and let those borrow more."""
+        is_correct, entropy = self._asked(term, module)
+        quantile = self.neighbors.quantile
+        if quantile is None:
+            hard_entropy = float(self.neighbors.hard_entropy)
+        else:
+            sure = entropy[is_correct]
+            hard_entropy = float(sure.quantile(quantile)) if len(sure) else 0.0
+        before = self.budget
+        self.budget = neighbor_budget(
+            before,
+            is_correct=is_correct,
+            entropy=entropy,
+            k=self.neighbors.k,
+            limit=self.lists.shape[1],
+            hard_entropy=hard_entropy,
+        )
+        self.rounds_done += 1
+        self._order = None
+        unsure = is_correct & (entropy >= hard_entropy)
+        say(
+            module.trainer,
+            f"Round {self.rounds_done} of {self.neighbors.rounds}: of {len(before):,} target images {int((~is_correct).sum()):,} "
+            f"are wrong, {int(unsure.sum()):,} right but unsure (entropy from {hard_entropy:.3f} on).",
+        )
+
+    def _asked(self, term: SourceTerm, module: Any) -> tuple[Tensor, Tensor]:
+        """Whether the network is right on each target image, and its entropy; processes share the images out."""
+        trainer = module.trainer
+        data = _target_dataset(self.options.target, trainer)
+        mine = range(ranks.rank(), len(data), ranks.world_size())  # type: ignore[arg-type]
+        loader = DataLoader(
+            Subset(data, mine),
+            batch_size=term.batch_size(trainer),
+            num_workers=self.source.num_workers,
+            collate_fn=default_collate,
+            generator=torch.Generator(),
+        )
+        share = [torch.empty(0, 2)]
+        with seeded(self.source.seed, 0), (progress_of(trainer) if ranks.rank() == 0 else no_progress)("Asking which target images are hard", len(mine)) as step:
+            for batch in loader:
+                images, labels = self.source.unpack(to_device(trainer, batch, hooks=self.source.batch_hooks))
+                logits = term.target_logits(module, images).float()
+                if labels.ndim != 1 or labels.is_floating_point():
+                    raise TransferConfigError(
+                        f"Target labels have shape {tuple(labels.shape)} and type {labels.dtype}; rounds ask whether the "
+                        "network is right, which takes class indices. Pass target= with such, or Neighbors(rounds=0)."
+                    )
+                probabilities = logits.softmax(1)
+                entropy = torch.special.entr(probabilities).sum(1)
+                share.append(torch.stack([(logits.argmax(1) == labels).float(), entropy], 1).cpu())
+                step(len(labels))
+        answers = torch.empty(len(data), 2)  # type: ignore[arg-type]
+        for number, part in enumerate(ranks.gather(torch.cat(share))):
+            answers[number :: ranks.world_size()] = part
+        if not bool(torch.isfinite(answers).all()):
+            raise FloatingPointError("The network's answers on the target images are not finite; stopped in a round.")
+        return answers[:, 0] == 1, answers[:, 1]
+
+    def _make_order(self) -> "NeighborOrder":
+        lists = self.lists.long()
+        is_borrowed = torch.arange(lists.shape[1]) < self.budget[:, None]
+        if self.neighbors.min_per_class:
+            borrowed = lists[is_borrowed].unique()
+            is_known = self.labels[borrowed] >= 0
+            counts = self.labels[borrowed[is_known]].bincount()
+            if not is_known.any():
+                warnings.warn("Source classes are not known, so min_per_class has no effect.", NoEffectWarning, stacklevel=2)
+            is_large = torch.cat([counts >= self.neighbors.min_per_class, torch.tensor([True])])  # the last one: unknown
+            is_borrowed &= is_large[self.labels.long().clamp(max=len(counts))][lists]
+            if not is_borrowed.any():
+                raise TransferConfigError(
+                    f"No source class has min_per_class={self.neighbors.min_per_class} borrowed images; the largest has "
+                    f"{int(counts.max())}. Pass a smaller number."
+                )
+        times = self.budget // self.neighbors.k if self.neighbors.oversample_hard else torch.ones_like(self.budget)
+        return NeighborOrder(lists[is_borrowed], is_borrowed.sum(1), times, self.source.seed)
+
+    @property
+    def target_weights(self) -> Tensor:
+        """(targets,) how many times its first number of neighbors each target image has."""
+        return self.budget / self.neighbors.k
+
+    def values(self) -> dict[str, Tensor]:
+        """What is logged."""
+        return {"transfer/neighbors": self.budget.float().mean()}
+
+    def describe(self) -> dict[str, str]:
+        """Every option that decides what a run computes."""
+        neighbors = self.neighbors
+        bank = neighbors.bank if isinstance(neighbors.bank, str) else neighbors.bank.describe()
+        names = ("k", "bins", "rounds", "every", "hard_entropy", "limit", "min_per_class", "oversample_hard", "search")
+        return {"neighbors bank": bank, **{f"neighbors {name}": str(getattr(neighbors, name)) for name in names}}
+
+    def get_state(self) -> dict[str, Any]:
+        """What a resumed run needs, so that it selects nothing anew."""
+        return {
+            "lists": self.lists,
+            "labels": self.labels,
+            "budget": self.budget,
+            "rounds_done": self.rounds_done,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where a run was left."""
+        self.reset()
+        self.lists, self.labels, self.budget = state["lists"].cpu(), state["labels"].cpu(), state["budget"].cpu()
+        self.rounds_done = state["rounds_done"]
+
+
+class NeighborOrder:
+    """For every target image in turn, one of its neighbors, drawn uniformly (the authors' code).
+
+    A function of (seed, position) alone. Target images come in another order every time round; one that has no
+    neighbors left is passed over.
+
+    Args:
+        pool: neighbors of all target images, end to end.
+        counts: (targets,) how many neighbors each has.
+        times: (targets,) how often each is drawn for in a turn.
+        seed: of the order.
+    """
+
+    def __init__(self, pool: Tensor, counts: Tensor, times: Tensor, seed: int) -> None:
+        self.pool = pool
+        self.counts = counts
+        self.starts = counts.cumsum(0) - counts
+        self.turns = torch.arange(len(counts)).repeat_interleave(torch.where(counts > 0, times, 0))
+        self.seed = seed
+
+    def __call__(self, position: int) -> int:
+        """The source image at a position of the endless order."""
+        round_number, offset = divmod(position, len(self.turns))
+        target = self.turns[permutation(len(self.turns), self.seed, round_number)[offset]]
+        place = int(uniform(len(self.turns), self.seed, round_number)[offset] * self.counts[target])
+        return int(self.pool[self.starts[target] + place])
+
+
+def _target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:
+    """The target's training images.
+
+    Raises:
+        TransferConfigError: the train loader does not tell.
+    """
+    if given is not None:
+        return given
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader):
+        raise TransferConfigError(
+            f"The train loader, a {type(loader).__name__}, does not tell its dataset. Pass target=, the target's "
+            "training images without augmentation."
+        )
+    return loader.dataset

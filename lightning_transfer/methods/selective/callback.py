@@ -1,0 +1,100 @@
+"""Selective joint fine-tuning as a callback: one line in a Trainer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_transfer.glue.base import TransferCallback
+from lightning_transfer.glue.source_term import SourceTerm, check_source
+from lightning_transfer.methods.selective.borrowing import Borrowed, Borrowing
+from lightning_transfer.methods.selective.options import Neighbors
+from lightning_transfer.methods.selective.selection import Selection
+from lightning_transfer.schedules import Schedule
+from lightning_transfer.source.task import AnyDataset, SourceTask
+
+
+class SelectiveJointFinetuning(TransferCallback):
+    """Fine-tune on the target and on the source images that look like it (arXiv 1702.08690).
+
+    Before the first step every target image is given the source images with the nearest filter statistics. Every step
+    then adds the loss of a source batch: for as many target images as it holds, one neighbor each. In later rounds the
+    network says which target images are hard, and those borrow more. The method is the paper's and its authors' code's;
+    their loss 0.5 target + 0.5 source is target + source here, at twice the learning rate.
+
+    Logs what `SoftFinetuning` logs, and `transfer/neighbors`, how many a target image has on average.
+
+    Args:
+        source: the task to borrow from.
+        neighbors: how many, by which statistics, and when more; a number is short for `Neighbors(k=number)`.
+        target: the target's training images without augmentation, as validation sees them, giving (image, label); by
+            default the train loader's dataset, whose transform then must not be random.
+        protect: datasets, such as the target's test set, whose near duplicates are left out of the source.
+        cache: file that keeps the selection, and gives it back to the next run with the same data and options.
+        weight: of the source loss; constant by default, and any schedule anneals borrowing away.
+        head: dotted path of the target head, or "auto".
+
+    Raises:
+        TransferConfigError: an option does not fit.
+
+    Example:
+        >>> import torch
+        >>> data = torch.utils.data.TensorDataset(torch.rand(8, 3, 24, 24), torch.arange(8))
+        >>> SelectiveJointFinetuning(SourceTask(data, num_classes=8), neighbors=4).neighbors.k
+        4
+    """
+
+    def __init__(
+        self,
+        source: SourceTask,
+        *,
+        neighbors: Neighbors | int = Neighbors(),  # noqa: B008  (frozen)
+        target: AnyDataset | None = None,
+        protect: Sequence[AnyDataset] = (),
+        cache: str | Path | None = None,
+        weight: Schedule = Schedule(1.0, 1.0),  # noqa: B008  (frozen)
+        head: str = "auto",
+    ) -> None:
+        check_source(source, weight)
+        self.source = source
+        self.borrowing = Borrowing(neighbors, target, protect, cache)
+        self.borrowing.open(source)  # refuses more neighbors than there are images
+        self.weight = weight
+        self.head = head
+
+    @property
+    def neighbors(self) -> Neighbors:
+        """How many are borrowed, by which statistics, and when more."""
+        assert isinstance(self.borrowing.neighbors, Neighbors)  # a number has become one
+        return self.borrowing.neighbors
+
+    @property
+    def selection(self) -> Selection | None:
+        """What was selected in this run; None before its first step, and in a run that was resumed."""
+        return self._borrowed.selection if self.part is not None else None
+
+    @property
+    def target_weights(self) -> Tensor:
+        """(targets,) how many times its first number of neighbors each target image has now.
+
+        For the authors' oversampling of hard target images, give them to a WeightedRandomSampler of your train loader.
+        """
+        return self._borrowed.target_weights
+
+    @property
+    def _borrowed(self) -> Borrowed:
+        chooser = self.part.chooser  # type: ignore[union-attr]
+        assert isinstance(chooser, Borrowed)
+        return chooser
+
+    def make_part(self, module: Any) -> SourceTerm:
+        """The source task as a term of the loss, its images chosen."""
+        chooser = self.borrowing.open(self.source)
+        return SourceTerm(self.source, module, weight=self.weight, mix="add", head=self.head, chooser=chooser)
+
+    def __repr__(self) -> str:
+        return (
+            f"SelectiveJointFinetuning({self.source!r}, neighbors={self.neighbors!r}, weight={self.weight!r}, "
+            f"head={self.head!r})"
+        )

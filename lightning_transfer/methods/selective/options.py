@@ -1,0 +1,77 @@
+"""How many source images each target image borrows, and when it is given more."""
+
+from dataclasses import dataclass
+
+from lightning_transfer.errors import TransferConfigError, check_choice, check_count, check_number
+from lightning_transfer.methods.selective.banks import FilterBank
+
+LIMIT = 5  # times k, the most a target image may borrow: the authors' code has 5 to 10
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The source images that a target image borrows: those with the nearest filter statistics.
+
+    Args:
+        k: how many at first (the authors': 300 to 1,000).
+        bank: "gabor", or a `FilterBank`.
+        bins: of each filter's histogram; by default the root of the number of positions, at most 100 (ours).
+        rounds: how often the network is asked, in the course of training, which target images are hard: one that it
+            gets wrong is given 4 k neighbors more, one that it gets right but is not sure of, 2 k more (the paper's).
+        every: optimizer steps between rounds; by default they share training out evenly (ours).
+        hard_entropy: from which entropy of the class probabilities on, in nats, a right answer counts as unsure (0.1
+            is ours), or a quantile of the right answers' entropies, as "75%".
+        limit: the most that a target image may have; 5 k by default.
+        min_per_class: source classes with fewer borrowed images are left out (the authors': 0 to 50).
+        oversample_hard: draw neighbors of a target image that borrows m times as many, m times as often. The authors
+            repeat the target image itself too, which is your train loader's: see `target_weights` of the callback.
+        search: "exact", or "approximate" for tens of millions of source images.
+
+    Raises:
+        TransferConfigError: an option is out of range.
+
+    Example:
+        >>> Neighbors(k=300).limit is None
+        True
+    """
+
+    k: int = 300
+    bank: str | FilterBank = "gabor"
+    bins: int | None = None
+    rounds: int = 2
+    every: int | None = None
+    hard_entropy: float | str = 0.1
+    limit: int | None = None
+    min_per_class: int = 0
+    oversample_hard: bool = False
+    search: str = "exact"
+
+    def __post_init__(self) -> None:
+        for name, least in (("k", 1), ("rounds", 0), ("min_per_class", 0)):
+            check_count(name, getattr(self, name), least=least)
+        for name, least in (("bins", 2), ("every", 1), ("limit", self.k)):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), least=least)
+        if not isinstance(self.bank, FilterBank) and self.bank != "gabor":
+            raise TransferConfigError(
+                f"bank={self.bank!r} is not known. Write bank='gabor' or FilterBank.from_model(model, layers=[...])."
+            )
+        check_choice("search", self.search, ("exact", "approximate"))
+        if isinstance(self.hard_entropy, str):
+            self.quantile
+        else:
+            check_number("hard_entropy", self.hard_entropy)
+
+    @property
+    def quantile(self) -> float | None:
+        """The quantile of entropies that `hard_entropy` names; None where it is a number of nats."""
+        if not isinstance(self.hard_entropy, str):
+            return None
+        digits = self.hard_entropy.removesuffix("%")
+        if digits == self.hard_entropy or not digits.replace(".", "", 1).isdigit() or not 0 <= float(digits) <= 100:
+            raise TransferConfigError(f'hard_entropy={self.hard_entropy!r}; write nats, as 0.1, or a quantile, as "75%".')
+        return float(digits) / 100
+
+    def longest(self, num_images: int) -> int:
+        """The longest list that may be needed, of a source of so many images."""
+        return min(LIMIT * self.k if self.limit is None else self.limit, num_images)
