@@ -10,16 +10,28 @@ from lightning_transfer.version import __version__
 
 if TYPE_CHECKING:
     from lightning_transfer import callbacks, functional, metrics, mixins, reports
-    from lightning_transfer.callbacks import SoftFinetuning
+    from lightning_transfer.callbacks import SelectiveJointFinetuning, SoftFinetuning
     from lightning_transfer.errors import NoEffectWarning, TransferConfigError
     from lightning_transfer.glue.checkpoints import load_from_checkpoint, strip_checkpoint
+    from lightning_transfer.methods.selective.banks import FilterBank
+    from lightning_transfer.methods.selective.borrowing import Borrowing
+    from lightning_transfer.methods.selective.options import Neighbors
+    from lightning_transfer.methods.selective.scanning import Scan
+    from lightning_transfer.methods.selective.select import select_neighbors
+    from lightning_transfer.methods.selective.selection import Selection
     from lightning_transfer.mixins import SourceTaskMixin
     from lightning_transfer.schedules import Schedule
     from lightning_transfer.source.task import SourceTask
 
 __all__ = [
+    "Borrowing",
+    "FilterBank",
+    "Neighbors",
     "NoEffectWarning",
+    "Scan",
     "Schedule",
+    "Selection",
+    "SelectiveJointFinetuning",
     "SoftFinetuning",
     "SourceTask",
     "SourceTaskMixin",
@@ -31,17 +43,25 @@ __all__ = [
     "metrics",
     "mixins",
     "reports",
+    "select_neighbors",
     "strip_checkpoint",
 ]
 
 _HOMES = {
+    "Borrowing": "methods.selective.borrowing",
+    "FilterBank": "methods.selective.banks",
+    "Neighbors": "methods.selective.options",
     "NoEffectWarning": "errors",
+    "Scan": "methods.selective.scanning",
     "Schedule": "schedules",
+    "Selection": "methods.selective.selection",
+    "SelectiveJointFinetuning": "callbacks",
     "SoftFinetuning": "callbacks",
     "SourceTask": "source.task",
     "SourceTaskMixin": "mixins",
     "TransferConfigError": "errors",
     "load_from_checkpoint": "glue.checkpoints",
+    "select_neighbors": "methods.selective.select",
     "strip_checkpoint": "glue.checkpoints",
 }
 _FACES = ("callbacks", "functional", "metrics", "mixins", "reports")

@@ -1,5 +1,6 @@
 """Every method as a Lightning callback."""
 
+from lightning_transfer.methods.selective.callback import SelectiveJointFinetuning
 from lightning_transfer.methods.soft.callback import SoftFinetuning
 
-__all__ = ["SoftFinetuning"]
+__all__ = ["SelectiveJointFinetuning", "SoftFinetuning"]

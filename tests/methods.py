@@ -43,6 +43,7 @@ class MethodCase:
         name: shown in test ids.
         callback: makes the callback, effective on a `ToySteps` module, from a source dataset and a kept head.
         off: makes the same callback with everything turned off.
+        always: makes the same callback with another weight.
         mixin: makes a LightningModule that does the same by hand, or None.
         reference: trains the same network by a hand-written loop.
         yaml: the callback in a LightningCLI file.
@@ -51,6 +52,7 @@ class MethodCase:
     name: str
     callback: Callable[..., Any]
     off: Callable[..., Any]
+    always: Callable[..., Any]
     mixin: Callable[..., Any] | None
     reference: Callable[..., Any]
     yaml: str
@@ -60,6 +62,10 @@ class MethodCase:
 
 
 UNTIL = 5  # optimizer steps until the source weight is 0
+
+
+class SelectiveByHand(SoftByHand):
+    """Selective joint fine-tuning in manual optimization."""
 
 
 def _source(data=None, **options):
@@ -75,6 +81,9 @@ def _soft(forward, mix):
             _source(data, forward=forward, **options), weight=schedule, mix=mix
         ),
         off=lambda data=None: lt.SoftFinetuning(_source(data, forward=forward), weight=lt.Schedule(0, 0), mix=mix),
+        always=lambda weight, data=None, **options: lt.SoftFinetuning(
+            _source(data, forward=forward, **options), weight=weight, mix=mix
+        ),
         mixin=lambda data=None: SoftByHand(_source(data, forward=forward), weight=schedule, mix=mix),
         reference=lambda **run: soft.train(forward=forward, mix=mix, until=UNTIL, **run),
         yaml=f"""
@@ -90,6 +99,55 @@ def _soft(forward, mix):
     )
 
 
+def toy_bank() -> lt.FilterBank:
+    """Four filters for pictures of 6 pixels, which a Gabor bank could not take."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
+    return lt.FilterBank.from_model(network, layers=["0"], normalize=False)
+
+
+def borrowed(**options):
+    """A few neighbors for each target image, and a round in mid run in which some are hard."""
+    return lt.Neighbors(**{"k": 6, "bank": toy_bank(), "rounds": 1, "every": 2, **options})
+
+
+def _selective(forward):
+    schedule = lt.Schedule(until_steps=UNTIL)
+
+    def make(data=None, *, weight=schedule, neighbors=None, target=None, **options):
+        return lt.SelectiveJointFinetuning(
+            _source(data, forward=forward, unaugmented=toys.source_data(), **options),
+            neighbors=neighbors or borrowed(),
+            target=target or toys.target_data(),
+            weight=weight,
+        )
+
+    return MethodCase(
+        name=f"selective-{forward}",
+        callback=make,
+        off=lambda data=None: make(data, weight=lt.Schedule(0, 0)),
+        always=lambda weight, data=None, **options: make(data, weight=weight, **options),
+        mixin=lambda data=None: SelectiveByHand(
+            _source(data, forward=forward, unaugmented=toys.source_data()),
+            weight=schedule,
+            borrow=lt.Borrowing(borrowed(), target=toys.target_data()),
+        ),
+        reference=lambda **run: soft.train(forward=forward, mix="add", until=UNTIL, **run),
+        yaml=f"""
+            class_path: lightning_transfer.SelectiveJointFinetuning
+            init_args:
+              source:
+                dataset: {{class_path: tests.methods.SourceData}}
+                num_classes: {toys.SOURCE_CLASSES}
+                forward: {forward}
+              neighbors: {{k: 6, rounds: 1, every: 2, bank: {{class_path: tests.methods.toy_bank}}}}
+              target: {{class_path: tests.methods.TargetData}}
+              weight: {{start: 1.0, end: 0.0, shape: cosine, until_steps: {UNTIL}}}
+        """,
+    )
+
+
 class SourceData(torch.utils.data.TensorDataset):
     """The source dataset as a LightningCLI file names it."""
 
@@ -97,4 +155,11 @@ class SourceData(torch.utils.data.TensorDataset):
         super().__init__(*toys.source_data().tensors)
 
 
-METHODS = [_soft("separate", "add"), _soft("joint", "convex")]
+class TargetData(torch.utils.data.TensorDataset):
+    """The target dataset as a LightningCLI file names it."""
+
+    def __init__(self) -> None:
+        super().__init__(*toys.target_data().tensors)
+
+
+METHODS = [_soft("separate", "add"), _soft("joint", "convex"), _selective("separate"), _selective("joint")]

@@ -103,7 +103,7 @@ class Clock(lightning.Callback):
         if pl_module.device.type == "cpu":
             self.marks.append(time.process_time())
         else:
-            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event = torch.cuda.Event(enable_timing=True)
             self.marks.append(torch.cuda.current_stream().record_event(event))
 
     def seconds(self) -> float:

@@ -5,7 +5,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,11 @@ from lightning_transfer.glue.trainer import (
     train_batch_size,
 )
 from lightning_transfer.methods.soft.functional import joint_loss
-from lightning_transfer.methods.soft.options import check_hyperparameters
 from lightning_transfer.roles import find_head, out_width
 from lightning_transfer.schedules import Schedule
+from lightning_transfer.source.checks import check_hyperparameters
 from lightning_transfer.source.passes import SourcePass, trains_before
-from lightning_transfer.source.stream import SourceStream, load, seeded
+from lightning_transfer.source.stream import Order, SourceStream, load, seeded
 from lightning_transfer.source.task import SourceTask, name_of, structure
 
 UNTRAINED = 0.9  # of the loss of guessing: a kept head that starts above does not know these labels
@@ -51,6 +51,38 @@ class _WeakTrainer:
         return (_WeakTrainer, ())
 
 
+class Chooser(Protocol):
+    """Decides, in the course of one run, which source images are drawn."""
+
+    def reset(self) -> None:
+        """Begin a new run."""
+
+    def check(self, trainer: Any) -> None:
+        """Raise on what cannot be right, at the start of training."""
+
+    def order(self, term: "SourceTerm", module: Any) -> Order:
+        """The order to draw in at this step; another object where it has changed."""
+
+    def values(self) -> dict[str, Tensor]:
+        """What is logged."""
+
+    def describe(self) -> dict[str, str]:
+        """Every option that decides what a run computes."""
+
+    def get_state(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where a run was left."""
+
+
+class Borrows(Protocol):
+    """Options of a chooser."""
+
+    def open(self, source: SourceTask) -> Chooser:
+        """The chooser of one run."""
+
+
 class SourceTerm(TransferPart):
     """One run's source task: its head, its stream, and the loss that it adds to a step.
 
@@ -60,13 +92,32 @@ class SourceTerm(TransferPart):
         weight: of the source loss.
         mix: how the losses are joined.
         head: where the target head sits, or "auto".
+        chooser: which source images are drawn; all of them in turn by default.
+
+    Raises:
+        TransferConfigError: no head is found, or the module has a source task already.
     """
 
     def __init__(
-        self, source: SourceTask, module: Any, *, weight: Schedule, mix: Literal["add", "convex"], head: str = "auto"
+        self,
+        source: SourceTask,
+        module: Any,
+        *,
+        weight: Schedule,
+        mix: Literal["add", "convex"],
+        head: str = "auto",
+        chooser: Chooser | None = None,
     ) -> None:
         super().__init__()
+        if any(isinstance(child, SourceTerm) for child in module.modules()):
+            raise TransferConfigError(
+                f"{type(module).__name__} has a source task already, by its mixin or by another callback: a second one "
+                "would count the source twice. Leave one out; SelectiveJointFinetuning takes weight=Schedule() to "
+                "anneal what it borrows."
+            )
         self.source = source
+        self.chooser = chooser
+        self._order: Order | None = None
         self.weight = weight
         self.mix = mix
         target_head = find_head(module, head, probe=lambda: self._probe(module), narrow=not source.keeps_container)
@@ -125,6 +176,8 @@ class SourceTerm(TransferPart):
             self._drop_stream()
             self._saved_options = self._num_steps = self._last_draw = None
             self._position, self._is_over = 0, False
+            if self.chooser is not None:
+                self.chooser.reset()
         check_hyperparameters(trainer.lightning_module)
         if self._saved_options is not None:
             check_options("The source task", self._saved_options, self._options)
@@ -135,6 +188,8 @@ class SourceTerm(TransferPart):
                 "weight would jump. Keep the length, or from the start lay it out in steps: Schedule(until_steps=...)."
             )
         self._num_steps = num_steps
+        if self.chooser is not None and (self.weight.start or self.weight.end):
+            self.chooser.check(trainer)
         if not optimizers.trains_any(trainer, trains_before(trainer.lightning_module, self.head_path)):
             warnings.warn(
                 "No parameter in front of the head is trained, so the source task changes nothing of the target's. "
@@ -149,8 +204,15 @@ class SourceTerm(TransferPart):
             self.check(trainer)
 
     def begin(self, module: Any) -> None:
-        """Let a joint pass take source images along."""
-        if self.source.forward == "joint" and self._weight(module.trainer):
+        """See to it that the right images are drawn; let a joint pass take them along."""
+        if not self._weight(module.trainer):
+            return
+        if self.chooser is not None:
+            order = self.chooser.order(self, module)
+            if order is not self._order:
+                self._drop_stream()
+                self._order = order
+        if self.source.forward == "joint":
             self._source_pass.arm(lambda: self._draw(module))
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
@@ -160,7 +222,10 @@ class SourceTerm(TransferPart):
         source_loss = self._loss(module) if weight else None
         if is_log_due(trainer):
             values = {"transfer/target_loss": loss.detach(), "transfer/source_weight": torch.tensor(weight)}
-            log(trainer, values if source_loss is None else {**values, "transfer/source_loss": source_loss.detach()})
+            if source_loss is not None:
+                chosen = {} if self.chooser is None else self.chooser.values()
+                values |= {"transfer/source_loss": source_loss.detach(), **chosen}
+            log(trainer, values)
         if source_loss is not None:
             return joint_loss(loss, source_loss, weight=weight, mix=self.mix)
         return loss + sum_of_zeros(self) if trainer.world_size > 1 else loss
@@ -206,7 +271,7 @@ class SourceTerm(TransferPart):
         if not torch.isfinite(loss):
             raise FloatingPointError(_non_finite(loss, images, indices, module.trainer.global_step))
         if self._stream is not None and self._stream.position == self._stream.batch_size * self._stream.num_ranks:
-            self._introduce(module.trainer, float(loss.detach()), images)
+            self._introduce(module, float(loss.detach()), images, labels)
         return loss
 
     def _draw(self, module: Any) -> Tensor:
@@ -241,10 +306,32 @@ class SourceTerm(TransferPart):
         """A stream for this fit, now that it is sure to be used."""
         optimizers.check_kind(trainer.optimizers)
         optimizers.check_held(trainer, self)
-        size = self.source.batch_size or train_batch_size(trainer)
-        stream = SourceStream(self.source, batch_size=size, rank=trainer.global_rank, num_ranks=trainer.world_size)
+        share = {"rank": trainer.global_rank, "num_ranks": trainer.world_size}
+        stream = SourceStream(self.source, batch_size=self.batch_size(trainer), order=self._order, **share)
         stream.seek(self._position)
         return stream
+
+    def batch_size(self, trainer: Any) -> int:
+        """Source images a step: as many as target images where the task does not say."""
+        return self.source.batch_size or train_batch_size(trainer)
+
+    def target_logits(self, module: Any, images: Tensor) -> Tensor:
+        """What the network as it is says to target images."""
+        return self.logits(module, images, module.get_submodule(self.head_path))
+
+    def logits(self, module: Any, images: Tensor, head: nn.Module) -> Tensor:
+        """What the network with a head says outside of training: no gradient, no batch statistics, no dropout."""
+        layers = [(layer, layer.training) for layer in {*module.modules(), *head.modules()}]
+        try:
+            for layer, _ in layers:
+                layer.training = False  # not by eval(), which is the user's to override
+            with torch.no_grad(), module.trainer.precision_plugin.forward_context():
+                features = self._source_pass.separate(module, images)
+                logits: Tensor = head(features)
+        finally:
+            for layer, was_training in layers:
+                layer.training = was_training
+        return logits
 
     def _drop_stream(self) -> None:
         if self._stream is not None:
@@ -252,13 +339,17 @@ class SourceTerm(TransferPart):
             self._stream.close()
             self._stream = None
 
-    def _introduce(self, trainer: Any, loss: float, images: Tensor) -> None:
+    def _introduce(self, module: Any, loss: float, images: Tensor, labels: Tensor) -> None:
         """One line on the first source batch, and warnings on what looks wrong with it."""
         chance = math.log(self.num_classes)
+        step = module.trainer.global_step
         say(
-            trainer,
-            f"Source loss at step {trainer.global_step}: {loss:.3f}; guessing: ln({self.num_classes}) = {chance:.3f}.",
+            module.trainer,
+            f"Source loss at step {step}: {loss:.3f}; guessing: ln({self.num_classes}) = {chance:.3f}.",
         )
+        if self.source.head is not None and self.source.has_class_labels and loss > UNTRAINED * chance:
+            with seeded(self.source.seed, 0):  # a batch of few classes misleads BatchNorm, not its running statistics
+                loss = float(self.loss(self.logits(module, images, self.head), labels))
         if self.source.head is not None and self.source.has_class_labels and loss > UNTRAINED * chance:
             warnings.warn(
                 f"The kept source head starts at a loss of {loss:.2f}, where guessing has {chance:.2f}: hardly what a "
@@ -285,6 +376,7 @@ class SourceTerm(TransferPart):
         shape = self.weight.shape
         return {
             **self.source.describe(),
+            **({} if self.chooser is None else self.chooser.describe()),
             "source classes": str(self.num_classes),
             "head": self.head_path,
             "mix": self.mix,
@@ -295,13 +387,14 @@ class SourceTerm(TransferPart):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a resumed run needs beside the head's weights."""
-        return {
+        state = {
             **stamp(),
             "position": self._position if self._stream is None else self._stream.position,
             "is_over": self._is_over,
             "num_steps": self._num_steps,
             "options": self._options,
         }
+        return state if self.chooser is None else {**state, "chosen": self.chooser.get_state()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on where a run was left; whether the options still are its options is seen when training starts.
@@ -316,6 +409,8 @@ class SourceTerm(TransferPart):
         self._is_over = state["is_over"]
         self._num_steps = state["num_steps"]
         self._saved_options = state["options"]
+        if self.chooser is not None and "chosen" in state:
+            self.chooser.set_state(state["chosen"])
 
 
 def _non_finite(loss: Tensor, images: Tensor, indices: Tensor, step: int) -> str:

@@ -1,12 +1,16 @@
 """What callbacks and mixins ask of a Trainer, in one place for both namespaces of Lightning."""
 
+import importlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.progress import Progress, Step, no_progress, rich_progress, tqdm_progress
 from lightning_transfer.schedules import Schedule
 
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
@@ -18,6 +22,28 @@ def say(trainer: Any, message: str) -> None:
     if trainer.is_global_zero:
         namespace = next(cls.__module__ for cls in type(trainer).__mro__ if cls.__module__.endswith("trainer.trainer"))
         logging.getLogger(namespace).info(message)
+
+
+def progress_of(trainer: Any) -> Progress:
+    """Bars of the kind that the Trainer shows; a Trainer that is told to terminate stops at their next step."""
+    bar = trainer.progress_bar_callback
+    kinds = {cls.__name__ for cls in type(bar).__mro__}
+    make = no_progress if bar is None else rich_progress if "RichProgressBar" in kinds else tqdm_progress
+
+    @contextmanager
+    def progress(name: str, total: int) -> Iterator[Step]:
+        with make(name, total) as step:
+
+            def advance(more: int) -> None:
+                step(more)
+                if trainer.received_sigterm:
+                    namespace = next(cls.__module__ for cls in type(trainer).__mro__ if cls.__name__ == "Trainer")
+                    exceptions = f"{namespace.removesuffix('.trainer.trainer')}.utilities.exceptions"
+                    raise importlib.import_module(exceptions).SIGTERMException
+
+            yield advance
+
+    return progress
 
 
 def check_supported(trainer: Any) -> None:

@@ -22,7 +22,7 @@ Act = TypeVar("Act", bound=Callable[..., Any])
 
 def _outside_graphs(act: Act) -> Act:
     """Keep an act out of compiled graphs: what it does changes from step to step, which a graph would freeze."""
-    disabled: Act = torch.compiler.disable(act)  # type: ignore[no-untyped-call]
+    disabled: Act = torch.compiler.disable(act)
     return disabled
 
 

@@ -1,7 +1,7 @@
 """An endless stream of source batches whose order, and whose augmentation, a resumed run repeats exactly."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -29,8 +29,11 @@ class SourceBatch(NamedTuple):
     samples: Any
 
 
+Order = Callable[[int], int]  # the dataset's index at a position of an endless order
+
+
 class SourceStream:
-    """Source batches without end: every pass over the data is a new permutation, shared out among ranks.
+    """Source batches without end, shared out among ranks; by default every pass over the data is a new permutation.
 
     The order is a function of (seed, position) alone. `position` counts the images that all ranks together have
     taken, so a run that resumes from it, even with another number of ranks or workers, goes on where it was left.
@@ -42,6 +45,7 @@ class SourceStream:
         batch_size: images a batch and rank.
         rank: this process' number.
         num_ranks: how many processes share the stream.
+        order: which sample comes at a position, where it is not one permutation after the other.
 
     Example:
         >>> data = torch.utils.data.TensorDataset(torch.arange(4.0), torch.arange(4))
@@ -50,8 +54,11 @@ class SourceStream:
         (3, 3)
     """
 
-    def __init__(self, source: SourceTask, *, batch_size: int, rank: int = 0, num_ranks: int = 1) -> None:
+    def __init__(
+        self, source: SourceTask, *, batch_size: int, rank: int = 0, num_ranks: int = 1, order: Order | None = None
+    ) -> None:
         self.source = source
+        self.order = order or Shuffled(source.num_images, source.seed)
         self.batch_size = batch_size
         self.rank = rank
         self.num_ranks = num_ranks
@@ -96,19 +103,34 @@ class _Keys:
 
     def __iter__(self) -> Iterator[list[Key]]:
         stream = self.stream
-        permutation = lru_cache(maxsize=2)(self._permutation)
         start = stream.position + stream.rank * stream.batch_size
         while True:
-            keys = []
-            for position in range(start, start + stream.batch_size):
-                round_number, offset = divmod(position, stream.source.num_images)
-                keys.append((position, int(permutation(round_number)[offset])))
-            yield keys
+            yield [(position, stream.order(position)) for position in range(start, start + stream.batch_size)]
             start += stream.batch_size * stream.num_ranks
 
-    def _permutation(self, round_number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(_seed_of(self.stream.source.seed, round_number))
-        return torch.randperm(self.stream.source.num_images, generator=generator)
+
+class Shuffled:
+    """Every sample in turn, in another order every time round.
+
+    Args:
+        num_samples: of the dataset.
+        seed: of the order.
+    """
+
+    def __init__(self, num_samples: int, seed: int) -> None:
+        self.num_samples = num_samples
+        self.seed = seed
+
+    def __call__(self, position: int) -> int:
+        """The sample at a position."""
+        turn, offset = divmod(position, self.num_samples)
+        return int(permutation(self.num_samples, self.seed, turn)[offset])
+
+
+@lru_cache(maxsize=4)
+def permutation(num: int, seed: int, turn: int) -> Tensor:
+    """(num,) numbers in the order of a turn."""
+    return torch.randperm(num, generator=torch.Generator().manual_seed(_seed_of(seed, turn)))
 
 
 class _Reproducible(Dataset[SourceBatch]):

@@ -36,6 +36,7 @@ class SourceOptions(TypedDict, total=False):
     seed: int
     adapt: Callable[[Any], tuple[Tensor, Tensor]] | None
     batch_hooks: bool
+    unaugmented: AnyDataset | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -61,6 +62,8 @@ class SourceTask:
         seed: of the order of source images, their augmentation and a new head.
         adapt: turns what the dataset's collated samples look like into (images, labels).
         batch_hooks: whether source batches pass through the user's batch-transfer hooks, as target batches do.
+        unaugmented: where the dataset augments at random, the same images in the same order without that: what a
+            selection compares.
 
     Raises:
         TransferConfigError: an option is out of range, the dataset is empty or has no random access, or a kept
@@ -84,6 +87,7 @@ class SourceTask:
     seed: int = 0
     adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None
     batch_hooks: bool = True
+    unaugmented: AnyDataset | None = None
 
     def __post_init__(self) -> None:
         self._check_dataset()

@@ -11,6 +11,10 @@ from tests.toys import LitToy, SaveEveryStep, assert_same, fit, weights
 each_method = pytest.mark.parametrize("method", METHODS, ids=str)
 
 
+def named(method):
+    return type(method.callback()).__name__
+
+
 class PlainRun(LitToy):
     """AdamW in two groups, so that there is state for every parameter and places to confuse."""
 
@@ -43,7 +47,7 @@ def test_the_users_class_loads_it_strictly(method, written):
 @pytest.mark.parametrize("name", ["step=3", "after"])
 def test_a_run_without_the_callback_resumes_it(method, written, name):
     _, folder = written(method)
-    with pytest.warns(UserWarning, match="Please add the following callbacks: .'SoftFinetuning'"):
+    with pytest.warns(UserWarning, match=f"Please add the following callbacks: .'{named(method)}'"):
         runner = fit(PlainRun(), ckpt_path=folder / f"{name}.ckpt", max_epochs=3)
     assert runner.global_step == 18
 
@@ -68,7 +72,7 @@ def test_with_the_callback_every_optimizer_state_finds_its_parameter(method, wri
     fit(remembered, [method.callback()])
     fit(looked, [method.callback()], ckpt_path=folder / "step=3.ckpt")
     assert_same(looked.found, remembered.found)
-    assert any("SoftFinetuning" in name for name in looked.found)
+    assert any(named(method) in name for name in looked.found)
 
 
 @each_method
@@ -89,7 +93,7 @@ def test_strip_checkpoint_leaves_a_plain_run(method, written, tmp_path):
     lt.strip_checkpoint(folder / "step=3.ckpt", tmp_path / "plain.ckpt")
     stripped = torch.load(tmp_path / "plain.ckpt", weights_only=True)
     assert "lightning_transfer" not in stripped
-    assert "SoftFinetuning" not in stripped["callbacks"]
+    assert named(method) not in stripped["callbacks"]
     assert not list(tmp_path.glob("*.part"))
     fit(PlainRun(), ckpt_path=tmp_path / "plain.ckpt")
     with pytest.warns(lt.NoEffectWarning, match="holds nothing"):
@@ -118,5 +122,5 @@ def test_weight_averaging_behind_us_works_and_in_front_is_refused(method, averag
     assert module.losses[:7] == plain.losses[:7]
     average = callback._average_model
     assert list(getattr(average, "module", average).state_dict()) == list(plain.state_dict())
-    with pytest.raises(lt.TransferConfigError, match="Put SoftFinetuning first in callbacks"):
+    with pytest.raises(lt.TransferConfigError, match=f"Put {named(method)} first in callbacks"):
         fit(LitToy(), [averaging(), method.callback()])

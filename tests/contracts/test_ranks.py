@@ -79,7 +79,8 @@ def test_two_ranks_equal_one_process(ranks, alone, method, run):
 def test_a_checkpoint_of_two_ranks_names_the_place_where_one_process_is(ranks, alone, folder, method):
     paths = [folder / f"{method}-2/step=4.ckpt", folder / f"alone/{method}-1/step=4.ckpt"]
     states = [
-        torch.load(path, weights_only=True)["callbacks"]["SoftFinetuning"]["part"]["_extra_state"] for path in paths
+        torch.load(path, weights_only=True)["callbacks"][type(method.callback()).__name__]["part"]["_extra_state"]
+        for path in paths
     ]
     assert states[0]["position"] == states[1]["position"] == 32
 

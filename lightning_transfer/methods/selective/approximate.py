@@ -44,8 +44,7 @@ def approximate_neighbors(queries: Rows, source: Rows, *, k: int, root: Tensor) 
     found = []
     for start, stop in blocks(queries, math.prod(queries.shape)):
         histograms = queries.read(start, stop)
-        _, near = index.search(sketch(histograms), min(ASKED * k, len(source)))
-        near = torch.from_numpy(near)
+        near = torch.from_numpy(index.search(sketch(histograms), min(ASKED * k, len(source)))[1])
         every = torch.ones(near.shape, dtype=torch.bool)
         distances = measure(histograms, source, root, every, near).view(near.shape)
         found.append(nearest_first(distances, near, k))

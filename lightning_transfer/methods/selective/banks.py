@@ -121,10 +121,11 @@ def _gabor_filters(size: int, orientations: int) -> Tensor:
         filters += [envelope * torch.cos(phase), envelope * torch.sin(phase)]
     kernels = torch.stack(filters)[:, None]
     kernels -= kernels.mean((2, 3), keepdim=True)
-    return (kernels / kernels.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).float()
+    unit: Tensor = kernels / kernels.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return unit.float()
 
 
-class _Reached(Exception):
+class _EnoughError(Exception):
     """The last layer that is asked for has run."""
 
 
@@ -147,6 +148,8 @@ class _ModelBank(FilterBank):
         self.normalize = normalize
         self.channels = next(iter(convolutions.values())).in_channels
         mean, deviation = _statistics(model, self.channels) if normalize else (torch.zeros(1), torch.ones(1))
+        self.mean: Tensor
+        self.deviation: Tensor
         self.register_buffer("mean", mean.view(-1, 1, 1))
         self.register_buffer("deviation", deviation.view(-1, 1, 1))
 
@@ -165,7 +168,7 @@ class _ModelBank(FilterBank):
         handles = [self._keep(name, found) for name in self.layers]
         try:
             self.model((images - self.mean) / self.deviation)
-        except _Reached:
+        except _EnoughError:
             pass
         finally:
             for handle in handles:
@@ -176,7 +179,7 @@ class _ModelBank(FilterBank):
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             found[name] = output.clone()  # an inplace nonlinearity may follow
             if len(found) == len(self.layers):
-                raise _Reached
+                raise _EnoughError
 
         return self.model.get_submodule(name).register_forward_hook(hook)
 
@@ -185,7 +188,7 @@ class _ModelBank(FilterBank):
 
 
 def _statistics(model: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
-    from timm.data import resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
 
     config = resolve_model_data_config(model)
     mean, deviation = torch.tensor(config["mean"]), torch.tensor(config["std"])

@@ -3,11 +3,11 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
@@ -21,7 +21,8 @@ from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import select_neighbors
 from lightning_transfer.methods.selective.selection import Selection
-from lightning_transfer.source.stream import permutation, seeded, uniform
+from lightning_transfer.progress import no_progress
+from lightning_transfer.source.stream import permutation, seeded
 from lightning_transfer.source.task import AnyDataset, SourceTask
 
 
@@ -174,7 +175,8 @@ class Borrowed:
         unsure = is_correct & (entropy >= hard_entropy)
         say(
             module.trainer,
-            f"Round {self.rounds_done} of {self.neighbors.rounds}: of {len(before):,} target images {int((~is_correct).sum()):,} "
+            f"Round {self.rounds_done} of {self.neighbors.rounds}: of {len(before):,} target images "
+            f"{int((~is_correct).sum()):,} "
             f"are wrong, {int(unsure.sum()):,} right but unsure (entropy from {hard_entropy:.3f} on).",
         )
 
@@ -191,14 +193,16 @@ class Borrowed:
             generator=torch.Generator(),
         )
         share = [torch.empty(0, 2)]
-        with seeded(self.source.seed, 0), (progress_of(trainer) if ranks.rank() == 0 else no_progress)("Asking which target images are hard", len(mine)) as step:
+        progress = progress_of(trainer) if ranks.rank() == 0 else no_progress
+        with seeded(self.source.seed, 0), progress("Which target images are hard", len(mine)) as step:
             for batch in loader:
                 images, labels = self.source.unpack(to_device(trainer, batch, hooks=self.source.batch_hooks))
                 logits = term.target_logits(module, images).float()
                 if labels.ndim != 1 or labels.is_floating_point():
                     raise TransferConfigError(
-                        f"Target labels have shape {tuple(labels.shape)} and type {labels.dtype}; rounds ask whether the "
-                        "network is right, which takes class indices. Pass target= with such, or Neighbors(rounds=0)."
+                        f"Target labels have shape {tuple(labels.shape)} and type {labels.dtype}; rounds ask "
+                        "whether the network is right, which takes class indices. Pass target= with such labels, or "
+                        "Neighbors(rounds=0)."
                     )
                 probabilities = logits.softmax(1)
                 entropy = torch.special.entr(probabilities).sum(1)
@@ -219,13 +223,17 @@ class Borrowed:
             is_known = self.labels[borrowed] >= 0
             counts = self.labels[borrowed[is_known]].bincount()
             if not is_known.any():
-                warnings.warn("Source classes are not known, so min_per_class has no effect.", NoEffectWarning, stacklevel=2)
-            is_large = torch.cat([counts >= self.neighbors.min_per_class, torch.tensor([True])])  # the last one: unknown
+                warnings.warn(
+                    "Source classes are not known, so min_per_class has no effect.", NoEffectWarning, stacklevel=2
+                )
+            is_large = torch.cat(
+                [counts >= self.neighbors.min_per_class, torch.tensor([True])]
+            )  # the last one: unknown
             is_borrowed &= is_large[self.labels.long().clamp(max=len(counts))][lists]
             if not is_borrowed.any():
                 raise TransferConfigError(
-                    f"No source class has min_per_class={self.neighbors.min_per_class} borrowed images; the largest has "
-                    f"{int(counts.max())}. Pass a smaller number."
+                    f"No source class has min_per_class={self.neighbors.min_per_class} borrowed images; the "
+                    f"largest has {int(counts.max())}. Pass a smaller number."
                 )
         times = self.budget // self.neighbors.k if self.neighbors.oversample_hard else torch.ones_like(self.budget)
         return NeighborOrder(lists[is_borrowed], is_borrowed.sum(1), times, self.source.seed)
@@ -284,10 +292,18 @@ class NeighborOrder:
 
     def __call__(self, position: int) -> int:
         """The source image at a position of the endless order."""
-        round_number, offset = divmod(position, len(self.turns))
-        target = self.turns[permutation(len(self.turns), self.seed, round_number)[offset]]
-        place = int(uniform(len(self.turns), self.seed, round_number)[offset] * self.counts[target])
+        turn, offset = divmod(position, len(self.turns))
+        target = self.turns[permutation(len(self.turns), self.seed, turn)[offset]]
+        place = int(_draws(len(self.turns), self.seed, turn)[offset] * self.counts[target])
         return int(self.pool[self.starts[target] + place])
+
+
+@lru_cache(maxsize=4)
+def _draws(num: int, seed: int, turn: int) -> Tensor:
+    """(num,) numbers from 0 up to 1, for one turn."""
+    order = permutation(num, seed, turn)  # of the same seed, but not the same numbers
+    generator = torch.Generator().manual_seed(int(order[0]) + num * turn + 2**32 * seed % 2**63)
+    return torch.rand(num, dtype=torch.float64, generator=generator)
 
 
 def _target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:

@@ -72,14 +72,16 @@ def _with_residual(coordinates: Tensor, length: Tensor) -> Tensor:
 
 def _scores(mine: Tensor, theirs: Tensor) -> Tensor:
     """(n, rows) of sketches: what the squared length of the query is more than half the bound."""
-    return torch.addmm(theirs[:, -1], mine[:, :-1], theirs[:, :-1].T, beta=-1, alpha=2)
+    scores: Tensor = torch.addmm(theirs[:, -1], mine[:, :-1], theirs[:, :-1].T, beta=-1, alpha=2)
+    return scores
 
 
 def _top(rows: Tensor, num: int) -> Tensor:
     """(numbers, num) leading directions of rows, through the smaller of their two products."""
     rows = rows.double()
     if len(rows) >= rows.shape[1]:
-        return torch.linalg.eigh(rows.T @ rows)[1].flip(1)[:, :num].float()
+        vectors: Tensor = torch.linalg.eigh(rows.T @ rows)[1]
+        return vectors.flip(1)[:, :num].float()
     values, vectors = torch.linalg.eigh(rows @ rows.T)
     is_real = values.flip(0)[:num] > 1e-9 * values[-1]
     return (rows.T @ vectors.flip(1)[:, :num][:, is_real]).float()

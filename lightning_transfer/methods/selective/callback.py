@@ -7,11 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from lightning_transfer.glue.base import TransferCallback
-from lightning_transfer.glue.source_term import SourceTerm, check_source
+from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.methods.selective.borrowing import Borrowed, Borrowing
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.schedules import Schedule
+from lightning_transfer.source.checks import check_source
 from lightning_transfer.source.task import AnyDataset, SourceTask
 
 

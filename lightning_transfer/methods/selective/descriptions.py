@@ -117,7 +117,8 @@ class Descriptions:
 
     def _describe_block(self, store: Store, number: int, images: range, batches: Batches, pictures: Pictures) -> Tensor:
         """Describe and write one block; its labels."""
-        counts, labels = [], []
+        counts: list[Tensor] = []
+        labels: list[int] = []
         while len(labels) < len(images):
             indices, batch = next(batches)
             counts.append(self.describer.counts(indices, batch, self.binning))

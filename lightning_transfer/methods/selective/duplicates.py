@@ -35,7 +35,7 @@ def near_duplicates(
         num_workers: that read pictures.
         step: told how many more pictures were compared.
     """
-    nearest = indices[:, :COMPARED]
+    nearest = indices[:, :COMPARED].contiguous()
     wanted = nearest.unique()
     of_source = _thumbnails(source, wanted.tolist(), num_workers, step)
     of_target = _thumbnails(target, range(len(nearest)), num_workers, step)

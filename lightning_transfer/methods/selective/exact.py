@@ -1,7 +1,7 @@
 """The exact nearest source descriptors of every target descriptor.
 
-What float32 keeps is measured again in float64 wherever float32 could mistake the order. Where a cheap lower bound rules
-out nearly all pairs, only the others are compared; the result is the same.
+What float32 keeps is measured again in float64 wherever float32 could mistake the order. Where a cheap lower bound
+rules out nearly all pairs, only the others are compared; the result is the same.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What selective joint fine-tuning computes (arXiv 1702.08690): the nearest source images, and how many are borrowed."""
+"""What selective joint fine-tuning computes (arXiv 1702.08690): the nearest images, and how many are borrowed."""
 
 import torch
 from torch import Tensor
@@ -42,7 +42,9 @@ def symmetric_kl_neighbors(
     if k > len(source):
         raise TransferConfigError(f"k={k} exceeds the {len(source)} source images; pass k<={len(source)}.")
     root = root_weights(target, source, filter_weights)
-    queries, rows = (InMemory(histograms.flatten(1), histograms.shape[1:]) for histograms in (target, source))
+    queries, rows = (
+        InMemory(histograms.flatten(1), (histograms.shape[1], histograms.shape[2])) for histograms in (target, source)
+    )
     return exact_neighbors(queries, rows, k=k, root=root, all_in_double=True)
 
 

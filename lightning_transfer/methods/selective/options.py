@@ -57,9 +57,7 @@ class Neighbors:
                 f"bank={self.bank!r} is not known. Write bank='gabor' or FilterBank.from_model(model, layers=[...])."
             )
         check_choice("search", self.search, ("exact", "approximate"))
-        if isinstance(self.hard_entropy, str):
-            self.quantile
-        else:
+        if self.quantile is None:
             check_number("hard_entropy", self.hard_entropy)
 
     @property
@@ -69,7 +67,9 @@ class Neighbors:
             return None
         digits = self.hard_entropy.removesuffix("%")
         if digits == self.hard_entropy or not digits.replace(".", "", 1).isdigit() or not 0 <= float(digits) <= 100:
-            raise TransferConfigError(f'hard_entropy={self.hard_entropy!r}; write nats, as 0.1, or a quantile, as "75%".')
+            raise TransferConfigError(
+                f'hard_entropy={self.hard_entropy!r}; write nats, as 0.1, or a quantile, as "75%".'
+            )
         return float(digits) / 100
 
     def longest(self, num_images: int) -> int:

@@ -72,6 +72,7 @@ class Pictures(Dataset[Picture]):
         if self.adapt is not None:
             images, labels = self.adapt(default_collate([sample]))
             sample = images[0], labels[0]
+        label: Any
         image, label = sample if isinstance(sample, tuple | list) and len(sample) == 2 else (sample, None)
         is_class = isinstance(label, int | np.integer) or (
             isinstance(label, Tensor) and label.ndim == 0 and not label.is_floating_point()

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """This process' number."""
+    """Number of this process."""
     return dist.get_rank() if _are_many() else 0
 
 

@@ -120,7 +120,7 @@ class Packed:
         self._buffer = torch.empty(0)
 
     def rows(self, histograms: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows, 2 * numbers) to multiply with `queries`, valid until the next call, and (rows,) each row's own part."""
+        """(rows, 2 * numbers) to multiply with `queries`, and (rows,) each row's own part; until the next call."""
         num_rows, numbers = histograms.shape
         if num_rows > len(self._buffer):  # used again and again: fresh memory costs as much as the arithmetic
             self._buffer = torch.empty(num_rows, 2 * numbers)

@@ -8,7 +8,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -87,7 +87,20 @@ def select_neighbors(
         search,
         scan,
     )
-    return job.run()
+    with plain_arithmetic():
+        return job.run()
+
+
+@contextmanager
+def plain_arithmetic() -> Iterator[None]:
+    """No gradients, and float32 whatever precision the training around it has."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def _as_pictures(data: Dataset[Any], name: str) -> Pictures:
@@ -151,7 +164,7 @@ class _Job:
             pictures.check_always_the_same("Give protected images without augmentation.")
         if self.k > len(self.source):
             raise TransferConfigError(
-                f"neighbors={self.k} exceeds the {len(self.source):,} source images; pass neighbors<={len(self.source)}."
+                f"k={self.k} exceeds the {len(self.source):,} source images; pass k<={len(self.source)}."
             )
         ranges = {pictures.name: _lowest(pictures) for pictures in (self.target, self.source)}
         if len({lowest < 0 for lowest in ranges.values()}) > 1:
@@ -221,7 +234,7 @@ class _Job:
         usable[dropped[:, 1]] = False
         if int(usable.sum()) < self.k:
             raise TransferConfigError(
-                f"neighbors={self.k} exceeds the {int(usable.sum()):,} source images that are left when "
+                f"k={self.k} exceeds the {int(usable.sum()):,} source images that are left when "
                 f"{int((~usable).sum()):,} are unreadable or protected; pass fewer neighbors."
             )
         everything = Stored(target, torch.arange(len(self.target)))
@@ -277,10 +290,11 @@ class _Job:
         if self.search == "approximate":
             self.scan.say(f"The approximate search found {sum(recalls) / len(recalls):.1%} of the {k} true nearest.")
         step = max(1, MERGED // k)
-        merged = [
-            nearest_first(*(torch.cat(part, 1) for part in zip(*ranks.gather(some), strict=True)), k)
-            for some in zip(distances.split(step), indices.split(step), strict=True)
-        ]
+        merged = []
+        for mine_of_some in zip(distances.split(step), indices.split(step), strict=True):
+            shares = zip(*ranks.gather(mine_of_some), strict=True)
+            all_distances, all_indices = (torch.cat(share, 1) for share in shares)
+            merged.append(nearest_first(all_distances, all_indices, k))
         distances, indices = (torch.cat(part) for part in zip(*merged, strict=True))
         return distances, indices
 

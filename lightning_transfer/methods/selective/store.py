@@ -4,6 +4,7 @@ import os
 import shutil
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ class Store:
         data = np.empty((len(images), *self.shape), dtype=self.dtype)
         start = 0
         for end in [*((images.diff() != 1).nonzero()[:, 0] + 1).tolist(), len(images)]:  # one read for each run
-            view = memoryview(data[start:end].reshape(-1).view(np.uint8))
+            view: Any = data[start:end].reshape(-1).view(np.uint8)
             self._file.seek(int(images[start]) * self.row_bytes)
             if self._file.readinto(view) != len(view):
                 raise OSError(f"{self.folder} lost descriptors of images {int(images[start])} on.")

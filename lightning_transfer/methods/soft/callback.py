@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.methods.soft.options import check_soft_options
@@ -51,16 +50,7 @@ class SoftFinetuning(TransferCallback):
         self.head = head
 
     def make_part(self, module: Any) -> SourceTerm:
-        """The source task as a term of the loss.
-
-        Raises:
-            TransferConfigError: the module has a source task of its own.
-        """
-        if isinstance(getattr(module, "source_task", None), SourceTerm):
-            raise TransferConfigError(
-                f"{type(module).__name__} adds a source task by its mixin: SoftFinetuning would count it twice. "
-                "Leave one of them out."
-            )
+        """The source task as a term of the loss."""
         return SourceTerm(self.source, module, weight=self.weight, mix=self.mix, head=self.head)
 
     def __repr__(self) -> str:

@@ -5,14 +5,17 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.source_term import SourceTerm
-from lightning_transfer.methods.soft.options import check_hyperparameters, check_soft_options
+from lightning_transfer.glue.source_term import Borrows, SourceTerm
+from lightning_transfer.methods.soft.options import check_soft_options
 from lightning_transfer.schedules import Schedule
+from lightning_transfer.source.checks import check_hyperparameters
 from lightning_transfer.source.task import SourceTask
 
 
 class SourceTaskMixin:
-    """Soft fine-tuning inside a LightningModule: the numbers of `SoftFinetuning`, called by hand.
+    """A source task inside a LightningModule: the numbers of the callbacks, called by hand.
+
+    Annealed away it is `SoftFinetuning`; with `borrow=Borrowing(...)` it is `SelectiveJointFinetuning`.
 
     The source head is a part of the module (`self.source_task`): its weights and the place in the stream of source
     images are in the module's own state_dict. A module without a source task loads such a checkpoint too.
@@ -41,6 +44,7 @@ class SourceTaskMixin:
         weight: Schedule = Schedule(),  # noqa: B008  (frozen)
         mix: Literal["add", "convex"] = "add",
         head: str = "auto",
+        borrow: Borrows | None = None,
     ) -> None:
         """Attach a source task; call it in `__init__`, when the network is built.
 
@@ -49,13 +53,15 @@ class SourceTaskMixin:
             weight: of the source loss; in manual optimization with `until_steps`.
             mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
             head: dotted path of the target head, or "auto".
+            borrow: `Borrowing(...)` for selective joint fine-tuning, as a rule with `weight=Schedule(1.0, 1.0)`.
 
         Raises:
             TransferConfigError: an option does not fit, no head is found, or the source task is a hyperparameter.
         """
         check_soft_options(source, weight, mix)
         check_hyperparameters(self)
-        self.source_task = SourceTerm(source, self, weight=weight, mix=mix, head=head)
+        chooser = None if borrow is None else borrow.open(source)
+        self.source_task = SourceTerm(source, self, weight=weight, mix=mix, head=head, chooser=chooser)
         self.source_task.attach(self)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:

@@ -1,9 +1,8 @@
 """What the callback and the mixin of soft fine-tuning both refuse."""
 
-from typing import Any
-
 from lightning_transfer.errors import TransferConfigError, check_choice
 from lightning_transfer.schedules import Schedule
+from lightning_transfer.source.checks import check_source
 from lightning_transfer.source.task import SourceTask
 
 
@@ -13,13 +12,7 @@ def check_soft_options(source: SourceTask, weight: Schedule, mix: str) -> None:
     Raises:
         TransferConfigError: naming the option.
     """
-    if not isinstance(source, SourceTask):
-        raise TransferConfigError(
-            f"source is a {type(source).__name__}; wrap the data: SourceTask(dataset, head=pretrained_classifier)."
-        )
-    if not isinstance(weight, Schedule):
-        line = f"Schedule({weight}, {weight})" if isinstance(weight, int | float) else "Schedule(start, end, shape=...)"
-        raise TransferConfigError(f"weight={weight!r} is no Schedule; write {line}.")
+    check_source(source, weight)
     check_choice("mix", mix, ("add", "convex"))
     if weight.end > weight.start:
         raise TransferConfigError(
@@ -28,17 +21,3 @@ def check_soft_options(source: SourceTask, weight: Schedule, mix: str) -> None:
         )
     if mix == "convex" and weight.start > 1:
         raise TransferConfigError(f"mix='convex' takes weights up to 1, not {weight.start:g}. Use mix='add'.")
-
-
-def check_hyperparameters(module: Any) -> None:
-    """Raise where the user's hyperparameters hold a source task.
-
-    Raises:
-        TransferConfigError: naming the line to write.
-    """
-    saved = [name for name, value in getattr(module, "hparams", {}).items() if isinstance(value, SourceTask)]
-    if saved:
-        raise TransferConfigError(
-            f"save_hyperparameters would put all source images into every checkpoint. Write "
-            f"self.save_hyperparameters(ignore={saved})."
-        )

@@ -1,0 +1,36 @@
+"""What everybody who takes a source task refuses."""
+
+from typing import Any
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.schedules import Schedule
+from lightning_transfer.source.task import SourceTask
+
+
+def check_source(source: SourceTask, weight: Schedule) -> None:
+    """Raise unless they are a source task and a schedule.
+
+    Raises:
+        TransferConfigError: naming the option.
+    """
+    if not isinstance(source, SourceTask):
+        raise TransferConfigError(
+            f"source is a {type(source).__name__}; wrap the data: SourceTask(dataset, head=pretrained_classifier)."
+        )
+    if not isinstance(weight, Schedule):
+        line = f"Schedule({weight}, {weight})" if isinstance(weight, int | float) else "Schedule(start, end, shape=...)"
+        raise TransferConfigError(f"weight={weight!r} is no Schedule; write {line}.")
+
+
+def check_hyperparameters(module: Any) -> None:
+    """Raise where the user's hyperparameters hold a source task.
+
+    Raises:
+        TransferConfigError: naming the line to write.
+    """
+    saved = [name for name, value in getattr(module, "hparams", {}).items() if isinstance(value, SourceTask)]
+    if saved:
+        raise TransferConfigError(
+            f"save_hyperparameters would put all source images into every checkpoint. Write "
+            f"self.save_hyperparameters(ignore={saved})."
+        )
