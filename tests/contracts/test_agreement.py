@@ -64,14 +64,12 @@ def test_mixin_is_bit_equal_to_the_hand_written_loop_in_manual_optimization(meth
 @each_method
 def test_mixin_in_automatic_optimization_is_bit_equal_to_the_callback(method):
     class Automatic(type(method.mixin())):
-        def __init__(self):
-            super().__init__(method.callback().source, weight=method.callback().weight, mix=method.callback().mix)
-            self.automatic_optimization = True
-
         def training_step(self, batch, batch_idx):
             return self.joint_loss(F.cross_entropy(self(batch[0]), batch[1]))
 
-    by_mixin = Automatic()
+    by_mixin = method.mixin()
+    by_mixin.__class__ = Automatic
+    by_mixin.automatic_optimization = True
     fit(by_mixin)
     by_callback, _ = run(method)
     assert_same(weights(by_mixin.model), weights(by_callback.model))

@@ -75,9 +75,8 @@ def test_kill_nine_and_resume(workers, tmp_path):
     assert len(whole) == STEPS
 
 
-@each_method
-def test_resume_with_other_options_is_refused_with_the_differences(method, tmp_path):
-    fit(LitToy(), [method.callback(), SaveEveryStep(tmp_path)], max_epochs=1)
+def test_resume_with_other_options_is_refused_with_the_differences(tmp_path):
+    fit(LitToy(), [METHODS[0].callback(), SaveEveryStep(tmp_path)], max_epochs=1)
     other = lt.SoftFinetuning(
         lt.SourceTask(toys.images(9, 7, seed=0), head=toys.source_head(), seed=4),
         weight=lt.Schedule(0.5, shape="cosine"),

@@ -55,5 +55,5 @@ def test_callback_and_mixin_together_are_refused():
             super().__init__(source())
             self.automatic_optimization = True
 
-    with pytest.raises(lt.TransferConfigError, match="count it twice"):
+    with pytest.raises(lt.TransferConfigError, match="a second one would count the source twice"):
         toys.fit(Automatic(), [lt.SoftFinetuning(source())])

@@ -6,7 +6,9 @@ Euclidean distance is measured again by the true distance (ours).
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_transfer.methods.selective.bounds import FITTED, Sketcher
@@ -36,7 +38,10 @@ def approximate_neighbors(queries: Rows, source: Rows, *, k: int, root: Tensor) 
     fitted = torch.arange(0, len(source), max(1, len(source) // FITTED))[:FITTED]
     sketcher = Sketcher(source.take(fitted), root, source.shape[1])
     sketcher.basis = sketcher.basis[:, :COORDINATES]
-    sketch = lambda histograms: sketcher(histograms)[:, :-1].contiguous().numpy()  # noqa: E731  (not the length)
+
+    def sketch(histograms: Tensor) -> NDArray[np.float32]:
+        return sketcher(histograms)[:, :-1].contiguous().numpy()  # the last number is a length, not a coordinate
+
     index = faiss.IndexScalarQuantizer(sketcher.basis.shape[1] + 1, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2)
     index.train(sketch(source.take(fitted)))
     for start, stop in blocks(source, math.prod(source.shape)):

@@ -5,7 +5,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -19,18 +19,12 @@ from lightning_transfer.methods.selective.descriptors import Binning
 from lightning_transfer.methods.selective.pictures import Picture, Pictures, read_batches
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.store import Store
-from lightning_transfer.progress import Step, no_progress
 
 UNREADABLE = -2  # as a label: no class, and not an unknown one either
 MOST_UNREADABLE = 0.01  # the share of images that may be unreadable
 SHOWN = 5  # of the unreadable
 
 Batches = Iterator[tuple[list[int], list[Picture]]]
-
-
-def progress(scan: Scan, name: str, total: int) -> AbstractContextManager[Step]:
-    """A bar, in the first process only."""
-    return (scan.progress if ranks.rank() == 0 else no_progress)(name, total)
 
 
 class Descriptions:
@@ -95,7 +89,7 @@ class Descriptions:
         mine = todo[me :: len(held)]
         images = [index for block in mine for index in blocks[block]]
         batches = read_batches(pictures, images, num_workers=self.scan.num_workers) if images else iter(())
-        with progress(self.scan, f"Filters over the {pictures.name}", len(pictures)) as step:
+        with self.scan.progress(f"Filters over the {pictures.name}", len(pictures)) as step:
             step(sum(len(blocks[block]) for block, who in enumerate(holders) if who))
             for turn in range(
                 0, len(todo), len(held)

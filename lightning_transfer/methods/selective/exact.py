@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_transfer.methods.selective.bounds import pruned_scan
 from lightning_transfer.methods.selective.distances import pair_distances
-from lightning_transfer.methods.selective.search import BLOCK, Packed, Rows, scan
+from lightning_transfer.methods.selective.search import BLOCK, LEAST, Packed, Rows, kept_for, scan
 
 QUERIES = 2**27  # numbers of packed queries held at once
 MOST_QUERIES = 8192  # in one pass over the source
@@ -41,6 +41,15 @@ def exact_neighbors(
     found = [_of_group(group, source, k, root, prune, all_in_double) for group in groups]
     distances, indices = (torch.cat(part) for part in zip(*found, strict=True))
     return distances, indices
+
+
+def search_bytes(num_queries: int, k: int, shape: tuple[int, int]) -> int:
+    """About how much memory a search takes, whatever the size of the source."""
+    numbers = math.prod(shape)
+    group = min(num_queries, MOST_QUERIES, max(1, QUERIES // (2 * numbers)))
+    blocks = 4 * BLOCK + 2 * group * max(LEAST, BLOCK // (2 * numbers))  # of the source, and their scores
+    lists = 2 * num_queries * k + 4 * group * kept_for(k, 2**62)
+    return 4 * (4 * group * numbers + blocks) + 8 * lists
 
 
 def _of_group(

@@ -53,7 +53,7 @@ class Pictures(Dataset[Picture]):
         self.adapt = adapt
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> Picture:
         return self.read(index, seed=0)

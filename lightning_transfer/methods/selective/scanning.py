@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from lightning_transfer.errors import check_count
-from lightning_transfer.progress import Progress, tqdm_progress
+from lightning_transfer.progress import Progress, no_progress, tqdm_progress
 
 
 @dataclass(frozen=True)
@@ -32,3 +32,7 @@ class Scan:
 
     def __post_init__(self) -> None:
         check_count("num_workers", self.num_workers, least=0)
+
+    def silent(self) -> "Scan":
+        """The same work, of which nothing is seen."""
+        return replace(self, progress=no_progress, say=lambda _: None)

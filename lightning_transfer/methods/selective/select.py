@@ -23,10 +23,10 @@ from lightning_transfer.methods.selective import ranks
 from lightning_transfer.methods.selective.approximate import approximate_neighbors
 from lightning_transfer.methods.selective.banks import FilterBank
 from lightning_transfer.methods.selective.describing import Describer, read_all
-from lightning_transfer.methods.selective.descriptions import UNREADABLE, Descriptions, progress
+from lightning_transfer.methods.selective.descriptions import UNREADABLE, Descriptions
 from lightning_transfer.methods.selective.descriptors import Binning, num_bins
 from lightning_transfer.methods.selective.duplicates import COMPARED, near_duplicates
-from lightning_transfer.methods.selective.exact import exact_neighbors, nearest_first
+from lightning_transfer.methods.selective.exact import exact_neighbors, nearest_first, search_bytes
 from lightning_transfer.methods.selective.pictures import Picture, Pictures
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
@@ -34,7 +34,6 @@ from lightning_transfer.methods.selective.store import Store, Stored
 
 IDENTIFIED = 64  # source images whose pixels tell one source from another
 MERGED = 2**20  # neighbors of a process' lists that the others are told at once
-MEMORY = 1.2e9  # bytes that a search takes at most, whatever the size of the source
 
 
 def select_neighbors(
@@ -85,7 +84,7 @@ def select_neighbors(
         k,
         bins,
         search,
-        scan,
+        scan if ranks.rank() == 0 else scan.silent(),
     )
     with plain_arithmetic():
         return job.run()
@@ -176,7 +175,7 @@ class _Job:
 
     def _edges(self, describer: Describer) -> tuple[Tensor, int, str]:
         digest = hashlib.sha256()
-        with progress(self.scan, "Filters over the target", len(self.target)) as step:
+        with self.scan.progress("Filters over the target", len(self.target)) as step:
 
             def read() -> Iterator[tuple[list[int], list[Picture]]]:
                 for indices, batch in read_all(self.target, self.scan.num_workers):
@@ -223,8 +222,9 @@ class _Job:
     def _select(self, descriptions: Descriptions, fingerprint: dict[str, str], rate: float) -> Selection:
         images = len(self.source) / ranks.world_size()
         self.scan.say(
-            f"Selecting among {len(self.source):,} source images for {len(self.target):,} target images: at most "
-            f"{MEMORY / 1e9:.1f} GB of memory, {descriptions.num_bytes(len(self.source)) / 1e9:.2f} GB on disk in "
+            f"Selecting among {len(self.source):,} source images for {len(self.target):,} target images: about "
+            f"{search_bytes(len(self.target), self.k, descriptions.shape) / 1e9:.1f} GB of memory, "
+            f"{descriptions.num_bytes(len(self.source)) / 1e9:.2f} GB on disk in "
             f"{descriptions.folder}, about {rate:.0f} images a second, so {images / rate / 60:.1f} minutes."
         )
         target, target_labels, _ = descriptions.describe(self.target, "target", is_shared=False)
@@ -239,7 +239,7 @@ class _Job:
             )
         everything = Stored(target, torch.arange(len(self.target)))
         distances, indices = self._nearest(everything, source, mine[usable[mine]], self.k)
-        with progress(self.scan, "Near duplicates", 2 * len(self.target)) as step:
+        with self.scan.progress("Near duplicates", 2 * len(self.target)) as step:
             compare = partial(near_duplicates, indices, self.target, self.source, self.scan.num_workers, step)
             duplicates = ranks.from_first(compare)
         return Selection(
@@ -260,7 +260,7 @@ class _Job:
             store, _, _ = descriptions.describe(pictures, f"protected{number}", is_shared=False)
             asked = Stored(store, torch.arange(len(pictures)))
             _, indices = self._nearest(asked, source, mine, min(COMPARED, len(self.source)))
-            with progress(self.scan, "Near duplicates", 2 * len(pictures)) as step:
+            with self.scan.progress("Near duplicates", 2 * len(pictures)) as step:
                 compare = partial(near_duplicates, indices, pictures, self.source, self.scan.num_workers, step)
                 pairs = ranks.from_first(compare)
             found.append(pairs + torch.tensor([before, 0]))

@@ -1,0 +1,60 @@
+"""`python -m lightning_transfer select --config select.yaml`: a selection made ahead of training, on many machines."""
+
+from typing import Any
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.launching import launch
+from lightning_transfer.methods.selective.options import Neighbors
+from lightning_transfer.methods.selective.scanning import Scan
+from lightning_transfer.methods.selective.select import select_neighbors
+from lightning_transfer.source.task import AnyDataset
+
+
+def select(
+    target: AnyDataset,
+    source: AnyDataset,
+    cache: str,
+    *,
+    neighbors: Neighbors = Neighbors(),  # noqa: B008  (frozen)
+    protect: list[AnyDataset] | None = None,
+    num_workers: int = 0,
+    fabric: dict[str, Any] | None = None,
+) -> None:
+    """Select neighbors and keep them in a file, for `SelectiveJointFinetuning(cache=...)` with the same options.
+
+    Args:
+        target: target training images without augmentation.
+        source: source images without augmentation.
+        cache: the file.
+        neighbors: as the training run will have them.
+        protect: datasets whose near duplicates are left out of the source.
+        num_workers: processes that read images, for each process that selects.
+        fabric: options of Lightning's Fabric, such as {accelerator: gpu, devices: 8, num_nodes: 2}.
+    """
+    device = launch(fabric or {})
+    selection = select_neighbors(
+        target,
+        source,
+        bank=neighbors.bank,
+        k=neighbors.longest(len(source)),  # type: ignore[arg-type]
+        bins=neighbors.bins,
+        search=neighbors.search,
+        protect=protect or [],
+        scan=Scan(cache=cache, num_workers=num_workers, device=device, say=print),
+    )
+    print(f"{selection} in {cache}")
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command line."""
+    try:
+        from jsonargparse import CLI  # type: ignore[attr-defined]
+    except ModuleNotFoundError:
+        raise TransferConfigError(
+            "The command line needs jsonargparse: pip install 'lightning_transfer[cli]'."
+        ) from None
+    CLI({"select": select}, args=args, as_positional=False)
+
+
+if __name__ == "__main__":
+    main()
