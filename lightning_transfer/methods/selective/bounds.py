@@ -182,7 +182,7 @@ def _single_scores(packed: Packed, source: Rows, query: Tensor, row: Tensor) -> 
         ids[number, column] = query[order[part]]
         products = torch.empty(ids.shape)
         pointers = (faiss.swig_ptr(tensor.numpy()) for tensor in (products, rows, packed.queries, ids))
-        compare = faiss.fvec_inner_products_by_idx  # type: ignore[attr-defined]  (made by swig)
+        compare = faiss.fvec_inner_products_by_idx  # type: ignore[attr-defined]
         compare(*pointers, rows.shape[1], *ids.shape)
         scores[order[part]] = products[number, column] - own[number]
     return scores

@@ -1,0 +1,84 @@
+"""How a row of the table comes about: two variants in turn, each pair compared by itself, the median against a bar."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, Literal
+
+from rich.progress import track
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is run; `steps` are those that count."""
+
+    repetitions: int = 21  # fits of one variant scatter by 2 %, so that fewer do not settle a bar of 1.01
+    batch_size: int = 16
+    steps: int = 5
+    empty_steps: int = 300
+    scale: float = 0.01  # of the sources that are searched: 1 is the size in a row's name, the default next to nothing
+    wide: bool = True  # also what takes a quarter of an hour
+    folder: str = ""  # where sources are written
+
+
+Run = Callable[[], float]  # runs a variant for a short while and gives its seconds a step, or what else is compared
+Variants = Callable[[Settings], tuple[Run, Run]]
+ROWS: dict["Row", Variants] = {}
+FORMS = {"x": "{:.3f}", "us": "{:+.0f} us", "%": "{:.1f} %", "GB": "{:.2f} GB"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table, put over the function that gives A and B.
+
+    Args:
+        name: what is compared.
+        bar: the most that passes.
+        least: the least that passes.
+        unit: A / B as it is ("x"), in hundredths ("%") or billions of bytes ("GB"); or A - B in microseconds ("us").
+        most: repetitions; fewer if the settings say so.
+        wide: too long to be run unasked.
+    """
+
+    name: str
+    bar: float | None = None
+    least: float | None = None
+    unit: Literal["x", "us", "%", "GB"] = "x"
+    most: int | None = None
+    wide: bool = False
+
+    def __call__(self, variants: Variants) -> Variants:
+        """Enter the variants into the table."""
+        ROWS[self] = variants
+        return variants
+
+    def measure(self, settings: Settings) -> dict[str, Any]:
+        """A B A B ..., each pair compared by itself, and the median of what the pairs say."""
+        repetitions = min(settings.repetitions, self.most or settings.repetitions)
+        a, b = ROWS[self](settings)
+        pairs = [(a(), b()) for _ in track(range(repetitions), self.name, transient=True)]
+        costs = [self._cost(*pair) for pair in pairs]
+        return {**asdict(self), "median": median(costs), "passed": self.passes(median(costs)), "costs": costs, "pairs": pairs}
+
+    def _cost(self, a: float, b: float) -> float:
+        return 1e6 * (a - b) if self.unit == "us" else (100 if self.unit == "%" else 1) * a / b
+
+    def passes(self, cost: float) -> bool | None:
+        """Whether a cost is on the right side of its bar; None if there is no bar."""
+        if self.bar is None and self.least is None:
+            return None
+        return (self.bar is None or cost <= self.bar) and (self.least is None or cost >= self.least)
+
+
+def table(results: list[dict[str, Any]]) -> Table:
+    """The rows as they are printed."""
+    shown = Table("cost", "median", "lowest .. highest", "bar", "")
+    for result in results:
+        form = FORMS[result["unit"]]
+        low, high = form.format(min(result["costs"])), form.format(max(result["costs"]))
+        bars = [(sign, result[key]) for sign, key in (("<=", "bar"), (">=", "least")) if result[key] is not None]
+        bar = " ".join(f"{sign} {form.format(value)}" for sign, value in bars)
+        verdict = {True: "[green]pass", False: "[red]MISS", None: ""}[result["passed"]]
+        shown.add_row(result["name"], form.format(result["median"]), f"{low} .. {high}", bar, verdict)
+    return shown

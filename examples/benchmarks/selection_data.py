@@ -1,0 +1,84 @@
+"""Descriptors and pictures made up for measuring: like real ones where that decides what a search costs."""
+
+import io
+import math
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lightning_transfer.methods.selective.descriptors import to_histograms
+from lightning_transfer.methods.selective.search import InMemory
+from lightning_transfer.methods.selective.store import BLOCK, Store, Stored
+
+Shape = tuple[int, int]  # filters, and bins of each
+Shares = Callable[[int, Shape, torch.Generator], Tensor]  # (n, filters, bins) of an image's positions, expected
+POSITIONS = 10_000  # of each filter in an image: at most 2^16, so that a count takes two bytes
+LATENTS = 8  # numbers that decide what an image's responses are like
+SOURCE, QUERIES = 1, 2  # seeds
+
+
+def natural(num: int, shape: Shape, generator: torch.Generator) -> Tensor:
+    """Responses of a filter are Laplacian; their log-scale and their shift go linearly with a few latents of the image.
+
+    Bins have equal shares where an image's latents are 0, as quantiles over a whole data set have.
+    """
+    filters, bins = shape
+    loadings = torch.randn(LATENTS, filters, 2, generator=torch.Generator().manual_seed(0)) / math.sqrt(LATENTS)
+    scale, shift = torch.einsum("nl,lfs->snf", torch.randn(num, LATENTS, generator=generator), loadings)
+    below = torch.arange(1, bins) / bins
+    edges = torch.where(below < 0.5, (2 * below).log(), -(2 - 2 * below).log())
+    edges = edges * torch.exp(-0.5 * scale[..., None]) + 0.3 * shift[..., None]
+    below = torch.where(edges < 0, 0.5 * edges.exp(), 1 - 0.5 * (-edges).exp())
+    ends = torch.zeros(num, filters, 1)
+    return torch.cat([ends, below, ends + 1], 2).diff(dim=2)
+
+
+def independent(num: int, shape: Shape, generator: torch.Generator) -> Tensor:
+    """Every bin has a share of its own: no image is like another, so that nothing can be ruled out cheaply."""
+    shares = torch.empty(num, *shape).exponential_(generator=generator)
+    return shares / shares.sum(2, keepdim=True)
+
+
+def counts(num: int, shape: Shape, *, seed: int, shares: Shares = natural) -> Iterator[Tensor]:
+    """Counts (images, filters, bins) of made-up images, block by block."""
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, num, BLOCK):
+        expected = shares(min(BLOCK, num - start), shape, generator).mul_(POSITIONS)
+        noise = torch.randn(expected.shape, generator=generator)
+        yield expected.addcmul_(noise, expected.sqrt()).clamp_(min=0).round_()
+
+
+def in_memory(num: int, shape: Shape, *, seed: int, shares: Shares = natural) -> InMemory:
+    """Flat histograms of made-up images."""
+    blocks = [to_histograms(some).flatten(1) for some in counts(num, shape, seed=seed, shares=shares)]
+    return InMemory(torch.cat(blocks), shape)
+
+
+@cache
+def on_disk(folder: str, num: int, shape: Shape, shares: Shares = natural) -> Stored:
+    """A made-up source in a file, two bytes a count; written once."""
+    path = Path(folder, f"{num}x{shape[0]}x{shape[1]}{shares.__name__}")
+    store = Store(path, num, shape, POSITIONS)
+    for number, some in enumerate(counts(num, shape, seed=SOURCE, shares=shares)):
+        store.write(number, some, torch.zeros(len(some), dtype=torch.int64))
+    return Stored(store, torch.arange(num))
+
+
+def decoder(side: int, resized: int) -> Callable[[], Image.Image]:
+    """Decodes and resizes a made-up photograph: a JPEG of smooth patches with some noise on them."""
+    generator = np.random.default_rng(0)
+    patches = generator.integers(0, 256, (side // 8 + 1, side // 8 + 1, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(patches).resize((side, side), Image.Resampling.BICUBIC))
+    noisy = (smooth + generator.normal(0, 8, smooth.shape)).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noisy).save(file, "JPEG", quality=90)
+    return partial(_decode, file.getvalue(), resized)
+
+
+def _decode(jpeg: bytes, side: int) -> Image.Image:
+    return Image.open(io.BytesIO(jpeg)).convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
