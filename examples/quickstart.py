@@ -1,6 +1,6 @@
-"""Quickstart: a network that knows printed characters learns handwritten digits, with and without soft fine-tuning.
+"""Quickstart: a network that knows printed characters learns handwritten digits, with every method.
 
-Under two minutes on a CPU, no download: the source images are drawn with the fonts that come with matplotlib, the
+About two minutes on a CPU, no download: the source images are drawn with the fonts that come with matplotlib, the
 target images are the 8 x 8 scans of real handwriting in scikit-learn, ten of each digit to learn from.
 
     python examples/quickstart.py
@@ -37,6 +37,7 @@ import lightning_transfer as lt
 METHODS: dict[str, Callable[[lt.SourceTask], list[L.Callback]]] = {
     "fine-tuning": lambda source: [],
     "soft fine-tuning": lambda source: [lt.SoftFinetuning(source)],
+    "selective joint": lambda source: [lt.SelectiveJointFinetuning(source, neighbors=100)],
 }
 # ---------------------------------------------------------------------------------------------------------------------
 

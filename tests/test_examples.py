@@ -13,10 +13,17 @@ def main(path):
 
 def test_quickstart_compares_the_methods_and_draws_them(tmp_path):
     rows = main("quickstart.py")(["--steps", "4", "--seeds", "1", "--out", str(tmp_path / "curves.png")])
-    assert set(rows) == {"fine-tuning", "soft fine-tuning"}
+    assert set(rows) == {"fine-tuning", "soft fine-tuning", "selective joint"}
     assert all(0 < row["test accuracy"] < 1 and 0 < row["general discrimination"] < 1 for row in rows.values())
     assert rows["fine-tuning"]["steps to plain"] <= 4
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_selective_borrows_and_draws_what_it_borrowed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    selection = main("selective.py")(["--steps", "4", "--out", str(tmp_path / "borrowed.png")])
+    assert selection.indices.shape == (100, 500)
+    assert (tmp_path / "borrowed.png").stat().st_size > 10_000
 
 
 def test_costs_measures_every_row_against_its_bar(tmp_path):

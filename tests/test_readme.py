@@ -12,7 +12,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_code_blocks_run_in_the_order_of_the_page():
+def test_code_blocks_run_in_the_order_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)

@@ -1,6 +1,6 @@
 """What transfer learning costs beside plain training: variants interleaved in one process, held against bars.
 
-`python examples/benchmarks/costs.py [--quick]`; README.md beside this file says how to read what it prints.
+`python examples/benchmarks/costs.py [--quick] [--wide]`; README.md beside this file says how to read what it prints.
 """
 
 import argparse
@@ -9,6 +9,8 @@ import gc
 import json
 import logging
 import platform
+import sys
+import tempfile
 import time
 import warnings
 from collections import OrderedDict
@@ -21,59 +23,29 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+import faiss
 import lightning
 import timm
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_transfer import Schedule, SoftFinetuning, SourceTask
+
+sys.path.insert(0, str(Path(__file__).parent))  # where this file is run by another
+import selection_costs  # noqa: F401  (enters its rows)
+from measuring import ROWS, Row, Run, Settings, table
+from selection_data import remove_sources
 
 WARMUP = 3  # steps of a fit that do not count: first allocations, the first source batch, the way to weight 0
 SILENT = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 TARGET_CLASSES, SOURCE_CLASSES, SOURCE_IMAGES = 10, 1000, 256
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How much is run; `steps` are those that count."""
-
-    repetitions: int = 21  # fits of one variant scatter by 2 %, so that fewer do not settle a bar of 1.01
-    batch_size: int = 16
-    steps: int = 5
-    empty_steps: int = 300
-
-
-QUICK = Settings(repetitions=5, steps=4, empty_steps=150)
-
-Run = Callable[[], float]  # runs a variant for a short while and gives its seconds a step
-Variants = Callable[[Settings], tuple[Run, Run]]
-ROWS: list[tuple["Row", Variants]] = []
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table, put over the function that gives A and B: A / B ("x"), or A - B in microseconds ("us")."""
-
-    name: str
-    bar: float | None = None
-    unit: Literal["x", "us"] = "x"
-
-    def __call__(self, variants: Variants) -> Variants:
-        """Enter the variants into the table."""
-        ROWS.append((self, variants))
-        return variants
-
-    def measure(self, a: Run, b: Run, repetitions: int) -> dict[str, Any]:
-        """A B A B ..., each pair compared by itself, and the median of what the pairs say."""
-        pairs = [(a(), b()) for _ in track(range(repetitions), self.name, transient=True)]
-        costs = [one / other if self.unit == "x" else 1e6 * (one - other) for one, other in pairs]
-        passed = None if self.bar is None else median(costs) <= self.bar
-        return {**asdict(self), "median": median(costs), "passed": passed, "costs": costs, "seconds_per_step": pairs}
+FULL = Settings(scale=1.0)
+QUICK = Settings(repetitions=5, steps=4, empty_steps=150, scale=0.25)
 
 
 class Classifier(lightning.LightningModule):
@@ -200,32 +172,27 @@ def empty_separate(settings: Settings) -> tuple[Run, Run]:
     return replace(plain, forward="separate"), plain
 
 
-def table(results: list[dict[str, Any]]) -> Table:
-    """The rows as they are printed."""
-    shown = Table("cost", "median", "lowest .. highest", "bar", "")
-    for result in results:
-        form = "{:.3f}" if result["unit"] == "x" else "{:+.0f} us"
-        low, high = form.format(min(result["costs"])), form.format(max(result["costs"]))
-        bar = "" if result["bar"] is None else "<= " + form.format(result["bar"])
-        verdict = {True: "[green]pass", False: "[red]MISS", None: ""}[result["passed"]]
-        shown.add_row(result["name"], form.format(result["median"]), f"{low} .. {high}", bar, verdict)
-    return shown
-
-
 def main(argv: Sequence[str] | None = None, settings: Settings | None = None) -> dict[str, Any]:
-    """Measure every row, print the table, write and return the numbers; `settings` go before --quick."""
+    """Measure every row, print the table, write and return the numbers; `settings` go before --quick and --wide."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under two minutes")
+    parser.add_argument("--quick", action="store_true", help="a few minutes")
+    parser.add_argument("--wide", action="store_true", help="also the widest descriptors: half an hour, 5 GB of disk")
+    parser.add_argument("--only", default="", metavar="WORDS", help="only rows that have these words in their names")
     parser.add_argument("--out", type=Path, default=Path("costs.json"))
     args = parser.parse_args(argv)
-    settings = settings or (QUICK if args.quick else Settings())
+    settings = settings or replace(QUICK if args.quick else FULL, wide=args.wide)
+    rows = [row for row in ROWS if args.only in row.name and (settings.wide or not row.wide)]
     with ExitStack() as undo, warnings.catch_warnings():
         undo.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # CPU time is then what a step costs
+        undo.callback(faiss.omp_set_num_threads, faiss.omp_get_max_threads())
+        faiss.omp_set_num_threads(1)
         undo.callback(logging.disable, logging.NOTSET)
         logging.disable(logging.WARNING)  # Lightning's remarks on every fit
         warnings.filterwarnings("ignore", module=r"lightning\.")
-        results = [row.measure(*variants(settings), settings.repetitions) for row, variants in ROWS]
+        settings = replace(settings, folder=undo.enter_context(tempfile.TemporaryDirectory()))
+        undo.callback(remove_sources)
+        results = [row.measure(settings) for row in rows]
     versions = {"python": platform.python_version(), "torch": torch.__version__, "lightning": lightning.__version__}
     report = {"versions": versions, "gpu": torch.cuda.is_available(), "settings": asdict(settings), "rows": results}
     args.out.write_text(json.dumps(report, indent=1))

@@ -59,7 +59,13 @@ class Row:
         a, b = ROWS[self](settings)
         pairs = [(a(), b()) for _ in track(range(repetitions), self.name, transient=True)]
         costs = [self._cost(*pair) for pair in pairs]
-        return {**asdict(self), "median": median(costs), "passed": self.passes(median(costs)), "costs": costs, "pairs": pairs}
+        return {
+            **asdict(self),
+            "median": median(costs),
+            "passed": self.passes(median(costs)),
+            "costs": costs,
+            "pairs": pairs,
+        }
 
     def _cost(self, a: float, b: float) -> float:
         return 1e6 * (a - b) if self.unit == "us" else (100 if self.unit == "%" else 1) * a / b

@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ Shares = Callable[[int, Shape, torch.Generator], Tensor]  # (n, filters, bins) o
 POSITIONS = 10_000  # of each filter in an image: at most 2^16, so that a count takes two bytes
 LATENTS = 8  # numbers that decide what an image's responses are like
 SOURCE, QUERIES = 1, 2  # seeds
+SOURCES: dict[Path, Stored] = {}  # on disk
 
 
 def natural(num: int, shape: Shape, generator: torch.Generator) -> Tensor:
@@ -35,7 +36,7 @@ def natural(num: int, shape: Shape, generator: torch.Generator) -> Tensor:
     edges = edges * torch.exp(-0.5 * scale[..., None]) + 0.3 * shift[..., None]
     below = torch.where(edges < 0, 0.5 * edges.exp(), 1 - 0.5 * (-edges).exp())
     ends = torch.zeros(num, filters, 1)
-    return torch.cat([ends, below, ends + 1], 2).diff(dim=2)
+    return torch.cat([ends, below, ends + 1], 2).diff(dim=2).clamp_(min=0)
 
 
 def independent(num: int, shape: Shape, generator: torch.Generator) -> Tensor:
@@ -59,14 +60,21 @@ def in_memory(num: int, shape: Shape, *, seed: int, shares: Shares = natural) ->
     return InMemory(torch.cat(blocks), shape)
 
 
-@cache
 def on_disk(folder: str, num: int, shape: Shape, shares: Shares = natural) -> Stored:
     """A made-up source in a file, two bytes a count; written once."""
-    path = Path(folder, f"{num}x{shape[0]}x{shape[1]}{shares.__name__}")
-    store = Store(path, num, shape, POSITIONS)
-    for number, some in enumerate(counts(num, shape, seed=SOURCE, shares=shares)):
-        store.write(number, some, torch.zeros(len(some), dtype=torch.int64))
-    return Stored(store, torch.arange(num))
+    path = Path(folder, f"{shares.__name__} {num} {shape[0]} {shape[1]}")
+    if path not in SOURCES:
+        store = Store(path, num, shape, POSITIONS)
+        for number, some in enumerate(counts(num, shape, seed=SOURCE, shares=shares)):
+            store.write(number, some, torch.zeros(len(some), dtype=torch.int64))
+        SOURCES[path] = Stored(store, torch.arange(num))
+    return SOURCES[path]
+
+
+def remove_sources() -> None:
+    """Delete all files."""
+    while SOURCES:
+        SOURCES.popitem()[1].store.remove()
 
 
 def decoder(side: int, resized: int) -> Callable[[], Image.Image]:

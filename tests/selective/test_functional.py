@@ -28,18 +28,20 @@ def descriptors(num, filters, bins, seed, empty=0.0):
     return counts / counts.sum(2, keepdim=True)
 
 
-def test_responses_at_every_position():
+def test_responses_wherever_the_filter_lies_wholly_inside():
     images, filters = torch.randn(2, 3, 9, 7, generator=seeded()), torch.randn(4, 3, 5, 5, generator=seeded(1))
     found = filter_responses(images, filters)
+    assert found.shape == (2, 4, 5, 3)
     for image, response in zip(images, found, strict=True):
         assert response.numpy() == pytest.approx(selective.responses(image.numpy(), filters.numpy()), abs=1e-4)
     assert torch.equal(filter_responses(images, filters, stride=2), found[:, :, ::2, ::2])
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 9, 2), (1, 1, 9, 9), (3, 9, 9)])
+@pytest.mark.parametrize("shape", [(1, 3, 9, 4), (1, 3, 4, 9), (1, 1, 9, 9), (3, 9, 9)])
 def test_images_that_the_filters_cannot_take_are_named(shape):
-    with pytest.raises(lt.TransferConfigError, match="take .n, 3, height, width. with sides above 2"):
+    with pytest.raises(lt.TransferConfigError, match="take .n, 3, height, width. with sides of at least 5"):
         filter_responses(torch.zeros(shape), torch.zeros(4, 3, 5, 5))
+    assert filter_responses(torch.zeros(1, 3, 5, 5), torch.zeros(4, 3, 5, 5)).shape == (1, 4, 1, 1)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 1.0])

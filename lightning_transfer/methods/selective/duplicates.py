@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from lightning_transfer.methods.selective.pictures import Picture, read_batches
 from lightning_transfer.progress import Step
 
-COMPARED = 10  # nearest source images of each target image that are looked at
+COMPARED = 5  # nearest source images of each target image that are looked at
 SIDE = 16  # of a thumbnail
 ALIKE = 0.985  # correlation of thumbnails
 
@@ -29,7 +29,7 @@ def near_duplicates(
     """(pairs, 2) of target and source images that show the same, among (targets, k) nearest neighbors.
 
     Args:
-        indices: source images, nearest first; the first ten of each target image are looked at.
+        indices: source images, nearest first; the first five of each target image are looked at.
         target: pictures.
         source: pictures.
         num_workers: that read pictures.

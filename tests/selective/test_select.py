@@ -1,0 +1,324 @@
+"""From images to lists: every neighbor is brute force's, and what cannot be right is refused."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+import lightning_transfer as lt
+from lightning_transfer.methods.selective import select
+from lightning_transfer.methods.selective.scanning import Scan
+from lightning_transfer.methods.selective.select import select_neighbors
+from lightning_transfer.progress import no_progress
+from tests.reference import rounds as by_hand
+from tests.selective.select_run import Faulty, quick_bank
+from tests.toys import Recorder
+
+
+def smooth(num, seed, side=24, channels=3):
+    """Pictures of soft shapes, with pixels that float32 adds up exactly."""
+    coarse = torch.rand(num, channels, 5, 5, generator=torch.Generator().manual_seed(seed))
+    pixels = F.interpolate(coarse, (side, side), mode="bilinear", align_corners=True)
+    return (pixels * 64).round() / 64
+
+
+def found_in(target, source, *, k=3, bank=None, said=None, cache=None, num_workers=0, **options):
+    say = (lambda line: None) if said is None else said.append
+    scan = Scan(cache=cache, num_workers=num_workers, progress=no_progress, say=say)
+    return select_neighbors(target, source, k=k, bank=bank or quick_bank(), scan=scan, **options)
+
+
+@pytest.fixture
+def edges(monkeypatch):
+    """The bins' edges of the selection that a test makes."""
+    seen = []
+    binning = select.Binning
+    monkeypatch.setattr(select, "Binning", lambda edges: seen.append(edges.double().numpy()) or binning(edges))
+    return seen
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gabor_neighbors_are_those_of_brute_force(edges, channels):
+    target, source = smooth(4, 1, channels=channels), smooth(30, 2, channels=channels)
+    selection = found_in(target, source, k=6, bank="gabor")
+    grey = [images.mean(1, keepdim=True).numpy() for images in (target, source)]
+    filters = [by_hand.gabor_filters(size) for size in (7, 11, 15, 19)]
+    responses = [[by_hand.convolve(images, some) for some in filters] for images in grey]
+    expected = by_hand.distances(*responses, edges[0])
+    assert edges[0].shape == (48, 11)  # 656 / 4 positions a filter on average: 12 bins
+    # a response on the border of two bfloat16 numbers may count one bin further: float32 against float64
+    chosen = np.take_along_axis(expected, selection.indices.numpy(), 1)
+    assert selection.distances.numpy() == pytest.approx(chosen, rel=1e-3)
+    assert chosen == pytest.approx(np.sort(expected, 1)[:, :6], rel=1e-3)
+    assert all(len({*row}) == 6 for row in selection.indices.tolist())
+
+
+def test_a_networks_neighbors_are_those_of_brute_force_to_the_last_digit(edges):
+    """Its weights and pixels are multiples of a power of two, so that float32 is exact."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 6, 3, bias=False))
+    for layer in (network[0], network[2]):
+        layer.weight.data = torch.randint(-2, 3, layer.weight.shape).float() / 2
+    target, source = smooth(5, 1, side=12), smooth(60, 2, side=12)
+    bank = lt.FilterBank.from_model(network, layers=["0", "2"], normalize=False)
+    selection = found_in(target, source, k=20, bank=bank)
+    first = [by_hand.convolve(images.numpy(), network[0].weight.detach().numpy()) for images in (target, source)]
+    second = [by_hand.convolve(np.maximum(maps, 0), network[2].weight.detach().numpy()) for maps in first]
+    expected = by_hand.distances(*map(list, zip(first, second, strict=True)), edges[0])
+    order = np.argsort(expected, axis=1, kind="stable")[:, :20]
+    assert selection.indices.numpy().tolist() == order.tolist()
+    assert selection.distances.numpy() == pytest.approx(np.take_along_axis(expected, order, 1), rel=1e-9)
+    assert selection.distances.dtype == torch.float64
+
+
+def test_bins_share_the_target_out_and_the_source_does_not_move_them(edges):
+    target = smooth(6, 1)
+    for source in (smooth(20, 2), smooth(20, 3)):
+        found_in(target, source, bins=5)
+    assert (edges[0] == edges[1]).all()
+    weight = quick_bank().model[0].weight.detach().numpy()
+    responses = by_hand.convolve(target.numpy(), weight)
+    shares = by_hand.histograms([responses], edges[0]).mean(0)
+    assert shares.shape == (4, 5)
+    assert shares == pytest.approx(np.full((4, 5), 0.2), abs=0.03)
+
+
+def test_a_planted_copy_is_the_nearest_and_is_reported():
+    target, source = smooth(5, 1), smooth(40, 2)
+    source[17], source[31] = target[2], target[4].flip(-1)
+    with pytest.warns(UserWarning, match=r"2 target images .*\(2, 17\), \(4, 31\).*protect=\[test_dataset\]"):
+        selection = found_in(target, source, bank=symmetric_bank())
+    assert selection.indices[[2, 4], 0].tolist() == [17, 31]
+    assert selection.distances[[2, 4], 0].tolist() == [0, 0]
+    assert selection.duplicates.tolist() == [[2, 17], [4, 31]]
+    assert (selection.distances[[0, 1, 3]] > 0).all()
+
+
+def symmetric_bank():
+    """To which a mirrored picture looks as it does."""
+    network = nn.Sequential(nn.Conv2d(3, 2, 3, bias=False))
+    weight = torch.tensor([[[0.0, 1, 0], [0, -1, 0], [0, 0, 0]], [[0, 0, 0], [1, -2, 1], [0, 0, 0]]])
+    network[0].weight.data = weight[:, None].expand(-1, 3, -1, -1).contiguous()
+    return lt.FilterBank.from_model(network, layers=["0"], normalize=False)
+
+
+def as_jpeg(pixels):
+    """Compressed and read again."""
+    file = io.BytesIO()
+    Image.fromarray((pixels.permute(1, 2, 0) * 255).byte().numpy()).save(file, "JPEG", quality=70)
+    return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) / 255
+
+
+@pytest.mark.parametrize("bank", ["gabor", "network"])
+@pytest.mark.parametrize("altered", [lambda pixels: pixels, lambda pixels: pixels.flip(-1), as_jpeg])
+def test_protected_images_are_found_and_left_out(altered, bank):
+    target, source, tests = smooth(8, 1), smooth(90, 2), smooth(6, 3)
+    source[50] = altered(tests[4])
+    source[[11, 70]] = source[50]
+    said = []
+    others = smooth(3, 4)
+    bank = "gabor" if bank == "gabor" else quick_bank()
+    selection = found_in(target, source, k=60, protect=[others, tests], said=said, bank=bank)
+    assert selection.dropped.tolist() == [[7, 11], [7, 50], [7, 70]]  # the fifth image behind three others
+    assert not {11, 50, 70} & {*selection.indices.flatten().tolist()}
+    assert any("3 source images show protected images and are left out, for example (7, 11)" in line for line in said)
+
+
+def test_what_is_left_is_searched_exactly_as_without_the_dropped(edges):
+    target, source, tests = smooth(4, 1), smooth(30, 2), smooth(2, 3)
+    source[8] = tests[0]
+    found = found_in(target, source, k=7, protect=[tests])
+    kept = [index for index in range(30) if index != 8]
+    alone = found_in(target, source[kept], k=7)
+    assert found.indices.tolist() == torch.tensor(kept)[alone.indices].tolist()
+    assert torch.equal(found.distances, alone.distances)
+
+
+def test_more_neighbors_than_there_are_is_refused_before_and_after_some_are_left_out():
+    target, source, tests = smooth(2, 1), smooth(30, 2), smooth(2, 3)
+    with pytest.raises(lt.TransferConfigError, match="k=31 exceeds the 30 source images; pass k<=30"):
+        found_in(target, source, k=31)
+    source[8] = tests[0]
+    with pytest.raises(lt.TransferConfigError, match="k=30 exceeds the 29 source images that are left when 1 are"):
+        found_in(target, source, k=30, protect=[tests])
+    assert found_in(target, source, k=29, protect=[tests]).indices.shape == (2, 29)
+
+
+def test_unreadable_source_images_are_skipped_counted_and_listed():
+    target, source = smooth(4, 1), smooth(300, 2)
+    said = []
+    data = TensorDataset(source, torch.arange(300))
+    selection = found_in(target, Faulty(data, bad={7, 150, 299}), k=280, said=said)
+    assert selection.unreadable.tolist() == [7, 150, 299]
+    assert not {7, 150, 299} & {*selection.indices.flatten().tolist()}
+    assert selection.source_labels.tolist() == [-1 if i in (7, 150, 299) else i for i in range(300)]
+    readable = [index for index in range(300) if index not in (7, 150, 299)]
+    alone = found_in(target, source[readable], k=280)
+    assert selection.indices.tolist() == torch.tensor(readable)[alone.indices].tolist()
+    text = "\n".join(said)
+    assert "source image 150 cannot be used: OSError: truncated file" in text
+    assert "3 of 300 source images cannot be used and are left out: [7, 150, 299]" in text
+
+
+def test_above_one_percent_unreadable_is_an_error_that_names_one_and_its_reason():
+    with pytest.raises(lt.TransferConfigError, match=r"More than 1% .*image 21: OSError: truncated file.*Mend"):
+        found_in(smooth(4, 1), Faulty(smooth(200, 2), bad={3, 8, 21}), k=2)
+
+
+@pytest.mark.parametrize("spoil", ["unreadable", "nan"])
+def test_an_unreadable_target_image_is_refused_with_its_index(spoil):
+    target = smooth(9, 1)
+    if spoil == "nan":
+        target[5, 0, 0, 0] = torch.nan
+    data = Faulty(target, bad={5}) if spoil == "unreadable" else target
+    reason = "OSError: truncated file" if spoil == "unreadable" else "NaN or infinite pixels"
+    with pytest.raises(lt.TransferConfigError, match=f"Target image 5 cannot be used: .*{reason}"):
+        found_in(data, smooth(20, 2))
+
+
+@pytest.mark.parametrize("which", ["target", "source"])
+def test_one_normalised_side_is_refused(which):
+    sides = {"target": smooth(4, 1), "source": smooth(20, 2)}
+    sides[which] = (sides[which] - 0.5) / 0.25
+    with pytest.raises(lt.TransferConfigError, match="one is normalised and the other is not"):
+        found_in(**sides)
+
+
+class Noisy(Dataset):
+    """Random augmentation."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return self.dataset[index] + 0.1 * torch.rand(())
+
+
+@pytest.mark.parametrize(
+    ("which", "argument"), [("target", "target="), ("source", "SourceTask(unaugmented=)"), ("protect", "augmentation")]
+)
+def test_random_transforms_are_refused_with_the_argument_to_write(which, argument):
+    sides = {"target": smooth(4, 1), "source": smooth(20, 2), "protect": smooth(4, 3)}
+    sides[which] = Noisy(sides[which])
+    with pytest.raises(lt.TransferConfigError, match=f"transform is random.*{re.escape(argument)}"):
+        found_in(**{**sides, "protect": [sides["protect"]]})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k=0"),
+        ({"bins": 1}, "bins=1"),
+        ({"search": "aproximate"}, "search='aproximate' is not known. Did you mean 'approximate'"),
+        ({"bank": "gabour"}, "bank='gabour' is not known"),
+        ({"source": smooth(0, 2)}, "source dataset Tensor is empty"),
+        ({"target": iter([])}, "target.*no length"),
+    ],
+)
+def test_what_cannot_be_right_is_named(options, message):
+    with pytest.raises(lt.TransferConfigError, match=message):
+        found_in(**{"target": smooth(4, 1), "source": smooth(20, 2), **options})
+
+
+def same(one, other):
+    return all(
+        torch.equal(getattr(one, name), getattr(other, name))
+        for name in ("indices", "distances", "target_labels", "source_labels", "duplicates", "dropped", "unreadable")
+    )
+
+
+def test_loader_workers_change_nothing():
+    data = Faulty(TensorDataset(smooth(150, 2), torch.arange(150)), bad={70})
+    none, two = (found_in(smooth(5, 1), data, num_workers=workers) for workers in (0, 2))
+    assert same(none, two)
+
+
+def test_the_training_precision_around_it_changes_nothing():
+    target, source = smooth(5, 1), smooth(40, 2)
+    expected = found_in(target, source)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = found_in(target, source)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same(found, expected)
+    assert torch.is_grad_enabled()
+
+
+def test_the_programs_random_state_is_left_alone():
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    found_in(smooth(5, 1), smooth(40, 2))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
+
+
+def test_a_second_run_reads_no_source_image_beyond_a_few_and_finds_the_same(tmp_path):
+    cache, target, data = tmp_path / "kept/chosen.safetensors", smooth(5, 1), TensorDataset(smooth(400, 2))
+    first = found_in(target, data, cache=cache)
+    assert [path.name for path in cache.parent.iterdir()] == [cache.name]  # the folder of work is gone
+    said, again = [], Recorder(data)
+    second = found_in(target, again, cache=cache, said=said)
+    assert len({*again.loaded}) <= 80
+    assert same(first, second)
+    assert second.fingerprint == first.fingerprint
+    assert any("is used: Selection(5 target images, 3 neighbors each" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda run: run["target"].flip(0), "target: 5 images .* there, 5 images .* now"),
+        (lambda run: torch.cat([run["target"][:4], smooth(1, 9)]), "target: "),
+        (lambda run: {"source": smooth(40, 3)}, "source: 40 images .* there, 40 images .* now"),
+        (lambda run: {"source": run["source"].flip(0)}, "source: "),
+        (lambda run: {"source": run["source"][:39]}, "source: 40 images .* there, 39 images .* now"),
+        (lambda run: {"bank": symmetric_bank()}, "bank: "),
+        (lambda run: {"bins": 7}, "bins: .* there, 7 now"),
+        (lambda run: {"k": 4}, "neighbors: 3 there, 4 now"),
+        (lambda run: {"search": "approximate"}, "search: exact there, approximate now"),
+        (lambda run: {"protect": [smooth(3, 8)]}, "protected: none there, 3 images .* now"),
+    ],
+)
+def test_a_cache_of_something_else_is_refused_with_the_difference(tmp_path, change, difference):
+    run = {"target": smooth(5, 1), "source": smooth(40, 2), "cache": tmp_path / "chosen"}
+    found_in(**run)
+    kept = run["cache"].read_bytes()
+    changed = change(run)
+    changed = changed if isinstance(changed, dict) else {"target": changed}
+    with pytest.raises(lt.TransferConfigError, match=rf"keeps another selection: .*{difference}.*Delete it, or pass"):
+        found_in(**{**run, **changed})
+    assert run["cache"].read_bytes() == kept
+
+
+def test_lines_tell_what_the_work_takes_before_it_starts():
+    said, data = [], Recorder(smooth(40, 2))
+    read = []
+
+    class Said(list):
+        def append(self, line):
+            read.append(len(data.loaded))
+            super().append(line)
+
+    said = Said()
+    found_in(smooth(5, 1), data, said=said)
+    assert re.search(r"among 40 source images for 5 target images: at most 1\.2 GB of memory, .* GB on disk", said[0])
+    assert "minutes" in said[0]
+    assert read[0] < len(data.loaded) - 40
+
+
+def test_duplicates_of_target_and_protected_are_told_apart():
+    target, source = smooth(5, 1), smooth(40, 2)
+    source[3], source[9] = target[0], target[1]
+    with pytest.warns(UserWarning, match="1 target images"):
+        selection = found_in(target, source, protect=[target[1:2]])
+    assert selection.dropped.tolist() == [[0, 9]]
+    assert selection.duplicates.tolist() == [[0, 3]]
