@@ -192,6 +192,11 @@ class SourceTask:
         """The number of source images."""
         return len(self.dataset)  # type: ignore[arg-type]
 
+    @property
+    def plain_dataset(self) -> Dataset[Any]:
+        """The source images without augmentation."""
+        return self.dataset if self.unaugmented is None else self.unaugmented
+
     def describe(self) -> dict[str, str]:
         """The options that decide what a run computes, in a form that a checkpoint can hold and compare."""
         return {

@@ -54,6 +54,9 @@ class Borrowing:
         if isinstance(self.protect, Dataset):
             raise TransferConfigError("protect takes a list of datasets; write protect=[test_dataset].")
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Borrowing":
+        return self  # never changes, and a copy of somebody's module must not copy images
+
     def open(self, source: SourceTask) -> "Borrowed":
         """The borrowing of one run."""
         return Borrowed(self, source)
@@ -72,17 +75,16 @@ class Borrowed:
         self.options = options
         self.neighbors: Neighbors = options.neighbors
         self.source = source
-        self.unaugmented = source.dataset if source.unaugmented is None else source.unaugmented
         if self.neighbors.k > source.num_images:
             raise TransferConfigError(
                 f"neighbors={self.neighbors.k} exceeds the {source.num_images:,} source images; pass "
                 f"neighbors<={source.num_images}."
             )
+        self.selection: Selection | None = None
         self.reset()
 
     def reset(self) -> None:
-        """Begin a new run."""
-        self.selection: Selection | None = None
+        """Begin a new run; what was selected in a trial of the same data stays selected."""
         self.rounds_done = 0
         self.lists = torch.empty(0, 0, dtype=torch.int32)
         self.labels = torch.empty(0, dtype=torch.int32)
@@ -125,15 +127,25 @@ class Borrowed:
         return self._order
 
     def _select(self, trainer: Any) -> None:
-        if len(self.unaugmented) != self.source.num_images:  # type: ignore[arg-type]
-            raise TransferConfigError(
-                f"unaugmented has {len(self.unaugmented):,} images, the source dataset "  # type: ignore[arg-type]
-                f"{self.source.num_images:,}; expected the same images in the same order."
-            )
+        data = _target_dataset(self.options.target, trainer)
+        if self.selection is None or _dataset(self.selection.target) is not data:
+            self.selection = self._selected(trainer, data)
+        self.lists = self.selection.indices.int()
+        if self.neighbors.min_per_class:
+            self.labels = self.selection.source_labels.int()
+        self.budget = torch.full((len(self.lists),), min(self.neighbors.k, self.lists.shape[1]))
+
+    def _selected(self, trainer: Any, data: Dataset[Any]) -> Selection:
         adapt, neighbors = self.source.adapt, self.neighbors
-        selection = select_neighbors(
-            Pictures(_target_dataset(self.options.target, trainer), "target", adapt=adapt),
-            Pictures(self.unaugmented, "source", adapt=adapt),
+        unaugmented = Pictures(self.source.plain_dataset, "source", adapt=adapt)
+        if len(unaugmented) != self.source.num_images:
+            raise TransferConfigError(
+                f"unaugmented has {len(unaugmented):,} images, the source dataset {self.source.num_images:,}; expected "
+                "the same images in the same order."
+            )
+        return select_neighbors(
+            Pictures(data, "target", adapt=adapt),
+            unaugmented,
             bank=neighbors.bank,
             k=neighbors.longest(self.source.num_images),
             bins=neighbors.bins,
@@ -147,10 +159,6 @@ class Borrowed:
                 say=lambda line: say(trainer, line),
             ),
         )
-        self.selection = selection
-        self.lists = selection.indices.int()
-        self.labels = selection.source_labels.int() if neighbors.min_per_class else self.labels
-        self.budget = torch.full((len(self.lists),), min(neighbors.k, self.lists.shape[1]))
 
     def _round(self, term: SourceTerm, module: Any) -> None:
         """Ask the network which target images are hard, and let those borrow more."""
@@ -304,6 +312,10 @@ def _draws(num: int, seed: int, turn: int) -> Tensor:
     order = permutation(num, seed, turn)  # of the same seed, but not the same numbers
     generator = torch.Generator().manual_seed(int(order[0]) + num * turn + 2**32 * seed % 2**63)
     return torch.rand(num, dtype=torch.float64, generator=generator)
+
+
+def _dataset(pictures: Dataset[Any] | None) -> Dataset[Any] | None:
+    return pictures.dataset if isinstance(pictures, Pictures) else pictures
 
 
 def _target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:

@@ -1,5 +1,6 @@
 """From pictures to counted filter responses: the same picture gives the same counts in whatever company."""
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -23,7 +24,7 @@ class Describer:
     """
 
     def __init__(self, bank: FilterBank, device: torch.device) -> None:
-        self.bank = bank.to(device)
+        self.bank = copy.deepcopy(bank).to(device)  # the user's own stays where it is
         self.device = device
         self.num_filters = sum(bank.num_filters)
 

@@ -35,11 +35,19 @@ class Descriptions:
         describer: the bank.
         binning: the target's bins.
         most_positions: that a filter has in an image.
+        identity: of everything that descriptors are made of; work that was broken off is found by it.
         undo: lets go of files, and of a temporary folder.
     """
 
     def __init__(
-        self, scan: Scan, describer: Describer, binning: Binning, most_positions: int, undo: ExitStack
+        self,
+        scan: Scan,
+        describer: Describer,
+        binning: Binning,
+        most_positions: int,
+        *,
+        identity: str,
+        undo: ExitStack,
     ) -> None:
         self.scan = scan
         self.describer = describer
@@ -50,8 +58,7 @@ class Descriptions:
         if scan.cache is None:
             self.folder = Path(undo.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         else:
-            name = hashlib.sha256(f"{describer.bank.describe()} {binning.digest()}".encode()).hexdigest()[:16]
-            self.folder = Path(f"{scan.cache}.work") / name
+            self.folder = Path(f"{scan.cache}.work") / hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def num_bytes(self, num_images: int) -> int:
         """What descriptors take on disk."""

@@ -6,7 +6,6 @@ many bins; and one position's mass on top of every bin.
 """
 
 import math
-import zlib
 
 import torch
 import torch.nn.functional as F
@@ -149,10 +148,6 @@ class Binning:
         places = torch.searchsorted(edges.contiguous(), _values().expand(len(edges), CODES).contiguous(), right=True)
         offsets = torch.arange(len(edges))[:, None] * self.bins
         self._places = (places.clamp(max=self.bins - 1) + offsets).int().flatten()
-
-    def digest(self) -> str:
-        """A short name of the edges."""
-        return f"{zlib.crc32(self._places.cpu().numpy().tobytes()):08x}"
 
     def to(self, device: torch.device) -> "Binning":
         """The same on another device."""

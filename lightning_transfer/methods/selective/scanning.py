@@ -16,8 +16,8 @@ class Scan:
     """How selection goes about its work; nothing here changes what it finds.
 
     Args:
-        cache: file that keeps the selection and gives it back when everything it was made of is the same; work that
-            was broken off goes on from a folder beside it.
+        cache: file that keeps the selection and gives it back when everything it was made of is the same (a source is
+            known by its length and 64 of its images); work that was broken off goes on from a folder beside it.
         num_workers: processes that read images.
         device: where filters run.
         progress: makes a progress bar of a name and a total.

@@ -140,9 +140,9 @@ class _Job:
         found = ranks.from_first(lambda: self._cached(fingerprint))
         if found is None:
             with ExitStack() as undo:
-                descriptions = Descriptions(
-                    self.scan, describer, Binning(edges).to(describer.device), most_positions, undo
-                )
+                binning, made_of = Binning(edges).to(describer.device), ("format", "bank", "edges", "target", "source")
+                identity = " ".join(fingerprint[name] for name in made_of)
+                descriptions = Descriptions(self.scan, describer, binning, most_positions, identity=identity, undo=undo)
                 found = self._select(descriptions, fingerprint, rate)
                 if self.scan.cache is not None:
                     ranks.from_first(partial(found.save, self.scan.cache))
@@ -256,8 +256,8 @@ class _Job:
     def _leaks(self, descriptions: Descriptions, source: Store, mine: Tensor) -> Tensor:
         """(pairs, 2) of protected images, counted over all datasets, and the source images that show the same."""
         found, before = [torch.empty(0, 2, dtype=torch.int64)], 0
-        for number, pictures in enumerate(self.protect):
-            store, _, _ = descriptions.describe(pictures, f"protected{number}", is_shared=False)
+        for pictures in self.protect:
+            store, _, _ = descriptions.describe(pictures, f"protected {_identity(pictures)}", is_shared=False)
             asked = Stored(store, torch.arange(len(pictures)))
             _, indices = self._nearest(asked, source, mine, min(COMPARED, len(self.source)))
             with self.scan.progress("Near duplicates", 2 * len(pictures)) as step:

@@ -56,6 +56,9 @@ class Selection:
     target: Dataset[Any] | None = field(default=None)
     source: Dataset[Any] | None = field(default=None)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Selection":
+        return self  # never changes, and a copy of somebody's module must not copy images
+
     def __repr__(self) -> str:
         num_targets, k = self.indices.shape
         images = "image" if num_targets == 1 else "images"
