@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import lightning_transfer as lt
 from tests import toys
+from tests.methods import borrowed
 
 SIZE = 16
 
@@ -385,6 +386,41 @@ def test_first_gradient_is_the_sum_of_both_tasks(case, forward):
     scale = max(value.abs().max() for value in expected.values())
     for name, value in expected.items():
         assert (keep.found[name] - value).abs().max() <= 1e-5 * scale, name
+
+
+class AskToo:
+    """Asks the network by hand in front of the second step; made a Callback of the module's namespace below."""
+
+    def __init__(self, images, head_path):
+        self.images, self.head_path = images, head_path
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == 1:
+            module.eval()
+            with torch.no_grad():
+                self.logits = module.get_submodule(self.head_path)(module.features(self.images))
+            module.train()
+
+
+@DYNAMO
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.module.__name__)
+def test_a_round_asks_the_network_what_its_owner_would(case):
+    torch.manual_seed(0)
+    module = case.module()
+    target, source = Laid(8, 5, 1, case.layout), Laid(40, 7, 2, case.layout)
+    task = lt.SourceTask(source, num_classes=7, adapt=adapt(case.layout), batch_hooks=case.layout != "path")
+    neighbors = borrowed(k=3, rounds=1, every=1, hard_entropy=1.5)
+    callback = lt.SelectiveJointFinetuning(task, neighbors=neighbors)
+    namespace = pl if isinstance(module, pl.LightningModule) else L
+    ask = type("Ask", (AskToo, namespace.Callback), {})(target.images, case.module.head_path)
+    toys.trainer([callback, ask], namespace=namespace, max_epochs=1).fit(module, DataLoader(target, batch_size=4))
+    probabilities = ask.logits.softmax(1)
+    entropy = -(probabilities * probabilities.log()).sum(1)
+    is_right = ask.logits.argmax(1) == target.labels
+    expected = [
+        3 if right and sure < 1.5 else 9 if right else 15 for right, sure in zip(is_right, entropy, strict=True)
+    ]
+    assert callback.part.chooser.budget.tolist() == expected
 
 
 @DYNAMO
