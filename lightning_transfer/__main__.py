@@ -4,9 +4,11 @@ from typing import Any
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.launching import launch
+from lightning_transfer.methods.selective import ranks
 from lightning_transfer.methods.selective.options import Neighbors
+from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.methods.selective.scanning import Scan
-from lightning_transfer.methods.selective.select import select_neighbors
+from lightning_transfer.methods.selective.select import Job
 from lightning_transfer.source.task import AnyDataset
 
 
@@ -32,17 +34,12 @@ def select(
         fabric: options of Lightning's Fabric, such as {accelerator: gpu, devices: 8, num_nodes: 2}.
     """
     device = launch(fabric or {})
-    selection = select_neighbors(
-        target,
-        source,
-        bank=neighbors.bank,
-        k=neighbors.longest(len(source)),  # type: ignore[arg-type]
-        bins=neighbors.bins,
-        search=neighbors.search,
-        protect=protect or [],
-        scan=Scan(cache=cache, num_workers=num_workers, device=device, say=print),
-    )
-    print(f"{selection} in {cache}")
+    protected = [Pictures(data, "protected") for data in protect or []]
+    scan = Scan(cache=cache, num_workers=num_workers, device=device, say=print)
+    job = Job.of(Pictures(target, "target"), Pictures(source, "source"), protected, neighbors=neighbors, scan=scan)
+    selection = job.run()
+    if ranks.rank() == 0:
+        print(f"{selection} in {cache}")
 
 
 def main(args: list[str] | None = None) -> None:

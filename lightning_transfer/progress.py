@@ -1,5 +1,6 @@
 """What a user sees of long work: a bar of the kind that is in use."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeAlias
@@ -26,8 +27,14 @@ def tqdm_progress(name: str, total: int) -> Iterator[Step]:
 @contextmanager
 def rich_progress(name: str, total: int) -> Iterator[Step]:
     """A bar of rich's, gone when it is full."""
+    from rich.errors import LiveError
     from rich.progress import Progress as Bars
 
-    with Bars(transient=True) as bars:
-        task = bars.add_task(name, total=total)
+    bars = Bars(transient=True)
+    task = bars.add_task(name, total=total)
+    with contextlib.suppress(LiveError):  # older ones show one display at a time, and the Trainer's is on
+        bars.start()
+    try:
         yield lambda more: bars.advance(task, more)
+    finally:
+        bars.stop()

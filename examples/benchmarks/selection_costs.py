@@ -3,14 +3,15 @@
 The rows are part of costs.py's table.
 """
 
-import multiprocessing
 import platform
 import re
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import faiss
@@ -35,7 +36,7 @@ GABOR, CONVOLUTIONAL, WIDE = (48, 20), (64, 64), (352, 100)  # filters and bins 
 CACHED = 2**16  # numbers that numpy works on at once
 ASKED_SLOWLY = 4  # queries of the slow searches
 TOGETHER = {224: 10, 32: 64}  # pictures of so many pixels that are given to a describer
-AT_ONCE = 128  # pictures between two looks at the clock
+AT_ONCE = {224: 40, 32: 640}  # between two looks at the clock
 
 
 def timed(call: Callable[[], object], *, parts: float = 1, times: int = 1) -> Run:
@@ -94,46 +95,48 @@ class MatrixProduct:
         return time.process_time() - start
 
 
-def agreeing(settings: Settings, shape: Shape, k: int) -> tuple[Run, Run]:
-    """How many queries have the neighbors of a plain search in float64, in the same order; and how many there are."""
+@lru_cache(1)
+def plain_neighbors(settings: Settings, shape: Shape) -> tuple[InMemory, InMemory, Tensor, Tensor]:
+    """Queries, source, random weights, and the source in order of every distance in float64 by its definition."""
     num_queries, num_rows = sized(settings, 512, 20_000)
-    k = min(k, num_rows)
     queries, source = in_memory(num_queries, shape, seed=QUERIES), in_memory(num_rows, shape, seed=SOURCE)
     weights = torch.rand(shape[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p, q = (rows.histograms.double().numpy() for rows in (queries, source))
+    log_p, log_q = np.log(p + EPS), np.log(q + EPS)  # all that is not as it is written
+    weight = weights.repeat_interleave(shape[1]).numpy() / 2
+    distances, step = np.empty((num_queries, num_rows)), max(1, CACHED // len(weight))
+    for start in range(0, num_rows, step):
+        some, log_some = q[start : start + step], log_q[start : start + step]
+        for number in range(num_queries):
+            distances[number, start : start + step] = ((p[number] - some) * (log_p[number] - log_some)) @ weight
+    return queries, source, weights, torch.from_numpy(distances.argsort(1, kind="stable"))
+
+
+def agreeing(settings: Settings, shape: Shape, k: int) -> tuple[Run, Run]:
+    """How many queries have the neighbors of a plain search in float64, in the same order; and how many there are."""
+    queries, source, weights, order = plain_neighbors(settings, shape)
+    k = min(k, len(source))
 
     def agree() -> float:
         target, rows = queries.histograms.view(-1, *shape), source.histograms.view(-1, *shape)
         _, found = symmetric_kl_neighbors(target, rows, k=k, filter_weights=weights)
-        return float((found.numpy() == plain_neighbors(queries, source, weights, k)).all(1).sum())
+        return float((found == order[:, :k]).all(1).sum())
 
-    return agree, lambda: float(num_queries)
-
-
-def plain_neighbors(queries: InMemory, source: InMemory, weights: Tensor, k: int) -> np.ndarray:
-    """Every distance in float64 by its definition; only logarithms are taken once."""
-    p, q = (rows.histograms.double().numpy() for rows in (queries, source))
-    log_p, log_q = np.log(p + EPS), np.log(q + EPS)
-    weight = weights.repeat_interleave(source.shape[1]).numpy() / 2
-    distances, step = np.empty((len(p), len(q))), max(1, CACHED // len(weight))
-    for start in range(0, len(q), step):
-        some, log_some = q[start : start + step], log_q[start : start + step]
-        for number in range(len(p)):
-            distances[number, start : start + step] = ((p[number] - some) * (log_p[number] - log_some)) @ weight
-    return distances.argsort(1, kind="stable")[:, :k]
+    return agree, lambda: float(len(queries))
 
 
 for shape, k in ((GABOR, 50), (GABOR, 500), (CONVOLUTIONAL, 50), (CONVOLUTIONAL, 500)):
-    name = f"Neighbors as a float64 search has them, in order: 512 x 20,000, D={shape[0] * shape[1]:,}, k={k}"
+    name = f"Neighbors as in float64 and in the same order, D={shape[0] * shape[1]:,}, k={k}"
     Row(name, least=100.0, unit="%", most=1)(partial(agreeing, shape=shape, k=k))
 
 
-@Row("Full scan from disk / its matrix product: 1,024 x 60,000, D=960, k=100", bar=1.20, most=5)
+@Row("Full scan from disk / matrix product, D=960, k=100", bar=1.20, most=5)
 def scan_100(settings: Settings) -> tuple[Run, Run]:
     """Reading, scaling, logarithms, keeping the best, measuring again: all that a product does not do."""
     return full_scan(settings, 100)
 
 
-@Row("Full scan from disk / its matrix product: 1,024 x 60,000, D=960, k=500", bar=1.30, most=5)
+@Row("Full scan from disk / matrix product, D=960, k=500", bar=1.30, most=5)
 def scan_500(settings: Settings) -> tuple[Run, Run]:
     """With more to keep."""
     return full_scan(settings, 500)
@@ -171,19 +174,19 @@ def pruning(
     return automatic, checked
 
 
-@Row("Pruned scan / full scan: 1,024 x 60,000, D=960, k=50", bar=0.50, most=5)
+@Row("Pruned scan / full scan, D=960, k=50", bar=0.50, most=5)
 def pruned(settings: Settings) -> tuple[Run, Run]:
     """The Gabor bank's descriptors."""
     return pruning(settings, GABOR, (1024, 60_000), 50)
 
 
-@Row("Pruned scan / full scan: 1,800 x 60,000, D=35,200, k=20", bar=0.10, most=3, wide=True)
+@Row("Pruned scan / full scan, D=35,200, k=20", bar=0.10, most=3, wide=True)
 def pruned_wide(settings: Settings) -> tuple[Run, Run]:
     """A convolutional bank's, several layers of a hundred bins."""
     return pruning(settings, WIDE, (1800, 60_000), 20)
 
 
-@Row("Scan left to itself / full scan where nothing can be pruned: 1,024 x 60,000, D=960, k=50", bar=1.15, most=5)
+@Row("Scan left to itself / full scan, nothing to prune", bar=1.15, most=5)
 def unprunable(settings: Settings) -> tuple[Run, Run]:
     """What finding out costs."""
     return pruning(settings, GABOR, (1024, 60_000), 50, independent)
@@ -202,7 +205,7 @@ def against(settings: Settings, slow: Slow) -> tuple[Run, Run]:
     return timed(slow(few, source, k), parts=len(few)), timed(ours, parts=num_queries)
 
 
-@Row("numpy broadcasting / neighbors: 512 x 20,000, D=960, k=50", least=15.0, most=5)
+@Row("Neighbors, numpy broadcasting / ours", least=15.0, most=5)
 def broadcasting(settings: Settings) -> tuple[Run, Run]:
     """All source rows at once, in float32, with logarithms that somebody else has taken."""
 
@@ -219,7 +222,7 @@ def broadcasting(settings: Settings) -> tuple[Run, Run]:
     return against(settings, slow)
 
 
-@Row("Loop over queries and filters / neighbors: 512 x 20,000, D=960, k=50", least=80.0, most=5)
+@Row("Neighbors, Matlab-like loop / ours", least=80.0, most=5)
 def loop(settings: Settings) -> tuple[Run, Run]:
     """As it is written down in Matlab: a query's histogram of a filter against all of the source's, in float64."""
 
@@ -247,12 +250,13 @@ def peak_memory(settings: Settings, num_rows: int) -> float:
     """The most bytes that a new process held while it searched so many rows on disk, with pruning and without."""
     num_queries, most = sized(settings, 1024, 600_000)
     source = on_disk(settings.folder, most, GABOR)
-    rows = round(num_rows * settings.scale)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_of_search, (source.store.folder, most, rows, num_queries))
+    numbers = (most, round(num_rows * settings.scale), num_queries)
+    command = [sys.executable, __file__, str(source.store.folder), *map(str, numbers)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def _peak_of_search(folder: Path, written: int, num_rows: int, num_queries: int) -> float:
+def peak_of_this_process(folder: Path, written: int, num_rows: int, num_queries: int) -> float:
+    """Bytes, when everything is found."""
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     store = Store(folder, written, GABOR, POSITIONS)
@@ -267,7 +271,7 @@ def _peak_of_search(folder: Path, written: int, num_rows: int, num_queries: int)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if platform.system() == "Darwin" else 1024.0)
 
 
-@Row("Peak memory, 600,000 source images: 1,024 queries, D=960, k=100", bar=1.5, unit="GB", most=1)
+@Row("Peak memory, 600,000 source images", bar=1.5, unit="GB", most=1)
 def memory(settings: Settings) -> tuple[Run, Run]:
     """Libraries included."""
     return partial(peak_memory, settings, 600_000), lambda: 1e9
@@ -294,7 +298,7 @@ class Described:
     def ours(self) -> Run:
         """Seconds an image."""
         count = partial(self.describer.counts, self.numbers, self.pictures, self.binning)
-        return timed(count, parts=len(self.images), times=AT_ONCE // len(self.images))
+        return timed(count, parts=len(self.images), times=AT_ONCE[self.images.shape[2]] // len(self.images))
 
     def naive(self) -> Run:
         """Seconds an image, image by image and filter by filter."""
@@ -310,7 +314,7 @@ class Described:
 
 def against_decoding(settings: Settings, side: int, pixels: int) -> tuple[Run, Run]:
     """An image's descriptor, and reading it."""
-    return Described(pixels).ours(), timed(decoder(side, pixels), times=AT_ONCE)
+    return Described(pixels).ours(), timed(decoder(side, pixels), times=AT_ONCE[pixels])
 
 
 def against_naive(settings: Settings, pixels: int) -> tuple[Run, Run]:
@@ -320,7 +324,11 @@ def against_naive(settings: Settings, pixels: int) -> tuple[Run, Run]:
 
 
 for side, pixels, bar, least in ((500, 224, 3.6, 10.0), (40, 32, 0.95, 30.0)):
-    name = f"Descriptor / decoding of a JPEG of {side} pixels: 32 filters, 20 bins, {pixels} pixels"
+    name = f"Descriptor / decoding, {pixels} pixels"
     Row(name, bar=bar, most=5)(partial(against_decoding, side=side, pixels=pixels))
-    name = f"Loop over filters / descriptor: 32 filters, 20 bins, {pixels} pixels"
+    name = f"Descriptor, naive torch / ours, {pixels} pixels"
     Row(name, least=least, most=5)(partial(against_naive, pixels=pixels))
+
+
+if __name__ == "__main__":
+    print(peak_of_this_process(Path(sys.argv[1]), *map(int, sys.argv[2:])))

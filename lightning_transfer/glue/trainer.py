@@ -28,7 +28,8 @@ def progress_of(trainer: Any) -> Progress:
     """Bars of the kind that the Trainer shows; a Trainer that is told to terminate stops at their next step."""
     bar = trainer.progress_bar_callback
     kinds = {cls.__name__ for cls in type(bar).__mro__}
-    make = no_progress if bar is None else rich_progress if "RichProgressBar" in kinds else tqdm_progress
+    is_seen = bar is not None and trainer.is_global_zero
+    make = no_progress if not is_seen else rich_progress if "RichProgressBar" in kinds else tqdm_progress
 
     @contextmanager
     def progress(name: str, total: int) -> Iterator[Step]:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import signal
 import socket
+import subprocess
 import sys
 import time
 import warnings
@@ -97,7 +98,7 @@ def target_data():
     return TensorDataset(small(NUM_TARGET, 1), torch.arange(NUM_TARGET))
 
 
-def selected(source=None, *, target=None, protect=None, cache=None):
+def selected(source=None, *, target=None, protect=None, cache=None, shown=no_progress, say=lambda line: None):
     """The selection that everything here makes, in small blocks."""
     return select_neighbors(
         target or target_data(),
@@ -105,7 +106,7 @@ def selected(source=None, *, target=None, protect=None, cache=None):
         k=K,
         bank=quick_bank(),
         protect=[small(4, 3)] if protect is None else protect,
-        scan=Scan(cache=cache, progress=no_progress),
+        scan=Scan(cache=cache, progress=shown, say=say),
     )
 
 
@@ -117,7 +118,9 @@ def values(selection):
 
 
 def select_once(folder, rank):
-    return values(selected())
+    shown, said = [], []
+    show = lambda name, total: shown.append(name) or no_progress(name, total)  # noqa: E731
+    return {**values(selected(shown=show, say=said.append)), "shown": shown, "said": said}
 
 
 def select_in_few_blocks(folder, rank):
@@ -125,30 +128,19 @@ def select_in_few_blocks(folder, rank):
     return values(selected())
 
 
-def overhead():
-    """How often a source image is read before the first is described, and which."""
-    source = source_data()
-    cache = pathlib.Path("known")
-    selected(source, cache=cache)
-    again = source_data()
-    selected(again, cache=cache)
-    return again.loaded
+# how often a source image is read before the first is described: whether it is always the same, its range, its identity
+READ_BEFORE = 3 * 8 + 8 + 64
 
 
-def killed(folder, rank, reads=100):
+def killed(folder, rank):
     """Killed with this process' second block half described."""
-    before = len(overhead_alone())
-    selected(source_data(signal_after=before + BLOCK + BLOCK // 2), cache=folder / "shared/chosen")
-
-
-def overhead_alone():
-    return [0] * (3 * pictures.PROBED + 8 + 64)
+    selected(source_data(signal_after=READ_BEFORE + BLOCK + BLOCK // 2), cache=folder / "shared/chosen")
 
 
 def resumed(folder, rank):
     """The rest of it, and which images were described."""
     source = source_data()
-    blocks = sorted(path.name for path in (folder / "shared/chosen.work").rglob("source/block*"))
+    blocks = sorted(int(path.name.removeprefix("block")) for path in (folder / "shared").rglob("source/block*"))
     if dist.is_initialized():
         dist.barrier()
     found = selected(source, cache=folder / "shared/chosen")
@@ -157,7 +149,7 @@ def resumed(folder, rank):
 
 
 def fails_in_source(folder, rank):
-    selected(source_data(fails_after=len(overhead_alone()) + 5 if rank == 1 else None))
+    selected(source_data(fails_after=READ_BEFORE + 5 if rank == 1 else None))
 
 
 def fails_in_target(folder, rank):
@@ -201,7 +193,7 @@ def interrupted(folder, rank, number=signal.SIGTERM):
 
     with_small_blocks()
     images = source_data().dataset
-    source = Faulty(images, signal_after=len(overhead_alone()) + 2 * BLOCK + 3, number=number)
+    source = Faulty(images, bad=UNREADABLE, signal_after=READ_BEFORE + 2 * BLOCK + 3, number=number)
     task = lt.SourceTask(images, num_classes=11, unaugmented=source, batch_size=2)
     neighbors = lt.Neighbors(k=K, limit=K, bank=quick_bank(), rounds=0)
     callback = lt.SelectiveJointFinetuning(
@@ -264,8 +256,11 @@ def read_often(folder):
     while not (folder / "chosen").exists():
         time.sleep(0.001)
     for _ in range(60):
-        indices = Selection.load(folder / "chosen").indices
-        read.append(next((name for name, given in wanted.items() if torch.equal(given, indices)), "neither"))
+        try:
+            indices = Selection.load(folder / "chosen").indices
+            read.append(next((name for name, given in wanted.items() if torch.equal(given, indices)), "neither"))
+        except lt.TransferConfigError as error:
+            read.append(str(error))
     return read
 
 
@@ -313,6 +308,13 @@ def run(act, folder, num_ranks=1, *, name=None, seconds=60):
     return codes
 
 
+def started(what, folder):
+    """Start this script and give what it told, and a reader of what each process wrote."""
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    subprocess.run([sys.executable, __file__, what, folder], env=environment, check=True, timeout=300)
+    return json.loads((folder / "codes.json").read_text()), lambda name: torch.load(folder / f"{name}.pt")
+
+
 def all_ranks(folder):
     """What must not depend on the number of processes."""
     codes = {}
@@ -338,7 +340,8 @@ def all_signals(folder):
         work = folder / act.__name__
         (work / "shared").mkdir(parents=True)
         codes[act.__name__] = [*run(act, work), *run(resumed, work)]
-    return codes
+    (folder / "writers").mkdir()
+    return {"codes": codes, "writers": writers(folder / "writers")}
 
 
 def writers(folder):
@@ -346,7 +349,7 @@ def writers(folder):
     left = [os.fork() or _exit_behind(write_often, folder, rank) for rank in range(2)]
     read = read_often(folder)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in left]
-    return {"codes": [*codes, 0], "read": read, "readings": len(read)}
+    return {"codes": codes, "read": read}
 
 
 def _exit_behind(act, *arguments):
@@ -361,5 +364,5 @@ def _exit_behind(act, *arguments):
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    what = {"ranks": all_ranks, "signals": all_signals, "writers": writers}[sys.argv[1]]
-    print(json.dumps(what(pathlib.Path(sys.argv[2]))))
+    told, where = {"ranks": all_ranks, "signals": all_signals}[sys.argv[1]], pathlib.Path(sys.argv[2])
+    (where / "codes.json").write_text(json.dumps(told(where)))

@@ -1,5 +1,6 @@
 """Exact, pruned and approximate search against brute force in float64."""
 
+import itertools
 import math
 
 import numpy as np
@@ -144,9 +145,11 @@ def test_pruning_changes_nothing(k, all_in_double):
             assert torch.allclose(distances, found[0][0], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("prune", PRUNE)
-def test_groups_of_queries_and_blocks_of_the_source_change_nothing(monkeypatch, prune):
-    queries, source = alike_histograms(50, 12, 10, 0), alike_histograms(400, 12, 10, 1)
+@pytest.mark.parametrize(
+    ("make", "prune"), [*((alike_histograms, prune) for prune in PRUNE), (random_histograms, True)]
+)
+def test_groups_of_queries_and_blocks_of_the_source_change_nothing(monkeypatch, make, prune):
+    queries, source = make(50, 12, 10, 0), make(400, 12, 10, 1)
     whole = find(queries, source, 6, prune=prune, all_in_double=True)
     small_blocks(monkeypatch)
     monkeypatch.setattr(search, "SAMPLE", 20)
@@ -160,6 +163,7 @@ def test_groups_of_queries_and_blocks_of_the_source_change_nothing(monkeypatch, 
         return made[-1]
 
     found = find(queries, source, 6, prune=prune, all_in_double=True, rows=on_demand)
+    assert_brute_force(found, queries, source, 6)
     assert made[0].reads == 4
     assert made[1].reads >= 4 * 400 / 16
     assert torch.equal(found[0], whole[0])
@@ -179,6 +183,15 @@ def test_copies_come_first_at_distance_zero_and_equal_ones_by_index(prune):
     assert distances[0, :3].tolist() == [0.0, 0.0, 0.0]
     assert indices[1, 0] == 3
     assert_brute_force((distances, indices), source[[7, 3]], source, 5, rel=1e-4)
+
+
+def test_a_copys_distance_is_zero_however_many_queries_there_are():
+    """Far more of them than are measured again to see how much float32 errs."""
+    source = random_histograms(900, 6, 10, 1)
+    distances, indices = find(source[:800], source, 3)
+    assert indices[:, 0].tolist() == list(range(800))
+    assert (distances[:, 0] == 0).all()
+    assert (distances[:, 1] > 0).all()
 
 
 @pytest.mark.parametrize("prune", PRUNE)
@@ -221,13 +234,51 @@ def test_bins_that_are_empty_in_float64_keep_the_authors_eps():
 
 
 def test_threads_change_nothing():
-    queries, source = alike_histograms(40, 48, 25, 0), alike_histograms(600, 48, 25, 1)
-    alone = [find(queries, source, 5, prune=prune, all_in_double=True) for prune in (True, False)]
-    torch.set_num_threads(2)
-    for prune, expected in zip((True, False), alone, strict=True):
+    for prune, shape in ((True, (12, 12)), (False, (48, 25))):
+        queries, source = alike_histograms(40, *shape, 0), alike_histograms(600, *shape, 1)
+        torch.set_num_threads(1)
+        alone = find(queries, source, 5, prune=prune, all_in_double=True)
+        torch.set_num_threads(2)
         found = find(queries, source, 5, prune=prune, all_in_double=True)
-        assert torch.equal(found[1], expected[1])
-        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], alone[1])
+        assert torch.equal(found[0], alone[0])
+
+
+def test_few_source_images_for_many_target_images():
+    """Pruning is tried, for the queries are many, on a sample of very few rows."""
+    for num in (1, 2, 9, 150, 255, 256, 257):
+        queries, source = random_histograms(90, 6, 10, 0), random_histograms(num, 6, 10, 1)
+        for prune in PRUNE:
+            found = find(queries, source, min(3, num), prune=prune, all_in_double=True)
+            assert_brute_force(found, queries, source, min(3, num))
+
+
+@pytest.mark.parametrize("prune", PRUNE)
+def test_where_guesses_are_all_that_can_be_among_the_nearest(prune):
+    """The bound is so tight that it rules every other pair out."""
+    queries, source = (alike_histograms(num, 40, 25, seed, noise=0) for seed, num in enumerate((150, 1500)))
+    assert_brute_force(find(queries, source, 5, prune=prune, all_in_double=True), queries, source, 5)
+
+
+@pytest.mark.parametrize("prune", PRUNE)
+@pytest.mark.parametrize("total", [1e-4, 1e4, 1e6])
+def test_weights_of_any_total_find_the_same(total, prune):
+    center, noise = alike_histograms(1, 24, 20, 0).double(), torch.rand(440, 24, 20, dtype=torch.float64)
+    found = center * (1 + 1e-3 * noise)
+    found /= found.sum(2, keepdim=True)
+    queries, source, weights = found[:40], found[40:], total * even(24)
+    nearest = find(queries, source, 7, weights=weights, prune=prune, all_in_double=True)
+    assert_brute_force(nearest, queries, source, 7, weights)
+
+
+def test_copies_of_long_descriptors_come_by_index():
+    """Wherever a pair falls when distances are measured some at a time."""
+    for seed, num_queries in ((0, 1), (2, 2)):
+        source = random_histograms(40, 96, 100, seed)
+        source[1::2] = source[::2].clone()
+        queries = random_histograms(num_queries, 96, 100, seed + 100)
+        indices = find(queries, source, 40, all_in_double=True)[1]
+        assert (indices[:, 1::2] == indices[:, ::2] + 1).all()
 
 
 # the pruned scan
@@ -328,7 +379,7 @@ def test_a_bound_of_histograms_as_images_give_them_is_close():
     sketcher = Sketcher(source[::2].flatten(1), root_of(even(24), 20), 20)
     true = selective.all_distances(queries.double().numpy(), source.double().numpy(), even(24).numpy())
     found = bounds_of(sketcher, queries, source, 32)
-    assert np.median(found / true) > 0.8
+    assert np.median(found / true) > 0.7
 
 
 # parts
@@ -412,7 +463,7 @@ def test_blocks_cover_the_source_once():
     found = search.blocks(Long(random_histograms(1, 48, 100, 0), 1), 4800)
     assert found[0][0] == 0
     assert found[-1][1] == 10_000_001
-    assert all(stop == start for (_, stop), (start, _) in zip(found, found[1:], strict=False))
+    assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(found))
     assert max(stop - start for start, stop in found) == max(search.LEAST, search.BLOCK // 4800)
 
 
@@ -420,7 +471,8 @@ def test_blocks_cover_the_source_once():
 
 
 def approximately(queries, source, k):
-    return approximate_neighbors(rows(queries), rows(source), k=k, root=root_of(even(queries.shape[1]), queries.shape[2]))
+    filters, bins = queries.shape[1:]
+    return approximate_neighbors(rows(queries), rows(source), k=k, root=root_of(even(filters), bins))
 
 
 @pytest.mark.parametrize("k", [1, 8, 60])

@@ -129,6 +129,31 @@ def test_protected_images_are_found_and_left_out(altered, bank):
     assert any("3 source images show protected images and are left out, for example (7, 11)" in line for line in said)
 
 
+def striped(num, seed):
+    """Pictures of slanted stripes, whose mirrored copies have other responses to slanted filters."""
+    generator = torch.Generator().manual_seed(seed)
+    row, column = torch.meshgrid(torch.arange(24.0), torch.arange(24.0), indexing="ij")
+    slant, width, start = torch.rand(3, num, 1, 1, generator=generator)
+    along = column * torch.cos(torch.pi * slant) + row * torch.sin(torch.pi * slant)
+    waves = 0.25 * torch.sin((0.3 + 0.9 * width) * along + 6.28 * start)
+    return (waves[:, None] + 0.25 + smooth(num, seed) / 2).clamp(0, 1)
+
+
+def test_mirrored_protected_images_are_found_where_filters_see_them_as_others():
+    target, source, tests = striped(4, 1), striped(300, 2), striped(12, 3)
+    source[10:22] = tests.flip(-1)
+    found = found_in(target, source, protect=[tests], bank="gabor").dropped
+    assert {(number, 10 + number) for number in range(12)} <= {*map(tuple, found.tolist())}
+
+
+def test_every_copy_of_a_protected_image_is_left_out():
+    target, source, tests = smooth(4, 1), smooth(90, 2), smooth(2, 3)
+    source[20:31] = tests[1].clone()
+    selection = found_in(target, source, k=79, protect=[tests])
+    assert selection.dropped.tolist() == [[1, image] for image in range(20, 31)]
+    assert not {*range(20, 31)} & {*selection.indices.flatten().tolist()}
+
+
 def test_what_is_left_is_searched_exactly_as_without_the_dropped(edges):
     target, source, tests = smooth(4, 1), smooth(30, 2), smooth(2, 3)
     source[8] = tests[0]

@@ -38,8 +38,10 @@ class FilterBank(nn.Module, ABC):
     @property
     def weights(self) -> Tensor:
         """(filters,) what each counts in a distance: layers alike, and the filters of a layer alike (the authors')."""
-        shares = [torch.full((num,), 1 / (len(self.num_filters) * num)) for num in self.num_filters]
-        return torch.cat(shares).double()
+        shares = [
+            torch.full((num,), 1 / (len(self.num_filters) * num), dtype=torch.float64) for num in self.num_filters
+        ]
+        return torch.cat(shares)
 
     @staticmethod
     def gabor(*, sizes: Sequence[int] = SIZES, orientations: int = 6, stride: int = 1) -> "FilterBank":
@@ -58,6 +60,8 @@ class FilterBank(nn.Module, ABC):
             >>> sum(bank.num_filters), [tuple(maps.shape) for maps in bank(torch.rand(1, 3, 24, 24))][0]
             (48, (1, 12, 18, 18))
         """
+        if not sizes or len(set(sizes)) < len(sizes):
+            raise TransferConfigError(f"sizes={tuple(sizes)}; expected different sizes, such as {SIZES}.")
         for size in sizes:
             check_count("sizes", size, least=3)
             if size % 2 == 0:
@@ -138,7 +142,7 @@ class _ModelBank(FilterBank):
         for name in layers:
             if name not in convolutions:
                 raise TransferConfigError(
-                    f"{name!r} is no convolution of {type(model).__name__}. {nearest(name, list(convolutions)[:12])}"
+                    f"{name!r} is no convolution of {type(model).__name__}. {nearest(name, convolutions)}"
                 )
         if not layers:
             raise TransferConfigError(f"layers is empty; write layers={list(convolutions)[:2]}.")
@@ -184,7 +188,7 @@ class _ModelBank(FilterBank):
         return self.model.get_submodule(name).register_forward_hook(hook)
 
     def describe(self) -> str:
-        return f"{', '.join(self.layers)} {digest(self)}"
+        return f"{self.layers} {self.model} normalize {self.normalize} {digest(self)}"
 
 
 def _statistics(model: nn.Module, channels: int) -> tuple[Tensor, Tensor]:

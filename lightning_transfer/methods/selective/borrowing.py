@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.source_term import SourceTerm
@@ -19,9 +19,8 @@ from lightning_transfer.methods.selective.functional import neighbor_budget
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.methods.selective.scanning import Scan
-from lightning_transfer.methods.selective.select import select_neighbors
+from lightning_transfer.methods.selective.select import Job, identity
 from lightning_transfer.methods.selective.selection import Selection
-from lightning_transfer.progress import no_progress
 from lightning_transfer.source.stream import permutation, seeded
 from lightning_transfer.source.task import AnyDataset, SourceTask
 
@@ -85,6 +84,7 @@ class Borrowed:
 
     def reset(self) -> None:
         """Begin a new run; what was selected in a trial of the same data stays selected."""
+        self._made_of = self._saved_identity = ""
         self.rounds_done = 0
         self.lists = torch.empty(0, 0, dtype=torch.int32)
         self.labels = torch.empty(0, dtype=torch.int32)
@@ -94,8 +94,14 @@ class Borrowed:
     def check(self, trainer: Any) -> None:
         """Raise on what cannot be right, at the start of training."""
         _target_dataset(self.options.target, trainer)
-        if self.neighbors.rounds:
-            self._steps_between(trainer)
+        num_steps = trainer.estimated_stepping_batches if self.neighbors.rounds else 0
+        if self.neighbors.rounds and self._steps_between(trainer) >= num_steps:
+            warnings.warn(
+                f"Neighbors(every={self.neighbors.every}): the first round would come behind the end of training at "
+                f"{num_steps:.0f} steps. Pass every<{num_steps:.0f}, or rounds=0.",
+                NoEffectWarning,
+                stacklevel=2,
+            )
 
     def _steps_between(self, trainer: Any) -> float:
         if self.neighbors.every is not None:
@@ -113,6 +119,8 @@ class Borrowed:
         trainer = module.trainer
         if not len(self.lists):
             self._select(trainer)
+        if self._saved_identity:
+            self._check_same_data(trainer)
         rounds = self.neighbors.rounds
         if self.rounds_done < rounds and trainer.global_step >= (self.rounds_done + 1) * self._steps_between(trainer):
             self._round(term, module)
@@ -134,23 +142,38 @@ class Borrowed:
         if self.neighbors.min_per_class:
             self.labels = self.selection.source_labels.int()
         self.budget = torch.full((len(self.lists),), min(self.neighbors.k, self.lists.shape[1]))
+        self._made_of = self._identity(trainer)
+
+    def _identity(self, trainer: Any) -> str:
+        target = Pictures(_target_dataset(self.options.target, trainer), "target", adapt=self.source.adapt)
+        return f"target {identity(target)}, source {identity(self._source_pictures())}"
+
+    def _check_same_data(self, trainer: Any) -> None:
+        """Raise where a resumed run has other images than its lists were made of."""
+        found = self._identity(trainer)
+        if found != self._saved_identity:
+            raise TransferConfigError(
+                f"This run's neighbors were selected with {self._saved_identity}; now there are {found}. Give the same "
+                "images in the same order, or begin a new run without ckpt_path."
+            )
+        self._saved_identity = ""
+
+    def _source_pictures(self) -> Pictures:
+        return Pictures(self.source.plain_dataset, "source", adapt=self.source.adapt)
 
     def _selected(self, trainer: Any, data: Dataset[Any]) -> Selection:
-        adapt, neighbors = self.source.adapt, self.neighbors
-        unaugmented = Pictures(self.source.plain_dataset, "source", adapt=adapt)
+        adapt = self.source.adapt
+        unaugmented = self._source_pictures()
         if len(unaugmented) != self.source.num_images:
             raise TransferConfigError(
                 f"unaugmented has {len(unaugmented):,} images, the source dataset {self.source.num_images:,}; expected "
                 "the same images in the same order."
             )
-        return select_neighbors(
+        job = Job.of(
             Pictures(data, "target", adapt=adapt),
             unaugmented,
-            bank=neighbors.bank,
-            k=neighbors.longest(self.source.num_images),
-            bins=neighbors.bins,
-            search=neighbors.search,
-            protect=[Pictures(data, "protected", adapt=adapt) for data in self.options.protect],
+            [Pictures(protected, "protected", adapt=adapt) for protected in self.options.protect],
+            neighbors=self.neighbors,
             scan=Scan(
                 cache=self.options.cache,
                 num_workers=self.source.num_workers,
@@ -159,10 +182,14 @@ class Borrowed:
                 say=lambda line: say(trainer, line),
             ),
         )
+        return job.run()
 
     def _round(self, term: SourceTerm, module: Any) -> None:
         """Ask the network which target images are hard, and let those borrow more."""
-        is_correct, entropy = self._asked(term, module)
+        answers = torch.empty(len(self.lists), 2)
+        for number, share in enumerate(ranks.gather(ranks.together(lambda: self._asked(term, module)))):
+            answers[number :: ranks.world_size()] = share
+        is_correct, entropy = answers[:, 0] == 1, answers[:, 1]
         quantile = self.neighbors.quantile
         if quantile is None:
             hard_entropy = float(self.neighbors.hard_entropy)
@@ -188,8 +215,8 @@ class Borrowed:
             f"are wrong, {int(unsure.sum()):,} right but unsure (entropy from {hard_entropy:.3f} on).",
         )
 
-    def _asked(self, term: SourceTerm, module: Any) -> tuple[Tensor, Tensor]:
-        """Whether the network is right on each target image, and its entropy; processes share the images out."""
+    def _asked(self, term: SourceTerm, module: Any) -> Tensor:
+        """(share, 2): whether the network is right, and its entropy, on this process' share of the target images."""
         trainer = module.trainer
         data = _target_dataset(self.options.target, trainer)
         mine = range(ranks.rank(), len(data), ranks.world_size())  # type: ignore[arg-type]
@@ -197,31 +224,26 @@ class Borrowed:
             Subset(data, mine),
             batch_size=term.batch_size(trainer),
             num_workers=self.source.num_workers,
-            collate_fn=default_collate,
             generator=torch.Generator(),
         )
         share = [torch.empty(0, 2)]
-        progress = progress_of(trainer) if ranks.rank() == 0 else no_progress
-        with seeded(self.source.seed, 0), progress("Which target images are hard", len(mine)) as step:
+        with seeded(self.source.seed, 0), progress_of(trainer)("Which target images are hard", len(mine)) as step:
             for batch in loader:
                 images, labels = self.source.unpack(to_device(trainer, batch, hooks=self.source.batch_hooks))
-                logits = term.target_logits(module, images).float()
                 if labels.ndim != 1 or labels.is_floating_point():
                     raise TransferConfigError(
-                        f"Target labels have shape {tuple(labels.shape)} and type {labels.dtype}; rounds ask "
-                        "whether the network is right, which takes class indices. Pass target= with such labels, or "
+                        f"Target labels have shape {tuple(labels.shape)} and type {labels.dtype}; rounds ask whether "
+                        "the network is right, which takes class indices. Pass target= with such labels, or "
                         "Neighbors(rounds=0)."
                     )
-                probabilities = logits.softmax(1)
-                entropy = torch.special.entr(probabilities).sum(1)
+                logits = term.target_logits(module, images).float()
+                entropy = torch.special.entr(logits.softmax(1)).sum(1)
                 share.append(torch.stack([(logits.argmax(1) == labels).float(), entropy], 1).cpu())
                 step(len(labels))
-        answers = torch.empty(len(data), 2)  # type: ignore[arg-type]
-        for number, part in enumerate(ranks.gather(torch.cat(share))):
-            answers[number :: ranks.world_size()] = part
+        answers = torch.cat(share).float()
         if not bool(torch.isfinite(answers).all()):
             raise FloatingPointError("The network's answers on the target images are not finite; stopped in a round.")
-        return answers[:, 0] == 1, answers[:, 1]
+        return answers
 
     def _make_order(self) -> "NeighborOrder":
         lists = self.lists.long()
@@ -234,9 +256,7 @@ class Borrowed:
                 warnings.warn(
                     "Source classes are not known, so min_per_class has no effect.", NoEffectWarning, stacklevel=2
                 )
-            is_large = torch.cat(
-                [counts >= self.neighbors.min_per_class, torch.tensor([True])]
-            )  # the last one: unknown
+            is_large = torch.cat([counts >= self.neighbors.min_per_class, torch.tensor([True])])  # the last: unknown
             is_borrowed &= is_large[self.labels.long().clamp(max=len(counts))][lists]
             if not is_borrowed.any():
                 raise TransferConfigError(
@@ -269,6 +289,7 @@ class Borrowed:
             "labels": self.labels,
             "budget": self.budget,
             "rounds_done": self.rounds_done,
+            "made_of": self._made_of,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -276,6 +297,7 @@ class Borrowed:
         self.reset()
         self.lists, self.labels, self.budget = state["lists"].cpu(), state["labels"].cpu(), state["budget"].cpu()
         self.rounds_done = state["rounds_done"]
+        self._made_of = self._saved_identity = state["made_of"]
 
 
 class NeighborOrder:

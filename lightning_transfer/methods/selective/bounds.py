@@ -84,7 +84,7 @@ def _top(rows: Tensor, num: int) -> Tensor:
         return vectors.flip(1)[:, :num].float()
     values, vectors = torch.linalg.eigh(rows @ rows.T)
     is_real = values.flip(0)[:num] > 1e-9 * values[-1]
-    return (rows.T @ vectors.flip(1)[:, :num][:, is_real]).float()
+    return torch.linalg.qr(rows.T @ vectors.flip(1)[:, :num][:, is_real])[0].float()
 
 
 def pruned_scan(queries: Tensor, packed: Packed, source: Rows, k: int, prune: bool | None) -> Nearest | None:
@@ -111,8 +111,7 @@ def pruned_scan(queries: Tensor, packed: Packed, source: Rows, k: int, prune: bo
 def _cheapest(queries: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int) -> tuple[float, int]:
     """The least cost, full scan = 1, and with how many coordinates; from a sample of queries and source rows."""
     asked = torch.arange(0, len(queries), max(1, len(queries) // TRIED[1]))
-    tried = torch.arange(FITTED // 2, len(source), max(1, len(source) // TRIED[0]))[: TRIED[0]]
-    tried = tried if len(tried) else torch.arange(len(source))
+    tried = torch.arange(min(FITTED // 2, len(source) - 1), len(source), max(1, len(source) // TRIED[0]))[: TRIED[0]]
     histograms = source.take(tried)
     rows, own = packed.rows(histograms)
     scores = torch.addmm(own, packed.queries[asked], rows.T, beta=-1)
@@ -144,7 +143,7 @@ def _scan(mine: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int
         scores = _single_scores(packed, source, query, guessed)
         nearest.add_pairs(query, guessed, scores)
         distance = (packed.own - scores.view(-1, num_guesses).topk(k).values[:, -1]) / 2
-        least = (mine[:, -1] - distance / 2 - MARGIN)[:, None]
+        least = (mine[:, -1] - distance / 2 - MARGIN * sketcher.root.square().sum())[:, None]
         known = query * len(source) + guessed
         file.seek(0)
         for start, stop in blocks(source, math.prod(source.shape)):
@@ -171,6 +170,8 @@ def _single_scores(packed: Packed, source: Rows, query: Tensor, row: Tensor) -> 
     import faiss
 
     scores = torch.empty(len(row))
+    if not len(row):
+        return scores
     row, order = row.sort(stable=True)
     unique, inverse = row.unique_consecutive(return_inverse=True)
     for near in unique.split(max(1, BLOCK // (2 * math.prod(source.shape)))):

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.methods.selective.borrowing import Borrowed, Borrowing
@@ -85,7 +86,9 @@ class SelectiveJointFinetuning(TransferCallback):
 
     @property
     def _borrowed(self) -> Borrowed:
-        chooser = self.part.chooser  # type: ignore[union-attr]
+        if self.part is None:
+            raise TransferConfigError("No run has begun yet, so nothing is borrowed. Look after trainer.fit.")
+        chooser = self.part.chooser
         assert isinstance(chooser, Borrowed)
         return chooser
 

@@ -67,8 +67,9 @@ class Descriptions:
     def remove(self) -> None:
         """Delete them; files that are open stay readable."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another job is at work there
-            self.folder.parent.rmdir()
+        if self.scan.cache is not None:
+            with contextlib.suppress(OSError):  # another job is at work there
+                self.folder.parent.rmdir()
 
     def describe(self, pictures: Pictures, name: str, *, is_shared: bool) -> tuple[Store, Tensor, Tensor]:
         """Describe what is not described yet.
@@ -85,32 +86,52 @@ class Descriptions:
         Raises:
             TransferConfigError: too many images are unreadable, or the disk is full.
         """
-        store = ranks.together(lambda: Store(self.folder / name, len(pictures), self.shape, self.most_positions))
+        if is_shared:
+            return self._shared(pictures, name)
+        return ranks.together(lambda: self._alone(pictures, name))
+
+    def _open(self, pictures: Pictures, name: str) -> tuple[Store, dict[int, Tensor]]:
+        store = Store(self.folder / name, len(pictures), self.shape, self.most_positions)
         self._undo.callback(store.close)
-        blocks, labels = store.blocks(), ranks.together(store.finished)
-        me, held = (ranks.rank(), ranks.gather(set(labels))) if is_shared else (0, [set(labels)])
-        holders = [
-            [process for process, numbers in enumerate(held) if block in numbers] for block in range(len(blocks))
-        ]
+        return store, store.finished()
+
+    def _read(self, pictures: Pictures, images: list[int]) -> Batches:
+        return read_batches(pictures, images, num_workers=self.scan.num_workers) if images else iter(())
+
+    def _alone(self, pictures: Pictures, name: str) -> tuple[Store, Tensor, Tensor]:
+        store, labels = self._open(pictures, name)
+        blocks = store.blocks()
+        todo = [block for block in range(len(blocks)) if block not in labels]
+        batches = self._read(pictures, [index for block in todo for index in blocks[block]])
+        with self.scan.progress(f"Filters over the {pictures.name}", len(pictures)) as step:
+            step(sum(len(blocks[block]) for block in labels))
+            for block in todo:
+                labels[block] = self._describe_block(store, block, blocks[block], batches, pictures)
+                step(len(blocks[block]))
+        every = torch.cat([labels[block] for block in range(len(blocks))])
+        self._check_readable(every, pictures.name)
+        return store, every, torch.arange(len(pictures))
+
+    def _shared(self, pictures: Pictures, name: str) -> tuple[Store, Tensor, Tensor]:
+        store, labels = ranks.together(lambda: self._open(pictures, name))
+        blocks, me, held = store.blocks(), ranks.rank(), ranks.gather(set(labels))
+        holders = [[process for process, those in enumerate(held) if block in those] for block in range(len(blocks))]
         todo = [block for block, who in enumerate(holders) if not who]
         mine = todo[me :: len(held)]
-        images = [index for block in mine for index in blocks[block]]
-        batches = read_batches(pictures, images, num_workers=self.scan.num_workers) if images else iter(())
+        batches = self._read(pictures, [index for block in mine for index in blocks[block]])
         with self.scan.progress(f"Filters over the {pictures.name}", len(pictures)) as step:
-            step(sum(len(blocks[block]) for block, who in enumerate(holders) if who))
-            for turn in range(
-                0, len(todo), len(held)
-            ):  # in step, so that nobody waits long, or for somebody who failed
-                now = todo[turn : turn + len(held)]
+
+            def turn(now: list[int]) -> None:
                 if me < len(now):
-                    act = partial(self._describe_block, store, now[me], blocks[now[me]], batches, pictures)
-                    labels[now[me]] = ranks.together(act) if is_shared else act()
-                elif is_shared:
-                    ranks.together(lambda: None)
+                    labels[now[me]] = self._describe_block(store, now[me], blocks[now[me]], batches, pictures)
                 step(sum(len(blocks[block]) for block in now))
+
+            step(sum(len(blocks[block]) for block, who in enumerate(holders) if who))
+            for start in range(0, len(todo), len(held)):  # in step, so that nobody waits long, or for one who failed
+                ranks.together(partial(turn, todo[start : start + len(held)]))
         kept = sorted({*mine, *(block for block, who in enumerate(holders) if who and who[block % len(who)] == me)})
         here = torch.cat([torch.empty(0, dtype=torch.int64), *(torch.tensor(blocks[block]) for block in kept)])
-        shares = ranks.gather({block: labels[block] for block in kept}) if is_shared else [labels]
+        shares = ranks.gather({block: labels[block] for block in kept})
         every = {block: those for share in shares for block, those in share.items()}
         all_labels = torch.cat([every[block] for block in range(len(blocks))])
         self._check_readable(all_labels, pictures.name)

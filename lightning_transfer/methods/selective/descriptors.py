@@ -127,8 +127,8 @@ class ResponseCounts:
         counts = self.counts.view(-1, CODES)[:, order].cpu()
         values = values[order].cpu()
         zeros = (values == 0).nonzero()[:, 0]  # there are two, and no edge lies between them
-        counts[:, zeros[0]] += counts[:, zeros[1]]
-        counts[:, zeros[1]] = 0
+        counts[:, zeros[1]] += counts[:, zeros[0]]
+        counts[:, zeros[0]] = 0
         below = (counts.cumsum(1) - counts).double()  # how many responses lie below each value
         wanted = counts.sum(1, keepdim=True) * torch.arange(1, bins, dtype=torch.float64) / bins
         above = torch.searchsorted(below, wanted.contiguous()).clamp(1, CODES - 1)

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from lightning_transfer.methods.selective.pictures import Picture, read_batches
 from lightning_transfer.progress import Step
 
-COMPARED = 5  # nearest source images of each target image that are looked at
+COMPARED = 5  # nearest source images of each target image, and of its mirror image, that are looked at at least
 SIDE = 16  # of a thumbnail
 ALIKE = 0.985  # correlation of thumbnails
 
@@ -26,24 +26,24 @@ def near_duplicates(
     num_workers: int,
     step: Step,
 ) -> Tensor:
-    """(pairs, 2) of target and source images that show the same, among (targets, k) nearest neighbors.
+    """(pairs, 2) of target and source images that show the same, among (targets, k) candidates.
 
     Args:
-        indices: source images, nearest first; the first five of each target image are looked at.
+        indices: source images that each target image is compared with.
         target: pictures.
         source: pictures.
         num_workers: that read pictures.
         step: told how many more pictures were compared.
     """
-    nearest = indices[:, :COMPARED].contiguous()
-    wanted = nearest.unique()
+    wanted = indices.unique()
     of_source = _thumbnails(source, wanted.tolist(), num_workers, step)
-    of_target = _thumbnails(target, range(len(nearest)), num_workers, step)
-    others = of_source[torch.searchsorted(wanted, nearest)]
+    of_target = _thumbnails(target, range(len(indices)), num_workers, step)
+    others = of_source[torch.searchsorted(wanted, indices.contiguous())]
     mirrored = others.unflatten(-1, (SIDE, SIDE)).flip(-1).flatten(-2)
     likeness = torch.maximum(*((of_target[:, None] * thumbnails).sum(-1) for thumbnails in (others, mirrored)))
     image, place = (likeness >= ALIKE).nonzero(as_tuple=True)
-    return torch.stack([image, nearest[image, place]], 1)
+    pairs: Tensor = torch.stack([image, indices[image, place]], 1).unique(dim=0)
+    return pairs
 
 
 def _thumbnails(pictures: Dataset[Picture], indices: Sequence[int], num_workers: int, step: Step) -> Tensor:

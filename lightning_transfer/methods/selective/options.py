@@ -74,4 +74,5 @@ class Neighbors:
 
     def longest(self, num_images: int) -> int:
         """The longest list that may be needed, of a source of so many images."""
-        return min(LIMIT * self.k if self.limit is None else self.limit, num_images)
+        limit = self.k if not self.rounds else LIMIT * self.k if self.limit is None else self.limit
+        return min(limit, num_images)

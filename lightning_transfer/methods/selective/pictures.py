@@ -1,5 +1,6 @@
 """Any dataset's samples as pictures, in the dataset's order: what filters are laid over, and eyes look at."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -51,6 +52,13 @@ class Pictures(Dataset[Picture]):
         self.dataset = dataset
         self.name = name
         self.adapt = adapt
+        self.is_mirrored = False
+
+    def mirrored(self) -> "Pictures":
+        """The same, each picture as in a mirror."""
+        other = copy.copy(self)
+        other.name, other.is_mirrored = f"mirrored {self.name}", True
+        return other
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -64,7 +72,8 @@ class Pictures(Dataset[Picture]):
             with seeded(seed, index):
                 sample = self.dataset[index]
             image, label = self._split(sample)
-            return Picture(_pixels(image), label)
+            pixels = _pixels(image)
+            return Picture(pixels.flip(-1) if self.is_mirrored else pixels, label)
         except Exception as error:
             return Picture(f"{type(error).__name__}: {error}")
 
@@ -77,7 +86,7 @@ class Pictures(Dataset[Picture]):
         is_class = isinstance(label, int | np.integer) or (
             isinstance(label, Tensor) and label.ndim == 0 and not label.is_floating_point()
         )
-        return image, int(label) if is_class else -1
+        return image, max(int(label), -1) if is_class else -1
 
     def check_always_the_same(self, advice: str) -> None:
         """Raise where reading a sample again gives other pixels.

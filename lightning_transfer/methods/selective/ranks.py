@@ -35,12 +35,15 @@ def together(act: Callable[[], T]) -> T:
     Raises:
         RuntimeError: it failed in another process; TransferConfigError where it did so there.
     """
-    value, failure = None, None
+    value: T | None = None
+    failure: BaseException | None = None
     try:
         value = act()
-    except Exception as error:
+    except BaseException as error:  # also what a signal raises: the others must not wait
         failure = error
-    kinds = gather(None if failure is None else (isinstance(failure, TransferConfigError), str(failure)))
+    kinds = gather(
+        None if failure is None else (isinstance(failure, TransferConfigError), str(failure) or repr(failure))
+    )
     if failure is not None:
         raise failure
     for number, kind in enumerate(kinds):

@@ -34,5 +34,6 @@ class Scan:
         check_count("num_workers", self.num_workers, least=0)
 
     def silent(self) -> "Scan":
-        """The same work, of which nothing is seen."""
-        return replace(self, progress=no_progress, say=lambda _: None)
+        """The same work, of which nothing is seen; a bar of one's own may have more to do than to be seen."""
+        progress = no_progress if self.progress is tqdm_progress else self.progress
+        return replace(self, progress=progress, say=lambda _: None)

@@ -27,6 +27,7 @@ from lightning_transfer.methods.selective.descriptions import UNREADABLE, Descri
 from lightning_transfer.methods.selective.descriptors import Binning, num_bins
 from lightning_transfer.methods.selective.duplicates import COMPARED, near_duplicates
 from lightning_transfer.methods.selective.exact import exact_neighbors, nearest_first, search_bytes
+from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.pictures import Picture, Pictures
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
@@ -76,18 +77,17 @@ def select_neighbors(
     if bins is not None:
         check_count("bins", bins, least=2)
     check_choice("search", search, ("exact", "approximate"))
-    job = _Job(
-        _as_pictures(target, "target"),
-        _as_pictures(source, "source"),
-        tuple(_as_pictures(data, "protected") for data in protect),
-        FilterBank.gabor() if bank == "gabor" else _checked_bank(bank),
+    return Job(
+        Pictures(target, "target"),
+        Pictures(source, "source"),
+        tuple(Pictures(data, "protected") for data in protect),
+        _as_bank(bank),
         k,
         bins,
         search,
-        scan if ranks.rank() == 0 else scan.silent(),
-    )
-    with plain_arithmetic():
-        return job.run()
+        scan,
+        longest=k,
+    ).run()
 
 
 @contextmanager
@@ -102,11 +102,9 @@ def plain_arithmetic() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-def _as_pictures(data: Dataset[Any], name: str) -> Pictures:
-    return data if isinstance(data, Pictures) else Pictures(data, name)
-
-
-def _checked_bank(bank: str | FilterBank) -> FilterBank:
+def _as_bank(bank: str | FilterBank) -> FilterBank:
+    if bank == "gabor":
+        return FilterBank.gabor()
     if not isinstance(bank, FilterBank):
         raise TransferConfigError(
             f"bank={bank!r} is not known. Write bank='gabor' or FilterBank.from_model(model, layers=['conv1'])."
@@ -115,8 +113,8 @@ def _checked_bank(bank: str | FilterBank) -> FilterBank:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One selection on its way."""
+class Job:
+    """One selection on its way; lists are as long as `longest`, or as what is left of the source, but never below k."""
 
     target: Pictures
     source: Pictures
@@ -126,9 +124,32 @@ class _Job:
     bins: int | None
     search: str
     scan: Scan
+    longest: int
+
+    @classmethod
+    def of(
+        cls, target: Pictures, source: Pictures, protect: Sequence[Pictures], *, neighbors: Neighbors, scan: Scan
+    ) -> "Job":
+        """The job that a run with such neighbors has."""
+        return cls(
+            target,
+            source,
+            tuple(protect),
+            _as_bank(neighbors.bank),
+            neighbors.k,
+            neighbors.bins,
+            neighbors.search,
+            scan,
+            longest=neighbors.longest(len(source)),
+        )
 
     def run(self) -> Selection:
         """Everything, or what an earlier run left of it."""
+        job = self if ranks.rank() == 0 else replace(self, scan=self.scan.silent())
+        with plain_arithmetic():
+            return job._run()
+
+    def _run(self) -> Selection:
         ranks.together(self._check)
         describer = Describer(self.bank, torch.device(self.scan.device))
         began = time.monotonic()
@@ -152,7 +173,7 @@ class _Job:
                 f"{len(found.duplicates)} target images are in the source too, as they are or nearly, for example "
                 f"{_pairs(found.duplicates)} (target, source). If test images are there as well, what they measure is "
                 "memory: pass protect=[test_dataset].",
-                stacklevel=4,
+                stacklevel=5,
             )
         return replace(found, target=self.target, source=self.source)
 
@@ -196,10 +217,10 @@ class _Job:
             "bins": str(edges.shape[1] + 1),
             "edges": hashlib.sha256(edges.numpy().tobytes()).hexdigest()[:16],
             "target": f"{len(self.target)} images {target_digest}",
-            "source": _identity(self.source),
-            "neighbors": str(self.k),
+            "source": identity(self.source),
+            "neighbors": str(self.longest),
             "search": self.search,
-            "protected": ", ".join(map(_identity, self.protect)) or "none",
+            "protected": ", ".join(map(identity, self.protect)) or "none",
         }
 
     def _cached(self, fingerprint: dict[str, str]) -> Selection | None:
@@ -223,11 +244,13 @@ class _Job:
         images = len(self.source) / ranks.world_size()
         self.scan.say(
             f"Selecting among {len(self.source):,} source images for {len(self.target):,} target images: about "
-            f"{search_bytes(len(self.target), self.k, descriptions.shape) / 1e9:.1f} GB of memory, "
+            f"{search_bytes(len(self.target), self.longest, descriptions.shape) / 1e9:.1f} GB of memory, "
             f"{descriptions.num_bytes(len(self.source)) / 1e9:.2f} GB on disk in "
             f"{descriptions.folder}, about {rate:.0f} images a second, so {images / rate / 60:.1f} minutes."
         )
-        target, target_labels, _ = descriptions.describe(self.target, "target", is_shared=False)
+        target, target_labels, _ = descriptions.describe(
+            self.target, f"target {identity(self.target)}", is_shared=False
+        )
         source, source_labels, mine = descriptions.describe(self.source, "source", is_shared=True)
         usable = source_labels != UNREADABLE
         dropped = self._leaks(descriptions, source, mine[usable[mine]])
@@ -238,10 +261,9 @@ class _Job:
                 f"{int((~usable).sum()):,} are unreadable or protected; pass fewer neighbors."
             )
         everything = Stored(target, torch.arange(len(self.target)))
-        distances, indices = self._nearest(everything, source, mine[usable[mine]], self.k)
-        with self.scan.progress("Near duplicates", 2 * len(self.target)) as step:
-            compare = partial(near_duplicates, indices, self.target, self.source, self.scan.num_workers, step)
-            duplicates = ranks.from_first(compare)
+        k = min(self.longest, int(usable.sum()))
+        distances, indices = self._nearest(everything, source, mine[usable[mine]], k, all_in_double=True)
+        duplicates = self._copies(descriptions, source, mine[usable[mine]], self.target)
         return Selection(
             indices=indices,
             distances=distances,
@@ -257,13 +279,7 @@ class _Job:
         """(pairs, 2) of protected images, counted over all datasets, and the source images that show the same."""
         found, before = [torch.empty(0, 2, dtype=torch.int64)], 0
         for pictures in self.protect:
-            store, _, _ = descriptions.describe(pictures, f"protected {_identity(pictures)}", is_shared=False)
-            asked = Stored(store, torch.arange(len(pictures)))
-            _, indices = self._nearest(asked, source, mine, min(COMPARED, len(self.source)))
-            with self.scan.progress("Near duplicates", 2 * len(pictures)) as step:
-                compare = partial(near_duplicates, indices, pictures, self.source, self.scan.num_workers, step)
-                pairs = ranks.from_first(compare)
-            found.append(pairs + torch.tensor([before, 0]))
+            found.append(self._copies(descriptions, source, mine, pictures) + torch.tensor([before, 0]))
             before += len(pictures)
         dropped = torch.cat(found)
         if self.protect:
@@ -273,8 +289,27 @@ class _Job:
             )
         return dropped
 
-    def _nearest(self, queries: Stored, source: Store, mine: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k nearest among all processes' shares of the source."""
+    def _copies(self, descriptions: Descriptions, source: Store, mine: Tensor, pictures: Pictures) -> Tensor:
+        """(pairs, 2) of pictures and the source images that show the same, mirrored or not, however many there are."""
+        stores = []
+        for view in (pictures, pictures.mirrored()):
+            store, _, _ = descriptions.describe(view, f"{view.name} {identity(view)}", is_shared=False)
+            stores.append(Stored(store, torch.arange(len(view))))
+        k, most = COMPARED, sum(ranks.gather(len(mine)))
+        while True:
+            k = min(k, most)
+            candidates = torch.cat([self._nearest(queries, source, mine, k)[1] for queries in stores], 1)
+            with self.scan.progress("Near duplicates", len(candidates.unique()) + len(pictures)) as step:
+                compare = partial(near_duplicates, candidates, pictures, self.source, self.scan.num_workers, step)
+                pairs = ranks.from_first(compare)
+            if k == most or not len(pairs) or int(pairs[:, 0].bincount().max()) < k:
+                return pairs
+            k *= 4  # all that was looked at are copies: there may be more
+
+    def _nearest(
+        self, queries: Stored, source: Store, mine: Tensor, k: int, *, all_in_double: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The k nearest among all processes' shares of the source; distances in float64 do not depend on the shares."""
 
         def search() -> tuple[Tensor, Tensor, float]:
             if not len(mine):
@@ -282,7 +317,8 @@ class _Job:
             rows, root = Stored(source, mine), self.bank.weights.sqrt().repeat_interleave(source.shape[1])
             if self.search == "approximate":
                 return approximate_neighbors(queries, rows, k=min(k, len(mine)), root=root)
-            return *exact_neighbors(queries, rows, k=min(k, len(mine)), root=root), 1.0
+            found = exact_neighbors(queries, rows, k=min(k, len(mine)), root=root, all_in_double=all_in_double)
+            return *found, 1.0
 
         distances, local, recall = ranks.together(search)
         indices = mine[local] if len(mine) else local
@@ -305,7 +341,7 @@ def _lowest(pictures: Pictures) -> float:
     return min((float(pixels.min()) for pixels in some if isinstance(pixels, Tensor)), default=0.0)
 
 
-def _identity(pictures: Pictures) -> str:
+def identity(pictures: Pictures) -> str:
     """A short name of images in their order, by some of them."""
     digest = hashlib.sha256()
     for index in torch.linspace(0, len(pictures) - 1, min(IDENTIFIED, len(pictures))).long().tolist():

@@ -1,5 +1,6 @@
 """Which source images lie nearest to each target image: found once, kept in a file, looked at."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -83,7 +84,8 @@ class Selection:
             part.write_bytes(save(tensors, metadata=facts))
             part.replace(path)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
             raise TransferConfigError(f"Cannot write the selection to {path}: {error}. Pass another path.") from error
 
     @classmethod
@@ -93,13 +95,14 @@ class Selection:
         Raises:
             TransferConfigError: there is no such file, it is damaged, or it is of another version of this package.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
         try:
-            with safe_open(os.fspath(path), framework="pt") as file:
-                facts = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        except (SafetensorError, OSError) as error:
+            data = Path(path).read_bytes()  # once: another job may put a new file in its place
+            tensors: dict[str, Any] = load(data)
+            facts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        except (SafetensorError, OSError, ValueError) as error:
             raise TransferConfigError(
                 f"{path} is no selection, or damaged: {error}. Delete it and select again."
             ) from error
@@ -108,7 +111,11 @@ class Selection:
                 f"{path} is no selection of this version: format {facts.get('format')}, this one reads {FORMAT}. "
                 "Delete it and select again."
             )
-        if set(tensors) != set(TENSORS) or facts.get("checksum") != _checksum(tensors, facts):
+        if (
+            set(tensors) != set(TENSORS)
+            or "fingerprint" not in facts
+            or facts.get("checksum") != _checksum(tensors, facts)
+        ):
             raise TransferConfigError(f"{path} is damaged: its checksum is wrong. Delete it and select again.")
         return cls(fingerprint=json.loads(facts["fingerprint"]), **tensors)
 
@@ -135,7 +142,8 @@ class Selection:
         """
         from lightning_transfer.reports.borrowed import borrowed_images
 
-        target, source = target or self.target, source or self.source
+        target = self.target if target is None else target
+        source = self.source if source is None else source
         if target is None or source is None:
             raise TransferConfigError("A loaded selection has no images: report(path, target=..., source=...).")
         shown = {
@@ -172,7 +180,7 @@ def _viewer(data: Dataset[Any], name: str, labels: Tensor) -> Any:
 
 
 def _checksum(tensors: dict[str, Tensor], facts: dict[str, str]) -> str:
-    found = hashlib.sha256((facts["format"] + facts["fingerprint"]).encode())
+    found = hashlib.sha256(f"{facts.get('format')} {facts.get('fingerprint')}".encode())
     for name in TENSORS:
         found.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
         found.update(tensors[name].contiguous().numpy().tobytes())

@@ -65,16 +65,27 @@ class Store:
         return [range(start, min(start + BLOCK, self.num_images)) for start in range(0, self.num_images, BLOCK)]
 
     def write(self, number: int, counts: Tensor, labels: Tensor) -> None:
-        """Finish a block: its counts (images, filters, bins), then labels (images,) and a checksum as its mark."""
+        """Finish a block: its counts (images, filters, bins), then labels (images,) and a checksum as its mark.
+
+        Raises:
+            TransferConfigError: the disk is full, or cannot be written.
+        """
         data = counts.cpu().numpy().astype(self.dtype).tobytes()
-        self._file.seek(number * BLOCK * self.row_bytes)
-        self._file.write(data)
         mark = labels.numpy().astype(np.int64).tobytes()
         path = self._mark(number)
-        path.parent.mkdir(parents=True, exist_ok=True)  # another job, first to finish, may have tidied up
         part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_bytes(zlib.crc32(data + mark).to_bytes(4, "big") + mark)
-        part.replace(path)
+        try:
+            self._file.seek(number * BLOCK * self.row_bytes)
+            if self._file.write(data) != len(data):
+                raise OSError("the disk took only a part")
+            path.parent.mkdir(parents=True, exist_ok=True)  # another job, first to finish, may have tidied up
+            part.write_bytes(zlib.crc32(data + mark).to_bytes(4, "big") + mark)
+            part.replace(path)
+        except OSError as error:
+            raise TransferConfigError(
+                f"Cannot write descriptors to {self.folder}: {error}. Make room, or pass another cache=; finished blocks "
+                "are used again."
+            ) from error
 
     def _mark(self, number: int) -> Path:
         return self.folder / f"block{number:06d}"
