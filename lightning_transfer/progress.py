@@ -1,6 +1,5 @@
 """What a user sees of long work: a bar of the kind that is in use."""
 
-import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeAlias
@@ -32,8 +31,11 @@ def rich_progress(name: str, total: int) -> Iterator[Step]:
 
     bars = Bars(transient=True)
     task = bars.add_task(name, total=total)
-    with contextlib.suppress(LiveError):  # older ones show one display at a time, and the Trainer's is on
+    try:
         bars.start()
+    except LiveError:  # older ones show one display at a time, and the Trainer's is on
+        yield lambda _: None
+        return
     try:
         yield lambda more: bars.advance(task, more)
     finally:

@@ -175,13 +175,15 @@ def empty_separate(settings: Settings) -> tuple[Run, Run]:
 def main(argv: Sequence[str] | None = None, settings: Settings | None = None) -> dict[str, Any]:
     """Measure every row, print the table, write and return the numbers; `settings` go before --quick and --wide."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few minutes")
-    parser.add_argument("--wide", action="store_true", help="also the widest descriptors: half an hour, 5 GB of disk")
+    parser.add_argument("--quick", action="store_true", help="under five minutes")
+    parser.add_argument(
+        "--wide", action="store_true", help="also the widest descriptors: a quarter of an hour, 5 GB of disk"
+    )
     parser.add_argument("--only", default="", metavar="WORDS", help="only rows that have these words in their names")
     parser.add_argument("--out", type=Path, default=Path("costs.json"))
     args = parser.parse_args(argv)
     settings = settings or replace(QUICK if args.quick else FULL, wide=args.wide)
-    rows = [row for row in ROWS if args.only in row.name and (settings.wide or not row.wide)]
+    rows = [row for row in ROWS if args.only in row.name and (settings.wide or row.size != "wide")]
     with ExitStack() as undo, warnings.catch_warnings():
         undo.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # CPU time is then what a step costs

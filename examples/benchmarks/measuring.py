@@ -38,7 +38,7 @@ class Row:
         least: the least that passes.
         unit: A / B as it is ("x"), in hundredths ("%") or billions of bytes ("GB"); or A - B in microseconds ("us").
         most: repetitions; fewer if the settings say so.
-        wide: too long to be run unasked.
+        size: the bar is one for "any" scale of the settings, for "full" size, or that and too "wide" to be run unasked.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Row:
     least: float | None = None
     unit: Literal["x", "us", "%", "GB"] = "x"
     most: int | None = None
-    wide: bool = False
+    size: Literal["any", "full", "wide"] = "any"
 
     def __call__(self, variants: Variants) -> Variants:
         """Enter the variants into the table."""
@@ -59,13 +59,8 @@ class Row:
         a, b = ROWS[self](settings)
         pairs = [(a(), b()) for _ in track(range(repetitions), self.name, transient=True)]
         costs = [self._cost(*pair) for pair in pairs]
-        return {
-            **asdict(self),
-            "median": median(costs),
-            "passed": self.passes(median(costs)),
-            "costs": costs,
-            "pairs": pairs,
-        }
+        passed = self.passes(median(costs)) if self.size == "any" or settings.scale >= 1 else None
+        return {**asdict(self), "median": median(costs), "passed": passed, "costs": costs, "pairs": pairs}
 
     def _cost(self, a: float, b: float) -> float:
         return 1e6 * (a - b) if self.unit == "us" else (100 if self.unit == "%" else 1) * a / b

@@ -130,13 +130,13 @@ for shape, k in ((GABOR, 50), (GABOR, 500), (CONVOLUTIONAL, 50), (CONVOLUTIONAL,
     Row(name, least=100.0, unit="%", most=1)(partial(agreeing, shape=shape, k=k))
 
 
-@Row("Full scan from disk / matrix product, D=960, k=100", bar=1.20, most=5)
+@Row("Full scan from disk / matrix product, D=960, k=100", bar=1.20, most=5, size="full")
 def scan_100(settings: Settings) -> tuple[Run, Run]:
     """Reading, scaling, logarithms, keeping the best, measuring again: all that a product does not do."""
     return full_scan(settings, 100)
 
 
-@Row("Full scan from disk / matrix product, D=960, k=500", bar=1.30, most=5)
+@Row("Full scan from disk / matrix product, D=960, k=500", bar=1.30, most=5, size="full")
 def scan_500(settings: Settings) -> tuple[Run, Run]:
     """With more to keep."""
     return full_scan(settings, 500)
@@ -174,19 +174,19 @@ def pruning(
     return automatic, checked
 
 
-@Row("Pruned scan / full scan, D=960, k=50", bar=0.50, most=5)
+@Row("Pruned scan / full scan, D=960, k=50", bar=0.50, most=5, size="full")
 def pruned(settings: Settings) -> tuple[Run, Run]:
     """The Gabor bank's descriptors."""
     return pruning(settings, GABOR, (1024, 60_000), 50)
 
 
-@Row("Pruned scan / full scan, D=35,200, k=20", bar=0.10, most=3, wide=True)
+@Row("Pruned scan / full scan, D=35,200, k=20", bar=0.10, most=3, size="wide")
 def pruned_wide(settings: Settings) -> tuple[Run, Run]:
     """A convolutional bank's, several layers of a hundred bins."""
     return pruning(settings, WIDE, (1800, 60_000), 20)
 
 
-@Row("Scan left to itself / full scan, nothing to prune", bar=1.15, most=5)
+@Row("Scan left to itself / full scan, nothing to prune", bar=1.15, most=5, size="full")
 def unprunable(settings: Settings) -> tuple[Run, Run]:
     """What finding out costs."""
     return pruning(settings, GABOR, (1024, 60_000), 50, independent)
@@ -205,7 +205,7 @@ def against(settings: Settings, slow: Slow) -> tuple[Run, Run]:
     return timed(slow(few, source, k), parts=len(few)), timed(ours, parts=num_queries)
 
 
-@Row("Neighbors, numpy broadcasting / ours", least=15.0, most=5)
+@Row("Neighbors, numpy broadcasting / ours", least=15.0, most=5, size="full")
 def broadcasting(settings: Settings) -> tuple[Run, Run]:
     """All source rows at once, in float32, with logarithms that somebody else has taken."""
 
@@ -222,7 +222,7 @@ def broadcasting(settings: Settings) -> tuple[Run, Run]:
     return against(settings, slow)
 
 
-@Row("Neighbors, Matlab-like loop / ours", least=80.0, most=5)
+@Row("Neighbors, Matlab-like loop / ours", least=80.0, most=5, size="full")
 def loop(settings: Settings) -> tuple[Run, Run]:
     """As it is written down in Matlab: a query's histogram of a filter against all of the source's, in float64."""
 

@@ -2,6 +2,8 @@
 
 import io
 import math
+import shutil
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -74,7 +76,9 @@ def on_disk(folder: str, num: int, shape: Shape, shares: Shares = natural) -> St
 def remove_sources() -> None:
     """Delete all files."""
     while SOURCES:
-        SOURCES.popitem()[1].store.remove()
+        store = SOURCES.popitem()[1].store
+        store.close()
+        shutil.rmtree(store.folder)
 
 
 def decoder(side: int, resized: int) -> Callable[[], Image.Image]:

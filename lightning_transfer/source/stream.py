@@ -130,7 +130,7 @@ class Shuffled:
 @lru_cache(maxsize=4)
 def permutation(num: int, seed: int, turn: int) -> Tensor:
     """(num,) numbers in the order of a turn."""
-    return torch.randperm(num, generator=torch.Generator().manual_seed(_seed_of(seed, turn)))
+    return torch.randperm(num, generator=torch.Generator().manual_seed(seed_of(seed, turn)))
 
 
 class _Reproducible(Dataset[SourceBatch]):
@@ -175,7 +175,7 @@ def _collate(samples: list[tuple[int, Any]]) -> SourceBatch:
 def seeded(seed: int, position: int) -> Iterator[None]:
     """Random state of its own (torch on the CPU, numpy, random) inside; the program's own again behind it."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    value = _seed_of(seed, position)
+    value = seed_of(seed, position)
     torch.default_generator.manual_seed(value)  # torch.manual_seed would reseed the accelerators too
     np.random.seed(value % 2**32)
     random.seed(value)
@@ -187,6 +187,6 @@ def seeded(seed: int, position: int) -> Iterator[None]:
         random.setstate(states[2])
 
 
-def _seed_of(seed: int, number: int) -> int:
+def seed_of(seed: int, number: int) -> int:
     """A well-mixed seed for the `number`-th use of `seed`."""
     return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0]) >> 1

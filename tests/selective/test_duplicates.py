@@ -75,13 +75,13 @@ def test_flat_images_are_nobodys_likeness():
     assert found([almost, flat[0]], [almost, flat[0], photos(1, 0)[0]]) == []
 
 
-def test_only_the_five_nearest_are_looked_at_and_several_may_be_found():
+def test_every_candidate_is_looked_at_and_several_may_be_found():
     target, source = photos(2, 0), photos(12, 1)
     source[[4, 9]] = target[0]
     source[11] = target[1]
     indices = torch.tensor([[9, 0, 4, 1, 2, 11], [0, 1, 2, 3, 4, 11]])
-    assert found(target, source, indices) == [[0, 9], [0, 4]]
-    assert found(target, source, indices.flip(1)) == [[0, 4], [1, 11]]
+    assert found(target, source, indices) == [[0, 4], [0, 9], [1, 11]]
+    assert found(target, source, indices.flip(1)) == [[0, 4], [0, 9], [1, 11]]
     assert found(target, source, indices[:, :1]) == [[0, 9]]
 
 

@@ -45,10 +45,10 @@ def assert_equal(found, expected):
         assert torch.equal(found[name], expected[name]), name
 
 
-def described(loaded, nearest):
-    """The images of a run that were described: behind those that tell a source, before those that are looked at."""
-    looked_at = len({*nearest[:, :5].flatten().tolist()})
-    return loaded[READ_BEFORE : len(loaded) - looked_at]
+def described(loaded):
+    """The images of a run that were described, in rising order: behind those that tell a source, before thumbnails."""
+    rest = loaded[READ_BEFORE:]
+    return rest[: next((place for place in range(1, len(rest)) if rest[place] <= rest[place - 1]), len(rest))]
 
 
 def block(number):
@@ -58,11 +58,11 @@ def block(number):
 def test_what_is_read_before_the_first_description(small_blocks, tmp_path):
     """On this the counts of the other tests stand."""
     first, again = source_data(), source_data()
-    found = selected(first, protect=[], cache=tmp_path / "chosen")
+    selected(first, protect=[], cache=tmp_path / "chosen")
     selected(again, protect=[], cache=tmp_path / "chosen")
     assert len(again.loaded) == READ_BEFORE
     assert again.loaded == first.loaded[:READ_BEFORE]
-    assert described(first.loaded, found.indices) == list(range(NUM_SOURCE))
+    assert described(first.loaded) == list(range(NUM_SOURCE))
 
 
 @pytest.mark.parametrize(
@@ -76,10 +76,10 @@ def test_a_run_behind_kill_nine_sigterm_or_ctrl_c_describes_only_what_is_missing
     assert told["codes"][how] == [code, 0]
     after = written(f"{how}/resumed-1-0")
     assert after["blocks"] == list(range(finished))
-    protected = 5 * 4  # nearest source images of protected images, which are looked at too
+    looked_at = 10 * (4 + select_run.NUM_TARGET)  # nearest to protected and target images, mirrored or not
     missing = [image for number in range(finished, 5) for image in block(number)]
     assert after["loaded"][READ_BEFORE:][: len(missing)] == missing
-    assert len(after["loaded"]) <= READ_BEFORE + len(missing) + protected + 5 * select_run.NUM_TARGET
+    assert len(after["loaded"]) <= READ_BEFORE + len(missing) + looked_at
     assert_equal(after, values(selected()))
     assert after["left"] == ["chosen"]
 
@@ -126,8 +126,8 @@ def test_an_exception_keeps_finished_blocks(small_blocks, tmp_path):
     cache = tmp_path / "chosen"
     break_off(cache, protect=[])
     again = source_data()
-    found = selected(again, protect=[], cache=cache)
-    assert described(again.loaded, found.indices) == [image for number in (2, 3, 4) for image in block(number)]
+    selected(again, protect=[], cache=cache)
+    assert described(again.loaded) == [image for number in (2, 3, 4) for image in block(number)]
     assert_equal(values(found), values(selected(protect=[])))
     assert [path.name for path in tmp_path.iterdir()] == ["chosen"]
 
@@ -138,7 +138,7 @@ def test_broken_off_twice(small_blocks, tmp_path):
     break_off(cache, finished=2, protect=[])  # of those that are left: three are finished now
     again = source_data()
     found = selected(again, protect=[], cache=cache)
-    assert described(again.loaded, found.indices) == [image for number in (3, 4) for image in block(number)]
+    assert described(again.loaded) == [image for number in (3, 4) for image in block(number)]
     assert_equal(values(found), values(selected(protect=[])))
 
 
@@ -171,7 +171,7 @@ def test_a_damaged_block_is_described_again(small_blocks, tmp_path, damage):
         mark.unlink()
     again = source_data()
     found = selected(again, protect=[], cache=cache)
-    assert described(again.loaded, found.indices) == [image for number in expected for image in block(number)]
+    assert described(again.loaded) == [image for number in expected for image in block(number)]
     assert_equal(values(found), values(selected(protect=[])))
 
 
@@ -304,8 +304,8 @@ def test_a_disk_that_fills_up_is_told_and_finished_blocks_are_used_again(small_b
         with pytest.raises(lt.TransferConfigError, match="No space left on device.*cache="):
             selected(protect=[], cache=cache)
     again = source_data()
-    found = selected(again, protect=[], cache=cache)
-    assert described(again.loaded, found.indices) == [image for number in (2, 3, 4) for image in block(number)]
+    selected(again, protect=[], cache=cache)
+    assert described(again.loaded) == [image for number in (2, 3, 4) for image in block(number)]
 
 
 def test_without_a_cache_nothing_is_left(small_blocks, tmp_path, monkeypatch):

@@ -66,15 +66,15 @@ def by_hand_answers(weights_then):
 @pytest.fixture
 def selections(monkeypatch):
     """How often was selected."""
-    made, select = [], borrowing.select_neighbors
-    monkeypatch.setattr(borrowing, "select_neighbors", lambda *a, **o: made.append(select(*a, **o)) or made[-1])
+    made, run = [], borrowing.Job.run
+    monkeypatch.setattr(borrowing.Job, "run", lambda job: made.append(run(job)) or made[-1])
     return made
 
 
 @pytest.mark.parametrize("module", [LitToy, toys.PlToy])
 def test_budgets_follow_wrong_unsure_and_sure(module):
     """The network as it is at the round's first step, in evaluation, by loops in numpy."""
-    neighbors = borrowed(k=2, rounds=2, every=2, limit=14, hard_entropy=1.3)
+    neighbors = borrowed(k=2, rounds=2, every=2, limit=14, hard_entropy=1.1)
     callback = selective(neighbors=neighbors)
     if module is toys.PlToy:
         budgets, then = [], []
@@ -91,10 +91,10 @@ def test_budgets_follow_wrong_unsure_and_sure(module):
         follow = followed(callback)
         budgets, then = follow.budgets, follow.weights
     assert budgets[:2] == [[2] * 24] * 2
-    first = by_hand.budgets([2] * 24, *by_hand_answers(then[1]), k=2, limit=14, hard_entropy=1.3)
+    first = by_hand.budgets([2] * 24, *by_hand_answers(then[1]), k=2, limit=14, hard_entropy=1.1)
     assert {*first} == {2, 6, 10}
     assert budgets[2:4] == [first] * 2
-    second = by_hand.budgets(first, *by_hand_answers(then[3]), k=2, limit=14, hard_entropy=1.3)
+    second = by_hand.budgets(first, *by_hand_answers(then[3]), k=2, limit=14, hard_entropy=1.1)
     assert budgets[4:] == [second] * 8
     assert max(second) == 14
     assert all(after >= before for before, after in zip(first, second, strict=True))
@@ -120,8 +120,8 @@ def test_a_users_dropout_is_off_when_the_network_is_asked():
             self.drop = nn.Dropout(0.9)
             self.model.features = lambda pixels: nn.functional.dropout(self.drop(features(pixels)), 0.5, self.training)
 
-    follow = followed(selective(neighbors=borrowed(k=2, hard_entropy=1.3)), Dropping())
-    expected = by_hand.budgets([2] * 24, *by_hand_answers(follow.weights[1]), k=2, limit=10, hard_entropy=1.3)
+    follow = followed(selective(neighbors=borrowed(k=2, hard_entropy=1.1)), Dropping())
+    expected = by_hand.budgets([2] * 24, *by_hand_answers(follow.weights[1]), k=2, limit=10, hard_entropy=1.1)
     assert follow.budgets[2] == expected
     assert len({*expected}) > 1
 
@@ -135,8 +135,8 @@ def test_an_eval_of_the_users_that_does_nothing_changes_nothing():
         def eval(self):
             return self
 
-    follow = followed(selective(neighbors=borrowed(k=2, hard_entropy=1.3)), Stubborn())
-    expected = by_hand.budgets([2] * 24, *by_hand_answers(follow.weights[1]), k=2, limit=10, hard_entropy=1.3)
+    follow = followed(selective(neighbors=borrowed(k=2, hard_entropy=1.1)), Stubborn())
+    expected = by_hand.budgets([2] * 24, *by_hand_answers(follow.weights[1]), k=2, limit=10, hard_entropy=1.1)
     assert follow.budgets[2] == expected
 
 
@@ -235,7 +235,7 @@ def by_mixin(neighbors, module=SelectiveByHand, weight=ALWAYS, **options):
 def test_manual_optimization_asks_for_steps_between_rounds():
     with pytest.raises(lt.TransferConfigError, match=r"Neighbors\(every="):
         fit(by_mixin(borrowed(every=None)))
-    module = by_mixin(borrowed(k=2, every=3, hard_entropy=1.3))
+    module = by_mixin(borrowed(k=2, every=3, hard_entropy=1.1))
     fit(module)
     assert {*module.source_task.chooser.budget.tolist()} <= {2, 6, 10}
     assert module.source_task.chooser.rounds_done == 1
@@ -259,10 +259,10 @@ def test_the_mixin_is_the_callback():
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_rounds_in_other_precisions(precision):
-    follow = followed(selective(neighbors=borrowed(k=2, hard_entropy=1.3)), precision=precision)
+    follow = followed(selective(neighbors=borrowed(k=2, hard_entropy=1.1)), precision=precision)
     then = {name: value.double().numpy() for name, value in follow.weights[1].items()}
     is_correct, entropy = by_hand_answers(then)
-    expected = by_hand.budgets([2] * 24, is_correct, entropy, k=2, limit=10, hard_entropy=1.3)
+    expected = by_hand.budgets([2] * 24, is_correct, entropy, k=2, limit=10, hard_entropy=1.1)
     near = sum(one != other for one, other in zip(follow.budgets[2], expected, strict=True))
     assert near <= (0 if precision == "64-true" else 2)
 
@@ -363,13 +363,14 @@ def lists(monkeypatch):
     generator = torch.Generator().manual_seed(4)
     indices = torch.stack([torch.randperm(20, generator=generator) for _ in range(24)])
 
-    def select(target, source, *, k, **options):
+    def select(job):
+        k = job.longest
         none = torch.empty(0, 2, dtype=torch.int64)
         labels = toys.source_data().tensors[1]
         distances = torch.zeros(24, k, dtype=torch.float64)
         return Selection(indices[:, :k], distances, {}, torch.zeros(24), labels, none, none, none[:, 0])
 
-    monkeypatch.setattr(borrowing, "select_neighbors", select)
+    monkeypatch.setattr(borrowing.Job, "run", select)
     return indices
 
 
@@ -428,14 +429,14 @@ def test_when_no_class_is_left_it_is_an_error(lists):
 
 
 def test_unknown_classes_are_kept_with_a_warning(lists, monkeypatch):
-    select = borrowing.select_neighbors
+    select = borrowing.Job.run
 
-    def without_labels(*args, **options):
-        made = select(*args, **options)
+    def without_labels(job):
+        made = select(job)
         object.__setattr__(made, "source_labels", torch.full((20,), -1))
         return made
 
-    monkeypatch.setattr(borrowing, "select_neighbors", without_labels)
+    monkeypatch.setattr(borrowing.Job, "run", without_labels)
     with pytest.warns(lt.NoEffectWarning, match="Source classes are not known"):
         loaded, _ = drawn_in(lambda data: selective(data, neighbors=borrowed(k=1, rounds=0, min_per_class=5)))
     assert sorted(loaded[:24]) == sorted(lists[:, 0].tolist())
@@ -446,7 +447,7 @@ def test_hard_target_images_are_drawn_for_as_often_as_they_borrow(lists):
     lists[:, :10] = torch.arange(24)[:, None] % 20  # all neighbors of a target image are one source image
     lists[20:, :10] = torch.tensor([0, 1, 2, 3])[:, None]
     loaded, follow = drawn_in(
-        lambda data: selective(data, neighbors=borrowed(k=2, every=6, oversample_hard=True, hard_entropy=1.3)),
+        lambda data: selective(data, neighbors=borrowed(k=2, every=6, oversample_hard=True, hard_entropy=1.1)),
         max_epochs=20,
     )
     times = [budget // 2 for budget in follow.budgets[-1]]
@@ -558,7 +559,7 @@ def test_resume_with_another_target_is_refused(tmp_path):
 
 
 def test_a_second_fit_begins_anew():
-    neighbors = borrowed(k=2, hard_entropy=1.3)
+    neighbors = borrowed(k=2, hard_entropy=1.1)
     callback = selective(neighbors=neighbors)
     first = followed(callback)
     second = followed(callback)

@@ -357,10 +357,10 @@ def test_a_bound_is_never_above_the_distance(name):
     assert (squared <= true + 1e-12).all()
     for num in (None, *bounds.COORDINATES):
         found = bounds_of(sketcher, queries, source, num)
-        assert (found <= squared + 2 * bounds.MARGIN).all()
+        assert (found <= squared + 2 * bounds.ROUNDING).all()
         mine, theirs = sketcher(queries.flatten(1)), sketcher(source.flatten(1))
         scores = bounds._scores(mine, theirs)
-        assert (2 * (mine[:, -1:] - scores) <= torch.from_numpy(true) + 2 * bounds.MARGIN).all()
+        assert (2 * (mine[:, -1:] - scores) <= torch.from_numpy(true) + 2 * bounds.ROUNDING).all()
 
 
 def test_a_bound_of_all_coordinates_is_the_squared_difference_of_roots():

@@ -16,6 +16,7 @@ from lightning_transfer.methods.selective.exact import exact_neighbors, measure,
 from lightning_transfer.methods.selective.search import InMemory, Rows, blocks
 
 COORDINATES = 128
+BYTES = COORDINATES + 1  # that an image takes in the index
 ASKED = 8  # times k, candidates that are measured again
 CHECKED = 32  # queries whose exact neighbors are found too
 

@@ -148,7 +148,7 @@ class _ModelBank(FilterBank):
             raise TransferConfigError(f"layers is empty; write layers={list(convolutions)[:2]}.")
         self.layers = layers
         self.num_filters = tuple(convolutions[name].out_channels for name in layers)
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
         self.normalize = normalize
         self.channels = next(iter(convolutions.values())).in_channels
         mean, deviation = _statistics(model, self.channels) if normalize else (torch.zeros(1), torch.ones(1))
@@ -177,6 +177,9 @@ class _ModelBank(FilterBank):
         finally:
             for handle in handles:
                 handle.remove()
+        missing = [name for name in self.layers if name not in found]
+        if missing:
+            raise TransferConfigError(f"{type(self.model).__name__}.forward never reaches {missing}; leave it out.")
         return [found[name] for name in self.layers]
 
     def _keep(self, name: str, found: dict[str, Tensor]) -> Any:
@@ -188,7 +191,13 @@ class _ModelBank(FilterBank):
         return self.model.get_submodule(name).register_forward_hook(hook)
 
     def describe(self) -> str:
-        return f"{self.layers} {self.model} normalize {self.normalize} {digest(self)}"
+        found = hashlib.sha256()
+        names = [name for name, child in self.model.named_modules() if not any(child.children())]
+        for name in names[: 1 + max(map(names.index, self.layers))]:  # what stands behind does not matter
+            child = self.model.get_submodule(name)
+            found.update(f"{name} {child} {digest(child)}".encode())
+        scale = digest(self, deep=False) if self.normalize else "raw"
+        return f"{', '.join(self.layers)} {found.hexdigest()[:16]} {scale}"
 
 
 def _statistics(model: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
@@ -199,9 +208,9 @@ def _statistics(model: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
     return (mean, deviation) if len(mean) == channels else (mean.mean()[None], deviation.mean()[None])
 
 
-def digest(module: nn.Module) -> str:
-    """A short name of all weights of a module."""
+def digest(module: nn.Module, *, deep: bool = True) -> str:
+    """A short name of all weights of a module, or of its own buffers only."""
     found = hashlib.sha256()
-    for name, value in module.state_dict().items():
+    for name, value in module.state_dict().items() if deep else module.named_buffers(recurse=False):
         found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:16]

@@ -21,8 +21,10 @@ from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import Job, identity
 from lightning_transfer.methods.selective.selection import Selection
-from lightning_transfer.source.stream import permutation, seeded
+from lightning_transfer.source.stream import seed_of, seeded
 from lightning_transfer.source.task import AnyDataset, SourceTask
+
+SURE = 1e-6  # nats: who is as sure as that is not called hard, whatever the quantile
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class Borrowed:
 
     def _round(self, term: SourceTerm, module: Any) -> None:
         """Ask the network which target images are hard, and let those borrow more."""
-        answers = torch.empty(len(self.lists), 2)
+        answers = torch.empty(len(self.lists), 2, dtype=torch.float32)
         for number, share in enumerate(ranks.gather(ranks.together(lambda: self._asked(term, module)))):
             answers[number :: ranks.world_size()] = share
         is_correct, entropy = answers[:, 0] == 1, answers[:, 1]
@@ -195,7 +197,7 @@ class Borrowed:
             hard_entropy = float(self.neighbors.hard_entropy)
         else:
             sure = entropy[is_correct]
-            hard_entropy = float(sure.quantile(quantile)) if len(sure) else 0.0
+            hard_entropy = max(float(sure.quantile(quantile)) if len(sure) else 0.0, SURE)
         before = self.budget
         self.budget = neighbor_budget(
             before,
@@ -226,7 +228,7 @@ class Borrowed:
             num_workers=self.source.num_workers,
             generator=torch.Generator(),
         )
-        share = [torch.empty(0, 2)]
+        share = [torch.empty(0, 2, dtype=torch.float32)]
         with seeded(self.source.seed, 0), progress_of(trainer)("Which target images are hard", len(mine)) as step:
             for batch in loader:
                 images, labels = self.source.unpack(to_device(trainer, batch, hooks=self.source.batch_hooks))
@@ -323,17 +325,16 @@ class NeighborOrder:
     def __call__(self, position: int) -> int:
         """The source image at a position of the endless order."""
         turn, offset = divmod(position, len(self.turns))
-        target = self.turns[permutation(len(self.turns), self.seed, turn)[offset]]
-        place = int(_draws(len(self.turns), self.seed, turn)[offset] * self.counts[target])
-        return int(self.pool[self.starts[target] + place])
+        order, draws = _turn(len(self.turns), self.seed, turn)
+        target = self.turns[order[offset]]
+        return int(self.pool[self.starts[target] + int(draws[offset] * self.counts[target])])
 
 
 @lru_cache(maxsize=4)
-def _draws(num: int, seed: int, turn: int) -> Tensor:
-    """(num,) numbers from 0 up to 1, for one turn."""
-    order = permutation(num, seed, turn)  # of the same seed, but not the same numbers
-    generator = torch.Generator().manual_seed(int(order[0]) + num * turn + 2**32 * seed % 2**63)
-    return torch.rand(num, dtype=torch.float64, generator=generator)
+def _turn(num: int, seed: int, turn: int) -> tuple[Tensor, Tensor]:
+    """(num,) numbers in the order of a turn, and (num,) draws from 0 up to 1."""
+    generator = torch.Generator().manual_seed(seed_of(seed, turn))
+    return torch.randperm(num, generator=generator), torch.rand(num, dtype=torch.float64, generator=generator)
 
 
 def _dataset(pictures: Dataset[Any] | None) -> Dataset[Any] | None:

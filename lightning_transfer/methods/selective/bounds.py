@@ -21,7 +21,7 @@ FITTED = 512  # rows that the projection is fitted to
 TRIED = 1024, 64  # other rows, and queries, on which it is seen whether pruning pays
 GUESSES = 2  # times k, whose k-th distance is the one to beat
 SCORES = 2**19  # held at once
-MARGIN = 5e-5  # what float32 may add to a bound; generous: 258 numbers of at most 1, times 2^-24, is 1.5e-5
+ROUNDING = 1e-5  # of a squared length: what float32 may err in it; 5e-6 was the most seen
 
 # what a pair costs, in numbers multiplied: measured, good to some ten percent
 SELECT = 96  # to compare its bound
@@ -66,7 +66,8 @@ class Sketcher:
 
 
 def _with_residual(coordinates: Tensor, length: Tensor) -> Tensor:
-    residual = (length - coordinates.square().sum(1)).clamp_(min=0).sqrt_()
+    rest = length * (1 + ROUNDING) - coordinates.square().sum(1)  # rather too long a residual: it lowers the bound
+    residual = rest.clamp_(min=0).sqrt_()
     return torch.cat([coordinates, residual[:, None], length[:, None]], 1)
 
 
@@ -84,7 +85,8 @@ def _top(rows: Tensor, num: int) -> Tensor:
         return vectors.flip(1)[:, :num].float()
     values, vectors = torch.linalg.eigh(rows @ rows.T)
     is_real = values.flip(0)[:num] > 1e-9 * values[-1]
-    return torch.linalg.qr(rows.T @ vectors.flip(1)[:, :num][:, is_real])[0].float()
+    top: Tensor = torch.linalg.qr(rows.T @ vectors.flip(1)[:, :num][:, is_real])[0].float()
+    return top
 
 
 def pruned_scan(queries: Tensor, packed: Packed, source: Rows, k: int, prune: bool | None) -> Nearest | None:
@@ -143,14 +145,16 @@ def _scan(mine: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int
         scores = _single_scores(packed, source, query, guessed)
         nearest.add_pairs(query, guessed, scores)
         distance = (packed.own - scores.view(-1, num_guesses).topk(k).values[:, -1]) / 2
-        least = (mine[:, -1] - distance / 2 - MARGIN * sketcher.root.square().sum())[:, None]
+        least, longest = (mine[:, -1] - distance / 2)[:, None], mine[:, -1].max()
         known = query * len(source) + guessed
         file.seek(0)
         for start, stop in blocks(source, math.prod(source.shape)):
             theirs = torch.from_numpy(np.fromfile(file, dtype=np.float32, count=(stop - start) * mine.shape[1]))
-            parts = _parts(theirs.view(stop - start, -1), len(mine))
+            theirs = theirs.view(stop - start, -1)
+            enough = least - ROUNDING * torch.maximum(longest, theirs[:, -1].max())
+            parts = _parts(theirs, len(mine))
             left = [
-                (_scores(mine, part) >= least).nonzero() + torch.tensor([0, start + first]) for first, part in parts
+                (_scores(mine, part) >= enough).nonzero() + torch.tensor([0, start + first]) for first, part in parts
             ]
             key = (torch.cat(left) @ torch.tensor([len(source), 1])).sort().values
             key = key[known[torch.searchsorted(known, key).clamp(max=len(known) - 1)] != key]

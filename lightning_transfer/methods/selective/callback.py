@@ -80,14 +80,18 @@ class SelectiveJointFinetuning(TransferCallback):
     def target_weights(self) -> Tensor:
         """(targets,) how many times its first number of neighbors each target image has now.
 
-        For the authors' oversampling of hard target images, give them to a WeightedRandomSampler of your train loader.
+        For the authors' oversampling of hard target images, give them to a WeightedRandomSampler of your train loader,
+        made anew each epoch: Trainer(reload_dataloaders_every_n_epochs=1).
+
+        Raises:
+            TransferConfigError: nothing is selected yet.
         """
         return self._borrowed.target_weights
 
     @property
     def _borrowed(self) -> Borrowed:
         if self.part is None:
-            raise TransferConfigError("No run has begun yet, so nothing is borrowed. Look after trainer.fit.")
+            raise TransferConfigError("No run has begun yet, so nothing is borrowed: look when its first step is done.")
         chooser = self.part.chooser
         assert isinstance(chooser, Borrowed)
         return chooser

@@ -4,7 +4,6 @@ D(p, q) = sum_i w_i sum_b 1/2 [p log((p + e) / (q + e)) + q log((q + e) / (p + e
 of c_p + c_q - <w p, log q> - <w log p, q>: the nearest are the top of an inner product.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 

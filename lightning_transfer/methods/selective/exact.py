@@ -17,6 +17,7 @@ QUERIES = 2**27  # numbers of packed queries held at once
 MOST_QUERIES = 8192  # in one pass over the source
 SAMPLE = 1024  # pairs that are measured again to see how much float32 errs
 SAFETY = 4  # times the largest error seen
+QUANTA = 4  # steps of float32 that an error is taken for at least
 
 
 def exact_neighbors(
@@ -63,7 +64,11 @@ def _of_group(
         nearest = pruned_scan(queries[left], packed, source, asked, prune) or scan(packed, source, asked)
         rough, order = packed.distances(nearest.scores).double().sort(1)
         near = nearest.indices.gather(1, order)
-        found, near, is_sure = _settle(queries[left], source, root, (rough, near), k, all_in_double)
+        scores = nearest.scores[nearest.scores.isfinite()]
+        scale = float(packed.own.abs().max() + scores.abs().max())
+        found, near, is_sure = _settle(
+            queries[left], source, root, (rough, near), scale, k=k, all_in_double=all_in_double
+        )
         if asked == len(source):
             is_sure[:] = True
         distances[left], indices[left] = found, near
@@ -72,11 +77,19 @@ def _of_group(
 
 
 def _settle(
-    queries: Tensor, source: Rows, root: Tensor, lists: tuple[Tensor, Tensor], k: int, all_in_double: bool
+    queries: Tensor,
+    source: Rows,
+    root: Tensor,
+    lists: tuple[Tensor, Tensor],
+    scale: float,
+    *,
+    k: int,
+    all_in_double: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k nearest in their true order, from (n, kept) rough distances, nearest first, and their indices.
 
-    How much float32 errs is seen on a sample. Neighbors in the list that lie nearer to each other than that, or to
+    How much float32 errs is seen on a sample, and is never less than a few steps of the numbers it was taken from, of
+    size `scale`. Neighbors in the list that lie nearer to each other than that, or to
     zero, are measured again. A query is sure when what was left out cannot be among its k.
     """
     rough, indices = lists
@@ -85,7 +98,8 @@ def _settle(
     is_known[query, (query + place * (1 + k // len(place))) % k] = True
     exact = rough.clone()
     exact[is_known] = measure(queries, source, root, is_known, indices)
-    error = SAFETY * float((exact - rough)[is_known].abs().max())
+    seen = float((exact - rough)[is_known].abs().max())
+    error = max(SAFETY * seen, QUANTA * torch.finfo(torch.float32).eps * scale)
     is_close = rough.diff(dim=1) <= 2 * error
     unclear = rough <= 2 * error
     unclear[:, 1:] |= is_close

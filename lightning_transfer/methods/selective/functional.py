@@ -6,7 +6,7 @@ from torch import Tensor
 from lightning_transfer.errors import TransferConfigError, check_count
 from lightning_transfer.methods.selective.distances import root_weights
 from lightning_transfer.methods.selective.exact import exact_neighbors
-from lightning_transfer.methods.selective.search import InMemory
+from lightning_transfer.methods.selective.search import InMemory, plain_arithmetic
 
 WRONG, UNSURE = 4, 2  # how many times its first budget a hard target image is given on top (the paper's)
 
@@ -42,10 +42,18 @@ def symmetric_kl_neighbors(
     if k > len(source):
         raise TransferConfigError(f"k={k} exceeds the {len(source)} source images; pass k<={len(source)}.")
     root = root_weights(target, source, filter_weights)
+    for name, histograms in (("target", target), ("source", source)):
+        if not len(histograms) or not histograms.is_floating_point() or not bool((histograms >= 0).all()):
+            raise TransferConfigError(
+                f"{name} is {histograms.dtype} {tuple(histograms.shape)}, or has numbers below 0 or NaN; expected "
+                "histograms, such as response_histograms gives."
+            )
     queries, rows = (
-        InMemory(histograms.flatten(1), (histograms.shape[1], histograms.shape[2])) for histograms in (target, source)
+        InMemory(histograms.detach().flatten(1), (histograms.shape[1], histograms.shape[2]))
+        for histograms in (target, source)
     )
-    return exact_neighbors(queries, rows, k=k, root=root, all_in_double=True)
+    with plain_arithmetic():
+        return exact_neighbors(queries, rows, k=k, root=root, all_in_double=True)
 
 
 def neighbor_budget(

@@ -128,9 +128,9 @@ def _without_palette(image: Any) -> Any:
 
 
 def _white(array: Tensor) -> float:
-    if array.dtype == torch.bool:
-        return 1.0
-    return 255.0 if array.dtype == torch.uint8 else 65535.0  # 16 bits, which PIL gives in 32
+    if array.dtype == torch.int64:  # numbers of no certain range
+        return 255.0 if int(array.max()) <= 255 else 65535.0
+    return {torch.bool: 1.0, torch.uint8: 255.0}.get(array.dtype, 65535.0)  # 16 bits, which PIL gives in 32
 
 
 def read_batches(

@@ -55,7 +55,10 @@ def together(act: Callable[[], T]) -> T:
 
 def from_first(act: Callable[[], T]) -> T:
     """What the first process makes of an act, in every process."""
-    return gather(together(lambda: act() if rank() == 0 else None))[0]  # type: ignore[return-value]
+    values = [together(lambda: act() if rank() == 0 else None)]
+    if _are_many():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]  # type: ignore[return-value]
 
 
 def _are_many() -> bool:

@@ -1,6 +1,6 @@
 """How a long look at all images is done: where its results are kept, who reads, what the user sees meanwhile."""
 
-import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +9,10 @@ import torch
 
 from lightning_transfer.errors import check_count
 from lightning_transfer.progress import Progress, no_progress, tqdm_progress
+
+
+def _on_terminal(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -21,14 +25,14 @@ class Scan:
         num_workers: processes that read images.
         device: where filters run.
         progress: makes a progress bar of a name and a total.
-        say: what is done with a line of text.
+        say: what is done with a line of text; by default it goes to the terminal, beside the bars.
     """
 
     cache: str | Path | None = None
     num_workers: int = 0
     device: str | torch.device = "cpu"
     progress: Progress = tqdm_progress
-    say: Callable[[str], None] = logging.getLogger("lightning_transfer").info
+    say: Callable[[str], None] = _on_terminal
 
     def __post_init__(self) -> None:
         check_count("num_workers", self.num_workers, least=0)

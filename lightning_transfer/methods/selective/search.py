@@ -5,6 +5,7 @@ Blocks of the source are read, compared by one matrix product, and forgotten: th
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,6 +55,18 @@ class InMemory:
     def take(self, rows: Tensor) -> Tensor:
         """Chosen rows."""
         return self.histograms[rows]
+
+
+@contextmanager
+def plain_arithmetic() -> Iterator[None]:
+    """No gradients, and float32 whatever precision the training around it has."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def kept_for(k: int, num_rows: int) -> int:

@@ -7,8 +7,8 @@ as whole numbers on disk; then a search that reads them in blocks. Several proce
 import hashlib
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
 from lightning_transfer.methods.selective import ranks
-from lightning_transfer.methods.selective.approximate import approximate_neighbors
+from lightning_transfer.methods.selective.approximate import BYTES, approximate_neighbors
 from lightning_transfer.methods.selective.banks import FilterBank
 from lightning_transfer.methods.selective.describing import Describer, read_all
 from lightning_transfer.methods.selective.descriptions import UNREADABLE, Descriptions
@@ -30,6 +30,7 @@ from lightning_transfer.methods.selective.exact import exact_neighbors, nearest_
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.pictures import Picture, Pictures
 from lightning_transfer.methods.selective.scanning import Scan
+from lightning_transfer.methods.selective.search import plain_arithmetic
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
 from lightning_transfer.methods.selective.store import Store, Stored
 
@@ -88,18 +89,6 @@ def select_neighbors(
         scan,
         longest=k,
     ).run()
-
-
-@contextmanager
-def plain_arithmetic() -> Iterator[None]:
-    """No gradients, and float32 whatever precision the training around it has."""
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
 
 
 def _as_bank(bank: str | FilterBank) -> FilterBank:
@@ -186,16 +175,19 @@ class Job:
             raise TransferConfigError(
                 f"k={self.k} exceeds the {len(self.source):,} source images; pass k<={len(self.source)}."
             )
-        ranges = {pictures.name: _lowest(pictures) for pictures in (self.target, self.source)}
-        if len({lowest < 0 for lowest in ranges.values()}) > 1:
+        ranges = {pictures.name: _range(pictures) for pictures in (self.target, self.source)}
+        if len({(low < 0, high > 1) for low, high in ranges.values()}) > 1:
+            shown = " and ".join(
+                f"{name} pixels run from {low:.2f} to {high:.2f}" for name, (low, high) in ranges.items()
+            )
             raise TransferConfigError(
-                f"The lowest pixel of the target is {ranges['target']:.2f}, of the source {ranges['source']:.2f}: one "
-                "is normalised and the other is not, so that their statistics say nothing of each other. Give both the "
-                "same processing."
+                f"The {shown}: one is normalised and the other is not, so that their statistics say nothing of each "
+                "other. Give both the same processing."
             )
 
     def _edges(self, describer: Describer) -> tuple[Tensor, int, str]:
-        digest = hashlib.sha256()
+        """Bin edges, the most positions that a filter has in a target image, and the digest of all target images."""
+        digests = []
         with self.scan.progress("Filters over the target", len(self.target)) as step:
 
             def read() -> Iterator[tuple[list[int], list[Picture]]]:
@@ -203,12 +195,13 @@ class Job:
                     for index, (pixels, _) in zip(indices, batch, strict=True):
                         if isinstance(pixels, str):
                             raise TransferConfigError(f"Target image {index} cannot be used: {pixels}.")
-                        digest.update(pixels.numpy().tobytes())
+                    digests.append(_digest(batch))
                     yield indices, batch
                     step(len(batch))
 
             counts, most = describer.response_counts(read())
-        return counts.edges(self.bins or num_bins(counts.per_filter / len(self.target))), most, digest.hexdigest()[:16]
+        edges = counts.edges(self.bins or num_bins(counts.per_filter / len(self.target)))
+        return edges, most, hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
     def _fingerprint(self, edges: Tensor, target_digest: str) -> dict[str, str]:
         return {
@@ -244,7 +237,7 @@ class Job:
         images = len(self.source) / ranks.world_size()
         self.scan.say(
             f"Selecting among {len(self.source):,} source images for {len(self.target):,} target images: about "
-            f"{search_bytes(len(self.target), self.longest, descriptions.shape) / 1e9:.1f} GB of memory, "
+            f"{self._bytes(descriptions.shape) / 1e9:.1f} GB of memory, "
             f"{descriptions.num_bytes(len(self.source)) / 1e9:.2f} GB on disk in "
             f"{descriptions.folder}, about {rate:.0f} images a second, so {images / rate / 60:.1f} minutes."
         )
@@ -274,6 +267,11 @@ class Job:
             dropped=dropped,
             unreadable=(source_labels == UNREADABLE).nonzero()[:, 0],
         )
+
+    def _bytes(self, shape: tuple[int, int]) -> int:
+        """About how much memory is taken."""
+        index = len(self.source) * BYTES if self.search == "approximate" else 0
+        return index + search_bytes(len(self.target), self.longest, shape)
 
     def _leaks(self, descriptions: Descriptions, source: Store, mine: Tensor) -> Tensor:
         """(pairs, 2) of protected images, counted over all datasets, and the source images that show the same."""
@@ -335,19 +333,26 @@ class Job:
         return distances, indices
 
 
-def _lowest(pictures: Pictures) -> float:
-    """The lowest of some pixels."""
+def _range(pictures: Pictures) -> tuple[float, float]:
+    """The lowest and the highest of some pixels."""
     some = [pictures[index].pixels for index in torch.linspace(0, len(pictures) - 1, 8).long().tolist()]
-    return min((float(pixels.min()) for pixels in some if isinstance(pixels, Tensor)), default=0.0)
+    found = [(float(pixels.min()), float(pixels.max())) for pixels in some if isinstance(pixels, Tensor)]
+    return min((low for low, _ in found), default=0.0), max((high for _, high in found), default=1.0)
 
 
 def identity(pictures: Pictures) -> str:
     """A short name of images in their order, by some of them."""
-    digest = hashlib.sha256()
-    for index in torch.linspace(0, len(pictures) - 1, min(IDENTIFIED, len(pictures))).long().tolist():
-        pixels = pictures[index].pixels
-        digest.update(pixels.numpy().tobytes() if isinstance(pixels, Tensor) else b"unreadable")
-    return f"{len(pictures)} images {digest.hexdigest()[:16]}"
+    some = torch.linspace(0, len(pictures) - 1, min(IDENTIFIED, len(pictures))).long().tolist()
+    return f"{len(pictures)} images {_digest(pictures[index] for index in some)}"
+
+
+def _digest(pictures: Iterable[Picture]) -> str:
+    found = hashlib.sha256()
+    for pixels, label in pictures:
+        found.update(f"{label} ".encode())
+        if isinstance(pixels, Tensor):
+            found.update(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _pairs(pairs: Tensor) -> str:

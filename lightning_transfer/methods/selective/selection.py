@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class Selection:
     Attributes:
         indices: (targets, k) source images, nearest first.
         distances: (targets, k) symmetric KL distances, float64.
-        fingerprint: what it was made of: data and their order, bank, bins, edges, versions.
+        fingerprint: what it was made of: data and their order, bank, bins, edges, the version of its form.
         target_labels: (targets,) classes, -1 where unknown.
         source_labels: (source,) classes, -1 where unknown.
         duplicates: (pairs, 2) of target and source images that show the same.
@@ -78,7 +79,7 @@ class Selection:
         facts = {"format": FORMAT, "fingerprint": json.dumps(self.fingerprint, sort_keys=True)}
         facts["checksum"] = _checksum(tensors, facts)
         path = Path(path)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(save(tensors, metadata=facts))
@@ -91,6 +92,9 @@ class Selection:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Selection":
         """Read what `save` wrote.
+
+        Args:
+            path: of the file.
 
         Raises:
             TransferConfigError: there is no such file, it is damaged, or it is of another version of this package.

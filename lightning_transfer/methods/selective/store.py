@@ -1,7 +1,7 @@
 """Descriptors of a source of any size, in one file, as whole numbers; finished blocks are found again after a crash."""
 
-import os
 import shutil
+import uuid
 import zlib
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,15 @@ class Store:
         Raises:
             TransferConfigError: the disk is full, or cannot be written.
         """
+        if int(counts.max()) >= 2 ** (8 * self.dtype.itemsize):
+            raise TransferConfigError(
+                f"Images {number * BLOCK} to {number * BLOCK + len(counts) - 1} have more positions than the target's, "
+                "too many to count in 16 bits. Resize the source to the target's size."
+            )
         data = counts.cpu().numpy().astype(self.dtype).tobytes()
         mark = labels.numpy().astype(np.int64).tobytes()
         path = self._mark(number)
-        part = path.with_suffix(f".{os.getpid()}.part")
+        part = path.with_suffix(f".{uuid.uuid4().hex}.part")
         try:
             self._file.seek(number * BLOCK * self.row_bytes)
             if self._file.write(data) != len(data):
@@ -83,8 +88,8 @@ class Store:
             part.replace(path)
         except OSError as error:
             raise TransferConfigError(
-                f"Cannot write descriptors to {self.folder}: {error}. Make room, or pass another cache=; finished blocks "
-                "are used again."
+                f"Cannot write descriptors to {self.folder}: {error}. Make room, or pass another cache=; blocks that "
+                "are finished are used again."
             ) from error
 
     def _mark(self, number: int) -> Path:
@@ -127,11 +132,6 @@ class Store:
     def close(self) -> None:
         """Let go of the file; it stays."""
         self._file.close()
-
-    def remove(self) -> None:
-        """Delete everything."""
-        self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Stored:
