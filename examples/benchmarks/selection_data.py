@@ -3,7 +3,6 @@
 import io
 import math
 import shutil
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path

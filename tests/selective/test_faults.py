@@ -126,7 +126,7 @@ def test_an_exception_keeps_finished_blocks(small_blocks, tmp_path):
     cache = tmp_path / "chosen"
     break_off(cache, protect=[])
     again = source_data()
-    selected(again, protect=[], cache=cache)
+    found = selected(again, protect=[], cache=cache)
     assert described(again.loaded) == [image for number in (2, 3, 4) for image in block(number)]
     assert_equal(values(found), values(selected(protect=[])))
     assert [path.name for path in tmp_path.iterdir()] == ["chosen"]
