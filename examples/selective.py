@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> lt.Selection:
     torch.set_num_threads(1)
     characters, digits = printed(SOURCE, 300, seed=0), Digits(seed=0)
     with calm():
-        network = pretrain(characters, 2 * options.steps, lambda: None)
+        network = pretrain(characters, max(100, 2 * options.steps), lambda: None)
         source = lt.SourceTask.from_timm(network, characters)
         network.reset_classifier(10)  # type: ignore[operator]
 

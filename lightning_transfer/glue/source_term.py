@@ -1,11 +1,9 @@
 """The source loss as a term of somebody's training step: on which images, how much, and from where after a resume."""
 
 import copy
-import math
 import warnings
-import weakref
 from collections.abc import Iterable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +12,15 @@ from torch.utils.data import default_collate
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.checkpoints import check_options, check_stamp, stamp, sum_of_zeros
+from lightning_transfer.glue.choosing import Chooser
+from lightning_transfer.glue.first_batch import introduce, non_finite
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import (
+    WeakTrainer,
     check_supported,
     current_value,
     is_log_due,
     log,
-    say,
     schedule_length,
     to_device,
     train_batch_size,
@@ -32,55 +32,6 @@ from lightning_transfer.source.checks import check_hyperparameters
 from lightning_transfer.source.passes import SourcePass, trains_before
 from lightning_transfer.source.stream import Order, SourceStream, load, seeded
 from lightning_transfer.source.task import SourceTask, name_of, structure
-
-UNTRAINED = 0.9  # of the loss of guessing: a kept head that starts above does not know these labels
-UNNORMALISED = 32.0  # pixel values beyond any normalisation's
-
-
-class _WeakTrainer:
-    """Remembers which Trainer something was done for; a copy, pickled or deep, has forgotten it."""
-
-    def __init__(self, trainer: Any = None) -> None:
-        self._reference = None if trainer is None else weakref.ref(trainer)
-
-    def is_of(self, trainer: Any) -> bool:
-        """Whether it is that Trainer."""
-        return self._reference is not None and self._reference() is trainer
-
-    def __reduce__(self) -> tuple[type["_WeakTrainer"], tuple[()]]:
-        return (_WeakTrainer, ())
-
-
-class Chooser(Protocol):
-    """Decides, in the course of one run, which source images are drawn."""
-
-    def reset(self) -> None:
-        """Begin a new run."""
-
-    def check(self, trainer: Any) -> None:
-        """Raise on what cannot be right, at the start of training."""
-
-    def order(self, term: "SourceTerm", module: Any) -> Order:
-        """The order to draw in at this step; another object where it has changed."""
-
-    def values(self) -> dict[str, Tensor]:
-        """What is logged."""
-
-    def describe(self) -> dict[str, str]:
-        """Every option that decides what a run computes."""
-
-    def get_state(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where a run was left."""
-
-
-class Borrows(Protocol):
-    """Options of a chooser."""
-
-    def open(self, source: SourceTask) -> Chooser:
-        """The chooser of one run."""
 
 
 class SourceTerm(TransferPart):
@@ -133,7 +84,7 @@ class SourceTerm(TransferPart):
         self._is_over = False  # whether the weight is 0 for good
         self._num_steps: float | None = None  # of the training that the weight was laid out over
         self._saved_options: dict[str, str] | None = None
-        self._checked_for = _WeakTrainer()
+        self._checked_for = WeakTrainer()
         self._last_draw: tuple[int, int, int] | None = None
         if weight.start or weight.end:
             with seeded(source.seed, 0):
@@ -170,7 +121,7 @@ class SourceTerm(TransferPart):
 
     def check(self, trainer: Any) -> None:
         """Raise or warn, at the start of training, on what only now is known."""
-        self._checked_for = _WeakTrainer(trainer)
+        self._checked_for = WeakTrainer(trainer)
         check_supported(trainer)
         if trainer.global_step == 0:  # a new run, whatever this part was in before
             self._drop_stream()
@@ -269,9 +220,9 @@ class SourceTerm(TransferPart):
                 "Pass SourceTask(loss=) that reduces."
             )
         if not torch.isfinite(loss):
-            raise FloatingPointError(_non_finite(loss, images, indices, module.trainer.global_step))
+            raise FloatingPointError(non_finite(loss, images, indices, module.trainer.global_step))
         if self._stream is not None and self._stream.position == self._stream.batch_size * self._stream.num_ranks:
-            self._introduce(module, float(loss.detach()), images, labels)
+            introduce(self, module, float(loss.detach()), images, labels)
         return loss
 
     def _draw(self, module: Any) -> Tensor:
@@ -339,32 +290,6 @@ class SourceTerm(TransferPart):
             self._stream.close()
             self._stream = None
 
-    def _introduce(self, module: Any, loss: float, images: Tensor, labels: Tensor) -> None:
-        """One line on the first source batch, and warnings on what looks wrong with it."""
-        chance = math.log(self.num_classes)
-        step = module.trainer.global_step
-        say(
-            module.trainer,
-            f"Source loss at step {step}: {loss:.3f}; guessing: ln({self.num_classes}) = {chance:.3f}.",
-        )
-        if self.source.head is not None and self.source.has_class_labels and loss > UNTRAINED * chance:
-            with seeded(self.source.seed, 0):  # a batch of few classes misleads BatchNorm, not its running statistics
-                loss = float(self.loss(self.logits(module, images, self.head), labels))
-        if self.source.head is not None and self.source.has_class_labels and loss > UNTRAINED * chance:
-            warnings.warn(
-                f"The kept source head starts at a loss of {loss:.2f}, where guessing has {chance:.2f}: hardly what a "
-                "pretrained classifier knows. Are the labels in the order of its training, the images normalised as "
-                "then, and was it taken out before reset_classifier?",
-                stacklevel=2,
-            )
-        largest = float(images.detach().abs().max())
-        if largest > UNNORMALISED:
-            warnings.warn(
-                f"Source images reach {largest:.0f}; networks take normalised pixels. Give the source dataset the "
-                "transform that the network was pretrained with.",
-                stacklevel=2,
-            )
-
     @property
     def _source_pass(self) -> SourcePass:
         if self._pass is None:
@@ -404,19 +329,10 @@ class SourceTerm(TransferPart):
         """
         check_stamp(state)
         self._drop_stream()
-        self._checked_for, self._last_draw = _WeakTrainer(), None
+        self._checked_for, self._last_draw = WeakTrainer(), None
         self._position = state["position"]
         self._is_over = state["is_over"]
         self._num_steps = state["num_steps"]
         self._saved_options = state["options"]
         if self.chooser is not None and "chosen" in state:
             self.chooser.set_state(state["chosen"])
-
-
-def _non_finite(loss: Tensor, images: Tensor, indices: Tensor, step: int) -> str:
-    bad = ~torch.isfinite(images.detach()).flatten(1).all(1)
-    if bad.any():
-        cause = f"pixels of source samples {indices[bad.cpu()].tolist()} are not finite"
-    else:
-        cause = f"source samples {indices.tolist()} have finite pixels; the learning rate may be too high"
-    return f"The source loss is {loss.item()} in step {step}: {cause}. Stopped before the optimizer's step."

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,20 @@ from lightning_transfer.schedules import Schedule
 
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 REFUSED_STRATEGIES = ("DeepSpeedStrategy",)  # a DDPStrategy by inheritance, but it shards the optimizer
+
+
+class WeakTrainer:
+    """Remembers which Trainer something was done for; a copy, pickled or deep, has forgotten it."""
+
+    def __init__(self, trainer: Any = None) -> None:
+        self._reference = None if trainer is None else weakref.ref(trainer)
+
+    def is_of(self, trainer: Any) -> bool:
+        """Whether it is that Trainer."""
+        return self._reference is not None and self._reference() is trainer
+
+    def __reduce__(self) -> tuple[type["WeakTrainer"], tuple[()]]:
+        return (WeakTrainer, ())
 
 
 def say(trainer: Any, message: str) -> None:
@@ -92,7 +107,7 @@ def schedule_length(schedule: Schedule, trainer: Any) -> float | None:
             "of it means nothing. Pass Schedule(until_steps=...), or give the Trainer max_steps."
         )
     # the number of a manual optimization's steps is not estimated
-    counts = is_known and trainer.lightning_module.automatic_optimization and not _is_trial(trainer)
+    counts = is_known and trainer.lightning_module.automatic_optimization and not is_trial(trainer)
     if counts and num_steps < schedule.until_steps:
         raise TransferConfigError(
             f"until_steps={schedule.until_steps} lies behind the end of training at {num_steps:.0f} steps. "
@@ -101,7 +116,7 @@ def schedule_length(schedule: Schedule, trainer: Any) -> float | None:
     return None
 
 
-def _is_trial(trainer: Any) -> bool:
+def is_trial(trainer: Any) -> bool:
     """Whether this is a run of a few steps that is too short for any schedule: a dry run, or the rate finder's."""
     finders = [callback for callback in trainer.callbacks if type(callback).__name__ == "_LRCallback"]
     return bool(trainer.fast_dev_run or finders)

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,17 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.source_term import SourceTerm
-from lightning_transfer.glue.trainer import progress_of, say, to_device
+from lightning_transfer.glue.trainer import is_trial, progress_of, say, to_device
 from lightning_transfer.methods.selective import ranks
 from lightning_transfer.methods.selective.functional import neighbor_budget
+from lightning_transfer.methods.selective.identity import identity
 from lightning_transfer.methods.selective.options import Neighbors
+from lightning_transfer.methods.selective.order import NeighborOrder
 from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.methods.selective.scanning import Scan
-from lightning_transfer.methods.selective.select import Job, identity
+from lightning_transfer.methods.selective.select import Job
 from lightning_transfer.methods.selective.selection import Selection
-from lightning_transfer.source.stream import seed_of, seeded
+from lightning_transfer.source.stream import seeded
 from lightning_transfer.source.task import AnyDataset, SourceTask
 
 SURE = 1e-6  # nats: who is as sure as that is not called hard, whatever the quantile
@@ -97,7 +98,7 @@ class Borrowed:
         """Raise on what cannot be right, at the start of training."""
         _target_dataset(self.options.target, trainer)
         num_steps = trainer.estimated_stepping_batches if self.neighbors.rounds else 0
-        if self.neighbors.rounds and self._steps_between(trainer) >= num_steps:
+        if self.neighbors.rounds and self._steps_between(trainer) >= num_steps and not is_trial(trainer):
             warnings.warn(
                 f"Neighbors(every={self.neighbors.every}): the first round would come behind the end of training at "
                 f"{num_steps:.0f} steps. Pass every<{num_steps:.0f}, or rounds=0.",
@@ -300,41 +301,6 @@ class Borrowed:
         self.lists, self.labels, self.budget = state["lists"].cpu(), state["labels"].cpu(), state["budget"].cpu()
         self.rounds_done = state["rounds_done"]
         self._made_of = self._saved_identity = state["made_of"]
-
-
-class NeighborOrder:
-    """For every target image in turn, one of its neighbors, drawn uniformly (the authors' code).
-
-    A function of (seed, position) alone. Target images come in another order every time round; one that has no
-    neighbors left is passed over.
-
-    Args:
-        pool: neighbors of all target images, end to end.
-        counts: (targets,) how many neighbors each has.
-        times: (targets,) how often each is drawn for in a turn.
-        seed: of the order.
-    """
-
-    def __init__(self, pool: Tensor, counts: Tensor, times: Tensor, seed: int) -> None:
-        self.pool = pool
-        self.counts = counts
-        self.starts = counts.cumsum(0) - counts
-        self.turns = torch.arange(len(counts)).repeat_interleave(torch.where(counts > 0, times, 0))
-        self.seed = seed
-
-    def __call__(self, position: int) -> int:
-        """The source image at a position of the endless order."""
-        turn, offset = divmod(position, len(self.turns))
-        order, draws = _turn(len(self.turns), self.seed, turn)
-        target = self.turns[order[offset]]
-        return int(self.pool[self.starts[target] + int(draws[offset] * self.counts[target])])
-
-
-@lru_cache(maxsize=4)
-def _turn(num: int, seed: int, turn: int) -> tuple[Tensor, Tensor]:
-    """(num,) numbers in the order of a turn, and (num,) draws from 0 up to 1."""
-    generator = torch.Generator().manual_seed(seed_of(seed, turn))
-    return torch.randperm(num, generator=generator), torch.rand(num, dtype=torch.float64, generator=generator)
 
 
 def _dataset(pictures: Dataset[Any] | None) -> Dataset[Any] | None:

@@ -7,7 +7,7 @@ as whole numbers on disk; then a search that reads them in blocks. Several proce
 import hashlib
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +27,7 @@ from lightning_transfer.methods.selective.descriptions import UNREADABLE, Descri
 from lightning_transfer.methods.selective.descriptors import Binning, num_bins
 from lightning_transfer.methods.selective.duplicates import COMPARED, near_duplicates
 from lightning_transfer.methods.selective.exact import exact_neighbors, nearest_first, search_bytes
+from lightning_transfer.methods.selective.identity import digest_of, identity
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.pictures import Picture, Pictures
 from lightning_transfer.methods.selective.scanning import Scan
@@ -34,7 +35,6 @@ from lightning_transfer.methods.selective.search import plain_arithmetic
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
 from lightning_transfer.methods.selective.store import Store, Stored
 
-IDENTIFIED = 64  # source images whose pixels tell one source from another
 MERGED = 2**20  # neighbors of a process' lists that the others are told at once
 
 
@@ -70,9 +70,9 @@ def select_neighbors(
     Example:
         >>> images = torch.rand(6, 3, 24, 24, generator=torch.Generator().manual_seed(0))
         >>> from lightning_transfer.progress import no_progress
-        >>> selection = select_neighbors(images[[4, 2]], images, k=2, scan=Scan(progress=no_progress))
-        >>> selection.indices[:, 0].tolist(), selection.distances[:, 0].tolist()
-        ([4, 2], [0.0, 0.0])
+        >>> selection = select_neighbors(images[:2], images[2:], k=3, scan=Scan(progress=no_progress, say=list))
+        >>> selection
+        Selection(2 target images, 3 neighbors each, 4 source images)
     """
     check_count("k", k, least=1)
     if bins is not None:
@@ -195,7 +195,7 @@ class Job:
                     for index, (pixels, _) in zip(indices, batch, strict=True):
                         if isinstance(pixels, str):
                             raise TransferConfigError(f"Target image {index} cannot be used: {pixels}.")
-                    digests.append(_digest(batch))
+                    digests.append(digest_of(batch))
                     yield indices, batch
                     step(len(batch))
 
@@ -338,21 +338,6 @@ def _range(pictures: Pictures) -> tuple[float, float]:
     some = [pictures[index].pixels for index in torch.linspace(0, len(pictures) - 1, 8).long().tolist()]
     found = [(float(pixels.min()), float(pixels.max())) for pixels in some if isinstance(pixels, Tensor)]
     return min((low for low, _ in found), default=0.0), max((high for _, high in found), default=1.0)
-
-
-def identity(pictures: Pictures) -> str:
-    """A short name of images in their order, by some of them."""
-    some = torch.linspace(0, len(pictures) - 1, min(IDENTIFIED, len(pictures))).long().tolist()
-    return f"{len(pictures)} images {_digest(pictures[index] for index in some)}"
-
-
-def _digest(pictures: Iterable[Picture]) -> str:
-    found = hashlib.sha256()
-    for pixels, label in pictures:
-        found.update(f"{label} ".encode())
-        if isinstance(pixels, Tensor):
-            found.update(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def _pairs(pairs: Tensor) -> str:

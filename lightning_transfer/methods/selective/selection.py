@@ -37,7 +37,7 @@ class Selection:
         source: the source's images, where the selection was just made.
 
     Example:
-        >>> import tempfile, pathlib
+        >>> import tempfile, pathlib, torch
         >>> path = pathlib.Path(tempfile.mkdtemp(), "chosen.safetensors")
         >>> none = torch.empty(0, 2, dtype=torch.int64)
         >>> labels = torch.tensor([0])

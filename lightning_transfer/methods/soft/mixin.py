@@ -5,7 +5,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.source_term import Borrows, SourceTerm
+from lightning_transfer.glue.choosing import Borrows
+from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.methods.soft.options import check_soft_options
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import check_hyperparameters

@@ -1,0 +1,43 @@
+"""What decides which source images a run draws, where it is not all of them in turn."""
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from lightning_transfer.source.stream import Order
+from lightning_transfer.source.task import SourceTask
+
+if TYPE_CHECKING:
+    from lightning_transfer.glue.source_term import SourceTerm
+
+
+class Chooser(Protocol):
+    """Decides, in the course of one run, which source images are drawn."""
+
+    def reset(self) -> None:
+        """Begin a new run."""
+
+    def check(self, trainer: Any) -> None:
+        """Raise on what cannot be right, at the start of training."""
+
+    def order(self, term: "SourceTerm", module: Any) -> Order:
+        """The order to draw in at this step; another object where it has changed."""
+
+    def values(self) -> dict[str, Tensor]:
+        """What is logged."""
+
+    def describe(self) -> dict[str, str]:
+        """Every option that decides what a run computes."""
+
+    def get_state(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where a run was left."""
+
+
+class Borrows(Protocol):
+    """Options of a chooser."""
+
+    def open(self, source: SourceTask) -> Chooser:
+        """The chooser of one run."""

@@ -1,0 +1,54 @@
+"""What a look at a source batch tells: whether the kept head knows it, and what is wrong with its numbers."""
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_transfer.glue.trainer import say
+from lightning_transfer.source.stream import seeded
+
+if TYPE_CHECKING:
+    from lightning_transfer.glue.source_term import SourceTerm
+
+UNTRAINED = 0.9  # of the loss of guessing: a kept head that starts above does not know these labels
+UNNORMALISED = 32.0  # pixel values beyond any normalisation's
+
+
+def introduce(term: "SourceTerm", module: Any, loss: float, images: Tensor, labels: Tensor) -> None:
+    """One line on the first source batch, and warnings on what looks wrong with it."""
+    chance = math.log(term.num_classes)
+    step = module.trainer.global_step
+    say(
+        module.trainer,
+        f"Source loss at step {step}: {loss:.3f}; guessing: ln({term.num_classes}) = {chance:.3f}.",
+    )
+    if term.source.head is not None and term.source.has_class_labels and loss > UNTRAINED * chance:
+        with seeded(term.source.seed, 0):  # a batch of few classes misleads BatchNorm, not its running statistics
+            loss = float(term.loss(term.logits(module, images, term.head), labels))
+    if term.source.head is not None and term.source.has_class_labels and loss > UNTRAINED * chance:
+        warnings.warn(
+            f"The kept source head starts at a loss of {loss:.2f}, where guessing has {chance:.2f}: hardly what a "
+            "pretrained classifier knows. Are the labels in the order of its training, the images normalised as "
+            "then, and was it taken out before reset_classifier?",
+            stacklevel=2,
+        )
+    largest = float(images.detach().abs().max())
+    if largest > UNNORMALISED:
+        warnings.warn(
+            f"Source images reach {largest:.0f}; networks take normalised pixels. Give the source dataset the "
+            "transform that the network was pretrained with.",
+            stacklevel=2,
+        )
+
+
+def non_finite(loss: Tensor, images: Tensor, indices: Tensor, step: int) -> str:
+    """What is said of a loss that is no number."""
+    bad = ~torch.isfinite(images.detach()).flatten(1).all(1)
+    if bad.any():
+        cause = f"pixels of source samples {indices[bad.cpu()].tolist()} are not finite"
+    else:
+        cause = f"source samples {indices.tolist()} have finite pixels; the learning rate may be too high"
+    return f"The source loss is {loss.item()} in step {step}: {cause}. Stopped before the optimizer's step."

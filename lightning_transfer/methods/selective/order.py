@@ -1,0 +1,43 @@
+"""In which order borrowed images are drawn: one neighbor of each target image in turn (the authors' code)."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from lightning_transfer.source.stream import seed_of
+
+
+class NeighborOrder:
+    """For every target image in turn, one of its neighbors, drawn uniformly (the authors' code).
+
+    A function of (seed, position) alone. Target images come in another order every time round; one that has no
+    neighbors left is passed over.
+
+    Args:
+        pool: neighbors of all target images, end to end.
+        counts: (targets,) how many neighbors each has.
+        times: (targets,) how often each is drawn for in a turn.
+        seed: of the order.
+    """
+
+    def __init__(self, pool: Tensor, counts: Tensor, times: Tensor, seed: int) -> None:
+        self.pool = pool
+        self.counts = counts
+        self.starts = counts.cumsum(0) - counts
+        self.turns = torch.arange(len(counts)).repeat_interleave(torch.where(counts > 0, times, 0))
+        self.seed = seed
+
+    def __call__(self, position: int) -> int:
+        """The source image at a position of the endless order."""
+        turn, offset = divmod(position, len(self.turns))
+        order, draws = _turn(len(self.turns), self.seed, turn)
+        target = self.turns[order[offset]]
+        return int(self.pool[self.starts[target] + int(draws[offset] * self.counts[target])])
+
+
+@lru_cache(maxsize=4)
+def _turn(num: int, seed: int, turn: int) -> tuple[Tensor, Tensor]:
+    """(num,) numbers in the order of a turn, and (num,) draws from 0 up to 1."""
+    generator = torch.Generator().manual_seed(seed_of(seed, turn))
+    return torch.randperm(num, generator=generator), torch.rand(num, dtype=torch.float64, generator=generator)
