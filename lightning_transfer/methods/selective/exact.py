@@ -16,8 +16,8 @@ from lightning_transfer.methods.selective.search import BLOCK, LEAST, Packed, Ro
 QUERIES = 2**27  # numbers of packed queries held at once
 MOST_QUERIES = 8192  # in one pass over the source
 SAMPLE = 1024  # pairs that are measured again to see how much float32 errs
-SAFETY = 4  # times the largest error seen
-QUANTA = 4  # steps of float32 that an error is taken for at least
+SAFETY = 2  # times the largest error seen
+QUANTA = 2  # steps of float32 that an error is taken for at least
 
 
 def exact_neighbors(

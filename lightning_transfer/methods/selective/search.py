@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_transfer.methods.selective.distances import with_logs
 
 BLOCK = 2**22  # numbers of a block of the source that are held at once: more would leave the processor's cache
+SEVERAL = 8  # rows at least, for a call to be worth its while
 LEAST = 256  # rows of a block, for a matrix product to be worth its name
 CACHED = 2**16  # numbers that are worked on at once where arithmetic is cheaper than memory
 SAMPLE = 1024  # rows whose mean is taken out
@@ -161,7 +162,7 @@ def scan(packed: Packed, source: Rows, k: int) -> Nearest:
 
 def cached(num_rows: int, numbers: int) -> Iterator[slice]:
     """All rows, so few at once that several arrays of them stay in the processor's cache."""
-    step = max(1, CACHED // numbers)
+    step = max(SEVERAL, CACHED // numbers)
     return (slice(start, start + step) for start in range(0, num_rows, step))
 
 

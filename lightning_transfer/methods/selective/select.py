@@ -72,7 +72,7 @@ def select_neighbors(
         >>> from lightning_transfer.progress import no_progress
         >>> selection = select_neighbors(images[:2], images[2:], k=3, scan=Scan(progress=no_progress, say=list))
         >>> selection
-        Selection(2 target images, 3 neighbors each, 4 source images)
+        Selection(2 target images, 3 neighbors each, 3 source images)
     """
     check_count("k", k, least=1)
     if bins is not None:

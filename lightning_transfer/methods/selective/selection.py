@@ -75,7 +75,7 @@ class Selection:
         """
         from safetensors.torch import save
 
-        tensors = {name: getattr(self, name).contiguous() for name in TENSORS}
+        tensors = {name: getattr(self, name).contiguous().clone() for name in TENSORS}  # none may share memory
         facts = {"format": FORMAT, "fingerprint": json.dumps(self.fingerprint, sort_keys=True)}
         facts["checksum"] = _checksum(tensors, facts)
         path = Path(path)
