@@ -156,3 +156,46 @@ def test_budgets_after_rounds():
         assert (budget[correct & (entropy < 0.5)] == before[correct & (entropy < 0.5)]).all()
     assert seen[0] == {10, 30, 50}
     assert max(seen[-1]) == 55
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_ties_that_all_round_the_same_way_are_told_apart(k):
+    """Permutations of one histogram before an even one: float32 errs alike on all of them, so a sample sees little."""
+    generator = seeded(0)
+    even = torch.full((1, 4, 12), 1 / 12, dtype=torch.float64)
+    for _ in range(40):
+        one = torch.rand(4, 12, generator=generator, dtype=torch.float64) + 0.05
+        orders = torch.rand(60, 4, 12, generator=generator).argsort(dim=2, stable=True)
+        source = one.expand(60, 4, 12).gather(2, orders)
+        source = source * (1 + 1e-8 * torch.randn(source.shape, generator=generator, dtype=torch.float64))
+        source /= source.sum(2, keepdim=True)
+        _, indices = symmetric_kl_neighbors(even, source, k=k)
+        brute = selective.all_distances(even.numpy(), source.numpy(), np.full(4, 1 / 4))
+        nearest = np.sort(brute[0])[:k]
+        assert brute[0][indices[0].numpy()] == pytest.approx(nearest, abs=1e-14)
+
+
+@pytest.mark.parametrize("total", [1.0, 100.0, 1e4])
+def test_weights_of_any_total_and_near_copies(total):
+    """Enough queries that pruning is tried: what a bound may err grows with the weights."""
+    generator = seeded(1)
+    latents = torch.randn(1300, 3, generator=generator) @ torch.randn(3, 12 * 20, generator=generator)
+    histograms = (0.3 * latents.view(-1, 12, 20)).double().softmax(2)
+    target, source = histograms[:300], histograms[300:].clone()
+    source[:300] = target * (1 + 1e-3 * torch.randn(target.shape, generator=generator, dtype=torch.float64))
+    source[300:600] = target * (1 + 1e-3 * torch.randn(target.shape, generator=generator, dtype=torch.float64))
+    source /= source.sum(2, keepdim=True)
+    weights = torch.full((12,), total / 12, dtype=torch.float64)
+    _, indices = symmetric_kl_neighbors(target, source, k=2, filter_weights=weights)
+    brute = selective.all_distances(target.numpy(), source.numpy(), weights.numpy())
+    assert (indices.numpy() == np.argsort(brute, axis=1, kind="stable")[:, :2]).all()
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(0, 3, 5), torch.ones(2, 3, 5, dtype=torch.int64), -torch.ones(2, 3, 5)])
+def test_what_is_no_histogram_is_refused(bad):
+    with pytest.raises(lt.TransferConfigError, match="target is .* expected histograms"):
+        symmetric_kl_neighbors(bad, descriptors(20, 3, 5, seed=1), k=2)
+    nan = descriptors(20, 3, 5, seed=1)
+    nan[3, 1, 2] = torch.nan
+    with pytest.raises(lt.TransferConfigError, match="source is .* NaN"):
+        symmetric_kl_neighbors(descriptors(2, 3, 5, seed=0), nan, k=2)

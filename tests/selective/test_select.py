@@ -347,3 +347,22 @@ def test_duplicates_of_target_and_protected_are_told_apart():
         selection = found_in(target, source, protect=[target[1:2]])
     assert selection.dropped.tolist() == [[0, 9]]
     assert selection.duplicates.tolist() == [[0, 3]]
+
+
+def test_source_images_too_large_to_count_are_refused():
+    """The width of a count is the target's; a flat image of 300 pixels gives one number 65,536 times and more."""
+    target, source = smooth(3, 1, side=32), [*smooth(3, 2, side=32), torch.full((3, 300, 300), 0.5)]
+    with pytest.raises(lt.TransferConfigError, match="Images 0 to 3 have more positions .* Resize the source"):
+        found_in(target, source, k=2, bank="gabor")
+
+
+def test_a_bank_is_named_by_what_it_runs():
+    """Not by a classifier behind it, which may be new in every process."""
+    names = []
+    for classes, seed, stride in ((5, 0, 1), (7, 0, 1), (5, 1, 1), (5, 0, 2)):
+        torch.manual_seed(seed)
+        body = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, stride=stride), torch.nn.Conv2d(4, 4, 3))
+        network = torch.nn.Sequential(body, torch.nn.Flatten(), torch.nn.Linear(16, classes))
+        names.append(lt.FilterBank.from_model(network, layers=["0.0"]).describe())
+    assert names[0] == names[1]
+    assert len({*names}) == 3
