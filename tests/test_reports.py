@@ -86,7 +86,7 @@ def test_rows_with_duplicates_are_chosen_and_marked():
     assert not most.lines
     title = figure.get_suptitle()
     assert f"duplicates: {len(marked)}, of them borrowed: {len(marked) - 1}" in title
-    assert f"40 target images borrow {len(np.unique(INDICES))} distinct source images, K = 12" in title
+    assert f"40 target images and the 12 nearest of each, {len(np.unique(INDICES))} distinct source images" in title
 
 
 def test_most_borrowed_are_counted_over_all_lists():

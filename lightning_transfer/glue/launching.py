@@ -1,9 +1,12 @@
 """Processes that Lightning's Fabric starts, or finds started by torchrun or a cluster."""
 
 import importlib
+import os
 from typing import Any
 
 import torch
+
+from lightning_transfer.errors import TransferConfigError
 
 
 def launch(options: dict[str, Any]) -> torch.device:
@@ -11,12 +14,21 @@ def launch(options: dict[str, Any]) -> torch.device:
 
     Args:
         options: of Fabric: accelerator, devices, num_nodes, strategy.
+
+    Raises:
+        TransferConfigError: more processes were started than Fabric is told of.
     """
     try:
         fabric_class = importlib.import_module("lightning.fabric").Fabric
     except ModuleNotFoundError:
         fabric_class = importlib.import_module("lightning_fabric").Fabric
-    fabric = fabric_class(**{"accelerator": "auto", "devices": 1, **options})
+    world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # under torchrun
+    fabric = fabric_class(**{"accelerator": "auto", "devices": local, "num_nodes": world // local, **options})
     fabric.launch()
+    if fabric.world_size < world:
+        raise TransferConfigError(
+            f"{world} processes were started, fabric is for {fabric.world_size}: each would do all the work. Leave "
+            "devices and num_nodes out of fabric, or start one process."
+        )
     device: torch.device = fabric.device
     return device

@@ -68,6 +68,7 @@ class SourceTerm(TransferPart):
             )
         self.source = source
         self.chooser = chooser
+        self.pixel_range: tuple[float, float] | None = None  # of the first source batch
         self._order: Order | None = None
         self.weight = weight
         self.mix = mix
@@ -222,6 +223,7 @@ class SourceTerm(TransferPart):
         if not torch.isfinite(loss):
             raise FloatingPointError(non_finite(loss, images, indices, module.trainer.global_step))
         if self._stream is not None and self._stream.position == self._stream.batch_size * self._stream.num_ranks:
+            self.pixel_range = float(images.detach().min()), float(images.detach().max())
             introduce(self, module, float(loss.detach()), images, labels)
         return loss
 

@@ -140,7 +140,8 @@ def _page(indices: Array, distances: Array, target: _Side, source: _Side, marked
         height_ratios=(most_height, classes_height, height - most_height - classes_height),
     )
     title = (
-        f"{len(indices):,} target images borrow {len(borrowed):,} distinct source images, K = {indices.shape[1]:,}\n"
+        f"{len(indices):,} target images and the {indices.shape[1]:,} nearest of each, "
+        f"{len(borrowed):,} distinct source images\n"
         f"duplicates: {len(marked):,}, of them borrowed: {sum(index in indices[row] for row, index in marked):,}"
     )
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")

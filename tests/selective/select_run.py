@@ -128,8 +128,9 @@ def select_in_few_blocks(folder, rank):
     return values(selected())
 
 
-# how often a source image is read before the first is described: whether it is always the same, its range, its identity
-READ_BEFORE = 3 * 8 + 8 + 64
+# how often a source image is read before the first is described: whether it is always the same, its range, its size,
+# its identity
+READ_BEFORE = 3 * 8 + 8 + 8 + 64
 
 
 def killed(folder, rank):

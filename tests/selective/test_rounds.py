@@ -686,3 +686,22 @@ def test_how_much_is_borrowed_is_logged(tmp_path):
     assert logged.values == pytest.approx([np.mean(budgets) for budgets in follow.budgets])
     assert "neighbors=" in repr(callback)
     assert toy_bank().describe() in callback.part.describe()["neighbors bank"]
+
+
+def test_a_target_on_another_scale_than_what_is_trained_on_is_refused():
+    """Rounds would ask the network about pixels that it has never seen the like of."""
+    pixels, labels = toys.target_data().tensors
+    raw = torch.utils.data.TensorDataset((pixels - pixels.min()) / 99, labels)
+    plain = torch.utils.data.TensorDataset(*(part.abs() / 99 for part in toys.source_data().tensors[:1]))
+    source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4, unaugmented=plain)
+    callback = lt.SelectiveJointFinetuning(source, neighbors=borrowed(k=2), target=raw)
+    with pytest.raises(lt.TransferConfigError, match="Target pixels run from 0.00 .*validation sees it, normalised"):
+        fit(LitToy(), [callback])
+
+
+def test_unaugmented_images_in_another_order_are_refused_by_their_labels():
+    pixels, labels = toys.source_data().tensors
+    turned = torch.utils.data.TensorDataset(pixels.flip(0), labels.flip(0))
+    source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4, unaugmented=turned)
+    with pytest.raises(lt.TransferConfigError, match="labels of unaugmented= are not those of the source dataset"):
+        fit(LitToy(), [lt.SelectiveJointFinetuning(source, neighbors=borrowed(k=2), target=toys.target_data())])

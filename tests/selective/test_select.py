@@ -309,7 +309,7 @@ def test_a_second_run_reads_no_source_image_beyond_a_few_and_finds_the_same(tmp_
         (lambda run: {"source": run["source"][:39]}, "source: 40 images .* there, 39 images .* now"),
         (lambda run: {"bank": symmetric_bank()}, "bank: "),
         (lambda run: {"bins": 7}, "bins: .* there, 7 now"),
-        (lambda run: {"k": 4}, "neighbors: 3 there, 4 now"),
+        (lambda run: {"k": 4}, "neighbors listed: 3 there, 4 now"),
         (lambda run: {"search": "approximate"}, "search: exact there, approximate now"),
         (lambda run: {"protect": [smooth(3, 8)]}, "protected: none there, 3 images .* now"),
     ],
@@ -352,7 +352,10 @@ def test_duplicates_of_target_and_protected_are_told_apart():
 def test_source_images_too_large_to_count_are_refused():
     """The width of a count is the target's; a flat image of 300 pixels gives one number 65,536 times and more."""
     target, source = smooth(3, 1, side=32), [*smooth(3, 2, side=32), torch.full((3, 300, 300), 0.5)]
-    with pytest.raises(lt.TransferConfigError, match="Images 0 to 3 have more positions .* Resize the source"):
+    with (
+        pytest.warns(UserWarning, match="about 32 pixels a side, source images 153: .*Resize both alike"),
+        pytest.raises(lt.TransferConfigError, match="Images 0 to 3 have more positions .* Resize the source"),
+    ):
         found_in(target, source, k=2, bank="gabor")
 
 

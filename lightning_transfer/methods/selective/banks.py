@@ -163,8 +163,8 @@ class _ModelBank(FilterBank):
     def forward(self, images: Tensor) -> list[Tensor]:
         if self.normalize and bool(((images < 0) | (images > 1)).any()):
             raise TransferConfigError(
-                f"Found pixels from {float(images.min()):.2f} to {float(images.max()):.2f}, so normalised already; the "
-                "bank does that itself. Give images in 0..1, or FilterBank.from_model(..., normalize=False)."
+                f"Found pixels from {float(images.min()):.2f} to {float(images.max()):.2f}, so normalised already, "
+                "which the bank would do again. Write FilterBank.from_model(..., normalize=False)."
             )
         if images.shape[1] == 1 != self.channels:
             images = images.expand(-1, self.channels, -1, -1)

@@ -18,12 +18,12 @@ from lightning_transfer.methods.selective.functional import neighbor_budget
 from lightning_transfer.methods.selective.identity import identity
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.order import NeighborOrder
-from lightning_transfer.methods.selective.pictures import Pictures
+from lightning_transfer.methods.selective.pictures import Pictures, is_scaled
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import Job
 from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.source.stream import seeded
-from lightning_transfer.source.task import AnyDataset, SourceTask
+from lightning_transfer.source.task import AnyDataset, SourceTask, known_labels
 
 SURE = 1e-6  # nats: who is as sure as that is not called hard, whatever the quantile
 
@@ -128,12 +128,13 @@ class Borrowed:
         if self.rounds_done < rounds and trainer.global_step >= (self.rounds_done + 1) * self._steps_between(trainer):
             self._round(term, module)
         if self._order is None:
-            self._order = self._make_order()
-            numbers = self._order.pool.unique()
+            self._order = self._make_order(trainer)
+            counts = self._order.counts.float()
             say(
                 trainer,
-                f"{len(numbers):,} of {self.source.num_images:,} source images are borrowed, on average "
-                f"{self.budget.float().mean():.0f} by a target image.",
+                f"A target image borrows {counts.mean():.0f} source images on average, {int(counts.min())} to "
+                f"{int(counts.max())}; together they borrow {len(self._order.pool.unique()):,} of "
+                f"{self.source.num_images:,}.",
             )
         return self._order
 
@@ -172,6 +173,7 @@ class Borrowed:
                 f"unaugmented has {len(unaugmented):,} images, the source dataset {self.source.num_images:,}; expected "
                 "the same images in the same order."
             )
+        self._check_same_labels()
         job = Job.of(
             Pictures(data, "target", adapt=adapt),
             unaugmented,
@@ -186,6 +188,15 @@ class Borrowed:
             ),
         )
         return job.run()
+
+    def _check_same_labels(self) -> None:
+        """Raise where `unaugmented` is not in the dataset's order, as far as both list their labels."""
+        mine, theirs = known_labels(self.source.dataset), known_labels(self.source.plain_dataset)
+        if mine is not None and theirs is not None and not torch.equal(mine, theirs):
+            raise TransferConfigError(
+                f"The labels of unaugmented= are not those of the source dataset: {theirs[:5].tolist()} and so on in "
+                f"place of {mine[:5].tolist()}. Give the same images in the same order."
+            )
 
     def _round(self, term: SourceTerm, module: Any) -> None:
         """Ask the network which target images are hard, and let those borrow more."""
@@ -239,6 +250,15 @@ class Borrowed:
                         "the network is right, which takes class indices. Pass target= with such labels, or "
                         "Neighbors(rounds=0)."
                     )
+                asked = float(images.min()), float(images.max())
+                trained = term.pixel_range
+                if not share[1:] and trained is not None and is_scaled(asked) != is_scaled(trained):
+                    raise TransferConfigError(
+                        f"Target pixels run from {asked[0]:.2f} to {asked[1]:.2f}, those of the source that the network "
+                        f"is trained on from {trained[0]:.2f} to {trained[1]:.2f}. Rounds show the "
+                        "target to the network: give target= as validation sees it, normalised alike (for a bank of a "
+                        "model with FilterBank.from_model(..., normalize=False))."
+                    )
                 logits = term.target_logits(module, images).float()
                 entropy = torch.special.entr(logits.softmax(1)).sum(1)
                 share.append(torch.stack([(logits.argmax(1) == labels).float(), entropy], 1).cpu())
@@ -248,7 +268,7 @@ class Borrowed:
             raise FloatingPointError("The network's answers on the target images are not finite; stopped in a round.")
         return answers
 
-    def _make_order(self) -> "NeighborOrder":
+    def _make_order(self, trainer: Any) -> "NeighborOrder":
         lists = self.lists.long()
         is_borrowed = torch.arange(lists.shape[1]) < self.budget[:, None]
         if self.neighbors.min_per_class:
@@ -260,6 +280,7 @@ class Borrowed:
                     "Source classes are not known, so min_per_class has no effect.", NoEffectWarning, stacklevel=2
                 )
             is_large = torch.cat([counts >= self.neighbors.min_per_class, torch.tensor([True])])  # the last: unknown
+            say(trainer, f"min_per_class leaves {int((counts >= self.neighbors.min_per_class).sum())} source classes.")
             is_borrowed &= is_large[self.labels.long().clamp(max=len(counts))][lists]
             if not is_borrowed.any():
                 raise TransferConfigError(

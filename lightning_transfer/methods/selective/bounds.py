@@ -13,7 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_transfer.methods.selective.search import BLOCK, Nearest, Packed, Rows, blocks, cached, kept_for, numbered
+from lightning_transfer.methods.selective.search import (
+    BLOCK,
+    Nearest,
+    Packed,
+    Rows,
+    blocks,
+    cached,
+    kept_for,
+    numbered,
+    places_of,
+)
 
 COORDINATES = (32, 64, 128, 256)  # of the projection: as many as pay best
 COARSE = 8  # numbers that a filter's bins are projected to first
@@ -141,7 +151,7 @@ def _scan(mine: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int
             for first, part in _parts(theirs, len(mine)):
                 guesses.add(_scores(mine, part), start + first)
         query = torch.arange(len(mine)).repeat_interleave(num_guesses)
-        guessed = guesses.indices.sort(1).values.flatten()
+        guessed = guesses.finish().indices.sort(1).values.flatten()
         scores = _single_scores(packed, source, query, guessed)
         nearest.add_pairs(query, guessed, scores)
         distance = (packed.own - scores.view(-1, num_guesses).topk(k).values[:, -1]) / 2
@@ -153,14 +163,12 @@ def _scan(mine: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int
             theirs = theirs.view(stop - start, -1)
             enough = least - ROUNDING * torch.maximum(longest, theirs[:, -1].max())
             parts = _parts(theirs, len(mine))
-            left = [
-                (_scores(mine, part) >= enough).nonzero() + torch.tensor([0, start + first]) for first, part in parts
-            ]
-            key = (torch.cat(left) @ torch.tensor([len(source), 1])).sort().values
+            left = [(first, *places_of(_scores(mine, part) >= enough)) for first, part in parts]
+            key = torch.cat([query * len(source) + place + start + first for first, query, place in left]).sort().values
             key = key[known[torch.searchsorted(known, key).clamp(max=len(known) - 1)] != key]
             query, row = key // len(source), key % len(source)
             nearest.add_pairs(query, row, _single_scores(packed, source, query, row))
-    return nearest
+    return nearest.finish()
 
 
 def _parts(sketches: Tensor, num_queries: int) -> Iterator[tuple[int, Tensor]]:

@@ -73,8 +73,10 @@ class SelectiveJointFinetuning(TransferCallback):
 
     @property
     def selection(self) -> Selection | None:
-        """What was selected in this run; None before its first step, and in a run that was resumed."""
-        return self._borrowed.selection if self.part is not None else None
+        """What was selected in this run; None before its first step, and in a resumed run without `cache`."""
+        found = self._borrowed.selection if self.part is not None else None
+        cache = self.borrowing.cache
+        return Selection.load(cache) if found is None and cache is not None and Path(cache).exists() else found
 
     @property
     def target_weights(self) -> Tensor:

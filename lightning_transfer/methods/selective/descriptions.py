@@ -126,7 +126,12 @@ class Descriptions:
                     labels[now[me]] = self._describe_block(store, now[me], blocks[now[me]], batches, pictures)
                 step(sum(len(blocks[block]) for block in now))
 
-            step(sum(len(blocks[block]) for block, who in enumerate(holders) if who))
+            there = sum(len(blocks[block]) for block, who in enumerate(holders) if who)
+            if there:
+                self.scan.say(
+                    f"{there:,} of {len(pictures):,} images are described already, by a run that was broken off."
+                )
+            step(there)
             for start in range(0, len(todo), len(held)):  # in step, so that nobody waits long, or for one who failed
                 ranks.together(partial(turn, todo[start : start + len(held)]))
         kept = sorted({*mine, *(block for block, who in enumerate(holders) if who and who[block % len(who)] == me)})

@@ -84,9 +84,10 @@ def response_histograms(responses: Tensor, edges: Tensor, *, smoothing: float = 
     return to_histograms(counts.view(num_images, num_filters, bins), smoothing=smoothing)
 
 
-def to_histograms(counts: Tensor, *, smoothing: float = SMOOTHING) -> Tensor:
+def to_histograms(counts: Tensor, *, smoothing: float = SMOOTHING, out: Tensor | None = None) -> Tensor:
     """Counts (n, filters, bins) as shares of each filter's positions, every bin raised by `smoothing` counts."""
-    raised = counts.float().add_(smoothing)
+    raised = counts.float() if out is None else out.copy_(counts)
+    raised += smoothing
     return raised.div_(raised.sum(-1, keepdim=True))
 
 

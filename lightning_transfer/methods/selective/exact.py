@@ -64,8 +64,8 @@ def _of_group(
         nearest = pruned_scan(queries[left], packed, source, asked, prune) or scan(packed, source, asked)
         rough, order = packed.distances(nearest.scores).double().sort(1)
         near = nearest.indices.gather(1, order)
-        scores = nearest.scores[nearest.scores.isfinite()]
-        scale = float(packed.own.abs().max() + scores.abs().max())
+        largest = nearest.scores.abs().masked_fill(nearest.scores.isinf(), 0).amax(1)
+        scale = (packed.own.abs() + largest).double().clamp(min=1e-30)[:, None]
         found, near, is_sure = _settle(
             queries[left], source, root, (rough, near), scale, k=k, all_in_double=all_in_double
         )
@@ -81,15 +81,15 @@ def _settle(
     source: Rows,
     root: Tensor,
     lists: tuple[Tensor, Tensor],
-    scale: float,
+    scale: Tensor,
     *,
     k: int,
     all_in_double: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k nearest in their true order, from (n, kept) rough distances, nearest first, and their indices.
 
-    How much float32 errs is seen on a sample, and is never less than a few steps of the numbers it was taken from, of
-    size `scale`. Neighbors in the list that lie nearer to each other than that, or to
+    How much float32 errs is seen on a sample, relative to the (n, 1) size of the numbers that distances are taken from,
+    and is never less than a few steps of those. Neighbors in the list that lie nearer to each other than that, or to
     zero, are measured again. A query is sure when what was left out cannot be among its k.
     """
     rough, indices = lists
@@ -98,8 +98,8 @@ def _settle(
     is_known[query, (query + place * (1 + k // len(place))) % k] = True
     exact = rough.clone()
     exact[is_known] = measure(queries, source, root, is_known, indices)
-    seen = float((exact - rough)[is_known].abs().max())
-    error = max(SAFETY * seen, QUANTA * torch.finfo(torch.float32).eps * scale)
+    seen = float(((exact - rough).abs() / scale)[is_known].max())
+    error = scale * max(SAFETY * seen, QUANTA * torch.finfo(torch.float32).eps)
     is_close = rough.diff(dim=1) <= 2 * error
     unclear = rough <= 2 * error
     unclear[:, 1:] |= is_close
@@ -108,7 +108,7 @@ def _settle(
     unclear[:, :k] |= all_in_double
     unclear &= ~is_known
     exact[unclear] = measure(queries, source, root, unclear, indices)
-    return *nearest_first(exact, indices, k), rough[:, -1] > rough[:, k - 1] + 2 * error
+    return *nearest_first(exact, indices, k), rough[:, -1] > rough[:, k - 1] + 2 * error[:, 0]
 
 
 def nearest_first(distances: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:

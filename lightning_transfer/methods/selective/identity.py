@@ -3,18 +3,17 @@
 import hashlib
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
-from lightning_transfer.methods.selective.pictures import Picture, Pictures
+from lightning_transfer.methods.selective.pictures import Picture, Pictures, spread
 
 IDENTIFIED = 64  # images whose pixels tell one large dataset from another
 
 
 def identity(pictures: Pictures) -> str:
     """A short name of images in their order, by some of them."""
-    some = torch.linspace(0, len(pictures) - 1, min(IDENTIFIED, len(pictures))).long().tolist()
-    return f"{len(pictures)} images {digest_of(pictures[index] for index in some)}"
+    some = (pictures[index] for index in spread(len(pictures), IDENTIFIED))
+    return f"{len(pictures)} images {digest_of(some)}"
 
 
 def digest_of(pictures: Iterable[Picture]) -> str:

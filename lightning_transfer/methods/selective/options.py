@@ -22,7 +22,8 @@ class Neighbors:
         hard_entropy: from which entropy of the class probabilities on, in nats, a right answer counts as unsure (0.1
             is ours), or a quantile of the right answers' entropies, as "75%".
         limit: the most that a target image may have; 5 k by default.
-        min_per_class: source classes with fewer borrowed images are left out (the authors': 0 to 50).
+        min_per_class: source classes with fewer borrowed images are left out, and nothing takes their place (the
+            authors': 0 to 50).
         oversample_hard: draw neighbors of a target image that borrows m times as many, m times as often. The authors
             repeat the target image itself too, which is your train loader's: see `target_weights` of the callback.
         search: "exact", or "approximate" for tens of millions of source images.

@@ -15,6 +15,7 @@ from lightning_transfer.source.task import structure
 
 CHANNELS = (1, 2, 3, 4)  # grey and colour, with or without transparency
 READ = 64  # pictures a batch
+RAW = 32.0  # a pixel beyond any normalisation
 PROBED, READINGS = 8, 3  # samples that are read several times, to see whether they are always the same
 
 
@@ -94,7 +95,7 @@ class Pictures(Dataset[Picture]):
         Raises:
             TransferConfigError: with the advice.
         """
-        for index in torch.linspace(0, len(self) - 1, min(PROBED, len(self))).long().tolist():
+        for index in spread(len(self), PROBED):
             first, *others = (self.read(index, seed=seed).pixels for seed in range(READINGS))
             if isinstance(first, Tensor) and any(isinstance(o, str) or not torch.equal(first, o) for o in others):
                 raise TransferConfigError(
@@ -149,6 +150,32 @@ def read_batches(
     for batch in loader:
         yield list(indices[start : start + len(batch)]), batch
         start += len(batch)
+
+
+def spread(num: int, wanted: int) -> list[int]:
+    """Some of so many places, first and last among them."""
+    found: list[int] = torch.linspace(0, num - 1, min(num, wanted)).long().tolist()
+    return found
+
+
+def pixel_range(pictures: Pictures) -> tuple[float, float]:
+    """The lowest and the highest of some pixels."""
+    some = [pictures[index].pixels for index in spread(len(pictures), PROBED)]
+    found = [(float(pixels.min()), float(pixels.max())) for pixels in some if isinstance(pixels, Tensor)]
+    return min((low for low, _ in found), default=0.0), max((high for _, high in found), default=1.0)
+
+
+def is_scaled(pixel_range: tuple[float, float]) -> tuple[bool, bool]:
+    """Whether pixels are normalised to both sides of 0, and whether they are raw numbers of 0 to 255."""
+    low, high = pixel_range
+    return low < 0, high > RAW
+
+
+def typical_side(pictures: Pictures) -> float:
+    """The root of the mean area of some pictures."""
+    some = [pictures[index].pixels for index in spread(len(pictures), PROBED)]
+    areas = [pixels.shape[1] * pixels.shape[2] for pixels in some if isinstance(pixels, Tensor)]
+    return (sum(areas) / max(len(areas), 1)) ** 0.5 or 1.0
 
 
 def for_display(pixels: Tensor) -> np.ndarray[Any, Any]:

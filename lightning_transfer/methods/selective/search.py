@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_transfer.methods.selective.distances import with_logs
+from lightning_transfer.methods.selective.distances import EPS
 
 BLOCK = 2**22  # numbers of a block of the source that are held at once: more would leave the processor's cache
 SEVERAL = 8  # rows at least, for a call to be worth its while
@@ -85,30 +86,47 @@ class Nearest:
         self.scores = torch.full((num_queries, k), -torch.inf)
         self.indices = torch.full((num_queries, k), -1)
         self.k = k
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, scores: Tensor, first: int) -> None:
-        """Merge (queries, block) scores of source rows from `first` on."""
+        """Take (queries, block) scores of source rows from `first` on."""
         least = self.scores.amin(1, keepdim=True)
         if bool((least == -torch.inf).any()):
             best, places = scores.topk(min(self.k, scores.shape[1]), sorted=False)
             self._merge(best, places + first)
         else:
-            query, place = (scores > least).nonzero(as_tuple=True)
+            query, place = places_of(scores > least)
             self.add_pairs(query, place + first, scores[query, place])
 
     def add_pairs(self, query: Tensor, index: Tensor, score: Tensor) -> None:
-        """Merge single scores, given by rising query."""
-        if len(query):
+        """Take single scores; they wait until there are enough to be worth a merge."""
+        self._waiting.append((query, index, score))
+        if sum(len(queries) for queries, _, _ in self._waiting) > self.scores.numel() / 2:
+            self.finish()
+
+    def finish(self) -> "Nearest":
+        """Merge what waits."""
+        waiting, self._waiting = [some for some in self._waiting if len(some[0])], []
+        if waiting:
+            query, index, score = (torch.cat(part) for part in zip(*waiting, strict=True))
+            query, order = query.sort(stable=True)
             number = numbered(query, len(self.scores))
             scores = torch.full((len(self.scores), int(number.max()) + 1), -torch.inf)
             indices = torch.full(scores.shape, -1)
-            scores[query, number], indices[query, number] = score, index
+            scores[query, number], indices[query, number] = score[order], index[order]
             self._merge(scores, indices)
+        return self
 
     def _merge(self, scores: Tensor, indices: Tensor) -> None:
         scores, indices = torch.cat([self.scores, scores], 1), torch.cat([self.indices, indices], 1)
         self.scores, order = scores.topk(self.k, sorted=False)
         self.indices = indices.gather(1, order)
+
+
+def places_of(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of what is chosen, by row: numpy finds few among many several times as fast as torch."""
+    flat = torch.from_numpy(np.flatnonzero(chosen.numpy()))
+    return flat // chosen.shape[1], flat % chosen.shape[1]
 
 
 def numbered(groups: Tensor, num_groups: int) -> Tensor:
@@ -125,12 +143,12 @@ class Packed:
     """Queries and source rows as the two sides of an inner product, centred so that float32 errs less."""
 
     def __init__(self, queries: Tensor, source: Rows, root: Tensor) -> None:
-        self.root = root
+        self.root, self.weights = root, root.square().float()
         sample = source.read(0, min(len(source), SAMPLE))
-        self._middle, self._log_middle = (part.mean(0) for part in with_logs(sample, root))
+        self._middle, self._log_middle = sample.mean(0), (sample + EPS).log_().mean(0)
         self._buffer = torch.empty(0)
         packed, self.own = self.rows(queries)
-        self.queries = packed.roll(packed.shape[1] // 2, 1)
+        self.queries = packed.roll(packed.shape[1] // 2, 1).mul_(self.weights.repeat(2))  # on one side is enough
         self._buffer = torch.empty(0)
 
     def rows(self, histograms: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,10 +158,10 @@ class Packed:
             self._buffer = torch.empty(num_rows, 2 * numbers)
         packed, own = self._buffer[:num_rows], torch.empty(num_rows)
         for some in cached(num_rows, numbers):
-            p, log_p = with_logs(histograms[some], self.root)  # in their own precision; in float32 once centred
+            p, log_p = histograms[some], (histograms[some] + EPS).log_()  # in their own precision; float32 once centred
             packed[some, :numbers] = log_p.sub_(self._log_middle)
-            packed[some, numbers:] = p.sub_(self._middle)
-            own[some] = p.mul_(log_p).sum(1)
+            packed[some, numbers:] = p - self._middle
+            own[some] = (packed[some, :numbers] * packed[some, numbers:]) @ self.weights
         return packed, own
 
     def distances(self, scores: Tensor) -> Tensor:
@@ -157,7 +175,7 @@ def scan(packed: Packed, source: Rows, k: int) -> Nearest:
     for start, stop in blocks(source, 2 * math.prod(source.shape)):
         rows, own = packed.rows(source.read(start, stop))
         nearest.add(torch.addmm(own, packed.queries, rows.T, beta=-1), start)
-    return nearest
+    return nearest.finish()
 
 
 def cached(num_rows: int, numbers: int) -> Iterator[slice]:

@@ -29,12 +29,13 @@ from lightning_transfer.methods.selective.duplicates import COMPARED, near_dupli
 from lightning_transfer.methods.selective.exact import exact_neighbors, nearest_first, search_bytes
 from lightning_transfer.methods.selective.identity import digest_of, identity
 from lightning_transfer.methods.selective.options import Neighbors
-from lightning_transfer.methods.selective.pictures import Picture, Pictures
+from lightning_transfer.methods.selective.pictures import Picture, Pictures, is_scaled, pixel_range, typical_side
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.search import plain_arithmetic
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
 from lightning_transfer.methods.selective.store import Store, Stored
 
+LARGER = 1.25  # times the other's side, at which images are of another scale
 MERGED = 2**20  # neighbors of a process' lists that the others are told at once
 
 
@@ -141,9 +142,7 @@ class Job:
     def _run(self) -> Selection:
         ranks.together(self._check)
         describer = Describer(self.bank, torch.device(self.scan.device))
-        began = time.monotonic()
         edges, most_positions, target_digest = ranks.together(lambda: self._edges(describer))
-        rate = len(self.target) / (time.monotonic() - began)
         fingerprint = self._fingerprint(edges, target_digest)
         if len({repr(one) for one in ranks.gather(fingerprint)}) > 1:
             raise TransferConfigError("Processes see different images. Give all of them the same data in one order.")
@@ -153,7 +152,7 @@ class Job:
                 binning, made_of = Binning(edges).to(describer.device), ("format", "bank", "edges", "target", "source")
                 identity = " ".join(fingerprint[name] for name in made_of)
                 descriptions = Descriptions(self.scan, describer, binning, most_positions, identity=identity, undo=undo)
-                found = self._select(descriptions, fingerprint, rate)
+                found = self._select(descriptions, fingerprint)
                 if self.scan.cache is not None:
                     ranks.from_first(partial(found.save, self.scan.cache))
                 descriptions.remove()
@@ -175,14 +174,21 @@ class Job:
             raise TransferConfigError(
                 f"k={self.k} exceeds the {len(self.source):,} source images; pass k<={len(self.source)}."
             )
-        ranges = {pictures.name: _range(pictures) for pictures in (self.target, self.source)}
-        if len({(low < 0, high > 1) for low, high in ranges.values()}) > 1:
+        ranges = {pictures.name: pixel_range(pictures) for pictures in (self.target, self.source)}
+        if len({is_scaled(found) for found in ranges.values()}) > 1:
             shown = " and ".join(
                 f"{name} pixels run from {low:.2f} to {high:.2f}" for name, (low, high) in ranges.items()
             )
             raise TransferConfigError(
                 f"The {shown}: one is normalised and the other is not, so that their statistics say nothing of each "
                 "other. Give both the same processing."
+            )
+        target_side, source_side = (typical_side(pictures) for pictures in (self.target, self.source))
+        if max(target_side, source_side) > LARGER * min(target_side, source_side):
+            warnings.warn(
+                f"Target images have about {target_side:.0f} pixels a side, source images {source_side:.0f}: filters "
+                "see them at other scales. Resize both alike.",
+                stacklevel=2,
             )
 
     def _edges(self, describer: Describer) -> tuple[Tensor, int, str]:
@@ -211,7 +217,7 @@ class Job:
             "edges": hashlib.sha256(edges.numpy().tobytes()).hexdigest()[:16],
             "target": f"{len(self.target)} images {target_digest}",
             "source": identity(self.source),
-            "neighbors": str(self.longest),
+            "neighbors listed": str(self.longest),
             "search": self.search,
             "protected": ", ".join(map(identity, self.protect)) or "none",
         }
@@ -233,16 +239,18 @@ class Job:
         self.scan.say(f"The selection in {path} is used: {found!r}.")
         return found
 
-    def _select(self, descriptions: Descriptions, fingerprint: dict[str, str], rate: float) -> Selection:
-        images = len(self.source) / ranks.world_size()
+    def _select(self, descriptions: Descriptions, fingerprint: dict[str, str]) -> Selection:
+        began = time.monotonic()
+        target, target_labels, _ = descriptions.describe(
+            self.target, f"target {identity(self.target)}", is_shared=False
+        )
+        rate = len(self.target) / (time.monotonic() - began) * ranks.world_size()
         self.scan.say(
             f"Selecting among {len(self.source):,} source images for {len(self.target):,} target images: about "
             f"{self._bytes(descriptions.shape) / 1e9:.1f} GB of memory, "
             f"{descriptions.num_bytes(len(self.source)) / 1e9:.2f} GB on disk in "
-            f"{descriptions.folder}, about {rate:.0f} images a second, so {images / rate / 60:.1f} minutes."
-        )
-        target, target_labels, _ = descriptions.describe(
-            self.target, f"target {identity(self.target)}", is_shared=False
+            f"{descriptions.folder}, about {rate:,.0f} images a second, so {len(self.source) / rate / 60:.1f} minutes."
+            + (" Broken off, it goes on from there." if self.scan.cache else " Broken off without cache=, it is lost.")
         )
         source, source_labels, mine = descriptions.describe(self.source, "source", is_shared=True)
         usable = source_labels != UNREADABLE
@@ -331,13 +339,6 @@ class Job:
             merged.append(nearest_first(all_distances, all_indices, k))
         distances, indices = (torch.cat(part) for part in zip(*merged, strict=True))
         return distances, indices
-
-
-def _range(pictures: Pictures) -> tuple[float, float]:
-    """The lowest and the highest of some pixels."""
-    some = [pictures[index].pixels for index in torch.linspace(0, len(pictures) - 1, 8).long().tolist()]
-    found = [(float(pixels.min()), float(pixels.max())) for pixels in some if isinstance(pixels, Tensor)]
-    return min((low for low, _ in found), default=0.0), max((high for _, high in found), default=1.0)
 
 
 def _pairs(pairs: Tensor) -> str:

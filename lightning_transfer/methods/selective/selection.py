@@ -106,6 +106,8 @@ class Selection:
             data = Path(path).read_bytes()  # once: another job may put a new file in its place
             tensors: dict[str, Any] = load(data)
             facts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        except FileNotFoundError:
+            raise TransferConfigError(f"There is no selection at {path}.") from None
         except (SafetensorError, OSError, ValueError) as error:
             raise TransferConfigError(
                 f"{path} is no selection, or damaged: {error}. Delete it and select again."

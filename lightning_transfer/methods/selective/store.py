@@ -126,7 +126,7 @@ class Store:
         counts = self.counts(images)
         found = torch.empty(len(counts), self.shape[0] * self.shape[1])
         for some in cached(*found.shape):
-            found[some] = to_histograms(counts[some]).flatten(1)
+            to_histograms(counts[some], out=found[some].unflatten(1, self.shape))
         return found
 
     def close(self) -> None:
