@@ -692,7 +692,7 @@ def test_a_target_on_another_scale_than_what_is_trained_on_is_refused():
     """Rounds would ask the network about pixels that it has never seen the like of."""
     pixels, labels = toys.target_data().tensors
     raw = torch.utils.data.TensorDataset((pixels - pixels.min()) / 99, labels)
-    plain = torch.utils.data.TensorDataset(*(part.abs() / 99 for part in toys.source_data().tensors[:1]))
+    plain = torch.utils.data.TensorDataset(toys.source_data().tensors[0].abs() / 99, toys.source_data().tensors[1])
     source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4, unaugmented=plain)
     callback = lt.SelectiveJointFinetuning(source, neighbors=borrowed(k=2), target=raw)
     with pytest.raises(lt.TransferConfigError, match="Target pixels run from 0.00 .*validation sees it, normalised"):

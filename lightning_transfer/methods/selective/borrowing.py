@@ -250,14 +250,13 @@ class Borrowed:
                         "the network is right, which takes class indices. Pass target= with such labels, or "
                         "Neighbors(rounds=0)."
                     )
-                asked = float(images.min()), float(images.max())
-                trained = term.pixel_range
+                asked, trained = (float(images.min()), float(images.max())), term.pixel_range
                 if not share[1:] and trained is not None and is_scaled(asked) != is_scaled(trained):
                     raise TransferConfigError(
-                        f"Target pixels run from {asked[0]:.2f} to {asked[1]:.2f}, those of the source that the network "
-                        f"is trained on from {trained[0]:.2f} to {trained[1]:.2f}. Rounds show the "
-                        "target to the network: give target= as validation sees it, normalised alike (for a bank of a "
-                        "model with FilterBank.from_model(..., normalize=False))."
+                        f"Target pixels run from {asked[0]:.2f} to {asked[1]:.2f}, those of the source in training from "
+                        f"{trained[0]:.2f} to {trained[1]:.2f}. Rounds show the target to the network: give target= as "
+                        "validation sees it, normalised alike (for a bank of a model with "
+                        "FilterBank.from_model(..., normalize=False))."
                     )
                 logits = term.target_logits(module, images).float()
                 entropy = torch.special.entr(logits.softmax(1)).sum(1)

@@ -172,10 +172,10 @@ def is_scaled(pixel_range: tuple[float, float]) -> tuple[bool, bool]:
 
 
 def typical_side(pictures: Pictures) -> float:
-    """The root of the mean area of some pictures."""
+    """The root of the mean area of some pictures; 0 where none can be read."""
     some = [pictures[index].pixels for index in spread(len(pictures), PROBED)]
     areas = [pixels.shape[1] * pixels.shape[2] for pixels in some if isinstance(pixels, Tensor)]
-    return (sum(areas) / max(len(areas), 1)) ** 0.5 or 1.0
+    return (sum(areas) / max(len(areas), 1)) ** 0.5
 
 
 def for_display(pixels: Tensor) -> np.ndarray[Any, Any]:

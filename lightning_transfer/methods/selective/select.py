@@ -184,7 +184,7 @@ class Job:
                 "other. Give both the same processing."
             )
         target_side, source_side = (typical_side(pictures) for pictures in (self.target, self.source))
-        if max(target_side, source_side) > LARGER * min(target_side, source_side):
+        if max(target_side, source_side) > LARGER * min(target_side, source_side) > 0:
             warnings.warn(
                 f"Target images have about {target_side:.0f} pixels a side, source images {source_side:.0f}: filters "
                 "see them at other scales. Resize both alike.",
