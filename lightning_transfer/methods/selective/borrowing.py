@@ -250,11 +250,11 @@ class Borrowed:
                         "the network is right, which takes class indices. Pass target= with such labels, or "
                         "Neighbors(rounds=0)."
                     )
-                asked, trained = (float(images.min()), float(images.max())), term.pixel_range
-                if not share[1:] and trained is not None and is_scaled(asked) != is_scaled(trained):
+                asked, seen = (float(images.min()), float(images.max())), term.pixel_range
+                if not share[1:] and seen is not None and is_scaled(asked) != is_scaled(seen):
                     raise TransferConfigError(
                         f"Target pixels run from {asked[0]:.2f} to {asked[1]:.2f}, those of the source in training from "
-                        f"{trained[0]:.2f} to {trained[1]:.2f}. Rounds show the target to the network: give target= as "
+                        f"{seen[0]:.2f} to {seen[1]:.2f}. Rounds show the target to the network: give target= as "
                         "validation sees it, normalised alike (for a bank of a model with "
                         "FilterBank.from_model(..., normalize=False))."
                     )

@@ -1,6 +1,7 @@
 """Any dataset's samples as pictures, in the dataset's order: what filters are laid over, and eyes look at."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -175,7 +176,7 @@ def typical_side(pictures: Pictures) -> float:
     """The root of the mean area of some pictures; 0 where none can be read."""
     some = [pictures[index].pixels for index in spread(len(pictures), PROBED)]
     areas = [pixels.shape[1] * pixels.shape[2] for pixels in some if isinstance(pixels, Tensor)]
-    return (sum(areas) / max(len(areas), 1)) ** 0.5
+    return math.sqrt(sum(areas) / max(len(areas), 1))
 
 
 def for_display(pixels: Tensor) -> np.ndarray[Any, Any]:
