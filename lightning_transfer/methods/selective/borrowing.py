@@ -253,7 +253,7 @@ class Borrowed:
                 asked, seen = (float(images.min()), float(images.max())), term.pixel_range
                 if not share[1:] and seen is not None and is_scaled(asked) != is_scaled(seen):
                     raise TransferConfigError(
-                        f"Target pixels run from {asked[0]:.2f} to {asked[1]:.2f}, those of the source in training from "
+                        f"Target pixels run from {asked[0]:.2f} to {asked[1]:.2f}, the source's in training from "
                         f"{seen[0]:.2f} to {seen[1]:.2f}. Rounds show the target to the network: give target= as "
                         "validation sees it, normalised alike (for a bank of a model with "
                         "FilterBank.from_model(..., normalize=False))."
