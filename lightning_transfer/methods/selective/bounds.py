@@ -151,7 +151,7 @@ def _scan(mine: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int
             for first, part in _parts(theirs, len(mine)):
                 guesses.add(_scores(mine, part), start + first)
         query = torch.arange(len(mine)).repeat_interleave(num_guesses)
-        guessed = guesses.finish().indices.sort(1).values.flatten()
+        guessed = guesses.indices.sort(1).values.flatten()
         scores = _single_scores(packed, source, query, guessed)
         nearest.add_pairs(query, guessed, scores)
         distance = (packed.own - scores.view(-1, num_guesses).topk(k).values[:, -1]) / 2
@@ -168,7 +168,7 @@ def _scan(mine: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int
             key = key[known[torch.searchsorted(known, key).clamp(max=len(known) - 1)] != key]
             query, row = key // len(source), key % len(source)
             nearest.add_pairs(query, row, _single_scores(packed, source, query, row))
-    return nearest.finish()
+    return nearest
 
 
 def _parts(sketches: Tensor, num_queries: int) -> Iterator[tuple[int, Tensor]]:

@@ -86,10 +86,9 @@ class Nearest:
         self.scores = torch.full((num_queries, k), -torch.inf)
         self.indices = torch.full((num_queries, k), -1)
         self.k = k
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, scores: Tensor, first: int) -> None:
-        """Take (queries, block) scores of source rows from `first` on."""
+        """Merge (queries, block) scores of source rows from `first` on."""
         least = self.scores.amin(1, keepdim=True)
         if bool((least == -torch.inf).any()):
             best, places = scores.topk(min(self.k, scores.shape[1]), sorted=False)
@@ -99,23 +98,13 @@ class Nearest:
             self.add_pairs(query, place + first, scores[query, place])
 
     def add_pairs(self, query: Tensor, index: Tensor, score: Tensor) -> None:
-        """Take single scores; they wait until there are enough to be worth a merge."""
-        self._waiting.append((query, index, score))
-        if sum(len(queries) for queries, _, _ in self._waiting) > self.scores.numel() / 2:
-            self.finish()
-
-    def finish(self) -> "Nearest":
-        """Merge what waits."""
-        waiting, self._waiting = [some for some in self._waiting if len(some[0])], []
-        if waiting:
-            query, index, score = (torch.cat(part) for part in zip(*waiting, strict=True))
-            query, order = query.sort(stable=True)
+        """Merge single scores, given by rising query."""
+        if len(query):
             number = numbered(query, len(self.scores))
             scores = torch.full((len(self.scores), int(number.max()) + 1), -torch.inf)
             indices = torch.full(scores.shape, -1)
-            scores[query, number], indices[query, number] = score[order], index[order]
+            scores[query, number], indices[query, number] = score, index
             self._merge(scores, indices)
-        return self
 
     def _merge(self, scores: Tensor, indices: Tensor) -> None:
         scores, indices = torch.cat([self.scores, scores], 1), torch.cat([self.indices, indices], 1)
@@ -175,7 +164,7 @@ def scan(packed: Packed, source: Rows, k: int) -> Nearest:
     for start, stop in blocks(source, 2 * math.prod(source.shape)):
         rows, own = packed.rows(source.read(start, stop))
         nearest.add(torch.addmm(own, packed.queries, rows.T, beta=-1), start)
-    return nearest.finish()
+    return nearest
 
 
 def cached(num_rows: int, numbers: int) -> Iterator[slice]:
