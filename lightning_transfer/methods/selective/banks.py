@@ -208,6 +208,18 @@ def _statistics(model: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
     return (mean, deviation) if len(mean) == channels else (mean.mean()[None], deviation.mean()[None])
 
 
+def check_bank(bank: object) -> None:
+    """Raise unless it is "gabor" or a bank.
+
+    Raises:
+        TransferConfigError: with what to write.
+    """
+    if bank != "gabor" and not isinstance(bank, FilterBank):
+        raise TransferConfigError(
+            f"bank={bank!r} is not known. Write bank='gabor' or FilterBank.from_model(model, layers=['conv1'])."
+        )
+
+
 def digest(module: nn.Module, *, deep: bool = True) -> str:
     """A short name of all weights of a module, or of its own buffers only."""
     found = hashlib.sha256()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count, check_number
-from lightning_transfer.methods.selective.banks import FilterBank
+from lightning_transfer.methods.selective.banks import FilterBank, check_bank
 
 LIMIT = 5  # times k, the most a target image may borrow: the authors' code has 5 to 10
 
@@ -53,10 +53,7 @@ class Neighbors:
         for name, least in (("bins", 2), ("every", 1), ("limit", self.k)):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), least=least)
-        if not isinstance(self.bank, FilterBank) and self.bank != "gabor":
-            raise TransferConfigError(
-                f"bank={self.bank!r} is not known. Write bank='gabor' or FilterBank.from_model(model, layers=[...])."
-            )
+        check_bank(self.bank)
         check_choice("search", self.search, ("exact", "approximate"))
         if self.quantile is None:
             check_number("hard_entropy", self.hard_entropy)

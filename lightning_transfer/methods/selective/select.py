@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
 from lightning_transfer.methods.selective import ranks
 from lightning_transfer.methods.selective.approximate import BYTES, approximate_neighbors
-from lightning_transfer.methods.selective.banks import FilterBank
+from lightning_transfer.methods.selective.banks import FilterBank, check_bank
 from lightning_transfer.methods.selective.describing import Describer, read_all
 from lightning_transfer.methods.selective.descriptions import UNREADABLE, Descriptions
 from lightning_transfer.methods.selective.descriptors import Binning, num_bins
@@ -93,13 +93,8 @@ def select_neighbors(
 
 
 def _as_bank(bank: str | FilterBank) -> FilterBank:
-    if bank == "gabor":
-        return FilterBank.gabor()
-    if not isinstance(bank, FilterBank):
-        raise TransferConfigError(
-            f"bank={bank!r} is not known. Write bank='gabor' or FilterBank.from_model(model, layers=['conv1'])."
-        )
-    return bank
+    check_bank(bank)
+    return bank if isinstance(bank, FilterBank) else FilterBank.gabor()
 
 
 @dataclass(frozen=True)
