@@ -47,6 +47,8 @@ class SelectiveJointFinetuning(TransferCallback):
         4
     """
 
+    mixin = "SourceTaskMixin"
+
     def __init__(
         self,
         source: SourceTask,

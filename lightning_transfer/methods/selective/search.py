@@ -148,8 +148,8 @@ class Packed:
         packed, own = self._buffer[:num_rows], torch.empty(num_rows)
         for some in cached(num_rows, numbers):
             p, log_p = histograms[some], (histograms[some] + EPS).log_()  # in their own precision; float32 once centred
-            packed[some, :numbers] = log_p.sub_(self._log_middle)
-            packed[some, numbers:] = p - self._middle
+            torch.sub(log_p, self._log_middle, out=packed[some, :numbers])
+            torch.sub(p, self._middle, out=packed[some, numbers:])
             own[some] = (packed[some, :numbers] * packed[some, numbers:]) @ self.weights
         return packed, own
 
@@ -161,7 +161,7 @@ class Packed:
 def scan(packed: Packed, source: Rows, k: int) -> Nearest:
     """What float32 takes for the nearest, from one pass over the source: k, and a few more."""
     nearest = Nearest(len(packed.queries), kept_for(k, len(source)))
-    for start, stop in blocks(source, 2 * math.prod(source.shape)):
+    for start, stop in blocks(source, 2 * math.prod(source.shape), least=LEAST):
         rows, own = packed.rows(source.read(start, stop))
         nearest.add(torch.addmm(own, packed.queries, rows.T, beta=-1), start)
     return nearest
@@ -173,7 +173,10 @@ def cached(num_rows: int, numbers: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, num_rows, step))
 
 
-def blocks(source: Rows, numbers: int) -> list[tuple[int, int]]:
-    """First and last row of the blocks of a source that are held at once, at so many numbers a row."""
-    step = max(LEAST, BLOCK // numbers)
+def blocks(source: Rows, numbers: int, *, least: int = 1) -> list[tuple[int, int]]:
+    """First and last row of the blocks of a source that are held at once, at so many numbers a row.
+
+    Not more than `BLOCK` where `least` rows are fewer: beyond 32 MB the C library fetches fresh memory every time.
+    """
+    step = max(least, BLOCK // numbers)
     return [(start, min(start + step, len(source))) for start in range(0, len(source), step)]
