@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from lightning_transfer.version import __version__
 
 if TYPE_CHECKING:
-    from lightning_transfer import callbacks, functional, metrics, mixins, reports
-    from lightning_transfer.callbacks import SelectiveJointFinetuning, SoftFinetuning
+    from lightning_transfer import callbacks, functional, metrics, mixins, nn, reports
+    from lightning_transfer.callbacks import AdaFilter, SelectiveJointFinetuning, SoftFinetuning
     from lightning_transfer.errors import NoEffectWarning, TransferConfigError
     from lightning_transfer.glue.checkpoints import load_from_checkpoint, strip_checkpoint
     from lightning_transfer.methods.selective.banks import FilterBank
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from lightning_transfer.methods.selective.scanning import Scan
     from lightning_transfer.methods.selective.select import select_neighbors
     from lightning_transfer.methods.selective.selection import Selection
-    from lightning_transfer.mixins import SourceTaskMixin
+    from lightning_transfer.mixins import AdaFilterMixin, SourceTaskMixin
     from lightning_transfer.schedules import Schedule
     from lightning_transfer.source.task import SourceTask
 
 __all__ = [
+    "AdaFilter",
+    "AdaFilterMixin",
     "Borrowing",
     "FilterBank",
     "Neighbors",
@@ -42,12 +44,15 @@ __all__ = [
     "load_from_checkpoint",
     "metrics",
     "mixins",
+    "nn",
     "reports",
     "select_neighbors",
     "strip_checkpoint",
 ]
 
 _HOMES = {
+    "AdaFilter": "callbacks",
+    "AdaFilterMixin": "mixins",
     "Borrowing": "methods.selective.borrowing",
     "FilterBank": "methods.selective.banks",
     "Neighbors": "methods.selective.options",
@@ -64,7 +69,7 @@ _HOMES = {
     "select_neighbors": "methods.selective.select",
     "strip_checkpoint": "glue.checkpoints",
 }
-_FACES = ("callbacks", "functional", "metrics", "mixins", "reports")
+_FACES = ("callbacks", "functional", "metrics", "mixins", "nn", "reports")
 
 
 def __getattr__(name: str) -> Any:

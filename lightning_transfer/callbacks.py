@@ -1,6 +1,7 @@
 """Every method as a Lightning callback."""
 
+from lightning_transfer.methods.adafilter.callback import AdaFilter
 from lightning_transfer.methods.selective.callback import SelectiveJointFinetuning
 from lightning_transfer.methods.soft.callback import SoftFinetuning
 
-__all__ = ["SelectiveJointFinetuning", "SoftFinetuning"]
+__all__ = ["AdaFilter", "SelectiveJointFinetuning", "SoftFinetuning"]

@@ -1,5 +1,8 @@
 """Every method's maths as plain functions; needs no Lightning."""
 
+from lightning_transfer.methods.adafilter.apply import apply_adafilter
+from lightning_transfer.methods.adafilter.functional import mix_filters, straight_through_gate
+from lightning_transfer.methods.adafilter.remove import remove_adafilter
 from lightning_transfer.methods.selective.descriptors import filter_responses, response_histograms
 from lightning_transfer.methods.selective.distances import symmetric_kl
 from lightning_transfer.methods.selective.functional import neighbor_budget, symmetric_kl_neighbors
@@ -8,10 +11,14 @@ from lightning_transfer.schedules import anneal
 
 __all__ = [
     "anneal",
+    "apply_adafilter",
     "filter_responses",
     "joint_loss",
+    "mix_filters",
     "neighbor_budget",
+    "remove_adafilter",
     "response_histograms",
+    "straight_through_gate",
     "symmetric_kl",
     "symmetric_kl_neighbors",
 ]

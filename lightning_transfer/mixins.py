@@ -1,5 +1,6 @@
 """Every method as a LightningModule mixin."""
 
+from lightning_transfer.methods.adafilter.mixin import AdaFilterMixin
 from lightning_transfer.methods.soft.mixin import SourceTaskMixin
 
-__all__ = ["SourceTaskMixin"]
+__all__ = ["AdaFilterMixin", "SourceTaskMixin"]

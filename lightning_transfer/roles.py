@@ -198,6 +198,49 @@ def _ambiguous(module: nn.Module, candidates: list[str], *, likely: str) -> Tran
     )
 
 
+def find_network(module: nn.Module, backbone: str = "auto") -> tuple[str, nn.Module]:
+    """The part of a user's module that takes the pictures.
+
+    Args:
+        module: the user's module.
+        backbone: a dotted path; "auto" takes a plain network itself, and of a LightningModule the one child with
+            convolutions, or the whole where several have some.
+
+    Returns:
+        Its dotted path, "" for the module itself, and the part.
+
+    Raises:
+        TransferConfigError: the path leads nowhere, there are no convolutions, or several parts hold them.
+    """
+    if backbone != "auto":
+        try:
+            network = module.get_submodule(backbone)
+        except AttributeError:
+            names = [name for name, _ in users_modules(module) if name]
+            raise TransferConfigError(
+                f"backbone={backbone!r} is no module of {type(module).__name__}. {nearest(backbone, names)}"
+            ) from None
+        return backbone, getattr(network, "_orig_mod", network)
+    if not hasattr(module, "training_step"):  # a plain network
+        return "", module
+    holders = [
+        (name, child)
+        for name, child in module.named_children()
+        if not hasattr(child, "is_transfer_part") and any(isinstance(part, nn.Conv2d) for part in child.modules())
+    ]
+    if len(holders) == 1 and has_forward(holders[0][1]):
+        name, child = holders[0]
+        return name, getattr(child, "_orig_mod", child)
+    if holders and has_forward(module):
+        return "", module
+    if not holders:
+        raise TransferConfigError(f"{type(module).__name__} has no convolutions.")
+    known = ", ".join(repr(name) for name, _ in holders)
+    raise TransferConfigError(
+        f"{type(module).__name__} has several parts with convolutions: {known}. Name one: backbone={holders[0][0]!r}."
+    )
+
+
 def find_backbone(module: nn.Module, head: Head) -> tuple[str, nn.Module]:
     """The one other child of the user's module that holds parameters, for a head that stands apart.
 

@@ -4,6 +4,7 @@ import importlib
 import logging
 import sys
 from abc import abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core import rank_zero
@@ -11,9 +12,12 @@ from lightning_utilities.core import rank_zero
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import checkpoints, optimizers
 from lightning_transfer.glue.dispatcher import StepDispatcher
+from lightning_transfer.glue.optimizers import OwnGroup
 from lightning_transfer.glue.part import TransferPart
-from lightning_transfer.glue.standin import Afterwards, StandIn
+from lightning_transfer.glue.standin import Afterwards, Before, StandIn
 from lightning_transfer.glue.trainer import check_supported, say
+from lightning_transfer.stamps import BEGIN_ANEW, check_stamp, stamp
+from lightning_transfer.surgery import Structure
 
 
 def _callback_classes() -> tuple[type, ...]:
@@ -46,16 +50,23 @@ COPYING_CALLBACKS = {"WeightAveraging", "StochasticWeightAveraging"}
 
 
 class TransferCallback(_AnyCallback):
-    """A part that joins the user's module for the length of a fit and leaves it as it was found; abstract.
+    """Changes layers of the user's module for good, or joins it with a part for the length of a fit; abstract.
 
-    The part joins in `setup`, before optimizers and DDP exist, or, where the network is built only later, right behind
-    `configure_model`. It reaches into the network when the optimizers are made, the last moment at which the user may
-    have replaced a layer. A run's part is its own: a Trainer that starts at step 0 gets a fresh one.
+    Layers are changed in every stage's `setup`, before weights are loaded and optimizers and DDP exist, or, where the
+    network is built only later, right behind `configure_model`; what is changed already stays. The part joins at the
+    same moment, when the stage is fit. It reaches into the network when the optimizers are made, the last moment at
+    which the user may have replaced a layer, and leaves with the fit. A run's part is its own: a Trainer that starts at
+    step 0 gets a fresh one.
     """
 
+    mixin: str  # what does the same in manual optimization
+    structure: type[Structure] | None = None  # what its change of layers leaves in a network
     part: TransferPart | None = None
     _stand_ins: tuple[StandIn, ...] = ()
     _dispatcher: StepDispatcher | None = None
+
+    def change_layers(self, trainer: Any, module: Any) -> None:
+        """Change the network, unless it is changed already; nothing by default."""
 
     @abstractmethod
     def make_part(self, module: Any) -> TransferPart:
@@ -67,35 +78,44 @@ class TransferCallback(_AnyCallback):
         return f"{checkpoints.KEY}_{type(self).__name__}"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Join, when the stage is fit."""
-        if stage != "fit":
-            return
-        check_supported(trainer)
-        if not pl_module.automatic_optimization:
-            raise TransferConfigError(
-                f"{type(pl_module).__name__} optimizes by hand, so {type(self).__name__} cannot add to its loss. Use "
-                "lightning_transfer.SourceTaskMixin and call self.joint_loss(loss) in front of manual_backward."
-            )
+        """Change layers; join, when the stage is fit."""
+        if stage == "fit":
+            check_supported(trainer)
+            if not pl_module.automatic_optimization:
+                raise TransferConfigError(
+                    f"{type(pl_module).__name__} optimizes by hand, where {type(self).__name__} has no say. Use "
+                    f"lightning_transfer.{self.mixin}."
+                )
         try:
-            self._join(trainer, pl_module)
+            self._join(trainer, pl_module, stage)
         except TransferConfigError as error:
             if not _is_built_later(pl_module):
                 raise
             if _copying(trainer.callbacks):
                 error.add_note("Beside a callback that copies the module, the network has to be built in __init__.")
                 raise
-            late = Afterwards(pl_module, "configure_model", lambda _: self._join(trainer, pl_module))
+            late = Afterwards(pl_module, "configure_model", lambda _: self._join(trainer, pl_module, stage))
             self._stand_ins = (late,)
 
-    def _join(self, trainer: Any, module: Any) -> None:
+    def _join(self, trainer: Any, module: Any, stage: str) -> None:
         if hasattr(module, self.part_name):  # a setup of the user's may call configure_model too
             return
-        copying = _copying(trainer.callbacks[: trainer.callbacks.index(self)])
-        if copying:
-            raise TransferConfigError(
-                f"{type(copying[0]).__name__} copies the module before {type(self).__name__} has joined it. "
-                f"Put {type(self).__name__} first in callbacks."
-            )
+        if stage == "fit":
+            copying = _copying(trainer.callbacks[: trainer.callbacks.index(self)])
+            if copying:
+                raise TransferConfigError(
+                    f"{type(copying[0]).__name__} copies the module before {type(self).__name__} has joined it. "
+                    f"Put {type(self).__name__} first in callbacks."
+                )
+        self.change_layers(trainer, module)
+        if self.structure is not None:
+            kind = self.structure.__name__
+            check = partial(checkpoints.check_structure, name=type(self).__name__, kind=kind)
+            self._stand_ins += (Before(module, "on_load_checkpoint", check),)
+        if stage == "fit":
+            self._enter(trainer, module)
+
+    def _enter(self, trainer: Any, module: Any) -> None:
         if self.part is None or trainer.global_step == 0:
             self.part = self.make_part(module)
         part = self.part
@@ -104,10 +124,15 @@ class TransferCallback(_AnyCallback):
         self._dispatcher = StepDispatcher.add(module, self.part_name, part)
 
         def with_optimizers(made: Any) -> None:
-            optimizers.join(made, self.part_name, part, neighbors=part.neighbors(module))
+            for name, added in {self.part_name: part, **part.added(module)}.items():
+                optimizers.join(made, name, added, neighbors=part.neighbors(module))
             part.attach(module)
 
-        self._stand_ins += (Afterwards(module, "configure_optimizers", with_optimizers),)
+        self._stand_ins += (
+            OwnGroup(module, "configure_optimizers", part.own_group(module)),
+            Afterwards(module, "configure_optimizers", with_optimizers),
+            Afterwards(module, "on_before_optimizer_step", lambda _: part.before_optimizer_step(module)),
+        )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what only now is known, such as how long training takes."""
@@ -141,12 +166,12 @@ class TransferCallback(_AnyCallback):
         """The part's weights and what else its run needs."""
         if self.part is None:
             return {}
-        return {checkpoints.KEY: checkpoints.stamp(), "part": dict(self.part.state_dict())}
+        return {checkpoints.KEY: stamp(), "part": dict(self.part.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state; outside of fit there is nothing to go on with, and what a fit left is kept."""
         if state_dict and self.part is not None and self._stand_ins:
-            checkpoints.check_stamp(state_dict[checkpoints.KEY])
+            check_stamp(state_dict[checkpoints.KEY])
             self.part.load_state_dict(state_dict["part"])
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -164,7 +189,7 @@ class TransferCallback(_AnyCallback):
         if not checkpoint.get("callbacks", {}).get(self.state_key):
             raise TransferConfigError(
                 f"This checkpoint was written without {type(self).__name__}, so its run cannot go on with it. "
-                f"{checkpoints.BEGIN_ANEW}"
+                f"{BEGIN_ANEW}"
             )
         owners = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, TransferCallback)]
         checkpoints.unhide_optimizer_states(owners, checkpoint)

@@ -11,15 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
-from lightning_transfer.version import __version__
+from lightning_transfer.glue.structures import rebuild
+from lightning_transfer.stamps import BEGIN_ANEW, check_stamp, stamp
+from lightning_transfer.surgery import Structure, structures_in
 
 KEY = "lightning_transfer"
 EXTRA = "_extra_state"  # the key that torch gives to what get_extra_state returns
-BEGIN_ANEW = (
-    "To begin a new run from its weights, load them and fit without ckpt_path: "
-    "trainer.fit(YourModule.load_from_checkpoint(path), ...)."
-)
-FORMAT = 1  # of what is written under KEY; raised when a reader of the old form would go wrong
 
 T = TypeVar("T")
 
@@ -52,24 +49,6 @@ def _forgive_missing(module: nn.Module, keys: Any) -> None:
     keys.missing_keys[:] = [key for key in keys.missing_keys if f"{KEY}_" not in key]
 
 
-def stamp() -> dict[str, Any]:
-    """What every state of ours begins with."""
-    return {"format": FORMAT, "version": __version__}
-
-
-def check_stamp(state: dict[str, Any]) -> None:
-    """Refuse a state that another version of this package wrote in a form that this one cannot read.
-
-    Raises:
-        TransferConfigError: naming both versions.
-    """
-    if state["format"] != FORMAT:
-        raise TransferConfigError(
-            f"This checkpoint was written by lightning_transfer {state['version']} (format {state['format']}); this is "
-            f"{__version__} (format {FORMAT}). Install that version. {BEGIN_ANEW}"
-        )
-
-
 def check_options(name: str, saved: dict[str, str], current: dict[str, str]) -> None:
     """Refuse to resume a run under other options than it was started with.
 
@@ -84,6 +63,23 @@ def check_options(name: str, saved: dict[str, str], current: dict[str, str]) -> 
     if differences:
         raise TransferConfigError(
             f"{name} resumes with other options: {'; '.join(differences)}. Give the old ones. {BEGIN_ANEW}"
+        )
+
+
+def check_structure(module: Any, checkpoint: dict[str, Any], *, name: str, kind: str) -> None:
+    """Refuse a checkpoint whose network was not changed, or was changed by something that is not there.
+
+    Raises:
+        TransferConfigError: naming the callback, in place of a list of keys that do not fit.
+    """
+    theirs = {spec["kind"] for _, spec in structures_in(checkpoint["state_dict"])}
+    mine = {type(child).__name__ for child in module.modules() if isinstance(child, Structure)}
+    if kind not in theirs:
+        raise TransferConfigError(f"This checkpoint was written without {name}: its layers are others. {BEGIN_ANEW}")
+    if theirs - mine:
+        raise TransferConfigError(
+            f"This checkpoint's network holds {', '.join(sorted(theirs - mine))}. Give the callback that put it there, "
+            "or load the module by lightning_transfer.load_from_checkpoint."
         )
 
 
@@ -183,6 +179,12 @@ def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str]) 
     """
     checkpoint = _read(path)
     weights, callbacks = checkpoint["state_dict"], checkpoint.get("callbacks", {})
+    for name, spec in structures_in(weights):
+        raise TransferConfigError(
+            f"{path} holds a changed network ({spec['kind']} at {name}), which is no plain one without its gates. Load "
+            "it by lightning_transfer.load_from_checkpoint, make it plain by functional.remove_adafilter or "
+            "functional.remove_gated_transfer, and save that."
+        )
     parts = [key.removesuffix(EXTRA) for key, state in weights.items() if key.endswith(EXTRA) and _is_ours(state)]
     ours = [key for key, state in callbacks.items() if _is_ours(state.get(KEY) if isinstance(state, dict) else None)]
     if not (parts or ours or KEY in checkpoint):
@@ -218,6 +220,8 @@ def _read(path: str | os.PathLike[str], *, weights_only: bool = True) -> dict[st
 def load_from_checkpoint(cls: type[T], path: str | os.PathLike[str], **kwargs: Any) -> T:
     """Load a network that was trained with callbacks of this package; otherwise `cls.load_from_checkpoint`.
 
+    Layers that a callback changed are changed again.
+
     Args:
         cls: the user's LightningModule class.
         path: the checkpoint.
@@ -229,8 +233,21 @@ def load_from_checkpoint(cls: type[T], path: str | os.PathLike[str], **kwargs: A
     checkpoint = _read(path, weights_only=kwargs.get("weights_only") is not False)
     if KEY in checkpoint:
         check_stamp(checkpoint[KEY])
-    loaded: T = cls.load_from_checkpoint(path, **kwargs)  # type: ignore[attr-defined]
-    return loaded
+    if not any(structures_in(checkpoint["state_dict"])):
+        loaded: T = cls.load_from_checkpoint(path, **kwargs)  # type: ignore[attr-defined]
+        return loaded
+
+    class Rebuilt(cls):  # type: ignore[valid-type, misc]
+        """The user's class, whose layers are changed when it is built and before weights are loaded."""
+
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            rebuild(self, checkpoint["state_dict"])
+            super().on_load_checkpoint(checkpoint)
+
+    Rebuilt.__name__ = cls.__name__
+    rebuilt: T = Rebuilt.load_from_checkpoint(path, **kwargs)
+    rebuilt.__class__ = cls
+    return rebuilt
 
 
 def sum_of_zeros(part: nn.Module) -> Tensor:

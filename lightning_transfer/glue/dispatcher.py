@@ -15,8 +15,11 @@ STEP = "training_step"
 class LossTerm(Protocol):
     """Something that adds to the loss of every training step."""
 
-    def begin(self, module: Any) -> None:
-        """Called in front of the user's step."""
+    def begin(self, module: Any, batch: Any) -> None:
+        """Called in front of the user's step, with its batch."""
+
+    def stepped(self) -> None:
+        """Called when the user's step has run and nothing has been added to its loss."""
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
         """The loss with this term in it."""
@@ -57,8 +60,10 @@ class StepDispatcher(StandIn):
             return self.hook(*args, **kwargs)
         try:
             for term in self.terms.values():
-                term.begin(self.module)
+                term.begin(self.module, args[0] if args else kwargs.get("batch"))
             output = self.hook(*args, **kwargs)
+            for term in self.terms.values():
+                term.stepped()
             loss = output.get("loss") if isinstance(output, Mapping) else output
             if loss is None:
                 return output

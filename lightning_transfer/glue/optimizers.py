@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.standin import StandIn
 
 
 def _held(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
@@ -90,3 +91,82 @@ def trains_any(trainer: Any, params: Iterable[nn.Parameter]) -> bool:
     """Whether some optimizer trains at least one of these parameters."""
     held = _held(trainer.optimizers)
     return any(id(param) in held and param.requires_grad for param in params)
+
+
+class OwnGroup(StandIn):
+    """Runs the user's configure_optimizers so that the first optimizer gets a group of ours.
+
+    The group has to be there when schedulers are made: most are wrong with one that is added later. So it comes in
+    while the optimizer is made, and leaves the other groups.
+
+    Args:
+        module: the user's module.
+        name: of the hook.
+        group: the group's parameters and learning rate; None for nothing of ours.
+    """
+
+    def __init__(self, module: Any, name: str, group: tuple[list[nn.Parameter], float] | None) -> None:
+        super().__init__(module, name)
+        self.group = group
+
+    def act(self, *args: Any, **kwargs: Any) -> Any:
+        """The user's optimizers."""
+        if self.group is None:
+            return self.hook(*args, **kwargs)
+        params, rate = self.group
+        make = torch.optim.Optimizer.__init__
+        is_in = False
+
+        def make_with_group(optimizer: Any, given: Any, defaults: dict[str, Any]) -> None:
+            nonlocal is_in
+            groups = [_without_params(group, params) for group in _as_groups(given)]
+            groups = [group for group in groups if group["params"]]
+            if not is_in:
+                groups.append({"params": _like(groups, params, self.module), "lr": rate})
+                is_in = True
+            make(optimizer, groups, defaults)
+
+        torch.optim.Optimizer.__init__ = make_with_group  # type: ignore[method-assign, assignment]
+        try:
+            made = self.hook(*args, **kwargs)
+        finally:
+            torch.optim.Optimizer.__init__ = make  # type: ignore[method-assign]
+        for optimizer in _optimizers_in(made):
+            for group in optimizer.param_groups:
+                found = group.get("initial_lr", group["lr"])
+                if any(param is params[0] for param in group["params"]) and found != rate:
+                    raise TransferConfigError(
+                        f"gate_lr={rate} is not what the gate would learn with: a scheduler in configure_optimizers "
+                        f"sets {found:g} for every group. Give the scheduler a rate for each of "
+                        f"{len(optimizer.param_groups)} groups, the gate's last, or leave gate_lr out."
+                    )
+        return made
+
+
+def _as_groups(given: Any) -> list[dict[str, Any]]:
+    """What an optimizer is given, as groups with lists of parameters, or of (name, parameter)."""
+    items = list(given)
+    if items and not isinstance(items[0], dict):
+        return [{"params": items}]
+    return [{**group, "params": _listed(group["params"])} for group in items]
+
+
+def _listed(params: Any) -> list[Any]:
+    return [params] if isinstance(params, torch.Tensor) else list(params)
+
+
+def _param_of(item: Any) -> Any:
+    return item[1] if isinstance(item, tuple) else item
+
+
+def _without_params(group: dict[str, Any], params: Sequence[nn.Parameter]) -> dict[str, Any]:
+    ours = {id(param) for param in params}
+    return {**group, "params": [item for item in group["params"] if id(_param_of(item)) not in ours]}
+
+
+def _like(groups: list[dict[str, Any]], params: Sequence[nn.Parameter], module: Any) -> list[Any]:
+    """The parameters, with their names where the other groups have names."""
+    if not groups or not isinstance(groups[0]["params"][0], tuple):
+        return list(params)
+    names = {id(param): name for name, param in module.named_parameters()}
+    return [(names[id(param)], param) for param in params]

@@ -33,9 +33,23 @@ class TransferPart(nn.Module, ABC):
     def check(self, trainer: Any) -> None:
         """Raise or warn, at the start of training, on what cannot be right."""
 
+    def added(self, module: Any) -> dict[str, nn.Module]:
+        """New modules that stay in the network, by name: none by default. Their parameters join an optimizer too."""
+        return {}
+
+    def own_group(self, module: Any) -> tuple[list[nn.Parameter], float] | None:
+        """New parameters that have a learning rate of their own, and that rate; none by default."""
+        return None
+
+    def before_optimizer_step(self, module: Any) -> None:
+        """Called when gradients are ready and nothing has been done with them; does nothing by default."""
+
     @abstractmethod
-    def begin(self, module: Any) -> None:
-        """Called in front of the user's step."""
+    def begin(self, module: Any, batch: Any) -> None:
+        """Called in front of the user's step, with its batch."""
+
+    def stepped(self) -> None:
+        """Called when the user's step has run and nothing has been added to its loss; does nothing by default."""
 
     @abstractmethod
     def add_to(self, module: Any, loss: Tensor) -> Tensor:

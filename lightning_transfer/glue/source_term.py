@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
-from lightning_transfer.glue.checkpoints import check_options, check_stamp, stamp, sum_of_zeros
+from lightning_transfer.glue.checkpoints import check_options, sum_of_zeros
 from lightning_transfer.glue.choosing import Chooser
 from lightning_transfer.glue.first_batch import introduce, non_finite
 from lightning_transfer.glue.part import TransferPart
@@ -32,6 +32,7 @@ from lightning_transfer.source.checks import check_hyperparameters
 from lightning_transfer.source.passes import SourcePass, trains_before
 from lightning_transfer.source.stream import Order, SourceStream, load, seeded
 from lightning_transfer.source.task import SourceTask, name_of, structure
+from lightning_transfer.stamps import check_stamp, stamp
 
 
 class SourceTerm(TransferPart):
@@ -155,7 +156,7 @@ class SourceTerm(TransferPart):
         if not self._checked_for.is_of(trainer):
             self.check(trainer)
 
-    def begin(self, module: Any) -> None:
+    def begin(self, module: Any, batch: Any = None) -> None:
         """See to it that the right images are drawn; let a joint pass take them along."""
         if not self._weight(module.trainer):
             return

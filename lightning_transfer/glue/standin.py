@@ -62,5 +62,18 @@ class Afterwards(StandIn):
         return result
 
 
+class Before(StandIn):
+    """Looks at what the user's hook is given, then runs it."""
+
+    def __init__(self, module: Any, name: str, first: Callable[..., None]) -> None:
+        super().__init__(module, name)
+        self.first = first
+
+    def act(self, *args: Any, **kwargs: Any) -> Any:
+        """The user's result."""
+        self.first(self.module, *args, **kwargs)
+        return self.hook(*args, **kwargs)
+
+
 def _itself(hook: Any) -> Any:
     return hook

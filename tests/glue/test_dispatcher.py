@@ -27,12 +27,15 @@ class Plus:
     def __init__(self, amount, log):
         self.amount, self.log = amount, log
 
-    def begin(self, module):
+    def begin(self, module, batch):
         self.log.append(("begin", self.amount))
 
     def add_to(self, module, loss):
         self.log.append(("add", self.amount))
         return loss + self.amount
+
+    def stepped(self):
+        pass
 
     def end(self):
         self.log.append(("end", self.amount))

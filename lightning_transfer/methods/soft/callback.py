@@ -35,6 +35,8 @@ class SoftFinetuning(TransferCallback):
         0.5
     """
 
+    mixin = "SourceTaskMixin"
+
     def __init__(
         self,
         source: SourceTask,

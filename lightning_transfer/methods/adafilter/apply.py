@@ -1,0 +1,196 @@
+"""AdaFilter put into a network, and taken out again."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lightning_transfer.errors import TransferConfigError, check_choice
+from lightning_transfer.methods.adafilter.functional import ESTIMATORS, Estimator
+from lightning_transfer.methods.adafilter.gate import RecurrentFilterGate
+from lightning_transfer.methods.adafilter.modules import FIXED, Fixed, GatedConv2d
+from lightning_transfer.methods.adafilter.sites import Gated, Site, find_sites
+from lightning_transfer.roles import find_network
+from lightning_transfer.surgery import Structure, SurgeryReport, replace_modules
+
+NAME = "adafilter"  # of what comes into the network, and so of its keys in a state_dict
+SEED = 0  # of the gate's first weights
+
+
+class FilterGates(Structure):
+    """What AdaFilter adds to a network: the gate, and what it takes to add it again or take it out.
+
+    Args:
+        network: whose layers are replaced.
+        sites: which.
+        estimator: how gates are decided.
+        width: of the gate's state.
+        temperature: of the "gumbel" estimator.
+        bias: where the gates' logits start.
+    """
+
+    is_transfer_part = True
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sites: list[Site],
+        *,
+        estimator: Estimator | Fixed,
+        width: int = 128,
+        temperature: float = 1.0,
+        bias: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.sites = sites
+        self.estimator = estimator
+        self.temperature = temperature
+        self._norms = {site.norm: network.get_submodule(site.norm) for site in sites if site.norm}  # as they were
+        convs: list[Any] = [network.get_submodule(site.conv) for site in sites]
+        norms = [_plain(self._norms[site.norm]) if site.norm else None for site in sites]
+        gated = [GatedConv2d(conv, norm) for conv, norm in zip(convs, norms, strict=True)]
+        self.gate: RecurrentFilterGate | None = None
+        if estimator not in FIXED:
+            with torch.random.fork_rng():
+                torch.manual_seed(SEED)
+                self.gate = RecurrentFilterGate(
+                    [conv.in_channels for conv in convs],
+                    [conv.out_channels for conv in convs],
+                    width=width,
+                    estimator=cast(Estimator, estimator),
+                    temperature=temperature,
+                    bias=bias,
+                ).to(convs[0].weight)
+        for number, layer in enumerate(gated):
+            layer.decide_by(self.gate or cast(Fixed, estimator), number)
+        behind = {path: _activation(norm) for path, norm in self._norms.items()}
+        replace_modules(network, {**{site.conv: layer for site, layer in zip(sites, gated, strict=True)}, **behind})
+        network.add_module(NAME, self.train(network.training))
+
+    def forward(self, features: Any) -> Any:
+        """Nothing: a network that is a Sequential runs all that is in it."""
+        return features
+
+    def spec(self) -> dict[str, Any]:
+        """Which layers, and what decides."""
+        width = None if self.gate is None else self.gate.cell.hidden_size
+        return {
+            "convolutions": [site.conv for site in self.sites],
+            "norms": [site.norm for site in self.sites],
+            "estimator": self.estimator,
+            "temperature": self.temperature,
+            "width": width,
+        }
+
+    @classmethod
+    def rebuild(cls, root: nn.Module, path: str, spec: dict[str, Any]) -> None:
+        """Change a plain network as a spec says; the weights come with the state that the spec was read from."""
+        network = root.get_submodule(path.rpartition(".")[0])
+        if not isinstance(getattr(network, NAME, None), FilterGates):
+            sites = [Site(conv, norm) for conv, norm in zip(spec["convolutions"], spec["norms"], strict=True)]
+            options = {"width": spec["width"]} if spec["width"] else {}
+            cls(network, sites, estimator=spec["estimator"], temperature=spec["temperature"], **options)
+
+    def layers(self, network: nn.Module) -> list[GatedConv2d]:
+        """The gated layers of the network that this is in."""
+        return [network.get_submodule(site.conv) for site in self.sites]  # type: ignore[misc]
+
+    def last_gates(self) -> dict[str, Tensor]:
+        """(B, filters) gates of every layer in the last pass."""
+        slots = [] if self.gate is None else self.gate.slots.layers
+        pairs = zip(self.sites, slots, strict=False)
+        return {site.conv: slot.gates for site, slot in pairs if slot is not None}
+
+    def take_out(self, network: nn.Module) -> None:
+        """Put everything back, with the tuned filters."""
+        places: dict[str, nn.Module] = {}
+        for site, layer in zip(self.sites, self.layers(network), strict=True):
+            places[site.conv] = layer.tuned.requires_grad_(True) if self.estimator == "all_frozen" else layer.tuned
+            if layer.norm is not None:
+                norm = self._norms[site.norm].to(layer.norm.frozen.running_mean.device)
+                norm.load_state_dict(layer.norm.tuned.state_dict())
+                places[site.norm] = norm.requires_grad_(True) if self.estimator == "all_frozen" else norm
+        replace_modules(network, places)
+        delattr(network, NAME)
+
+
+def apply_adafilter(
+    module: nn.Module,
+    *,
+    backbone: str = "auto",
+    gate_width: int = 128,
+    estimator: Estimator | Fixed = "straight_through",
+    gate_bias: float = 0.0,
+    gated: Gated = None,
+    temperature: float = 1.0,
+) -> SurgeryReport:
+    """Gate the filters of a network in place; until training moves them, its output in eval mode is what it was.
+
+    Every convolution of the residual blocks is kept twice, with the BatchNorm behind it: as pretrained and tuned. A
+    recurrent gate chooses between the two for each image and each filter. The stem stays as it is and is tuned.
+
+    Args:
+        module: a network, or a module that holds one.
+        backbone: dotted name of the network to gate; "auto" takes the part that holds all convolutions.
+        gate_width: of the gate's state.
+        estimator: how a hard choice learns: "straight_through", "semantic_hashing" or "gumbel"; or one of the baselines
+            that choose without learning: "all_tuned" (fine-tuning), "all_frozen" (feature extraction), "random".
+        gate_bias: where the gates' logits start: above 0 rather tuned, below rather frozen.
+        gated: which convolutions: a pattern of their names such as "layer4.*", several, or a function of name and
+            convolution; all but the stem by default.
+        temperature: of the "gumbel" estimator.
+
+    Returns:
+        What was gated, and what was left and why.
+
+    Raises:
+        TransferConfigError: there is nothing to gate, or the network is gated already.
+
+    Example:
+        >>> network = nn.Sequential(
+        ...     nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        ...     nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
+        ... )
+        >>> report = apply_adafilter(network)
+        >>> report.replaced, dict(report.left)
+        (('2',), {'0': 'it is the stem'})
+    """
+    check_choice("estimator", estimator, (*ESTIMATORS, *FIXED))
+    path, network = find_network(module, backbone)
+    prefix = f"{path}." if path else ""
+    if isinstance(getattr(network, NAME, None), FilterGates):
+        raise TransferConfigError(f"{type(network).__name__} is gated already. Call remove_adafilter(module) first.")
+    if hasattr(network, NAME):
+        raise TransferConfigError(f"{type(network).__name__} has an attribute {NAME!r} of its own. Rename it.")
+    example = getattr(module, "example_input_array", None) if backbone == "auto" else None
+    sites, left = find_sites(network, gated, example)
+    gates = FilterGates(network, sites, estimator=estimator, width=gate_width, temperature=temperature, bias=gate_bias)
+    return SurgeryReport(
+        tuple(prefix + site.conv for site in sites),
+        sum(param.numel() for param in gates.parameters()),
+        {prefix + name: reason for name, reason in left.items()},
+    )
+
+
+def gates_of(module: nn.Module) -> tuple[nn.Module, FilterGates] | None:
+    """The gated network inside of a module, and its gates."""
+    holders = (child for child in module.modules() if isinstance(getattr(child, NAME, None), FilterGates))
+    found = next(holders, None)
+    return None if found is None else (found, getattr(found, NAME))
+
+
+def _plain(norm: Any) -> nn.BatchNorm2d:
+    """The BatchNorm alone, with the very same weights and statistics, of one that has an activation behind it."""
+    if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+        return norm  # type: ignore[no-any-return]
+    plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, affine=norm.affine)
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        setattr(plain, name, getattr(norm, name))
+    return plain
+
+
+def _activation(norm: Any) -> nn.Module:
+    """What timm's BatchNorm does behind the norm; nothing for a plain one."""
+    if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+        return nn.Identity()
+    return nn.Sequential(norm.drop, norm.act)

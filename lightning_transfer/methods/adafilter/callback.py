@@ -1,0 +1,105 @@
+"""AdaFilter as a callback: one line in a Trainer."""
+
+from typing import Any
+
+from lightning_transfer.errors import TransferConfigError, check_choice, check_count, check_number
+from lightning_transfer.glue.base import TransferCallback
+from lightning_transfer.glue.trainer import say
+from lightning_transfer.methods.adafilter.apply import FilterGates, apply_adafilter, gates_of
+from lightning_transfer.methods.adafilter.functional import ESTIMATORS, Estimator
+from lightning_transfer.methods.adafilter.modules import FIXED, Fixed
+from lightning_transfer.methods.adafilter.sites import Gated
+from lightning_transfer.methods.adafilter.watching import GateWatch
+
+
+class AdaFilter(TransferCallback):
+    """Choose for each image and each filter between the pretrained response and the tuned one (arXiv 1911.09659).
+
+    Every pretrained convolution of the residual blocks is kept twice, with the BatchNorm behind it, and a recurrent
+    network that runs over the layers opens and closes the gates between the two. The idea is the paper's; the cell, its
+    width, how a hard choice learns, and that the stem is tuned ungated, are ours.
+
+    The network stays gated after fit, as it was trained: `functional.remove_adafilter` makes it plain, and
+    `load_from_checkpoint` reads its checkpoints. Logs `transfer/tuned`, the share of gates that chose the tuned filter,
+    and the same for each layer, at the Trainer's interval.
+
+    Args:
+        backbone: dotted name of the network to gate; "auto" takes the part of the module that holds all convolutions.
+        gate_width: of the gate's state.
+        estimator: how a hard choice learns: "straight_through", "semantic_hashing" or "gumbel"; or one of the baselines
+            that choose without learning: "all_tuned" (fine-tuning), "all_frozen" (feature extraction), "random".
+        gate_bias: where the gates' logits start: above 0 rather tuned, below rather frozen.
+        gated: which convolutions: a pattern of their names such as "layer4.*", several, or a function of name and
+            convolution; all but the stem by default.
+        gate_lr: learning rate of the gate; that of the gated filters by default.
+        temperature: of the "gumbel" estimator.
+
+    Raises:
+        TransferConfigError: an option does not fit.
+
+    Example:
+        >>> AdaFilter(gated="layer4.*")
+        AdaFilter(estimator='straight_through', gate_width=128, gate_bias=0.0, gated='layer4.*', gate_lr=None)
+    """
+
+    mixin = "AdaFilterMixin"
+    structure = FilterGates
+
+    def __init__(
+        self,
+        *,
+        backbone: str = "auto",
+        gate_width: int = 128,
+        estimator: Estimator | Fixed = "straight_through",
+        gate_bias: float = 0.0,
+        gated: Gated = None,
+        gate_lr: float | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        check_choice("estimator", estimator, (*ESTIMATORS, *FIXED))
+        check_count("gate_width", gate_width, least=1)
+        check_number("temperature", temperature)
+        if gate_lr is not None:
+            check_number("gate_lr", gate_lr)
+        if gate_lr is not None and estimator in FIXED:
+            raise TransferConfigError(
+                f"estimator={estimator!r} has no gate to learn at gate_lr={gate_lr}. Leave it out."
+            )
+        self.options: dict[str, Any] = {
+            "backbone": backbone,
+            "gate_width": gate_width,
+            "estimator": estimator,
+            "gate_bias": gate_bias,
+            "gated": gated,
+            "temperature": temperature,
+        }
+        self.gate_lr = gate_lr
+
+    def change_layers(self, trainer: Any, module: Any) -> None:
+        """Gate the network."""
+        found = gates_of(module)
+        if found is None:
+            report = apply_adafilter(module, **self.options)
+            kept = "; ".join(f"{name}: {reason}" for name, reason in report.left.items())
+            say(trainer, f"AdaFilter: left as they are: {kept or 'none'}.")
+            return
+        gates = found[1]
+        width = gates.spec()["width"] or self.options["gate_width"]
+        theirs = {"estimator": gates.estimator, "temperature": gates.temperature, "gate_width": width}
+        different = [f"{key}={value!r}" for key, value in theirs.items() if value != self.options[key]]
+        if different:
+            raise TransferConfigError(
+                f"{type(module).__name__} is gated already, with {', '.join(different)}. Give AdaFilter the same, or "
+                "call functional.remove_adafilter(module) first."
+            )
+
+    def make_part(self, module: Any) -> GateWatch:
+        """An eye on the gates."""
+        found = gates_of(module)
+        assert found is not None
+        return GateWatch(module, f"gates {len(found[1].sites)} convolutions.", self.gate_lr)
+
+    def __repr__(self) -> str:
+        names = ("estimator", "gate_width", "gate_bias", "gated")
+        shown = ", ".join(f"{name}={self.options[name]!r}" for name in names)
+        return f"AdaFilter({shown}, gate_lr={self.gate_lr!r})"

@@ -1,0 +1,81 @@
+"""What AdaFilter computes (arXiv 1911.09659): a hard choice that learns, and the mix of two responses it chooses from.
+
+x_{i+1} = act(g * BN^F(F_i x) + (1 - g) * BN^S(S_i x)); the paper gives the idea, the estimators are ours to choose.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_transfer.errors import TransferConfigError, check_choice
+
+Estimator = Literal["straight_through", "semantic_hashing", "gumbel"]
+ESTIMATORS = ("straight_through", "semantic_hashing", "gumbel")
+
+
+def straight_through_gate(
+    logits: Tensor, *, estimator: Estimator = "straight_through", temperature: float = 1.0, training: bool = True
+) -> Tensor:
+    """Ones where a logit is positive and zeros elsewhere, with a gradient as if they were soft.
+
+    "straight_through" passes the gradient on to sigmoid(logits). "semantic_hashing" adds Gaussian noise to the logits,
+    and takes the gradient of a sigmoid that is stretched and cut off, 1.2 sigmoid - 0.1 in [0, 1] (Kaiser and Bengio,
+    arXiv 1801.09797, without their mixing of soft codes in). "gumbel" adds logistic noise and takes the gradient of
+    sigmoid((logits + noise) / temperature) (binary concrete, arXiv 1611.00712). Outside of training there is no noise.
+
+    Args:
+        logits: any shape.
+        estimator: how the gradient is taken.
+        temperature: of "gumbel": the lower, the steeper.
+        training: whether noise is drawn.
+
+    Returns:
+        Zeros and ones, of the logits' shape and dtype.
+
+    Raises:
+        TransferConfigError: the estimator is not known, or the temperature is not positive.
+
+    Example:
+        >>> logits = torch.tensor([-1.0, 0.0, 2.0], requires_grad=True)
+        >>> gates = straight_through_gate(logits)
+        >>> gates.sum().backward()
+        >>> gates.detach(), logits.grad
+        (tensor([0., 0., 1.]), tensor([0.1966, 0.2500, 0.1050]))
+    """
+    check_choice("estimator", estimator, ESTIMATORS)
+    if not temperature > 0:
+        raise TransferConfigError(f"temperature={temperature!r}; it takes a positive number.")
+    if training and estimator == "semantic_hashing":
+        logits = logits + torch.randn_like(logits)
+    elif training and estimator == "gumbel":
+        uniform = torch.rand_like(logits).clamp_(min=torch.finfo(logits.dtype).tiny)
+        logits = logits + uniform.logit()
+    soft = (logits / temperature if estimator == "gumbel" else logits).sigmoid()
+    if estimator == "semantic_hashing":
+        soft = (1.2 * soft - 0.1).clamp(0, 1)
+    return (logits > 0).to(logits.dtype) + (soft - soft.detach())
+
+
+def mix_filters(tuned: Tensor, frozen: Tensor, gates: Tensor) -> Tensor:
+    """Of every filter the tuned response, the frozen one, or what lies between: g * tuned + (1 - g) * frozen.
+
+    Args:
+        tuned: (B, C, ...) responses.
+        frozen: (B, C, ...) responses.
+        gates: (B, C) in [0, 1], or (C,) for all images alike.
+
+    Returns:
+        (B, C, ...); exactly one of the two where a gate is 0 or, without gradients, 1.
+
+    Example:
+        >>> tuned, frozen = torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+        >>> mix_filters(tuned, frozen, torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]))[:, :, 0, 0]
+        tensor([[1., 0., 1.],
+                [0., 0., 1.]])
+    """
+    gates = gates.to(tuned.dtype)
+    gates = gates.reshape(*(gates.shape if gates.ndim > 1 else (1, -1)), *[1] * (tuned.ndim - 2))
+    if torch.is_grad_enabled():
+        return torch.addcmul(frozen, gates, tuned - frozen)  # keeps one difference for backward, where lerp keeps both
+    return torch.lerp(frozen, tuned, gates)

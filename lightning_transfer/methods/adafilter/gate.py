@@ -1,0 +1,148 @@
+"""The recurrent network that decides, layer after layer, which filters of an image are the tuned ones.
+
+(h_i, c_i) = LSTMCell(A_i avgpool(x_i), (h_{i-1}, c_{i-1})), g_i = [sigmoid(U_i h_i + b_i) > 1/2]. That the gate is
+recurrent over the layers, shared by them and fed with the previous layer's activation is the paper's; the cell, its
+width, the pooling and the start are ours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_transfer.errors import TransferConfigError, check_choice, check_count
+from lightning_transfer.methods.adafilter.functional import ESTIMATORS, Estimator, straight_through_gate
+
+SPREAD = 0.01  # of the first weights from a state to its gates
+
+
+@dataclass
+class Slot:
+    """What a layer left for the next one in a pass, and for whoever looks."""
+
+    pooled: Tensor
+    state: tuple[Tensor, Tensor]
+    gates: Tensor
+    is_taken: bool = False
+
+
+class Slots:
+    """A slot a layer; a copy, deep or pickled, begins empty, since a pass and its graph cannot be copied."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.num_layers = num_layers
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the last pass, and with it its graph."""
+        self.layers: list[Slot | None] = [None] * self.num_layers
+
+    def __reduce__(self) -> tuple[type["Slots"], tuple[int]]:
+        return (Slots, (self.num_layers,))
+
+
+class RecurrentFilterGate(nn.Module):
+    """One LSTM cell run over the layers of a network, giving each layer's gates for each image.
+
+    The layers of a pass ask in their order; the state between them lies in a slot each, outside of the module's state.
+    A layer that is asked out of turn is refused, and so is a backward that runs a part of the pass again where the
+    state would be another one's: two passes under activation checkpointing, or reentrant checkpointing.
+
+    Args:
+        in_channels: of what each layer takes.
+        out_channels: filters of each layer.
+        width: of the state.
+        estimator: of `functional.straight_through_gate`.
+        temperature: of the "gumbel" estimator.
+        bias: where the gates' logits start: above 0 rather tuned, below rather frozen.
+
+    Example:
+        >>> gate = RecurrentFilterGate([3, 8], [8, 16], width=4)
+        >>> images = torch.rand(2, 3, 6, 6)
+        >>> gate(0, images).shape, gate(1, torch.rand(2, 8, 6, 6)).shape
+        (torch.Size([2, 8]), torch.Size([2, 16]))
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: Sequence[int],
+        *,
+        width: int = 128,
+        estimator: Estimator = "straight_through",
+        temperature: float = 1.0,
+        bias: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_count("gate_width", width, least=1)
+        check_choice("estimator", estimator, ESTIMATORS)
+        self.estimator = estimator
+        self.temperature = temperature
+        self.cell = nn.LSTMCell(width, width)
+        self.inputs = nn.ModuleList(nn.Linear(channels, width, bias=False) for channels in in_channels)
+        self.outputs = nn.ModuleList(nn.Linear(width, channels) for channels in out_channels)
+        for layer in self.outputs:
+            nn.init.normal_(layer.weight, std=SPREAD)  # type: ignore[arg-type]
+            nn.init.constant_(layer.bias, bias)  # type: ignore[arg-type]
+        self.slots = Slots(len(self.inputs))
+
+    def forward(self, layer: int, features: Tensor) -> Tensor:
+        """The gates of a layer.
+
+        Args:
+            layer: its number in the order of the pass.
+            features: (B, C, H, W) that it takes.
+
+        Returns:
+            (B, filters) of zeros and ones.
+
+        Raises:
+            TransferConfigError: the layer is asked out of turn, or run again in a backward that it would get wrong.
+        """
+        weight = self.cell.weight_ih
+        with torch.autocast(features.device.type, enabled=False):
+            pooled = features.to(weight.dtype).mean((2, 3))
+            before = self._state_before(layer, pooled)
+            state = self.cell(self.inputs[layer](pooled), before)
+            gates = straight_through_gate(
+                self.outputs[layer](state[0]),
+                estimator=self.estimator,
+                temperature=self.temperature,
+                training=self.training,
+            )
+        self.slots.layers[layer] = Slot(pooled.detach(), state, gates.detach())
+        return gates
+
+    def _state_before(self, layer: int, pooled: Tensor) -> tuple[Tensor, Tensor] | None:
+        is_again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        if is_again:
+            self._check_again(layer, pooled)
+        elif layer == 0:
+            self.slots.clear()
+        if layer == 0:
+            return None  # the cell starts at zero
+        before = self.slots.layers[layer - 1]
+        if before is None or (before.is_taken and not is_again):
+            raise TransferConfigError(
+                f"Gated layer {layer} ran {'twice' if before else 'without the layers in front of it'}: the gates "
+                "follow the layers in the order of a whole pass. Run the network from its start, or leave layers that "
+                "run apart ungated: gated=lambda name, conv: ..."
+            )
+        before.is_taken = True
+        return before.state
+
+    def _check_again(self, layer: int, pooled: Tensor) -> None:
+        """A backward that runs layers again (activation checkpointing) must find what the pass itself left."""
+        slot = self.slots.layers[layer]
+        if slot is None or not torch.equal(slot.pooled, pooled):
+            raise TransferConfigError(
+                "Activation checkpointing with two passes through a gated network in front of one backward: the gates' "
+                "state of the first pass is gone. Call backward after each pass, or switch checkpointing off."
+            )
+        if self.cell.weight_ih.requires_grad and not slot.state[0].requires_grad:
+            raise TransferConfigError(
+                "Reentrant activation checkpointing cuts the gates' recurrence, so their gradients would be wrong. Use "
+                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False); in timm, "
+                "timm.layers.set_reentrant_ckpt(False)."
+            )

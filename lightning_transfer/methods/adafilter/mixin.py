@@ -1,0 +1,87 @@
+"""AdaFilter as a mixin: explicit, and for manual optimization too."""
+
+from typing import Any
+
+from lightning_transfer.methods.adafilter.apply import FilterGates, apply_adafilter
+from lightning_transfer.methods.adafilter.functional import Estimator
+from lightning_transfer.methods.adafilter.modules import Fixed
+from lightning_transfer.methods.adafilter.sites import Gated
+from lightning_transfer.methods.adafilter.watching import GateWatch
+from lightning_transfer.surgery import SurgeryReport
+
+
+class AdaFilterMixin:
+    """Gated filters inside a LightningModule: what `AdaFilter` does, called by hand.
+
+    The gates are a part of the network, so the module's own load_from_checkpoint reads its checkpoints. In
+    configure_optimizers they are among self.parameters(); a group of their own is `self.filter_gates.parameters()`.
+
+    Example:
+        >>> import lightning as L
+        >>> class Lit(AdaFilterMixin, L.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 8, 3))
+        ...         self.add_adafilter()
+        >>> Lit().filter_gates.spec()["convolutions"]
+        ['1']
+    """
+
+    def add_adafilter(
+        self,
+        *,
+        backbone: str = "auto",
+        gate_width: int = 128,
+        estimator: Estimator | Fixed = "straight_through",
+        gate_bias: float = 0.0,
+        gated: Gated = None,
+        temperature: float = 1.0,
+    ) -> SurgeryReport:
+        """Gate the network; call it in `__init__`, when the pretrained weights are in.
+
+        Args:
+            backbone: dotted name of the network to gate, or "auto".
+            gate_width: of the gate's state.
+            estimator: how a hard choice learns, or one of the baselines that do not.
+            gate_bias: where the gates' logits start.
+            gated: which convolutions; all but the stem by default.
+            temperature: of the "gumbel" estimator.
+
+        Returns:
+            What was gated, and what was left and why.
+
+        Raises:
+            TransferConfigError: there is nothing to gate.
+        """
+        report = apply_adafilter(
+            self,  # type: ignore[arg-type]
+            backbone=backbone,
+            gate_width=gate_width,
+            estimator=estimator,
+            gate_bias=gate_bias,
+            gated=gated,
+            temperature=temperature,
+        )
+        self._gate_watch = (GateWatch(self, "", None),)  # type: ignore[arg-type]  # in a tuple: not a part of the module
+        return report
+
+    @property
+    def filter_gates(self) -> FilterGates:
+        """The gates, with their parameters."""
+        return self._gate_watch[0].gates
+
+    def on_train_start(self) -> None:
+        """Check what the optimizers hold."""
+        self._gate_watch[0].check(self.trainer)  # type: ignore[attr-defined]
+        super().on_train_start()  # type: ignore[misc]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Forget the last step's pass."""
+        self._gate_watch[0].begin(self, batch)
+        parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
+        return parent
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log how many gates are open."""
+        self._gate_watch[0].look(self.trainer)  # type: ignore[attr-defined]
+        super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]

@@ -1,0 +1,150 @@
+"""A convolution and its BatchNorm, kept twice: as pretrained, and tuned; what comes out is chosen filter by filter.
+
+BN^S is folded into S while training, and what a filter's two responses differ by is all that the mix keeps for
+backward. In eval mode S and BN^S run one after the other, as in the pretrained network: to the bit the same.
+"""
+
+import copy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.methods.adafilter.functional import mix_filters
+from lightning_transfer.methods.adafilter.gate import RecurrentFilterGate
+from lightning_transfer.surgery import FrozenBatchNorm2d
+
+Fixed = Literal["all_tuned", "all_frozen", "random"]
+FIXED = ("all_tuned", "all_frozen", "random")
+
+
+class GatedBatchNorm2d(nn.Module):
+    """Two BatchNorms, one for each kind of response, and the choice between them.
+
+    Args:
+        norm: the pretrained BatchNorm2d; it goes on training as the tuned one, its copy stays as it is.
+
+    Example:
+        >>> norm = GatedBatchNorm2d(nn.BatchNorm2d(3))
+        >>> norm(torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4), torch.ones(2, 3)).shape
+        torch.Size([2, 3, 4, 4])
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.tuned = norm
+        self.frozen = FrozenBatchNorm2d(norm)
+
+    def forward(self, tuned: Tensor, frozen: Tensor, gates: Tensor) -> Tensor:
+        """(B, C, H, W) of both responses, each by its own norm, and (B, C) gates."""
+        return mix_filters(self.tuned(tuned), self.frozen(frozen), gates)
+
+
+class GatedConv2d(nn.Module):
+    """A convolution kept twice, with its BatchNorm if it has one.
+
+    Args:
+        conv: the pretrained convolution; it goes on training, its copy stays as it is.
+        norm: the BatchNorm that takes all it gives and nothing else.
+
+    Example:
+        >>> layer, images = GatedConv2d(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), torch.rand(2, 3, 6, 6)
+        >>> layer(images, torch.randint(0, 2, (2, 8))).shape
+        torch.Size([2, 8, 4, 4])
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> None:
+        super().__init__()
+        self.tuned = conv
+        self.frozen = _as_buffers(conv, persistent=True)
+        self.norm = None if norm is None else GatedBatchNorm2d(norm)
+        self.is_linear = _is_linear(conv)  # so that a norm can be folded in
+        self._folded = _as_buffers(conv, persistent=False) if norm is not None and self.is_linear else None
+        self._gate: tuple[RecurrentFilterGate, int] | Fixed | None = None
+        self._fold()
+        self.register_load_state_dict_post_hook(_fold_again)  # type: ignore[no-untyped-call]
+
+    def decide_by(self, gate: "RecurrentFilterGate | Fixed", layer: int = 0) -> None:
+        """Take the gates from a gate, as its layer of this number; or always the same ones."""
+        self._gate = gate if isinstance(gate, str) else (gate, layer)  # in a tuple: its parameters are not this layer's
+        if gate == "all_frozen":
+            self.tuned.requires_grad_(requires_grad=False)
+            if self.norm is not None:
+                self.norm.tuned.requires_grad_(requires_grad=False)
+
+    @torch.no_grad()
+    def _fold(self) -> None:
+        """Bring the frozen norm into the frozen filters."""
+        if self.norm is not None and self._folded is not None:
+            weight, bias = folded(self.frozen, self.norm.frozen)
+            self._folded.weight.copy_(weight)
+            self._folded.bias.copy_(bias)  # type: ignore[union-attr]
+
+    def forward(self, features: Tensor, gates: Tensor | None = None) -> Tensor:
+        """The chosen responses, normalised.
+
+        Args:
+            features: (B, C, H, W).
+            gates: (B, filters); by default from the gate that decides.
+
+        Raises:
+            TransferConfigError: there are no gates and none that decides.
+        """
+        if gates is None:
+            if self._gate == "all_tuned":
+                return self._tuned_alone(features)
+            if self._gate == "all_frozen":
+                return self._frozen_alone(features)
+            gates = self._decide(features)
+        if self.norm is None:
+            return mix_filters(self.tuned(features), self.frozen(features), gates)
+        if self.training and self._folded is not None:
+            return mix_filters(self._tuned_alone(features), self._folded(features), gates)
+        return self.norm(self.tuned(features), self.frozen(features), gates)  # type: ignore[no-any-return]
+
+    def _tuned_alone(self, features: Tensor) -> Tensor:
+        response: Tensor = self.tuned(features)
+        return response if self.norm is None else self.norm.tuned(response)
+
+    def _frozen_alone(self, features: Tensor) -> Tensor:
+        if self.training and self._folded is not None:
+            return self._folded(features)  # type: ignore[no-any-return]
+        response: Tensor = self.frozen(features)
+        return response if self.norm is None else self.norm.frozen(response)
+
+    def _decide(self, features: Tensor) -> Tensor:
+        if self._gate is None:
+            raise TransferConfigError("Nothing decides this layer's gates. Pass them, or call decide_by(gate, layer).")
+        if isinstance(self._gate, tuple):
+            gate, layer = self._gate
+            return gate(layer, features)  # type: ignore[no-any-return]
+        return torch.randint(0, 2, (len(features), self.tuned.out_channels), device=features.device)
+
+
+def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weights and biases of the one convolution that does what the two do."""
+    scale, shift = norm.affine()
+    return conv.weight * scale[:, None, None, None], shift if conv.bias is None else shift + conv.bias * scale
+
+
+def _fold_again(layer: GatedConv2d, keys: Any) -> None:
+    layer._fold()
+
+
+def _is_linear(conv: nn.Conv2d) -> bool:
+    """Whether a factor in front of the response may as well stand in front of the weights."""
+    cls = type(conv)
+    return cls is nn.Conv2d or (cls.__name__ == "Conv2dSame" and cls.__module__.startswith("timm."))
+
+
+def _as_buffers(conv: nn.Conv2d, *, persistent: bool) -> nn.Conv2d:
+    """A copy that no optimizer, and nobody who thaws a network, finds parameters in."""
+    twin = copy.deepcopy(conv)
+    for name, param in list(twin.named_parameters()):
+        delattr(twin, name)
+        twin.register_buffer(name, param.detach().clone(), persistent=persistent)
+    if twin.bias is None and not persistent:
+        del twin.bias
+        twin.register_buffer("bias", twin.weight.new_zeros(twin.out_channels), persistent=False)
+    return twin

@@ -1,0 +1,132 @@
+"""A gated network made plain again: with the tuned filters, the pretrained ones, or a mean of both (ours)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_transfer.errors import TransferConfigError, check_choice
+from lightning_transfer.methods.adafilter.apply import FilterGates, gates_of
+from lightning_transfer.methods.adafilter.modules import GatedConv2d, folded
+from lightning_transfer.surgery import FrozenBatchNorm2d
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What making a network plain cost.
+
+    Attributes:
+        accuracy_before: share of the loader's images that the gated network got right; None without a loader.
+        accuracy_after: the same of the plain network.
+    """
+
+    accuracy_before: float | None
+    accuracy_after: float | None
+
+
+def remove_adafilter(
+    module: nn.Module, keep: Literal["tuned", "frozen", "mean"] = "tuned", *, loader: Iterable[Any] | None = None
+) -> Removal:
+    """Make a gated network plain again, in place: its layers, names and weights are those of the user's own class.
+
+    A choice for each image cannot be kept by a plain network, so each of the three gives other outputs than the gated
+    one; how much that costs is measured on a loader.
+
+    Args:
+        module: a gated network, or a module that holds one.
+        keep: "tuned" filters, "frozen" ones (the pretrained network, but for its stem and head), or the "mean" of both
+            as often as the gates chose them on the loader. BatchNorms are folded into mean filters: for use, not for
+            further training.
+        loader: batches (images, labels); "mean" needs them.
+
+    Returns:
+        Accuracies on the loader.
+
+    Raises:
+        TransferConfigError: nothing is gated, or a mean cannot be taken.
+    """
+    check_choice("keep", keep, ("tuned", "frozen", "mean"))
+    found = gates_of(module)
+    if found is None:
+        raise TransferConfigError(f"{type(module).__name__} is not gated: there is nothing to remove.")
+    network, gates = found
+    if keep == "mean" and gates.gate is None:
+        raise TransferConfigError(f"keep='mean' needs gates that were learned, not {gates.estimator!r} ones.")
+    if keep == "mean" and loader is None:
+        raise TransferConfigError("keep='mean' averages the gates over images: pass loader=, batches (images, labels).")
+    layers = gates.layers(network)
+    shares, before = _run(module, gates, loader)
+    if keep == "mean":
+        for site, layer in zip(gates.sites, layers, strict=True):
+            if not layer.is_linear:
+                raise TransferConfigError(
+                    f"{site.conv} is a {type(layer.tuned).__name__}, whose weights cannot be averaged. Keep 'tuned' or "
+                    "'frozen'."
+                )
+        for site, layer in zip(gates.sites, layers, strict=True):
+            _bake(layer, shares[site.conv])
+    elif keep == "frozen":
+        for layer in layers:
+            _thaw(layer)
+    gates.take_out(network)
+    return Removal(before, _run(module, None, loader)[1])
+
+
+@torch.no_grad()
+def _run(
+    module: nn.Module, gates: FilterGates | None, loader: Iterable[Any] | None
+) -> tuple[dict[str, Tensor], float | None]:
+    """How often each gate was open, (filters,) a layer, and the share of images that were right."""
+    if loader is None:
+        return {}, None
+    modes = [(child, child.training) for child in module.modules()]
+    device = next(module.parameters()).device
+    sums: dict[str, Tensor] = {}
+    num_right = num_images = 0
+    try:
+        module.eval()
+        for images, labels, *_ in loader:
+            logits = module(images.to(device))
+            num_right += int((logits.argmax(1) == labels.to(device)).sum())
+            num_images += len(labels)
+            for path, chosen in ({} if gates is None else gates.last_gates()).items():
+                sums[path] = sums.get(path, 0) + chosen.double().sum(0)
+    finally:
+        for child, mode in modes:
+            child.training = mode
+    if not num_images:
+        raise TransferConfigError("The loader gave no images.")
+    return {path: total / num_images for path, total in sums.items()}, num_right / num_images
+
+
+@torch.no_grad()
+def _bake(layer: GatedConv2d, share: Tensor) -> None:
+    """One filter in place of two that are chosen so often, (filters,)."""
+    share = share.to(layer.tuned.weight)
+    if layer.norm is None:
+        for mine, frozen in zip(layer.tuned.parameters(), layer.frozen.buffers(), strict=True):
+            mine.copy_(torch.lerp(frozen, mine, share.view(-1, *[1] * (mine.ndim - 1))))
+        return
+    norm: Any = layer.norm.tuned
+    weight, bias = folded(layer.tuned, FrozenBatchNorm2d(norm))
+    frozen_weight, frozen_bias = folded(layer.frozen, layer.norm.frozen)
+    layer.tuned.weight.copy_(torch.lerp(frozen_weight, weight, share[:, None, None, None]))
+    if layer.tuned.bias is not None:
+        layer.tuned.bias.zero_()
+    norm.running_mean.copy_(-torch.lerp(frozen_bias, bias, share))
+    norm.running_var.fill_(1 - norm.eps)
+    if norm.affine:
+        norm.weight.fill_(1)
+        norm.bias.zero_()
+
+
+@torch.no_grad()
+def _thaw(layer: GatedConv2d) -> None:
+    """The pretrained weights and statistics in place of the tuned ones."""
+    for param, kept in zip(layer.tuned.parameters(), layer.frozen.buffers(), strict=True):
+        param.copy_(kept)
+    if layer.norm is not None:
+        for name, kept in layer.norm.frozen.named_buffers():
+            getattr(layer.norm.tuned, name).copy_(kept)

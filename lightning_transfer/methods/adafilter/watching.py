@@ -1,0 +1,123 @@
+"""What the gates of a network do while it trains: logged, and a collapse called by name."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_transfer.errors import NoEffectWarning
+from lightning_transfer.glue import optimizers
+from lightning_transfer.glue.checkpoints import check_options
+from lightning_transfer.glue.part import TransferPart
+from lightning_transfer.glue.trainer import is_log_due, log
+from lightning_transfer.methods.adafilter.apply import FilterGates, gates_of
+
+COLLAPSED = 3  # looks in a row at which no gate differs from any other
+
+
+class GateWatch(TransferPart):
+    """One run's view of a gated network.
+
+    Args:
+        module: the user's module, gated.
+        introduction: what was gated.
+        rate: the gate's own learning rate.
+    """
+
+    def __init__(self, module: nn.Module, introduction: str, rate: float | None = None) -> None:
+        super().__init__()
+        found = gates_of(module)
+        assert found is not None  # who watches has gated
+        self._watched = found  # in a tuple: what is the user's is no part of this
+        self._path = next(path for path, child in module.named_modules() if child is found[1])
+        self._introduction = introduction
+        self._rate = rate
+        self._num_collapsed = 0
+        self._options = {**{key: str(value) for key, value in found[1].spec().items()}, "gate_lr": str(rate)}
+        self._saved_options: dict[str, str] | None = None
+
+    @property
+    def introduction(self) -> str:
+        """What was gated."""
+        return self._introduction
+
+    @property
+    def gates(self) -> FilterGates:
+        """The gates that are watched."""
+        return self._watched[1]
+
+    def neighbors(self, module: Any) -> Iterable[nn.Parameter]:
+        """The gate learns as fast as the filters it chooses from."""
+        return [param for layer in self.gates.layers(self._watched[0]) for param in layer.parameters()]
+
+    def added(self, module: Any) -> dict[str, nn.Module]:
+        """The gate."""
+        return {self._path: self.gates}
+
+    def own_group(self, module: Any) -> tuple[list[nn.Parameter], float] | None:
+        """The gate at its own rate, where one was given."""
+        return None if self._rate is None else (list(self.gates.parameters()), self._rate)
+
+    def attach(self, module: Any) -> None:
+        """Nothing: the layers are changed already."""
+
+    def detach(self) -> None:
+        """Let go of the last pass."""
+        if self.gates.gate is not None:
+            self.gates.gate.slots.clear()
+
+    def check(self, trainer: Any) -> None:
+        """Refuse other options than the run's; warn where no gated filter is trained."""
+        if trainer.global_step and self._saved_options is not None:
+            check_options("AdaFilter", self._saved_options, self._options)
+        if self.gates.estimator != "all_frozen" and not optimizers.trains_any(trainer, self.neighbors(None)):
+            warnings.warn(
+                "No optimizer holds a gated filter, so both of its copies stay alike and AdaFilter changes nothing. "
+                "In configure_optimizers give the optimizer self.parameters().",
+                NoEffectWarning,
+                stacklevel=2,
+            )
+        if self.gates.gate is not None:
+            optimizers.check_held(trainer, self.gates)
+
+    def begin(self, module: Any, batch: Any = None) -> None:
+        """Forget the last step's pass."""
+        self.detach()
+
+    def add_to(self, module: Any, loss: Tensor) -> Tensor:
+        """The loss as it is."""
+        self.look(module.trainer)
+        return loss
+
+    def look(self, trainer: Any) -> None:
+        """Log how many gates are open, when the Trainer logs."""
+        chosen = self.gates.last_gates() if is_log_due(trainer) else {}
+        if chosen:
+            shares = {f"transfer/tuned/{path}": gates.float().mean() for path, gates in chosen.items()}
+            mean = torch.cat([gates.flatten() for gates in chosen.values()]).float().mean()
+            log(trainer, {"transfer/tuned": mean, **shares})
+            self._warn_of_collapse(float(mean))
+
+    def _warn_of_collapse(self, share: float) -> None:
+        self._num_collapsed = self._num_collapsed + 1 if share in (0, 1) else 0
+        if self._num_collapsed == COLLAPSED:
+            kind, plain = ("tuned", "fine-tuning") if share == 1 else ("frozen", "a fixed feature extractor")
+            warnings.warn(
+                f"All gates chose the {kind} filter in the last {COLLAPSED} looks: this is {plain} at a higher cost. "
+                f"Set gate_bias {'lower' if share == 1 else 'higher'}, or a higher gate_lr.",
+                NoEffectWarning,
+                stacklevel=2,
+            )
+
+    def end(self) -> None:
+        """Nothing: a backward may yet want what the pass left."""
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The run's options."""
+        return {"options": self._options}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Remember the options of the run that goes on."""
+        self._saved_options = state["options"]

@@ -1,0 +1,146 @@
+"""Layers of somebody's network replaced by others, all at once or not at all, and told apart afterwards."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.stamps import check_stamp, stamp
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class SurgeryReport:
+    """What was done to a network.
+
+    Attributes:
+        replaced: dotted names of the layers that were replaced, in the order in which they run.
+        added_parameters: how many trainable numbers came in.
+        left: layers that stayed as they are, and why.
+    """
+
+    replaced: tuple[str, ...]
+    added_parameters: int
+    left: Mapping[str, str] = field(default_factory=dict)
+
+
+def replace_modules(network: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
+    """Put modules in the place of others.
+
+    Args:
+        network: holds the others.
+        replacements: dotted names and what comes there.
+    """
+    places = [(network.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in replacements]
+    for (parent, name), module in zip(places, replacements.values(), strict=True):
+        module.train(getattr(parent, name).training)
+        setattr(parent, name, module)
+
+
+def find_all(module: nn.Module, kind: type[M]) -> dict[str, M]:
+    """Dotted names and modules of a class."""
+    return {path: child for path, child in module.named_modules() if isinstance(child, kind)}
+
+
+class Structure(nn.Module):
+    """A module that changes a network for good, and writes down in its state how it can be changed so again; abstract.
+
+    The state is a tensor, so that whatever takes a state_dict for tensors goes on working.
+    """
+
+    def spec(self) -> dict[str, Any]:
+        """What it takes to build this again: plain data, equal for equal structures."""
+        raise NotImplementedError
+
+    def get_extra_state(self) -> Tensor:
+        """The spec, with its kind and the version of this package."""
+        return torch.tensor(list(json.dumps({**stamp(), "kind": type(self).__name__, **self.spec()}).encode()))
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Refuse the state of another structure.
+
+        Raises:
+            TransferConfigError: listing the differences.
+        """
+        theirs, mine = read_spec(state), read_spec(self.get_extra_state())
+        assert theirs is not None
+        assert mine is not None
+        check_stamp(theirs)
+        differences = [
+            f"{key}: {theirs.get(key)} in the checkpoint, {mine.get(key)} now"
+            for key in sorted({*theirs, *mine} - stamp().keys())
+            if theirs.get(key) != mine.get(key)
+        ]
+        if differences:
+            raise TransferConfigError(
+                f"The checkpoint's network was changed in another way: {'; '.join(differences)}. Give the old options, "
+                "or load it by lightning_transfer.load_from_checkpoint, which rebuilds what it finds."
+            )
+
+
+def read_spec(state: Any) -> dict[str, Any] | None:
+    """The spec in a structure's state; None for anything else."""
+    if not isinstance(state, Tensor) or state.ndim != 1 or state.dtype != torch.int64:
+        return None
+    try:
+        spec = json.loads(bytes(state.tolist()))
+    except ValueError:
+        return None
+    return spec if isinstance(spec, dict) and spec.keys() >= stamp().keys() else None
+
+
+def structures_in(weights: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Dotted names and specs of the structures in a state_dict."""
+    for key, state in weights.items():
+        path, _, last = key.rpartition(".")
+        if last == "_extra_state" and (spec := read_spec(state)) is not None:
+            yield path, spec
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """A BatchNorm that stays as it was: neither training nor `train()` moves its statistics or its weights.
+
+    It is no `_BatchNorm`, so nothing that looks for those, to synchronize or to thaw them, finds it. Its numbers are
+    those of the BatchNorm in eval mode, to the bit.
+
+    Args:
+        norm: what it is a copy of.
+
+    Example:
+        >>> norm = nn.BatchNorm2d(3)
+        >>> frozen, images = FrozenBatchNorm2d(norm), torch.randn(2, 3, 4, 4)
+        >>> torch.equal(frozen(images), norm.eval()(images))
+        True
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        for name in ("running_mean", "running_var", "weight", "bias"):
+            value = getattr(norm, name)
+            self.register_buffer(name, None if value is None else value.detach().clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W), normalised by what was learned before."""
+        return F.batch_norm(
+            features, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """The same as a factor and a summand for each channel, (C,) both."""
+        scale = (self.running_var + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = -self.running_mean * scale
+        return scale, shift if self.bias is None else shift + self.bias

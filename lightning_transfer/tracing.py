@@ -1,0 +1,125 @@
+"""What a network does to one picture: which layers run, in which order, and who takes what they give."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from lightning_transfer.errors import TransferConfigError
+
+SIZES = (64, 224, 32)  # of the pictures that are tried
+LAYERS = (_ConvNd, _NormBase, nn.LayerNorm, nn.Linear)
+
+
+@dataclass
+class Call:
+    """One run of a layer.
+
+    Attributes:
+        path: dotted name of the layer.
+        taken: what it took.
+        given: what it gave.
+        num_takers: how many operations took that.
+    """
+
+    path: str
+    taken: Tensor
+    given: Tensor
+    num_takers: int = field(default=0)
+
+
+class _Takers(TorchFunctionMode):
+    """Counts the operations that take certain tensors and give a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[int] = Counter()
+        self._held: list[Any] = []  # an id is one tensor's only while that lives
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+            self._held.append((args, kwargs))
+            self.counts.update({id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)})
+        return result
+
+
+def trace(network: nn.Module, example: Any = None, watched: Callable[[nn.Module], bool] | None = None) -> list[Call]:
+    """The layers that run on a picture, in order; found on a copy, outside of training.
+
+    A picture's size is tried until one goes through; where none does, the layers count that some size reached, since
+    what fails is as a rule a head that wants another size.
+
+    Args:
+        network: takes (1, channels, height, width).
+        example: a batch to run it on in place of a blank picture.
+        watched: which modules count as layers; convolutions, norms and Linears by default.
+
+    Raises:
+        TransferConfigError: no layer was reached.
+    """
+    twin = copy.deepcopy(network).eval()
+    failure: Exception | None = None
+    longest: list[Call] = []
+    for images in [example] if example is not None else _pictures(twin):
+        calls: list[Call] = []
+        with _watching(twin, calls, watched or (lambda layer: isinstance(layer, LAYERS))) as takers:
+            try:
+                twin(images)
+                failure = None
+            except Exception as error:  # whatever a network says to a picture of the wrong kind
+                failure = error
+        for call in calls:
+            call.num_takers = takers.counts[id(call.given)]
+        longest = max(longest, calls, key=len)
+        if failure is None:
+            break
+    if not longest:
+        raise TransferConfigError(
+            f"{type(network).__name__} does not run on a picture"
+            f"{'' if failure is None else f' ({type(failure).__name__}: {failure})'}, so nobody knows the order of its "
+            "layers. Set example_input_array in the LightningModule, or name the network that takes the pictures: "
+            "backbone='...'."
+        )
+    return longest
+
+
+@contextmanager
+def _watching(network: nn.Module, calls: list[Call], watched: Callable[[nn.Module], bool]) -> Iterator[_Takers]:
+    """Write down what runs."""
+
+    def note(path: str, args: Any, given: Any) -> None:
+        if args and isinstance(args[0], Tensor) and isinstance(given, Tensor):
+            calls.append(Call(path, args[0], given))
+
+    handles = [
+        layer.register_forward_hook(lambda layer, args, given, path=path: note(path, args, given))
+        for path, layer in network.named_modules()
+        if watched(layer)
+    ]
+    try:
+        with torch.random.fork_rng(), torch.no_grad(), _Takers() as takers:
+            yield takers
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pictures(network: nn.Module) -> Iterator[Tensor]:
+    """Blank pictures, of the size first that timm says it was trained on."""
+    first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
+    if first is None:
+        return
+    config = getattr(network, "pretrained_cfg", None) or {}
+    sizes = [size[-1] for size in [config.get("input_size")] if size and config.get("fixed_input_size")]
+    for size in dict.fromkeys([*sizes, *SIZES]):
+        yield torch.zeros(1, first.in_channels, size, size, dtype=first.weight.dtype, device=first.weight.device)
