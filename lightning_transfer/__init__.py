@@ -10,7 +10,7 @@ from lightning_transfer.version import __version__
 
 if TYPE_CHECKING:
     from lightning_transfer import callbacks, functional, metrics, mixins, nn, reports
-    from lightning_transfer.callbacks import AdaFilter, SelectiveJointFinetuning, SoftFinetuning
+    from lightning_transfer.callbacks import AdaFilter, GatedTransfer, SelectiveJointFinetuning, SoftFinetuning
     from lightning_transfer.errors import NoEffectWarning, TransferConfigError
     from lightning_transfer.glue.checkpoints import load_from_checkpoint, strip_checkpoint
     from lightning_transfer.methods.selective.banks import FilterBank
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lightning_transfer.methods.selective.scanning import Scan
     from lightning_transfer.methods.selective.select import select_neighbors
     from lightning_transfer.methods.selective.selection import Selection
-    from lightning_transfer.mixins import AdaFilterMixin, SourceTaskMixin
+    from lightning_transfer.mixins import AdaFilterMixin, GatedTransferMixin, SourceTaskMixin
     from lightning_transfer.schedules import Schedule
     from lightning_transfer.source.task import SourceTask
 
@@ -28,6 +28,8 @@ __all__ = [
     "AdaFilterMixin",
     "Borrowing",
     "FilterBank",
+    "GatedTransfer",
+    "GatedTransferMixin",
     "Neighbors",
     "NoEffectWarning",
     "Scan",
@@ -54,6 +56,8 @@ _HOMES = {
     "AdaFilter": "callbacks",
     "AdaFilterMixin": "mixins",
     "Borrowing": "methods.selective.borrowing",
+    "GatedTransfer": "callbacks",
+    "GatedTransferMixin": "mixins",
     "FilterBank": "methods.selective.banks",
     "Neighbors": "methods.selective.options",
     "NoEffectWarning": "errors",

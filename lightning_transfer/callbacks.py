@@ -1,7 +1,8 @@
 """Every method as a Lightning callback."""
 
 from lightning_transfer.methods.adafilter.callback import AdaFilter
+from lightning_transfer.methods.gated.callback import GatedTransfer
 from lightning_transfer.methods.selective.callback import SelectiveJointFinetuning
 from lightning_transfer.methods.soft.callback import SoftFinetuning
 
-__all__ = ["AdaFilter", "SelectiveJointFinetuning", "SoftFinetuning"]
+__all__ = ["AdaFilter", "GatedTransfer", "SelectiveJointFinetuning", "SoftFinetuning"]

@@ -1,6 +1,7 @@
 """Every method as a LightningModule mixin."""
 
 from lightning_transfer.methods.adafilter.mixin import AdaFilterMixin
+from lightning_transfer.methods.gated.mixin import GatedTransferMixin
 from lightning_transfer.methods.soft.mixin import SourceTaskMixin
 
-__all__ = ["AdaFilterMixin", "SourceTaskMixin"]
+__all__ = ["AdaFilterMixin", "GatedTransferMixin", "SourceTaskMixin"]

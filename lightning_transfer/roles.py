@@ -84,8 +84,20 @@ def find_head(
         >>> find_head(net).path
         'fc'
     """
-    if head != "auto":
-        return _named(module, head)
+    return _whole(module, _named(module, head) if head != "auto" else _searched(module, probe, narrow))
+
+
+def _whole(module: nn.Module, head: Head) -> Head:
+    """The head together with what this package put in front of it."""
+    parts = head.path.split(".")
+    for length in range(1, len(parts)):
+        path = ".".join(parts[:length])
+        if hasattr(module.get_submodule(path), "is_whole_head"):
+            return Head(path, module.get_submodule(path))
+    return head
+
+
+def _searched(module: nn.Module, probe: Callable[[], object] | None, narrow: bool) -> Head:
     for found in (_timm_classifiers(module), _usual_names(module)):
         if len(found) == 1:
             chosen = _narrowed(found[0]) if narrow else found[0]

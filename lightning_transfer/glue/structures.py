@@ -7,9 +7,10 @@ from torch import nn
 
 from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.methods.adafilter.apply import FilterGates
+from lightning_transfer.methods.gated.modules import GatedHead
 from lightning_transfer.surgery import structures_in
 
-KINDS = {kind.__name__: kind for kind in (FilterGates,)}
+KINDS = {kind.__name__: kind for kind in (FilterGates, GatedHead)}
 
 
 def rebuild(module: nn.Module, weights: Mapping[str, Any]) -> None:

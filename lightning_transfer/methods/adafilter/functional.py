@@ -3,7 +3,7 @@
 x_{i+1} = act(g * BN^F(F_i x) + (1 - g) * BN^S(S_i x)); the paper gives the idea, the estimators are ours to choose.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -57,25 +57,41 @@ def straight_through_gate(
     return (logits > 0).to(logits.dtype) + (soft - soft.detach())
 
 
-def mix_filters(tuned: Tensor, frozen: Tensor, gates: Tensor) -> Tensor:
+def mix_filters(tuned: Tensor, frozen: Tensor, gates: Tensor, *, hard: bool = False) -> Tensor:
     """Of every filter the tuned response, the frozen one, or what lies between: g * tuned + (1 - g) * frozen.
 
     Args:
         tuned: (B, C, ...) responses.
         frozen: (B, C, ...) responses.
         gates: (B, C) in [0, 1], or (C,) for all images alike.
+        hard: whether every gate is known to be 0 or 1; it is then kept for backward in a byte.
 
     Returns:
-        (B, C, ...); exactly one of the two where a gate is 0 or, without gradients, 1.
+        (B, C, ...); exactly one of the two where a gate is 0 or 1.
 
     Example:
         >>> tuned, frozen = torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
-        >>> mix_filters(tuned, frozen, torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]))[:, :, 0, 0]
-        tensor([[1., 0., 1.],
-                [0., 0., 1.]])
+        >>> mix_filters(tuned, frozen, torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.0, 1.0]]))[:, :, 0, 0]
+        tensor([[1.0000, 0.0000, 0.5000],
+                [0.0000, 0.0000, 1.0000]])
     """
-    gates = gates.to(tuned.dtype)
     gates = gates.reshape(*(gates.shape if gates.ndim > 1 else (1, -1)), *[1] * (tuned.ndim - 2))
-    if torch.is_grad_enabled():
-        return torch.addcmul(frozen, gates, tuned - frozen)  # keeps one difference for backward, where lerp keeps both
-    return torch.lerp(frozen, tuned, gates)
+    mixed: Tensor = _Mix.apply(tuned, frozen, gates.to(tuned.dtype), hard)
+    return mixed
+
+
+class _Mix(torch.autograd.Function):
+    """The mix, which keeps one difference for its backward where torch.lerp keeps both responses."""
+
+    @staticmethod
+    def forward(ctx: Any, tuned: Tensor, frozen: Tensor, gates: Tensor, hard: bool) -> Tensor:
+        kept = gates.bool() if hard else gates
+        ctx.save_for_backward(tuned - frozen if ctx.needs_input_grad[2] else None, kept)
+        return torch.where(kept, tuned, frozen) if hard else torch.lerp(frozen, tuned, gates)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        difference, gates = ctx.saved_tensors
+        of_tuned = grad * gates
+        of_gates = (grad * difference).sum_to_size(gates.shape) if ctx.needs_input_grad[2] else None
+        return of_tuned, grad - of_tuned, of_gates, None

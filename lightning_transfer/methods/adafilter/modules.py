@@ -91,16 +91,16 @@ class GatedConv2d(nn.Module):
         Raises:
             TransferConfigError: there are no gates and none that decides.
         """
-        if gates is None:
-            if self._gate == "all_tuned":
-                return self._tuned_alone(features)
-            if self._gate == "all_frozen":
-                return self._frozen_alone(features)
-            gates = self._decide(features)
-        if self.norm is None:
-            return mix_filters(self.tuned(features), self.frozen(features), gates)
+        if gates is None and self._gate == "all_tuned":
+            return self._tuned_alone(features)
+        if gates is None and self._gate == "all_frozen":
+            return self._frozen_alone(features)
+        is_hard = gates is None
+        gates = self._decide(features) if gates is None else gates
         if self.training and self._folded is not None:
-            return mix_filters(self._tuned_alone(features), self._folded(features), gates)
+            return mix_filters(self._tuned_alone(features), self._folded(features), gates, hard=is_hard)
+        if self.norm is None:
+            return mix_filters(self.tuned(features), self.frozen(features), gates, hard=is_hard)
         return self.norm(self.tuned(features), self.frozen(features), gates)  # type: ignore[no-any-return]
 
     def _tuned_alone(self, features: Tensor) -> Tensor:

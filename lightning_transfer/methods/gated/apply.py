@@ -1,0 +1,116 @@
+"""A gated transfer network made of somebody's network, and made plain again."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from lightning_transfer.errors import TransferConfigError, nearest
+from lightning_transfer.methods.gated.modules import GatedHead, put_in_front
+from lightning_transfer.roles import find_head, find_network
+from lightning_transfer.surgery import SurgeryReport, find_all, replace_modules
+from lightning_transfer.tracing import trace
+
+
+def apply_gated_transfer(
+    module: nn.Module,
+    *,
+    head: str = "auto",
+    ratio: int | None = 16,
+    gate_dropout: float = 0.7,
+    dropout: float = 0.5,
+) -> SurgeryReport:
+    """Put a transfer module in front of a network's head, in place.
+
+    Args:
+        module: a network, or a module that holds one.
+        head: dotted name of the Linear that gives the logits, or "auto".
+        ratio: by how much the module squeezes the features; None for no module, only dropout.
+        gate_dropout: inside of the module.
+        dropout: between the module and the head.
+
+    Returns:
+        The head's name, and how many numbers came in.
+
+    Raises:
+        TransferConfigError: no head is found, it is no Linear, or it has a transfer module already.
+
+    Example:
+        >>> network = nn.Sequential()
+        >>> network.body, network.fc = nn.Linear(4, 32), nn.Linear(32, 3)
+        >>> apply_gated_transfer(network)
+        SurgeryReport(replaced=('fc',), added_parameters=128, left={})
+    """
+    if find_gated_head(module) is not None:
+        raise TransferConfigError(
+            f"{type(module).__name__} has a transfer module already. Call remove_gated_transfer(module) first."
+        )
+    found = find_head(module, head)
+    if type(found.module) is not nn.Linear:
+        raise TransferConfigError(
+            f"The head {found.path!r} is a {type(found.module).__name__}; the transfer module weighs (B, D) features in "
+            "front of a Linear. Name one: head='...'."
+        )
+    gated = put_in_front(module, found.path, ratio=ratio, gate_dropout=gate_dropout, dropout=dropout)
+    added = 0 if gated.transfer is None else sum(param.numel() for param in gated.transfer.parameters())
+    return SurgeryReport((found.path,), added)
+
+
+def remove_gated_transfer(module: nn.Module) -> None:
+    """Put the head back where it was, without the transfer module: the user's plain network, as trained.
+
+    Its features are then no longer weighted, which the head was trained for: accuracy is to be measured anew.
+
+    Args:
+        module: a gated network, or a module that holds one.
+
+    Raises:
+        TransferConfigError: there is none.
+    """
+    found = find_gated_head(module)
+    if found is None:
+        raise TransferConfigError(f"{type(module).__name__} has no transfer module: there is nothing to remove.")
+    replace_modules(module, {found[0]: found[1].head})
+
+
+def find_gated_head(module: nn.Module) -> tuple[str, GatedHead] | None:
+    """The dotted name of the head that has a transfer module in front of it, and the two."""
+    return next(iter(find_all(module, GatedHead).items()), None)
+
+
+def find_tap(module: nn.Module, tap: str) -> tuple[str, int]:
+    """Where the auxiliary classifier listens, and how many channels there are.
+
+    Args:
+        module: the user's module.
+        tap: a dotted name; "auto" takes the last stage but one that timm names.
+
+    Raises:
+        TransferConfigError: timm names no stages, or what runs there gives no (B, C, H, W); the candidates are listed.
+    """
+    path, network = find_network(module)
+    prefix = f"{path}." if path else ""
+    gives = {
+        call.path: call.given.shape[1]
+        for call in trace(network, watched=lambda layer: bool(layer._modules))
+        if call.given.ndim == 4 and call.given.shape[2:].numel() > 1 and call.path
+    }
+    stages = [prefix + info["module"] for info in _feature_info(network)]
+    if tap == "auto" and len(stages) > 1 and stages[-2].removeprefix(prefix) in gives:
+        tap = stages[-2]
+    name = tap.removeprefix(prefix)
+    if tap != "auto" and name in gives:
+        return tap, gives[name]
+    known = [prefix + candidate for candidate in gives]
+    if tap == "auto":
+        raise TransferConfigError(
+            f"{type(network).__name__} does not say which its stages are. Name the last but one: tap='...', one of "
+            f"{', '.join(map(repr, known))}; or do without the auxiliary classifier: aux_weight=0."
+        )
+    raise TransferConfigError(f"tap={tap!r} gives no (B, C, H, W) in {type(module).__name__}. {nearest(tap, known)}")
+
+
+def _feature_info(network: nn.Module) -> Iterator[dict[str, Any]]:
+    """Timm's list of stages."""
+    info = getattr(network, "feature_info", None) or []
+    return iter(info.info if hasattr(info, "info") else info)

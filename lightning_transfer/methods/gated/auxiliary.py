@@ -1,0 +1,211 @@
+"""The auxiliary classifier's loss as a term of somebody's training step, and the phase that trains only what is new."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_transfer.errors import NoEffectWarning, TransferConfigError
+from lightning_transfer.glue.checkpoints import check_options
+from lightning_transfer.glue.part import TransferPart
+from lightning_transfer.glue.trainer import is_log_due, log
+from lightning_transfer.methods.gated.apply import find_gated_head, find_tap
+from lightning_transfer.methods.gated.modules import AuxiliaryClassifier
+from lightning_transfer.roles import users_modules
+
+DEAD = 0.01  # spread of the weights below which they weigh nothing
+LOOKS = 10  # in a row, until that is said: fresh weights weigh little too
+SEED = 0  # of the auxiliary classifier's first weights
+
+Labels = Callable[[Any], Tensor]
+
+
+class AuxiliaryTerm(TransferPart):
+    """One run's auxiliary classifier.
+
+    Args:
+        module: the user's module, its head gated.
+        tap: where the classifier listens, or "auto".
+        weight: of its loss; 0 for none.
+        warmup_epochs: in which only the transfer module and the heads learn.
+        labels: finds the labels in a batch.
+    """
+
+    def __init__(self, module: Any, *, tap: str, weight: float, warmup_epochs: int, labels: Labels) -> None:
+        super().__init__()
+        found = find_gated_head(module)
+        assert found is not None  # who trains it has put it there
+        self.head_path, self._gated = found[0], (found[1],)  # in a tuple: what is the user's is no part of this
+        self.weight = weight
+        self.warmup_epochs = warmup_epochs
+        self.labels = labels
+        self.classifier: AuxiliaryClassifier | None = None
+        self.tap = ""
+        if weight:
+            self.tap, num_features = find_tap(module, tap)
+            with torch.random.fork_rng():
+                torch.manual_seed(SEED)
+                self.classifier = AuxiliaryClassifier(num_features, found[1].head.out_features).to(found[1].head.weight)
+        self._handle: Any = None
+        self._batch: Any = None
+        self._tapped: list[Tensor] = []
+        self._is_listening = False
+        self._resting: list[_BatchNorm] = []
+        self._num_dead = 0
+        self._options = {**{key: str(value) for key, value in found[1].spec().items()}, "tap": self.tap}
+        self._options |= {"aux_weight": str(weight), "warmup_epochs": str(warmup_epochs)}
+        self._saved_options: dict[str, str] | None = None
+
+    @property
+    def introduction(self) -> str:
+        """What stands where."""
+        heard = f", an auxiliary classifier behind {self.tap!r}" if self.weight else ""
+        return f"a transfer module stands in front of {self.head_path!r}{heard}."
+
+    def neighbors(self, module: Any) -> Iterable[nn.Parameter]:
+        """What is new learns as fast as the head."""
+        return self._gated[0].head.parameters()
+
+    def added(self, module: Any) -> dict[str, nn.Module]:
+        """The transfer module."""
+        transfer = self._gated[0].transfer
+        return {} if transfer is None else {f"{self.head_path}.transfer": transfer}
+
+    def attach(self, module: Any) -> None:
+        """Listen at the tap."""
+        self.detach()
+        if self.classifier is not None:
+            self._handle = module.get_submodule(self.tap).register_forward_hook(self._hear)
+
+    def detach(self) -> None:
+        """Let go of the user's module."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = None
+        self.end()
+
+    def check(self, trainer: Any) -> None:
+        """Refuse other options than the run's."""
+        if trainer.global_step and self._saved_options is not None:
+            check_options("GatedTransfer", self._saved_options, self._options)
+
+    def begin(self, module: Any, batch: Any = None) -> None:
+        """Listen; in the warm-up let the body's BatchNorms rest."""
+        self._batch = batch
+        self._is_listening = self.classifier is not None
+        if self._is_warming(module.trainer):
+            body = (layer for layer in self._body(module) if isinstance(layer, _BatchNorm) and layer.training)
+            for norm in body:
+                norm.training = False
+                self._resting.append(norm)
+
+    def stepped(self) -> None:
+        """What runs through the network from here on is not the step's own pass."""
+        self._is_listening = False
+
+    def add_to(self, module: Any, loss: Tensor) -> Tensor:
+        """The loss with the auxiliary classifier's."""
+        trainer = module.trainer
+        values = {}
+        if self.classifier is not None:
+            aux_loss = self._loss()
+            values["transfer/aux_loss"] = aux_loss.detach()
+            loss = loss + self.weight * aux_loss
+        if is_log_due(trainer):
+            transfer = self._gated[0].transfer
+            if transfer is not None and transfer.last.weights is not None:
+                values["transfer/gate_spread"] = transfer.last.weights.float().std()
+                self._warn_of_death(float(values["transfer/gate_spread"]))
+            log(trainer, values)
+        return loss
+
+    def _loss(self) -> Tensor:
+        assert self.classifier is not None
+        if len(self._tapped) != 1:
+            raise TransferConfigError(
+                f"The training step ran {self.tap!r} {len(self._tapped)} times with gradients, where the auxiliary "
+                "classifier takes the features of one pass. Do without it: aux_weight=0."
+            )
+        labels = self.labels(self._batch)
+        features = self._tapped[0][: len(labels)]  # a joint pass has source images behind the target's
+        loss = F.cross_entropy(self.classifier(features), labels)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"The auxiliary loss behind {self.tap!r} is {float(loss)}.")
+        return loss
+
+    def _hear(self, layer: nn.Module, args: Any, output: Any) -> None:
+        if self._is_listening and torch.is_grad_enabled():
+            self._tapped.append(output)
+
+    def end(self) -> None:
+        """Nothing of a step is left for the next one."""
+        self._batch, self._is_listening = None, False
+        self._tapped = []
+        for norm in self._resting:
+            norm.training = True
+        self._resting = []
+
+    def before_optimizer_step(self, module: Any) -> None:
+        """In the warm-up the body has no gradients: no optimizer touches it, nor decays it, nor keeps a momentum.
+
+        Its parameters keep their requires_grad, which may not change once DDP has seen them.
+        """
+        if self._is_warming(module.trainer):
+            for param in self._body_parameters(module):
+                param.grad = None
+
+    def _is_warming(self, trainer: Any) -> bool:
+        return bool(trainer.current_epoch < self.warmup_epochs)
+
+    def _body(self, module: Any) -> Iterable[nn.Module]:
+        mine = {*self._gated[0].modules(), *self.modules()}
+        return [layer for _, layer in users_modules(module) if layer not in mine]
+
+    def _body_parameters(self, module: Any) -> Iterable[nn.Parameter]:
+        mine = {id(param) for param in [*self._gated[0].parameters(), *self.parameters()]}
+        return [
+            param
+            for param in module.parameters()
+            if id(param) not in mine and not hasattr(param, "training_only_of")  # another method's head
+        ]
+
+    def _warn_of_death(self, spread: float) -> None:
+        self._num_dead = self._num_dead + 1 if spread < DEAD else 0
+        if self._num_dead == LOOKS:
+            warnings.warn(
+                f"The transfer module's weights hardly differ any more (spread {spread:.4f}): it scales all features "
+                "alike. Lower gate_dropout, or try ratio=None, dropout and auxiliary classifier alone.",
+                NoEffectWarning,
+                stacklevel=2,
+            )
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The run's options."""
+        return {"options": self._options}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Remember the options of the run that goes on."""
+        self._saved_options = state["options"]
+
+
+def find_labels(batch: Any) -> Tensor:
+    """The labels of a batch: (images, labels, ...), or a mapping with "label", "labels", "target" or "targets".
+
+    Raises:
+        TransferConfigError: there are none, or they are no class numbers.
+    """
+    labels: Any = None
+    if isinstance(batch, Mapping):
+        labels = next((batch[key] for key in ("label", "labels", "target", "targets") if key in batch), None)
+    elif isinstance(batch, list | tuple) and len(batch) > 1:
+        labels = batch[1]
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        raise TransferConfigError(
+            f"No labels found in a batch that is a {type(batch).__name__}; the auxiliary classifier needs (B,) class "
+            "numbers. Pass labels=lambda batch: ..., or do without it: aux_weight=0."
+        )
+    return labels

@@ -1,0 +1,119 @@
+"""The gated transfer network as a mixin: explicit, and for manual optimization too."""
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.checkpoints import KEY, TrainingOnly
+from lightning_transfer.methods.gated.apply import apply_gated_transfer
+from lightning_transfer.methods.gated.auxiliary import AuxiliaryTerm, Labels, find_labels
+from lightning_transfer.stamps import check_stamp, stamp
+
+STATE = f"{KEY}_gated"  # where a checkpoint has what only training needs
+
+
+class GatedTransferMixin:
+    """A transfer module and an auxiliary classifier inside a LightningModule: what `GatedTransfer` does, by hand.
+
+    The transfer module is a part of the network, so the module's own load_from_checkpoint reads its checkpoints. The
+    auxiliary classifier is in the checkpoint beside the state_dict, not in it.
+
+    Example:
+        >>> import lightning as L
+        >>> class Lit(GatedTransferMixin, L.LightningModule):
+        ...     def __init__(self, network):
+        ...         super().__init__()
+        ...         self.model = network
+        ...         self.add_gated_transfer(tap="model.layer3")
+        ...
+        ...     def training_step(self, batch):
+        ...         loss = torch.nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+        ...         return self.gated_loss(loss)
+    """
+
+    def add_gated_transfer(
+        self,
+        *,
+        head: str = "auto",
+        tap: str = "auto",
+        ratio: int | None = 16,
+        gate_dropout: float = 0.7,
+        dropout: float = 0.5,
+        aux_weight: float = 0.2,
+        warmup_epochs: int = 0,
+        labels: Labels = find_labels,
+    ) -> None:
+        """Gate the network; call it in `__init__`, when the network is built.
+
+        Args:
+            head: dotted path of the Linear that gives the logits, or "auto".
+            tap: where the auxiliary classifier listens, or "auto".
+            ratio: by how much the module squeezes the features; None for no module.
+            gate_dropout: inside of the module.
+            dropout: between the module and the head.
+            aux_weight: of the auxiliary loss; 0 for no auxiliary classifier.
+            warmup_epochs: in which only the module and the classifiers learn.
+            labels: finds the (B,) class numbers in a batch.
+
+        Raises:
+            TransferConfigError: an option does not fit, or no head or tap is found.
+        """
+        module: Any = self
+        apply_gated_transfer(module, head=head, ratio=ratio, gate_dropout=gate_dropout, dropout=dropout)
+        term = AuxiliaryTerm(module, tap=tap, weight=aux_weight, warmup_epochs=warmup_epochs, labels=labels)
+        self.gated_transfer = TrainingOnly("GatedTransferMixin", term)
+        term.attach(module)
+
+    @property
+    def _term(self) -> AuxiliaryTerm:
+        if not hasattr(self, "gated_transfer"):
+            raise TransferConfigError(
+                f"{type(self).__name__} has no transfer module. In __init__, behind the network, write "
+                "self.add_gated_transfer()."
+            )
+        return self.gated_transfer.part  # type: ignore[return-value]
+
+    def gated_loss(self, loss: Tensor) -> Tensor:
+        """The loss to return from `training_step`, or to hand to `manual_backward`: once a step.
+
+        Args:
+            loss: scalar, of the target batch.
+        """
+        if not self.trainer.training:  # type: ignore[attr-defined]
+            return loss
+        self._term.stepped()
+        return self._term.add_to(self, loss)
+
+    def on_train_start(self) -> None:
+        """Check what only now is known."""
+        self._term.check(self.trainer)  # type: ignore[attr-defined]
+        super().on_train_start()  # type: ignore[misc]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Listen at the tap; in the warm-up let the body rest."""
+        self._term.begin(self, batch)
+        parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
+        return parent
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let nothing of the step be left."""
+        self._term.end()
+        super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """In the warm-up the body has no gradients."""
+        self._term.before_optimizer_step(self)
+        super().on_before_optimizer_step(optimizer)  # type: ignore[misc]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write down what only training needs."""
+        checkpoint[STATE] = {**stamp(), "part": dict(self._term.state_dict())}
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from it; a checkpoint of weights alone has none."""
+        if STATE in checkpoint:
+            check_stamp(checkpoint[STATE])
+            self._term.load_state_dict(checkpoint[STATE]["part"])
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]

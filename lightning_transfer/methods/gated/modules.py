@@ -1,0 +1,137 @@
+"""The transfer module in front of a head, and the classifier on an earlier stage that helps to train (1810.12521)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_transfer.errors import TransferConfigError, check_count, check_number
+from lightning_transfer.methods.gated.functional import gate_features
+from lightning_transfer.surgery import Structure, replace_modules
+
+SEED = 0  # of the first weights
+
+
+class Glance:
+    """The last pass's weights, for whoever looks; a copy, deep or pickled, begins empty."""
+
+    def __init__(self) -> None:
+        self.weights: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type["Glance"], tuple[()]]:
+        return (Glance, ())
+
+
+class TransferModule(nn.Module):
+    """Weighs features: sigmoid(W2 dropout(relu(W1 f))) * f, without biases and without a way around.
+
+    Args:
+        num_features: D.
+        ratio: W1 squeezes to D / ratio.
+        dropout: in front of W2.
+
+    Example:
+        >>> TransferModule(32, ratio=16)(torch.rand(2, 32)).shape
+        torch.Size([2, 32])
+    """
+
+    is_transfer_part = True  # none of the user's layers
+
+    def __init__(self, num_features: int, *, ratio: int = 16, dropout: float = 0.7) -> None:
+        super().__init__()
+        check_count("ratio", ratio, least=1)
+        check_number("gate_dropout", dropout, most=1)
+        if num_features % ratio:
+            raise TransferConfigError(
+                f"ratio={ratio} does not divide the {num_features} features. Pass one that does, such as "
+                f"ratio={max(r for r in range(1, ratio) if num_features % r == 0)}."
+            )
+        self.dropout = dropout
+        self.squeeze = nn.Linear(num_features, num_features // ratio, bias=False)
+        self.expand = nn.Linear(num_features // ratio, num_features, bias=False)
+        self.last = Glance()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) features, weighted."""
+        weighted, weights = gate_features(
+            features, self.squeeze.weight, self.expand.weight, dropout=self.dropout, training=self.training
+        )
+        self.last.weights = weights.detach()
+        return weighted
+
+
+class AuxiliaryClassifier(nn.Module):
+    """Classes from the features of an earlier stage: global average pool, then a Linear.
+
+    Args:
+        num_features: channels of the stage.
+        num_classes: of the target.
+
+    Example:
+        >>> AuxiliaryClassifier(8, 3)(torch.rand(2, 8, 4, 4)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(num_features, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, classes) logits from (B, C, H, W)."""
+        logits: Tensor = self.linear(features.mean((2, 3)))
+        return logits
+
+
+class GatedHead(Structure):
+    """A head with a transfer module in front of it: Wc dropout(w * f).
+
+    Args:
+        head: the user's own.
+        transfer: the module; None for dropout alone.
+        dropout: between the two.
+    """
+
+    is_whole_head = True  # a source head takes its place, not that of the Linear in it
+
+    def __init__(self, head: nn.Linear, transfer: TransferModule | None, dropout: float) -> None:
+        super().__init__()
+        self.transfer = transfer
+        self.dropout = nn.Dropout(dropout)
+        self.head = head
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, classes) from (B, D)."""
+        weighted = features if self.transfer is None else self.transfer(features)
+        logits: Tensor = self.head(self.dropout(weighted))
+        return logits
+
+    def spec(self) -> dict[str, Any]:
+        """What stands in front of the head."""
+        transfer = self.transfer
+        return {
+            "ratio": None if transfer is None else transfer.squeeze.in_features // transfer.squeeze.out_features,
+            "gate_dropout": None if transfer is None else transfer.dropout,
+            "dropout": self.dropout.p,
+        }
+
+    @classmethod
+    def rebuild(cls, root: nn.Module, path: str, spec: dict[str, Any]) -> None:
+        """Change a plain head as a spec says; the weights come with the state that the spec was read from."""
+        head = root.get_submodule(path)
+        if not isinstance(head, GatedHead):
+            put_in_front(root, path, ratio=spec["ratio"], gate_dropout=spec["gate_dropout"], dropout=spec["dropout"])
+
+
+def put_in_front(
+    root: nn.Module, path: str, *, ratio: int | None, gate_dropout: float | None, dropout: float
+) -> GatedHead:
+    """Put a transfer module in front of the Linear at a path."""
+    head: Any = root.get_submodule(path)
+    transfer = None
+    if ratio is not None:
+        with torch.random.fork_rng():
+            torch.manual_seed(SEED)
+            transfer = TransferModule(head.in_features, ratio=ratio, dropout=gate_dropout or 0.0).to(head.weight)
+    gated = GatedHead(head, transfer, dropout)
+    replace_modules(root, {path: gated})
+    return gated
