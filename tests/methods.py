@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import lightning_transfer as lt
 from tests import toys
-from tests.reference import soft
+from tests.reference import layers, soft
 
 
 class SoftByHand(lt.SourceTaskMixin, L.LightningModule):
@@ -47,6 +47,7 @@ class MethodCase:
         mixin: makes a LightningModule that does the same by hand, or None.
         reference: trains the same network by a hand-written loop.
         yaml: the callback in a LightningCLI file.
+        plain: takes out of a module what stays in it after a fit.
     """
 
     name: str
@@ -56,6 +57,7 @@ class MethodCase:
     mixin: Callable[..., Any] | None
     reference: Callable[..., Any]
     yaml: str
+    plain: Callable[[Any], object] = lambda module: None
 
     def __str__(self) -> str:
         return self.name
@@ -162,4 +164,79 @@ class TargetData(torch.utils.data.TensorDataset):
         super().__init__(*toys.target_data().tensors)
 
 
-METHODS = [_soft("separate", "add"), _soft("joint", "convex"), _selective("separate"), _selective("joint")]
+class GatedFilters(lt.AdaFilterMixin, toys.ToySteps, L.LightningModule):
+    """AdaFilter in a module of one's own."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.add_adafilter(**options)
+
+
+class GatedFeatures(lt.GatedTransferMixin, toys.ToySteps, L.LightningModule):
+    """The gated transfer network in manual optimization."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.automatic_optimization = False
+        self.add_gated_transfer(**options)
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.gated_loss(super().training_step(batch, batch_idx)))
+        optimizer.step()
+
+
+def _adafilter():
+    options = {"gated": "conv", "gate_width": 4}
+
+    def reference(dtype=torch.float32, **run):
+        gated = toys.LitToy()
+        lt.functional.apply_adafilter(gated, **options)
+        network = layers.Adafilter(gated.model.adafilter.gate.state_dict(), dtype)
+        return network, layers.train(network, dtype=dtype, **run)
+
+    return MethodCase(
+        name="adafilter",
+        callback=lambda data=None, **_: lt.AdaFilter(**options),
+        off=lambda data=None: lt.AdaFilter(gated="conv", estimator="all_tuned"),
+        always=lambda weight, data=None, **_: lt.AdaFilter(**options),
+        mixin=lambda data=None: GatedFilters(**options),
+        reference=reference,
+        yaml="""
+            class_path: lightning_transfer.AdaFilter
+            init_args: {gated: conv, gate_width: 4, estimator: gumbel, temperature: 0.5}
+        """,
+        plain=lt.functional.remove_adafilter,
+    )
+
+
+def _gated():
+    options = {"tap": "model.bn", "ratio": 2, "gate_dropout": 0.0, "dropout": 0.0}
+
+    def reference(dtype=torch.float32, **run):
+        module = toys.LitToy()
+        callback = lt.GatedTransfer(**options)
+        callback.change_layers(None, module)
+        part = callback.make_part(module)
+        network = layers.GatedTransfer(module.model.fc.transfer.state_dict(), part.classifier.state_dict(), dtype)
+        return network, layers.train(network, dtype=dtype, **run)
+
+    return MethodCase(
+        name="gated",
+        callback=lambda data=None, **_: lt.GatedTransfer(**options),
+        off=lambda data=None: lt.GatedTransfer(ratio=None, dropout=0.0, aux_weight=0),
+        always=lambda weight, data=None, **_: lt.GatedTransfer(**options),
+        mixin=lambda data=None: GatedFeatures(**options),
+        reference=reference,
+        yaml="""
+            class_path: lightning_transfer.GatedTransfer
+            init_args: {tap: model.bn, ratio: 2, warmup_epochs: 1}
+        """,
+        plain=lt.functional.remove_gated_transfer,
+    )
+
+
+SOURCED = [_soft("separate", "add"), _soft("joint", "convex"), _selective("separate"), _selective("joint")]
+LAYERED = [_adafilter(), _gated()]
+METHODS = [*SOURCED, *LAYERED]

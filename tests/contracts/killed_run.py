@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests import toys
-from tests.methods import METHODS
+from tests.methods import SOURCED
 
 
 class Written(toys.LitToy):
@@ -40,7 +40,7 @@ def main(folder, workers, kill_at, ckpt_path):
     torch.manual_seed(os.getpid())  # the program's own random state is another one in every process
     module = Written(pathlib.Path(folder), int(kill_at))
     data = toys.Augmented(toys.source_data())
-    callback = METHODS[0].callback(data, num_workers=int(workers), adapt=module.note_source)
+    callback = SOURCED[0].callback(data, num_workers=int(workers), adapt=module.note_source)
     saving = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=1)
     options = {"loader": toys.StatefulLoader(), "ckpt_path": ckpt_path or None, "enable_checkpointing": True}
     toys.fit(module, [callback, saving], **options)

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 
 import lightning_transfer as lt
 from tests import toys
-from tests.methods import METHODS, UNTIL
+from tests.methods import LAYERED, SOURCED, UNTIL
 from tests.toys import LitToy, Recorder, assert_same, fit, weights
 
-each_method = pytest.mark.parametrize("method", METHODS, ids=str)
+each_sourced = pytest.mark.parametrize("method", SOURCED, ids=str)
+each_layered = pytest.mark.parametrize("method", LAYERED, ids=str)
 
 
 def run(method, module=None, **options):
@@ -29,7 +30,7 @@ class SkippingStep(LitToy):
         return None if batch_idx == 1 else super().training_step(batch, batch_idx)
 
 
-@each_method
+@each_sourced
 @pytest.mark.parametrize(
     ("module", "trainer", "loop"),
     [
@@ -51,7 +52,7 @@ def test_callback_is_bit_equal_to_a_hand_written_loop(method, module, trainer, l
     assert source_indices, "no source image was drawn: this would be plain fine-tuning against itself"
 
 
-@each_method
+@each_sourced
 def test_mixin_is_bit_equal_to_the_hand_written_loop_in_manual_optimization(method):
     data = Recorder(toys.source_data())
     module = method.mixin(data)
@@ -61,7 +62,7 @@ def test_mixin_is_bit_equal_to_the_hand_written_loop_in_manual_optimization(meth
     assert_same(weights(module.source_task.head), weights(head))
 
 
-@each_method
+@each_sourced
 def test_mixin_in_automatic_optimization_is_bit_equal_to_the_callback(method):
     class Automatic(type(method.mixin())):
         def training_step(self, batch, batch_idx):
@@ -76,7 +77,7 @@ def test_mixin_in_automatic_optimization_is_bit_equal_to_the_callback(method):
 
 
 def test_functional_is_bit_equal_to_the_callback():
-    method = METHODS[0]
+    method = SOURCED[0]
     module, source_indices = run(method)
     net, head = toys.toy_net(), toys.source_head()
     optimizer = torch.optim.SGD([*net.parameters(), *head.parameters()], lr=0.1, momentum=0.9, weight_decay=1e-3)
@@ -94,3 +95,37 @@ def test_functional_is_bit_equal_to_the_callback():
         loss.backward()
         optimizer.step()
     assert_same(weights(module.model), weights(net))
+
+
+@each_layered
+@pytest.mark.parametrize(
+    ("module", "trainer", "loop", "tolerance"),
+    [
+        (LitToy, {}, {}, 5e-5),
+        (LitToy, {"precision": "64-true"}, {"dtype": torch.float64}, 1e-12),
+        (LitToy, {"accumulate_grad_batches": 2}, {"accumulate": 2}, 5e-5),
+        (LitToy, {"gradient_clip_val": 0.05}, {"clip": 0.05}, 5e-5),
+        (DictStep, {}, {}, 5e-5),
+        (SkippingStep, {}, {"skip": (1,)}, 5e-5),
+    ],
+    ids=["fp32", "64-true", "accumulation", "clipping", "dict", "none"],
+)
+def test_layers_that_are_changed_train_as_by_hand(method, module, trainer, loop, tolerance):
+    """Up to rounding: the hand-written formula folds nothing and keeps everything."""
+    module = module()
+    fit(module, [method.callback()], **trainer)
+    network, losses = method.reference(**loop)
+    found, expected = weights(module), {name: value.detach() for name, value in network.weights().items()}
+    assert_same({name: found[name] for name in expected}, expected, tolerance)
+    assert module.losses == pytest.approx([loss for loss in losses if loss is not None], abs=10 * tolerance)
+    start = {**dict(toys.toy_net().named_parameters())}
+    assert (found["model.fc.weight" if method is LAYERED[0] else "model.fc.head.weight"] != start["fc.weight"]).any()
+
+
+@each_layered
+def test_a_mixins_changed_layers_train_as_the_callbacks(method):
+    by_mixin, by_callback = method.mixin(), LitToy()
+    fit(by_mixin)
+    fit(by_callback, [method.callback()])
+    assert_same(weights(by_mixin), weights(by_callback))
+    assert by_mixin.losses == by_callback.losses

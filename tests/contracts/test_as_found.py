@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from tests import toys
-from tests.methods import METHODS
+from tests.methods import METHODS, SOURCED
 from tests.toys import LitToy, fit, trainer
 
 each_method = pytest.mark.parametrize("method", METHODS, ids=str)
+each_sourced = pytest.mark.parametrize("method", SOURCED, ids=str)
 
 
 def anatomy(module):
@@ -57,15 +58,16 @@ def test_after_fit_validate_test_and_a_second_fit(method):
     runner = trainer([method.callback()])
     for _ in range(2):
         runner.fit(module, toys.target_loader())
-        assert anatomy(module) == before
+        assert method not in SOURCED or anatomy(module) == before
         runner.fit_loop.max_epochs += 2
     runner.validate(module, toys.target_loader(), verbose=False)
     runner.test(module, toys.target_loader(), verbose=False)
     runner.predict(module, torch.utils.data.DataLoader(torch.zeros(4, 3, 6, 6), batch_size=2))
+    method.plain(module)
     assert anatomy(module) == before
 
 
-@each_method
+@each_sourced
 def test_a_second_fit_of_the_same_trainer_goes_on(method):
     """The source head and the stream are the run's: two fits of two epochs end where one of four does."""
     long, short = LitToy(), LitToy()
@@ -101,6 +103,7 @@ def test_after_a_crash(method, failing, workers):
     caught.value.__traceback__ = None
     del caught
     vars(module).pop("calls", None)
+    method.plain(module)
     assert anatomy(module) == before
     assert multiprocessing.active_children() == []
 
@@ -116,6 +119,7 @@ def test_a_copy_made_in_mid_fit_is_the_users_own(method):
     copies = []
     fit(Copying(), [method.callback()], max_epochs=1)
     twin = copies[0]
+    method.plain(twin)
     assert twin.training_step.__self__ is twin
     assert twin.training_step.__func__ is LitToy.training_step
     assert list(twin.state_dict()) == list(LitToy().state_dict())

@@ -5,10 +5,12 @@ import torch
 from lightning.pytorch import callbacks
 
 import lightning_transfer as lt
-from tests.methods import METHODS
-from tests.toys import LitToy, SaveEveryStep, assert_same, fit, weights
+from tests import toys
+from tests.methods import LAYERED, METHODS, SOURCED
+from tests.toys import LitToy, SaveEveryStep, StatefulLoader, assert_same, fit, trainer, weights
 
-each_method = pytest.mark.parametrize("method", METHODS, ids=str)
+each_layered = pytest.mark.parametrize("method", LAYERED, ids=str)
+each_sourced = pytest.mark.parametrize("method", SOURCED, ids=str)
 
 
 def named(method):
@@ -34,7 +36,7 @@ def written(tmp_path):
     return write
 
 
-@each_method
+@each_sourced
 def test_the_users_class_loads_it_strictly(method, written):
     module, folder = written(method)
     loaded = PlainRun.load_from_checkpoint(folder / "step=12.ckpt")
@@ -43,7 +45,7 @@ def test_the_users_class_loads_it_strictly(method, written):
     assert list(module.state_dict()) == list(PlainRun().state_dict())
 
 
-@each_method
+@each_sourced
 @pytest.mark.parametrize("name", ["step=3", "after"])
 def test_a_run_without_the_callback_resumes_it(method, written, name):
     _, folder = written(method)
@@ -52,7 +54,7 @@ def test_a_run_without_the_callback_resumes_it(method, written, name):
     assert runner.global_step == 18
 
 
-@each_method
+@each_sourced
 def test_with_the_callback_every_optimizer_state_finds_its_parameter(method, written):
     """Written, hidden, put back: the states in the live optimizer are those of the run that was saved."""
     _, folder = written(method)
@@ -75,7 +77,7 @@ def test_with_the_callback_every_optimizer_state_finds_its_parameter(method, wri
     assert any(named(method) in name for name in looked.found)
 
 
-@each_method
+@each_sourced
 def test_weights_only_checkpoint_holds_the_users_network_and_nothing_else(method, tmp_path):
     class Saving(LitToy):
         def on_train_batch_end(self, outputs, batch, batch_idx):
@@ -87,7 +89,7 @@ def test_weights_only_checkpoint_holds_the_users_network_and_nothing_else(method
     assert "lightning_transfer" not in str(checkpoint.keys())
 
 
-@each_method
+@each_sourced
 def test_strip_checkpoint_leaves_a_plain_run(method, written, tmp_path):
     _, folder = written(method)
     lt.strip_checkpoint(folder / "step=3.ckpt", tmp_path / "plain.ckpt")
@@ -112,7 +114,7 @@ def averaging_callbacks():
         yield callbacks.WeightAveraging
 
 
-@each_method
+@pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("averaging", list(averaging_callbacks()))
 @pytest.mark.filterwarnings("ignore:Swapping scheduler")
 def test_weight_averaging_behind_us_works_and_in_front_is_refused(method, averaging):
@@ -124,3 +126,75 @@ def test_weight_averaging_behind_us_works_and_in_front_is_refused(method, averag
     assert list(getattr(average, "module", average).state_dict()) == list(plain.state_dict())
     with pytest.raises(lt.TransferConfigError, match=f"Put {named(method)} first in callbacks"):
         fit(LitToy(), [averaging(), method.callback()])
+
+
+@each_layered
+def test_a_changed_network_is_loaded_and_made_plain(method, written):
+    module, folder = written(method)
+    loaded = lt.load_from_checkpoint(PlainRun, folder / "step=12.ckpt")
+    assert type(loaded) is PlainRun
+    assert_same(weights(loaded), weights(module))
+    images = torch.randn(4, 3, 6, 6)
+    assert torch.equal(loaded.eval()(images), module.eval()(images))
+    method.plain(loaded)
+    PlainRun().load_state_dict(loaded.state_dict(), strict=True)
+
+
+@each_layered
+def test_the_mixins_class_loads_it_by_itself(method, tmp_path):
+    module = method.mixin()
+    fit(module, [SaveEveryStep(tmp_path)], max_epochs=1)
+    loaded = method.mixin()
+    loaded.load_state_dict(torch.load(tmp_path / "step=6.ckpt", weights_only=True)["state_dict"], strict=True)
+    assert_same(weights(loaded), weights(module))
+    callbacks_own = LitToy()
+    fit(callbacks_own, [method.callback(), SaveEveryStep(tmp_path)], max_epochs=1)
+    loaded.load_state_dict(torch.load(tmp_path / "step=6.ckpt", weights_only=True)["state_dict"], strict=True)
+
+
+@each_layered
+def test_mixin_resumes_exactly(method, tmp_path):
+    whole = method.mixin()
+    fit(whole, [SaveEveryStep(tmp_path)], loader=StatefulLoader())
+    for cut in (2, 6, 9):
+        module = method.mixin()
+        fit(module, loader=StatefulLoader(), ckpt_path=tmp_path / f"step={cut}.ckpt")
+        assert_same(weights(module), weights(whole))
+        assert module.losses == whole.losses[cut:]
+
+
+@each_layered
+def test_test_and_predict_read_a_changed_network(method, written):
+    module, folder = written(method)
+    runner = trainer([method.callback()])
+    fresh = PlainRun()
+    runner.test(fresh, toys.target_loader(), ckpt_path=folder / "step=12.ckpt", verbose=False)
+    assert_same(weights(fresh), weights(module))
+
+
+@each_layered
+def test_a_checkpoint_of_another_structure_is_refused_by_name(method, written, tmp_path):
+    _, folder = written(method)
+    name = named(method)
+    fit(PlainRun(), [SaveEveryStep(tmp_path / "plain")], max_epochs=1)
+    with pytest.raises(lt.TransferConfigError, match=f"written without {name}"):
+        fit(PlainRun(), [method.callback()], ckpt_path=tmp_path / "plain/step=6.ckpt")
+    with pytest.raises(RuntimeError, match="adafilter" if name == "AdaFilter" else "transfer"):
+        fit(PlainRun(), ckpt_path=folder / "step=3.ckpt")  # not ours to say; the keys tell
+    with pytest.raises(lt.TransferConfigError, match="holds a changed network"):
+        lt.strip_checkpoint(folder / "step=3.ckpt", tmp_path / "out.ckpt")
+    other = next(row for row in LAYERED if row is not method)
+    with pytest.raises(lt.TransferConfigError, match="holds (FilterGates|GatedHead)|written without"):
+        fit(PlainRun(), [other.callback()], ckpt_path=folder / "step=3.ckpt")
+
+
+def test_other_options_of_a_changed_network_are_refused_with_the_differences(tmp_path):
+    fit(LitToy(), [lt.AdaFilter(gated="conv", gate_width=4), SaveEveryStep(tmp_path)], max_epochs=1)
+    with pytest.raises(lt.TransferConfigError, match="width: 4 in the checkpoint, 8 now"):
+        fit(LitToy(), [lt.AdaFilter(gated="conv", gate_width=8)], ckpt_path=tmp_path / "step=3.ckpt")
+    with pytest.raises(lt.TransferConfigError, match=r"gate_lr: None in the checkpoint, 0\.5 now"):
+        fit(LitToy(), [lt.AdaFilter(gated="conv", gate_width=4, gate_lr=0.5)], ckpt_path=tmp_path / "step=3.ckpt")
+    gated = LitToy()
+    lt.functional.apply_adafilter(gated, gated="conv", gate_width=4)
+    with pytest.raises(lt.TransferConfigError, match="gated already, with gate_width=4"):
+        fit(gated, [lt.AdaFilter(gated="conv", gate_width=8)])

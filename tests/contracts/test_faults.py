@@ -14,10 +14,10 @@ from torch.optim import lr_scheduler
 import lightning_transfer as lt
 from tests import toys
 from tests.contracts.test_as_found import anatomy
-from tests.methods import METHODS
+from tests.methods import SOURCED
 from tests.toys import LitToy, SaveEveryStep, assert_same, fit, weights
 
-each_method = pytest.mark.parametrize("method", METHODS, ids=str)
+each_method = pytest.mark.parametrize("method", SOURCED, ids=str)
 
 
 @each_method
@@ -108,11 +108,11 @@ def test_training_only_the_head_is_said_to_have_no_effect(method):
 
 
 def test_mixin_names_the_line_for_parameters_that_nobody_trains():
-    class Forgetful(type(METHODS[0].mixin())):
+    class Forgetful(type(SOURCED[0].mixin())):
         def configure_optimizers(self):
             return torch.optim.SGD(self.model.parameters(), lr=0.1)
 
-    module = Forgetful(METHODS[0].callback().source, weight=lt.Schedule(until_steps=5))
+    module = Forgetful(SOURCED[0].callback().source, weight=lt.Schedule(until_steps=5))
     with pytest.raises(lt.TransferConfigError, match=r"\*self\.source_task\.parameters\(\)"):
         fit(module)
 
@@ -145,14 +145,14 @@ def test_a_schedule_that_ends_after_training_is_refused(method):
 
 def test_mixin_refuses_what_the_callback_refuses():
     def automatic(optimizer=torch.optim.SGD, **options):
-        class Automatic(type(METHODS[0].mixin())):
+        class Automatic(type(SOURCED[0].mixin())):
             def training_step(self, batch, batch_idx):
                 return self.joint_loss(F.cross_entropy(self(batch[0]), batch[1]))
 
             def configure_optimizers(self):
                 return optimizer(self.parameters(), lr=0.1)
 
-        module = Automatic(METHODS[0].callback().source, **options)
+        module = Automatic(SOURCED[0].callback().source, **options)
         module.automatic_optimization = True
         return module
 
@@ -163,7 +163,7 @@ def test_mixin_refuses_what_the_callback_refuses():
 
 
 def test_mixin_in_manual_optimization_asks_for_steps():
-    module = type(METHODS[0].mixin())(METHODS[0].callback().source, weight=lt.Schedule())
+    module = type(SOURCED[0].mixin())(SOURCED[0].callback().source, weight=lt.Schedule())
     with pytest.raises(lt.TransferConfigError, match="manual optimization.*until_steps"):
         fit(module)
 
@@ -214,8 +214,8 @@ def test_every_scheduler_gives_the_rates_of_a_run_without_us(name):
 
     plain, off, on = Scheduled(), Scheduled(), Scheduled()
     fit(plain)
-    fit(off, [METHODS[0].off()])
-    fit(on, [METHODS[0].callback()])
+    fit(off, [SOURCED[0].off()])
+    fit(on, [SOURCED[0].callback()])
     assert plain.rates == off.rates == on.rates
     assert_same(weights(off), weights(plain))
 
@@ -272,21 +272,21 @@ def test_labels_in_another_order_than_the_heads_are_pointed_out():
     images, labels = toys.source_data().tensors
     shifted = torch.utils.data.TensorDataset(images, (labels + 3) % 7)
     with pytest.warns(UserWarning, match="hardly what a pretrained classifier knows"):
-        fit(LitToy(), [METHODS[0].callback(shifted)])
+        fit(LitToy(), [SOURCED[0].callback(shifted)])
 
 
 def test_labels_are_checked_at_setup_where_the_dataset_lists_them():
     images, labels = toys.source_data().tensors
     labels[17] = 9
     with pytest.raises(lt.TransferConfigError, match="Source sample 17 has label 9"):
-        METHODS[0].callback(torch.utils.data.TensorDataset(images, labels)).make_part(LitToy())
+        SOURCED[0].callback(torch.utils.data.TensorDataset(images, labels)).make_part(LitToy())
 
 
 def test_another_loss_takes_other_labels():
     images, labels = toys.source_data().tensors
     data = torch.utils.data.TensorDataset(images, F.one_hot(labels, 7).float())
     module = LitToy()
-    fit(module, [METHODS[0].callback(data, loss=F.binary_cross_entropy_with_logits)])
+    fit(module, [SOURCED[0].callback(data, loss=F.binary_cross_entropy_with_logits)])
     assert len(module.losses) == 12
 
 
@@ -311,9 +311,9 @@ def test_hooks_that_do_not_know_source_batches_are_pointed_out():
 
     loader = torch.utils.data.DataLoader([{"image": image, "label": label} for image, label in toys.target_data()], 4)
     with pytest.raises(TypeError, match=r"(?s)SourceTask\(batch_hooks=False\)"):
-        fit(DictOnly(), [METHODS[0].callback()], loader=loader)
+        fit(DictOnly(), [SOURCED[0].callback()], loader=loader)
     module = DictOnly()
-    fit(module, [METHODS[0].callback(batch_hooks=False)], loader=loader)
+    fit(module, [SOURCED[0].callback(batch_hooks=False)], loader=loader)
     assert len(module.losses) == 12
 
 
@@ -341,4 +341,4 @@ def test_strategies_that_shard_are_refused_by_name(strategy):
     runner = toys.trainer()
     runner.strategy.__class__ = type(strategy, bases, {})
     with pytest.raises(lt.TransferConfigError, match=f"{strategy} is not supported.*strategy='ddp'"):
-        METHODS[0].callback().setup(runner, LitToy(), "fit")
+        SOURCED[0].callback().setup(runner, LitToy(), "fit")

@@ -1,4 +1,4 @@
-"""Callbacks pickle, copy and show themselves; and no method is missing from METHODS."""
+"""Callbacks pickle, copy and show themselves; and no method is missing from SOURCED."""
 
 import copy
 import pickle
@@ -7,7 +7,7 @@ import pytest
 
 import lightning_transfer as lt
 from lightning_transfer.glue.base import TransferCallback
-from tests.methods import METHODS
+from tests.methods import METHODS, SOURCED
 from tests.toys import LitToy, assert_same, fit, weights
 
 
@@ -22,10 +22,11 @@ def test_a_clone_does_the_same(method, clone):
     fit(first, [callback])
     fit(second, [twin])
     assert_same(weights(second), weights(first))
-    assert_same(weights(clone(callback).part.head), weights(callback.part.head))
+    if method in SOURCED:
+        assert_same(weights(clone(callback).part.head), weights(callback.part.head))
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", SOURCED, ids=str)
 def test_repr_names_what_decides(method):
     shown = repr(method.callback())
     assert "20 images of TensorDataset" in shown

@@ -14,10 +14,10 @@ import lightning_transfer as lt
 from lightning_transfer.source.stream import _Reproducible
 from tests import toys
 from tests.contracts.test_as_found import anatomy
-from tests.methods import METHODS, SoftByHand
+from tests.methods import SOURCED, SoftByHand
 from tests.toys import LitToy, Recorder, SaveEveryStep, assert_same, fit, trainer, weights
 
-each_method = pytest.mark.parametrize("method", METHODS, ids=str)
+each_method = pytest.mark.parametrize("method", SOURCED, ids=str)
 CONSTANT = lt.Schedule(1.0, 1.0)
 
 
@@ -55,7 +55,7 @@ def test_joint_loss_of_a_mixin_outside_of_training_is_the_targets():
             loss = F.cross_entropy(self(batch[0]), batch[1])
             assert self.joint_loss(loss) is loss
 
-    module = Shared(METHODS[0].callback().source, weight=CONSTANT)
+    module = Shared(SOURCED[0].callback().source, weight=CONSTANT)
     trainer(max_epochs=1).fit(module, toys.target_loader(), toys.target_loader())
 
 
@@ -63,14 +63,14 @@ def test_joint_loss_of_a_mixin_outside_of_training_is_the_targets():
 def test_a_mixins_second_trainer_begins_again(tmp_path):
     """Also after a dry run, and from the weights of another run under other options."""
     data = Recorder(toys.source_data())
-    module, drawn = METHODS[0].mixin(data), []
+    module, drawn = SOURCED[0].mixin(data), []
     for _ in range(2):
         data.loaded.clear()
         fit(module)
         drawn.append(list(data.loaded))
     assert drawn[0] == drawn[1]
     assert len(drawn[0]) == 5 * 4
-    automatic = WithHyperparameters(METHODS[0].callback().source, weight=lt.Schedule(until=1.0), ignore=["source"])
+    automatic = WithHyperparameters(SOURCED[0].callback().source, weight=lt.Schedule(until=1.0), ignore=["source"])
     fit(automatic, fast_dev_run=True)
     fit(automatic, [SaveEveryStep(tmp_path)], max_epochs=2)
     fit(automatic, max_epochs=3)
@@ -88,7 +88,7 @@ def test_a_mixin_is_checked_where_the_user_forgets_super():
             pass
 
     with pytest.raises(lt.TransferConfigError, match="manual optimization"):
-        fit(Forgetful(METHODS[0].callback().source, weight=lt.Schedule()))
+        fit(Forgetful(SOURCED[0].callback().source, weight=lt.Schedule()))
 
 
 def test_hyperparameters_saved_after_the_source_task_are_seen_too():
@@ -98,7 +98,7 @@ def test_hyperparameters_saved_after_the_source_task_are_seen_too():
             self.save_hyperparameters()
 
     with pytest.raises(lt.TransferConfigError, match="ignore="):
-        fit(Late(METHODS[0].callback().source))
+        fit(Late(SOURCED[0].callback().source))
 
 
 def test_a_mixins_joint_pass_ends_with_its_batch():
@@ -111,7 +111,7 @@ def test_a_mixins_joint_pass_ends_with_its_batch():
         def on_train_epoch_end(self):
             self.model(toys.target_data().tensors[0][:4])
 
-    fit(Ends(METHODS[1].callback(data).source, ignore=["source"]), max_epochs=1)
+    fit(Ends(SOURCED[1].callback(data).source, ignore=["source"]), max_epochs=1)
     assert len(data.loaded) == 5 * 4
 
 
@@ -133,7 +133,7 @@ def test_a_network_built_twice_is_joined_once():
             self.num_params = len(self.optimizers().param_groups[0]["params"])
 
     module = Twice()
-    fit(module, [METHODS[0].callback()])
+    fit(module, [SOURCED[0].callback()])
     assert (module.num_hooks, module.num_params) == (1, 8)
     assert not module.model.fc._forward_pre_hooks
 
@@ -150,7 +150,7 @@ def test_looking_at_listed_labels_changes_none_of_them():
             return torch.zeros(3, 6, 6), int(self.targets[index]) - 1
 
     before = torch.get_rng_state()
-    METHODS[0].callback(Shifted()).make_part(LitToy())
+    SOURCED[0].callback(Shifted()).make_part(LitToy())
     assert Shifted.targets.tolist() == [1, 2, 3, 4, 5, 6, 7]
     assert (torch.get_rng_state() == before).all()
 
@@ -166,7 +166,7 @@ def test_a_body_that_is_frozen_for_now_beside_something_that_trains_is_no_fault(
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) + self.auxiliary.sum()
 
-    fit(WithAuxiliary(), [METHODS[0].callback()])
+    fit(WithAuxiliary(), [SOURCED[0].callback()])
 
 
 def test_an_optimizer_that_runs_its_closure_twice_is_refused():
@@ -180,7 +180,7 @@ def test_an_optimizer_that_runs_its_closure_twice_is_refused():
             return Twice(self.parameters(), lr=0.1)
 
     with pytest.raises(lt.TransferConfigError, match="second source batch in one step"):
-        fit(Careful(), [METHODS[0].callback()])
+        fit(Careful(), [SOURCED[0].callback()])
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -196,7 +196,7 @@ def test_a_head_learns_at_the_rate_of_its_like(kept):
             self.sizes = [len(group["params"]) for group in self.optimizers().param_groups]
 
     module = Grouped()
-    task = METHODS[0].callback().source if kept else lt.SourceTask(toys.source_data(), num_classes=7)
+    task = SOURCED[0].callback().source if kept else lt.SourceTask(toys.source_data(), num_classes=7)
     fit(module, [lt.SoftFinetuning(task, weight=CONSTANT)])
     assert module.sizes == ([2, 6] if kept else [4, 4])
 
@@ -208,7 +208,7 @@ def test_a_copy_made_in_mid_fit_can_be_used_again():
         def on_train_batch_end(self, trainer, module, *args):
             copies.append(copy.copy(trainer.callbacks[0]))
 
-    fit(LitToy(), [METHODS[0].callback(), Copying()], max_epochs=1)
+    fit(LitToy(), [SOURCED[0].callback(), Copying()], max_epochs=1)
     fit(LitToy(), [copies[0]])
 
 
@@ -217,7 +217,7 @@ def test_what_is_wrong_is_said_also_beside_a_callback_that_copies():
         def setup(self, stage):
             pass
 
-    callback = lt.SoftFinetuning(METHODS[0].callback().source, head="model.nope")
+    callback = lt.SoftFinetuning(SOURCED[0].callback().source, head="model.nope")
     averaging = L.callbacks.StochasticWeightAveraging(0.05)
     with pytest.raises(lt.TransferConfigError, match="(?s)head='model.nope'.*built in __init__"):
         fit(Setup(), [callback, averaging])
@@ -252,7 +252,7 @@ def test_a_frozen_body_is_no_fault_of_the_pass():
             self.model.bn.requires_grad_(False)
 
     with pytest.warns(lt.NoEffectWarning):
-        fit(Frozen(), [METHODS[0].callback()])
+        fit(Frozen(), [SOURCED[0].callback()])
 
 
 class BuiltLate(LitToy):
@@ -300,7 +300,7 @@ def test_looking_for_the_head_leaves_the_random_state_alone():
         def forward(self, pixels):
             return self.net["out"](self.net["conv"](pixels + torch.rand_like(pixels)).flatten(1))
 
-    module, callback = Noisy(), METHODS[0].callback()
+    module, callback = Noisy(), SOURCED[0].callback()
     before = torch.get_rng_state()
     assert callback.make_part(module).head_path == "net.out"
     assert (torch.get_rng_state() == before).all()
@@ -325,13 +325,13 @@ def test_a_head_may_be_called_by_keyword():
 
     results = []
     for net in (toys.toy_net(), Keyword()):
-        for method in METHODS:
+        for method in SOURCED:
             module = LitToy()
             net.load_state_dict(toys.toy_net().state_dict())
             module.model = net
             fit(module, [method.callback()])
             results.append(weights(module))
-    half = len(METHODS)
+    half = len(SOURCED)
     for by_keyword, by_place in zip(results[half:], results[:half], strict=True):
         assert_same(by_keyword, by_place)
 
@@ -352,7 +352,7 @@ class Skipping(LitToy):
 def test_a_joint_pass_ends_with_its_step(in_front):
     data, module = Recorder(toys.source_data()), Skipping()
     module.in_front = in_front
-    callback = always(METHODS[1], data)
+    callback = always(SOURCED[1], data)
     runner = trainer([callback], val_check_interval=1)
     runner.fit(module, toys.target_loader(), toys.target_loader(8))
     assert len(data.loaded) == (6 if in_front else 12) * 4
@@ -390,15 +390,15 @@ def test_recomputed_activations_are_refused_where_statistics_would_move():
     module = LitToy()
     module.model.grad_checkpointing = True
     with pytest.raises(lt.TransferConfigError, match="grad_checkpointing.*forward='joint'"):
-        fit(module, [METHODS[0].callback()])
-    fit(module, [METHODS[0].callback(batchnorm="update")])
+        fit(module, [SOURCED[0].callback()])
+    fit(module, [SOURCED[0].callback(batchnorm="update")])
 
 
 def test_statistics_of_instance_norm_cannot_be_protected():
     module = LitToy()
     module.model.bn = nn.InstanceNorm2d(toys.WIDTH, track_running_stats=True)
     with pytest.raises(lt.TransferConfigError, match="'model.bn', an InstanceNorm that tracks"):
-        fit(module, [METHODS[0].callback()])
+        fit(module, [SOURCED[0].callback()])
 
 
 @pytest.mark.parametrize(
@@ -441,14 +441,14 @@ def test_listed_labels_that_the_dataset_maps_are_not_refused():
 
 def test_a_loss_with_weights_moves_with_the_module():
     loss = nn.CrossEntropyLoss(weight=torch.ones(7))
-    part = METHODS[0].callback(loss=loss).make_part(LitToy())
+    part = SOURCED[0].callback(loss=loss).make_part(LitToy())
     assert part.double().loss.weight.dtype == torch.float64
     assert loss.weight.dtype == torch.float32
 
 
 def test_a_sum_is_no_mean():
     with pytest.raises(lt.TransferConfigError, match="expected the mean"):
-        METHODS[0].callback(loss=nn.CrossEntropyLoss(reduction="sum"))
+        SOURCED[0].callback(loss=nn.CrossEntropyLoss(reduction="sum"))
 
 
 class WithHyperparameters(lt.SourceTaskMixin, L.LightningModule):
@@ -469,7 +469,7 @@ class WithHyperparameters(lt.SourceTaskMixin, L.LightningModule):
 
 
 def test_a_mixins_checkpoint_loads_without_a_source(tmp_path):
-    source = METHODS[0].callback().source
+    source = SOURCED[0].callback().source
     with pytest.raises(lt.TransferConfigError, match=r"save_hyperparameters\(ignore=\['source'\]\)"):
         WithHyperparameters(source)
     module = WithHyperparameters(source, ignore=["source"])
@@ -513,7 +513,7 @@ def test_a_checkpoint_that_holds_more_than_plain_data_is_read_only_when_asked(tm
 )
 def test_a_wrong_adapt_shows_what_it_was_given(adapt, message):
     with pytest.raises(TypeError, match="(?s)" + message):
-        fit(LitToy(), [METHODS[0].callback(adapt=adapt)])
+        fit(LitToy(), [SOURCED[0].callback(adapt=adapt)])
 
 
 @each_method

@@ -73,6 +73,11 @@ class GatedConv2d(nn.Module):
             if self.norm is not None:
                 self.norm.tuned.requires_grad_(requires_grad=False)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self._fold()  # what was folded in float32 is not what float64 would have folded
+        return self
+
     @torch.no_grad()
     def _fold(self) -> None:
         """Bring the frozen norm into the frozen filters."""

@@ -14,7 +14,7 @@ from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, log
 from lightning_transfer.methods.adafilter.apply import FilterGates, gates_of
 
-COLLAPSED = 3  # looks in a row at which no gate differs from any other
+COLLAPSED = 10  # looks in a row at which no gate differs from any other
 
 
 class GateWatch(TransferPart):
@@ -36,7 +36,6 @@ class GateWatch(TransferPart):
         self._rate = rate
         self._num_collapsed = 0
         self._options = {**{key: str(value) for key, value in found[1].spec().items()}, "gate_lr": str(rate)}
-        self._saved_options: dict[str, str] | None = None
 
     @property
     def introduction(self) -> str:
@@ -69,9 +68,7 @@ class GateWatch(TransferPart):
             self.gates.gate.slots.clear()
 
     def check(self, trainer: Any) -> None:
-        """Refuse other options than the run's; warn where no gated filter is trained."""
-        if trainer.global_step and self._saved_options is not None:
-            check_options("AdaFilter", self._saved_options, self._options)
+        """Warn where no gated filter is trained."""
         if self.gates.estimator != "all_frozen" and not optimizers.trains_any(trainer, self.neighbors(None)):
             warnings.warn(
                 "No optimizer holds a gated filter, so both of its copies stay alike and AdaFilter changes nothing. "
@@ -119,5 +116,9 @@ class GateWatch(TransferPart):
         return {"options": self._options}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Remember the options of the run that goes on."""
-        self._saved_options = state["options"]
+        """Refuse to go on with other options.
+
+        Raises:
+            TransferConfigError: listing the differences.
+        """
+        check_options("AdaFilter", state["options"], self._options)

@@ -48,8 +48,8 @@ def apply_gated_transfer(
     found = find_head(module, head)
     if type(found.module) is not nn.Linear:
         raise TransferConfigError(
-            f"The head {found.path!r} is a {type(found.module).__name__}; the transfer module weighs (B, D) features in "
-            "front of a Linear. Name one: head='...'."
+            f"The head {found.path!r} is a {type(found.module).__name__}; the transfer module weighs (B, D) features "
+            "in front of a Linear. Name one: head='...'."
         )
     gated = put_in_front(module, found.path, ratio=ratio, gate_dropout=gate_dropout, dropout=dropout)
     added = 0 if gated.transfer is None else sum(param.numel() for param in gated.transfer.parameters())
@@ -92,16 +92,16 @@ def find_tap(module: nn.Module, tap: str) -> tuple[str, int]:
     prefix = f"{path}." if path else ""
     gives = {
         call.path: call.given.shape[1]
-        for call in trace(network, watched=lambda layer: bool(layer._modules))
+        for call in trace(network, watched=lambda layer: True)
         if call.given.ndim == 4 and call.given.shape[2:].numel() > 1 and call.path
     }
     stages = [prefix + info["module"] for info in _feature_info(network)]
     if tap == "auto" and len(stages) > 1 and stages[-2].removeprefix(prefix) in gives:
         tap = stages[-2]
-    name = tap.removeprefix(prefix)
-    if tap != "auto" and name in gives:
-        return tap, gives[name]
-    known = [prefix + candidate for candidate in gives]
+    if tap != "auto" and tap.removeprefix(prefix) in gives:
+        return tap, gives[tap.removeprefix(prefix)]
+    stages_or_all = [name for name in gives if network.get_submodule(name)._modules] or list(gives)
+    known = [prefix + name for name in stages_or_all]
     if tap == "auto":
         raise TransferConfigError(
             f"{type(network).__name__} does not say which its stages are. Name the last but one: tap='...', one of "

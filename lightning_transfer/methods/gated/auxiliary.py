@@ -58,7 +58,6 @@ class AuxiliaryTerm(TransferPart):
         self._num_dead = 0
         self._options = {**{key: str(value) for key, value in found[1].spec().items()}, "tap": self.tap}
         self._options |= {"aux_weight": str(weight), "warmup_epochs": str(warmup_epochs)}
-        self._saved_options: dict[str, str] | None = None
 
     @property
     def introduction(self) -> str:
@@ -89,9 +88,7 @@ class AuxiliaryTerm(TransferPart):
         self.end()
 
     def check(self, trainer: Any) -> None:
-        """Refuse other options than the run's."""
-        if trainer.global_step and self._saved_options is not None:
-            check_options("GatedTransfer", self._saved_options, self._options)
+        """Nothing: what has to fit was seen before."""
 
     def begin(self, module: Any, batch: Any = None) -> None:
         """Listen; in the warm-up let the body's BatchNorms rest."""
@@ -188,8 +185,12 @@ class AuxiliaryTerm(TransferPart):
         return {"options": self._options}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Remember the options of the run that goes on."""
-        self._saved_options = state["options"]
+        """Refuse to go on with other options.
+
+        Raises:
+            TransferConfigError: listing the differences.
+        """
+        check_options("GatedTransfer", state["options"], self._options)
 
 
 def find_labels(batch: Any) -> Tensor:

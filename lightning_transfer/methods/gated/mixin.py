@@ -62,17 +62,17 @@ class GatedTransferMixin:
         module: Any = self
         apply_gated_transfer(module, head=head, ratio=ratio, gate_dropout=gate_dropout, dropout=dropout)
         term = AuxiliaryTerm(module, tap=tap, weight=aux_weight, warmup_epochs=warmup_epochs, labels=labels)
-        self.gated_transfer = TrainingOnly("GatedTransferMixin", term)
+        self.lightning_transfer_gated = TrainingOnly("GatedTransferMixin", term)
         term.attach(module)
 
     @property
     def _term(self) -> AuxiliaryTerm:
-        if not hasattr(self, "gated_transfer"):
+        if not hasattr(self, "lightning_transfer_gated"):
             raise TransferConfigError(
                 f"{type(self).__name__} has no transfer module. In __init__, behind the network, write "
                 "self.add_gated_transfer()."
             )
-        return self.gated_transfer.part  # type: ignore[return-value]
+        return self.lightning_transfer_gated.part  # type: ignore[return-value]
 
     def gated_loss(self, loss: Tensor) -> Tensor:
         """The loss to return from `training_step`, or to hand to `manual_backward`: once a step.
