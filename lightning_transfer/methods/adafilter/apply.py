@@ -107,7 +107,7 @@ class FilterGates(Structure):
         for site, layer in zip(self.sites, self.layers(network), strict=True):
             places[site.conv] = layer.tuned.requires_grad_(True) if self.estimator == "all_frozen" else layer.tuned
             if layer.norm is not None:
-                norm = self._norms[site.norm].to(layer.norm.frozen.running_mean.device)
+                norm = self._norms[site.norm].to(layer.norm.frozen.running_mean)
                 norm.load_state_dict(layer.norm.tuned.state_dict())
                 places[site.norm] = norm.requires_grad_(True) if self.estimator == "all_frozen" else norm
         replace_modules(network, places)

@@ -74,7 +74,7 @@ class GatedConv2d(nn.Module):
                 self.norm.tuned.requires_grad_(requires_grad=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._fold()  # what was folded in float32 is not what float64 would have folded
         return self
 

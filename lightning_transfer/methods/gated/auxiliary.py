@@ -131,7 +131,7 @@ class AuxiliaryTerm(TransferPart):
         features = self._tapped[0][: len(labels)]  # a joint pass has source images behind the target's
         loss = F.cross_entropy(self.classifier(features), labels)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"The auxiliary loss behind {self.tap!r} is {float(loss)}.")
+            raise FloatingPointError(f"The auxiliary loss behind {self.tap!r} is {float(loss.detach())}.")
         return loss
 
     def _hear(self, layer: nn.Module, args: Any, output: Any) -> None:

@@ -1,0 +1,217 @@
+"""What METHODS promises of AdaFilter: at the start, with all gates open or shut, and for permuted images."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lightning_transfer as lt
+from lightning_transfer.functional import apply_adafilter, mix_filters, remove_adafilter, straight_through_gate
+from tests.adafilter.nets import SITES, batch, chain, gated_chain, gradients, move
+
+
+def layers(net):
+    return [net.get_submodule(site) for site in SITES]
+
+
+@pytest.mark.parametrize("bias", [-5.0, 0.0, 5.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_at_the_start_the_output_is_the_pretrained_networks_for_any_gate(bias, dtype):
+    net = chain().to(dtype).eval()
+    images = batch()[0].to(dtype)
+    before = net(images)
+    apply_adafilter(net, gate_width=4, gate_bias=bias)
+    nn.init.normal_(net.adafilter.gate.outputs[1].weight, std=10)
+    assert torch.equal(net(images), before)
+
+
+def test_shut_gates_are_the_pretrained_network_whatever_was_tuned():
+    net, plain = gated_chain(estimator="straight_through", gate_bias=0.0), chain().eval()
+    for name in ("stem.weight", "stem.bias", "fc.weight", "fc.bias"):
+        net.get_parameter(name).data.copy_(plain.get_parameter(name))
+    for layer in net.adafilter.gate.outputs:
+        nn.init.constant_(layer.bias, -1e3)
+    assert torch.equal(net.eval()(batch()[0]), plain(batch()[0]))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_open_gates_are_the_tuned_network(training):
+    net = gated_chain()
+    for layer in net.adafilter.gate.outputs:
+        nn.init.constant_(layer.bias, 1e3)
+    twin = copy.deepcopy(net)
+    remove_adafilter(twin, "tuned")
+    assert torch.equal(net.train(training)(batch()[0]), twin.train(training)(batch()[0]))
+
+
+def test_frozen_copies_get_no_gradient_and_closed_filters_none_either():
+    net = gated_chain()
+    found = gradients(net, F.cross_entropy(net(batch()[0]), batch()[1]))
+    assert not any("frozen" in name for name in found)
+    assert not any("frozen" in name for name, _ in net.named_parameters())
+    for layer in net.adafilter.gate.outputs:
+        nn.init.constant_(layer.bias, 1e3)
+        with torch.no_grad():
+            layer.bias[0] = -1e3  # the first filter of every layer is chosen by nobody
+    found = gradients(net, F.cross_entropy(net(batch()[0]), batch()[1]))
+    for site in SITES:
+        grad = found[f"{site}.tuned.weight"]
+        assert (grad[0] == 0).all()
+        assert (grad[1:] != 0).any()
+
+
+def test_a_gates_gradient_is_zero_until_filters_have_moved():
+    net = chain()
+    apply_adafilter(net, gate_width=4)
+    found = gradients(net.eval(), F.cross_entropy(net(batch()[0]), batch()[1]))
+    assert all((found[name] == 0).all() for name in found if "adafilter" in name)
+
+
+def test_permuted_images_have_permuted_gates():
+    net, order = gated_chain().eval(), torch.tensor([3, 1, 5, 0, 2, 4])
+    net(batch()[0])
+    before = net.adafilter.last_gates()
+    net(batch()[0][order])
+    for path, gates in net.adafilter.last_gates().items():
+        assert torch.equal(gates, before[path][order])
+        assert len(gates.unique(dim=0)) > 1, "every image has the same gates: the test would be blind"
+
+
+def test_there_is_one_cell_in_the_state_and_the_shared_gate_is_not_registered_twice():
+    keys = list(gated_chain().state_dict())
+    assert sum("cell.weight_ih" in key for key in keys) == 1
+    assert not any("_gate" in key or "_folded" in key for key in keys)
+
+
+@pytest.mark.parametrize("estimator", ["all_tuned", "all_frozen", "random"])
+def test_fixed_gates_are_the_baselines(estimator):
+    net, plain = chain(), chain()
+    apply_adafilter(net, estimator=estimator)
+    images, labels = batch()
+    found = gradients(net, F.cross_entropy(net(images), labels))
+    reference = gradients(plain, F.cross_entropy(plain(images), labels))
+    if estimator == "all_tuned":
+        assert torch.equal(found["a.conv.tuned.weight"], reference["a.conv.weight"])
+        assert torch.equal(found["stem.weight"], reference["stem.weight"])
+    elif estimator == "all_frozen":
+        assert not any("tuned" in name for name in found)
+        assert torch.equal(net.eval()(images), plain.eval()(images)) is False  # the plain one's statistics moved
+        assert torch.equal(net(images), chain().eval()(images))
+    else:
+        move_tuned(net)
+        assert not torch.equal(net.eval()(images), net(images))
+    remove_adafilter(net)
+    assert all(param.requires_grad for param in net.parameters())
+
+
+def move_tuned(net):
+    with torch.no_grad():
+        for layer in layers(net):
+            layer.tuned.weight.add_(torch.randn_like(layer.tuned.weight))
+
+
+def test_mix_is_the_formula_and_exact_at_both_ends():
+    rng = np.random.default_rng(0)
+    tuned, frozen, gates = rng.normal(size=(4, 5, 3, 3)), rng.normal(size=(4, 5, 3, 3)), rng.uniform(size=(4, 5))
+    expected = np.empty_like(tuned)
+    for image in range(4):
+        for channel in range(5):
+            share = gates[image, channel]
+            expected[image, channel] = share * tuned[image, channel] + (1 - share) * frozen[image, channel]
+    found = mix_filters(*map(torch.from_numpy, (tuned, frozen, gates)))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+    big, small = torch.tensor([[[[3e30]]]]), torch.tensor([[[[1.0]]]])
+    assert mix_filters(big, small, torch.zeros(1, 1)) == 1
+    assert mix_filters(big, small, torch.ones(1, 1)) == big
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (5,)])
+@pytest.mark.parametrize("hard", [True, False])
+def test_mix_has_the_formulas_gradients(shape, hard):
+    generator = torch.Generator().manual_seed(0)
+    tuned, frozen = (torch.randn(4, 5, 3, 3, dtype=torch.float64, generator=generator) for _ in range(2))
+    gates = torch.rand(shape, dtype=torch.float64, generator=generator)
+    gates = gates.round() if hard else gates
+    outer = torch.randn(4, 5, 3, 3, dtype=torch.float64, generator=generator)
+    found = []
+    for mix in (lambda f, s, g: mix_filters(f, s, g, hard=hard), plain_mix):
+        inputs = [tensor.clone().requires_grad_() for tensor in (tuned, frozen, gates)]
+        (mix(*inputs) * outer).sum().backward()
+        found.append([tensor.grad for tensor in inputs])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def plain_mix(tuned, frozen, gates):
+    gates = gates.reshape(-1, 5)[:, :, None, None]
+    return gates * tuned + (1 - gates) * frozen
+
+
+def test_estimators():
+    logits = torch.linspace(-4, 4, 9, dtype=torch.float64)
+    expected = (logits > 0).double()
+    for estimator in ("straight_through", "semantic_hashing", "gumbel"):
+        assert torch.equal(straight_through_gate(logits, estimator=estimator, training=False), expected)
+    for estimator, temperature in (("straight_through", 1.0), ("semantic_hashing", 1.0), ("gumbel", 0.5)):
+        values = logits.clone().requires_grad_()
+        straight_through_gate(values, estimator=estimator, temperature=temperature, training=False).sum().backward()
+        share = 1 / (1 + np.exp(-logits.numpy() / temperature))
+        slope = share * (1 - share) / temperature
+        if estimator == "semantic_hashing":
+            slope = np.where((1.2 * share - 0.1 > 0) & (1.2 * share - 0.1 < 1), 1.2 * slope, 0)
+        np.testing.assert_allclose(values.grad.numpy(), slope, rtol=1e-9, atol=1e-12)
+    torch.manual_seed(0)
+    many = torch.full((100_000,), 0.7)
+    share = 1 / (1 + np.exp(-0.7))
+    assert straight_through_gate(many, estimator="gumbel").mean().item() == pytest.approx(share, abs=0.01)
+    normal = 0.5 * (1 + torch.erf(torch.tensor(0.7) / 2**0.5)).item()
+    assert straight_through_gate(many, estimator="semantic_hashing").mean().item() == pytest.approx(normal, abs=0.01)
+    with pytest.raises(lt.TransferConfigError, match="Did you mean 'gumbel'"):
+        straight_through_gate(many, estimator="gumble")
+    with pytest.raises(lt.TransferConfigError, match="temperature"):
+        straight_through_gate(many, estimator="gumbel", temperature=0)
+
+
+def test_the_folded_filters_are_the_plain_formulas_in_float32():
+    net = gated_chain().float().train()
+    images = batch()[0].float()
+    folded = net(images)
+    for layer in layers(net):
+        layer._folded = None
+    torch.testing.assert_close(net(images), folded, rtol=1e-5, atol=1e-5)
+
+
+def test_loading_weights_folds_them_anew():
+    net, other = gated_chain(), gated_chain()
+    with torch.no_grad():
+        for layer in layers(other):
+            layer.frozen.weight.mul_(2)
+    net.load_state_dict(other.state_dict())
+    twin = copy.deepcopy(net)
+    for layer in layers(twin):
+        layer._folded = None
+    torch.testing.assert_close(net.train()(batch()[0]), twin.train()(batch()[0]))
+
+
+def test_freezing_survives_train_and_thawing():
+    net = gated_chain()
+    before = {name: value.clone() for name, value in net.named_buffers() if "frozen" in name}
+    assert before
+    net.requires_grad_(True).train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0, weight_decay=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.cross_entropy(net(batch()[0]), batch()[1]).backward()
+        optimizer.step()
+    for name, value in net.named_buffers():
+        if "frozen" in name:
+            assert torch.equal(value, before[name])
+
+
+def test_move_makes_copies_differ():
+    net = gated_chain()
+    assert all((layer.tuned.weight != layer.frozen.weight).all() for layer in layers(net))
+    move(net, amount=0.0)

@@ -1,0 +1,266 @@
+"""What METHODS promises of the gated transfer network, and the phase in which its body rests."""
+
+import copy
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lightning_transfer as lt
+from lightning_transfer.functional import apply_gated_transfer, gate_features, remove_gated_transfer
+from lightning_transfer.methods.gated.apply import find_tap
+from lightning_transfer.nn import AuxiliaryClassifier, TransferModule
+from tests import toys
+from tests.toys import LitToy, assert_same, fit, weights
+
+OPTIONS = {"tap": "model.bn", "ratio": 2}
+
+
+def test_the_transfer_module_is_the_formula():
+    rng = np.random.default_rng(0)
+    features, squeeze, expand = rng.normal(size=(3, 8)), rng.normal(size=(2, 8)), rng.normal(size=(8, 2))
+    expected = np.empty_like(features)
+    for image in range(3):
+        hidden = [max(0.0, sum(squeeze[j, i] * features[image, i] for i in range(8))) for j in range(2)]
+        for i in range(8):
+            weight = 1 / (1 + np.exp(-sum(expand[i, j] * hidden[j] for j in range(2))))
+            expected[image, i] = weight * features[image, i]
+    weighted, of_features = gate_features(*map(torch.from_numpy, (features, squeeze, expand)))
+    np.testing.assert_allclose(weighted.numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose((of_features * torch.from_numpy(features)).numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("ratio", [4, 8, 16, 32])
+def test_extra_weights(ratio):
+    net = nn.Sequential()
+    net.body, net.fc = nn.Linear(4, 64), nn.Linear(64, 3)
+    report = apply_gated_transfer(net, ratio=ratio)
+    assert report.added_parameters == 2 * 64 * 64 // ratio
+    assert report.added_parameters == sum(param.numel() for param in net.fc.transfer.parameters())
+
+
+def test_without_an_expansion_all_features_are_halved_and_with_weights_of_one_nothing_changes():
+    net = toys.toy_net().double().eval()
+    images = torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    features, before = net.features(images), net(images)
+    apply_gated_transfer(net, ratio=2)
+    nn.init.zeros_(net.fc.transfer.expand.weight)
+    expected = 0.5 * features @ net.fc.head.weight.T + net.fc.head.bias
+    torch.testing.assert_close(net(images), expected)
+    nn.init.constant_(net.fc.transfer.squeeze.weight, 1.0)
+    nn.init.constant_(net.fc.transfer.expand.weight, 1e6)
+    assert (features.sum(1) > 0).all()
+    torch.testing.assert_close(net(images), before)
+
+
+class Looking(LitToy):
+    """Keeps every parameter's gradient of each step."""
+
+    def on_before_optimizer_step(self, optimizer):
+        names = {id(param): name for name, param in self.named_parameters()}
+        grads = {names[id(param)]: param.grad for param in self.parameters()}
+        self.grads = {name: None if grad is None else grad.clone() for name, grad in grads.items()}
+
+
+def test_the_auxiliary_loss_reaches_nothing_behind_its_tap():
+    """Only what is in front of the tap, and the auxiliary classifier, hear of it."""
+    with_it, without = Looking(), Looking()
+    fit(with_it, [lt.GatedTransfer(**OPTIONS, gate_dropout=0, dropout=0, aux_weight=3.0)], max_steps=1, max_epochs=1)
+    fit(without, [lt.GatedTransfer(**OPTIONS, gate_dropout=0, dropout=0, aux_weight=0)], max_steps=1, max_epochs=1)
+    for name, grad in without.grads.items():
+        is_behind = name.startswith("model.fc")
+        assert torch.equal(grad, with_it.grads[name]) == is_behind, name
+    assert any("classifier" in name for name in with_it.grads)
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 0.1}, {"accumulate_grad_batches": 2}], ids=str)
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_through_the_warm_up_the_body_is_bit_identical_and_has_no_momentum(optimizer, options):
+    class Watching(LitToy):
+        def configure_optimizers(self):
+            momentum = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
+            return optimizer(self.parameters(), lr=0.1, weight_decay=0.1, **momentum)
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            body = {name: value for name, value in weights(self).items() if "fc" not in name}
+            self.bodies = [*getattr(self, "bodies", []), body]
+            head = self.model.fc.head.weight.detach().clone()
+            self.heads = [*getattr(self, "heads", []), head]
+            names = {param: name for name, param in self.named_parameters()}
+            self.remembered = {names[param] for param in self.trainer.optimizers[0].state}
+
+        def on_train_epoch_end(self):
+            if self.current_epoch == 0:
+                assert not any("model.conv" in name or "model.bn" in name for name in self.remembered)
+                assert any("classifier" in name for name in self.remembered)
+
+    module, before = Watching(), weights(LitToy())
+    fit(module, [lt.GatedTransfer(**OPTIONS, warmup_epochs=1)], max_epochs=2, **options)
+    for body in module.bodies[:6]:
+        assert_same(body, {name: before[name] for name in body})
+    assert (module.heads[5] != before["model.fc.weight"]).all()
+    assert (module.bodies[-1]["model.conv.weight"] != before["model.conv.weight"]).all()
+    assert (module.bodies[-1]["model.bn.running_mean"] != before["model.bn.running_mean"]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "present", "absent"),
+    [
+        ({"aux_weight": 0}, ["transfer/gate_spread"], ["transfer/aux_loss"]),
+        ({"ratio": None}, ["transfer/aux_loss"], ["transfer/gate_spread"]),
+    ],
+    ids=["gate-only", "aux-only"],
+)
+def test_ablations(options, present, absent):
+    runner = fit(LitToy(), [lt.GatedTransfer(**{**OPTIONS, **options})])
+    assert all(name in runner.callback_metrics for name in present)
+    assert not any(name in runner.callback_metrics for name in absent)
+
+
+def test_a_dead_gate_is_said_to_be_dead():
+    class Dying(LitToy):
+        def on_train_start(self):
+            nn.init.constant_(self.model.fc.transfer.squeeze.weight, -1.0)  # no feature is negative
+
+    with pytest.warns(lt.NoEffectWarning, match="hardly differ any more"):
+        fit(Dying(), [lt.GatedTransfer(**OPTIONS, gate_dropout=0)])
+
+
+def test_a_collapse_of_the_filters_gates_is_said():
+    with pytest.warns(lt.NoEffectWarning, match="All gates chose the tuned filter.*fine-tuning at a higher cost"):
+        fit(LitToy(), [lt.AdaFilter(gated="conv", gate_width=4, gate_bias=50.0)])
+
+
+class ByName(LitToy):
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch["image"], batch["label"]), batch_idx)
+
+
+class Twice(LitToy):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1]) + F.cross_entropy(self(batch[0] + 1), batch[1])
+
+
+class WithTeacher(LitToy):
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            self(batch[0])  # a pass that does not train does not count
+        return super().training_step(batch, batch_idx)
+
+
+def named_loader():
+    batches = [{"image": images, "label": labels} for images, labels in toys.target_loader()]
+    return torch.utils.data.DataLoader(batches, batch_size=None)
+
+
+def test_labels_are_found_in_a_mapping_or_by_an_adapter_and_a_step_of_two_passes_is_refused():
+    by_name, by_adapter, by_place = ByName(), ByName(), LitToy()
+    options = {**OPTIONS, "gate_dropout": 0, "dropout": 0}
+    fit(by_name, [lt.GatedTransfer(**options)], loader=named_loader())
+    fit(by_adapter, [lt.GatedTransfer(**options, labels=lambda batch: batch["label"])], loader=named_loader())
+    fit(by_place, [lt.GatedTransfer(**options)])
+    assert by_name.losses == by_adapter.losses == by_place.losses
+    with pytest.raises(lt.TransferConfigError, match="2 times with gradients.*aux_weight=0"):
+        fit(Twice(), [lt.GatedTransfer(**OPTIONS)])
+    with_teacher = WithTeacher()
+    fit(with_teacher, [lt.GatedTransfer(**options)])
+    one_hot = torch.utils.data.TensorDataset(torch.randn(8, 3, 6, 6), torch.eye(8)[:, :5])
+    with pytest.raises(lt.TransferConfigError, match=r"No labels found in a batch that is a list.*labels=lambda"):
+        fit(LitToy(), [lt.GatedTransfer(**OPTIONS)], loader=torch.utils.data.DataLoader(one_hot, batch_size=4))
+
+
+def test_a_nan_stops_in_front_of_the_optimizer():
+    broken = toys.target_data()
+    broken.tensors[0][5] = torch.nan
+    module = LitToy()
+    with pytest.raises(FloatingPointError, match="auxiliary loss behind 'model.bn' is nan"):
+        fit(module, [lt.GatedTransfer(**OPTIONS)], loader=torch.utils.data.DataLoader(broken, batch_size=4))
+
+
+def module_of(net):
+    module = LitToy()
+    module.model = net
+    return module
+
+
+@pytest.mark.parametrize(
+    ("name", "tap", "channels"),
+    [("resnet18", "model.layer3", 256), ("efficientnet_b0", "model.blocks.4", 112), ("convnext_atto", None, 160)],
+)
+def test_the_tap_is_timms_last_stage_but_one(name, tap, channels):
+    found = find_tap(module_of(timm.create_model(name)), "auto")
+    assert found[1] == channels
+    assert tap is None or found[0] == tap
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda: toys.toy_net(), {"ratio": 2}, "does not say which its stages are.*tap='...', one of 'model.conv'.*aux_weight=0"),
+        (lambda: toys.toy_net(), {"tap": "model.bm", "ratio": 2}, "tap='model.bm' gives no .*Did you mean 'model.bn'"),
+        (lambda: toys.toy_net(), {"tap": "model.bn", "ratio": 16}, "ratio=16 does not divide the 8 features.*ratio=8"),
+        (lambda: toys.toy_net(), {"tap": "model.bn", "ratio": 2, "head": "model.bn"}, "without a Linear layer"),
+        (lambda: timm.create_model("resnet18", num_classes=0), {}, "No classifier found|is ambiguous|head"),
+    ],
+)
+def test_what_is_not_right_is_refused_by_name(make, options, message):
+    with pytest.raises(lt.TransferConfigError, match=message):
+        fit(module_of(make()), [lt.GatedTransfer(**options)])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"ratio": 0}, {"gate_dropout": 1.5}, {"dropout": -1}, {"aux_weight": "0.2"}, {"warmup_epochs": -1}],
+    ids=str,
+)
+def test_options_are_refused_at_construction(options):
+    with pytest.raises(lt.TransferConfigError, match=next(iter(options))):
+        lt.GatedTransfer(**options)
+
+
+def test_a_head_is_not_gated_twice_and_comes_back():
+    net = toys.toy_net()
+    head = net.fc
+    apply_gated_transfer(net, ratio=2)
+    with pytest.raises(lt.TransferConfigError, match="transfer module already. Call remove_gated_transfer"):
+        apply_gated_transfer(net, ratio=2)
+    twin = copy.deepcopy(net)
+    twin(torch.randn(4, 3, 6, 6))
+    assert copy.deepcopy(twin).fc.transfer.last.weights is None
+    remove_gated_transfer(net)
+    assert net.fc is head
+    with pytest.raises(lt.TransferConfigError, match="no transfer module: there is nothing to remove"):
+        remove_gated_transfer(net)
+
+
+def test_modules_alone():
+    assert TransferModule(8, ratio=4)(torch.rand(2, 8)).shape == (2, 8)
+    aux, features = AuxiliaryClassifier(4, 3).double(), torch.rand(2, 4, 5, 5, dtype=torch.float64)
+    expected = features.mean((2, 3)) @ aux.linear.weight.T + aux.linear.bias
+    torch.testing.assert_close(aux(features), expected)
+
+
+def test_beside_a_source_task_the_source_head_takes_the_features_as_they_are():
+    """In either order of the callbacks, and no image of the source reaches the auxiliary classifier."""
+    options = {**OPTIONS, "gate_dropout": 0, "dropout": 0}
+    for forward in ("separate", "joint"):
+        runs = []
+        for order in (1, -1):
+            source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4, forward=forward)
+            callbacks = [lt.SoftFinetuning(source), lt.GatedTransfer(**options)][::order]
+            module = LitToy()
+            fit(module, callbacks)
+            runs.append(weights(module))
+        assert_same(runs[1], runs[0], tolerance=1e-5)
+
+
+def test_the_mixin_says_what_is_missing():
+    class Forgetful(lt.GatedTransferMixin, toys.ToySteps, L.LightningModule):
+        pass
+
+    with pytest.raises(lt.TransferConfigError, match=r"write self\.add_gated_transfer\(\)"):
+        fit(Forgetful())
