@@ -26,6 +26,21 @@ def test_selective_borrows_and_draws_what_it_borrowed(tmp_path, monkeypatch):
     assert (tmp_path / "borrowed.png").stat().st_size > 10_000
 
 
+def test_adafilter_draws_its_gates_and_makes_plain_networks(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    shares = main("adafilter.py")(["--steps", "4", "--out", str(tmp_path / "gates.png")])
+    assert all(0 <= share <= 1 for share in shares.values())
+    assert (tmp_path / "gates.png").stat().st_size > 10_000
+    assert capsys.readouterr().out.count("plain with") == 3
+
+
+def test_gated_transfer_compares_its_halves(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    found = main("gated_transfer.py")(["--steps", "4"])
+    assert len(found) == 3
+    assert all(0 < accuracy < 1 for accuracy in found.values())
+
+
 def test_costs_measures_every_row_against_its_bar(tmp_path):
     costs = runpy.run_path(str(EXAMPLES / "benchmarks/costs.py"))
     settings = costs["Settings"](repetitions=1, batch_size=2, steps=1, empty_steps=2)

@@ -10,6 +10,8 @@ from matplotlib.text import Text
 import lightning_transfer as lt
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.reports import borrowed
+from lightning_transfer.reports import gates as gates_report
+from tests.adafilter.nets import batch, chain, gated_chain
 
 
 def test_learning_curves(tmp_path):
@@ -145,3 +147,32 @@ def test_rounding_errors_of_undone_normalization_pass(tmp_path):
 def test_what_does_not_fit_is_refused(tmp_path, changes, message):
     with pytest.raises(TransferConfigError, match=message):
         save(tmp_path / "a.png", **changes)
+
+
+def test_gate_map_counts_open_gates_by_layer_and_class(tmp_path):
+    net = gated_chain().eval()
+    loader = [batch(seed) for seed in (3, 4)]
+    found = lt.reports.gate_map(net, loader, tmp_path / "gates.png", class_names=["a", "b", "c"])
+    expected, by_class = dict.fromkeys(found, 0.0), {label: [] for label in range(3)}
+    for images, labels in loader:
+        for image, label in zip(images, labels.tolist(), strict=True):
+            net(image[None])
+            for layer, gates in net.adafilter.last_gates().items():
+                expected[layer] += gates.mean().item() / 12
+            by_class[label].append(net.adafilter.last_gates()["c"].mean().item())
+    assert found == pytest.approx(expected)
+    assert (tmp_path / "gates.png").read_bytes().startswith(b"\x89PNG")
+    sums, counts = gates_report._count(net, net.adafilter, loader)
+    for label, shares in by_class.items():
+        assert sums["c"][label].mean() / counts[label] == pytest.approx(np.mean(shares))
+
+
+def test_gate_map_refuses_what_has_no_gates(tmp_path):
+    with pytest.raises(TransferConfigError, match="not gated"):
+        lt.reports.gate_map(torch.nn.Linear(2, 2), [], tmp_path / "gates.png")
+    with pytest.raises(TransferConfigError, match="gave no images"):
+        lt.reports.gate_map(gated_chain(), [], tmp_path / "gates.png")
+    fixed = chain()
+    lt.functional.apply_adafilter(fixed, estimator="random")
+    with pytest.raises(TransferConfigError, match="Gates that are 'random'"):
+        lt.reports.gate_map(fixed, [batch()], tmp_path / "gates.png")

@@ -1,5 +1,6 @@
 """What gated layers cost beside plain fine-tuning: a step, and what it keeps in memory for its backward."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,8 +12,11 @@ from fits import TARGET_CLASSES, Fit, resnet18
 from measuring import Row, Run, Settings
 from torch import Tensor, nn
 
-from lightning_transfer import AdaFilter
+from lightning_transfer import AdaFilter, GatedTransfer
 from lightning_transfer.functional import apply_adafilter
+from lightning_transfer.nn import TransferModule
+
+PASSES = 50  # of a module that takes next to no time
 
 
 def gated(plain: Fit) -> tuple[Run, Run]:
@@ -72,3 +76,26 @@ def saved_small(settings: Settings) -> tuple[Run, Run]:
 def saved_large(settings: Settings) -> tuple[Run, Run]:
     """Bytes of a pass."""
     return saving(settings, partial(timm.create_model, "resnet50", num_classes=TARGET_CLASSES))
+
+
+@Row("ResNet-18, transfer module / step", bar=0.3, unit="%")
+def transfer_module(settings: Settings) -> tuple[Run, Run]:
+    """The module alone, forwards and backwards, against a plain step."""
+    plain = resnet18(settings)
+    module = TransferModule(512).train()
+
+    def alone() -> float:
+        features = torch.rand(settings.batch_size, 512, requires_grad=True)
+        start = time.process_time()
+        for _ in range(PASSES):
+            module(features).sum().backward()
+        return (time.process_time() - start) / PASSES
+
+    return alone, plain
+
+
+@Row("ResNet-18, gated transfer with auxiliary classifier / plain step")
+def gated_transfer(settings: Settings) -> tuple[Run, Run]:
+    """The whole callback."""
+    plain = resnet18(settings)
+    return replace(plain, callbacks=lambda num_steps: [GatedTransfer()]), plain

@@ -200,7 +200,7 @@ def test_the_tap_is_timms_last_stage_but_one(name, tap, channels):
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (lambda: toys.toy_net(), {"ratio": 2}, "does not say which its stages are.*tap='...', one of 'model.conv'.*aux_weight=0"),
+        (lambda: toys.toy_net(), {"ratio": 2}, "does not say which its stages are.*one of 'model.conv'.*aux_weight=0"),
         (lambda: toys.toy_net(), {"tap": "model.bm", "ratio": 2}, "tap='model.bm' gives no .*Did you mean 'model.bn'"),
         (lambda: toys.toy_net(), {"tap": "model.bn", "ratio": 16}, "ratio=16 does not divide the 8 features.*ratio=8"),
         (lambda: toys.toy_net(), {"tap": "model.bn", "ratio": 2, "head": "model.bn"}, "without a Linear layer"),

@@ -1,0 +1,126 @@
+"""Which filters of a gated network are the tuned ones: layer by layer, and class by class."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.reports.curves import empty_figure
+
+HEIGHT = 200  # rows of a column of filters, however many it has
+NAMED = 40  # layers or classes that can be named beside each other
+SHADES = "RdYlBu_r"  # frozen is cold, tuned is warm
+
+Shares = NDArray[np.float64]
+
+
+def gate_map(
+    module: nn.Module, loader: Iterable[Any], path: str | os.PathLike[str], *, class_names: Sequence[str] | None = None
+) -> dict[str, float]:
+    """Draw how often each filter of an AdaFilter network is the tuned one.
+
+    On top every layer's filters, the most tuned ones highest, and each layer's mean; below the same by class. The most
+    and the least tuned layers are marked.
+
+    Args:
+        module: a gated network, or a module that holds one.
+        loader: batches (images, labels).
+        path: where the picture goes; its ending says the format.
+        class_names: of the labels; numbers by default.
+
+    Returns:
+        Each layer's share of tuned filters, in the order of the network.
+
+    Raises:
+        TransferConfigError: nothing is gated, its gates do not learn, the loader is empty or matplotlib is missing.
+    """
+    gates = next((child for child in module.modules() if hasattr(child, "last_gates")), None)
+    if gates is None:
+        raise TransferConfigError(f"{type(module).__name__} is not gated: pass a network that AdaFilter has trained.")
+    by_class, counts = _count(module, gates, loader)
+    if not by_class:
+        raise TransferConfigError(f"Gates that are {gates.estimator!r} are not looked up. Pass a network that learned.")
+    totals = {name: rows.sum(0) / counts.sum() for name, rows in by_class.items()}
+    seen = np.flatnonzero(counts)
+    of_class = np.stack([rows[seen].mean(1) / counts[seen] for rows in by_class.values()], 1)
+    names = [str(label) if class_names is None else class_names[label] for label in seen.tolist()]
+    _draw(totals, of_class, names).savefig(path, dpi=140)
+    return {name: float(shares.mean()) for name, shares in totals.items()}
+
+
+@torch.no_grad()
+def _count(module: nn.Module, gates: Any, loader: Iterable[Any]) -> tuple[dict[str, Shares], NDArray[np.int64]]:
+    """Open gates, (classes, filters) for each layer, and images of each class."""
+    modes = [(child, child.training) for child in module.modules()]
+    device = next(module.parameters()).device
+    chosen: dict[str, list[Tensor]] = {}
+    labels: list[Tensor] = []
+    try:
+        module.eval()
+        for images, targets, *_ in loader:
+            module(images.to(device))
+            labels.append(targets.cpu())
+            for name, found in gates.last_gates().items():
+                chosen.setdefault(name, []).append(found.cpu())
+    finally:
+        for child, mode in modes:
+            child.training = mode
+    if not labels:
+        raise TransferConfigError("The loader gave no images.")
+    of_images = torch.cat(labels)
+    counts = of_images.bincount()
+    sums = {
+        name: torch.zeros(len(counts), parts[0].shape[1]).index_add_(0, of_images, torch.cat(parts).float())
+        for name, parts in chosen.items()
+    }
+    return {name: rows.double().numpy() for name, rows in sums.items()}, counts.numpy()
+
+
+def _draw(totals: Mapping[str, Shares], of_class: Shares, class_names: Sequence[str]) -> Any:
+    """The page."""
+    layers, means = list(totals), np.array([shares.mean() for shares in totals.values()])
+    is_named = len(class_names) <= NAMED
+    tall = min(5.0, 1.2 + 0.22 * len(class_names))
+    figure = empty_figure(size=(max(7.0, 2.5 + 0.32 * len(layers)), 5.4 + tall))
+    top, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, tall))
+    columns = [_column(shares) for shares in totals.values()]
+    extent = (-0.5, len(layers) - 0.5, 100, 0)
+    shown = {"cmap": SHADES, "vmin": 0, "vmax": 1, "aspect": "auto"}
+    image = top.imshow(np.stack(columns, 1), extent=extent, interpolation="nearest", **shown)
+    top.plot(range(len(layers)), 100 * means, "o-", color="black", markersize=3, linewidth=1, label="mean of the layer")
+    for number, word in ((int(means.argmax()), "most"), (int(means.argmin()), "least")):
+        top.annotate(
+            f"{word} tuned\n{means[number]:.0%}",
+            (number, 100 * means[number]),
+            (0, 20 if word == "least" else -36),
+            textcoords="offset points",
+            ha="left" if number == 0 else "right" if number == len(layers) - 1 else "center",
+            fontsize="small",
+            bbox={"boxstyle": "round", "facecolor": "white", "alpha": 0.85, "linewidth": 0},
+            arrowprops={"arrowstyle": "-"},
+        )
+    top.set(ylabel="filters of the layer, most tuned first, %")
+    top.set_title("How often each filter is the tuned one", loc="left", fontweight="bold")
+    top.legend(frameon=True, loc="lower right", fontsize="small")
+    below.imshow(of_class, interpolation="nearest", **shown)
+    below.set_yticks(range(len(class_names)) if is_named else [], class_names if is_named else [], fontsize="small")
+    below.set_ylabel("class" if is_named else f"{len(class_names)} classes")
+    below.set_xlabel("layers, in the order of the network")
+    step = -(-len(layers) // NAMED)
+    ticks = range(0, len(layers), step)
+    below.set_xticks(ticks, [layers[tick] for tick in ticks], rotation=90, fontsize="small")
+    bar = figure.colorbar(image, ax=[top, below], shrink=0.6)
+    bar.set_label("share of images")
+    bar.set_ticks([0, 0.5, 1], labels=["0, frozen", "0.5", "1, tuned"])
+    return figure
+
+
+def _column(shares: Shares) -> Shares:
+    """A layer's filters, the most tuned one first, brought to one height."""
+    column: Shares = np.sort(shares)[::-1][np.arange(HEIGHT) * len(shares) // HEIGHT]
+    return column
