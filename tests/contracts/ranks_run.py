@@ -50,6 +50,8 @@ def results(num_ranks: int) -> dict:
         found[f"{method}"] = run(method.callback(batch_size=size), saving)
         found[f"{method} off"] = run(method.off())
         found[f"{method} bf16"] = run(method.callback(batch_size=size), precision="bf16-true")
+    for name, pair in pairs(size).items():
+        found[name] = run(*pair)
     metric = lt.metrics.GeneralDiscrimination(k=3)
     features, labels = class_features()
     rank = int(os.environ["RANK"])
@@ -58,6 +60,16 @@ def results(num_ranks: int) -> dict:
             metric.update(features[start : start + 6], labels[start : start + 6])
     found["general discrimination"] = metric.compute()
     return found
+
+
+def pairs(size: int) -> dict:
+    """Methods of different seams together: more than the parts, since each sees what the others change."""
+    soft, _, selective, _, adafilter, gated = METHODS
+    return {
+        "selective and adafilter": [selective.callback(batch_size=size), adafilter.callback()],
+        "soft and gated": [soft.callback(batch_size=size), gated.callback()],
+        "all": [adafilter.callback(), gated.callback(), selective.callback(batch_size=size)],
+    }
 
 
 def class_features() -> tuple[torch.Tensor, torch.Tensor]:

@@ -75,6 +75,15 @@ def test_two_ranks_equal_one_process(ranks, alone, method, run):
         assert_same(shared, single, tolerance=1e-6)
 
 
+@pytest.mark.parametrize("pair", ["selective and adafilter", "soft and gated", "all"])
+def test_methods_together_on_two_ranks_equal_each_other_and_one_process(ranks, alone, pair):
+    assert len(alone[pair]) == 6
+    assert any((alone[pair][0][name] != value).any() for name, value in alone[pair][-1].items())
+    for first, second, single in zip(ranks[0][pair], ranks[1][pair], alone[pair], strict=True):
+        assert_same(first, second)
+        assert_same(first, single, tolerance=1e-6)
+
+
 @pytest.mark.parametrize("method", SOURCED, ids=str)
 def test_a_checkpoint_of_two_ranks_names_the_place_where_one_process_is(ranks, alone, folder, method):
     paths = [folder / f"{method}-2/step=4.ckpt", folder / f"alone/{method}-1/step=4.ckpt"]

@@ -210,13 +210,13 @@ def test_modules_import_only_what_stands_below_them():
     root = pathlib.Path(lt.__file__).parent
     layers = [
         ("version", "errors"),
-        ("schedules", "progress"),
-        ("roles",),
+        ("schedules", "progress", "stamps"),
+        ("roles", "tracing", "surgery"),
         ("source",),
         ("reports",),
         ("methods",),  # what is not named below: functions and modules
         ("glue",),
-        ("callback@methods", "mixin@methods", "borrowing@methods"),
+        ("callback@methods", "mixin@methods", "borrowing@methods", "watching@methods", "auxiliary@methods"),
         ("callbacks", "mixins", "functional", "nn", "metrics"),
         ("__main__",),
     ]

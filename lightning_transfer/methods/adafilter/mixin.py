@@ -18,6 +18,7 @@ class AdaFilterMixin:
 
     Example:
         >>> import lightning as L
+        >>> import torch
         >>> class Lit(AdaFilterMixin, L.LightningModule):
         ...     def __init__(self):
         ...         super().__init__()

@@ -21,6 +21,7 @@ class GatedTransferMixin:
 
     Example:
         >>> import lightning as L
+        >>> import torch
         >>> class Lit(GatedTransferMixin, L.LightningModule):
         ...     def __init__(self, network):
         ...         super().__init__()
