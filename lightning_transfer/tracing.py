@@ -123,3 +123,8 @@ def _pictures(network: nn.Module) -> Iterator[Tensor]:
     sizes = [size[-1] for size in [config.get("input_size")] if size and config.get("fixed_input_size")]
     for size in dict.fromkeys([*sizes, *SIZES]):
         yield torch.zeros(1, first.in_channels, size, size, dtype=first.weight.dtype, device=first.weight.device)
+
+
+def is_run_again() -> bool:
+    """Whether a backward runs this once more, as activation checkpointing does; not known in a compiled graph."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # torch's own way to ask

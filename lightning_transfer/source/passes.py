@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.roles import Head, find_backbone, has_forward, in_width, users_modules
 from lightning_transfer.source.task import SourceTask
+from lightning_transfer.tracing import is_run_again
 
 Draw = Callable[[], Tensor]
 Act = TypeVar("Act", bound=Callable[..., Any])
@@ -151,6 +152,16 @@ class _RefuseLeak(_Hook):
             )
 
 
+def _refuse_again(norm: nn.Module, args: Any) -> None:
+    """Forward pre-hook on a BatchNorm whose statistics are protected, which they no longer are in backward."""
+    if norm.training and is_run_again():
+        raise TransferConfigError(
+            f"A {type(norm).__name__} runs again in the backward pass (activation checkpointing), when "
+            "batchnorm='protect' is over: source images would move its statistics. Pass "
+            "SourceTask(batchnorm='update') or forward='joint'."
+        )
+
+
 class SourcePass:
     """Runs source images through one module and keeps what its head would see.
 
@@ -172,6 +183,9 @@ class SourcePass:
         ]
         if source.forward == "joint":
             self._handles += self._joint_hooks(module)
+        elif source.batchnorm == "protect":
+            norms = (layer for layer in module.modules() if isinstance(layer, _BatchNorm))
+            self._handles += [norm.register_forward_pre_hook(_refuse_again) for norm in norms]
 
     def _joint_hooks(self, module: nn.Module) -> list[RemovableHandle]:
         if self.head.network_path != self.head.path:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import lightning_transfer as lt
 from lightning_transfer.source.stream import _Reproducible
@@ -316,6 +318,18 @@ def test_a_head_that_is_replaced_in_the_users_setup_is_the_one_that_counts(metho
     fit(module, [callback])
     assert callback.part.get_extra_state()["position"] == 20
     assert not module.model.fc._forward_pre_hooks
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_by_hand_does_not_move_protected_statistics(reentrant):
+    class Checkpointed(LitToy):
+        def forward(self, pixels):
+            run = partial(checkpoint, self.model.features, use_reentrant=reentrant)
+            return self.model.fc(run(pixels.requires_grad_() if torch.is_grad_enabled() else pixels))
+
+    with pytest.raises(lt.TransferConfigError, match="runs again in the backward pass.*forward='joint'"):
+        fit(Checkpointed(), [SOURCED[0].callback()])
+    fit(Checkpointed(), [SOURCED[0].callback(batchnorm="update")])
 
 
 def test_a_head_may_be_called_by_keyword():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
 from lightning_transfer.methods.adafilter.functional import ESTIMATORS, Estimator, straight_through_gate
+from lightning_transfer.tracing import is_run_again
 
 SPREAD = 0.01  # of the first weights from a state to its gates
 
@@ -115,7 +116,7 @@ class RecurrentFilterGate(nn.Module):
         return gates
 
     def _state_before(self, layer: int, pooled: Tensor) -> tuple[Tensor, Tensor] | None:
-        is_again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        is_again = is_run_again()
         if is_again:
             self._check_again(layer, pooled)
         elif layer == 0:
