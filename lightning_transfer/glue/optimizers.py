@@ -133,7 +133,7 @@ class OwnGroup(StandIn):
             torch.optim.Optimizer.__init__ = make  # type: ignore[method-assign]
         for optimizer in _optimizers_in(made):
             for group in optimizer.param_groups:
-                found = group.get("initial_lr", group["lr"])
+                found = group.get("max_lr", group.get("initial_lr", group["lr"]))
                 if any(param is params[0] for param in group["params"]) and found != rate:
                     raise TransferConfigError(
                         f"gate_lr={rate} is not what the gate would learn with: a scheduler in configure_optimizers "
