@@ -162,6 +162,7 @@ def test_only_the_head_trained_is_said_to_have_no_effect():
         fit(HeadOnly(), [lt.AdaFilter(gated="conv", gate_width=4)])
 
 
+@pytest.mark.filterwarnings("ignore:The provided params to be frozen already exist")  # of the BatchNorm, as without us
 def test_beside_lightnings_backbone_finetuning():
     """It freezes and thaws what it calls the backbone; the frozen copies are none of its parameters."""
 
