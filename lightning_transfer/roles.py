@@ -202,7 +202,7 @@ def _ambiguous(module: nn.Module, candidates: list[str], *, likely: str) -> Tran
     if not candidates:
         children = ", ".join(name for name, _ in module.named_children()) or "no submodules"
         return TransferConfigError(
-            f"No classifier found in {type(module).__name__}, which has: {children}. A source task needs a network "
+            f"No classifier found in {type(module).__name__}, which has: {children}. Expected a network "
             "that ends in a Linear layer, one row an image; detectors and per-pixel heads are not supported."
         )
     return TransferConfigError(

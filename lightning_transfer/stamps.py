@@ -8,7 +8,7 @@ from lightning_transfer.version import __version__
 FORMAT = 1  # raised when a reader of the old form would go wrong
 BEGIN_ANEW = (
     "To begin a new run from its weights, load them and fit without ckpt_path: "
-    "trainer.fit(YourModule.load_from_checkpoint(path), ...)."
+    "trainer.fit(lightning_transfer.load_from_checkpoint(YourModule, path), ...)."
 )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -12,7 +13,17 @@ from torch import Tensor, nn
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.stamps import check_stamp, stamp
 
+SEED = 0  # of new weights
+
 M = TypeVar("M", bound=nn.Module)
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """New weights are the same in every process and run, and the program's random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(SEED)
+        yield
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,6 @@ def replace_modules(network: nn.Module, replacements: Mapping[str, nn.Module]) -
     """
     places = [(network.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in replacements]
     for (parent, name), module in zip(places, replacements.values(), strict=True):
-        module.train(getattr(parent, name).training)
         setattr(parent, name, module)
 
 
@@ -68,9 +78,9 @@ class Structure(nn.Module):
         Raises:
             TransferConfigError: listing the differences.
         """
-        theirs, mine = read_spec(state), read_spec(self.get_extra_state())
-        assert theirs is not None
-        assert mine is not None
+        theirs, mine = read_spec(state) or {}, read_spec(self.get_extra_state()) or {}
+        if not theirs:
+            raise TransferConfigError(f"The state of a {type(self).__name__} is unreadable: {str(state)[:60]}.")
         check_stamp(theirs)
         differences = [
             f"{key}: {theirs.get(key)} in the checkpoint, {mine.get(key)} now"

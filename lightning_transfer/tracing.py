@@ -45,11 +45,15 @@ class _Takers(TorchFunctionMode):
         self.counts: Counter[int] = Counter()
         self._held: list[Any] = []  # an id is one tensor's only while that lives
 
+    def take(self, given: Any) -> None:
+        """Count the network's own caller."""
+        self.counts.update({id(leaf) for leaf in tree_leaves(given) if isinstance(leaf, Tensor)})
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             self._held.append((args, kwargs))
-            self.counts.update({id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)})
+            self.take((args, kwargs))
         return result
 
 
@@ -70,11 +74,11 @@ def trace(network: nn.Module, example: Any = None, watched: Callable[[nn.Module]
     twin = copy.deepcopy(network).eval()
     failure: Exception | None = None
     longest: list[Call] = []
-    for images in [example] if example is not None else _pictures(twin):
+    for images in [*([] if example is None else [example]), *_pictures(twin)]:
         calls: list[Call] = []
         with _watching(twin, calls, watched or (lambda layer: isinstance(layer, LAYERS))) as takers:
             try:
-                twin(images)
+                takers.take(twin(images))
                 failure = None
             except Exception as error:  # whatever a network says to a picture of the wrong kind
                 failure = error
@@ -123,6 +127,33 @@ def _pictures(network: nn.Module) -> Iterator[Tensor]:
     sizes = [size[-1] for size in [config.get("input_size")] if size and config.get("fixed_input_size")]
     for size in dict.fromkeys([*sizes, *SIZES]):
         yield torch.zeros(1, first.in_channels, size, size, dtype=first.weight.dtype, device=first.weight.device)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """While it lasts, a module is in eval mode and makes no graph; then each layer is in the mode it was in."""
+    modes = [(child, child.training) for child in module.modules()]
+    try:
+        module.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for child, mode in modes:
+            child.training = mode
+
+
+def images_and_labels(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Both, on a device, from a batch of a loader that is looked at.
+
+    Raises:
+        TransferConfigError: it is no (images, labels).
+    """
+    if not isinstance(batch, list | tuple) or len(batch) < 2 or not all(isinstance(part, Tensor) for part in batch[:2]):
+        raise TransferConfigError(
+            f"The loader gives a {type(batch).__name__}; expected (images, labels). Pass "
+            "((batch[...], batch[...]) for batch in loader)."
+        )
+    return batch[0].to(device), batch[1].to(device)
 
 
 def is_run_again() -> bool:

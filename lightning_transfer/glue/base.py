@@ -12,10 +12,11 @@ from lightning_utilities.core import rank_zero
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import checkpoints, optimizers
 from lightning_transfer.glue.dispatcher import StepDispatcher
-from lightning_transfer.glue.optimizers import OwnGroup
+from lightning_transfer.glue.optimizers import AsBefore, OwnGroup
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import Afterwards, Before, StandIn
-from lightning_transfer.glue.trainer import check_supported, say
+from lightning_transfer.glue.structures import rebuild_from
+from lightning_transfer.glue.trainer import check_launcher, check_supported, say
 from lightning_transfer.stamps import BEGIN_ANEW, check_stamp, stamp
 from lightning_transfer.surgery import Structure
 
@@ -52,11 +53,11 @@ COPYING_CALLBACKS = {"WeightAveraging", "StochasticWeightAveraging"}
 class TransferCallback(_AnyCallback):
     """Changes layers of the user's module for good, or joins it with a part for the length of a fit; abstract.
 
-    Layers are changed in every stage's `setup`, before weights are loaded and optimizers and DDP exist, or, where the
-    network is built only later, right behind `configure_model`; what is changed already stays. The part joins at the
-    same moment, when the stage is fit. It reaches into the network when the optimizers are made, the last moment at
-    which the user may have replaced a layer, and leaves with the fit. A run's part is its own: a Trainer that starts at
-    step 0 gets a fresh one.
+    Layers are changed in `setup`, before weights are loaded and optimizers and DDP exist, or, where the network is
+    built only later, right behind `configure_model`; what is changed already stays. Outside of fit nothing is changed
+    but what a checkpoint holds. The part joins at the same moment. It reaches into the network when the optimizers are
+    made, the last moment at which the user may have replaced a layer, and leaves with the fit. A run's part is its own:
+    a Trainer that starts at step 0 gets a fresh one.
     """
 
     mixin: str  # what does the same in manual optimization
@@ -65,8 +66,12 @@ class TransferCallback(_AnyCallback):
     _stand_ins: tuple[StandIn, ...] = ()
     _dispatcher: StepDispatcher | None = None
 
-    def change_layers(self, trainer: Any, module: Any) -> None:
-        """Change the network, unless it is changed already; nothing by default."""
+    def change_layers(self, trainer: Any, module: Any) -> bool:
+        """Change the network, unless it is changed already, and say whether it was; nothing by default."""
+        return False
+
+    def restore_layers(self, module: Any) -> None:
+        """Take the change back, where nothing came of it."""
 
     @abstractmethod
     def make_part(self, module: Any) -> TransferPart:
@@ -78,7 +83,7 @@ class TransferCallback(_AnyCallback):
         return f"{checkpoints.KEY}_{type(self).__name__}"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Change layers; join, when the stage is fit."""
+        """Change layers and join, when the stage is fit."""
         if stage == "fit":
             check_supported(trainer)
             if not pl_module.automatic_optimization:
@@ -94,8 +99,9 @@ class TransferCallback(_AnyCallback):
             if _copying(trainer.callbacks):
                 error.add_note("Beside a callback that copies the module, the network has to be built in __init__.")
                 raise
+            self._leave(pl_module)
             late = Afterwards(pl_module, "configure_model", lambda _: self._join(trainer, pl_module, stage))
-            self._stand_ins = (late,)
+            self._stand_ins += (late,)
 
     def _join(self, trainer: Any, module: Any, stage: str) -> None:
         if hasattr(module, self.part_name):  # a setup of the user's may call configure_model too
@@ -107,15 +113,24 @@ class TransferCallback(_AnyCallback):
                     f"{type(copying[0]).__name__} copies the module before {type(self).__name__} has joined it. "
                     f"Put {type(self).__name__} first in callbacks."
                 )
-        self.change_layers(trainer, module)
-        if self.structure is not None:
-            kind = self.structure.__name__
-            check = partial(checkpoints.check_structure, name=type(self).__name__, kind=kind)
-            self._stand_ins += (Before(module, "on_load_checkpoint", check),)
-        if stage == "fit":
             self._enter(trainer, module)
+        elif self.structure is not None:  # what is tested is what a checkpoint holds, or the module as it is
+            self._stand_ins += (Before(module, "on_load_checkpoint", rebuild_from),)
 
     def _enter(self, trainer: Any, module: Any) -> None:
+        has_changed = self.change_layers(trainer, module)
+        if self.structure is not None:
+            check_launcher(trainer, type(self).__name__)
+            check = partial(checkpoints.check_structure, name=type(self).__name__, kind=self.structure.__name__)
+            self._stand_ins += (Before(module, "on_load_checkpoint", check),)
+        try:
+            self._take_part(trainer, module)
+        except Exception:
+            if has_changed:
+                self.restore_layers(module)
+            raise
+
+    def _take_part(self, trainer: Any, module: Any) -> None:
         if self.part is None or trainer.global_step == 0:
             self.part = self.make_part(module)
         part = self.part
@@ -129,10 +144,19 @@ class TransferCallback(_AnyCallback):
             part.attach(module)
 
         self._stand_ins += (
+            AsBefore(module, "configure_optimizers", part.renamed(module)),
             OwnGroup(module, "configure_optimizers", part.own_group(module)),
             Afterwards(module, "configure_optimizers", with_optimizers),
+            Before(module, "configure_optimizers", self._check_still_there),
             Afterwards(module, "on_before_optimizer_step", lambda _: part.before_optimizer_step(module)),
         )
+
+    def _check_still_there(self, module: Any) -> None:
+        if self.structure is not None and not any(isinstance(child, self.structure) for child in module.modules()):
+            raise TransferConfigError(
+                f"The network was replaced after {type(self).__name__} had changed it. Build it in __init__ or in "
+                "configure_model."
+            )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what only now is known, such as how long training takes."""

@@ -1,6 +1,6 @@
 """New parameters reach the user's optimizer, or an error says which line to change."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -129,18 +129,78 @@ class OwnGroup(StandIn):
         torch.optim.Optimizer.__init__ = make_with_group  # type: ignore[method-assign, assignment]
         try:
             made = self.hook(*args, **kwargs)
+        except (ValueError, TypeError) as error:
+            error.add_note(
+                "AdaFilter(gate_lr=...) adds a group for the gate, the last one: schedulers' lists need an entry more."
+            )
+            raise
         finally:
             torch.optim.Optimizer.__init__ = make  # type: ignore[method-assign]
-        for optimizer in _optimizers_in(made):
-            for group in optimizer.param_groups:
-                found = group.get("max_lr", group.get("initial_lr", group["lr"]))
-                if any(param is params[0] for param in group["params"]) and found != rate:
-                    raise TransferConfigError(
-                        f"gate_lr={rate} is not what the gate would learn with: a scheduler in configure_optimizers "
-                        f"sets {found:g} for every group. Give the scheduler a rate for each of "
-                        f"{len(optimizer.param_groups)} groups, the gate's last, or leave gate_lr out."
-                    )
+        if id(params[0]) not in _held(_optimizers_in(made)):
+            raise TransferConfigError(
+                f"gate_lr={rate}: configure_optimizers returns an optimizer that was made elsewhere, so the gate "
+                "has no group in it. Make it there, or leave gate_lr out."
+            )
+        check_rate(_optimizers_in(made), params, rate)
         return made
+
+
+def check_rate(optimizers: Iterable[torch.optim.Optimizer], params: Sequence[nn.Parameter], rate: float) -> None:
+    """Raise unless a group of ours has its own rate still, as schedulers count it.
+
+    Raises:
+        TransferConfigError: something sets one rate for all groups.
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            found = group.get("max_lr", group.get("initial_lr", group["lr"]))
+            if any(param is params[0] for param in group["params"]) and found != rate:
+                raise TransferConfigError(
+                    f"gate_lr={rate} is not what the gate would learn with: a scheduler or a learning-rate finder has "
+                    f"set {found:g}. Give the scheduler a rate for each of {len(optimizer.param_groups)} groups, the "
+                    "gate's last, or leave gate_lr out."
+                )
+
+
+class AsBefore(StandIn):
+    """Runs the user's configure_optimizers so that parameters in changed layers have the names they had.
+
+    Who sorts parameters by name, into groups with and without weight decay, say, then sorts them as ever.
+
+    Args:
+        module: the user's module.
+        name: of the hook.
+        renamed: what names in the module begin with now, and what they began with before.
+    """
+
+    def __init__(self, module: Any, name: str, renamed: Mapping[str, str]) -> None:
+        super().__init__(module, name)
+        self.renamed = renamed
+
+    def act(self, *args: Any, **kwargs: Any) -> Any:
+        """The user's optimizers."""
+        paths = {id(child): path for path, child in self.module.named_modules()}
+        before = {}
+        for path, old in self.renamed.items():
+            for name, param in self.module.get_submodule(path).named_parameters():
+                before[id(param)] = f"{old}.{name}"
+        name_all = nn.Module.named_parameters
+
+        def named_parameters(module: nn.Module, prefix: str = "", *rest: Any, **more: Any) -> Iterator[Any]:
+            start = paths.get(id(module))
+            for name, param in name_all(module, prefix, *rest, **more):
+                old = before.get(id(param))
+                inside = f"{start}." if start else ""
+                if old is None or start is None or not old.startswith(inside):
+                    yield name, param
+                else:
+                    yield f"{prefix}.{old[len(inside) :]}".lstrip("."), param
+
+        nn.Module.named_parameters = named_parameters  # type: ignore[method-assign, assignment]
+        try:
+            return self.hook(*args, **kwargs)
+        finally:
+            nn.Module.named_parameters = name_all  # type: ignore[method-assign]
 
 
 def _as_groups(given: Any) -> list[dict[str, Any]]:

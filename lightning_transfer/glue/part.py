@@ -1,16 +1,21 @@
 """What a callback attaches to somebody's module for the length of a fit."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
+
+from lightning_transfer.glue.checkpoints import check_options
 
 
 class TransferPart(nn.Module, ABC):
     """A method's own modules, and the term they add to the loss; abstract."""
 
+    title = "The method"  # in messages
     is_transfer_part = True  # `roles` looks for the user's modules only
+    options: Mapping[str, str] = MappingProxyType({})  # that decide what the run computes
 
     @property
     @abstractmethod
@@ -37,12 +42,28 @@ class TransferPart(nn.Module, ABC):
         """New modules that stay in the network, by name: none by default. Their parameters join an optimizer too."""
         return {}
 
+    def renamed(self, module: Any) -> dict[str, str]:
+        """Modules of the user's that have another name in changed layers, and their old names; none by default."""
+        return {}
+
     def own_group(self, module: Any) -> tuple[list[nn.Parameter], float] | None:
         """New parameters that have a learning rate of their own, and that rate; none by default."""
         return None
 
     def before_optimizer_step(self, module: Any) -> None:
         """Called when gradients are ready and nothing has been done with them; does nothing by default."""
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What a resumed run needs beside weights: the options it has to be given again."""
+        return {"options": dict(self.options)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Refuse to go on with other options.
+
+        Raises:
+            TransferConfigError: listing the differences.
+        """
+        check_options(self.title, state["options"], dict(self.options))
 
     @abstractmethod
     def begin(self, module: Any, batch: Any) -> None:

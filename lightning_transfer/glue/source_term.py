@@ -183,6 +183,11 @@ class SourceTerm(TransferPart):
             return joint_loss(loss, source_loss, weight=weight, mix=self.mix)
         return loss + sum_of_zeros(self) if trainer.world_size > 1 else loss
 
+    @property
+    def num_joint(self) -> int:
+        """How many source images are in the step's own pass."""
+        return 0 if self._pass is None else self._pass.tap.num_source
+
     def end(self) -> None:
         """Nothing of a step is left for the next one, or for a validation in between."""
         if self._pass is not None:

@@ -13,6 +13,11 @@ from lightning_transfer.surgery import structures_in
 KINDS = {kind.__name__: kind for kind in (FilterGates, GatedHead)}
 
 
+def rebuild_from(module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Change a module's layers as those of a checkpoint were."""
+    rebuild(module, checkpoint["state_dict"])
+
+
 def rebuild(module: nn.Module, weights: Mapping[str, Any]) -> None:
     """Change a module's layers as those were whose weights these are.
 
@@ -24,4 +29,10 @@ def rebuild(module: nn.Module, weights: Mapping[str, Any]) -> None:
             raise TransferConfigError(
                 f"{path} is a {spec['kind']} of lightning_transfer {spec['version']}. {nearest(spec['kind'], KINDS)}"
             )
-        KINDS[spec["kind"]].rebuild(module, path, spec)
+        try:
+            KINDS[spec["kind"]].rebuild(module, path, spec)
+        except AttributeError as error:
+            raise TransferConfigError(
+                f"The checkpoint's {path!r} has no place in this {type(module).__name__}: {error}. Build the network "
+                "in __init__ or configure_model, with the options of the run that wrote it."
+            ) from error

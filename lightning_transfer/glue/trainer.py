@@ -76,6 +76,19 @@ def check_supported(trainer: Any) -> None:
         )
 
 
+def check_launcher(trainer: Any, name: str) -> None:
+    """Refuse to change layers in a process that gives back weights alone, to a module whose layers are as before.
+
+    Raises:
+        TransferConfigError: processes are spawned or forked from the script's own.
+    """
+    if type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher":
+        raise TransferConfigError(
+            f"{name} changes layers, which processes that are spawned or forked cannot hand back. Use strategy='ddp', "
+            "or torchrun."
+        )
+
+
 def current_value(schedule: Schedule, trainer: Any) -> float:
     """A schedule's value at the optimizer step that comes next."""
     if schedule.is_constant:

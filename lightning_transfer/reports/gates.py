@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.reports.curves import empty_figure
+from lightning_transfer.tracing import evaluating, images_and_labels
 
 HEIGHT = 200  # rows of a column of filters, however many it has
 NAMED = 40  # layers or classes that can be named beside each other
@@ -48,31 +49,30 @@ def gate_map(
     totals = {name: rows.sum(0) / counts.sum() for name, rows in by_class.items()}
     seen = np.flatnonzero(counts)
     of_class = np.stack([rows[seen].mean(1) / counts[seen] for rows in by_class.values()], 1)
+    if class_names is not None and len(class_names) < len(counts):
+        raise TransferConfigError(f"class_names has {len(class_names)} names, and labels go up to {len(counts) - 1}.")
     names = [str(label) if class_names is None else class_names[label] for label in seen.tolist()]
     _draw(totals, of_class, names).savefig(path, dpi=140)
     return {name: float(shares.mean()) for name, shares in totals.items()}
 
 
-@torch.no_grad()
 def _count(module: nn.Module, gates: Any, loader: Iterable[Any]) -> tuple[dict[str, Shares], NDArray[np.int64]]:
     """Open gates, (classes, filters) for each layer, and images of each class."""
-    modes = [(child, child.training) for child in module.modules()]
     device = next(module.parameters()).device
     chosen: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
-    try:
-        module.eval()
-        for images, targets, *_ in loader:
-            module(images.to(device))
+    with evaluating(module):
+        for batch in loader:
+            images, targets = images_and_labels(batch, device)
+            module(images)
             labels.append(targets.cpu())
             for name, found in gates.last_gates().items():
                 chosen.setdefault(name, []).append(found.cpu())
-    finally:
-        for child, mode in modes:
-            child.training = mode
     if not labels:
         raise TransferConfigError("The loader gave no images.")
     of_images = torch.cat(labels)
+    if of_images.ndim != 1 or of_images.is_floating_point() or int(of_images.min()) < 0:
+        raise TransferConfigError("The loader's labels are no class numbers from 0 on. Pass (images, labels).")
     counts = of_images.bincount()
     sums = {
         name: torch.zeros(len(counts), parts[0].shape[1]).index_add_(0, of_images, torch.cat(parts).float())

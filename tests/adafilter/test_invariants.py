@@ -10,6 +10,7 @@ from torch import nn
 
 import lightning_transfer as lt
 from lightning_transfer.functional import apply_adafilter, mix_filters, remove_adafilter, straight_through_gate
+from lightning_transfer.methods.adafilter.apply import FilterGates
 from tests.adafilter.nets import SITES, batch, chain, gated_chain, gradients, move
 
 
@@ -215,3 +216,42 @@ def test_move_makes_copies_differ():
     net = gated_chain()
     assert all((layer.tuned.weight != layer.frozen.weight).all() for layer in layers(net))
     move(net, amount=0.0)
+
+
+def test_a_norm_that_rests_goes_on_resting_and_parameters_stay_frozen():
+    net = chain().train()
+    net.a.bn.eval()
+    net.b.conv.requires_grad_(False)
+    apply_adafilter(net, estimator="all_frozen")
+    before = net.a.conv.norm.tuned.running_mean.clone()
+    remove_adafilter(net)
+    assert [net.a.bn.training, net.b.bn.training, net.a.conv.training] == [False, True, True]
+    assert [net.a.conv.weight.requires_grad, net.b.conv.weight.requires_grad] == [True, False]
+    apply_adafilter(net)
+    net(batch()[0])
+    assert torch.equal(net.a.conv.norm.tuned.running_mean, before)
+
+
+def test_weights_assigned_to_a_network_built_without_any_are_folded():
+    net = gated_chain()
+    with torch.device("meta"):
+        empty = type(net)()
+    empty.double()
+    apply_adafilter_like(empty, net)
+    empty.load_state_dict(net.state_dict(), assign=True)
+    torch.testing.assert_close(empty.train()(batch()[0]), net.train()(batch()[0]))
+
+
+def apply_adafilter_like(empty, net):
+    FilterGates(empty, net.adafilter.sites, estimator="straight_through", width=4)
+
+
+def test_new_weights_are_the_same_whatever_the_random_state_and_leave_it_alone():
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before, net = torch.get_rng_state(), chain()
+        apply_adafilter(net, gate_width=4)
+        assert torch.equal(torch.get_rng_state(), before)
+        states.append(net.adafilter.gate.cell.weight_ih)
+    assert torch.equal(*states)

@@ -192,3 +192,56 @@ def test_options_are_refused_at_construction():
         with pytest.raises(lt.TransferConfigError, match=message):
             lt.AdaFilter(**options)
     assert "gated='conv'" in repr(copy.deepcopy(callback()))
+
+
+class ByName(LitToy):
+    """Sorts parameters by their names, as many projects do."""
+
+    def configure_optimizers(self):
+        bare = [
+            param for name, param in self.named_parameters() if name.startswith("model.bn") or name.endswith("bias")
+        ]
+        inner = [name for name, _ in self.model.named_parameters()]
+        self.names = [name for name, _ in self.named_parameters()], inner
+        head = [param for name, param in self.named_parameters() if name == "model.fc.weight"]
+        chosen = {id(param) for param in [*bare, *head]}
+        rest = [param for param in self.parameters() if id(param) not in chosen]
+        groups = [{"params": rest}, {"params": bare, "weight_decay": 0.0}, {"params": head, "lr": 0.3}]
+        return torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.1)
+
+
+def test_who_sorts_parameters_by_name_finds_the_names_there_were():
+    plain, gated, both = ByName(), ByName(), ByName()
+    fit(plain)
+    fit(gated, [lt.AdaFilter(gated="conv", estimator="all_tuned")])
+    fit(both, [callback(None), lt.GatedTransfer(tap="model.bn", ratio=2)])
+    assert gated.losses == plain.losses
+    assert gated.names == plain.names
+    assert set(both.names[0]) >= set(plain.names[0])
+    assert set(both.names[1]) >= {name.removeprefix("model.") for name in plain.names[0]}
+    assert "conv.tuned.weight" in dict(both.model.named_parameters()), "only while optimizers are made"
+
+
+def test_an_optimizer_that_was_made_elsewhere_is_refused_with_a_rate_of_the_gates_own():
+    class Early(LitToy):
+        def __init__(self):
+            super().__init__()
+            self.made = torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def configure_optimizers(self):
+            return self.made
+
+    with pytest.raises(lt.TransferConfigError, match="an optimizer that was made elsewhere"):
+        fit(Early(), [callback()])
+
+
+def test_a_rate_that_is_overwritten_before_training_is_refused():
+    class Overwriting(LitToy):
+        """As a learning-rate finder does."""
+
+        def on_fit_start(self):
+            for group in self.optimizers().optimizer.param_groups:
+                group["lr"] = 0.003
+
+    with pytest.raises(lt.TransferConfigError, match=r"a learning-rate finder has set 0\.003"):
+        fit(Overwriting(), [callback()])

@@ -86,6 +86,8 @@ class Odd(nn.Module):
         self.bn = nn.BatchNorm2d(4)
         self.good, self.after = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
         self.squeeze = nn.Conv2d(4, 4, 1)
+        self.alias = self.named = nn.Conv2d(4, 4, 1)
+        self.shown, self.last = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
         self.fc = nn.Linear(4, 2)
 
     def forward(self, images):
@@ -95,13 +97,14 @@ class Odd(nn.Module):
         features = self.bn(response) + response  # taken twice: the norm cannot be gated with it
         features = torch.relu(self.after(self.good(features)))
         features = features * self.squeeze(features.mean((2, 3), keepdim=True))
-        return self.fc(features.mean((2, 3)))
+        shown = self.shown(self.alias(features))
+        return self.fc(self.last(shown).mean((2, 3))), shown
 
 
 def test_what_stands_in_the_way_is_named():
     report = apply_adafilter(net := Odd())
-    assert report.replaced == ("shared", "good")
-    assert [site.norm for site in net.adafilter.sites] == ["", "after"]
+    assert report.replaced == ("shared", "good", "shown")
+    assert [site.norm for site in net.adafilter.sites] == ["", "after", ""]
     assert dict(report.left) == {
         "stem": "it is the stem",
         "twice": "it runs 2 times in a pass",
@@ -109,6 +112,7 @@ def test_what_stands_in_the_way_is_named():
         "normed": "it has a parametrization or hooks of its own",
         "unused": "it does not run on a picture",
         "squeeze": POOLED,
+        "alias": "it is in the network under 2 names",
     }
 
 

@@ -198,3 +198,35 @@ def test_other_options_of_a_changed_network_are_refused_with_the_differences(tmp
     lt.functional.apply_adafilter(gated, gated="conv", gate_width=4)
     with pytest.raises(lt.TransferConfigError, match="gated already, with gate_width=4"):
         fit(gated, [lt.AdaFilter(gated="conv", gate_width=8)])
+
+
+@each_layered
+def test_spawned_processes_cannot_hand_changed_layers_back(method):
+    callback = method.callback()
+    runner = trainer([callback], strategy="ddp_spawn", devices=2)
+    with pytest.raises(lt.TransferConfigError, match="cannot hand back. Use strategy='ddp'"):
+        callback.setup(runner, LitToy(), "fit")
+
+
+@each_layered
+def test_a_network_that_is_replaced_behind_us_is_named(method):
+    class Replaced(LitToy):
+        def setup(self, stage):
+            self.model = toys.toy_net()
+
+    with pytest.raises(lt.TransferConfigError, match="replaced after"):
+        fit(Replaced(), [method.callback()])
+
+
+@each_layered
+def test_of_a_second_callback_or_another_place_nothing_is_silent(method):
+    module = method.mixin()
+    with pytest.raises(lt.TransferConfigError, match="Leave one out"):
+        method.callback().change_layers(trainer(), module)
+    changed = LitToy()
+    method.callback().change_layers(trainer(), changed)
+    other = (
+        lt.AdaFilter(gated="other", gate_width=4) if method is LAYERED[0] else lt.GatedTransfer(head="model.x", ratio=2)
+    )
+    with pytest.raises(lt.TransferConfigError, match="already, with"):
+        other.change_layers(trainer(), changed)

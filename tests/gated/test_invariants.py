@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import lightning_transfer as lt
 from lightning_transfer.functional import apply_gated_transfer, gate_features, remove_gated_transfer
@@ -192,7 +193,7 @@ def module_of(net):
     [("resnet18", "model.layer3", 256), ("efficientnet_b0", "model.blocks.4", 112), ("convnext_atto", None, 160)],
 )
 def test_the_tap_is_timms_last_stage_but_one(name, tap, channels):
-    found = find_tap(module_of(timm.create_model(name)), "auto")
+    found = find_tap(module_of(timm.create_model(name)), "auto", "model.fc")
     assert found[1] == channels
     assert tap is None or found[0] == tap
 
@@ -200,7 +201,7 @@ def test_the_tap_is_timms_last_stage_but_one(name, tap, channels):
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (lambda: toys.toy_net(), {"ratio": 2}, "does not say which its stages are.*one of 'model.conv'.*aux_weight=0"),
+        (lambda: toys.toy_net(), {"ratio": 2}, "No stage was found.*one of 'model.conv'.*aux_weight=0"),
         (lambda: toys.toy_net(), {"tap": "model.bm", "ratio": 2}, "tap='model.bm' gives no .*Did you mean 'model.bn'"),
         (lambda: toys.toy_net(), {"tap": "model.bn", "ratio": 16}, "ratio=16 does not divide the 8 features.*ratio=8"),
         (lambda: toys.toy_net(), {"tap": "model.bn", "ratio": 2, "head": "model.bn"}, "without a Linear layer"),
@@ -256,6 +257,155 @@ def test_beside_a_source_task_the_source_head_takes_the_features_as_they_are():
             fit(module, callbacks)
             runs.append(weights(module))
         assert_same(runs[1], runs[0], tolerance=1e-5)
+
+
+class Mixed(LitToy):
+    """Runs more images than the batch has labels."""
+
+    def training_step(self, batch, batch_idx):
+        logits = self(torch.cat([batch[0], batch[0].flip(3)]))
+        return F.cross_entropy(logits, batch[1].repeat(2))
+
+
+def test_images_without_labels_of_their_own_are_refused():
+    with pytest.raises(lt.TransferConfigError, match="ran 8 images, and the batch has 4 labels.*labels=lambda"):
+        fit(Mixed(), [lt.GatedTransfer(**OPTIONS)])
+    fit(Mixed(), [lt.GatedTransfer(**OPTIONS, labels=lambda batch: batch[1].repeat(2))])
+
+
+def test_a_joint_pass_gives_the_auxiliary_classifier_the_targets_rows():
+    """The first step's auxiliary loss, by hand, from the target's rows of what runs through the network."""
+    source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4, forward="joint")
+    callback, module = lt.GatedTransfer(**OPTIONS), LitToy()
+    taps = []
+
+    class Looking(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            pl_module.model.bn.register_forward_hook(lambda layer, args, output: taps.append(output.detach()))
+            state = callback.part.classifier.linear
+            self.weight, self.bias = state.weight.detach().clone(), state.bias.detach().clone()
+
+    look = Looking()
+    runner = fit(module, [lt.SoftFinetuning(source), callback, look], max_steps=1, max_epochs=1)
+    assert len(taps[0]) == 8
+    labels = next(iter(toys.target_loader()))[1]
+    expected = F.cross_entropy(taps[0][:4].mean((2, 3)) @ look.weight.T + look.bias, labels)
+    assert runner.callback_metrics["transfer/aux_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_the_body_rests_under_activation_checkpointing_too(reentrant):
+    class Checkpointed(LitToy):
+        def forward(self, pixels):
+            images = pixels.requires_grad_() if torch.is_grad_enabled() else pixels
+            return self.model.fc(checkpoint(self.model.features, images, use_reentrant=reentrant))
+
+    module, before = Checkpointed(), weights(LitToy())
+    fit(module, [lt.GatedTransfer(ratio=2, aux_weight=0, warmup_epochs=2)], max_epochs=3, limit_train_batches=1)
+    moved = {name for name, value in weights(module).items() if name in before and (value != before[name]).any()}
+    assert "model.conv.weight" in moved
+    assert (
+        weights(module)["model.bn.num_batches_tracked"] == before["model.bn.num_batches_tracked"] + 2
+    )  # one step, twice
+
+
+def test_a_norm_of_the_users_that_rests_is_not_woken_by_the_warm_up():
+    class Resting(LitToy):
+        def on_train_epoch_start(self):
+            self.model.bn.eval()
+
+    module, before = Resting(), weights(LitToy())
+    fit(module, [lt.GatedTransfer(**OPTIONS, warmup_epochs=1)], max_epochs=2)
+    assert torch.equal(module.model.bn.running_mean, before["model.bn.running_mean"])
+
+
+def test_another_methods_head_learns_in_the_warm_up():
+    source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4)
+    soft = lt.SoftFinetuning(source, weight=lt.Schedule(1.0, 1.0))
+    fit(LitToy(), [soft, lt.GatedTransfer(**OPTIONS, warmup_epochs=1)], max_epochs=2, max_steps=3)
+    assert (soft.part.head.weight != toys.source_head().weight).any()
+
+
+def test_what_is_new_learns_as_fast_as_the_head():
+    class Grouped(LitToy):
+        def configure_optimizers(self):
+            conv, fc = (
+                self.model.conv.parameters(),
+                [p for n, p in self.named_parameters() if n.startswith("model.fc.w")],
+            )
+            return torch.optim.SGD([{"params": conv}, {"params": fc, "lr": 0.3}], lr=0.1)
+
+        def on_train_start(self):
+            groups = self.optimizers().optimizer.param_groups
+            self.rates = {id(param): group["lr"] for group in groups for param in group["params"]}
+
+    module, callback = Grouped(), lt.GatedTransfer(**OPTIONS)
+    fit(module, [callback])
+    new = [*module.model.fc.transfer.parameters(), *callback.part.classifier.parameters()]
+    assert [module.rates[id(param)] for param in new] == [0.3] * 4
+
+
+def test_options_that_never_train_the_body_or_the_classifier_are_refused():
+    with pytest.raises(lt.TransferConfigError, match="warmup_epochs=2, and training has 2 epochs"):
+        fit(LitToy(), [lt.GatedTransfer(**OPTIONS, warmup_epochs=2)], max_epochs=2)
+
+    class Forgetful(lt.GatedTransferMixin, toys.ToySteps, L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.add_gated_transfer(**OPTIONS)
+
+    with pytest.raises(lt.TransferConfigError, match=r"never called self\.gated_loss"):
+        fit(Forgetful())
+
+    class Doubled(Forgetful):
+        def training_step(self, batch, batch_idx):
+            return self.gated_loss(self.gated_loss(super().training_step(batch, batch_idx)))
+
+    with pytest.raises(lt.TransferConfigError, match="twice in a step"):
+        fit(Doubled())
+    with pytest.raises(lt.TransferConfigError, match="GatedTransferMixin. Leave one out"):
+        fit(Forgetful(), [lt.GatedTransfer(**OPTIONS)])
+
+
+def test_a_failed_start_leaves_the_module_as_it_was():
+    module = LitToy()
+    kinds = [type(layer) for layer in module.modules()]
+    with pytest.raises(lt.TransferConfigError, match="gives no"):
+        fit(module, [lt.GatedTransfer(ratio=2, tap="layer3")])
+    assert [type(layer) for layer in module.modules()] == kinds
+    assert "on_load_checkpoint" not in vars(module)
+
+
+def test_a_test_of_a_plain_module_leaves_it_plain():
+    module = LitToy()
+    images = torch.randn(4, 3, 6, 6)
+    before = module.eval()(images)
+    runner = toys.trainer([lt.AdaFilter(gated="conv"), lt.GatedTransfer(**OPTIONS)])
+    runner.test(module, toys.target_loader(), verbose=False)
+    assert torch.equal(module.eval()(images), before)
+    assert list(module.state_dict()) == list(LitToy().state_dict())
+
+
+def test_a_head_answers_for_the_linear_inside_of_it():
+    net = toys.toy_net()
+    weight = net.fc.weight
+    apply_gated_transfer(net, ratio=2)
+    assert net.fc.weight is weight
+    assert net.fc.out_features == toys.TARGET_CLASSES
+    with pytest.raises(AttributeError):
+        net.fc.nothing  # noqa: B018
+
+
+def test_stages_with_channels_last_are_not_tapped_by_mistake():
+    with pytest.raises(lt.TransferConfigError, match="No stage was found"):
+        find_tap(module_of(timm.create_model("swin_tiny_patch4_window7_224")), "auto", "model.head.fc")
+
+
+def test_two_networks_in_a_module():
+    module = LitToy()
+    module.teacher, module.model = timm.create_model("resnet10t"), timm.create_model("resnet10t")
+    assert find_tap(module, "auto", "model.fc") == ("model.layer3", 256)
+    assert find_tap(module, "teacher.layer2", "model.fc") == ("teacher.layer2", 128)
 
 
 def test_the_mixin_says_what_is_missing():

@@ -1,8 +1,8 @@
 """AdaFilter put into a network, and taken out again."""
 
+import math
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError, check_choice
@@ -11,10 +11,9 @@ from lightning_transfer.methods.adafilter.gate import RecurrentFilterGate
 from lightning_transfer.methods.adafilter.modules import FIXED, Fixed, GatedConv2d
 from lightning_transfer.methods.adafilter.sites import Gated, Site, find_sites
 from lightning_transfer.roles import find_network
-from lightning_transfer.surgery import Structure, SurgeryReport, replace_modules
+from lightning_transfer.surgery import Structure, SurgeryReport, own_randomness, replace_modules
 
 NAME = "adafilter"  # of what comes into the network, and so of its keys in a state_dict
-SEED = 0  # of the gate's first weights
 
 
 class FilterGates(Structure):
@@ -51,8 +50,7 @@ class FilterGates(Structure):
         gated = [GatedConv2d(conv, norm) for conv, norm in zip(convs, norms, strict=True)]
         self.gate: RecurrentFilterGate | None = None
         if estimator not in FIXED:
-            with torch.random.fork_rng():
-                torch.manual_seed(SEED)
+            with own_randomness():
                 self.gate = RecurrentFilterGate(
                     [conv.in_channels for conv in convs],
                     [conv.out_channels for conv in convs],
@@ -61,6 +59,7 @@ class FilterGates(Structure):
                     temperature=temperature,
                     bias=bias,
                 ).to(convs[0].weight)
+        self._trained = [param for layer in gated for param in layer.parameters() if param.requires_grad]
         for number, layer in enumerate(gated):
             layer.decide_by(self.gate or cast(Fixed, estimator), number)
         behind = {path: _activation(norm) for path, norm in self._norms.items()}
@@ -95,6 +94,11 @@ class FilterGates(Structure):
         """The gated layers of the network that this is in."""
         return [network.get_submodule(site.conv) for site in self.sites]  # type: ignore[misc]
 
+    def renamed(self) -> dict[str, str]:
+        """What the tuned layers are called in the network, and what they were called before."""
+        convs = {f"{site.conv}.tuned": site.conv for site in self.sites}
+        return convs | {f"{site.conv}.norm.tuned": site.norm for site in self.sites if site.norm}
+
     def last_gates(self) -> dict[str, Tensor]:
         """(B, filters) gates of every layer in the last pass."""
         slots = [] if self.gate is None else self.gate.slots.layers
@@ -105,11 +109,14 @@ class FilterGates(Structure):
         """Put everything back, with the tuned filters."""
         places: dict[str, nn.Module] = {}
         for site, layer in zip(self.sites, self.layers(network), strict=True):
-            places[site.conv] = layer.tuned.requires_grad_(True) if self.estimator == "all_frozen" else layer.tuned
+            places[site.conv] = layer.tuned
             if layer.norm is not None:
                 norm = self._norms[site.norm].to(layer.norm.frozen.running_mean)
                 norm.load_state_dict(layer.norm.tuned.state_dict())
-                places[site.norm] = norm.requires_grad_(True) if self.estimator == "all_frozen" else norm
+                norm.training = layer.norm.tuned.training
+                places[site.norm] = norm
+        for param in self._trained:
+            param.requires_grad = True
         replace_modules(network, places)
         delattr(network, NAME)
 
@@ -155,21 +162,39 @@ def apply_adafilter(
         >>> report.replaced, dict(report.left)
         (('2',), {'0': 'it is the stem'})
     """
-    check_choice("estimator", estimator, (*ESTIMATORS, *FIXED))
+    check_options(estimator, gate_bias, temperature, gated)
     path, network = find_network(module, backbone)
     prefix = f"{path}." if path else ""
     if isinstance(getattr(network, NAME, None), FilterGates):
         raise TransferConfigError(f"{type(network).__name__} is gated already. Call remove_adafilter(module) first.")
     if hasattr(network, NAME):
         raise TransferConfigError(f"{type(network).__name__} has an attribute {NAME!r} of its own. Rename it.")
-    example = getattr(module, "example_input_array", None) if backbone == "auto" else None
-    sites, left = find_sites(network, gated, example)
+    sites, left = find_sites(network, gated, getattr(module, "example_input_array", None))
     gates = FilterGates(network, sites, estimator=estimator, width=gate_width, temperature=temperature, bias=gate_bias)
     return SurgeryReport(
         tuple(prefix + site.conv for site in sites),
         sum(param.numel() for param in gates.parameters()),
         {prefix + name: reason for name, reason in left.items()},
     )
+
+
+def check_options(estimator: str, gate_bias: float, temperature: float, gated: Gated) -> None:
+    """Refuse options that no network could be gated by.
+
+    Raises:
+        TransferConfigError: naming the option.
+    """
+    check_choice("estimator", estimator, (*ESTIMATORS, *FIXED))
+    if isinstance(gate_bias, bool) or not isinstance(gate_bias, int | float) or not math.isfinite(gate_bias):
+        raise TransferConfigError(f"gate_bias={gate_bias!r}; it takes a finite number.")
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise TransferConfigError(f"temperature={temperature!r}; it takes a positive number.")
+    patterns = gated if isinstance(gated, list | tuple) else [gated]
+    if not (gated is None or callable(gated) or all(isinstance(pattern, str) for pattern in patterns)):
+        raise TransferConfigError(
+            f"gated={gated!r}; it takes a pattern of names, such as 'layer4.*', a list of them, or a function of name "
+            "and convolution."
+        )
 
 
 def gates_of(module: nn.Module) -> tuple[nn.Module, FilterGates] | None:
@@ -186,11 +211,11 @@ def _plain(norm: Any) -> nn.BatchNorm2d:
     plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, affine=norm.affine)
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
         setattr(plain, name, getattr(norm, name))
+    plain.training = norm.training
     return plain
 
 
 def _activation(norm: Any) -> nn.Module:
     """What timm's BatchNorm does behind the norm; nothing for a plain one."""
-    if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
-        return nn.Identity()
-    return nn.Sequential(norm.drop, norm.act)
+    behind = [] if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) else [norm.drop, norm.act]
+    return nn.Sequential(*behind).train(norm.training)

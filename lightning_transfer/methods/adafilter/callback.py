@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from lightning_transfer.errors import TransferConfigError, check_choice, check_count, check_number
+from lightning_transfer.errors import TransferConfigError, check_count, check_number
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.trainer import say
-from lightning_transfer.methods.adafilter.apply import FilterGates, apply_adafilter, gates_of
-from lightning_transfer.methods.adafilter.functional import ESTIMATORS, Estimator
+from lightning_transfer.methods.adafilter.apply import FilterGates, apply_adafilter, check_options, gates_of
+from lightning_transfer.methods.adafilter.functional import Estimator
 from lightning_transfer.methods.adafilter.modules import FIXED, Fixed
-from lightning_transfer.methods.adafilter.sites import Gated
+from lightning_transfer.methods.adafilter.remove import remove_adafilter
+from lightning_transfer.methods.adafilter.sites import Gated, chosen_by
 from lightning_transfer.methods.adafilter.watching import GateWatch
 
 
@@ -56,9 +57,8 @@ class AdaFilter(TransferCallback):
         gate_lr: float | None = None,
         temperature: float = 1.0,
     ) -> None:
-        check_choice("estimator", estimator, (*ESTIMATORS, *FIXED))
+        check_options(estimator, gate_bias, temperature, gated)
         check_count("gate_width", gate_width, least=1)
-        check_number("temperature", temperature)
         if gate_lr is not None:
             check_number("gate_lr", gate_lr)
         if gate_lr is not None and estimator in FIXED:
@@ -75,23 +75,35 @@ class AdaFilter(TransferCallback):
         }
         self.gate_lr = gate_lr
 
-    def change_layers(self, trainer: Any, module: Any) -> None:
+    def change_layers(self, trainer: Any, module: Any) -> bool:
         """Gate the network."""
+        if hasattr(module, "add_adafilter"):
+            raise TransferConfigError(
+                f"{type(module).__name__} gates itself by AdaFilterMixin. Leave one out, the mixin or the callback."
+            )
         found = gates_of(module)
         if found is None:
             report = apply_adafilter(module, **self.options)
             kept = "; ".join(f"{name}: {reason}" for name, reason in report.left.items())
             say(trainer, f"AdaFilter: left as they are: {kept or 'none'}.")
-            return
+            return True
         gates = found[1]
         width = gates.spec()["width"] or self.options["gate_width"]
         theirs = {"estimator": gates.estimator, "temperature": gates.temperature, "gate_width": width}
         different = [f"{key}={value!r}" for key, value in theirs.items() if value != self.options[key]]
+        sites = [site.conv for site in gates.sites]
+        if self.options["gated"] is not None and chosen_by(self.options["gated"], found[0], sites) != sites:
+            different.append(f"{sites} gated")
         if different:
             raise TransferConfigError(
                 f"{type(module).__name__} is gated already, with {', '.join(different)}. Give AdaFilter the same, or "
                 "call functional.remove_adafilter(module) first."
             )
+        return False
+
+    def restore_layers(self, module: Any) -> None:
+        """Make the network plain."""
+        remove_adafilter(module)
 
     def make_part(self, module: Any) -> GateWatch:
         """An eye on the gates."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lightning_transfer.errors import TransferConfigError, check_choice
 
@@ -90,6 +91,7 @@ class _Mix(torch.autograd.Function):
         return torch.where(kept, tuned, frozen) if hard else torch.lerp(frozen, tuned, gates)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         difference, gates = ctx.saved_tensors
         of_tuned = grad * gates

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.adafilter.apply import FilterGates, apply_adafilter
 from lightning_transfer.methods.adafilter.functional import Estimator
 from lightning_transfer.methods.adafilter.modules import Fixed
@@ -63,26 +64,39 @@ class AdaFilterMixin:
             gated=gated,
             temperature=temperature,
         )
-        self._gate_watch = (GateWatch(self, "", None),)  # type: ignore[arg-type]  # in a tuple: not a part of the module
+        self._gate_watches = (GateWatch(self, "", None),)  # type: ignore[arg-type]  # in a tuple: not a part of the module
         return report
 
     @property
     def filter_gates(self) -> FilterGates:
         """The gates, with their parameters."""
-        return self._gate_watch[0].gates
+        return self._gate_watch.gates
+
+    @property
+    def _gate_watch(self) -> GateWatch:
+        if not hasattr(self, "_gate_watches"):
+            raise TransferConfigError(
+                f"{type(self).__name__} has no gates. In __init__, behind the network, write self.add_adafilter()."
+            )
+        return self._gate_watches[0]
 
     def on_train_start(self) -> None:
         """Check what the optimizers hold."""
-        self._gate_watch[0].check(self.trainer)  # type: ignore[attr-defined]
+        self._gate_watch.check(self.trainer)  # type: ignore[attr-defined]
         super().on_train_start()  # type: ignore[misc]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Forget the last step's pass."""
-        self._gate_watch[0].begin(self, batch)
+        self._gate_watch.begin(self, batch)
         parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
         return parent
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log how many gates are open."""
-        self._gate_watch[0].look(self.trainer)  # type: ignore[attr-defined]
+        self._gate_watch.look(self.trainer)  # type: ignore[attr-defined]
         super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
+
+    def on_train_end(self) -> None:
+        """Forget the last pass."""
+        self._gate_watch.detach()
+        super().on_train_end()  # type: ignore[misc]

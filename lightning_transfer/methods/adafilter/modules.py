@@ -35,6 +35,7 @@ class GatedBatchNorm2d(nn.Module):
         super().__init__()
         self.tuned = norm
         self.frozen = FrozenBatchNorm2d(norm)
+        self.training = norm.training
 
     def forward(self, tuned: Tensor, frozen: Tensor, gates: Tensor) -> Tensor:
         """(B, C, H, W) of both responses, each by its own norm, and (B, C) gates."""
@@ -57,6 +58,7 @@ class GatedConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> None:
         super().__init__()
         self.tuned = conv
+        self.training = conv.training
         self.frozen = _as_buffers(conv, persistent=True)
         self.norm = None if norm is None else GatedBatchNorm2d(norm)
         self.is_linear = _is_linear(conv)  # so that a norm can be folded in
@@ -83,8 +85,7 @@ class GatedConv2d(nn.Module):
         """Bring the frozen norm into the frozen filters."""
         if self.norm is not None and self._folded is not None:
             weight, bias = folded(self.frozen, self.norm.frozen)
-            self._folded.weight.copy_(weight)
-            self._folded.bias.copy_(bias)  # type: ignore[union-attr]
+            self._folded.weight, self._folded.bias = weight, bias
 
     def forward(self, features: Tensor, gates: Tensor | None = None) -> Tensor:
         """The chosen responses, normalised.

@@ -11,6 +11,7 @@ from lightning_transfer.errors import TransferConfigError, check_choice
 from lightning_transfer.methods.adafilter.apply import FilterGates, gates_of
 from lightning_transfer.methods.adafilter.modules import GatedConv2d, folded
 from lightning_transfer.surgery import FrozenBatchNorm2d
+from lightning_transfer.tracing import evaluating, images_and_labels
 
 
 @dataclass(frozen=True)
@@ -74,28 +75,22 @@ def remove_adafilter(
     return Removal(before, _run(module, None, loader)[1])
 
 
-@torch.no_grad()
 def _run(
     module: nn.Module, gates: FilterGates | None, loader: Iterable[Any] | None
 ) -> tuple[dict[str, Tensor], float | None]:
     """How often each gate was open, (filters,) a layer, and the share of images that were right."""
     if loader is None:
         return {}, None
-    modes = [(child, child.training) for child in module.modules()]
     device = next(module.parameters()).device
     sums: dict[str, Tensor] = {}
     num_right = num_images = 0
-    try:
-        module.eval()
-        for images, labels, *_ in loader:
-            logits = module(images.to(device))
-            num_right += int((logits.argmax(1) == labels.to(device)).sum())
+    with evaluating(module):
+        for batch in loader:
+            images, labels = images_and_labels(batch, device)
+            num_right += int((module(images).argmax(1) == labels).sum())
             num_images += len(labels)
             for path, chosen in ({} if gates is None else gates.last_gates()).items():
                 sums[path] = sums.get(path, 0) + chosen.double().sum(0)
-    finally:
-        for child, mode in modes:
-            child.training = mode
     if not num_images:
         raise TransferConfigError("The loader gave no images.")
     return {path: total / num_images for path, total in sums.items()}, num_right / num_images

@@ -16,7 +16,8 @@ from lightning_transfer.tracing import Call, trace
 
 STEM = 0.25  # of the convolutions at most (ours)
 
-Gated = str | list[str] | Callable[[str, nn.Module], bool] | None  # which convolutions; by default all but the stem
+Chosen = str | list[str] | Callable[[str, nn.Module], bool]
+Gated = Chosen | None  # which convolutions; by default all but the stem
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,14 @@ def find_sites(network: nn.Module, gated: Gated, example: Any = None) -> tuple[l
     if any(is_lazy(param) for param in network.parameters()):
         raise TransferConfigError(f"{type(network).__name__} has lazy layers. Run it once on a batch, then gate it.")
     layers = dict(network.named_modules())
+    names = Counter(id(layer) for _, layer in network.named_modules(remove_duplicate=False))
     calls = trace(network, example)
     runs = Counter(call.path for call in calls)
     left = {path: "it does not run on a picture" for path, layer in layers.items() if isinstance(layer, _ConvNd)}
     sites = {}
     for number, call in enumerate(calls):
         if call.path in left and call.path not in sites:
-            reason = _obstacle(layers[call.path], call, runs[call.path])
+            reason = _obstacle(layers[call.path], call, runs[call.path], names[id(layers[call.path])])
             if reason is None:
                 sites[call.path] = Site(call.path, _norm_behind(layers, calls[number:], runs))
                 del left[call.path]
@@ -60,10 +62,12 @@ def find_sites(network: nn.Module, gated: Gated, example: Any = None) -> tuple[l
     return [sites[path] for path in chosen], left
 
 
-def _obstacle(conv: nn.Module, call: Call, num_runs: int) -> str | None:
+def _obstacle(conv: nn.Module, call: Call, num_runs: int, num_names: int) -> str | None:
     """Why a convolution cannot be gated."""
     if not isinstance(conv, nn.Conv2d):
         return f"a {type(conv).__name__} is not supported"
+    if num_names > 1:
+        return f"it is in the network under {num_names} names"
     if num_runs > 1:
         return f"it runs {num_runs} times in a pass"
     if is_parametrized(conv) or conv._forward_pre_hooks or conv._forward_hooks:
@@ -94,12 +98,9 @@ def _choose(network: nn.Module, paths: list[str], left: dict[str, str], gated: G
     if gated is None:
         stem = _stem(paths)
         chosen = [path for path in paths if not f"{path}.".startswith(f"{stem}.")]
-    elif callable(gated):
-        chosen = [path for path in paths if gated(path, network.get_submodule(path))]
     else:
-        patterns = [gated] if isinstance(gated, str) else gated
-        chosen = [path for path in paths if any(fnmatchcase(path, pattern) for pattern in patterns)]
-        for pattern in patterns:
+        chosen = chosen_by(gated, network, paths)
+        for pattern in [] if callable(gated) else [gated] if isinstance(gated, str) else gated:
             if pattern in left:
                 raise TransferConfigError(f"gated={pattern!r} cannot be gated: {left[pattern]}.")
             if not any(fnmatchcase(path, pattern) for path in [*paths, *left]):
@@ -111,6 +112,14 @@ def _choose(network: nn.Module, paths: list[str], left: dict[str, str], gated: G
             f"gated='...', a pattern of the names {', '.join(paths) or 'of another network: backbone=...'}."
         )
     return chosen
+
+
+def chosen_by(gated: Chosen, network: nn.Module, paths: list[str]) -> list[str]:
+    """The convolutions that patterns, or a function of name and convolution, choose."""
+    if callable(gated):
+        return [path for path in paths if gated(path, network.get_submodule(path))]
+    patterns = [gated] if isinstance(gated, str) else gated
+    return [path for path in paths if any(fnmatchcase(path, pattern) for pattern in patterns)]
 
 
 def _stem(paths: list[str]) -> str:

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import NoEffectWarning
 from lightning_transfer.glue import optimizers
-from lightning_transfer.glue.checkpoints import check_options
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, log
-from lightning_transfer.methods.adafilter.apply import FilterGates, gates_of
+from lightning_transfer.methods.adafilter.apply import NAME, FilterGates, gates_of
 
-COLLAPSED = 10  # looks in a row at which no gate differs from any other
+COLLAPSED = 5  # looks in a row at which no gate differs from any other
 
 
 class GateWatch(TransferPart):
@@ -26,6 +25,8 @@ class GateWatch(TransferPart):
         rate: the gate's own learning rate.
     """
 
+    title = "AdaFilter"
+
     def __init__(self, module: nn.Module, introduction: str, rate: float | None = None) -> None:
         super().__init__()
         found = gates_of(module)
@@ -35,7 +36,7 @@ class GateWatch(TransferPart):
         self._introduction = introduction
         self._rate = rate
         self._num_collapsed = 0
-        self._options = {**{key: str(value) for key, value in found[1].spec().items()}, "gate_lr": str(rate)}
+        self.options = {**{key: str(value) for key, value in found[1].spec().items()}, "gate_lr": str(rate)}
 
     @property
     def introduction(self) -> str:
@@ -49,11 +50,19 @@ class GateWatch(TransferPart):
 
     def neighbors(self, module: Any) -> Iterable[nn.Parameter]:
         """The gate learns as fast as the filters it chooses from."""
+        return self._tuned()
+
+    def _tuned(self) -> list[nn.Parameter]:
         return [param for layer in self.gates.layers(self._watched[0]) for param in layer.parameters()]
 
     def added(self, module: Any) -> dict[str, nn.Module]:
         """The gate."""
         return {self._path: self.gates}
+
+    def renamed(self, module: Any) -> dict[str, str]:
+        """The tuned filters and norms."""
+        prefix = self._path.removesuffix(NAME)
+        return {prefix + new: prefix + old for new, old in self.gates.renamed().items()}
 
     def own_group(self, module: Any) -> tuple[list[nn.Parameter], float] | None:
         """The gate at its own rate, where one was given."""
@@ -69,7 +78,7 @@ class GateWatch(TransferPart):
 
     def check(self, trainer: Any) -> None:
         """Warn where no gated filter is trained."""
-        if self.gates.estimator != "all_frozen" and not optimizers.trains_any(trainer, self.neighbors(None)):
+        if self.gates.estimator != "all_frozen" and not optimizers.trains_any(trainer, self._tuned()):
             warnings.warn(
                 "No optimizer holds a gated filter, so both of its copies stay alike and AdaFilter changes nothing. "
                 "In configure_optimizers give the optimizer self.parameters().",
@@ -78,6 +87,8 @@ class GateWatch(TransferPart):
             )
         if self.gates.gate is not None:
             optimizers.check_held(trainer, self.gates)
+        if self._rate is not None:
+            optimizers.check_rate(trainer.optimizers, list(self.gates.parameters()), self._rate)
 
     def begin(self, module: Any, batch: Any = None) -> None:
         """Forget the last step's pass."""
@@ -110,15 +121,3 @@ class GateWatch(TransferPart):
 
     def end(self) -> None:
         """Nothing: a backward may yet want what the pass left."""
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The run's options."""
-        return {"options": self._options}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Refuse to go on with other options.
-
-        Raises:
-            TransferConfigError: listing the differences.
-        """
-        check_options("AdaFilter", state["options"], self._options)

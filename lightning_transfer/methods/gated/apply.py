@@ -46,6 +46,8 @@ def apply_gated_transfer(
             f"{type(module).__name__} has a transfer module already. Call remove_gated_transfer(module) first."
         )
     found = find_head(module, head)
+    if sum(child is found.module for _, child in module.named_modules(remove_duplicate=False)) > 1:
+        raise TransferConfigError(f"The head {found.path!r} has several names in {type(module).__name__}. Keep one.")
     if type(found.module) is not nn.Linear:
         raise TransferConfigError(
             f"The head {found.path!r} is a {type(found.module).__name__}; the transfer module weighs (B, D) features "
@@ -78,36 +80,48 @@ def find_gated_head(module: nn.Module) -> tuple[str, GatedHead] | None:
     return next(iter(find_all(module, GatedHead).items()), None)
 
 
-def find_tap(module: nn.Module, tap: str) -> tuple[str, int]:
+def find_tap(module: nn.Module, tap: str, head: str) -> tuple[str, int]:
     """Where the auxiliary classifier listens, and how many channels there are.
 
     Args:
         module: the user's module.
         tap: a dotted name; "auto" takes the last stage but one that timm names.
+        head: dotted name of the head.
 
     Raises:
         TransferConfigError: timm names no stages, or what runs there gives no (B, C, H, W); the candidates are listed.
     """
-    path, network = find_network(module)
+    path = (head if tap == "auto" else tap).partition(".")[0]
+    network = getattr(module, path, None)
+    if not (isinstance(network, nn.Module) and any(isinstance(part, nn.Conv2d) for part in network.modules())):
+        path, network = find_network(module)  # the head stands apart, or the path leads nowhere
+    elif not hasattr(module, "training_step"):
+        path, network = "", module
     prefix = f"{path}." if path else ""
     gives = {
         call.path: call.given.shape[1]
-        for call in trace(network, watched=lambda layer: True)
-        if call.given.ndim == 4 and call.given.shape[2:].numel() > 1 and call.path
+        for call in trace(network, getattr(module, "example_input_array", None), watched=lambda layer: True)
+        if call.path and call.given.ndim == 4 and call.given.shape[2] == call.given.shape[3] > 1
     }
-    stages = [prefix + info["module"] for info in _feature_info(network)]
-    if tap == "auto" and len(stages) > 1 and stages[-2].removeprefix(prefix) in gives:
-        tap = stages[-2]
-    if tap != "auto" and tap.removeprefix(prefix) in gives:
-        return tap, gives[tap.removeprefix(prefix)]
-    stages_or_all = [name for name in gives if network.get_submodule(name)._modules] or list(gives)
-    known = [prefix + name for name in stages_or_all]
+    stages = list(_feature_info(network))
+    name = (stages[-2]["module"] if len(stages) > 1 else "") if tap == "auto" else tap.removeprefix(prefix)
+    if name in gives and (tap != "auto" or gives[name] == stages[-2]["num_chs"]):  # else channels come last
+        return prefix + name, gives[name]
+    known = [prefix + name for name in gives if network.get_submodule(name)._modules] or [prefix + n for n in gives]
+    skipped = any(getattr(layer, "grad_checkpointing", False) for layer in network.modules())
+    reason = " Its grad_checkpointing runs stages piece by piece, where nobody can listen." if skipped else ""
+    if not known:
+        reason += " None of its layers gives a picture, (B, C, H, W)."
+    elif tap == "auto":
+        reason += f" Name the last stage but one: tap='...', one of {', '.join(map(repr, known))}."
     if tap == "auto":
         raise TransferConfigError(
-            f"{type(network).__name__} does not say which its stages are. Name the last but one: tap='...', one of "
-            f"{', '.join(map(repr, known))}; or do without the auxiliary classifier: aux_weight=0."
+            f"No stage was found to listen behind in {type(network).__name__}.{reason} Or do without the "
+            "auxiliary classifier: aux_weight=0."
         )
-    raise TransferConfigError(f"tap={tap!r} gives no (B, C, H, W) in {type(module).__name__}. {nearest(tap, known)}")
+    raise TransferConfigError(
+        f"tap={tap!r} gives no (B, C, H, W) in {type(module).__name__}.{reason} {nearest(tap, known)}"
+    )
 
 
 def _feature_info(network: nn.Module) -> Iterator[dict[str, Any]]:

@@ -7,20 +7,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
-from lightning_transfer.glue.checkpoints import check_options
+from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.part import TransferPart
-from lightning_transfer.glue.trainer import is_log_due, log
+from lightning_transfer.glue.trainer import is_log_due, is_trial, log
 from lightning_transfer.methods.gated.apply import find_gated_head, find_tap
 from lightning_transfer.methods.gated.modules import AuxiliaryClassifier
 from lightning_transfer.roles import users_modules
+from lightning_transfer.surgery import own_randomness
 
 DEAD = 0.01  # spread of the weights below which they weigh nothing
 LOOKS = 10  # in a row, until that is said: fresh weights weigh little too
-SEED = 0  # of the auxiliary classifier's first weights
-
 Labels = Callable[[Any], Tensor]
 
 
@@ -35,6 +34,8 @@ class AuxiliaryTerm(TransferPart):
         labels: finds the labels in a batch.
     """
 
+    title = "GatedTransfer"
+
     def __init__(self, module: Any, *, tap: str, weight: float, warmup_epochs: int, labels: Labels) -> None:
         super().__init__()
         found = find_gated_head(module)
@@ -46,18 +47,18 @@ class AuxiliaryTerm(TransferPart):
         self.classifier: AuxiliaryClassifier | None = None
         self.tap = ""
         if weight:
-            self.tap, num_features = find_tap(module, tap)
-            with torch.random.fork_rng():
-                torch.manual_seed(SEED)
+            self.tap, num_features = find_tap(module, tap, self.head_path)
+            with own_randomness():
                 self.classifier = AuxiliaryClassifier(num_features, found[1].head.out_features).to(found[1].head.weight)
         self._handle: Any = None
         self._batch: Any = None
         self._tapped: list[Tensor] = []
         self._is_listening = False
-        self._resting: list[_BatchNorm] = []
+        self.has_added = False  # to the loss of this step
+        self._resting: list[_NormBase] = []
         self._num_dead = 0
-        self._options = {**{key: str(value) for key, value in found[1].spec().items()}, "tap": self.tap}
-        self._options |= {"aux_weight": str(weight), "warmup_epochs": str(warmup_epochs)}
+        self.options = {**{key: str(value) for key, value in found[1].spec().items()}, "tap": self.tap}
+        self.options |= {"aux_weight": str(weight), "warmup_epochs": str(warmup_epochs)}
 
     @property
     def introduction(self) -> str:
@@ -74,6 +75,10 @@ class AuxiliaryTerm(TransferPart):
         transfer = self._gated[0].transfer
         return {} if transfer is None else {f"{self.head_path}.transfer": transfer}
 
+    def renamed(self, module: Any) -> dict[str, str]:
+        """The head."""
+        return {f"{self.head_path}.head": self.head_path}
+
     def attach(self, module: Any) -> None:
         """Listen at the tap."""
         self.detach()
@@ -86,16 +91,24 @@ class AuxiliaryTerm(TransferPart):
             self._handle.remove()
         self._handle = None
         self.end()
+        self.wake()
 
     def check(self, trainer: Any) -> None:
-        """Nothing: what has to fit was seen before."""
+        """Refuse a warm-up that never ends, and a classifier that nobody trains."""
+        optimizers.check_held(trainer, self)
+        if self.warmup_epochs and 0 <= (trainer.max_epochs or 0) <= self.warmup_epochs and not is_trial(trainer):
+            raise TransferConfigError(
+                f"warmup_epochs={self.warmup_epochs}, and training has {trainer.max_epochs} epochs: the body would "
+                "never be tuned. Pass fewer."
+            )
 
     def begin(self, module: Any, batch: Any = None) -> None:
-        """Listen; in the warm-up let the body's BatchNorms rest."""
-        self._batch = batch
+        """Listen; in the warm-up let the body's norms rest."""
+        self.wake()
+        self._batch, self.has_added = batch, False
         self._is_listening = self.classifier is not None
         if self._is_warming(module.trainer):
-            body = (layer for layer in self._body(module) if isinstance(layer, _BatchNorm) and layer.training)
+            body = (layer for layer in self._body(module) if isinstance(layer, _NormBase) and layer.training)
             for norm in body:
                 norm.training = False
                 self._resting.append(norm)
@@ -107,9 +120,10 @@ class AuxiliaryTerm(TransferPart):
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
         """The loss with the auxiliary classifier's."""
         trainer = module.trainer
+        self.has_added = True
         values = {}
         if self.classifier is not None:
-            aux_loss = self._loss()
+            aux_loss = self._loss(module)
             values["transfer/aux_loss"] = aux_loss.detach()
             loss = loss + self.weight * aux_loss
         if is_log_due(trainer):
@@ -120,7 +134,7 @@ class AuxiliaryTerm(TransferPart):
             log(trainer, values)
         return loss
 
-    def _loss(self) -> Tensor:
+    def _loss(self, module: Any) -> Tensor:
         assert self.classifier is not None
         if len(self._tapped) != 1:
             raise TransferConfigError(
@@ -128,7 +142,15 @@ class AuxiliaryTerm(TransferPart):
                 "classifier takes the features of one pass. Do without it: aux_weight=0."
             )
         labels = self.labels(self._batch)
-        features = self._tapped[0][: len(labels)]  # a joint pass has source images behind the target's
+        num_source = sum(getattr(part, "num_joint", 0) for part in module.modules())  # behind the target's images
+        features = self._tapped[0]
+        if len(features) != len(labels) + num_source:
+            raise TransferConfigError(
+                f"The network ran {len(features) - num_source} images, and the batch has {len(labels)} labels: whose "
+                "they are, the auxiliary classifier cannot know. Pass labels=lambda batch: ..., one for each image, or "
+                "do without it: aux_weight=0."
+            )
+        features = features[: len(labels)]
         loss = F.cross_entropy(self.classifier(features), labels)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"The auxiliary loss behind {self.tap!r} is {float(loss.detach())}.")
@@ -142,6 +164,9 @@ class AuxiliaryTerm(TransferPart):
         """Nothing of a step is left for the next one."""
         self._batch, self._is_listening = None, False
         self._tapped = []
+
+    def wake(self) -> None:
+        """Let the norms that rested in a warm-up step go on; only behind its backward, which may run them again."""
         for norm in self._resting:
             norm.training = True
         self._resting = []
@@ -151,6 +176,7 @@ class AuxiliaryTerm(TransferPart):
 
         Its parameters keep their requires_grad, which may not change once DDP has seen them.
         """
+        self.wake()
         if self._is_warming(module.trainer):
             for param in self._body_parameters(module):
                 param.grad = None
@@ -179,18 +205,6 @@ class AuxiliaryTerm(TransferPart):
                 NoEffectWarning,
                 stacklevel=2,
             )
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The run's options."""
-        return {"options": self._options}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Refuse to go on with other options.
-
-        Raises:
-            TransferConfigError: listing the differences.
-        """
-        check_options("GatedTransfer", state["options"], self._options)
 
 
 def find_labels(batch: Any) -> Tensor:

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning_transfer.errors import TransferConfigError, check_count, check_number
 from lightning_transfer.glue.base import TransferCallback
-from lightning_transfer.methods.gated.apply import apply_gated_transfer, find_gated_head
+from lightning_transfer.methods.gated.apply import apply_gated_transfer, find_gated_head, remove_gated_transfer
 from lightning_transfer.methods.gated.auxiliary import AuxiliaryTerm, Labels, find_labels
 from lightning_transfer.methods.gated.modules import GatedHead
 
@@ -56,9 +56,11 @@ class GatedTransfer(TransferCallback):
     ) -> None:
         if ratio is not None:
             check_count("ratio", ratio, least=1)
-        check_number("gate_dropout", gate_dropout, most=1)
-        check_number("dropout", dropout, most=1)
+        for name, share in (("gate_dropout", gate_dropout), ("dropout", dropout)):
+            check_number(name, share, most=0.99)  # all dropped, nothing would be learned
         check_number("aux_weight", aux_weight)
+        if not callable(labels):
+            raise TransferConfigError(f"labels={labels!r}; it takes a function of the batch.")
         check_count("warmup_epochs", warmup_epochs, least=0)
         self.options: dict[str, Any] = {"head": head, "ratio": ratio, "gate_dropout": gate_dropout, "dropout": dropout}
         self.tap = tap
@@ -66,19 +68,29 @@ class GatedTransfer(TransferCallback):
         self.warmup_epochs = warmup_epochs
         self.labels = labels
 
-    def change_layers(self, trainer: Any, module: Any) -> None:
+    def change_layers(self, trainer: Any, module: Any) -> bool:
         """Put the transfer module in front of the head."""
+        if hasattr(module, "add_gated_transfer"):
+            raise TransferConfigError(
+                f"{type(module).__name__} gates itself by GatedTransferMixin. Leave one out, the mixin or the callback."
+            )
         found = find_gated_head(module)
         if found is None:
             apply_gated_transfer(module, **self.options)
-            return
+            return True
         theirs = {key: value for key, value in found[1].spec().items() if value is not None or key == "ratio"}
+        theirs["head"] = found[0] if self.options["head"] != "auto" else "auto"
         different = [f"{key}={value!r}" for key, value in theirs.items() if value != self.options[key]]
         if different:
             raise TransferConfigError(
                 f"{type(module).__name__} has a transfer module already, with {', '.join(different)}. Give "
                 "GatedTransfer the same, or call functional.remove_gated_transfer(module) first."
             )
+        return False
+
+    def restore_layers(self, module: Any) -> None:
+        """The head alone again."""
+        remove_gated_transfer(module)
 
     def make_part(self, module: Any) -> AuxiliaryTerm:
         """The auxiliary classifier, and the warm-up."""

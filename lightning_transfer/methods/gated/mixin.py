@@ -83,6 +83,8 @@ class GatedTransferMixin:
         """
         if not self.trainer.training:  # type: ignore[attr-defined]
             return loss
+        if self._term.has_added:
+            raise TransferConfigError("gated_loss was called twice in a step. Call it once, with the whole loss.")
         self._term.stepped()
         return self._term.add_to(self, loss)
 
@@ -98,8 +100,14 @@ class GatedTransferMixin:
         return parent
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let nothing of the step be left."""
+        """Let nothing of the step be left; say so where the step made no gated loss."""
+        if self._term.weight and not self._term.has_added and outputs is not None:
+            raise TransferConfigError(
+                f"{type(self).__name__}.training_step never called self.gated_loss(loss), so the auxiliary classifier "
+                "learns nothing. Return self.gated_loss(loss), or add_gated_transfer(aux_weight=0)."
+            )
         self._term.end()
+        self._term.before_optimizer_step(self)  # no gradient of a warm-up is left for a later step
         super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:

@@ -2,14 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError, check_count, check_number
 from lightning_transfer.methods.gated.functional import gate_features
-from lightning_transfer.surgery import Structure, replace_modules
-
-SEED = 0  # of the first weights
+from lightning_transfer.surgery import Structure, own_randomness, replace_modules
 
 
 class Glance:
@@ -97,6 +94,7 @@ class GatedHead(Structure):
         super().__init__()
         self.transfer = transfer
         self.dropout = nn.Dropout(dropout)
+        self.train(head.training)
         self.head = head
 
     def forward(self, features: Tensor) -> Tensor:
@@ -104,6 +102,15 @@ class GatedHead(Structure):
         weighted = features if self.transfer is None else self.transfer(features)
         logits: Tensor = self.head(self.dropout(weighted))
         return logits
+
+    def __getattr__(self, name: str) -> Any:
+        """The head's own, where somebody asks for its weight or its width."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "head":
+                raise
+            return getattr(self.head, name)
 
     def spec(self) -> dict[str, Any]:
         """What stands in front of the head."""
@@ -129,8 +136,7 @@ def put_in_front(
     head: Any = root.get_submodule(path)
     transfer = None
     if ratio is not None:
-        with torch.random.fork_rng():
-            torch.manual_seed(SEED)
+        with own_randomness():
             transfer = TransferModule(head.in_features, ratio=ratio, dropout=gate_dropout or 0.0).to(head.weight)
     gated = GatedHead(head, transfer, dropout)
     replace_modules(root, {path: gated})
