@@ -29,13 +29,13 @@ def resnet50(settings: Settings) -> Fit:
     return replace(resnet18(settings), network=partial(timm.create_model, "resnet50", num_classes=TARGET_CLASSES))
 
 
-@Row("ResNet-18, gated filters / plain step", bar=1.60)
+@Row("ResNet-18, gated filters / plain step", bar=1.60, most=9)
 def gated_small(settings: Settings) -> tuple[Run, Run]:
     """Every convolution twice, and the gate."""
     return gated(resnet18(settings))
 
 
-@Row("ResNet-50, gated filters / plain step", bar=1.85)
+@Row("ResNet-50, gated filters / plain step", bar=1.85, most=5)
 def gated_large(settings: Settings) -> tuple[Run, Run]:
     """Every convolution twice, and the gate."""
     return gated(resnet50(settings))
@@ -78,7 +78,7 @@ def saved_large(settings: Settings) -> tuple[Run, Run]:
     return saving(settings, partial(timm.create_model, "resnet50", num_classes=TARGET_CLASSES))
 
 
-@Row("ResNet-18, transfer module / step", bar=0.3, unit="%")
+@Row("ResNet-18, transfer module / step", bar=0.3, unit="%", most=5)
 def transfer_module(settings: Settings) -> tuple[Run, Run]:
     """The module alone, forwards and backwards, against a plain step."""
     plain = resnet18(settings)
@@ -94,7 +94,7 @@ def transfer_module(settings: Settings) -> tuple[Run, Run]:
     return alone, plain
 
 
-@Row("ResNet-18, gated transfer with auxiliary classifier / plain step")
+@Row("ResNet-18, gated transfer with auxiliary classifier / plain step", most=5)
 def gated_transfer(settings: Settings) -> tuple[Run, Run]:
     """The whole callback."""
     plain = resnet18(settings)

@@ -63,11 +63,13 @@ def results(num_ranks: int) -> dict:
 
 
 def pairs(size: int) -> dict:
-    """Methods of different seams together: more than the parts, since each sees what the others change."""
+    """Methods of different seams together, and what only several steps or ranks bring to light."""
     soft, _, selective, _, adafilter, gated = METHODS
     return {
         "selective and adafilter": [selective.callback(batch_size=size), adafilter.callback()],
         "soft and gated": [soft.callback(batch_size=size), gated.callback()],
+        "a warm-up": [lt.GatedTransfer(tap="model.bn", ratio=2, gate_dropout=0, dropout=0, warmup_epochs=1)],
+        "gates shut everywhere": [lt.AdaFilter(gated="conv", gate_width=4, gate_bias=-50.0)],
         "all": [adafilter.callback(), gated.callback(), selective.callback(batch_size=size)],
     }
 

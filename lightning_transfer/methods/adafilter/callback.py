@@ -32,7 +32,7 @@ class AdaFilter(TransferCallback):
         gate_bias: where the gates' logits start: above 0 rather tuned, below rather frozen.
         gated: which convolutions: a pattern of their names such as "layer4.*", several, or a function of name and
             convolution; all but the stem by default.
-        gate_lr: learning rate of the gate; that of the gated filters by default.
+        gate_lr: learning rate of the gate, in a group of its own; by default it is in a group with gated filters.
         temperature: of the "gumbel" estimator.
 
     Raises:
