@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         trainer.fit(module, digits)
 
     shares = lt.reports.gate_map(module.model, digits.val_dataloader(), options.out, class_names=list("0123456789"))
-    print(f"{trainer.callback_metrics['transfer/tuned']:.0%} of the filters were tuned. Which: {options.out}")
+    print(f"{sum(shares.values()) / len(shares):.0%} of the filters were tuned. Which: {options.out}")
     for keep in ("tuned", "frozen", "mean"):
         plain = copy.deepcopy(module.model)
         # which one to keep is chosen on validation images; "mean" counts the gates on them, too

@@ -231,7 +231,7 @@ def _gated():
         reference=reference,
         yaml="""
             class_path: lightning_transfer.GatedTransfer
-            init_args: {tap: model.bn, ratio: 2, warmup_epochs: 1}
+            init_args: {tap: model.bn, ratio: 2, aux_weight: 0.3}
         """,
         plain=lt.functional.remove_gated_transfer,
     )

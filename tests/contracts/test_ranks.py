@@ -75,7 +75,9 @@ def test_two_ranks_equal_one_process(ranks, alone, method, run):
         assert_same(shared, single, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("pair", ["selective and adafilter", "soft and gated", "a warm-up", "gates shut everywhere", "all"])
+@pytest.mark.parametrize(
+    "pair", ["selective and adafilter", "soft and gated", "a warm-up", "gates shut everywhere", "all"]
+)
 def test_methods_together_on_two_ranks_equal_each_other_and_one_process(ranks, alone, pair):
     assert len(alone[pair]) == 6
     assert any((alone[pair][0][name] != value).any() for name, value in alone[pair][-1].items())

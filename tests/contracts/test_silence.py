@@ -395,7 +395,9 @@ def test_a_test_of_an_earlier_checkpoint_does_not_set_the_run_back(method, tmp_p
 @each_method
 def test_a_checkpoint_of_a_plain_run_is_refused_with_the_line_to_write(method, tmp_path):
     fit(LitToy(), [SaveEveryStep(tmp_path)], max_epochs=1)
-    with pytest.raises(lt.TransferConfigError, match=r"written without \w+Finetuning.*load_from_checkpoint\(path\)"):
+    with pytest.raises(
+        lt.TransferConfigError, match=r"written without \w+Finetuning.*load_from_checkpoint\(YourModule, path\)"
+    ):
         fit(LitToy(), [method.callback()], ckpt_path=tmp_path / "step=6.ckpt")
     fit(LitToy.load_from_checkpoint(tmp_path / "step=6.ckpt"), [method.callback()])
 

@@ -13,7 +13,7 @@ from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, log
 from lightning_transfer.methods.adafilter.apply import NAME, FilterGates, gates_of
 
-COLLAPSED = 5  # looks in a row at which no gate differs from any other
+COLLAPSED = 10  # looks in a row at which no gate differs from any other
 
 
 class GateWatch(TransferPart):

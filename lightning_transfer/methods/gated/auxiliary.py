@@ -55,6 +55,8 @@ class AuxiliaryTerm(TransferPart):
         self._tapped: list[Tensor] = []
         self._is_listening = False
         self.has_added = False  # to the loss of this step
+        self._joint: list[Any] = []  # parts that may put source images behind the target's
+        self._num_source = 0  # such images in this step
         self._resting: list[_NormBase] = []
         self._num_dead = 0
         self.options = {**{key: str(value) for key, value in found[1].spec().items()}, "tap": self.tap}
@@ -89,13 +91,14 @@ class AuxiliaryTerm(TransferPart):
         """Let go of the user's module."""
         if self._handle is not None:
             self._handle.remove()
-        self._handle = None
+        self._handle, self._joint = None, []
         self.end()
         self.wake()
 
     def check(self, trainer: Any) -> None:
         """Refuse a warm-up that never ends, and a classifier that nobody trains."""
         optimizers.check_held(trainer, self)
+        self._joint = [part for part in trainer.lightning_module.modules() if hasattr(part, "num_joint")]
         if self.warmup_epochs and 0 <= (trainer.max_epochs or 0) <= self.warmup_epochs and not is_trial(trainer):
             raise TransferConfigError(
                 f"warmup_epochs={self.warmup_epochs}, and training has {trainer.max_epochs} epochs: the body would "
@@ -116,6 +119,7 @@ class AuxiliaryTerm(TransferPart):
     def stepped(self) -> None:
         """What runs through the network from here on is not the step's own pass."""
         self._is_listening = False
+        self._num_source = sum(part.num_joint for part in self._joint)
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
         """The loss with the auxiliary classifier's."""
@@ -123,7 +127,7 @@ class AuxiliaryTerm(TransferPart):
         self.has_added = True
         values = {}
         if self.classifier is not None:
-            aux_loss = self._loss(module)
+            aux_loss = self._loss()
             values["transfer/aux_loss"] = aux_loss.detach()
             loss = loss + self.weight * aux_loss
         if is_log_due(trainer):
@@ -134,7 +138,7 @@ class AuxiliaryTerm(TransferPart):
             log(trainer, values)
         return loss
 
-    def _loss(self, module: Any) -> Tensor:
+    def _loss(self) -> Tensor:
         assert self.classifier is not None
         if len(self._tapped) != 1:
             raise TransferConfigError(
@@ -142,12 +146,11 @@ class AuxiliaryTerm(TransferPart):
                 "classifier takes the features of one pass. Do without it: aux_weight=0."
             )
         labels = self.labels(self._batch)
-        num_source = sum(getattr(part, "num_joint", 0) for part in module.modules())  # behind the target's images
         features = self._tapped[0]
-        if len(features) != len(labels) + num_source:
+        if len(features) != len(labels) + self._num_source:
             raise TransferConfigError(
-                f"The network ran {len(features) - num_source} images, and the batch has {len(labels)} labels: whose "
-                "they are, the auxiliary classifier cannot know. Pass labels=lambda batch: ..., one for each image, or "
+                f"The network ran {len(features) - self._num_source} images, and the batch has {len(labels)} labels: "
+                "whose they are, the auxiliary classifier cannot know. Pass labels=lambda batch: ..., one for each image, or "
                 "do without it: aux_weight=0."
             )
         features = features[: len(labels)]

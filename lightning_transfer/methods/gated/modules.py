@@ -28,6 +28,7 @@ class TransferModule(nn.Module):
         dropout: in front of W2.
 
     Example:
+        >>> import torch
         >>> TransferModule(32, ratio=16)(torch.rand(2, 32)).shape
         torch.Size([2, 32])
     """
@@ -65,6 +66,7 @@ class AuxiliaryClassifier(nn.Module):
         num_classes: of the target.
 
     Example:
+        >>> import torch
         >>> AuxiliaryClassifier(8, 3)(torch.rand(2, 8, 4, 4)).shape
         torch.Size([2, 3])
     """
