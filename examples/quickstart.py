@@ -38,6 +38,8 @@ METHODS: dict[str, Callable[[lt.SourceTask], list[L.Callback]]] = {
     "fine-tuning": lambda source: [],
     "soft fine-tuning": lambda source: [lt.SoftFinetuning(source)],
     "selective joint": lambda source: [lt.SelectiveJointFinetuning(source, neighbors=100)],
+    "AdaFilter": lambda source: [lt.AdaFilter()],
+    "gated transfer": lambda source: [lt.GatedTransfer()],
 }
 # ---------------------------------------------------------------------------------------------------------------------
 

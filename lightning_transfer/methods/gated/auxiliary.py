@@ -147,11 +147,12 @@ class AuxiliaryTerm(TransferPart):
             )
         labels = self.labels(self._batch)
         features = self._tapped[0]
-        if len(features) != len(labels) + self._num_source:
+        num_images = len(features) - self._num_source
+        if num_images != len(labels):
             raise TransferConfigError(
-                f"The network ran {len(features) - self._num_source} images, and the batch has {len(labels)} labels: "
-                "whose they are, the auxiliary classifier cannot know. Pass labels=lambda batch: ..., one for each image, or "
-                "do without it: aux_weight=0."
+                f"The network ran {num_images} images, and the batch has {len(labels)} labels: whose they are, the "
+                "auxiliary classifier cannot know. Pass labels=lambda batch: ..., one for each image, or do without: "
+                "aux_weight=0."
             )
         features = features[: len(labels)]
         loss = F.cross_entropy(self.classifier(features), labels)
