@@ -1,6 +1,6 @@
 """Quickstart: a network that knows printed characters learns handwritten digits, with every method.
 
-About two minutes on a CPU, no download: the source images are drawn with the fonts that come with matplotlib, the
+About three minutes on a CPU, no download: the source images are drawn with the fonts that come with matplotlib, the
 target images are the 8 x 8 scans of real handwriting in scikit-learn, ten of each digit to learn from.
 
     python examples/quickstart.py

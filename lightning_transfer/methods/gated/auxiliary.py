@@ -99,9 +99,10 @@ class AuxiliaryTerm(TransferPart):
         """Refuse a warm-up that never ends, and a classifier that nobody trains."""
         optimizers.check_held(trainer, self)
         self._joint = [part for part in trainer.lightning_module.modules() if hasattr(part, "num_joint")]
-        if self.warmup_epochs and 0 <= (trainer.max_epochs or 0) <= self.warmup_epochs and not is_trial(trainer):
+        num_epochs = trainer.max_epochs  # -1 or None: nobody knows
+        if num_epochs is not None and 0 < num_epochs <= self.warmup_epochs and not is_trial(trainer):
             raise TransferConfigError(
-                f"warmup_epochs={self.warmup_epochs}, and training has {trainer.max_epochs} epochs: the body would "
+                f"warmup_epochs={self.warmup_epochs}, and training has {num_epochs} epochs: the body would "
                 "never be tuned. Pass fewer."
             )
 
