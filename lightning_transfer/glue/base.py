@@ -148,8 +148,12 @@ class TransferCallback(_AnyCallback):
             OwnGroup(module, "configure_optimizers", part.own_group(module)),
             Afterwards(module, "configure_optimizers", with_optimizers),
             Before(module, "configure_optimizers", self._check_still_there),
-            Afterwards(module, "on_before_optimizer_step", lambda _: part.before_optimizer_step(module)),
         )
+        if (
+            type(part).before_optimizer_step is not TransferPart.before_optimizer_step
+        ):  # each hook costs a step its time
+            late = Afterwards(module, "on_before_optimizer_step", lambda _: part.before_optimizer_step(module))
+            self._stand_ins += (late,)
 
     def _check_still_there(self, module: Any) -> None:
         if self.structure is not None and not any(isinstance(child, self.structure) for child in module.modules()):
