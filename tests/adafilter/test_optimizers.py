@@ -245,3 +245,9 @@ def test_a_rate_that_is_overwritten_before_training_is_refused():
 
     with pytest.raises(lt.TransferConfigError, match=r"a learning-rate finder has set 0\.003"):
         fit(Overwriting(), [callback()])
+
+
+def test_after_a_fit_nothing_of_the_last_pass_is_held():
+    module = LitToy()
+    fit(module, [callback(None)])
+    assert module.model.adafilter.last_gates() == {}

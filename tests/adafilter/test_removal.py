@@ -74,6 +74,10 @@ def test_a_copy_that_moved_to_another_precision_is_made_plain_there():
     net = timm.create_model("efficientnet_b0", num_classes=3)  # norms with activations behind them
     apply_adafilter(net)
     net.double()
+    net(torch.randn(2, 3, 64, 64, dtype=torch.float64))
+    moved = net.blocks[1][0].conv_pw.norm.tuned.running_mean.clone()
+    assert (moved != 0).any()
     remove_adafilter(net)
+    assert torch.equal(net.blocks[1][0].bn1.running_mean, moved)
     assert {value.dtype for value in net.state_dict().values() if value.is_floating_point()} == {torch.float64}
     assert net.double()(torch.randn(2, 3, 32, 32, dtype=torch.float64)).shape == (2, 3)

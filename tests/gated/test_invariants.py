@@ -311,7 +311,7 @@ def test_the_body_rests_under_activation_checkpointing_too(reentrant):
 
 def test_a_norm_of_the_users_that_rests_is_not_woken_by_the_warm_up():
     class Resting(LitToy):
-        def on_train_epoch_start(self):
+        def on_train_start(self):
             self.model.bn.eval()
 
     module, before = Resting(), weights(LitToy())
