@@ -141,7 +141,6 @@ class OwnGroup(StandIn):
                 f"gate_lr={rate}: configure_optimizers returns an optimizer that was made elsewhere, so the gate "
                 "has no group in it. Make it there, or leave gate_lr out."
             )
-        check_rate(_optimizers_in(made), params, rate)
         return made
 
 

@@ -230,3 +230,10 @@ def test_of_a_second_callback_or_another_place_nothing_is_silent(method):
     )
     with pytest.raises(lt.TransferConfigError, match="already, with"):
         other.change_layers(trainer(), changed)
+
+
+def test_a_checkpoint_of_two_methods_is_refused_where_one_is_missing(tmp_path):
+    fit(LitToy(), [*(method.callback() for method in LAYERED), SaveEveryStep(tmp_path)], max_epochs=1)
+    for method, missing in zip(LAYERED, ("GatedHead", "FilterGates"), strict=True):
+        with pytest.raises(lt.TransferConfigError, match=f"holds {missing}. Give the callback"):
+            fit(LitToy(), [method.callback()], ckpt_path=tmp_path / "step=3.ckpt")
