@@ -290,6 +290,7 @@ class SourceTerm(TransferPart):
         finally:
             for layer, was_training in layers:
                 layer.training = was_training
+            torch.clear_autocast_cache()  # of weights cast without gradients, which the step would go on with
         return logits
 
     def _drop_stream(self) -> None:

@@ -76,6 +76,7 @@ def test_a_backward_after_each_pass_with_checkpointing(net):
     assert_close(found, expected(net))
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # the oldest torch's dynamo about any Function
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look at a state
 @pytest.mark.parametrize("where", ["module", "submodule", "in place"])
 def test_compiled(net, where):
@@ -92,6 +93,7 @@ def test_compiled(net, where):
     assert_close({name.replace("._orig_mod", ""): value for name, value in found.items()}, reference)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
 def test_a_compiled_network_is_gated():
     net = chain()
     compiled = torch.compile(net, backend="aot_eager")

@@ -49,6 +49,7 @@ def callback(rate=GATE_RATE):
     return lt.AdaFilter(gated="conv", gate_width=4, gate_lr=rate)
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in")  # the oldest torch's SequentialLR
 @pytest.mark.parametrize("make", PROPORTIONAL, ids=range(len(PROPORTIONAL)))
 def test_schedulers_move_the_gates_rate_as_the_others_and_resume(make, tmp_path):
     module = scheduled(make)

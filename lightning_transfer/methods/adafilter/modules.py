@@ -63,13 +63,17 @@ class GatedConv2d(nn.Module):
         self.norm = None if norm is None else GatedBatchNorm2d(norm)
         self.is_linear = _is_linear(conv)  # so that a norm can be folded in
         self._folded = _as_buffers(conv, persistent=False) if norm is not None and self.is_linear else None
-        self._gate: tuple[RecurrentFilterGate, int] | Fixed | None = None
+        self._gate: tuple[RecurrentFilterGate, int] | None = None
+        self._fixed: Fixed | None = None
         self._fold()
         self.register_load_state_dict_post_hook(_fold_again)  # type: ignore[no-untyped-call]
 
     def decide_by(self, gate: "RecurrentFilterGate | Fixed", layer: int = 0) -> None:
         """Take the gates from a gate, as its layer of this number; or always the same ones."""
-        self._gate = gate if isinstance(gate, str) else (gate, layer)  # in a tuple: its parameters are not this layer's
+        if isinstance(gate, str):
+            self._fixed = gate
+        else:
+            self._gate = (gate, layer)  # in a tuple: its parameters are not this layer's
         if gate == "all_frozen":
             self.tuned.requires_grad_(requires_grad=False)
             if self.norm is not None:
@@ -97,9 +101,9 @@ class GatedConv2d(nn.Module):
         Raises:
             TransferConfigError: there are no gates and none that decides.
         """
-        if gates is None and self._gate == "all_tuned":
+        if gates is None and self._fixed == "all_tuned":
             return self._tuned_alone(features)
-        if gates is None and self._gate == "all_frozen":
+        if gates is None and self._fixed == "all_frozen":
             return self._frozen_alone(features)
         is_hard = gates is None
         gates = self._decide(features) if gates is None else gates
@@ -120,12 +124,12 @@ class GatedConv2d(nn.Module):
         return response if self.norm is None else self.norm.frozen(response)
 
     def _decide(self, features: Tensor) -> Tensor:
-        if self._gate is None:
-            raise TransferConfigError("Nothing decides this layer's gates. Pass them, or call decide_by(gate, layer).")
-        if isinstance(self._gate, tuple):
+        if self._gate is not None:
             gate, layer = self._gate
             return gate(layer, features)  # type: ignore[no-any-return]
-        return torch.randint(0, 2, (len(features), self.tuned.out_channels), device=features.device)
+        if self._fixed == "random":
+            return torch.randint(0, 2, (len(features), self.tuned.out_channels), device=features.device)
+        raise TransferConfigError("Nothing decides this layer's gates. Pass them, or call decide_by(gate, layer).")
 
 
 def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
