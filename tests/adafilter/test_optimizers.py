@@ -252,3 +252,18 @@ def test_after_a_fit_nothing_of_the_last_pass_is_held():
     module = LitToy()
     fit(module, [callback(None)])
     assert module.model.adafilter.last_gates() == {}
+
+
+def test_a_rate_that_was_lowered_in_training_resumes(tmp_path):
+    class Lowering(LitToy):
+        """As ReduceLROnPlateau does, which keeps no first rate."""
+
+        def on_train_batch_start(self, batch, batch_idx):
+            if self.trainer.global_step == 2:
+                for group in self.optimizers().optimizer.param_groups:
+                    group["lr"] /= 10
+
+    whole, rest = Lowering(), Lowering()
+    fit(whole, [callback(), SaveEveryStep(tmp_path)], loader=StatefulLoader())
+    fit(rest, [callback()], loader=StatefulLoader(), ckpt_path=tmp_path / "step=4.ckpt")
+    assert_same(weights(rest), weights(whole))

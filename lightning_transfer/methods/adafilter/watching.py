@@ -87,7 +87,7 @@ class GateWatch(TransferPart):
             )
         if self.gates.gate is not None:
             optimizers.check_held(trainer, self.gates)
-        if self._rate is not None:
+        if self._rate is not None and trainer.global_step == 0:  # later it may have been lowered, as a plateau does
             optimizers.check_rate(trainer.optimizers, list(self.gates.parameters()), self._rate)
 
     def begin(self, module: Any, batch: Any = None) -> None:
