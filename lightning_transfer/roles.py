@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from lightning_transfer.errors import TransferConfigError, nearest
+from lightning_transfer.tracing import evaluating
 
 HEAD_NAMES = ("fc", "classifier", "head", "heads")
 FORWARDLESS = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
@@ -178,23 +178,19 @@ def _narrowed(head: Head) -> Head:
 def _last_linear(module: nn.Module, probe: Callable[[], object]) -> Head | None:
     """The last Linear that runs when `probe` does, in eval mode and without a trace left behind."""
     reached: list[Head] = []
-    modes = [(child, child.training) for child in module.modules()]
     handles = [
         layer.register_forward_hook(lambda layer, args, output, name=name: reached.append(Head(name, layer)))
         for name, layer in linear_layers(module)
         if isinstance(layer, nn.Linear)
     ]
     try:
-        module.eval()
-        with torch.no_grad():
+        with evaluating(module):
             probe()
     except Exception:  # an example alone does not run, for whatever reason of the user's: then it tells us nothing
         return None
     finally:
         for handle in handles:
             handle.remove()
-        for child, mode in modes:
-            child.training = mode
     return reached[-1] if reached else None
 
 

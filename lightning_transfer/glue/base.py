@@ -73,6 +73,13 @@ class TransferCallback(_AnyCallback):
     def restore_layers(self, module: Any) -> None:
         """Take the change back, where nothing came of it."""
 
+    def refuse_mixin(self, module: Any) -> None:
+        """Refuse a module that changes its layers itself, by this callback's mixin."""
+        if any(cls.__name__ == self.mixin for cls in type(module).__mro__):
+            raise TransferConfigError(
+                f"{type(module).__name__} gates itself by {self.mixin}. Leave one out, the mixin or the callback."
+            )
+
     @abstractmethod
     def make_part(self, module: Any) -> TransferPart:
         """What this callback adds to a user's module."""
@@ -118,9 +125,10 @@ class TransferCallback(_AnyCallback):
             self._stand_ins += (Before(module, "on_load_checkpoint", rebuild_from),)
 
     def _enter(self, trainer: Any, module: Any) -> None:
-        has_changed = self.change_layers(trainer, module)
         if self.structure is not None:
             check_launcher(trainer, type(self).__name__)
+        has_changed = self.change_layers(trainer, module)
+        if self.structure is not None:
             check = partial(checkpoints.check_structure, name=type(self).__name__, kind=self.structure.__name__)
             self._stand_ins += (Before(module, "on_load_checkpoint", check),)
         try:

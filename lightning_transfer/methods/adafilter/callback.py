@@ -77,10 +77,7 @@ class AdaFilter(TransferCallback):
 
     def change_layers(self, trainer: Any, module: Any) -> bool:
         """Gate the network."""
-        if hasattr(module, "add_adafilter"):
-            raise TransferConfigError(
-                f"{type(module).__name__} gates itself by AdaFilterMixin. Leave one out, the mixin or the callback."
-            )
+        self.refuse_mixin(module)
         found = gates_of(module)
         if found is None:
             report = apply_adafilter(module, **self.options)

@@ -70,10 +70,7 @@ class GatedTransfer(TransferCallback):
 
     def change_layers(self, trainer: Any, module: Any) -> bool:
         """Put the transfer module in front of the head."""
-        if hasattr(module, "add_gated_transfer"):
-            raise TransferConfigError(
-                f"{type(module).__name__} gates itself by GatedTransferMixin. Leave one out, the mixin or the callback."
-            )
+        self.refuse_mixin(module)
         found = find_gated_head(module)
         if found is None:
             apply_gated_transfer(module, **self.options)
