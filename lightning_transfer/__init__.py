@@ -10,16 +10,24 @@ from lightning_transfer.version import __version__
 
 if TYPE_CHECKING:
     from lightning_transfer import callbacks, functional, metrics, mixins, nn, reports
-    from lightning_transfer.callbacks import AdaFilter, GatedTransfer, SelectiveJointFinetuning, SoftFinetuning
+    from lightning_transfer.callbacks import (
+        AdaFilter,
+        CollaborativeFinetuning,
+        GatedTransfer,
+        SelectiveJointFinetuning,
+        SoftFinetuning,
+    )
     from lightning_transfer.errors import NoEffectWarning, TransferConfigError
     from lightning_transfer.glue.checkpoints import load_from_checkpoint, strip_checkpoint
+    from lightning_transfer.methods.collaborative.layer_search import LayerSearch
+    from lightning_transfer.methods.collaborative.plan import LayerPlan
     from lightning_transfer.methods.selective.banks import FilterBank
     from lightning_transfer.methods.selective.borrowing import Borrowing
     from lightning_transfer.methods.selective.options import Neighbors
     from lightning_transfer.methods.selective.scanning import Scan
     from lightning_transfer.methods.selective.select import select_neighbors
     from lightning_transfer.methods.selective.selection import Selection
-    from lightning_transfer.mixins import AdaFilterMixin, GatedTransferMixin, SourceTaskMixin
+    from lightning_transfer.mixins import AdaFilterMixin, CollaborativeMixin, GatedTransferMixin, SourceTaskMixin
     from lightning_transfer.schedules import Schedule
     from lightning_transfer.source.task import SourceTask
 
@@ -27,9 +35,13 @@ __all__ = [
     "AdaFilter",
     "AdaFilterMixin",
     "Borrowing",
+    "CollaborativeFinetuning",
+    "CollaborativeMixin",
     "FilterBank",
     "GatedTransfer",
     "GatedTransferMixin",
+    "LayerPlan",
+    "LayerSearch",
     "Neighbors",
     "NoEffectWarning",
     "Scan",
@@ -56,9 +68,13 @@ _HOMES = {
     "AdaFilter": "callbacks",
     "AdaFilterMixin": "mixins",
     "Borrowing": "methods.selective.borrowing",
+    "CollaborativeFinetuning": "callbacks",
+    "CollaborativeMixin": "mixins",
     "GatedTransfer": "callbacks",
     "GatedTransferMixin": "mixins",
     "FilterBank": "methods.selective.banks",
+    "LayerPlan": "methods.collaborative.plan",
+    "LayerSearch": "methods.collaborative.layer_search",
     "Neighbors": "methods.selective.options",
     "NoEffectWarning": "errors",
     "Scan": "methods.selective.scanning",

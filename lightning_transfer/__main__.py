@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from lightning_transfer import ranks
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.launching import launch
-from lightning_transfer.methods.selective import ranks
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.methods.selective.scanning import Scan

@@ -3,6 +3,8 @@
 from lightning_transfer.methods.adafilter.apply import apply_adafilter
 from lightning_transfer.methods.adafilter.functional import mix_filters, straight_through_gate
 from lightning_transfer.methods.adafilter.remove import remove_adafilter
+from lightning_transfer.methods.collaborative.apply import apply_collaborative, remove_collaborative
+from lightning_transfer.methods.collaborative.functional import collaborative_loss
 from lightning_transfer.methods.gated.apply import apply_gated_transfer, remove_gated_transfer
 from lightning_transfer.methods.gated.functional import gate_features
 from lightning_transfer.methods.selective.descriptors import filter_responses, response_histograms
@@ -14,13 +16,16 @@ from lightning_transfer.schedules import anneal
 __all__ = [
     "anneal",
     "apply_adafilter",
+    "apply_collaborative",
     "apply_gated_transfer",
+    "collaborative_loss",
     "filter_responses",
     "gate_features",
     "joint_loss",
     "mix_filters",
     "neighbor_budget",
     "remove_adafilter",
+    "remove_collaborative",
     "remove_gated_transfer",
     "response_histograms",
     "straight_through_gate",

@@ -58,11 +58,18 @@ def find_all(module: nn.Module, kind: type[M]) -> dict[str, M]:
     return {path: child for path, child in module.named_modules() if isinstance(child, kind)}
 
 
+def is_ours(module: nn.Module) -> bool:
+    """Whether this package attached a module to somebody's."""
+    return hasattr(module, "is_transfer_part")
+
+
 class Structure(nn.Module):
     """A module that changes a network for good, and writes down in its state how it can be changed so again; abstract.
 
     The state is a tensor, so that whatever takes a state_dict for tensors goes on working.
     """
+
+    composes = True  # with other changes of layers, and with a source task
 
     def spec(self) -> dict[str, Any]:
         """What it takes to build this again: plain data, equal for equal structures."""

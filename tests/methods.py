@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as L
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -48,6 +49,9 @@ class MethodCase:
         reference: trains the same network by a hand-written loop.
         yaml: the callback in a LightningCLI file.
         plain: takes out of a module what stays in it after a fit.
+        other: makes the same callback with options that change layers in another way.
+        head: what the weight of the user's head is called in changed layers, and only there.
+        load: builds a changed module from a checkpoint.
     """
 
     name: str
@@ -58,6 +62,9 @@ class MethodCase:
     reference: Callable[..., Any]
     yaml: str
     plain: Callable[[Any], object] = lambda module: None
+    other: Callable[..., Any] | None = None
+    head: str = ""
+    load: Callable[..., Any] = lt.load_from_checkpoint
 
     def __str__(self) -> str:
         return self.name
@@ -208,6 +215,8 @@ def _adafilter():
             init_args: {gated: conv, gate_width: 4, estimator: gumbel, temperature: 0.5}
         """,
         plain=lt.functional.remove_adafilter,
+        other=lambda: lt.AdaFilter(gated="other", gate_width=4),
+        head="model.fc.weight",
     )
 
 
@@ -234,9 +243,65 @@ def _gated():
             init_args: {tap: model.bn, ratio: 2, aux_weight: 0.3}
         """,
         plain=lt.functional.remove_gated_transfer,
+        other=lambda: lt.GatedTransfer(head="model.x", ratio=2),
+        head="model.fc.head.weight",
+    )
+
+
+class Collaborating(lt.CollaborativeMixin, toys.ToySteps, L.LightningModule):
+    """Two networks in manual optimization."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.automatic_optimization = False
+        self.add_sources([toys.OtherNet()], **options)
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.collaborative_loss(super().training_step(batch, batch_idx)))
+        optimizer.step()
+
+
+def _collaborative():
+    frozen = {"source1": 1}
+
+    def load(cls, path):
+        """A checkpoint cannot build a network of one's own make beside the first, so it is given."""
+        with pytest.raises(lt.TransferConfigError, match=r"source1.*apply_collaborative.*frozen_layers={'source1': 1}"):
+            lt.load_from_checkpoint(cls, path)
+        module = cls()
+        lt.functional.apply_collaborative(module, [toys.OtherNet()], frozen_layers=frozen)
+        module.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+        return module
+
+    def reference(dtype=torch.float32, **run):
+        module = toys.LitToy()
+        lt.functional.apply_collaborative(module, [toys.OtherNet()])
+        network = layers.Collaborative(module.model.members.source1.network.state_dict(), dtype)
+        return network, layers.train(network, dtype=dtype, **run)
+
+    return MethodCase(
+        name="collaborative",
+        callback=lambda data=None, **_: lt.CollaborativeFinetuning([toys.OtherNet()], frozen_layers=frozen),
+        off=lambda data=None: lt.CollaborativeFinetuning([]),
+        always=lambda weight, data=None, **_: lt.CollaborativeFinetuning([toys.OtherNet()], frozen_layers=frozen),
+        mixin=lambda data=None: Collaborating(frozen_layers=frozen),
+        reference=reference,
+        yaml="""
+            class_path: lightning_transfer.CollaborativeFinetuning
+            init_args:
+              sources: {other: {class_path: tests.toys.OtherNet}}
+              weight: 0.3
+              search: {particles: 2, iterations: 1, proxy_epochs: 1}
+        """,
+        plain=lt.functional.remove_collaborative,
+        other=lambda: lt.CollaborativeFinetuning([toys.OtherNet()]),
+        head="model.members.own.network.fc.weight",
+        load=load,
     )
 
 
 SOURCED = [_soft("separate", "add"), _soft("joint", "convex"), _selective("separate"), _selective("joint")]
-LAYERED = [_adafilter(), _gated()]
+LAYERED = [_adafilter(), _gated(), _collaborative()]
 METHODS = [*SOURCED, *LAYERED]

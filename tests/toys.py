@@ -75,6 +75,22 @@ class ToyNet(nn.Module):
         return self.fc(self.features(pixels))
 
 
+class OtherNet(nn.Module):
+    """Of another make: two convolutions, other widths, other classes."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(4)
+            self.conv1, self.bn1 = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+            self.conv2 = nn.Conv2d(6, 7, 3)
+            self.fc = nn.Linear(7, SOURCE_CLASSES)
+
+    def forward(self, pixels):
+        features = F.relu(self.conv2(F.relu(self.bn1(self.conv1(pixels)))))
+        return self.fc(features.mean((2, 3)))
+
+
 @cache
 def _pretrained() -> tuple[ToyNet, nn.Linear]:
     """A network that knows the source task, and its source head."""

@@ -39,10 +39,12 @@ def _callback_classes() -> tuple[type, ...]:
 
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback as _AnyCallback
+    from lightning.pytorch import Callback
+
+    AnyCallback = Callback
 else:
 
-    class _AnyCallback(*_callback_classes()):
+    class AnyCallback(*_callback_classes()):
         """A Callback of every namespace: each Trainer, and each command line, takes only its own."""
 
 
@@ -50,7 +52,7 @@ else:
 COPYING_CALLBACKS = {"WeightAveraging", "StochasticWeightAveraging"}
 
 
-class TransferCallback(_AnyCallback):
+class TransferCallback(AnyCallback):
     """Changes layers of the user's module for good, or joins it with a part for the length of a fit; abstract.
 
     Layers are changed in `setup`, before weights are loaded and optimizers and DDP exist, or, where the network is
@@ -73,11 +75,21 @@ class TransferCallback(_AnyCallback):
     def restore_layers(self, module: Any) -> None:
         """Take the change back, where nothing came of it."""
 
+    def read_layers(self, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Change the network as a checkpoint's was, where it is to be tested."""
+        rebuild_from(module, checkpoint)
+
+    def resume_layers(self, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Take from a checkpoint, before its weights are loaded, what a run has found out; nothing by default."""
+
+    def before_optimizers(self, trainer: Any, module: Any) -> None:
+        """Called when a checkpoint has been loaded, if there is one, and neither optimizers nor DDP exist."""
+
     def refuse_mixin(self, module: Any) -> None:
         """Refuse a module that changes its layers itself, by this callback's mixin."""
         if any(cls.__name__ == self.mixin for cls in type(module).__mro__):
             raise TransferConfigError(
-                f"{type(module).__name__} gates itself by {self.mixin}. Leave one out, the mixin or the callback."
+                f"{type(module).__name__} has {self.mixin} already. Leave one out, the mixin or the callback."
             )
 
     @abstractmethod
@@ -122,18 +134,33 @@ class TransferCallback(_AnyCallback):
                 )
             self._enter(trainer, module)
         elif self.structure is not None:  # what is tested is what a checkpoint holds, or the module as it is
-            self._stand_ins += (Before(module, "on_load_checkpoint", rebuild_from),)
+            self._stand_ins += (Before(module, "on_load_checkpoint", self.read_layers),)
 
     def _enter(self, trainer: Any, module: Any) -> None:
+        self._check_company(trainer, module)
         if self.structure is not None:
             check_launcher(trainer, type(self).__name__)
         has_changed = self.change_layers(trainer, module)
         if self.structure is not None:
             check = partial(checkpoints.check_structure, name=type(self).__name__, kind=self.structure.__name__)
-            self._stand_ins += (Before(module, "on_load_checkpoint", check),)
+            self._stand_ins += (
+                Before(module, "on_load_checkpoint", self.resume_layers),
+                Before(module, "on_load_checkpoint", check),
+            )
         try:
             self._take_part(trainer, module)
         except Exception:
+            if has_changed:
+                self.restore_layers(module)
+            raise
+        if type(self).before_optimizers is not TransferCallback.before_optimizers:
+            first = partial(self._before_strategy, trainer, module, has_changed)
+            self._stand_ins += (Before(trainer.strategy, "setup", first),)
+
+    def _before_strategy(self, trainer: Any, module: Any, has_changed: bool, *_: Any) -> None:
+        try:
+            self.before_optimizers(trainer, module)
+        except BaseException:  # Ctrl-C too: a fit that has not begun leaves no trace
             if has_changed:
                 self.restore_layers(module)
             raise
@@ -148,7 +175,7 @@ class TransferCallback(_AnyCallback):
 
         def with_optimizers(made: Any) -> None:
             for name, added in {self.part_name: part, **part.added(module)}.items():
-                optimizers.join(made, name, added, neighbors=part.neighbors(module))
+                optimizers.join(made, name, added, neighbors=part.neighbors(module, name))
             part.attach(module)
 
         self._stand_ins += (
@@ -162,6 +189,18 @@ class TransferCallback(_AnyCallback):
         ):  # each hook costs a step its time
             late = Afterwards(module, "on_before_optimizer_step", lambda _: part.before_optimizer_step(module))
             self._stand_ins += (late,)
+
+    def _check_company(self, trainer: Any, module: Any) -> None:
+        """Refuse what only works alone beside anything else of this package."""
+        callbacks = [callback for callback in trainer.callbacks if isinstance(callback, TransferCallback)]
+        alone = [type(callback).__name__ for callback in callbacks if not getattr(callback.structure, "composes", True)]
+        inside = [type(child).__name__ for child in module.modules() if not getattr(child, "composes", True)]
+        if (alone and len(callbacks) > 1) or (inside and not alone):
+            others = [type(callback).__name__ for callback in callbacks if type(callback).__name__ not in alone]
+            raise TransferConfigError(
+                f"{(alone or inside)[0]} trains several networks as one, and {', '.join(others)} is for one network. "
+                "Use one of the two."
+            )
 
     def _check_still_there(self, module: Any) -> None:
         if self.structure is not None and not any(isinstance(child, self.structure) for child in module.modules()):

@@ -23,8 +23,8 @@ class TransferPart(nn.Module, ABC):
         """One line for the log: what was found and what is done with it."""
 
     @abstractmethod
-    def neighbors(self, module: Any) -> Iterable[nn.Parameter]:
-        """The user's parameters whose learning rate the new parameters share."""
+    def neighbors(self, module: Any, name: str) -> Iterable[nn.Parameter]:
+        """The user's parameters whose learning rate new ones share: this part's, or those of one that `added` names."""
 
     @abstractmethod
     def attach(self, module: Any) -> None:

@@ -97,7 +97,7 @@ class SourceTerm(TransferPart):
         """Where the source head went."""
         return f"the source task joins at head {self.head_path!r}."
 
-    def neighbors(self, module: Any) -> Iterable[nn.Parameter]:
+    def neighbors(self, module: Any, name: str) -> Iterable[nn.Parameter]:
         """A new head learns as fast as the user's head, a pretrained one as what stands in front of it."""
         if self.source.head is None:
             return module.get_submodule(self.head_path).parameters()  # type: ignore[no-any-return]

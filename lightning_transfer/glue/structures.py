@@ -7,10 +7,11 @@ from torch import nn
 
 from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.methods.adafilter.apply import FilterGates
+from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 from lightning_transfer.methods.gated.modules import GatedHead
 from lightning_transfer.surgery import structures_in
 
-KINDS = {kind.__name__: kind for kind in (FilterGates, GatedHead)}
+KINDS = {kind.__name__: kind for kind in (FilterGates, GatedHead, CollaborativeEnsemble)}
 
 
 def rebuild_from(module: nn.Module, checkpoint: dict[str, Any]) -> None:

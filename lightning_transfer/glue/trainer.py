@@ -47,11 +47,11 @@ def progress_of(trainer: Any) -> Progress:
     make = no_progress if not is_seen else rich_progress if "RichProgressBar" in kinds else tqdm_progress
 
     @contextmanager
-    def progress(name: str, total: int) -> Iterator[Step]:
-        with make(name, total) as step:
+    def progress(name: str, total: int, /, unit: str = "images") -> Iterator[Step]:
+        with make(name, total, unit) as step:
 
-            def advance(more: int) -> None:
-                step(more)
+            def advance(more: int, note: str = "") -> None:
+                step(more, note)
                 if trainer.received_sigterm:
                     namespace = next(cls.__module__ for cls in type(trainer).__mro__ if cls.__name__ == "Trainer")
                     exceptions = f"{namespace.removesuffix('.trainer.trainer')}.utilities.exceptions"

@@ -64,7 +64,7 @@ def results(num_ranks: int) -> dict:
 
 def pairs(size: int) -> dict:
     """Methods of different seams together, and what only several steps or ranks bring to light."""
-    soft, _, selective, _, adafilter, gated = METHODS
+    soft, _, selective, _, adafilter, gated, _ = METHODS
     return {
         "selective and adafilter": [selective.callback(batch_size=size), adafilter.callback()],
         "soft and gated": [soft.callback(batch_size=size), gated.callback()],

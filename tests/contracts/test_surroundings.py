@@ -63,6 +63,9 @@ def test_every_pair_composes_or_is_refused_by_name(first, second):
         name = type(callbacks[0]).__name__
         with pytest.raises(RuntimeError, match=f"more than one stateful callback of type `{name}`"):
             fit(LitToy(), callbacks)
+    elif any(type(callback) is lt.CollaborativeFinetuning for callback in callbacks):
+        with pytest.raises(lt.TransferConfigError, match=r"CollaborativeFinetuning trains several .* Use one of"):
+            fit(LitToy(), callbacks)
     elif {hasattr(callback, "source") for callback in callbacks} == {True}:
         with pytest.raises(lt.TransferConfigError, match="has a source task already"):
             fit(LitToy(), callbacks)
@@ -210,13 +213,21 @@ def test_modules_import_only_what_stands_below_them():
     root = pathlib.Path(lt.__file__).parent
     layers = [
         ("version", "errors"),
-        ("schedules", "progress", "stamps"),
+        ("schedules", "progress", "stamps", "ranks"),
         ("roles", "tracing", "surgery"),
         ("source",),
         ("reports",),
         ("methods",),  # what is not named below: functions and modules
         ("glue",),
-        ("callback@methods", "mixin@methods", "borrowing@methods", "watching@methods", "auxiliary@methods"),
+        (
+            "callback@methods",
+            "mixin@methods",
+            "borrowing@methods",
+            "watching@methods",
+            "auxiliary@methods",
+            "agreement@methods",
+            "layer_search@methods",
+        ),
         ("callbacks", "mixins", "functional", "nn", "metrics"),
         ("__main__",),
     ]

@@ -125,6 +125,45 @@ class GatedTransfer:
         }
 
 
+class Collaborative:
+    """The toy network and another beside it, of which the first convolution and its BatchNorm are frozen."""
+
+    def __init__(self, other, dtype):
+        net = toys.toy_net().to(dtype)
+        self.statistics = {"mean": net.bn.running_mean.clone(), "var": net.bn.running_var.clone()}
+        self.net = {name: value.detach().clone().requires_grad_() for name, value in net.named_parameters()}
+        self.other = {name: value.detach().to(dtype).clone() for name, value in other.items()}
+        for name in ("conv2.weight", "conv2.bias", "fc.weight", "fc.bias"):
+            self.other[name].requires_grad_()
+
+    def parameters(self):
+        return [*self.net.values(), *(value for value in self.other.values() if value.requires_grad)]
+
+    def loss(self, pixels, labels):
+        net, other = self.net, self.other
+        features = F.conv2d(pixels, net["conv.weight"], net["conv.bias"])
+        features = F.relu(over_batch(features, net["bn.weight"], net["bn.bias"], self.statistics)).mean((2, 3))
+        mine = features @ net["fc.weight"].T + net["fc.bias"]
+        kept = [other[f"bn1.{name}"] for name in ("weight", "bias", "running_mean", "running_var")]
+        features = F.relu(batch_norm(F.conv2d(pixels, other["conv1.weight"], other["conv1.bias"]), *kept))
+        features = F.relu(F.conv2d(features, other["conv2.weight"], other["conv2.bias"])).mean((2, 3))
+        theirs = features @ other["fc.weight"].T + other["fc.bias"]
+        distances = sum(((z - (mine + theirs) / 2) ** 2).sum(1).sqrt() / 2 for z in (mine, theirs))
+        joint = F.cross_entropy(mine, labels) + F.cross_entropy(theirs, labels) + 0.2 * distances.mean()
+        return F.cross_entropy((mine + theirs) / 2, labels), joint
+
+    def weights(self):
+        return {
+            **{f"model.members.own.network.{name}": value for name, value in self.net.items()},
+            "model.members.own.network.bn.running_var": self.statistics["var"],
+            **{
+                f"model.members.source1.network.{name}": value
+                for name, value in self.other.items()
+                if "tracked" not in name
+            },
+        }
+
+
 def train(network, *, dtype=torch.float32, accumulate=1, clip=None, skip=(), batch_size=4, epochs=2):
     """Train on the toy target; gives the target losses, None for a skipped batch."""
     images, labels = toys.target_data().tensors

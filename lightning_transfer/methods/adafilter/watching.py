@@ -48,7 +48,7 @@ class GateWatch(TransferPart):
         """The gates that are watched."""
         return self._watched[1]
 
-    def neighbors(self, module: Any) -> Iterable[nn.Parameter]:
+    def neighbors(self, module: Any, name: str) -> Iterable[nn.Parameter]:
         """The gate learns as fast as the filters it chooses from."""
         return self._tuned()
 

@@ -1,7 +1,7 @@
 """The auxiliary classifier's loss as a term of somebody's training step, and the phase that trains only what is new."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
+from lightning_transfer.glue.labels import Labels
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, is_trial, log
 from lightning_transfer.methods.gated.apply import find_gated_head, find_tap
@@ -20,7 +21,6 @@ from lightning_transfer.surgery import own_randomness
 
 DEAD = 0.01  # spread of the weights below which they weigh nothing
 LOOKS = 10  # in a row, until that is said: fresh weights weigh little too
-Labels = Callable[[Any], Tensor]
 
 
 class AuxiliaryTerm(TransferPart):
@@ -68,7 +68,7 @@ class AuxiliaryTerm(TransferPart):
         heard = f", an auxiliary classifier behind {self.tap!r}" if self.weight else ""
         return f"a transfer module stands in front of {self.head_path!r}{heard}."
 
-    def neighbors(self, module: Any) -> Iterable[nn.Parameter]:
+    def neighbors(self, module: Any, name: str) -> Iterable[nn.Parameter]:
         """What is new learns as fast as the head."""
         return self._gated[0].head.parameters()
 
@@ -210,22 +210,3 @@ class AuxiliaryTerm(TransferPart):
                 NoEffectWarning,
                 stacklevel=2,
             )
-
-
-def find_labels(batch: Any) -> Tensor:
-    """The labels of a batch: (images, labels, ...), or a mapping with "label", "labels", "target" or "targets".
-
-    Raises:
-        TransferConfigError: there are none, or they are no class numbers.
-    """
-    labels: Any = None
-    if isinstance(batch, Mapping):
-        labels = next((batch[key] for key in ("label", "labels", "target", "targets") if key in batch), None)
-    elif isinstance(batch, list | tuple) and len(batch) > 1:
-        labels = batch[1]
-    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
-        raise TransferConfigError(
-            f"No labels found in a batch that is a {type(batch).__name__}; the auxiliary classifier needs (B,) class "
-            "numbers. Pass labels=lambda batch: ..., or do without it: aux_weight=0."
-        )
-    return labels

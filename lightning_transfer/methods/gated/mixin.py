@@ -6,8 +6,9 @@ from torch import Tensor
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import KEY, TrainingOnly
+from lightning_transfer.glue.labels import Labels, find_labels
 from lightning_transfer.methods.gated.apply import apply_gated_transfer
-from lightning_transfer.methods.gated.auxiliary import AuxiliaryTerm, Labels, find_labels
+from lightning_transfer.methods.gated.auxiliary import AuxiliaryTerm
 from lightning_transfer.stamps import check_stamp, stamp
 
 STATE = f"{KEY}_gated"  # where a checkpoint has what only training needs

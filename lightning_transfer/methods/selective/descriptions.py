@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_transfer import ranks
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.methods.selective import ranks
 from lightning_transfer.methods.selective.describing import Describer
 from lightning_transfer.methods.selective.descriptors import Binning
 from lightning_transfer.methods.selective.pictures import Picture, Pictures, read_batches

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_transfer import ranks
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
-from lightning_transfer.methods.selective import ranks
 from lightning_transfer.methods.selective.approximate import BYTES, approximate_neighbors
 from lightning_transfer.methods.selective.banks import FilterBank, check_bank
 from lightning_transfer.methods.selective.describing import Describer, read_all

@@ -1,6 +1,7 @@
 """What the processes of a run, one or many, tell each other; an error of one is everybody's, so that nobody waits."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -8,6 +9,7 @@ import torch.distributed as dist
 from lightning_transfer.errors import TransferConfigError
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=365)
 
 
 def rank() -> int:
@@ -20,17 +22,21 @@ def world_size() -> int:
     return dist.get_world_size() if _are_many() else 1
 
 
-def gather(value: T) -> list[T]:
+def gather(value: T, group: Any = None) -> list[T]:
     """Every process' value, in the order of ranks."""
     if not _are_many():
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values
 
 
-def together(act: Callable[[], T]) -> T:
+def together(act: Callable[[], T], group: Any = None) -> T:
     """Act, in every process; where it fails in one it fails in all.
+
+    Args:
+        act: what to do.
+        group: through which processes talk; the one they have by default.
 
     Raises:
         RuntimeError: it failed in another process; TransferConfigError where it did so there.
@@ -42,7 +48,7 @@ def together(act: Callable[[], T]) -> T:
     except BaseException as error:  # also what a signal raises: the others must not wait
         failure = error
     kinds = gather(
-        None if failure is None else (isinstance(failure, TransferConfigError), str(failure) or repr(failure))
+        None if failure is None else (isinstance(failure, TransferConfigError), str(failure) or repr(failure)), group
     )
     if failure is not None:
         raise failure
@@ -53,11 +59,20 @@ def together(act: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
-def from_first(act: Callable[[], T]) -> T:
-    """What the first process makes of an act, in every process."""
-    values = [together(lambda: act() if rank() == 0 else None)]
-    if _are_many():
-        dist.broadcast_object_list(values, src=0)
+def from_first(act: Callable[[], T], *, patiently: bool = False) -> T:
+    """What the first process makes of an act, in every process.
+
+    Args:
+        act: what to do.
+        patiently: whether it may take longer than processes wait for each other.
+    """
+    if not _are_many():
+        return act()
+    group: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if patiently else None
+    values = [together(lambda: act() if rank() == 0 else None, group)]
+    dist.broadcast_object_list(values, src=0, group=group)
+    if group is not None:
+        dist.destroy_process_group(group)
     return values[0]  # type: ignore[return-value]
 
 

@@ -1,0 +1,212 @@
+"""What several networks learn by together, as a term of somebody's training step."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue import optimizers
+from lightning_transfer.glue.labels import Labels
+from lightning_transfer.glue.part import TransferPart
+from lightning_transfer.glue.trainer import is_log_due, log
+from lightning_transfer.methods.collaborative.apply import find_ensemble
+from lightning_transfer.methods.collaborative.functional import Criterion, collaborative_loss, disagreement
+from lightning_transfer.methods.collaborative.members import OWN, classifier
+from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
+from lightning_transfer.source.task import name_of
+
+CLOSE = 0.02  # share by which two ways to the same loss may differ, at half precision too
+
+
+class Agreement(TransferPart):
+    """One run of networks that learn together.
+
+    Args:
+        module: the user's module, its network among others.
+        weight: of the disagreement.
+        loss: the criterion of the user's step.
+        labels: finds the labels in a batch.
+    """
+
+    title = "CollaborativeFinetuning"
+
+    def __init__(self, module: Any, *, weight: float, loss: Criterion, labels: Labels) -> None:
+        super().__init__()
+        found = find_ensemble(module)
+        assert found is not None  # who trains it has made it
+        self.path, self._watched = found[0], (found[1],)  # in a tuple: what is the user's is no part of this
+        self.weight = weight
+        self.criterion = (loss,)
+        self.labels = labels
+        self._batch: Any = None
+        self._has_compared = False
+        self.has_added = False  # to the loss of this step
+        self._right: Tensor | None = None  # of each network, in this validation
+        self._num_seen = 0
+        self.options = {"model": self.path, "weight": str(weight), "loss": name_of(loss)}
+
+    @property
+    def ensemble(self) -> CollaborativeEnsemble:
+        """The networks."""
+        return self._watched[0]
+
+    @property
+    def introduction(self) -> str:
+        """Which networks, what of them is frozen, and what they see."""
+        said = []
+        for name in self.ensemble.names:
+            member: Any = self.ensemble.members[name]
+            frozen = self.ensemble.frozen.get(name, 0)
+            depth = f", {frozen} convolutions frozen" if frozen else ""
+            sized = (
+                f", pictures of {member.size or f'{member.zoom:.3g} times the size'}"
+                if not (member.size is None and member.zoom == 1)
+                else ""
+            )
+            scaled = ", normalised anew" if member.scale is not None else ""
+            said.append(f"{name} ({type(member.network).__name__}{depth}{sized}{scaled})")
+        return f"{self.path!r} is now the mean of {', '.join(said)}."
+
+    def neighbors(self, module: Any, name: str) -> Iterable[nn.Parameter]:
+        """A new head learns as fast as the user's, and a network as what stands in front of that."""
+        own: Any = self.ensemble.members[self.ensemble.names[0]].network
+        head = classifier(own, OWN).module
+        if name in self._heads():
+            return head.parameters()
+        mine = {id(param) for param in head.parameters()}
+        return [param for param in own.parameters() if id(param) not in mine]
+
+    def _heads(self) -> dict[str, nn.Module]:
+        found = {}
+        for name in self.ensemble.names[1:]:
+            head = classifier(self.ensemble.members[name].network, name)  # type: ignore[arg-type]
+            found[f"{self.path}.members.{name}.network.{head.path}"] = head.module
+        return found
+
+    def added(self, module: Any) -> dict[str, nn.Module]:
+        """The other networks, their heads first."""
+        return {
+            **self._heads(),
+            **{f"{self.path}.members.{name}": self._member(name) for name in self.ensemble.names[1:]},
+        }
+
+    def _member(self, name: str) -> nn.Module:
+        return self.ensemble.members[name]
+
+    def renamed(self, module: Any) -> dict[str, str]:
+        """The user's own network."""
+        return {f"{self.path}.members.{self.ensemble.names[0]}.network": self.path}
+
+    def attach(self, module: Any) -> None:
+        """Nothing: the networks are in place already."""
+
+    def detach(self) -> None:
+        """Let go of the last pass."""
+        self.end()
+
+    def check(self, trainer: Any) -> None:
+        """Refuse to train networks that no optimizer holds."""
+        for name in self.ensemble.names[1:]:
+            optimizers.check_held(trainer, self._member(name))
+        self._has_compared = False
+
+    def begin(self, module: Any, batch: Any = None) -> None:
+        """Follow what each network says."""
+        self._batch, self.has_added = batch, False
+        self.ensemble.passes.begin()
+
+    def stepped(self) -> None:
+        """What runs from here on is not the step's own pass."""
+        self.ensemble.passes.is_followed = False
+
+    def add_to(self, module: Any, loss: Tensor) -> Tensor:
+        """Each network's own loss in the place of that of their mean, and what they disagree by."""
+        self.has_added = True
+        if len(self.ensemble.names) == 1:
+            return loss  # to the bit
+        logits, labels = self._last_pass(), self.labels(self._batch)
+        if logits.shape[1] != len(labels):
+            raise TransferConfigError(
+                f"The networks ran {logits.shape[1]} images, and the batch has {len(labels)} labels. Pass "
+                "labels=lambda batch: ..., one for each image."
+            )
+        (criterion,) = self.criterion
+        joint = criterion(logits.mean(0), labels)
+        self._compare(loss, joint)
+        together = collaborative_loss(logits, labels, weight=self.weight, loss=criterion)
+        if not torch.isfinite(together):
+            losses = [float(criterion(each, labels).detach()) for each in logits]
+            raise FloatingPointError(
+                f"The collaborative loss is {float(together.detach())} in step {module.trainer.global_step}: the "
+                f"losses of {', '.join(self.ensemble.names)} are {losses}."
+            )
+        if is_log_due(module.trainer):
+            self._log(module.trainer, logits.detach(), labels)
+        return loss + (together - joint)
+
+    def _last_pass(self) -> Tensor:
+        passes = [logits for logits in self.ensemble.passes.logits if logits.requires_grad]
+        if len(passes) != 1:
+            raise TransferConfigError(
+                f"The training step ran {self.path!r} {len(passes)} times with gradients, where the networks' loss is "
+                "that of one pass. Run it once a step, as self.model(images)."
+            )
+        return passes[0]
+
+    def _compare(self, loss: Tensor, joint: Tensor) -> None:
+        """Warn, in a run's first step, where the step's loss is not the criterion of what the networks say together."""
+        if self._has_compared:
+            return
+        self._has_compared = True
+        found, expected = float(loss.detach()), float(joint.detach())
+        if abs(found - expected) > CLOSE * max(abs(found), abs(expected)):
+            warnings.warn(
+                f"training_step gives a loss of {found:.4f}, and {self.options['loss']} of the networks' mean is "
+                f"{expected:.4f}. What it has more is kept as it is; if its criterion is another one, pass it: "
+                "CollaborativeFinetuning(..., loss=torch.nn.CrossEntropyLoss(label_smoothing=0.1)), say.",
+                stacklevel=2,
+            )
+
+    def _log(self, trainer: Any, logits: Tensor, labels: Tensor) -> None:
+        values = {"transfer/disagreement": disagreement(logits)}
+        if labels.ndim == 1:
+            values["transfer/ensemble_accuracy"] = (logits.mean(0).argmax(1) == labels).float().mean()
+            right = (logits.argmax(2) == labels).float().mean(1)
+            values |= {
+                f"transfer/accuracy/{name}": share for name, share in zip(self.ensemble.names, right, strict=True)
+            }
+        log(trainer, values)
+
+    def end(self) -> None:
+        """Nothing of a step is left for the next one."""
+        self._batch = None
+        self.ensemble.passes.end()
+
+    def count(self, batch: Any) -> None:
+        """Count, behind a validation step, what each network has right in it."""
+        passes, self._num_images = self.ensemble.passes.logits, 0
+        try:
+            labels = self.labels(batch)
+        except TransferConfigError:
+            return  # a validation may be of anything
+        if len(passes) == 1 and labels.ndim == 1 and passes[0].shape[1] == len(labels):
+            right = (passes[0].argmax(2) == labels).sum(1)
+            self._right = right if self._right is None else self._right + right
+            self._num_seen += len(labels)
+
+    def validated(self, trainer: Any) -> None:
+        """Log, and tell the networks, how often each was right."""
+        self.ensemble.passes.end()
+        device = trainer.strategy.root_device
+        counts = torch.zeros(len(self.ensemble.names) + 1, device=device)
+        if self._right is not None:
+            counts[:-1], counts[-1] = self._right, self._num_seen
+        self._right, self._num_seen = None, 0
+        counts = trainer.strategy.reduce(counts, reduce_op="sum")
+        if counts[-1]:
+            shares = dict(zip(self.ensemble.names, (counts[:-1] / counts[-1]).tolist(), strict=True))
+            self.ensemble.accuracies = shares
+            log(trainer, {f"transfer/val_accuracy/{name}": torch.tensor(share) for name, share in shares.items()})

@@ -1,0 +1,67 @@
+"""A part of the training images held out: of each class as much as of any, and no group on both sides (ours)."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.source.stream import load
+from lightning_transfer.source.task import known_labels
+
+
+def labels_of(dataset: Dataset[Any]) -> list[int]:
+    """The class of every image: as the dataset lists them, or by loading each.
+
+    Raises:
+        TransferConfigError: an image has no class number.
+    """
+    known = known_labels(dataset)
+    if known is not None and known.ndim == 1 and not known.is_floating_point():
+        return known.tolist()
+    try:
+        return [int(load(dataset, index)[1]) for index in range(len(dataset))]  # type: ignore[arg-type]
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise TransferConfigError(
+            f"The training data, a {type(dataset).__name__}, does not give (image, class number), so no part of it can "
+            "be held out by class. List the classes as dataset.targets, or pass frozen_layers= in place of a search."
+        ) from error
+
+
+def held_out(labels: Sequence[int], share: float, *, groups: Sequence[Any] | None = None, seed: int = 0) -> list[int]:
+    """Which images to hold out.
+
+    Args:
+        labels: class of each image.
+        share: of each class that is held out, as nearly as images and groups can be counted.
+        groups: what each image belongs to, a patient, say; images of one group stay together.
+        seed: of the choice.
+
+    Raises:
+        TransferConfigError: nothing, or all, would be held out.
+
+    Example:
+        >>> held_out([0, 0, 0, 0, 1, 1, 1, 1], 0.25, groups=list("aabbccdd"))
+        [0, 1, 6, 7]
+    """
+    members: dict[Any, list[int]] = {}
+    for index, group in enumerate(range(len(labels)) if groups is None else groups):
+        members.setdefault(group, []).append(index)
+    wanted = {label: share * number for label, number in Counter(labels).items()}
+    found: list[int] = []
+    order = list(members.values())
+    for place in np.random.default_rng(seed).permutation(len(order)):
+        inside = Counter(labels[index] for index in order[place])
+        gain = sum(abs(wanted[label]) - abs(wanted[label] - number) for label, number in inside.items())
+        if gain >= 0:  # half a group too many is as near as half a group too few
+            found += order[place]
+            for label, number in inside.items():
+                wanted[label] -= number
+    if not 0 < len(found) < len(labels):
+        raise TransferConfigError(
+            f"Of {len(labels)} training images in {len(members)} groups, {len(found)} would be held out to score "
+            "candidates by. Give more images, another share, LayerSearch(validation=0.3), say, or frozen_layers=."
+        )
+    return sorted(found)
