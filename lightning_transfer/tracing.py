@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -120,13 +121,26 @@ def _watching(network: nn.Module, calls: list[Call], watched: Callable[[nn.Modul
 
 def _pictures(network: nn.Module) -> Iterator[Tensor]:
     """Blank pictures, of the size first that timm says it was trained on."""
-    first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
-    if first is None:
+    convs = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    if not convs:
         return
+    channels = dict.fromkeys([convs[0].in_channels, min(conv.in_channels for conv in convs)])  # as written, as run
     config = getattr(network, "pretrained_cfg", None) or {}
     sizes = [size[-1] for size in [config.get("input_size")] if size and config.get("fixed_input_size")]
-    for size in dict.fromkeys([*sizes, *SIZES]):
-        yield torch.zeros(1, first.in_channels, size, size, dtype=first.weight.dtype, device=first.weight.device)
+    for number, size in product(channels, dict.fromkeys([*sizes, *SIZES])):
+        yield torch.zeros(1, number, size, size, dtype=convs[0].weight.dtype, device=convs[0].weight.device)
+
+
+def run_on_a_picture(network: nn.Module) -> None:
+    """Run a network on the first blank picture that goes through."""
+    failure: Exception | None = None
+    for images in _pictures(network):
+        try:
+            network(images)
+            return
+        except Exception as error:  # whatever it says to a picture of the wrong kind
+            failure = error
+    raise TransferConfigError(f"{type(network).__name__} does not run on a picture.") from failure
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from lightning_transfer.methods.collaborative.members import OWN, classifier
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 from lightning_transfer.source.task import name_of
 
-CLOSE = 0.02  # share by which two ways to the same loss may differ, at half precision too
+CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}  # share by which two ways to the same loss may differ
+CLOSE_AT_HALF = 0.02  # and at half precision
 
 
 class Agreement(TransferPart):
@@ -42,7 +43,7 @@ class Agreement(TransferPart):
         self.criterion = (loss,)
         self.labels = labels
         self._batch: Any = None
-        self._has_compared = False
+        self._is_foreign = False  # whether the step's loss was seen to be something else
         self.has_added = False  # to the loss of this step
         self._right: Tensor | None = None  # of each network, in this validation
         self._num_seen = 0
@@ -111,7 +112,6 @@ class Agreement(TransferPart):
         """Refuse to train networks that no optimizer holds."""
         for name in self.ensemble.names[1:]:
             optimizers.check_held(trainer, self._member(name))
-        self._has_compared = False
 
     def begin(self, module: Any, batch: Any = None) -> None:
         """Follow what each network says."""
@@ -135,7 +135,8 @@ class Agreement(TransferPart):
             )
         (criterion,) = self.criterion
         joint = criterion(logits.mean(0), labels)
-        self._compare(loss, joint)
+        if not self._is_foreign and (module.trainer.global_step == 0 or is_log_due(module.trainer)):
+            self._compare(loss, joint, CLOSE.get(logits.dtype, CLOSE_AT_HALF))
         together = collaborative_loss(logits, labels, weight=self.weight, loss=criterion)
         if not torch.isfinite(together):
             losses = [float(criterion(each, labels).detach()) for each in logits]
@@ -156,13 +157,11 @@ class Agreement(TransferPart):
             )
         return passes[0]
 
-    def _compare(self, loss: Tensor, joint: Tensor) -> None:
-        """Warn, in a run's first step, where the step's loss is not the criterion of what the networks say together."""
-        if self._has_compared:
-            return
-        self._has_compared = True
+    def _compare(self, loss: Tensor, joint: Tensor, close: float) -> None:
+        """Warn, once, where the step's loss is not the criterion of what the networks say together."""
         found, expected = float(loss.detach()), float(joint.detach())
-        if abs(found - expected) > CLOSE * max(abs(found), abs(expected)):
+        if abs(found - expected) > close * max(abs(found), abs(expected)):
+            self._is_foreign = True
             warnings.warn(
                 f"training_step gives a loss of {found:.4f}, and {self.options['loss']} of the networks' mean is "
                 f"{expected:.4f}. What it has more is kept as it is; if its criterion is another one, pass it: "

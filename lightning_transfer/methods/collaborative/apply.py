@@ -6,7 +6,7 @@ from typing import TypeAlias
 from torch import nn
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.methods.collaborative.members import OWN, Sources, make_members, named
+from lightning_transfer.methods.collaborative.members import OWN, Sources, classifier, make_members, named
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 from lightning_transfer.methods.collaborative.plan import LayerPlan
 from lightning_transfer.roles import find_network
@@ -41,8 +41,16 @@ def apply_collaborative(
         SurgeryReport(replaced=('net',), added_parameters=122, left={})
     """
     path, own = _find(module, model)
-    ensemble = CollaborativeEnsemble(make_members(own, named(sources)))
-    ensemble.freeze(frozen_of(frozen_layers), getattr(module, "example_input_array", None))
+    try:
+        classifier(own, OWN)
+    except TransferConfigError as error:
+        raise TransferConfigError(
+            f"{path!r} of {type(module).__name__} gives no logits. Other networks are put beside one that turns "
+            f"pictures into logits: hold it in one attribute, self.model = network, or name it, model='...'. ({error})"
+        ) from None
+    example = getattr(module, "example_input_array", None)
+    ensemble = CollaborativeEnsemble(make_members(own, named(sources), example))
+    ensemble.freeze(frozen_of(frozen_layers), example)
     replace_modules(module, {path: ensemble})
     mine = {id(param) for param in own.parameters()}
     added = sum(param.numel() for param in ensemble.parameters() if param.requires_grad and id(param) not in mine)

@@ -6,6 +6,7 @@ training data, that equal candidates are scored once, and that a search goes on 
 
 import copy
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_transfer.errors import TransferConfigError, check_choice, check_count, check_number
+from lightning_transfer.errors import NoEffectWarning, TransferConfigError, check_choice, check_count, check_number
 from lightning_transfer.glue import proxy
 from lightning_transfer.methods.collaborative.apply import apply_collaborative, find_ensemble
 from lightning_transfer.methods.collaborative.members import loaded, named
@@ -154,6 +155,9 @@ class LayerSearch:
                     if self.cache is not None:
                         plan.save(self.cache)
                 step(1, plan.summary)
+        if all(evaluation.accuracy is None for evaluation in plan.evaluations):
+            reason = f"all failed: {plan.evaluations[0].failure}" if plan.evaluations else "there was no time for any"
+            warnings.warn(f"No candidate has a score, {reason}. Nothing is frozen.", NoEffectWarning, stacklevel=2)
         return plan
 
     def _cached(self, mine: LayerPlan) -> tuple[Evaluation, ...]:
@@ -203,8 +207,13 @@ class Proxies:
             groups = getattr(loader.dataset, "groups", None)
             out = held_out(labels, search.validation, groups=groups, seed=search.seed)
         kept = sorted({*range(len(labels))} - {*out})
+        clean = search.unaugmented or loader.dataset
+        if len(clean) != len(labels):
+            raise TransferConfigError(
+                f"unaugmented has {len(clean)} images, the training data {len(labels)}; give the same, in order."
+            )
         self.train = partial(proxy.part_of, loader, kept)
-        self.rest = partial(proxy.part_of, loader, out, dataset=search.unaugmented or loader.dataset)
+        self.rest = partial(proxy.part_of, loader, out, dataset=clean)
         self.networks = {name: loaded(source) for name, source in named(using.sources).items()}
         twin = copy.deepcopy(module)
         apply_collaborative(twin, self.networks, model=using.model)

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.methods.collaborative.depths import find_depths
 from lightning_transfer.roles import Head, find_head, out_width
 from lightning_transfer.surgery import own_randomness, replace_modules
+from lightning_transfer.tracing import run_on_a_picture
 
 OWN = "own"  # the user's network among the members
 Sources: TypeAlias = Mapping[str, nn.Module | str] | Sequence[nn.Module | str]
@@ -126,8 +128,13 @@ def named(sources: Sources) -> dict[str, nn.Module | str]:
     return found
 
 
-def make_members(own: nn.Module, sources: Mapping[str, nn.Module | str]) -> dict[str, Member]:
+def make_members(own: nn.Module, sources: Mapping[str, nn.Module | str], example: Any = None) -> dict[str, Member]:
     """The user's network as it is, and copies of the others with new heads.
+
+    Args:
+        own: the user's network.
+        sources: the others.
+        example: a batch for the user's network.
 
     Raises:
         TransferConfigError: a network has no head that can be told, or takes other channels.
@@ -137,11 +144,12 @@ def make_members(own: nn.Module, sources: Mapping[str, nn.Module | str]) -> dict
     with own_randomness():
         for name, source in sources.items():
             network = copy.deepcopy(loaded(source))
-            if (mine := _channels(own)) != (theirs := _channels(network)):
+            head = classifier(network, name)
+            if (mine := _channels(own, example)) != (theirs := _channels(network)):
                 raise TransferConfigError(
                     f"{name} takes {theirs} channels, and the pictures of your network have {mine}."
                 )
-            renew_head(network, classifier(network, name), out_width(own_head.module))
+            renew_head(network, head, out_width(own_head.module))
             reference = next(own.parameters())
             members[name] = adapted(network, own).to(reference.device, reference.dtype)
     return members
@@ -164,7 +172,7 @@ def classifier(network: nn.Module, name: str) -> Head:
     """
     inner = getattr(network, "_orig_mod", network)
     try:
-        head = find_head(inner)
+        head = find_head(inner, probe=lambda: run_on_a_picture(inner))
     except TransferConfigError as error:
         raise TransferConfigError(f"{name}: {error}") from None
     if not isinstance(head.module, nn.Linear | nn.Conv2d):
@@ -187,9 +195,11 @@ def renew_head(network: nn.Module, head: Head, num_classes: int) -> None:
         network.num_classes = num_classes  # type: ignore[assignment]
 
 
-def _channels(network: nn.Module) -> int | None:
-    first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
-    return None if first is None else first.in_channels
+def _channels(network: nn.Module, example: Any = None) -> int | None:
+    """How many channels the pictures have that a network takes; None where it has no convolution."""
+    inner = getattr(network, "_orig_mod", network)
+    convs: list[Any] = [inner.get_submodule(path) for path in find_depths(inner, example).convs[:1]]
+    return convs[0].in_channels if convs else None
 
 
 def make_of(network: nn.Module) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from lightning_transfer.errors import TransferConfigError
@@ -22,12 +23,19 @@ def labels_of(dataset: Dataset[Any]) -> list[int]:
     if known is not None and known.ndim == 1 and not known.is_floating_point():
         return known.tolist()
     try:
-        return [int(load(dataset, index)[1]) for index in range(len(dataset))]  # type: ignore[arg-type]
+        return [_class_number(load(dataset, index)) for index in range(len(dataset))]  # type: ignore[arg-type]
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise TransferConfigError(
             f"The training data, a {type(dataset).__name__}, does not give (image, class number), so no part of it can "
             "be held out by class. List the classes as dataset.targets, or pass frozen_layers= in place of a search."
         ) from error
+
+
+def _class_number(sample: Any) -> int:
+    label = torch.as_tensor(sample[1])
+    if label.ndim or label.is_floating_point():
+        raise TypeError(f"label {sample[1]!r}")
+    return int(label)
 
 
 def held_out(labels: Sequence[int], share: float, *, groups: Sequence[Any] | None = None, seed: int = 0) -> list[int]:

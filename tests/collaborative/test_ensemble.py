@@ -1,0 +1,495 @@
+"""Networks side by side: any make, each alone again, in every way a step can run."""
+
+import copy
+import pickle
+from functools import partial
+
+import lightning.pytorch as L
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import lightning_transfer as lt
+from lightning_transfer.functional import apply_collaborative, remove_collaborative
+from lightning_transfer.nn import CollaborativeEnsemble
+from lightning_transfer.surgery import structures_in
+from tests import toys
+from tests.toys import LitToy, assert_same, fit, weights
+
+
+class Holder(nn.Module):
+    def __init__(self, name="resnet10t", **options):
+        super().__init__()
+        self.model = timm.create_model(name, num_classes=3, **options)
+
+
+def held(*sources, name="resnet10t", **options):
+    torch.manual_seed(0)
+    module = Holder(name)
+    apply_collaborative(module, list(sources), model="model", **options)
+    return module.model.eval()
+
+
+def test_gives_the_mean_of_logits():
+    ensemble = held(timm.create_model("resnet14t"), toys.OtherNet())
+    images = torch.randn(4, 3, 64, 64)
+    expected = sum(member.network(images).double() for member in ensemble.members.values()) / 3
+    torch.testing.assert_close(ensemble(images).double(), expected)
+
+
+def test_heads_are_new_and_the_rest_is_copied():
+    source = timm.create_model("resnet18", num_classes=7)
+    before = weights(source)
+    ensemble = held(source)
+    theirs = ensemble.members.source1.network
+    assert theirs.get_classifier().out_features == theirs.num_classes == 3
+    found = weights(theirs)
+    assert_same({k: v for k, v in found.items() if "fc" not in k}, {k: v for k, v in before.items() if "fc" not in k})
+    assert_same(weights(source), before)
+    again = held(source)
+    assert_same(weights(again), weights(ensemble))  # new weights are the same in every process
+
+
+def test_two_of_a_kind_do_not_start_alike():
+    source = timm.create_model("resnet10t", num_classes=7)
+    ensemble = held(source, source)
+    heads = [ensemble.members[name].network.fc.weight for name in ("source1", "source2")]
+    assert not torch.equal(*heads)
+
+
+def test_pictures_are_normalised_and_sized_as_each_network_knows_them():
+    vit = timm.create_model("vit_tiny_patch16_224")
+    larger = timm.create_model("resnet18")
+    larger.pretrained_cfg = {**larger.pretrained_cfg, "input_size": (3, 288, 288)}
+    ensemble = held(vit, larger)
+    seen = {}
+    for name, member in ensemble.members.items():
+        member.network.register_forward_pre_hook(lambda network, args, name=name: seen.update({name: args[0]}))
+    pixels = torch.rand(2, 3, 96, 96)
+    config, theirs = (
+        ensemble.model_config if False else timm.create_model("resnet10t").pretrained_cfg,
+        vit.pretrained_cfg,
+    )
+
+    def normalised(values, config):
+        mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
+        return (values - mean) / std
+
+    ensemble(normalised(pixels, config))
+    torch.testing.assert_close(seen["own"], normalised(pixels, config))
+    resized = F.interpolate(pixels, (224, 224), mode="bilinear", antialias=True)
+    torch.testing.assert_close(seen["source1"], normalised(resized, theirs), atol=1e-5, rtol=1e-5)
+    assert seen["source2"].shape[-1] == round(96 * 288 / config["input_size"][-1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        torchvision.models.resnet18,
+        torchvision.models.densenet121,
+        partial(torchvision.models.vgg11, init_weights=False),
+        partial(timm.create_model, "convnext_atto"),
+        partial(timm.create_model, "efficientnet_b0"),
+        partial(timm.create_model, "resnetv2_50"),
+    ],
+)
+def test_networks_of_any_make_join(make):
+    ensemble = held(make(), frozen_layers={"source1": 3}).train()
+    images = torch.randn(2, 3, 64, 64)
+    assert ensemble(images).shape == (2, 3)
+    alone = ensemble.member("source1")
+    assert all(param.requires_grad for param in alone.parameters())
+    assert not any(type(layer).__name__ == "RestingNorm" for layer in alone.modules())
+    with torch.no_grad():
+        expected = ensemble.eval().members.source1(images)
+        torch.testing.assert_close(alone.eval()(images), expected)
+
+
+def test_one_alone_is_a_plain_network_that_loads_strictly():
+    module = Holder()
+    own = module.model
+    apply_collaborative(module, {"places": timm.create_model("resnet14t")}, model="model", frozen_layers={"own": 4})
+    for name in ("own", "places"):
+        twin = module.model.member(name)
+        plain = timm.create_model("resnet10t" if name == "own" else "resnet14t", num_classes=3)
+        plain.load_state_dict(twin.state_dict(), strict=True)
+    with pytest.raises(lt.TransferConfigError, match="Did you mean 'places'"):
+        module.model.member("place")
+    remove_collaborative(module)
+    assert module.model is own
+    with pytest.raises(lt.TransferConfigError, match="nothing to remove"):
+        remove_collaborative(module)
+
+
+def test_the_best_is_the_one_that_validation_or_a_loader_says():
+    def constant(label):
+        network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
+        nn.init.zeros_(network[3].weight)
+        network[3].bias.data = F.one_hot(torch.tensor(label), 3).float()
+        return network
+
+    ensemble = CollaborativeEnsemble({"zero": constant(0), "two": constant(2)})
+    with pytest.raises(lt.TransferConfigError, match=r"ensemble\.best_member\(loader\)"):
+        ensemble.best_member()
+    batches = [(torch.rand(4, 3, 5, 5), torch.tensor([2, 2, 1, 0])), (torch.rand(1, 3, 5, 5), torch.tensor([2]))]
+    assert ensemble.measure(batches) == pytest.approx({"zero": 1 / 5, "two": 3 / 5})
+    best = ensemble.best_member(batches)
+    assert best(torch.rand(1, 3, 5, 5)).argmax().item() == 2
+
+
+def test_in_fit_each_networks_accuracy_is_that_of_the_last_validation():
+    module = LitToy()
+    runner = toys.trainer([lt.CollaborativeFinetuning({"other": toys.OtherNet()})])
+    runner.fit(module, toys.target_loader(), toys.target_loader(5))
+    images, labels = toys.target_data().tensors
+    expected = {
+        name: (member(images).argmax(1) == labels).float().mean().item()
+        for name, member in module.eval().model.members.items()
+    }
+    assert module.model.accuracies == pytest.approx(expected)
+    assert runner.callback_metrics["transfer/val_accuracy/other"] == pytest.approx(expected["other"])
+    remove_collaborative(module, "best")
+    assert type(module.model) is (toys.OtherNet if expected["other"] > expected["own"] else toys.ToyNet)
+
+
+def test_a_copy_pickle_or_checkpoint_is_the_same():
+    module = Holder()
+    apply_collaborative(module, [timm.create_model("resnet10t")], model="model", frozen_layers={"own": 3, "source1": 1})
+    images = torch.randn(2, 3, 64, 64)
+    module.eval()
+    expected = module.model(images)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(twin.model(images), expected)
+        before, mine = weights(module), twin.train().model.members.own.network
+        twin.model(images)
+        assert_same(weights(module), before)
+        moved = {
+            name
+            for name, value in weights(mine).items()
+            if (value != before[f"model.members.own.network.{name}"]).any()
+        }
+        assert moved
+        assert not any(name.startswith(("conv1", "bn1")) for name in moved)  # these rest in a copy too
+        twin.model.thaw()
+        assert all(param.requires_grad for param in twin.parameters())
+    state = module.state_dict()
+    fresh = Holder()
+    for path, spec in structures_in(state):
+        CollaborativeEnsemble.rebuild(fresh, path, spec)
+    fresh.load_state_dict(state, strict=True)
+    assert torch.equal(fresh.eval().model(images), expected)
+    assert fresh.model.frozen == {"own": 3, "source1": 1}
+
+
+def test_timms_networks_are_built_from_a_checkpoint(tmp_path):
+    class Lit(LitToy):
+        def __init__(self):
+            super().__init__()
+            self.model = timm.create_model("resnet10t", num_classes=toys.TARGET_CLASSES)
+
+    module = Lit()
+    fit(
+        module,
+        [lt.CollaborativeFinetuning([timm.create_model("resnet18")]), toys.SaveEveryStep(tmp_path)],
+        max_epochs=1,
+    )
+    loaded = lt.load_from_checkpoint(Lit, tmp_path / "step=6.ckpt")
+    assert_same(weights(loaded), weights(module))
+
+
+def test_names_of_timms_are_loaded_with_pretrained_weights(monkeypatch):
+    asked, real = [], timm.create_model
+
+    def create_model(name, **options):
+        asked.append((name, options))
+        return real("resnet10t")
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    module = nn.ModuleDict({"model": real("resnet10t", num_classes=3)})
+    apply_collaborative(module, ["resnet50.a1_in1k"], model="model")
+    assert asked == [("resnet50.a1_in1k", {"pretrained": True})]
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "message"),
+    [
+        ("resnet18", {}, r"sources is a str.*CollaborativeFinetuning\(\[network\]\)"),
+        ([3], {}, "source1 is a int"),
+        ({"own": toys.OtherNet()}, {}, "'own' cannot name a source"),
+        ({"a.b": toys.OtherNet()}, {}, "'a.b' cannot name a source"),
+        ([toys.OtherNet()], {"weight": -1}, "weight=-1"),
+        ([toys.OtherNet()], {"loss": "mse"}, "loss='mse'"),
+        ([toys.OtherNet()], {"labels": 1}, "labels=1"),
+        ([toys.OtherNet()], {"search": 5}, r"search=5; it takes a LayerSearch"),
+        ([toys.OtherNet()], {"search": lt.LayerSearch(), "frozen_layers": {"own": 1}}, "not both"),
+        ([toys.OtherNet()], {"frozen_layers": "missing.json"}, "missing.json is no LayerPlan"),
+    ],
+)
+def test_wrong_options_are_refused_when_it_is_made(sources, options, message):
+    with pytest.raises(lt.TransferConfigError, match=message):
+        lt.CollaborativeFinetuning(sources, **options)
+
+
+class Apart(LitToy):
+    """Backbone and head beside each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(4, 5)
+        del self.model
+
+
+class Bare(LitToy):
+    """Layers of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
+        del self.model
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "options", "message"),
+    [
+        (
+            LitToy,
+            toys.OtherNet(),
+            {"frozen_layers": {"other": 1}},
+            "no network is called 'other'. Known: 'own', 'source1'",
+        ),
+        (LitToy, toys.OtherNet(), {"frozen_layers": {"source1": 2}}, "of its 2 convolutions at most 1 can be frozen"),
+        (LitToy, toys.OtherNet(), {"frozen_layers": {"source1": -1}}, r"frozen_layers\['source1'\]=-1"),
+        (
+            LitToy,
+            nn.Sequential(nn.Conv2d(1, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)),
+            {},
+            "1 chan",
+        ),
+        (LitToy, nn.Conv2d(3, 4, 1), {}, "source1: No classifier found"),
+        (LitToy, toys.OtherNet(), {"model": "mdl"}, "Did you mean 'model'"),
+        (Apart, toys.OtherNet(), {}, r"'backbone' of Apart gives no logits.*self\.model = network"),
+        (Bare, toys.OtherNet(), {}, r"'conv' of Bare gives no logits.*self\.model = network"),
+    ],
+)
+def test_what_cannot_be_joined_is_named_and_the_module_is_as_found(module, source, options, message):
+    module = module()
+    before = [(name, type(child)) for name, child in module.named_modules()]
+    with pytest.raises(lt.TransferConfigError, match=message):
+        fit(module, [lt.CollaborativeFinetuning([source], **options)])
+    assert [(name, type(child)) for name, child in module.named_modules()] == before
+    assert all(param.requires_grad for param in module.parameters())
+
+
+def together(**options):
+    return lt.CollaborativeFinetuning([toys.OtherNet()], frozen_layers={"source1": 1}, **options)
+
+
+class Twice(LitToy):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) + F.mse_loss(self(batch[0] + 0.1), self(batch[0]))
+
+
+class Around(LitToy):
+    def forward(self, pixels):
+        return self.model.fc(self.model.features(pixels))
+
+
+@pytest.mark.parametrize(("module", "times"), [(Twice, 3), (Around, 0)])
+def test_a_step_that_does_not_run_the_networks_once_is_refused(module, times):
+    with pytest.raises(lt.TransferConfigError, match=f"ran 'model' {times} times"):
+        fit(module(), [together()])
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_reentrant_checkpointing_is_refused_and_the_other_is_right():
+    class Checkpointed(LitToy):
+        reentrant = False
+
+        def forward(self, pixels):
+            return checkpoint(self.model, pixels, use_reentrant=self.reentrant)
+
+    class Reentrant(Checkpointed):
+        reentrant = True
+
+    plain, module = LitToy(), Checkpointed()
+    plain.model.bn, module.model.bn = nn.Identity(), nn.Identity()  # it runs twice, so its statistics move twice
+    fit(plain, [together()])
+    fit(module, [together()])
+    assert_same(weights(module), weights(plain))
+    with pytest.raises(lt.TransferConfigError, match="ran 'model' 0 times with gradients"):
+        fit(Reentrant(), [together()])
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("how", ["module", "submodule", "in place"])
+def test_compiled_it_trains_the_same(how):
+    plain, module = LitToy(), LitToy()
+    fit(plain, [together()], max_epochs=1)
+    if how == "submodule":
+        module.model = torch.compile(module.model, backend="eager")
+    elif how == "in place":
+        module.model.compile(backend="eager")
+    runner = torch.compile(module, backend="eager") if how == "module" else module
+    fit(runner, [together()], max_epochs=1)
+    found = {name.replace("_orig_mod.", ""): value for name, value in weights(module).items()}
+    assert_same(
+        {k: v for k, v in found.items() if "extra" not in k},
+        {k: v for k, v in weights(plain).items() if "extra" not in k},
+        1e-6,
+    )
+
+
+def test_another_criterion_of_the_step_is_warned_of_and_given_it_is_right():
+    smooth = partial(F.cross_entropy, label_smoothing=0.3)
+
+    class Smooth(LitToy):
+        def training_step(self, batch, batch_idx):
+            return smooth(self(batch[0]), batch[1])
+
+    with pytest.warns(
+        UserWarning, match=r"training_step gives a loss of .* pass it: CollaborativeFinetuning\(..., loss="
+    ):
+        fit(Smooth(), [together()], max_steps=1)
+    module, networks = Smooth(), LitToy()
+    fit(module, [together(loss=smooth)], max_steps=1)
+    apply_collaborative(networks, [toys.OtherNet()], frozen_layers={"source1": 1})
+    networks.train()
+    optimizer = networks.configure_optimizers()
+    images, labels = next(iter(toys.target_loader()))
+    logits = torch.stack([member(images) for member in networks.model.members.values()])
+    (
+        smooth(logits[0], labels) + smooth(logits[1], labels) + 0.2 * (logits - logits.mean(0)).norm(dim=2).mean()
+    ).backward()
+    optimizer.step()
+    assert_same(weights(module), weights(networks), 1e-6)
+
+
+def test_what_the_step_adds_to_its_criterion_is_kept():
+    class Decayed(LitToy):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + 3 * self.model.fc.weight.pow(2).sum()
+
+    plain, module = LitToy(), Decayed()
+    fit(plain, [together()], max_steps=8)
+    with pytest.warns(UserWarning, match="is kept"):
+        fit(module, [together()], max_steps=8)
+    norms = [each.model.members.own.network.fc.weight.norm().item() for each in (plain, module)]
+    assert norms[1] < 0.7 * norms[0]
+
+
+def test_labels_may_lie_elsewhere():
+    class Named(LitToy):
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch["pixels"], batch["kind"]), batch_idx)
+
+    batches = [{"pixels": images, "kind": labels} for images, labels in toys.target_loader()]
+    data = torch.utils.data.DataLoader(batches, batch_size=None)
+    plain, module = LitToy(), Named()
+    fit(plain, [together()])
+    fit(module, [together(labels=lambda batch: batch["kind"])], loader=data)
+    assert_same(weights(module), weights(plain))
+    with pytest.raises(lt.TransferConfigError, match="labels=lambda batch"):
+        fit(Named(), [together()], loader=data)
+    with pytest.raises(lt.TransferConfigError, match="ran 4 images, and the batch has 2 labels"):
+        fit(LitToy(), [together(labels=lambda batch: batch[1][:2])])
+
+
+def test_a_loss_that_is_no_number_stops_before_the_step_and_names_the_networks():
+    class Broken(LitToy):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 2:
+                with torch.no_grad():
+                    self.model.members.source1.network.fc.bias.fill_(float("nan"))
+
+    with pytest.raises(FloatingPointError, match=r"in step 2: the losses of own, source1 are \[\d.*nan\]"):
+        fit(Broken(), [together()])
+
+
+def test_new_networks_reach_an_optimizer_of_groups_each_at_its_neighbors_rate():
+    class Groups(LitToy):
+        def configure_optimizers(self):
+            head = list(self.model.fc.parameters())
+            body = [param for name, param in self.model.members.own.network.named_parameters() if "fc" not in name]
+            self.groups = [{"params": body, "lr": 0.01}, {"params": head, "lr": 0.3}]
+            return torch.optim.SGD(self.groups)
+
+    module = Groups()
+    fit(module, [together()], max_steps=1)
+    names = {id(param): name for name, param in module.named_parameters()}
+    found = [[names[id(param)] for param in group["params"]] for group in module.groups]
+    assert {name for name in found[1] if "source1" in name} == {
+        f"model.members.source1.network.fc.{kind}" for kind in ("weight", "bias")
+    }
+    assert "model.members.source1.network.conv2.weight" in found[0]
+
+
+def test_groups_by_name_are_those_that_were_meant():
+    class ByName(LitToy):
+        def configure_optimizers(self):
+            self.seen = [name for name, _ in self.named_parameters()]
+            return super().configure_optimizers()
+
+    module = ByName()
+    fit(module, [together()], max_steps=1)
+    assert [name for name in module.seen if "source1" not in name] == [name for name, _ in LitToy().named_parameters()]
+
+
+def test_mixins_that_forget_or_repeat_the_loss_are_told():
+    class Forgetful(lt.CollaborativeMixin, toys.ToySteps, L.LightningModule):
+        times = 0
+
+        def __init__(self):
+            super().__init__()
+            self.add_sources([toys.OtherNet()])
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            for _ in range(self.times):
+                loss = self.collaborative_loss(loss)
+            return loss
+
+    with pytest.raises(lt.TransferConfigError, match=r"never called self\.collaborative_loss"):
+        fit(Forgetful())
+    module = Forgetful()
+    module.times = 2
+    with pytest.raises(lt.TransferConfigError, match="called twice"):
+        fit(module)
+    del module.lightning_transfer_collaborative
+    with pytest.raises(lt.TransferConfigError, match=r"self\.add_sources"):
+        module.ensemble  # noqa: B018
+
+
+@pytest.mark.parametrize("other", [lt.AdaFilterMixin, lt.GatedTransferMixin, lt.SourceTaskMixin])
+def test_beside_another_methods_mixin_it_is_refused(other):
+    class Both(other, toys.ToySteps, L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            if other is lt.AdaFilterMixin:
+                self.add_adafilter(gated="conv")
+            elif other is lt.GatedTransferMixin:
+                self.add_gated_transfer(ratio=2, aux_weight=0)
+            else:
+                self.add_source_task(lt.SourceTask(toys.source_data(), head=toys.source_head()))
+
+    with pytest.raises(lt.TransferConfigError, match="has parts of other methods"):
+        fit(Both(), [together()])
+
+
+def test_another_callback_beside_its_mixin_is_refused():
+    class Mixed(lt.CollaborativeMixin, toys.ToySteps, L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.add_sources([toys.OtherNet()])
+
+    for callback in (
+        lt.AdaFilter(gated="conv"),
+        lt.SoftFinetuning(lt.SourceTask(toys.source_data(), num_classes=7)),
+        lt.GatedTransfer(ratio=2),
+    ):
+        with pytest.raises(lt.TransferConfigError, match="trains several networks as one"):
+            fit(Mixed(), [callback])

@@ -1,0 +1,61 @@
+"""Images that are held out of training: of every class alike, groups together."""
+
+import numpy as np
+import pytest
+import torch
+
+import lightning_transfer as lt
+from lightning_transfer.methods.collaborative.splitting import held_out, labels_of
+from tests import toys
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_class_gives_its_share(share, seed):
+    labels = np.random.default_rng(seed).choice(4, 200, p=[0.5, 0.3, 0.15, 0.05]).tolist()
+    out = held_out(labels, share, seed=seed)
+    assert out == sorted(set(out))
+    for label in range(4):
+        inside = [index for index in out if labels[index] == label]
+        assert abs(len(inside) - share * labels.count(label)) <= 0.5
+    assert out == held_out(labels, share, seed=seed)
+    assert out != held_out(labels, share, seed=seed + 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_group_is_on_both_sides(seed):
+    random = np.random.default_rng(seed)
+    groups = random.integers(0, 40, 400).tolist()
+    labels = [group % 5 for group in groups]
+    out = set(held_out(labels, 0.25, groups=groups, seed=seed))
+    assert not {groups[index] for index in out} & {groups[index] for index in range(400) if index not in out}
+    for label in range(5):
+        total = labels.count(label)
+        assert 0.1 * total < sum(labels[index] == label for index in out) < 0.4 * total
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(lt.TransferConfigError, match="0 would be held out"):
+        held_out([0, 1, 2], 0.2)
+    with pytest.raises(lt.TransferConfigError, match="in 1 groups"):
+        held_out([0] * 10, 0.2, groups=["a"] * 10)
+
+
+class Unlisted(torch.utils.data.Dataset):
+    def __init__(self, dataset):
+        self.inner = dataset
+
+    def __len__(self):
+        return len(self.inner)
+
+    def __getitem__(self, index):
+        return self.inner[index]
+
+
+def test_labels_are_those_listed_or_loaded():
+    data = toys.target_data()
+    expected = data.tensors[1].tolist()
+    assert labels_of(data) == labels_of(Unlisted(data)) == expected
+    assert labels_of(torch.utils.data.Subset(data, [3, 1])) == [expected[3], expected[1]]
+    with pytest.raises(lt.TransferConfigError, match="does not give"):
+        labels_of(Unlisted(torch.rand(4, 3)))
