@@ -13,7 +13,8 @@ def main(path):
 
 def test_quickstart_compares_the_methods_and_draws_them(tmp_path):
     rows = main("quickstart.py")(["--steps", "4", "--seeds", "1", "--out", str(tmp_path / "curves.png")])
-    assert set(rows) == {"fine-tuning", "soft fine-tuning", "selective joint", "AdaFilter", "gated transfer"}
+    names = {"fine-tuning", "soft fine-tuning", "selective joint", "AdaFilter", "gated transfer", "collaborative"}
+    assert set(rows) == names
     assert all(0 < row["test accuracy"] < 1 and 0 < row["general discrimination"] < 1 for row in rows.values())
     assert rows["fine-tuning"]["steps to plain"] <= 4
     assert (tmp_path / "curves.png").stat().st_size > 10_000
@@ -39,6 +40,15 @@ def test_gated_transfer_compares_its_halves(monkeypatch):
     found = main("gated_transfer.py")(["--steps", "4"])
     assert len(found) == 3
     assert all(0 < accuracy < 1 for accuracy in found.values())
+
+
+def test_collaborative_searches_and_compares(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    arguments = ["--steps", "4", "--seeds", "2", "--particles", "1", "--out", str(tmp_path / "search.png")]
+    found = main("collaborative.py")(arguments)
+    assert len(found) == 5
+    assert all(0 < accuracy < 1 for accuracy in found.values())
+    assert (tmp_path / "search.png").stat().st_size > 10_000
 
 
 def test_costs_measures_every_row_against_its_bar(tmp_path):

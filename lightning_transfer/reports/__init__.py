@@ -3,5 +3,6 @@
 from lightning_transfer.reports.borrowed import borrowed_images
 from lightning_transfer.reports.curves import learning_curves
 from lightning_transfer.reports.gates import gate_map
+from lightning_transfer.reports.search import layer_search
 
-__all__ = ["borrowed_images", "gate_map", "learning_curves"]
+__all__ = ["borrowed_images", "gate_map", "layer_search", "learning_curves"]

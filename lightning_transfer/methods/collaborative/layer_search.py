@@ -207,7 +207,7 @@ class Proxies:
             groups = getattr(loader.dataset, "groups", None)
             out = held_out(labels, search.validation, groups=groups, seed=search.seed)
         kept = sorted({*range(len(labels))} - {*out})
-        clean = search.unaugmented or loader.dataset
+        clean: Any = search.unaugmented or loader.dataset
         if len(clean) != len(labels):
             raise TransferConfigError(
                 f"unaugmented has {len(clean)} images, the training data {len(labels)}; give the same, in order."

@@ -1,0 +1,109 @@
+"""A swarm, Parzen estimators and chance, each asked for as many candidates, and how near they come to the best.
+
+On a made-up fitness with a known optimum, and on a real one: every pair of depths of the quickstart's two networks is
+trained and scored as a search would do it, so that each strategy is then judged against all there is.
+
+    PYTHONPATH=examples python examples/benchmarks/searches.py --out searches.json
+"""
+
+import argparse
+import copy
+import itertools
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from quickstart import LR, SMALL, SOURCE, Digits, LitDigits, calm, pretrain, printed
+
+import lightning_transfer as lt
+from lightning_transfer.glue.proxy import trainer_class
+from lightning_transfer.methods.collaborative.layer_search import Proxies
+from lightning_transfer.methods.collaborative.strategies import STRATEGIES
+
+PARTICLES, ITERATIONS, SEEDS = 10, 5, 10
+Layers = tuple[int, ...]
+
+
+def found_by(name: str, most: Sequence[int], fitness: Callable[[Layers], float], seed: int) -> list[float]:
+    """The best so far, candidate by candidate."""
+    strategy = STRATEGIES[name](list(most), particles=PARTICLES, iterations=ITERATIONS, seed=seed)
+    scores = []
+    for _ in range(PARTICLES * (ITERATIONS + 1)):
+        scores.append(fitness(strategy.ask()))
+        strategy.tell(scores[-1])
+    return list(itertools.accumulate(scores, max))
+
+
+def valley(most: Sequence[int], seed: int) -> Callable[[Layers], float]:
+    """A fitness that falls with the distance from its optimum, which the seed puts somewhere."""
+    optimum = np.random.default_rng(1000 + seed).integers(0, most, endpoint=True)
+    return lambda layers: 1 - float((((np.array(layers) - optimum) / np.array(most)) ** 2).mean())
+
+
+def table(capitals: Any, small: Any, seed: int, steps: Path) -> dict[Layers, float]:
+    """The accuracy of every pair of depths on the digits of one seed; kept as they come."""
+    module = LitDigits(copy.deepcopy(capitals), LR)
+    module.model.reset_classifier(10)  # type: ignore[operator]
+    using = lt.CollaborativeFinetuning({"small": small})
+    options = {"accelerator": "cpu", "devices": 1}
+    loader = Digits(seed).train_dataloader()
+    proxies = Proxies(lt.LayerSearch(proxy_epochs=10), module, loader, using, trainer_class(), options)
+    known = json.loads(steps.read_text()) if steps.exists() else {}
+    for layers in itertools.product(*(range(number + 1) for number in proxies.most.values())):
+        key = f"{seed}: {layers}"
+        if key not in known:
+            known[key] = proxies.evaluate(layers).accuracy
+            steps.write_text(json.dumps(known))
+    return {
+        layers: known[f"{seed}: {layers}"]
+        for layers in itertools.product(*(range(number + 1) for number in proxies.most.values()))
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Compare; returns what is written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("searches.json"))
+    parser.add_argument("--tables", type=int, default=3, help="draws of digits, each scored at all depths")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    logging.getLogger("optuna").setLevel(logging.WARNING)
+    tasks: dict[str, list[tuple[Sequence[int], Callable[[Layers], float], float, int]]] = {
+        "valley, two ResNet-50s": [([48, 48], valley([48, 48], seed), 1.0, seed) for seed in range(SEEDS)],
+        "valley, four ResNet-50s": [([48] * 4, valley([48] * 4, seed), 1.0, seed) for seed in range(SEEDS)],
+    }
+    with calm():
+        capitals, small = (pretrain(printed(each, 300, seed=0), 600, lambda: None) for each in (SOURCE, SMALL))
+        for number in range(options.tables):
+            scores = table(capitals, small, number, options.out.with_suffix(".part"))
+            most = [max(layers[each] for layers in scores) for each in range(2)]
+            row = [(most, scores.__getitem__, max(scores.values()), seed) for seed in range(SEEDS)]
+            tasks[f"digits {number}, {len(scores)} pairs"] = row  # type: ignore[assignment]
+    rows: dict[str, dict[str, list[float]]] = {}
+    for task, runs in tasks.items():
+        rows[task] = {
+            name: [top - found_by(name, most, fitness, seed)[-1] for most, fitness, top, seed in runs]
+            for name in STRATEGIES
+        }
+        print(f"{task}, short of the best by: {summary(rows[task])}")
+    report = {"candidates": PARTICLES * (ITERATIONS + 1), "short of the best": rows}
+    options.out.write_text(json.dumps(report, indent=1))
+    return report
+
+
+def summary(short: dict[str, list[float]]) -> str:
+    """Means with standard errors, and how often the swarm came nearer than chance."""
+    means = [
+        f"{name} {np.mean(values):.4f} ± {np.std(values, ddof=1) / SEEDS**0.5:.4f}" for name, values in short.items()
+    ]
+    swarm, chance = np.array(short["swarm"]), np.array(short["random"])
+    nearer, farther = int((swarm < chance).sum()), int((swarm > chance).sum())
+    return f"{', '.join(means)}; of {SEEDS} seeds the swarm was nearer than chance in {nearer}, farther in {farther}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What a search for layers tried, how it did, and what was frozen in the end."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.reports.curves import COLORS, empty_figure
+
+SHADES = "viridis"  # dark is bad, bright is good
+FROZEN, TUNED, BEST = COLORS[2], COLORS[1], COLORS[5]
+
+
+def layer_search(plan: Any, path: str | os.PathLike[str]) -> None:
+    """Draw a search: accuracy over candidates, how deep each froze each network, and the final cuts.
+
+    Args:
+        plan: a LayerPlan of a search.
+        path: where the picture goes; its ending says the format.
+
+    Raises:
+        TransferConfigError: nothing was searched, or matplotlib is missing.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_transfer.methods.collaborative.plan import Evaluation, LayerPlan
+        >>> tried = (Evaluation((1, 4), 0.5), Evaluation((2, 0), 0.7), Evaluation((3, 2), None, "no memory"))
+        >>> plan = LayerPlan({"own": 2, "source1": 0}, {"own": 4, "source1": 9}, tried)
+        >>> layer_search(plan, tempfile.mkdtemp() + "/search.png")
+    """
+    if not plan.evaluations:
+        raise TransferConfigError("This LayerPlan was given, not searched: there is nothing to draw.")
+    names = list(plan.num_layers)
+    layers = np.array([evaluation.layers for evaluation in plan.evaluations])
+    scores = 100 * np.array([np.nan if e.accuracy is None else e.accuracy for e in plan.evaluations], dtype=float)
+    at = np.arange(1, len(scores) + 1)
+    best = np.fmax.accumulate(scores)
+    heights = [2.4, *[1.5] * len(names), 0.5 + 0.35 * len(names)]
+    figure = empty_figure(size=(8, 1.2 + sum(heights)))
+    top, *rows, below = figure.subplots(len(names) + 2, 1, height_ratios=heights)
+    shown: dict[str, Any] = {"c": scores, "cmap": SHADES, "s": 22, "zorder": 3}
+    top.step(at, best, where="post", color=BEST, linewidth=2, label="best so far")
+    top.scatter(at, scores, **shown)
+    failed = np.isnan(scores)
+    if failed.any():
+        floor = np.nanmin(scores) if not failed.all() else 0
+        top.plot(at[failed], np.full(failed.sum(), floor), "x", color=BEST, label="failed")
+    top.set(ylabel="accuracy on\nheld-out images, %")
+    top.set_title("How many layers to freeze", loc="left", fontweight="bold")
+    top.legend(frameon=False, loc="lower right", fontsize="small")
+    for number, (axes, name) in enumerate(zip(rows, names, strict=True)):
+        axes.scatter(at, layers[:, number], **shown)
+        axes.plot(at[failed], layers[failed, number], "x", color=BEST)
+        axes.axhline(plan.frozen[name], color=BEST, linewidth=1, linestyle="--")
+        axes.set(ylabel=f"{name}\nfrozen", ylim=(-0.5, plan.num_layers[name] - 0.5))
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    for axes in (top, *rows):
+        axes.set_xlim(0, len(at) + 1)
+        axes.tick_params(labelbottom=axes is rows[-1])
+        axes.grid(alpha=0.25)
+    rows[-1].set_xlabel("candidates, in the order in which they were tried")
+    frozen = np.array([plan.frozen[name] for name in names])
+    total = np.array([plan.num_layers[name] for name in names])
+    below.barh(names, frozen, color=FROZEN, label="frozen")
+    below.barh(names, total - frozen, left=frozen, color=TUNED, label="tuned")
+    for place, (part, whole) in enumerate(zip(frozen, total, strict=True)):
+        below.text(whole, place, f"  {part} of {whole} frozen", va="center", fontsize="small")
+    below.set(xlabel="convolutions, from the input on", xlim=(0, 1.25 * total.max()))
+    below.invert_yaxis()
+    below.legend(frameon=False, loc="lower right", fontsize="small")
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.align_ylabels()
+    figure.savefig(path, dpi=140)
