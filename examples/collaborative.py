@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
         searching = LitDigits(copy.deepcopy(capitals), LR)
         searching.model.reset_classifier(10)  # type: ignore[operator]
-        search = lt.LayerSearch(particles=options.particles, iterations=3, proxy_epochs=10)
+        search = lt.LayerSearch(particles=options.particles, iterations=3, proxy_epochs=10, validation=0.4)
         using = lt.CollaborativeFinetuning({"small": small})
         plan = search.run(searching, Digits(0), using, trainer={"accelerator": "cpu"})
         lt.reports.layer_search(plan, options.out)

@@ -51,7 +51,7 @@ def table(capitals: Any, small: Any, seed: int, steps: Path) -> dict[Layers, flo
     using = lt.CollaborativeFinetuning({"small": small})
     options = {"accelerator": "cpu", "devices": 1}
     loader = Digits(seed).train_dataloader()
-    proxies = Proxies(lt.LayerSearch(proxy_epochs=10), module, loader, using, trainer_class(), options)
+    proxies = Proxies(lt.LayerSearch(proxy_epochs=10, validation=0.4), module, loader, using, trainer_class(), options)
     known = json.loads(steps.read_text()) if steps.exists() else {}
     for layers in itertools.product(*(range(number + 1) for number in proxies.most.values())):
         key = f"{seed}: {layers}"

@@ -36,7 +36,7 @@ def layer_search(plan: Any, path: str | os.PathLike[str]) -> None:
     scores = 100 * np.array([np.nan if e.accuracy is None else e.accuracy for e in plan.evaluations], dtype=float)
     at = np.arange(1, len(scores) + 1)
     best = np.fmax.accumulate(scores)
-    heights = [2.4, *[1.5] * len(names), 0.5 + 0.35 * len(names)]
+    heights = [2.4, *[1.5] * len(names), 0.4 + 0.3 * len(names)]
     figure = empty_figure(size=(8, 1.2 + sum(heights)))
     top, *rows, below = figure.subplots(len(names) + 2, 1, height_ratios=heights)
     shown: dict[str, Any] = {"c": scores, "cmap": SHADES, "s": 22, "zorder": 3}
@@ -68,7 +68,7 @@ def layer_search(plan: Any, path: str | os.PathLike[str]) -> None:
         below.text(whole, place, f"  {part} of {whole} frozen", va="center", fontsize="small")
     below.set(xlabel="convolutions, from the input on", xlim=(0, 1.25 * total.max()))
     below.invert_yaxis()
-    below.legend(frameon=False, loc="lower right", fontsize="small")
+    below.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, fontsize="small")
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.align_ylabels()

@@ -52,6 +52,12 @@ def results(num_ranks: int) -> dict:
         found[f"{method} bf16"] = run(method.callback(batch_size=size), precision="bf16-true")
     for name, pair in pairs(size).items():
         found[name] = run(*pair)
+    search = lt.LayerSearch(particles=3, iterations=1, proxy_epochs=1)  # by the first rank, which the others wait for
+    other = toys.OtherNet()
+    other.bn1 = nn.GroupNorm(2, 6)
+    searching = lt.CollaborativeFinetuning([other], search=search)
+    found["a search"] = run(searching)
+    found["a search's plan"] = [{name: torch.tensor(number) for name, number in searching.plan.frozen.items()}]
     metric = lt.metrics.GeneralDiscrimination(k=3)
     features, labels = class_features()
     rank = int(os.environ["RANK"])

@@ -86,6 +86,12 @@ def test_methods_together_on_two_ranks_equal_each_other_and_one_process(ranks, a
         assert_same(first, single, tolerance=1e-6)
 
 
+def test_what_the_first_rank_finds_in_a_search_is_every_ranks(ranks):
+    assert ranks[0]["a search's plan"] == ranks[1]["a search's plan"]
+    for first, second in zip(ranks[0]["a search"], ranks[1]["a search"], strict=True):
+        assert_same(first, second)
+
+
 @pytest.mark.parametrize("method", SOURCED, ids=str)
 def test_a_checkpoint_of_two_ranks_names_the_place_where_one_process_is(ranks, alone, folder, method):
     paths = [folder / f"{method}-2/step=4.ckpt", folder / f"alone/{method}-1/step=4.ckpt"]

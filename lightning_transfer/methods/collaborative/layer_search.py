@@ -51,7 +51,8 @@ class LayerSearch:
         seed: of everything random.
         strategy: "swarm", or "tpe" (optuna's, the extra `search`) or "random" with as many candidates.
         validation: share of the training images that is held out, of each class alike; images that the dataset's
-            `groups` name together stay together.
+            `groups` name together stay together. Of candidates that are right equally often, the one that freezes
+            least is taken (ours).
         unaugmented: the training images, in the same order, as validation sees them; by default the training dataset's.
         max_evaluations: how many candidates are trained at most.
         max_seconds: after which no further candidate is begun.
@@ -155,9 +156,7 @@ class LayerSearch:
                     if self.cache is not None:
                         plan.save(self.cache)
                 step(1, plan.summary)
-        if all(evaluation.accuracy is None for evaluation in plan.evaluations):
-            reason = f"all failed: {plan.evaluations[0].failure}" if plan.evaluations else "there was no time for any"
-            warnings.warn(f"No candidate has a score, {reason}. Nothing is frozen.", NoEffectWarning, stacklevel=2)
+        _warn_of_nothing(plan, proxies.num_held_out)
         return plan
 
     def _cached(self, mine: LayerPlan) -> tuple[Evaluation, ...]:
@@ -212,6 +211,7 @@ class Proxies:
             raise TransferConfigError(
                 f"unaugmented has {len(clean)} images, the training data {len(labels)}; give the same, in order."
             )
+        self.num_held_out = len(out)
         self.train = partial(proxy.part_of, loader, kept)
         self.rest = partial(proxy.part_of, loader, out, dataset=clean)
         self.networks = {name: loaded(source) for name, source in named(using.sources).items()}
@@ -233,8 +233,8 @@ class Proxies:
         }
 
     def plan(self, evaluations: Sequence[Evaluation]) -> LayerPlan:
-        """What these candidates tell; the first of the best counts, and where all have failed nothing is frozen."""
-        best = max(evaluations, key=lambda evaluation: evaluation.fitness, default=None)
+        """What these candidates tell: the best; of equals that which freezes least; nothing where all have failed."""
+        best = max(evaluations, key=lambda evaluation: (evaluation.fitness, -sum(evaluation.layers)), default=None)
         layers = (0,) * len(self.most) if best is None or best.accuracy is None else best.layers
         return LayerPlan(dict(zip(self.most, layers, strict=True)), self.num_layers, tuple(evaluations), self.settings)
 
@@ -250,6 +250,23 @@ class Proxies:
         except Exception as error:  # whatever a candidate may die of, such as its memory
             return Evaluation(layers, None, f"{type(error).__name__}: {error}".partition("\n")[0])
         return Evaluation(layers, scoring.best)
+
+
+def _warn_of_nothing(plan: LayerPlan, num_held_out: int) -> None:
+    """Warn of a search that could not tell candidates apart."""
+    scores = {evaluation.fitness for evaluation in plan.evaluations if evaluation.accuracy is not None}
+    tried = {evaluation.layers for evaluation in plan.evaluations}
+    if not scores:
+        reason = f"all failed: {plan.evaluations[0].failure}" if plan.evaluations else "there was no time for any"
+        warnings.warn(f"No candidate has a score, {reason}. Nothing is frozen.", NoEffectWarning, stacklevel=3)
+    elif len(scores) == 1 < len(tried):
+        warnings.warn(
+            f"All {len(tried)} candidates are right on as many of {num_held_out} held-out images ({max(scores):.1%}), "
+            "which cannot tell them apart; the one that freezes least is taken. Hold out more: "
+            "LayerSearch(validation=...).",
+            NoEffectWarning,
+            stacklevel=3,
+        )
 
 
 def weights_of(*modules: Any) -> int:
