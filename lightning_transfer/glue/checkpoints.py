@@ -181,9 +181,9 @@ def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str]) 
     weights, callbacks = checkpoint["state_dict"], checkpoint.get("callbacks", {})
     for name, spec in structures_in(weights):
         raise TransferConfigError(
-            f"{path} holds a changed network ({spec['kind']} at {name}), which is no plain one without its gates. Load "
-            "it by lightning_transfer.load_from_checkpoint, make it plain by functional.remove_adafilter or "
-            "functional.remove_gated_transfer, and save that."
+            f"{path} holds a changed network ({spec['kind']} at {name}), which is no plain one. Load it by "
+            "lightning_transfer.load_from_checkpoint, make it plain by functional.remove_adafilter, "
+            "remove_gated_transfer or remove_collaborative, and save that."
         )
     parts = [key.removesuffix(EXTRA) for key, state in weights.items() if key.endswith(EXTRA) and _is_ours(state)]
     ours = [key for key, state in callbacks.items() if _is_ours(state.get(KEY) if isinstance(state, dict) else None)]

@@ -1,0 +1,153 @@
+"""Images for the transfer matrix: a source, targets near to it and far, and a few of each class to learn from."""
+
+import io
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_transfer.methods.collaborative.splitting import held_out
+
+MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)  # of CIFAR-100, which the networks are pretrained on
+SIDE, SHIFT = 32, 4
+NEAR = sorted(np.random.default_rng(0).permutation(100)[:20].tolist())  # CIFAR-100's classes that no pretraining sees
+VALIDATION, MOST_VALIDATION = 0.25, 500  # of the training split: its share, and at most so many images
+
+# name: file of --data or data set of torchvision, and whether its images may be mirrored
+SETS = {
+    "cifar100": ("cifar100_32", "CIFAR100", True),
+    "trashnet": ("trashnet_32", None, True),
+    "gtsrb": ("gtsrb_32", "GTSRB", False),
+    "signdigits": ("signdigits_32", None, False),
+    "cifar10": (None, "CIFAR10", True),
+    "flowers": (None, "Flowers102", True),
+    "dtd": (None, "DTD", True),
+}
+
+
+@dataclass(frozen=True)
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Images in memory as bytes, given normalised.
+
+    Attributes:
+        pixels: (n, 3, 32, 32) bytes.
+        targets: (n,) classes.
+        augmented: whether each is shifted, and mirrored where that makes sense, at random.
+        mirrored: whether it does.
+        groups: what an image belongs to, where the data set says so.
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    augmented: bool = False
+    mirrored: bool = False
+    groups: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.pixels[index]
+        if self.augmented:
+            down, right = torch.randint(2 * SHIFT + 1, (2,)).tolist()
+            image = F.pad(image, (SHIFT,) * 4)[:, down : down + SIDE, right : right + SIDE]
+            image = image.flip(2) if self.mirrored and torch.rand(()) < 0.5 else image
+        return normalised(image[None])[0], int(self.targets[index])
+
+    def only(self, indices: Any, *, augmented: bool = False) -> "Pictures":
+        """Some of them."""
+        groups = None if self.groups is None else [self.groups[index] for index in torch.as_tensor(indices).tolist()]
+        return Pictures(self.pixels[indices], self.targets[indices], augmented, self.mirrored, groups)
+
+    def of_classes(self, classes: list[int]) -> "Pictures":
+        """Those of some classes, numbered anew."""
+        number = torch.full((int(self.targets.max()) + 1,), -1)
+        number[classes] = torch.arange(len(classes))
+        kept = (number[self.targets] >= 0).nonzero()[:, 0]
+        found = self.only(kept)
+        return Pictures(found.pixels, number[found.targets], found.augmented, found.mirrored, found.groups)
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Bytes as a network takes them."""
+    return (pixels / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def load(name: str, folder: Path | None) -> tuple[Pictures, Pictures]:
+    """The training and the test images of a data set: from a folder of .npz files, or by torchvision."""
+    file, torchvision_name, mirrored = SETS[name]
+    if folder is not None and file is not None:
+        with np.load(folder / f"{file}.npz", allow_pickle=False) as data:
+            groups = data["group_train"].tolist() if "group_train" in data else None
+            return (
+                Pictures(_pixels(data, "train"), torch.from_numpy(data["y_train"]), mirrored=mirrored, groups=groups),
+                Pictures(_pixels(data, "test"), torch.from_numpy(data["y_test"]), mirrored=mirrored),
+            )
+    import torchvision  # type: ignore[import-untyped]
+
+    if torchvision_name is None:
+        raise SystemExit(f"{name} is not one of torchvision's: pass --data FOLDER with {file}.npz.")
+    make, root = getattr(torchvision.datasets, torchvision_name), folder or Path("data")
+    splits = {"train": True, "test": False}
+    keyed = {"train": "train", "test": "test"}
+    parts = []
+    for split in ("train", "test"):
+        which = {"train": splits[split]} if torchvision_name.startswith("CIFAR") else {"split": keyed[split]}
+        images = make(root, download=True, **which)
+        pixels = [np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)) for image, _ in images]
+        labels = torch.tensor([label for _, label in images])
+        parts.append(Pictures(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), labels, mirrored=mirrored))
+    return parts[0], parts[1]
+
+
+def _pixels(data: Any, split: str) -> Tensor:
+    if f"x_{split}" in data:
+        return torch.from_numpy(data[f"x_{split}"]).permute(0, 3, 1, 2).contiguous()
+    files, ends = data[f"{split}_bytes"].tobytes(), data[f"{split}_offsets"].tolist()
+    images = [np.asarray(Image.open(io.BytesIO(files[start:end]))) for start, end in pairwise(ends)]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+@dataclass(frozen=True)
+class Target:
+    """One draw of a target: what is learned from, what is chosen by, and what is read once."""
+
+    train: Pictures
+    validation: Pictures
+    test: Pictures
+    num_classes: int
+
+
+def source(folder: Path | None) -> tuple[Pictures, Pictures]:
+    """CIFAR-100 without the classes that are held out, for training and for testing."""
+    classes = [label for label in range(100) if label not in NEAR]
+    train, test = load("cifar100", folder)
+    return train.of_classes(classes), test.of_classes(classes)
+
+
+def target(name: str, folder: Path | None, *, shots: int | None, seed: int) -> Target:
+    """A target, of which `shots` images a class are learned from, or all.
+
+    The validation part is cut from the training split, the same for every seed and by group where there are groups; the
+    seed draws the images that are learned from among the rest.
+    """
+    train, test = load("cifar100" if name == "near" else name, folder)
+    if name == "near":
+        train, test = train.of_classes(NEAR), test.of_classes(NEAR)
+    out = held_out(train.targets.tolist(), VALIDATION, groups=train.groups)
+    rest = torch.tensor(sorted({*range(len(train))} - {*out}))
+    order = torch.randperm(len(out), generator=torch.Generator().manual_seed(0))[:MOST_VALIDATION]
+    if shots is not None:
+        rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))]
+        num_classes = int(train.targets.max()) + 1
+        rest = torch.cat([rest[train.targets[rest] == label][:shots] for label in range(num_classes)])
+    return Target(
+        train.only(rest, augmented=True), train.only(torch.tensor(out)[order]), test, int(train.targets.max()) + 1
+    )

@@ -1,0 +1,272 @@
+"""The rows of the transfer matrix: each a way to fine-tune, in an ordinary LightningModule."""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import BackboneFinetuning
+from timm.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transfer_data import Pictures, Target, normalised
+
+import lightning_transfer as lt
+
+BATCH, NEIGHBORS = 32, 100
+LOOKS = 6  # of the learning curve
+L2SP_WEIGHT = 0.01  # its authors' for the body
+THAWED = 0.2  # of training, at which BackboneFinetuning lets the body learn
+
+
+def small_resnet(num_classes: int) -> ResNet:
+    """A timm ResNet for images of 32 pixels, .32 million parameters."""
+    block: Any = BasicBlock  # timm asks for a class and is typed as for an instance
+    network = ResNet(block, (1, 1, 1, 1), channels=(16, 32, 64, 128), stem_type="deep", stem_width=8)
+    stem = {"conv1": nn.Conv2d(3, 16, 3, 1, 1, bias=False), "bn1": nn.BatchNorm2d(16), "maxpool": nn.Identity()}
+    for name, layer in stem.items():
+        setattr(network, name, layer)
+    network.reset_classifier(num_classes)
+    return network
+
+
+class Classifier(L.LightningModule):
+    """Anybody's project: SGD with momentum, whose rate falls to zero along a cosine."""
+
+    def __init__(self, network: nn.Module, lr: float) -> None:
+        super().__init__()
+        self.model = network
+        self.lr = lr
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Cross-entropy."""
+        return F.cross_entropy(self.model(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        """All that is trained."""
+        params = [param for param in self.parameters() if param.requires_grad]
+        optimizer = torch.optim.SGD(params, lr=self.lr, momentum=0.9, weight_decay=5e-4)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+
+    @property
+    def backbone(self) -> nn.Module:
+        """For Lightning's own callback."""
+        return nn.ModuleList(child for name, child in self.model.named_children() if name != "fc")
+
+
+class Probe(L.Callback):
+    """A linear probe: the body rests."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Nothing but the head has gradients."""
+        for name, param in pl_module.named_parameters():
+            param.requires_grad = ".fc." in name
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """No statistics move."""
+        pl_module.eval()
+
+
+class L2SP(L.Callback):
+    """Weights are drawn to where they began, in place of zero (arXiv 1802.01483)."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember where."""
+        body = [param for name, param in pl_module.named_parameters() if ".fc." not in name]
+        self.start = [(param, param.detach().clone()) for param in body]
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
+        """The penalty's gradient; the weight decay that the optimizer has for the body is taken back."""
+        for param, start in self.start:
+            if param.grad is not None:
+                param.grad += L2SP_WEIGHT * (param.detach() - start) - 5e-4 * param.detach()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one training is given.
+
+    Attributes:
+        target: its images.
+        source: the images that the networks were pretrained on.
+        network: pretrained, with its classifier.
+        second: another one.
+        folder: for what is selected.
+        name: of the target's draw.
+        steps: how many a row has.
+    """
+
+    target: Target
+    source: Pictures
+    network: nn.Module
+    second: nn.Module
+    folder: Path
+    name: str
+    steps: int
+
+    def task(self, images: Pictures | None = None) -> lt.SourceTask:
+        """The source, with the classifier that was pretrained on it."""
+        images = images or self.source
+        augmented = Pictures(images.pixels, images.targets, augmented=True, mirrored=images.mirrored)
+        head = copy.deepcopy(self.network.fc)
+        return lt.SourceTask(augmented, head=head, forward="joint", unaugmented=images)  # type: ignore[arg-type]
+
+    def seen(self) -> Pictures:
+        """The target's images without augmentation."""
+        return Pictures(self.target.train.pixels, self.target.train.targets)
+
+    def bank(self, kind: str) -> Any:
+        """Filters to select by."""
+        if kind == "gabor":
+            return kind
+        return lt.FilterBank.from_model(self.network, layers=["conv1", "layer1.0.conv1"], normalize=False)
+
+    def selective(self, kind: str = "gabor", rounds: int = 2) -> lt.SelectiveJointFinetuning:
+        """Selective joint fine-tuning."""
+        neighbors = lt.Neighbors(k=NEIGHBORS, bank=self.bank(kind), rounds=rounds)
+        cache = self.folder / f"{self.name}-{kind}-{rounds}.safetensors"
+        return lt.SelectiveJointFinetuning(self.task(), neighbors=neighbors, target=self.seen(), cache=str(cache))
+
+    def random_source(self) -> Pictures:
+        """As many source images as selection would borrow at first, drawn at random."""
+        cache = self.folder / f"{self.name}-size.safetensors"
+        scan = lt.Scan(cache=str(cache), say=lambda line: None)
+        chosen = lt.select_neighbors(self.seen(), self.source, k=NEIGHBORS, scan=scan)
+        number = len(chosen.indices[:, :NEIGHBORS].unique())
+        return self.source.only(torch.randperm(len(self.source), generator=torch.Generator().manual_seed(1))[:number])
+
+
+ALWAYS = lt.Schedule(1.0, 1.0)
+Callbacks = Callable[[Setting], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to fine-tune.
+
+    Attributes:
+        callbacks: what it adds to a Trainer.
+        length: of training, in those of plain fine-tuning.
+        pretrained: whether it begins from the pretrained network.
+    """
+
+    callbacks: Callbacks = field(default=lambda setting: [])
+    length: float = 1.0
+    pretrained: bool = True
+
+
+def _soft(weight: lt.Schedule, images: Callable[[Setting], Pictures | None] = lambda setting: None) -> Row:
+    return Row(lambda setting: [lt.SoftFinetuning(setting.task(images(setting)), weight=weight)])
+
+
+def _thawing(setting: Setting) -> list[Any]:
+    epochs = setting.steps / -(-len(setting.target.train) // BATCH)
+    return [BackboneFinetuning(unfreeze_backbone_at_epoch=max(1, round(THAWED * epochs)), verbose=False)]
+
+
+ROWS = {
+    "fine-tuning": Row(),
+    "linear probe": Row(lambda setting: [Probe()]),
+    "from scratch": Row(pretrained=False),
+    "soft": _soft(lt.Schedule()),
+    "joint, random source": _soft(ALWAYS, Setting.random_source),
+    "selective": Row(lambda setting: [setting.selective()]),
+    "gated transfer": Row(lambda setting: [lt.GatedTransfer(tap="model.layer3")]),
+    "AdaFilter": Row(lambda setting: [lt.AdaFilter()]),
+    "collaborative": Row(lambda setting: [lt.CollaborativeFinetuning([setting.second])]),
+    "ensemble of two": Row(lambda setting: [lt.CollaborativeFinetuning([setting.second], weight=0.0)]),
+    "joint, all of the source": _soft(ALWAYS),
+    "fine-tuning, twice as long": Row(length=2.0),
+    "L2-SP": Row(lambda setting: [L2SP()]),
+    "BackboneFinetuning": Row(_thawing),
+    "selective, filters of the network": Row(lambda setting: [setting.selective("network")]),
+    "selective, no rounds": Row(lambda setting: [setting.selective(rounds=0)]),
+    "selective and gated transfer": Row(
+        lambda setting: [setting.selective(), lt.GatedTransfer(tap="model.layer3")],
+    ),
+    "AdaFilter, all tuned": Row(lambda setting: [lt.AdaFilter(estimator="all_tuned")]),
+    "AdaFilter, all frozen": Row(lambda setting: [lt.AdaFilter(estimator="all_frozen")]),
+    "AdaFilter, random gates": Row(lambda setting: [lt.AdaFilter(estimator="random")]),
+    "transfer module alone": Row(lambda setting: [lt.GatedTransfer(tap="model.layer3", aux_weight=0)]),
+    "auxiliary classifier alone": Row(lambda setting: [lt.GatedTransfer(tap="model.layer3", ratio=None, dropout=0.0)]),
+    "dropout alone": Row(lambda setting: [lt.GatedTransfer(ratio=None, aux_weight=0)]),
+    "selective and AdaFilter": Row(lambda setting: [setting.selective(), lt.AdaFilter()]),
+}
+
+
+class Looking(L.Callback):
+    """Accuracy on validation images in the course of training."""
+
+    def __init__(self, images: Pictures, every: int) -> None:
+        self.images, self.every = images, every
+        self.curve: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        """Now and then."""
+        if trainer.global_step % self.every == 0:
+            self.curve.append(accuracy(pl_module.model, self.images))
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, images: Pictures) -> float:
+    """Share of images that are right."""
+    modes = [(layer, layer.training) for layer in network.modules()]
+    network.eval()
+    right = 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for pixels, labels in zip(images.pixels.split(500), images.targets.split(500), strict=True):
+            right += int((network(normalised(pixels)).argmax(1) == labels).sum())
+    torch.clear_autocast_cache()
+    for layer, mode in modes:
+        layer.training = mode
+    return right / len(images)
+
+
+@torch.no_grad()
+def discrimination(network: Any, images: Pictures) -> float:
+    """How well features tell apart classes that neither task has shown."""
+    network.eval()
+    metric = lt.metrics.GeneralDiscrimination()
+    for pixels, labels in zip(images.pixels.split(500), images.targets.split(500), strict=True):
+        metric.update(network.forward_head(network.forward_features(normalised(pixels)), pre_logits=True), labels)
+    return float(metric.compute())
+
+
+def train(
+    row: Row, setting: Setting, *, seed: int, lr: float, is_final: bool, unseen: Pictures | None
+) -> dict[str, Any]:
+    """One training; the seed decides the new head, the order of images and their augmentation.
+
+    Returns:
+        Accuracy on the validation part, its curve, CPU seconds; of a final run also that on the test split.
+    """
+    torch.manual_seed(seed)
+    network: Any = copy.deepcopy(setting.network) if row.pretrained else small_resnet(1)
+    torch.manual_seed(seed)
+    network.reset_classifier(setting.target.num_classes)
+    steps = round(row.length * setting.steps)
+    order = torch.Generator().manual_seed(seed)
+    loader = DataLoader(setting.target.train, batch_size=BATCH, shuffle=True, generator=order)
+    module, looking = Classifier(network, lr), Looking(setting.target.validation, steps // LOOKS)
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    options: Any = {"accelerator": "cpu", "precision": "bf16-mixed", **dict.fromkeys(quiet, False)}
+    began = time.process_time()
+    L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[*row.callbacks(setting), looking], **options).fit(
+        module, loader
+    )
+    found = {
+        "validation": accuracy(module.model, setting.target.validation),
+        "curve": looking.curve,
+        "seconds": time.process_time() - began,
+    }
+    if is_final:
+        found["test"] = accuracy(module.model, setting.target.test)
+        if unseen is not None:
+            found["discrimination"] = discrimination(module.model, unseen)
+    return found
