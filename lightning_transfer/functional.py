@@ -12,6 +12,7 @@ from lightning_transfer.methods.selective.distances import symmetric_kl
 from lightning_transfer.methods.selective.functional import neighbor_budget, symmetric_kl_neighbors
 from lightning_transfer.methods.soft.functional import joint_loss
 from lightning_transfer.schedules import anneal
+from lightning_transfer.source.gap import domain_gap
 
 __all__ = [
     "anneal",
@@ -19,6 +20,7 @@ __all__ = [
     "apply_collaborative",
     "apply_gated_transfer",
     "collaborative_loss",
+    "domain_gap",
     "filter_responses",
     "gate_features",
     "joint_loss",

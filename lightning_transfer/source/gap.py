@@ -1,0 +1,80 @@
+"""How far a target lies from a source: how well frozen features tell images of the one from the other (ours)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_transfer.errors import TransferConfigError
+
+FOLDS = 5
+PENALTY = 1.0  # on squared weights of standardised features, against the sum of losses: scikit-learn's C = 1
+STEPS = 100
+
+
+def domain_gap(target_features: Tensor, source_features: Tensor) -> float:
+    """How well target images can be told from source images.
+
+    The balanced accuracy, cross-validated in five folds, of a logistic regression on standardised features: about one
+    half where nobody can tell the two apart, and keeping the source is likely to help; 1 where the target lies far from
+    it. Both sides must be decoded, resized and normalised alike, or it is that which is told apart.
+
+    Args:
+        target_features: (n, D), of a frozen network.
+        source_features: (m, D), of the same network.
+
+    Returns:
+        A number from 0 to 1; the same images in another order may change it slightly.
+
+    Raises:
+        TransferConfigError: there are fewer images than folds, or the features do not fit together.
+
+    Example:
+        >>> features = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+        >>> domain_gap(features[:30], features[30:] + 9)
+        1.0
+    """
+    if target_features.ndim != 2 or target_features.shape[1:] != source_features.shape[1:]:
+        raise TransferConfigError(
+            f"Features of shape {tuple(target_features.shape)} and {tuple(source_features.shape)}; expected (n, D) and "
+            "(m, D) of one network."
+        )
+    if min(len(target_features), len(source_features)) < FOLDS:
+        raise TransferConfigError(
+            f"{len(target_features)} target and {len(source_features)} source images; a gap is told from {FOLDS} of "
+            "each at least."
+        )
+    random = torch.Generator().manual_seed(0)
+    features = torch.cat([target_features, source_features]).double().cpu()
+    if not bool(torch.isfinite(features).all()):
+        raise TransferConfigError("Some features are not finite, so nothing can be told by them.")
+    labels = torch.cat([torch.ones(len(target_features)), torch.zeros(len(source_features))]).double()
+    sizes = len(target_features), len(source_features)
+    folds = torch.cat([torch.randperm(size, generator=random) % FOLDS for size in sizes])
+    right = torch.zeros(len(labels), dtype=torch.bool)
+    for fold in range(FOLDS):
+        out = folds == fold
+        mean, std = features[~out].mean(0), features[~out].std(0).clamp(min=1e-12)
+        weight, bias = _regression((features[~out] - mean) / std, labels[~out])
+        right[out] = ((((features[out] - mean) / std) @ weight + bias) > 0) == (labels[out] > 0)
+    shares = [right[labels == label].double().mean().item() for label in (0, 1)]
+    return sum(shares) / 2
+
+
+def _regression(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (D,) and bias of a logistic regression in which both classes count alike."""
+    counts = torch.stack([(labels == 0).sum(), (labels == 1).sum()])
+    importance = (len(labels) / (2 * counts))[labels.long()]
+    weight = torch.zeros(features.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        losses = F.binary_cross_entropy_with_logits(features @ weight + bias, labels, importance, reduction="sum")
+        total = losses + PENALTY * weight.square().sum() / 2
+        total.backward()
+        return total
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return weight.detach(), bias.detach()
