@@ -18,7 +18,7 @@ import lightning_transfer as lt
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Pretrain both, search on the first digits, tune in four ways on others; returns mean test accuracies."""
+    """Pretrain both, search on one draw of digits, tune in five ways on others; returns mean test accuracies."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("search.png"), help="where the picture goes")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each way")
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             return [lt.CollaborativeFinetuning({"small": small}, weight=weight, frozen_layers=frozen)]
 
         found: dict[str, list[float]] = {}
-        for seed in range(options.seeds):
+        for seed in range(1, options.seeds + 1):
             for name, pretrained, callbacks in (
                 ("the capitals' network alone", capitals, []),
                 ("the small letters' alone", small, []),

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from lightning_transfer.source.stream import Order
 from lightning_transfer.source.task import SourceTask
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
 class Chooser(Protocol):
     """Decides, in the course of one run, which source images are drawn."""
+
+    @property
+    def target(self) -> Dataset[Any] | None:
+        """The target's training images without augmentation; None where the train loader has to tell."""
 
     def reset(self) -> None:
         """Begin a new run."""

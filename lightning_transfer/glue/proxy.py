@@ -87,7 +87,7 @@ class Scoring(AnyCallback):
 
     Args:
         loader: the images.
-        logits: what the network says to a batch's images, and its labels.
+        score: tells, of a module and a batch, which images are right.
     """
 
     def __init__(self, loader: DataLoader[Any], score: Any) -> None:

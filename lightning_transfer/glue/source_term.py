@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,9 @@ from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.checkpoints import check_options, sum_of_zeros
 from lightning_transfer.glue.choosing import Chooser
+from lightning_transfer.glue.drawing import Drawing
 from lightning_transfer.glue.first_batch import introduce, non_finite
+from lightning_transfer.glue.gap import measure_gap
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import (
     WeakTrainer,
@@ -22,16 +25,15 @@ from lightning_transfer.glue.trainer import (
     is_log_due,
     log,
     schedule_length,
-    to_device,
-    train_batch_size,
 )
 from lightning_transfer.methods.soft.functional import joint_loss
 from lightning_transfer.roles import find_head, out_width
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import check_hyperparameters
+from lightning_transfer.source.gap import gap_weight
 from lightning_transfer.source.passes import SourcePass, trains_before
-from lightning_transfer.source.stream import Order, SourceStream, load, seeded
-from lightning_transfer.source.task import SourceTask, name_of, structure
+from lightning_transfer.source.stream import load, seeded
+from lightning_transfer.source.task import SourceTask, name_of
 from lightning_transfer.stamps import check_stamp, stamp
 
 
@@ -45,6 +47,7 @@ class SourceTerm(TransferPart):
         mix: how the losses are joined.
         head: where the target head sits, or "auto".
         chooser: which source images are drawn; all of them in turn by default.
+        measured: whether the weight is multiplied by what the domain gap says, measured before the first step.
 
     Raises:
         TransferConfigError: no head is found, or the module has a source task already.
@@ -59,6 +62,7 @@ class SourceTerm(TransferPart):
         mix: Literal["add", "convex"],
         head: str = "auto",
         chooser: Chooser | None = None,
+        measured: bool = False,
     ) -> None:
         super().__init__()
         if any(isinstance(child, SourceTerm) for child in module.modules()):
@@ -70,8 +74,9 @@ class SourceTerm(TransferPart):
         self.source = source
         self.chooser = chooser
         self.pixel_range: tuple[float, float] | None = None  # of the first source batch
-        self._order: Order | None = None
-        self.weight = weight
+        self.weight = self._given = weight
+        self.measured = measured
+        self.gap: float | None = None
         self.mix = mix
         target_head = find_head(module, head, probe=lambda: self._probe(module), narrow=not source.keeps_container)
         self.head_path = target_head.path
@@ -79,15 +84,12 @@ class SourceTerm(TransferPart):
         self.loss = copy.deepcopy(source.loss)  # where it is a module with buffers, it moves to the device with us
         self.num_classes = out_width(self.head)
         self._options = self.describe()  # once: it reads every listed label, and checkpoints are many
-        self._stream: SourceStream | None = None
-        self._position = 0
+        self.drawing = Drawing(source, self.num_classes)
         self._pass: SourcePass | None = None
-        self._drawn: tuple[Tensor, Tensor, Tensor] | None = None
         self._is_over = False  # whether the weight is 0 for good
         self._num_steps: float | None = None  # of the training that the weight was laid out over
         self._saved_options: dict[str, str] | None = None
         self._checked_for = WeakTrainer()
-        self._last_draw: tuple[int, int, int] | None = None
         if weight.start or weight.end:
             with seeded(source.seed, 0):
                 source.check_all_labels(self.num_classes)
@@ -118,17 +120,18 @@ class SourceTerm(TransferPart):
         """Let go of the user's module and of loader workers."""
         if self._pass is not None:
             self._pass.remove()
-        self._pass = self._drawn = None
-        self._drop_stream()
+        self._pass = self.drawing.batch = None
+        self.drawing.close()
 
     def check(self, trainer: Any) -> None:
         """Raise or warn, at the start of training, on what only now is known."""
         self._checked_for = WeakTrainer(trainer)
         check_supported(trainer)
         if trainer.global_step == 0:  # a new run, whatever this part was in before
-            self._drop_stream()
-            self._saved_options = self._num_steps = self._last_draw = None
-            self._position, self._is_over = 0, False
+            self.drawing.seek(0)
+            self._saved_options = self._num_steps = None
+            self._is_over = False
+            self.weight, self.gap = self._given, None
             if self.chooser is not None:
                 self.chooser.reset()
         check_hyperparameters(trainer.lightning_module)
@@ -158,15 +161,14 @@ class SourceTerm(TransferPart):
 
     def begin(self, module: Any, batch: Any = None) -> None:
         """See to it that the right images are drawn; let a joint pass take them along."""
+        if self.measured and self.gap is None:
+            self._scale(measure_gap(self, module))
         if not self._weight(module.trainer):
             return
         if self.chooser is not None:
-            order = self.chooser.order(self, module)
-            if order is not self._order:
-                self._drop_stream()
-                self._order = order
+            self.drawing.follow(self.chooser.order(self, module))
         if self.source.forward == "joint":
-            self._source_pass.arm(lambda: self._draw(module))
+            self._source_pass.arm(lambda: self.drawing.draw(module.trainer, self))
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
         """The step's loss with the source loss in it; at weight 0 exactly the step's own."""
@@ -175,6 +177,8 @@ class SourceTerm(TransferPart):
         source_loss = self._loss(module) if weight else None
         if is_log_due(trainer):
             values = {"transfer/target_loss": loss.detach(), "transfer/source_weight": torch.tensor(weight)}
+            if self.gap is not None:
+                values["transfer/domain_gap"] = torch.tensor(self.gap)
             if source_loss is not None:
                 chosen = {} if self.chooser is None else self.chooser.values()
                 values |= {"transfer/source_loss": source_loss.detach(), **chosen}
@@ -192,7 +196,12 @@ class SourceTerm(TransferPart):
         """Nothing of a step is left for the next one, or for a validation in between."""
         if self._pass is not None:
             self._pass.disarm()
-        self._drawn = None
+        self.drawing.batch = None
+
+    def _scale(self, gap: float) -> None:
+        """Multiply the weight as a gap says; far from the source nothing is left of it."""
+        self.gap, factor = gap, gap_weight(gap)
+        self.weight = replace(self._given, start=factor * self._given.start, end=factor * self._given.end)
 
     def _weight(self, trainer: Any) -> float:
         """The step's weight; at 0 no pass is run, which would still move BatchNorm and the random state.
@@ -204,7 +213,7 @@ class SourceTerm(TransferPart):
         weight = current_value(self.weight, trainer)
         if weight == self.weight.end == 0:
             self._is_over = True
-            self._drop_stream()
+            self.drawing.close()
         return weight
 
     def _loss(self, module: Any) -> Tensor:
@@ -217,9 +226,9 @@ class SourceTerm(TransferPart):
                     "once a step."
                 )
         else:
-            features = self._source_pass.separate(module, self._draw(module))
-        assert self._drawn is not None
-        images, labels, indices = self._drawn
+            features = self._source_pass.separate(module, self.drawing.draw(module.trainer, self))
+        assert self.drawing.batch is not None
+        images, labels, indices = self.drawing.batch
         loss: Tensor = self.loss(self.head(features), labels)
         if loss.ndim:
             raise TransferConfigError(
@@ -228,51 +237,10 @@ class SourceTerm(TransferPart):
             )
         if not torch.isfinite(loss):
             raise FloatingPointError(non_finite(loss, images, indices, module.trainer.global_step))
-        if self._stream is not None and self._stream.position == self._stream.batch_size * self._stream.num_ranks:
+        if self.drawing.is_at_first_batch:
             self.pixel_range = float(images.detach().min()), float(images.detach().max())
             introduce(self, module, float(loss.detach()), images, labels)
         return loss
-
-    def _draw(self, module: Any) -> Tensor:
-        """Draw a source batch, onto the device, and give its images; labels wait until the pass is done."""
-        trainer = module.trainer
-        draw = trainer.global_step, trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
-        if draw == self._last_draw:
-            raise TransferConfigError(
-                "The training step asked for a second source batch in one step: by an optimizer that runs its closure "
-                "twice, or by a second call of joint_loss. Use another optimizer, or call joint_loss once a step."
-            )
-        self._last_draw = draw
-        if self._stream is None:
-            self._stream = self._open_stream(trainer)
-        indices, samples = self._stream.next_batch()
-        try:
-            moved = to_device(trainer, samples, hooks=self.source.batch_hooks)
-        except Exception as error:
-            if self.source.batch_hooks:
-                error.add_note(
-                    f"This happened while a source batch, {structure(samples)}, went through the batch-transfer hooks. "
-                    "If they are not meant for it: SourceTask(batch_hooks=False)."
-                )
-            raise
-        images, labels = self.source.unpack(moved)
-        if self.source.has_class_labels:
-            self.source.check_labels(labels, self.num_classes, indices)
-        self._drawn = images, labels, indices
-        return images
-
-    def _open_stream(self, trainer: Any) -> SourceStream:
-        """A stream for this fit, now that it is sure to be used."""
-        optimizers.check_kind(trainer.optimizers)
-        optimizers.check_held(trainer, self)
-        share = {"rank": trainer.global_rank, "num_ranks": trainer.world_size}
-        stream = SourceStream(self.source, batch_size=self.batch_size(trainer), order=self._order, **share)
-        stream.seek(self._position)
-        return stream
-
-    def batch_size(self, trainer: Any) -> int:
-        """Source images a step: as many as target images where the task does not say."""
-        return self.source.batch_size or train_batch_size(trainer)
 
     def target_logits(self, module: Any, images: Tensor) -> Tensor:
         """What the network as it is says to target images."""
@@ -280,24 +248,24 @@ class SourceTerm(TransferPart):
 
     def logits(self, module: Any, images: Tensor, head: nn.Module) -> Tensor:
         """What the network with a head says outside of training: no gradient, no batch statistics, no dropout."""
+        return self._outside(module, images, head)
+
+    def features(self, module: Any, images: Tensor) -> Tensor:
+        """What the network gives its head, outside of training."""
+        return self._outside(module, images, nn.Identity())
+
+    def _outside(self, module: Any, images: Tensor, head: nn.Module) -> Tensor:
         layers = [(layer, layer.training) for layer in {*module.modules(), *head.modules()}]
         try:
             for layer, _ in layers:
                 layer.training = False  # not by eval(), which is the user's to override
             with torch.no_grad(), module.trainer.precision_plugin.forward_context():
-                features = self._source_pass.separate(module, images)
-                logits: Tensor = head(features)
+                given: Tensor = head(self._source_pass.separate(module, images))
         finally:
             for layer, was_training in layers:
                 layer.training = was_training
             torch.clear_autocast_cache()  # of weights cast without gradients, which the step would go on with
-        return logits
-
-    def _drop_stream(self) -> None:
-        if self._stream is not None:
-            self._position = self._stream.position
-            self._stream.close()
-            self._stream = None
+        return given
 
     @property
     def _source_pass(self) -> SourcePass:
@@ -314,7 +282,7 @@ class SourceTerm(TransferPart):
             "source classes": str(self.num_classes),
             "head": self.head_path,
             "mix": self.mix,
-            "weight": f"{self.weight.start:g} to {self.weight.end:g}",
+            "weight": f"{'measured times ' if self.measured else ''}{self.weight.start:g} to {self.weight.end:g}",
             "weight shape": shape if isinstance(shape, str) else name_of(shape),
             "weight until": f"step {self.weight.until_steps}" if self.weight.until_steps else f"{self.weight.until:g}",
         }
@@ -323,10 +291,11 @@ class SourceTerm(TransferPart):
         """What a resumed run needs beside the head's weights."""
         state = {
             **stamp(),
-            "position": self._position if self._stream is None else self._stream.position,
+            "position": self.drawing.position,
             "is_over": self._is_over,
             "num_steps": self._num_steps,
             "options": self._options,
+            "gap": self.gap,
         }
         return state if self.chooser is None else {**state, "chosen": self.chooser.get_state()}
 
@@ -337,11 +306,13 @@ class SourceTerm(TransferPart):
             TransferConfigError: it was another version's run.
         """
         check_stamp(state)
-        self._drop_stream()
-        self._checked_for, self._last_draw = WeakTrainer(), None
-        self._position = state["position"]
+        self._checked_for = WeakTrainer()
+        self.drawing.seek(state["position"])
         self._is_over = state["is_over"]
         self._num_steps = state["num_steps"]
         self._saved_options = state["options"]
+        gap = state.get("gap")
+        if gap is not None:
+            self._scale(gap)
         if self.chooser is not None and "chosen" in state:
             self.chooser.set_state(state["chosen"])

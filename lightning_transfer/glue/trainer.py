@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.progress import Progress, Step, no_progress, rich_progress, tqdm_progress
@@ -166,6 +167,23 @@ def log(trainer: Any, values: dict[str, Tensor]) -> None:
     """
     trainer.callback_metrics.update(values)
     trainer._logger_connector.log_metrics(values)  # private: all loggers, at the Trainer's own step number
+
+
+def target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:
+    """The target's training images.
+
+    Raises:
+        TransferConfigError: the train loader does not tell.
+    """
+    if given is not None:
+        return given
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader):
+        raise TransferConfigError(
+            f"The train loader, a {type(loader).__name__}, does not tell its dataset. Pass target=, the target's "
+            "training images without augmentation."
+        )
+    return loader.dataset
 
 
 def train_batch_size(trainer: Any) -> int:

@@ -1,10 +1,17 @@
 """What everybody who takes a source task refuses."""
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.task import SourceTask
+
+Weight: TypeAlias = Schedule | Literal["auto"]
+
+
+def as_schedule(weight: Weight, usual: Schedule) -> tuple[Schedule, bool]:
+    """The schedule that a weight stands for, and whether it is multiplied by what the domain gap says."""
+    return (usual, True) if isinstance(weight, str) and weight == "auto" else (weight, False)
 
 
 def check_source(source: SourceTask, weight: Schedule) -> None:
@@ -19,7 +26,7 @@ def check_source(source: SourceTask, weight: Schedule) -> None:
         )
     if not isinstance(weight, Schedule):
         line = f"Schedule({weight}, {weight})" if isinstance(weight, int | float) else "Schedule(start, end, shape=...)"
-        raise TransferConfigError(f"weight={weight!r} is no Schedule; write {line}.")
+        raise TransferConfigError(f'weight={weight!r} is no Schedule; write {line}, or "auto".')
 
 
 def check_hyperparameters(module: Any) -> None:

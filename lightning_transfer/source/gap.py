@@ -9,6 +9,7 @@ from lightning_transfer.errors import TransferConfigError
 FOLDS = 5
 PENALTY = 1.0  # on squared weights of standardised features, against the sum of losses: scikit-learn's C = 1
 STEPS = 100
+LEAST = 0.05  # a weight below is none
 
 
 def domain_gap(target_features: Tensor, source_features: Tensor) -> float:
@@ -58,6 +59,20 @@ def domain_gap(target_features: Tensor, source_features: Tensor) -> float:
         right[out] = ((((features[out] - mean) / std) @ weight + bias) > 0) == (labels[out] > 0)
     shares = [right[labels == label].double().mean().item() for label in (0, 1)]
     return sum(shares) / 2
+
+
+def gap_weight(gap: float) -> float:
+    """What a source loss is multiplied by at a domain gap: (2 (1 - gap))^2, at most 1, and 0 where that is below .05.
+
+    Args:
+        gap: what `domain_gap` gives.
+
+    Example:
+        >>> [round(gap_weight(gap), 2) for gap in (0.4, 0.5, 0.7, 0.85, 0.9, 1.0)]
+        [1.0, 1.0, 0.36, 0.09, 0.0, 0.0]
+    """
+    weight = min(2 * (1 - gap), 1.0) ** 2
+    return weight if weight >= LEAST else 0.0
 
 
 def _regression(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ import torchvision
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+import lightning_transfer as lt
+from lightning_transfer.functional import apply_collaborative, remove_collaborative
 from lightning_transfer.methods.collaborative.depths import find_depths
 from lightning_transfer.nn import CollaborativeEnsemble
 
@@ -125,6 +127,61 @@ def test_norms_that_rest_survive_train_and_conversion_and_come_back():
     assert [(p, type(c)) for p, c in found.named_modules()] == [(p, type(c)) for p, c in plain.named_modules()]
     assert all(layer.training for layer in found.modules() if isinstance(layer, _NormBase))
     assert all(param.requires_grad for param in found.parameters())
+
+
+def test_norms_wake_in_the_mode_that_they_would_be_in():
+    network = ensemble(own=5)
+    network.eval()
+    images = torch.randn(2, 3, 32, 32)
+    expected, alone = network(images), network.member("own")
+    assert not any(layer.training for layer in alone.modules())
+    assert torch.equal(alone(images), expected)
+    network.train()
+    assert all(layer.training for layer in network.member("own").modules())
+
+
+def test_a_norm_that_its_user_has_put_to_rest_stays_so():
+    own = timm.create_model("resnet18", num_classes=3).train()
+    own.bn1.eval()
+    module = nn.ModuleDict({"model": own})
+    apply_collaborative(module, [timm.create_model("resnet10t")], model="model")
+    remove_collaborative(module)
+    assert not own.bn1.training
+    assert own.layer1[0].bn1.training
+
+
+def test_a_norm_with_weights_of_its_own_inside_rests_whole():
+    class Leaky(nn.BatchNorm2d):
+        def __init__(self, number):
+            super().__init__(number)
+            self.act = nn.PReLU(number)
+
+        def forward(self, features):
+            return self.act(super().forward(features))
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), Leaky(4), nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.append(nn.Linear(4, 2))
+    keys = [f"members.own.network.{key}" for key in net.state_dict()]
+    found = CollaborativeEnsemble({"own": net})
+    found.freeze({"own": 1})
+    assert keys == [key for key in found.state_dict() if key != "_extra_state"]
+    assert not net[1].act.weight.requires_grad
+    assert type(net[1]).__name__ == "RestingNorm"
+
+
+def test_a_plan_for_other_networks_is_refused():
+    module = nn.ModuleDict({"model": timm.create_model("resnet18", num_classes=3)})
+    plan = lt.LayerPlan({"own": 3}, {"own": 49})
+    with pytest.raises(lt.TransferConfigError, match=r"one for {'own': 49} convolutions; here there are {'own': 17}"):
+        apply_collaborative(module, [], model="model", frozen_layers=plan)
+
+
+def test_freezing_that_is_refused_leaves_what_was_frozen():
+    network = ensemble(own=5)
+    with pytest.raises(lt.TransferConfigError, match="at most 16"):
+        network.freeze({"own": 17})
+    assert network.frozen == {"own": 5}
+    assert not network.members.own.network.conv1.weight.requires_grad
 
 
 def test_a_parameter_that_was_frozen_before_stays_so():

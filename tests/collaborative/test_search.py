@@ -216,20 +216,19 @@ def test_ctrl_c_in_mid_candidate_keeps_what_is_finished(tmp_path):
 
 
 def test_a_candidate_that_fails_costs_only_itself(monkeypatch):
-    def score(layers):
-        if layers[0] != 1:
-            raise torch.OutOfMemoryError("no memory for this one")
-        return 0.5
-
     callback = searching(particles=8, iterations=0)
     real = layer_search.proxy.train
 
     def train(make, options, module, loader, callbacks, epochs):
-        frozen = callbacks[0].frozen
+        def break_last(outputs, batch, batch_idx):
+            if batch_idx == len(loader) - 1:
+                module.model.members.own.network[14].bias.data.fill_(float("nan"))
+
+        frozen = callbacks[0].frozen.frozen
         if frozen["own"] == 2:
             raise torch.OutOfMemoryError("no memory for this one")
         if frozen["own"] == 0:
-            module.training_step = lambda batch, batch_idx: module.model(batch[0]).sum() * float("nan")
+            module.on_train_batch_end = break_last
         real(make, options, module, loader, callbacks, epochs)
 
     monkeypatch.setattr(layer_search.proxy, "train", train)
@@ -237,7 +236,8 @@ def test_a_candidate_that_fails_costs_only_itself(monkeypatch):
     failures = {evaluation.layers[0]: evaluation.failure for evaluation in callback.plan.evaluations}
     assert "OutOfMemoryError: no memory" in failures[2]
     assert failures[1] == ""
-    assert callback.plan.frozen["own"] != 2
+    assert "not finite" in failures[0]
+    assert callback.plan.frozen["own"] == 1
 
 
 def test_where_all_fail_nothing_is_frozen_and_that_is_said(monkeypatch):
@@ -362,7 +362,7 @@ def test_validation_sees_images_without_augmentation():
     search = lt.LayerSearch(particles=1, iterations=0, proxy_epochs=2, validation=0.4, unaugmented=clean)
     search.run(Deep(), loader(), lt.CollaborativeFinetuning([deep(7)]), trainer={"accelerator": "cpu"})
     out = lt.methods.collaborative.splitting.held_out(toys.target_data().tensors[1].tolist(), 0.4)
-    assert clean.loaded == out * 2
+    assert clean.loaded[-2 * len(out) :] == out * 2
     with pytest.raises(lt.TransferConfigError, match="unaugmented has 20 images, the training data 24"):
         fit(Deep(), [searching(unaugmented=toys.source_data())])
 
@@ -390,3 +390,69 @@ def test_candidates_that_cannot_be_told_apart_are_said_and_the_least_is_frozen(m
     with pytest.warns(lt.NoEffectWarning, match=r"All \d+ candidates are right on as many of \d+ held-out .*75\.0%"):
         fit(Deep(), [callback], max_steps=1)
     assert sum(callback.plan.frozen.values()) == min(map(sum, counting.trained))
+
+
+def test_a_search_is_not_skipped_without_a_word(tmp_path):
+    module = Deep()
+    fit(module, [lt.CollaborativeFinetuning([deep(7)]), toys.SaveEveryStep(tmp_path)], max_steps=1)
+    with pytest.raises(lt.TransferConfigError, match="no search of this callback's has frozen"):
+        fit(module, [searching()], max_steps=1)
+    with pytest.raises(lt.TransferConfigError, match="run has not searched"):
+        fit(Deep(), [searching()], ckpt_path=tmp_path / "step=1.ckpt")
+
+
+def test_what_failed_is_tried_again_and_what_is_another_problem_is_not_taken(monkeypatch, tmp_path):
+    cache = str(tmp_path / "search.json")
+    real = layer_search.proxy.train
+    monkeypatch.setattr(layer_search.proxy, "train", lambda *_: 1 / 0)
+    with pytest.warns(lt.NoEffectWarning, match="ZeroDivisionError"):
+        fit(Deep(), [searching(cache=cache)], max_steps=1)
+    monkeypatch.setattr(layer_search.proxy, "train", real)
+    callback = searching(cache=cache)
+    fit(Deep(), [callback], max_steps=1)
+    assert [evaluation.failure for evaluation in callback.plan.evaluations] == [""] * 4
+    images, labels = toys.target_data().tensors
+
+    class Grouped(TensorDataset):
+        groups = tuple(index // 2 for index in range(24))
+
+    others = {
+        "training images": TensorDataset(images + 1, labels),
+        "held out": Grouped(images, labels),
+        "batch size": DataLoader(toys.target_data(), batch_size=5),
+    }
+    for name, data in others.items():
+        data = data if isinstance(data, DataLoader) else DataLoader(data, batch_size=4)
+        with pytest.raises(lt.TransferConfigError, match=f"{name}: "):
+            fit(Deep(), [searching(cache=cache)], loader=data)
+    with pytest.raises(lt.TransferConfigError, match="trainer: "):
+        fit(Deep(), [searching(cache=cache)], gradient_clip_val=1.0)
+
+
+def test_candidates_are_scored_by_the_labels_that_training_has():
+    images, labels = toys.target_data().tensors
+
+    class Numbered(TensorDataset):
+        targets = labels
+
+    data = DataLoader(Numbered(images, torch.arange(24), labels), batch_size=4)
+
+    class Third(Deep):
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch[0], batch[2]), batch_idx)
+
+    using = lt.CollaborativeFinetuning([deep(7)], labels=lambda batch: batch[-1])
+    found = lt.LayerSearch(**SMALL).run(Third(), data, using, trainer={"accelerator": "cpu"})
+    expected = lt.LayerSearch(**SMALL).run(Deep(), loader(), using, trainer={"accelerator": "cpu"})
+    assert found.evaluations == expected.evaluations
+    batches = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
+    with pytest.raises(lt.TransferConfigError, match="loader gives a dict"):
+        fit(Deep(), [searching()], loader=DataLoader(Listed(batches, labels), batch_size=4))
+
+
+class Listed(list):
+    """A list of samples that names their classes."""
+
+    def __init__(self, samples, targets):
+        super().__init__(samples)
+        self.targets = targets

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lightning_transfer as lt
-from lightning_transfer.methods.collaborative.splitting import held_out, labels_of
+from lightning_transfer.methods.collaborative.splitting import groups_of, held_out, labels_of
 from tests import toys
 
 
@@ -39,6 +39,19 @@ def test_too_few_images_are_refused():
         held_out([0, 1, 2], 0.2)
     with pytest.raises(lt.TransferConfigError, match="in 1 groups"):
         held_out([0] * 10, 0.2, groups=["a"] * 10)
+
+
+def test_groups_follow_a_subset_and_are_one_for_each_image():
+    class Grouped(torch.utils.data.TensorDataset):
+        groups = "aabbcc"
+
+    data = Grouped(torch.rand(6, 3), torch.zeros(6, dtype=torch.int64))
+    assert groups_of(data) == list("aabbcc")
+    assert groups_of(torch.utils.data.Subset(data, [5, 0])) == ["c", "a"]
+    assert groups_of(toys.target_data()) is None
+    Grouped.groups = "ab"
+    with pytest.raises(lt.TransferConfigError, match="names 2 groups for 6 images"):
+        groups_of(data)
 
 
 class Unlisted(torch.utils.data.Dataset):

@@ -149,13 +149,14 @@ class Agreement(TransferPart):
         return loss + (together - joint)
 
     def _last_pass(self) -> Tensor:
-        passes = [logits for logits in self.ensemble.passes.logits if logits.requires_grad]
-        if len(passes) != 1:
+        passes = self.ensemble.passes
+        if passes.number != 1 or passes.logits is None or not passes.logits.requires_grad:
+            without = " without gradients" if passes.number == 1 else ""
             raise TransferConfigError(
-                f"The training step ran {self.path!r} {len(passes)} times with gradients, where the networks' loss is "
-                "that of one pass. Run it once a step, as self.model(images)."
+                f"The training step ran {self.path!r} {passes.number} times{without}, where the networks' loss is that "
+                "of one pass. Run it once a step, with gradients, as self.model(images)."
             )
-        return passes[0]
+        return passes.logits
 
     def _compare(self, loss: Tensor, joint: Tensor, close: float) -> None:
         """Warn, once, where the step's loss is not the criterion of what the networks say together."""
@@ -186,24 +187,25 @@ class Agreement(TransferPart):
 
     def count(self, batch: Any) -> None:
         """Count, behind a validation step, what each network has right in it."""
-        passes, self._num_images = self.ensemble.passes.logits, 0
+        logits, number = self.ensemble.passes.logits, self.ensemble.passes.number
+        self.ensemble.passes.end()
         try:
             labels = self.labels(batch)
-        except TransferConfigError:
+        except (TransferConfigError, TypeError, LookupError, AttributeError):
             return  # a validation may be of anything
-        if len(passes) == 1 and labels.ndim == 1 and passes[0].shape[1] == len(labels):
-            right = (passes[0].argmax(2) == labels).sum(1)
+        if logits is not None and number == 1 and labels.ndim == 1 and logits.shape[1] == len(labels):
+            right = (logits.argmax(2) == labels).sum(1)
             self._right = right if self._right is None else self._right + right
             self._num_seen += len(labels)
 
     def validated(self, trainer: Any) -> None:
-        """Log, and tell the networks, how often each was right."""
-        self.ensemble.passes.end()
-        device = trainer.strategy.root_device
-        counts = torch.zeros(len(self.ensemble.names) + 1, device=device)
+        """Log, and tell the networks, how often each was right; a try before training tells nothing."""
+        counts = torch.zeros(len(self.ensemble.names) + 1, device=trainer.strategy.root_device)
         if self._right is not None:
             counts[:-1], counts[-1] = self._right, self._num_seen
         self._right, self._num_seen = None, 0
+        if trainer.sanity_checking:
+            return
         counts = trainer.strategy.reduce(counts, reduce_op="sum")
         if counts[-1]:
             shares = dict(zip(self.ensemble.names, (counts[:-1] / counts[-1]).tolist(), strict=True))

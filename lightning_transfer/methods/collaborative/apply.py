@@ -1,5 +1,6 @@
 """Several networks in the place of somebody's one, and one alone again."""
 
+import os
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -12,7 +13,7 @@ from lightning_transfer.methods.collaborative.plan import LayerPlan
 from lightning_transfer.roles import find_network
 from lightning_transfer.surgery import Structure, SurgeryReport, find_all, is_ours, replace_modules
 
-Frozen: TypeAlias = LayerPlan | Mapping[str, int] | str | None
+Frozen: TypeAlias = LayerPlan | Mapping[str, int] | str | os.PathLike[str] | None
 
 
 def apply_collaborative(
@@ -49,19 +50,34 @@ def apply_collaborative(
             f"pictures into logits: hold it in one attribute, self.model = network, or name it, model='...'. ({error})"
         ) from None
     example = getattr(module, "example_input_array", None)
-    ensemble = CollaborativeEnsemble(make_members(own, named(sources), example))
-    ensemble.freeze(frozen_of(frozen_layers), example)
+    ensemble, plan = CollaborativeEnsemble(make_members(own, named(sources), example)), as_plan(frozen_layers)
+    counts = {name: len(depth.convs) for name, depth in ensemble.depths(example).items()}
+    if plan.num_layers and dict(plan.num_layers) != counts:
+        raise TransferConfigError(
+            f"The LayerPlan is one for {dict(plan.num_layers)} convolutions; here there are {counts}. Search again."
+        )
+    ensemble.freeze(plan.frozen, example)
     replace_modules(module, {path: ensemble})
     mine = {id(param) for param in own.parameters()}
     added = sum(param.numel() for param in ensemble.parameters() if param.requires_grad and id(param) not in mine)
     return SurgeryReport((path,), added)
 
 
-def frozen_of(frozen_layers: Frozen) -> dict[str, int]:
-    """How many convolutions of each network are frozen."""
-    if isinstance(frozen_layers, str):
-        frozen_layers = LayerPlan.load(frozen_layers)
-    return dict(frozen_layers.frozen if isinstance(frozen_layers, LayerPlan) else frozen_layers or {})
+def as_plan(frozen_layers: Frozen) -> LayerPlan:
+    """How many convolutions of each network are frozen, and of how many, where a plan tells.
+
+    Raises:
+        TransferConfigError: it is something else.
+    """
+    if isinstance(frozen_layers, str | os.PathLike):
+        return LayerPlan.load(frozen_layers)
+    if isinstance(frozen_layers, LayerPlan):
+        return frozen_layers
+    if frozen_layers is None or isinstance(frozen_layers, Mapping):
+        return LayerPlan(dict(frozen_layers or {}), {})
+    raise TransferConfigError(
+        f"frozen_layers={frozen_layers!r}; it takes counts by network, {{'own': 4}}, a LayerPlan, or its path."
+    )
 
 
 def _find(module: nn.Module, model: str) -> tuple[str, nn.Module]:

@@ -15,8 +15,8 @@ from lightning_transfer.methods.collaborative.agreement import Agreement
 from lightning_transfer.methods.collaborative.apply import (
     Frozen,
     apply_collaborative,
+    as_plan,
     find_ensemble,
-    frozen_of,
     remove_collaborative,
 )
 from lightning_transfer.methods.collaborative.functional import Criterion
@@ -24,6 +24,7 @@ from lightning_transfer.methods.collaborative.layer_search import LayerSearch, P
 from lightning_transfer.methods.collaborative.members import Sources, named
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 from lightning_transfer.methods.collaborative.plan import LayerPlan
+from lightning_transfer.stamps import BEGIN_ANEW
 from lightning_transfer.surgery import structures_in
 
 
@@ -85,7 +86,7 @@ class CollaborativeFinetuning(TransferCallback):
         self.sources = sources
         self.model = model
         self.weight = weight
-        self.frozen = frozen_of(frozen_layers)
+        self.frozen = as_plan(frozen_layers)
         self.search = search
         self.loss = loss
         self.labels = labels
@@ -113,7 +114,12 @@ class CollaborativeFinetuning(TransferCallback):
             return True
         self._must_search = False
         theirs, mine = found[1].names[1:], list(named(self.sources))
-        wanted = {name: number for name, number in self.frozen.items() if number}
+        wanted = {name: number for name, number in self.frozen.frozen.items() if number}
+        if self.search is not None and self.plan is None:
+            raise TransferConfigError(
+                f"{type(module).__name__} holds several networks already, with what no search of this callback's has "
+                "frozen. Call functional.remove_collaborative(module) first, or give frozen_layers."
+            )
         if theirs != mine or (self.search is None and found[1].frozen != wanted):
             raise TransferConfigError(
                 f"{type(module).__name__} holds several networks already, with sources {theirs} and frozen_layers="
@@ -134,10 +140,19 @@ class CollaborativeFinetuning(TransferCallback):
         super().read_layers(module, checkpoint)
 
     def resume_layers(self, module: Any, checkpoint: dict[str, Any]) -> None:
-        """What a search has found is not searched for again."""
+        """What a search has found is not searched for again.
+
+        Raises:
+            TransferConfigError: the checkpoint's run has not searched.
+        """
         specs = [spec for _, spec in structures_in(checkpoint["state_dict"]) if "frozen" in spec]
         found = find_ensemble(module)
         if self.search is not None and specs and found is not None:
+            if "plan" not in checkpoint.get("callbacks", {}).get(self.state_key, {}):
+                raise TransferConfigError(
+                    f"This checkpoint's run has not searched; it has frozen_layers={specs[0]['frozen']}. Give that in "
+                    f"place of search. {BEGIN_ANEW}"
+                )
             found[1].freeze(specs[0]["frozen"], getattr(module, "example_input_array", None))
             self._must_search = False
 
@@ -147,8 +162,10 @@ class CollaborativeFinetuning(TransferCallback):
             return
         found = find_ensemble(module)
         assert found is not None  # made in setup
-        data = ranks.from_first(lambda: self._searched(trainer).as_data(), patiently=True)
-        self._before, self._must_search = None, False
+        try:
+            data = ranks.from_first(lambda: self._searched(trainer).as_data(), patiently=True)
+        finally:
+            self._before, self._must_search = None, False
         self.plan = LayerPlan.from_data(data)
         found[1].freeze(self.plan.frozen, getattr(module, "example_input_array", None))
         say(trainer, f"CollaborativeFinetuning: {self.plan.summary}.")
@@ -196,5 +213,5 @@ class CollaborativeFinetuning(TransferCallback):
             self.part.validated(trainer)
 
     def __repr__(self) -> str:
-        shown = f"weight={self.weight!r}, frozen_layers={self.frozen or None!r}, search={self.search!r}"
+        shown = f"weight={self.weight!r}, frozen_layers={dict(self.frozen.frozen) or None!r}, search={self.search!r}"
         return f"CollaborativeFinetuning(sources={list(named(self.sources))!r}, {shown})"

@@ -5,6 +5,7 @@ training data, that equal candidates are scored once, and that a search goes on 
 """
 
 import copy
+import os
 import time
 import warnings
 import zlib
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -23,15 +25,23 @@ from lightning_transfer.glue import proxy
 from lightning_transfer.methods.collaborative.apply import apply_collaborative, find_ensemble
 from lightning_transfer.methods.collaborative.members import loaded, named
 from lightning_transfer.methods.collaborative.plan import Evaluation, LayerPlan
-from lightning_transfer.methods.collaborative.splitting import held_out, labels_of
+from lightning_transfer.methods.collaborative.splitting import groups_of, held_out, labels_of
 from lightning_transfer.methods.collaborative.strategies import STRATEGIES, Layers
 from lightning_transfer.progress import Progress, tqdm_progress
 from lightning_transfer.roles import has_forward
-from lightning_transfer.source.stream import seeded
+from lightning_transfer.source.stream import load, seeded
 from lightning_transfer.source.task import name_of
-from lightning_transfer.tracing import evaluating, images_and_labels
+from lightning_transfer.tracing import evaluating
 
 SETTINGS = ("strategy", "particles", "iterations", "proxy_epochs", "seed", "validation")  # that decide what is found
+STEPPING = {  # options of a Trainer that decide what a step does, as they are by default
+    "precision": "32-true",
+    "gradient_clip_val": None,
+    "gradient_clip_algorithm": None,
+    "accumulate_grad_batches": 1,
+    "limit_train_batches": 1.0,
+}
+LOOKED_AT = 16  # images by which a cache knows its data
 
 if TYPE_CHECKING:
     from lightning_transfer.methods.collaborative.callback import CollaborativeFinetuning
@@ -82,6 +92,10 @@ class LayerSearch:
             check_count(name, getattr(self, name), least=least)
         check_choice("strategy", self.strategy, STRATEGIES)
         check_number("validation", self.validation, most=0.9)
+        if self.cache is not None and not isinstance(self.cache, str | os.PathLike):
+            raise TransferConfigError(f"cache={self.cache!r}; it takes the name of a file.")
+        if self.unaugmented is not None and not hasattr(self.unaugmented, "__getitem__"):
+            raise TransferConfigError(f"unaugmented={self.unaugmented!r}; it takes the training images as a dataset.")
         if self.max_evaluations is not None:
             check_count("max_evaluations", self.max_evaluations, least=1)
         if self.max_seconds is not None:
@@ -135,7 +149,7 @@ class LayerSearch:
         plan = proxies.plan([])
         is_same = known is not None and known.settings == plan.settings
         earlier = [*(known.evaluations if known is not None and is_same else ()), *self._cached(plan)]
-        scored = {evaluation.layers: evaluation for evaluation in earlier}
+        scored = {each.layers: each for each in earlier if each.accuracy is not None}  # what failed may not again
         strategy = STRATEGIES[self.strategy](
             list(proxies.most.values()), particles=self.particles, iterations=self.iterations, seed=self.seed
         )
@@ -203,8 +217,7 @@ class Proxies:
         self.search, self.module, self.using, self.make, self.options = search, module, using, make, dict(options)
         with seeded(search.seed, 0):
             labels = labels_of(loader.dataset)
-            groups = getattr(loader.dataset, "groups", None)
-            out = held_out(labels, search.validation, groups=groups, seed=search.seed)
+            out = held_out(labels, search.validation, groups=groups_of(loader.dataset), seed=search.seed)
         kept = sorted({*range(len(labels))} - {*out})
         clean: Any = search.unaugmented or loader.dataset
         if len(clean) != len(labels):
@@ -214,7 +227,10 @@ class Proxies:
         self.num_held_out = len(out)
         self.train = partial(proxy.part_of, loader, kept)
         self.rest = partial(proxy.part_of, loader, out, dataset=clean)
-        self.networks = {name: loaded(source) for name, source in named(using.sources).items()}
+        with seeded(search.seed, 0):
+            self.networks = {name: loaded(source) for name, source in named(using.sources).items()}
+            self._check_batch(next(iter(self.rest())))
+            seen = [fingerprint(dataset) for dataset in (loader.dataset, clean)]
         twin = copy.deepcopy(module)
         apply_collaborative(twin, self.networks, model=using.model)
         found = find_ensemble(twin)
@@ -227,7 +243,10 @@ class Proxies:
             "networks": str({name: f"{number} convolutions" for name, number in self.num_layers.items()}),
             "weights": f"{weights_of(module, *self.networks.values()):08x}",
             "batch size": str(loader.batch_size),
-            "training images": f"{len(labels)}, {zlib.crc32(repr(labels).encode()):08x}",
+            "training images": f"{len(labels)}, {zlib.crc32(repr(labels).encode()):08x}, {seen}",
+            "held out": f"{len(out)}, {zlib.crc32(repr(out).encode()):08x}",
+            "hyperparameters": str(dict(getattr(module, "hparams", {}))),
+            "trainer": str({key: self.options.get(key, usual) for key, usual in STEPPING.items()}),
             "weight": str(using.weight),
             "loss": name_of(using.loss),
         }
@@ -243,13 +262,36 @@ class Proxies:
         frozen = dict(zip(self.most, layers, strict=True))
         twin = copy.deepcopy(self.module)
         try:
-            with seeded(self.search.seed, 1):
-                scoring = proxy.Scoring(self.rest(), _right)
+            devices = range(torch.cuda.device_count())
+            with seeded(self.search.seed, 1), torch.random.fork_rng(devices):
+                torch.cuda.manual_seed_all(self.search.seed)  # for dropout there
+                scoring = proxy.Scoring(self.rest(), self._right)
                 callbacks = [self.using.candidate(self.networks, frozen), scoring]
                 proxy.train(self.make, self.options, twin, self.train(), callbacks, self.search.proxy_epochs)
         except Exception as error:  # whatever a candidate may die of, such as its memory
             return Evaluation(layers, None, f"{type(error).__name__}: {error}".partition("\n")[0])
         return Evaluation(layers, scoring.best)
+
+    def _check_batch(self, batch: Any) -> None:
+        """Refuse batches that candidates could not be scored by."""
+        if not isinstance(batch, list | tuple) or not isinstance(batch[0], Tensor):
+            raise TransferConfigError(
+                f"A search scores candidates on batches (images, ...), and the train loader gives a "
+                f"{type(batch).__name__}. Give frozen_layers in place of a search, or a loader of tuples."
+            )
+        self.using.labels(batch)
+
+    def _right(self, module: Any, batch: Any) -> Tensor:
+        """(B,) whether the networks together are right."""
+        found = find_ensemble(module)
+        assert found is not None  # it is what is trained
+        with evaluating(module), found[1].passes.followed() as passes:
+            (module if has_forward(module) else found[1])(batch[0])
+            assert passes.logits is not None  # they have just run
+            logits = passes.logits.mean(0)
+        if not bool(torch.isfinite(logits).all()):
+            raise FloatingPointError("what the networks say is not finite")
+        return logits.argmax(1) == self.using.labels(batch)
 
 
 def _warn_of_nothing(plan: LayerPlan, num_held_out: int) -> None:
@@ -269,20 +311,20 @@ def _warn_of_nothing(plan: LayerPlan, num_held_out: int) -> None:
         )
 
 
+def fingerprint(dataset: Any) -> str:
+    """A number that tells images apart, by a few of them."""
+    number = 0
+    for index in range(0, len(dataset), max(1, len(dataset) // LOOKED_AT)):
+        number = zlib.crc32(repr(np.asarray(load(dataset, index)[0]).tobytes()).encode(), number)
+    return f"{number:08x}"
+
+
 def weights_of(*modules: Any) -> int:
     """A number that tells weights apart."""
     number = 0
     for module in modules:
         for value in module.state_dict().values():
+            if not isinstance(value, Tensor):
+                continue
             number = zlib.crc32(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes(), number)
     return number
-
-
-def _right(module: Any, batch: Any) -> Tensor:
-    """(B,) whether the networks together are right."""
-    found = find_ensemble(module)
-    assert found is not None  # it is what is trained
-    images, labels = images_and_labels(batch, next(module.parameters()).device)
-    with evaluating(module), found[1].passes.followed() as logits:
-        (module if has_forward(module) else found[1])(images)
-        return logits[-1].mean(0).argmax(1) == labels

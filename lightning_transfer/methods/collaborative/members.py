@@ -49,7 +49,7 @@ class Member(nn.Module):
             kept = None if values is None else torch.tensor(values)[:, None, None]
             self.register_buffer(name, kept, persistent=False)
         self.network = network
-        self.train(network.training)
+        self.training = network.training
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, classes) logits of (B, C, H, W) images as the user's network takes them."""
@@ -151,7 +151,7 @@ def make_members(own: nn.Module, sources: Mapping[str, nn.Module | str], example
                 )
             renew_head(network, head, out_width(own_head.module))
             reference = next(own.parameters())
-            members[name] = adapted(network, own).to(reference.device, reference.dtype)
+            members[name] = adapted(network, own).to(reference.device, reference.dtype).train(own.training)
     return members
 
 
@@ -204,8 +204,20 @@ def _channels(network: nn.Module, example: Any = None) -> int | None:
 
 def make_of(network: nn.Module) -> int:
     """A number that networks of the same layers share."""
-    layers = [(path, type(layer).__qualname__, layer.extra_repr()) for path, layer in network.named_modules()]
+    layers = [
+        (path, type(layer).__qualname__, layer.extra_repr(), _plain(vars(layer)))
+        for path, layer in network.named_modules()
+    ]
     return zlib.crc32(repr(layers).encode())
+
+
+def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers and words among a layer's attributes, by which its forward may differ from another's."""
+    return {
+        name: value
+        for name, value in sorted(attributes.items())
+        if name != "training" and isinstance(value, bool | int | float | str)
+    }
 
 
 def architecture(network: nn.Module) -> str | None:

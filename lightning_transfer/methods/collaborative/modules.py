@@ -25,29 +25,34 @@ from lightning_transfer.tracing import evaluating, images_and_labels
 
 
 class Passes:
-    """What each network said in the passes that somebody follows; a copy, deep or pickled, begins empty."""
+    """What each network said in the last pass that somebody follows; a copy, deep or pickled, begins empty."""
 
     def __init__(self) -> None:
-        self.logits: list[Tensor] = []
-        self.is_followed = False
+        self.end()
 
     @contextmanager
-    def followed(self) -> Iterator[list[Tensor]]:
+    def followed(self) -> Iterator["Passes"]:
         """While it lasts, passes are written down."""
         try:
             self.begin()
-            yield self.logits
+            yield self
         finally:
             self.end()
 
     def begin(self) -> None:
-        """Write passes down from here on."""
-        self.logits = []
+        """Write passes down from here on: the last one, and how many there are."""
+        self.logits: Tensor | None = None
+        self.number = 0
         self.is_followed = True
+
+    def note(self, logits: Tensor) -> None:
+        """One more pass."""
+        self.logits = logits
+        self.number += 1
 
     def end(self) -> None:
         """Let go of what was written down."""
-        self.logits = []
+        self.begin()
         self.is_followed = False
 
     def __reduce__(self) -> tuple[type["Passes"], tuple[()]]:
@@ -57,8 +62,8 @@ class Passes:
 class RestingNorm(nn.Module):
     """Somebody's norm that neither training nor `train()` moves: it normalises by its running statistics.
 
-    Its weights and statistics are the norm's own, under the same names. It is no `_BatchNorm` and the norm is none of
-    its modules, so whatever looks for those, to synchronize or to thaw them, finds nothing.
+    Its weights, statistics and modules are the norm's own, under the same names. It is no `_BatchNorm` and the norm is
+    none of its modules, so whatever looks for those, to synchronize or to thaw them, finds nothing.
 
     Args:
         norm: what is to rest.
@@ -66,14 +71,16 @@ class RestingNorm(nn.Module):
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        self._parameters, self._buffers = norm._parameters, norm._buffers
-        self.was_training = norm.training
-        object.__setattr__(self, "norm", norm.eval())
+        self._parameters, self._buffers, self._modules = norm._parameters, norm._buffers, norm._modules
+        self.training = norm.training
+        norm.training = False
+        object.__setattr__(self, "norm", norm)
 
     def woken(self) -> nn.Module:
-        """The norm."""
+        """The norm, in the mode that it would be in."""
         norm: Any = self.norm
-        return norm.train(self.was_training)  # type: ignore[no-any-return]
+        norm.training = self.training
+        return norm  # type: ignore[no-any-return]
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalised, as outside of training."""
@@ -118,7 +125,7 @@ class CollaborativeEnsemble(Structure):
         self.accuracies: dict[str, float] = {}  # of each network, in the last validation
         self._stopped: list[nn.Parameter] = []
         self._makes = {name: make_of(member.network) for name, member in self._named()}
-        self.train(first.training)
+        self.training = self.members.training = first.training  # what is in the networks stays in its own mode
 
     def _named(self) -> Iterator[tuple[str, Member]]:
         return iter(cast(dict[str, Member], dict(self.members.items())).items())
@@ -130,10 +137,14 @@ class CollaborativeEnsemble(Structure):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, classes) mean logits of (B, C, H, W) images."""
-        logits = torch.stack([member(images) for member in self.members.values()])
+        logits = self.each(images)
         if self.passes.is_followed:
-            self.passes.logits.append(logits)
+            self.passes.note(logits)
         return logits.mean(0)
+
+    def each(self, images: Tensor) -> Tensor:
+        """(N, B, classes) logits of every network."""
+        return torch.stack([member(images) for member in self.members.values()])
 
     def depths(self, example: Any = None) -> dict[str, Depths]:
         """How deep each network can be frozen."""
@@ -155,7 +166,6 @@ class CollaborativeEnsemble(Structure):
         Raises:
             TransferConfigError: there is no such network, or it has fewer convolutions.
         """
-        self.thaw()
         depths = self.depths(example)
         for name, number in frozen.items():
             if name not in depths:
@@ -166,6 +176,7 @@ class CollaborativeEnsemble(Structure):
                     f"frozen_layers[{name!r}]={number}; of its {len(depths[name].convs)} convolutions at most "
                     f"{depths[name].most} can be frozen."
                 )
+        self.thaw()
         for name, number in frozen.items():
             network = self._network(name)
             below = depths[name].below(number)
@@ -248,9 +259,8 @@ class CollaborativeEnsemble(Structure):
         with evaluating(self):
             for batch in loader:
                 images, labels = images_and_labels(batch, device)
-                with self.passes.followed() as logits:
-                    self(images)
-                    right += (logits[0].argmax(2) == labels).sum(1).cpu()
+                logits = self.each(images)
+                right += (logits.argmax(2) == labels).sum(1).cpu()
                 total += len(labels)
         if not total:
             raise TransferConfigError("The loader gave no images.")

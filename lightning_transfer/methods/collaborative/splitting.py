@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.source.stream import load
@@ -29,6 +29,23 @@ def labels_of(dataset: Dataset[Any]) -> list[int]:
             f"The training data, a {type(dataset).__name__}, does not give (image, class number), so no part of it can "
             "be held out by class. List the classes as dataset.targets, or pass frozen_layers= in place of a search."
         ) from error
+
+
+def groups_of(dataset: Any) -> list[Any] | None:
+    """What each image belongs to, as `dataset.groups` says; None where it does not.
+
+    Raises:
+        TransferConfigError: there are more or fewer than images.
+    """
+    if isinstance(dataset, Subset):
+        inner = groups_of(dataset.dataset)
+        return None if inner is None else [inner[index] for index in dataset.indices]
+    groups = getattr(dataset, "groups", None)
+    if groups is not None and len(groups) != len(dataset):
+        raise TransferConfigError(
+            f"{type(dataset).__name__}.groups names {len(groups)} groups for {len(dataset)} images; give one for each."
+        )
+    return None if groups is None else list(groups)
 
 
 def _class_number(sample: Any) -> int:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from lightning_transfer import ranks
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.source_term import SourceTerm
-from lightning_transfer.glue.trainer import is_trial, progress_of, say, to_device
+from lightning_transfer.glue.trainer import is_trial, progress_of, say, target_dataset, to_device
 from lightning_transfer.methods.selective.functional import neighbor_budget
 from lightning_transfer.methods.selective.identity import identity
 from lightning_transfer.methods.selective.options import Neighbors
@@ -85,6 +85,11 @@ class Borrowed:
         self.selection: Selection | None = None
         self.reset()
 
+    @property
+    def target(self) -> AnyDataset | None:
+        """The target's training images, where they were given."""
+        return self.options.target
+
     def reset(self) -> None:
         """Begin a new run; what was selected in a trial of the same data stays selected."""
         self._made_of = self._saved_identity = ""
@@ -96,7 +101,7 @@ class Borrowed:
 
     def check(self, trainer: Any) -> None:
         """Raise on what cannot be right, at the start of training."""
-        _target_dataset(self.options.target, trainer)
+        target_dataset(self.options.target, trainer)
         num_steps = trainer.estimated_stepping_batches if self.neighbors.rounds else 0
         if self.neighbors.rounds and self._steps_between(trainer) >= num_steps and not is_trial(trainer):
             warnings.warn(
@@ -139,7 +144,7 @@ class Borrowed:
         return self._order
 
     def _select(self, trainer: Any) -> None:
-        data = _target_dataset(self.options.target, trainer)
+        data = target_dataset(self.options.target, trainer)
         if self.selection is None or _dataset(self.selection.target) is not data:
             self.selection = self._selected(trainer, data)
         self.lists = self.selection.indices.int()
@@ -149,7 +154,7 @@ class Borrowed:
         self._made_of = self._identity(trainer)
 
     def _identity(self, trainer: Any) -> str:
-        target = Pictures(_target_dataset(self.options.target, trainer), "target", adapt=self.source.adapt)
+        target = Pictures(target_dataset(self.options.target, trainer), "target", adapt=self.source.adapt)
         return f"target {identity(target)}, source {identity(self._source_pictures())}"
 
     def _check_same_data(self, trainer: Any) -> None:
@@ -232,11 +237,11 @@ class Borrowed:
     def _asked(self, term: SourceTerm, module: Any) -> Tensor:
         """(share, 2): whether the network is right, and its entropy, on this process' share of the target images."""
         trainer = module.trainer
-        data = _target_dataset(self.options.target, trainer)
+        data = target_dataset(self.options.target, trainer)
         mine = range(ranks.rank(), len(data), ranks.world_size())  # type: ignore[arg-type]
         loader = DataLoader(
             Subset(data, mine),
-            batch_size=term.batch_size(trainer),
+            batch_size=term.drawing.batch_size(trainer),
             num_workers=self.source.num_workers,
             generator=torch.Generator(),
         )
@@ -325,20 +330,3 @@ class Borrowed:
 
 def _dataset(pictures: Dataset[Any] | None) -> Dataset[Any] | None:
     return pictures.dataset if isinstance(pictures, Pictures) else pictures
-
-
-def _target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:
-    """The target's training images.
-
-    Raises:
-        TransferConfigError: the train loader does not tell.
-    """
-    if given is not None:
-        return given
-    loader = trainer.train_dataloader
-    if not isinstance(loader, DataLoader):
-        raise TransferConfigError(
-            f"The train loader, a {type(loader).__name__}, does not tell its dataset. Pass target=, the target's "
-            "training images without augmentation."
-        )
-    return loader.dataset

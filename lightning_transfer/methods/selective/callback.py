@@ -13,8 +13,10 @@ from lightning_transfer.methods.selective.borrowing import Borrowed, Borrowing
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.schedules import Schedule
-from lightning_transfer.source.checks import check_source
+from lightning_transfer.source.checks import Weight, as_schedule, check_source
 from lightning_transfer.source.task import AnyDataset, SourceTask
+
+USUAL = Schedule(1.0, 1.0)
 
 
 class SelectiveJointFinetuning(TransferCallback):
@@ -34,7 +36,8 @@ class SelectiveJointFinetuning(TransferCallback):
             default the train loader's dataset, whose transform then must not be random.
         protect: datasets, such as the target's test set, whose near duplicates are left out of the source.
         cache: file that keeps the selection, and gives it back to the next run with the same data and options.
-        weight: of the source loss; constant by default, and any schedule anneals borrowing away.
+        weight: of the source loss; constant by default, and any schedule anneals borrowing away. "auto" measures before
+            the first step how far the target lies from the source, and takes so much less, or nothing (ours).
         head: dotted path of the target head, or "auto".
 
     Raises:
@@ -57,10 +60,10 @@ class SelectiveJointFinetuning(TransferCallback):
         target: AnyDataset | None = None,
         protect: Sequence[AnyDataset] = (),
         cache: str | Path | None = None,
-        weight: Schedule = Schedule(1.0, 1.0),  # noqa: B008  (frozen)
+        weight: Weight = USUAL,
         head: str = "auto",
     ) -> None:
-        check_source(source, weight)
+        check_source(source, as_schedule(weight, USUAL)[0])
         self.source = source
         self.borrowing = Borrowing(neighbors, target, protect, cache)
         self.borrowing.open(source)  # refuses more neighbors than there are images
@@ -103,7 +106,10 @@ class SelectiveJointFinetuning(TransferCallback):
     def make_part(self, module: Any) -> SourceTerm:
         """The source task as a term of the loss, its images chosen."""
         chooser = self.borrowing.open(self.source)
-        return SourceTerm(self.source, module, weight=self.weight, mix="add", head=self.head, chooser=chooser)
+        weight, measured = as_schedule(self.weight, USUAL)
+        return SourceTerm(
+            self.source, module, weight=weight, mix="add", head=self.head, chooser=chooser, measured=measured
+        )
 
     def __repr__(self) -> str:
         return (

@@ -6,7 +6,10 @@ from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.methods.soft.options import check_soft_options
 from lightning_transfer.schedules import Schedule
+from lightning_transfer.source.checks import Weight, as_schedule
 from lightning_transfer.source.task import SourceTask
+
+USUAL = Schedule()
 
 
 class SoftFinetuning(TransferCallback):
@@ -21,7 +24,8 @@ class SoftFinetuning(TransferCallback):
 
     Args:
         source: the task the network was pretrained on.
-        weight: of the source loss; falls from 1 to 0 over the first half of training by default.
+        weight: of the source loss; falls from 1 to 0 over the first half of training by default. "auto" measures before
+            the first step how far the target lies from the source, and takes so much less, or nothing (ours).
         mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
         head: dotted path of the target head, or "auto".
 
@@ -41,11 +45,11 @@ class SoftFinetuning(TransferCallback):
         self,
         source: SourceTask,
         *,
-        weight: Schedule = Schedule(),  # noqa: B008  (frozen)
+        weight: Weight = USUAL,
         mix: Literal["add", "convex"] = "add",
         head: str = "auto",
     ) -> None:
-        check_soft_options(source, weight, mix)
+        check_soft_options(source, as_schedule(weight, USUAL)[0], mix)
         self.source = source
         self.weight = weight
         self.mix = mix
@@ -53,7 +57,8 @@ class SoftFinetuning(TransferCallback):
 
     def make_part(self, module: Any) -> SourceTerm:
         """The source task as a term of the loss."""
-        return SourceTerm(self.source, module, weight=self.weight, mix=self.mix, head=self.head)
+        weight, measured = as_schedule(self.weight, USUAL)
+        return SourceTerm(self.source, module, weight=weight, mix=self.mix, head=self.head, measured=measured)
 
     def __repr__(self) -> str:
         return f"SoftFinetuning({self.source!r}, weight={self.weight!r}, mix={self.mix!r}, head={self.head!r})"

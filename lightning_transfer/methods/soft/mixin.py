@@ -9,8 +9,10 @@ from lightning_transfer.glue.choosing import Borrows
 from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.methods.soft.options import check_soft_options
 from lightning_transfer.schedules import Schedule
-from lightning_transfer.source.checks import check_hyperparameters
+from lightning_transfer.source.checks import Weight, as_schedule, check_hyperparameters
 from lightning_transfer.source.task import SourceTask
+
+USUAL, ALWAYS = Schedule(), Schedule(1.0, 1.0)
 
 
 class SourceTaskMixin:
@@ -42,7 +44,7 @@ class SourceTaskMixin:
         self,
         source: SourceTask,
         *,
-        weight: Schedule = Schedule(),  # noqa: B008  (frozen)
+        weight: Weight = USUAL,
         mix: Literal["add", "convex"] = "add",
         head: str = "auto",
         borrow: Borrows | None = None,
@@ -51,7 +53,8 @@ class SourceTaskMixin:
 
         Args:
             source: the task the network was pretrained on.
-            weight: of the source loss; in manual optimization with `until_steps`.
+            weight: of the source loss; in manual optimization with `until_steps`. "auto" measures before the first step
+                how far the target lies from the source.
             mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
             head: dotted path of the target head, or "auto".
             borrow: `Borrowing(...)` for selective joint fine-tuning, as a rule with `weight=Schedule(1.0, 1.0)`.
@@ -59,10 +62,13 @@ class SourceTaskMixin:
         Raises:
             TransferConfigError: an option does not fit, no head is found, or the source task is a hyperparameter.
         """
-        check_soft_options(source, weight, mix)
+        schedule, measured = as_schedule(weight, USUAL if borrow is None else ALWAYS)
+        check_soft_options(source, schedule, mix)
         check_hyperparameters(self)
         chooser = None if borrow is None else borrow.open(source)
-        self.source_task = SourceTerm(source, self, weight=weight, mix=mix, head=head, chooser=chooser)
+        self.source_task = SourceTerm(
+            source, self, weight=schedule, mix=mix, head=head, chooser=chooser, measured=measured
+        )
         self.source_task.attach(self)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:

@@ -1,0 +1,98 @@
+"""The source images of a run, a batch a step, from where a resumed run was left."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue import optimizers
+from lightning_transfer.glue.trainer import to_device, train_batch_size
+from lightning_transfer.source.stream import Order, SourceStream
+from lightning_transfer.source.task import SourceTask, structure
+
+
+class Drawing:
+    """Draws for one source task; the stream is opened when a batch is wanted.
+
+    Args:
+        source: the task.
+        num_classes: that its head tells apart.
+    """
+
+    def __init__(self, source: SourceTask, num_classes: int) -> None:
+        self.source = source
+        self.num_classes = num_classes
+        self.batch: tuple[Tensor, Tensor, Tensor] | None = None  # of this step: images, labels, indices
+        self._order: Order | None = None
+        self._stream: SourceStream | None = None
+        self._last: tuple[int, int, int] | None = None
+        self._position = 0
+
+    @property
+    def position(self) -> int:
+        """How many images were drawn, in all processes."""
+        return self._position if self._stream is None else self._stream.position
+
+    @property
+    def is_at_first_batch(self) -> bool:
+        """Whether no more than one batch was drawn in this run."""
+        stream = self._stream
+        return stream is not None and stream.position == stream.batch_size * stream.num_ranks
+
+    def seek(self, position: int) -> None:
+        """Go on, or begin, at a place."""
+        self.close()
+        self._position, self._last = position, None
+
+    def follow(self, order: Order) -> None:
+        """Draw in an order from here on."""
+        if order is not self._order:
+            self.close()
+            self._order = order
+
+    def draw(self, trainer: Any, part: nn.Module) -> Tensor:
+        """Draw a batch, onto the device, and give its images; labels wait until the pass is done."""
+        draw = trainer.global_step, trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
+        if draw == self._last:
+            raise TransferConfigError(
+                "The training step asked for a second source batch in one step: by an optimizer that runs its closure "
+                "twice, or by a second call of joint_loss. Use another optimizer, or call joint_loss once a step."
+            )
+        self._last = draw
+        if self._stream is None:
+            self._stream = self._open(trainer, part)
+        indices, samples = self._stream.next_batch()
+        try:
+            moved = to_device(trainer, samples, hooks=self.source.batch_hooks)
+        except Exception as error:
+            if self.source.batch_hooks:
+                error.add_note(
+                    f"This happened while a source batch, {structure(samples)}, went through the batch-transfer hooks. "
+                    "If they are not meant for it: SourceTask(batch_hooks=False)."
+                )
+            raise
+        images, labels = self.source.unpack(moved)
+        if self.source.has_class_labels:
+            self.source.check_labels(labels, self.num_classes, indices)
+        self.batch = images, labels, indices
+        return images
+
+    def _open(self, trainer: Any, part: nn.Module) -> SourceStream:
+        """A stream for this fit, now that it is sure to be used."""
+        optimizers.check_kind(trainer.optimizers)
+        optimizers.check_held(trainer, part)
+        share = {"rank": trainer.global_rank, "num_ranks": trainer.world_size}
+        stream = SourceStream(self.source, batch_size=self.batch_size(trainer), order=self._order, **share)
+        stream.seek(self._position)
+        return stream
+
+    def batch_size(self, trainer: Any) -> int:
+        """Source images a step: as many as target images where the task does not say."""
+        return self.source.batch_size or train_batch_size(trainer)
+
+    def close(self) -> None:
+        """Let go of the stream and its workers; the place is kept."""
+        if self._stream is not None:
+            self._position = self._stream.position
+            self._stream.close()
+            self._stream = None

@@ -1,0 +1,145 @@
+"""A weight that is measured: near the source it is kept, far from it the run is plain fine-tuning."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_transfer as lt
+from lightning_transfer.functional import domain_gap
+from lightning_transfer.source.gap import gap_weight
+from tests import toys
+from tests.methods import borrowed
+from tests.toys import LitToy, Recorder, assert_same, fit, weights
+
+
+def near_data():
+    """A target drawn as the source is, with other labels."""
+    images, labels = toys.images(60, toys.SOURCE_CLASSES, seed=7).tensors
+    return TensorDataset(images, labels % toys.TARGET_CLASSES)
+
+
+def far_data():
+    images, labels = near_data().tensors
+    return TensorDataset(images + 20, labels)
+
+
+def source_data():
+    return toys.images(80, toys.SOURCE_CLASSES, seed=2)
+
+
+def source(data=None, **options):
+    return lt.SourceTask(data or source_data(), head=toys.source_head(), batch_size=4, **options)
+
+
+def soft(target=None, **options):
+    return lt.SoftFinetuning(source(**options), weight="auto")
+
+
+def selective(target=None, **options):
+    return lt.SelectiveJointFinetuning(source(**options), neighbors=borrowed(every=1), target=target, weight="auto")
+
+
+each = pytest.mark.parametrize("make", [soft, selective])
+each_forward = pytest.mark.parametrize("forward", ["separate", "joint"])
+
+
+class Shuffled(LitToy):
+    """Its loader's order is drawn from the program's random state."""
+
+
+def shuffled(data):
+    torch.manual_seed(5)
+    return DataLoader(data, batch_size=4, shuffle=True)
+
+
+@each
+@each_forward
+def test_far_from_the_source_it_is_plain_finetuning_to_the_bit(make, forward):
+    plain, module = LitToy(), LitToy()
+    fit(plain, loader=shuffled(far_data()))
+    recorder = Recorder(source_data())
+    callback = make(far_data(), forward=forward, data=recorder)
+    fit(module, [callback], loader=shuffled(far_data()))
+    assert callback.part.gap > 0.95
+    assert_same(weights(module), weights(plain))
+    assert module.losses == plain.losses
+    assert set(recorder.loaded[-80:]) == {*range(80)}  # looked at to measure
+    assert len(recorder.loaded) <= 80 + 80 + 2  # and where labels are not listed, for those, and to find the head
+
+
+@each
+@each_forward
+def test_near_the_source_it_is_the_schedule_times_what_the_gap_says(make, forward):
+    measured, given = LitToy(), LitToy()
+    callback = make(near_data(), forward=forward)
+    fit(measured, [callback], loader=shuffled(near_data()))
+    factor = gap_weight(callback.part.gap)
+    assert 0.3 < factor <= 1
+    end = 0.0 if make is soft else factor
+    again = make(near_data(), forward=forward)
+    again.weight = lt.Schedule(factor, end)
+    fit(given, [again], loader=shuffled(near_data()))
+    assert_same(weights(measured), weights(given))
+
+
+@each
+def test_the_gap_is_that_of_features_in_front_of_the_head(make):
+    module, callback = LitToy(), make(near_data())
+    net = toys.toy_net().eval()
+    fit(module, [callback], loader=shuffled(near_data()), max_steps=2)
+    with torch.no_grad():
+        sides = [net.features(data.tensors[0]) for data in (near_data(), source_data())]
+    assert callback.part.gap == pytest.approx(domain_gap(*sides), abs=0.06)  # the same images in another order
+
+
+@each
+def test_resumed_it_is_not_measured_again(make, tmp_path, monkeypatch):
+    data = near_data()
+    whole, callback = LitToy(), make(data)
+    loader = DataLoader(data, batch_size=5)
+    fit(whole, [callback, toys.SaveEveryStep(tmp_path)], loader=loader)
+    monkeypatch.setattr("lightning_transfer.glue.source_term.measure_gap", None)
+    module, again = LitToy(), make(data)
+    fit(module, [again], loader=loader, ckpt_path=tmp_path / "step=12.ckpt")
+    assert again.part.gap == callback.part.gap
+    assert_same(weights(module), weights(whole))
+    other = make(data)
+    other.weight = lt.Schedule(0.5, 0.5)
+    with pytest.raises(lt.TransferConfigError, match="weight: measured times"):
+        fit(LitToy(), [other], loader=loader, ckpt_path=tmp_path / "step=12.ckpt")
+
+
+def test_it_is_logged_and_the_mixins_too():
+    callback = soft()
+    runner = fit(LitToy(), [callback], loader=shuffled(near_data()))
+    assert runner.callback_metrics["transfer/domain_gap"] == pytest.approx(callback.part.gap)
+
+    class ByHand(lt.SourceTaskMixin, LitToy):
+        def __init__(self):
+            super().__init__()
+            self.add_source_task(source(), weight="auto")
+
+        def training_step(self, batch, batch_idx):
+            return self.joint_loss(super().training_step(batch, batch_idx))
+
+    by_mixin, by_callback = ByHand(), LitToy()
+    fit(by_mixin, loader=shuffled(near_data()))
+    fit(by_callback, [soft()], loader=shuffled(near_data()))
+    assert_same(weights(by_mixin.model), weights(by_callback.model))
+
+
+def test_the_rule():
+    gaps = np.linspace(0, 1, 101)
+    found = [gap_weight(gap) for gap in gaps]
+    assert found == sorted(found, reverse=True)
+    for gap, weight in zip(gaps, found, strict=True):
+        expected = min(1, (2 * (1 - gap)) ** 2)
+        assert weight == pytest.approx(expected if expected >= 0.05 else 0)
+
+
+def test_too_few_images_or_another_word_are_refused():
+    with pytest.raises(lt.TransferConfigError, match="3 target and 80 source images"):
+        fit(LitToy(), [soft()], loader=DataLoader(TensorDataset(*near_data()[:3]), batch_size=3))
+    with pytest.raises(lt.TransferConfigError, match="weight='automatic' is no Schedule"):
+        lt.SoftFinetuning(source(), weight="automatic")
