@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
                 found.setdefault(name, []).append(tuned(seed, pretrained, callbacks))
     for name, accuracies in found.items():
         values = torch.tensor(accuracies)
-        print(f"{name}: test accuracy {values.mean():.1%} ± {values.std() / len(values) ** 0.5:.1%}")
+        error = f" ± {values.std() / len(values) ** 0.5:.1%}" if len(values) > 1 else ""
+        print(f"{name}: test accuracy {values.mean():.1%}{error}")
     return {name: sum(accuracies) / len(accuracies) for name, accuracies in found.items()}
 
 

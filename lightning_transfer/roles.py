@@ -206,13 +206,14 @@ def _ambiguous(module: nn.Module, candidates: list[str], *, likely: str) -> Tran
     )
 
 
-def find_network(module: nn.Module, backbone: str = "auto") -> tuple[str, nn.Module]:
+def find_network(module: nn.Module, backbone: str = "auto", *, argument: str = "backbone") -> tuple[str, nn.Module]:
     """The part of a user's module that takes the pictures.
 
     Args:
         module: the user's module.
         backbone: a dotted path; "auto" takes a plain network itself, and of a LightningModule the one child with
             convolutions, or the whole where several have some.
+        argument: what it is called where the user gives it.
 
     Returns:
         Its dotted path, "" for the module itself, and the part.
@@ -226,7 +227,7 @@ def find_network(module: nn.Module, backbone: str = "auto") -> tuple[str, nn.Mod
         except AttributeError:
             names = [name for name, _ in users_modules(module) if name]
             raise TransferConfigError(
-                f"backbone={backbone!r} is no module of {type(module).__name__}. {nearest(backbone, names)}"
+                f"{argument}={backbone!r} is no module of {type(module).__name__}. {nearest(backbone, names)}"
             ) from None
         return backbone, getattr(network, "_orig_mod", network)
     if not hasattr(module, "training_step"):  # a plain network
@@ -245,7 +246,7 @@ def find_network(module: nn.Module, backbone: str = "auto") -> tuple[str, nn.Mod
         raise TransferConfigError(f"{type(module).__name__} has no convolutions.")
     known = ", ".join(repr(name) for name, _ in holders)
     raise TransferConfigError(
-        f"{type(module).__name__} has several parts with convolutions: {known}. Name one: backbone={holders[0][0]!r}."
+        f"{type(module).__name__} has several parts with convolutions: {known}. Name one: {argument}={holders[0][0]!r}."
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.reports.curves import COLORS, empty_figure
 
-SHADES = "viridis"  # dark is bad, bright is good
+SHADES = "viridis"  # of accuracy: dark is bad, bright is good
 FROZEN, TUNED, BEST = COLORS[2], COLORS[1], COLORS[5]
 
 
@@ -29,8 +29,11 @@ def layer_search(plan: Any, path: str | os.PathLike[str]) -> None:
         >>> plan = LayerPlan({"own": 2, "source1": 0}, {"own": 4, "source1": 9}, tried)
         >>> layer_search(plan, tempfile.mkdtemp() + "/search.png")
     """
-    if not plan.evaluations:
-        raise TransferConfigError("This LayerPlan was given, not searched: there is nothing to draw.")
+    if not getattr(plan, "evaluations", None):
+        raise TransferConfigError(
+            f"{'This LayerPlan' if hasattr(plan, 'frozen') else repr(plan)} holds no search to draw. Pass "
+            "callback.plan behind a fit with search=..., or LayerPlan.load(path)."
+        )
     names = list(plan.num_layers)
     layers = np.array([evaluation.layers for evaluation in plan.evaluations])
     scores = 100 * np.array([np.nan if e.accuracy is None else e.accuracy for e in plan.evaluations], dtype=float)
@@ -48,7 +51,7 @@ def layer_search(plan: Any, path: str | os.PathLike[str]) -> None:
         top.plot(at[failed], np.full(failed.sum(), floor), "x", color=BEST, label="failed")
     top.set(ylabel="accuracy on\nheld-out images, %")
     top.set_title("How many layers to freeze", loc="left", fontweight="bold")
-    top.legend(frameon=False, loc="lower right", fontsize="small")
+    top.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, fontsize="small")
     for number, (axes, name) in enumerate(zip(rows, names, strict=True)):
         axes.scatter(at, layers[:, number], **shown)
         axes.plot(at[failed], layers[failed, number], "x", color=BEST)
@@ -56,20 +59,26 @@ def layer_search(plan: Any, path: str | os.PathLike[str]) -> None:
         axes.set(ylabel=f"{name}\nfrozen", ylim=(-0.5, plan.num_layers[name] - 0.5))
         axes.yaxis.get_major_locator().set_params(integer=True)
     for axes in (top, *rows):
-        axes.set_xlim(0, len(at) + 1)
+        axes.set_xlim(0.5, len(at) + 0.5)
         axes.tick_params(labelbottom=axes is rows[-1])
         axes.grid(alpha=0.25)
     rows[-1].set_xlabel("candidates, in the order in which they were tried")
-    frozen = np.array([plan.frozen[name] for name in names])
-    total = np.array([plan.num_layers[name] for name in names])
-    below.barh(names, frozen, color=FROZEN, label="frozen")
-    below.barh(names, total - frozen, left=frozen, color=TUNED, label="tuned")
-    for place, (part, whole) in enumerate(zip(frozen, total, strict=True)):
-        below.text(whole, place, f"  {part} of {whole} frozen", va="center", fontsize="small")
-    below.set(xlabel="convolutions, from the input on", xlim=(0, 1.25 * total.max()))
-    below.invert_yaxis()
-    below.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, fontsize="small")
+    _cuts(below, plan)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.align_ylabels()
     figure.savefig(path, dpi=140)
+
+
+def _cuts(axes: Any, plan: Any) -> None:
+    """How much of each network is frozen."""
+    names = list(plan.num_layers)
+    frozen = np.array([plan.frozen[name] for name in names])
+    total = np.array([plan.num_layers[name] for name in names])
+    axes.barh(names, frozen, color=FROZEN, label="frozen")
+    axes.barh(names, total - frozen, left=frozen, color=TUNED, label="tuned")
+    for place, (part, whole) in enumerate(zip(frozen, total, strict=True)):
+        axes.text(whole, place, f"  {part} of {whole} frozen", va="center", fontsize="small")
+    axes.set(xlabel="convolutions, from the input on", xlim=(0, 1.25 * total.max()))
+    axes.invert_yaxis()
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, fontsize="small")

@@ -297,8 +297,8 @@ class Bare(LitToy):
             {},
             "1 chan",
         ),
-        (LitToy, nn.Conv2d(3, 4, 1), {}, "source1: No classifier found"),
-        (LitToy, toys.OtherNet(), {"model": "mdl"}, "Did you mean 'model'"),
+        (LitToy, nn.Conv2d(3, 4, 1), {}, "source1, a Conv2d, has to be an image classifier.*No classifier found"),
+        (LitToy, toys.OtherNet(), {"model": "mdl"}, "model='mdl' is no module of LitToy. Did you mean 'model'"),
         (Apart, toys.OtherNet(), {}, r"'backbone' of Apart gives no logits.*self\.model = network"),
         (Bare, toys.OtherNet(), {}, r"'conv' of Bare gives no logits.*self\.model = network"),
     ],
@@ -310,3 +310,15 @@ def test_what_cannot_be_joined_is_named_and_the_module_is_as_found(module, sourc
         fit(module, [lt.CollaborativeFinetuning([source], **options)])
     assert [(name, type(child)) for name, child in module.named_modules()] == before
     assert all(param.requires_grad for param in module.parameters())
+
+
+def test_a_network_that_gives_more_than_logits_in_training_is_named():
+    class Two(toys.OtherNet):
+        def forward(self, pixels):
+            logits = super().forward(pixels)
+            return (logits, logits) if self.training else logits
+
+    with pytest.raises(lt.TransferConfigError, match="source1 gives a tuple; expected .*aux_logits=False"):
+        fit(LitToy(), [lt.CollaborativeFinetuning([Two()])])
+    with pytest.raises(lt.TransferConfigError, match=r"timm has no model 'resnet10x'\. Did you mean"):
+        fit(LitToy(), [lt.CollaborativeFinetuning(["resnet10x"])])

@@ -456,3 +456,22 @@ class Listed(list):
     def __init__(self, samples, targets):
         super().__init__(samples)
         self.targets = targets
+
+
+def test_a_dry_run_tries_one_candidate_and_keeps_nothing(tmp_path):
+    callback = searching(particles=5, iterations=3, proxy_epochs=4, cache=str(tmp_path / "search.json"))
+    fit(Deep(), [callback], fast_dev_run=True)
+    assert len(callback.plan.evaluations) == 1
+    assert not (tmp_path / "search.json").exists()
+
+
+@pytest.mark.parametrize(("using", "trainer"), [(None, None), (lt.CollaborativeFinetuning([]), L.Callback())])
+def test_ahead_of_fit_what_is_no_callback_or_options_is_refused(using, trainer):
+    with pytest.raises(lt.TransferConfigError, match=r"write LayerSearch\(\)\.run\("):
+        lt.LayerSearch().run(Deep(), loader(), using, trainer=trainer)
+
+
+def test_pictures_of_nothing_are_refused():
+    for nothing in (None, "plan.json", lt.LayerPlan({"own": 1}, {"own": 4})):
+        with pytest.raises(lt.TransferConfigError, match="holds no search to draw"):
+            lt.reports.layer_search(nothing, "out.png")

@@ -165,8 +165,9 @@ class Agreement(TransferPart):
             self._is_foreign = True
             warnings.warn(
                 f"training_step gives a loss of {found:.4f}, and {self.options['loss']} of the networks' mean is "
-                f"{expected:.4f}. What it has more is kept as it is; if its criterion is another one, pass it: "
-                "CollaborativeFinetuning(..., loss=torch.nn.CrossEntropyLoss(label_smoothing=0.1)), say.",
+                f"{expected:.4f}. What it has more, a regulariser, say, is kept as it is; if its criterion is another "
+                "one, pass it: CollaborativeFinetuning(..., loss=torch.nn.CrossEntropyLoss(label_smoothing=0.1)). One "
+                "that is no function of logits and labels, such as mixup's, does not go with several networks.",
                 stacklevel=2,
             )
 

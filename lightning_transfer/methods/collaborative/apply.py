@@ -87,7 +87,7 @@ def _find(module: nn.Module, model: str) -> tuple[str, nn.Module]:
             f"{type(module).__name__} has parts of other methods, {', '.join(changed)}. Several networks are put "
             "beside a plain one: remove those first."
         )
-    path, _ = find_network(module, model)
+    path, _ = find_network(module, model, argument="model")
     if not path:
         raise TransferConfigError(
             f"{type(module).__name__} is itself what takes the pictures, and nothing can stand in its place. Hold the "

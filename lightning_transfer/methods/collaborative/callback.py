@@ -90,7 +90,7 @@ class CollaborativeFinetuning(TransferCallback):
         self.search = search
         self.loss = loss
         self.labels = labels
-        self.plan: LayerPlan | None = None  # what a search has found
+        self.plan = self.frozen if self.frozen.evaluations else None  # what a search has found
         self._unfinished: LayerPlan | None = None  # of a search that was broken off
         self._before: Any = None  # the module that a search tries candidates on
         self._must_search = False
@@ -162,8 +162,15 @@ class CollaborativeFinetuning(TransferCallback):
             return
         found = find_ensemble(module)
         assert found is not None  # made in setup
+        assert self.search is not None
         try:
             data = ranks.from_first(lambda: self._searched(trainer).as_data(), patiently=True)
+        except BaseException:
+            if self._unfinished is not None:
+                number = len({evaluation.layers for evaluation in self._unfinished.evaluations})
+                where = "this callback" if self.search.cache is None else self.search.cache
+                say(trainer, f"The search was broken off; {number} candidates are kept in {where} for the next fit.")
+            raise
         finally:
             self._before, self._must_search = None, False
         self.plan = LayerPlan.from_data(data)
@@ -173,12 +180,13 @@ class CollaborativeFinetuning(TransferCallback):
     def _searched(self, trainer: Any) -> LayerPlan:
         assert self.search is not None
         make, options = proxy.trainer_class(trainer), proxy.options_like(trainer)
-        proxies = Proxies(self.search, self._before, proxy.train_loader(trainer), self, make, options)
+        search = self.search.trial() if trainer.fast_dev_run else self.search
+        proxies = Proxies(search, self._before, proxy.train_loader(trainer), self, make, options)
 
         def keep(plan: LayerPlan) -> None:
             self._unfinished = plan
 
-        plan = self.search.search(proxies, progress_of(trainer), known=self._unfinished, keep=keep)
+        plan = search.search(proxies, progress_of(trainer), known=self._unfinished, keep=keep)
         self._unfinished = None
         return plan
 

@@ -10,7 +10,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -66,7 +66,9 @@ class LayerSearch:
         unaugmented: the training images, in the same order, as validation sees them; by default the training dataset's.
         max_evaluations: how many candidates are trained at most.
         max_seconds: after which no further candidate is begun.
-        cache: file that keeps what is finished; a search that was broken off goes on from there, to the same result.
+        cache: file that keeps what is finished; a search that was broken off goes on from there, to the same result. It
+            knows its networks, images, the Trainer and saved hyperparameters, and is refused for others; when anything
+            else of your training has changed, such as an optimizer's constants, name another.
 
     Raises:
         TransferConfigError: an option is out of range.
@@ -101,6 +103,10 @@ class LayerSearch:
         if self.max_seconds is not None:
             check_number("max_seconds", self.max_seconds)
 
+    def trial(self) -> "LayerSearch":
+        """One candidate and one epoch, kept nowhere: to see that it runs."""
+        return replace(self, particles=1, iterations=0, proxy_epochs=1, cache=None)
+
     @property
     def num_candidates(self) -> int:
         """How many are asked for."""
@@ -119,7 +125,15 @@ class LayerSearch:
 
         Returns:
             The plan, for `CollaborativeFinetuning(..., frozen_layers=plan)`.
+
+        Raises:
+            TransferConfigError: the callback or the Trainer's options are something else.
         """
+        if not hasattr(using, "candidate") or not isinstance(trainer, Mapping | None):
+            raise TransferConfigError(
+                f"using is a {type(using).__name__} and trainer a {type(trainer).__name__}; write "
+                "LayerSearch().run(module, datamodule, CollaborativeFinetuning([...]), trainer={'accelerator': 'gpu'})."
+            )
         if hasattr(data, "train_dataloader"):
             data.prepare_data()
             data.setup("fit")

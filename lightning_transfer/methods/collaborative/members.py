@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.methods.collaborative.depths import find_depths
 from lightning_transfer.roles import Head, find_head, out_width
 from lightning_transfer.surgery import own_randomness, replace_modules
@@ -161,6 +161,8 @@ def loaded(source: nn.Module | str) -> nn.Module:
         return source
     import timm
 
+    if ":" not in source and not timm.is_model(source):  # names with a colon are of a hub
+        raise TransferConfigError(f"timm has no model {source!r}. {nearest(source, timm.list_models())[:200]} ...")
     return timm.create_model(source, pretrained=True)
 
 
@@ -174,7 +176,9 @@ def classifier(network: nn.Module, name: str) -> Head:
     try:
         head = find_head(inner, probe=lambda: run_on_a_picture(inner))
     except TransferConfigError as error:
-        raise TransferConfigError(f"{name}: {error}") from None
+        raise TransferConfigError(
+            f"{name}, a {type(inner).__name__}, has to be an image classifier that ends in one Linear. {error}"
+        ) from None
     if not isinstance(head.module, nn.Linear | nn.Conv2d):
         raise TransferConfigError(
             f"{name}: its head {head.path!r} is a {type(head.module).__name__}; expected a Linear."

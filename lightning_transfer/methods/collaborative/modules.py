@@ -144,7 +144,14 @@ class CollaborativeEnsemble(Structure):
 
     def each(self, images: Tensor) -> Tensor:
         """(N, B, classes) logits of every network."""
-        return torch.stack([member(images) for member in self.members.values()])
+        logits = {name: member(images) for name, member in self.members.items()}
+        for name, given in logits.items():
+            if not isinstance(given, Tensor):
+                raise TransferConfigError(
+                    f"{name} gives a {type(given).__name__}; expected (B, classes) logits, in training too. Build it "
+                    "without auxiliary classifiers: aux_logits=False."
+                )
+        return torch.stack(list(logits.values()))
 
     def depths(self, example: Any = None) -> dict[str, Depths]:
         """How deep each network can be frozen."""
