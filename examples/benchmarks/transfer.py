@@ -166,7 +166,8 @@ def report(plan: Plan, path: Path) -> dict[str, Any]:
     cells = [json.loads(each.read_text()) for each in sorted((plan.work / "cells").glob("*.json"))]
     versions = {"python": platform.python_version(), "torch": torch.__version__, "lightning": L.__version__}
     settings = {key: str(value) for key, value in asdict(plan).items() if key not in ("data", "work")}
-    found = {"versions": versions, "settings": {**settings, "rates": RATES}, "cells": cells}
+    names = {"rows": [*ROWS], "targets": [*TARGETS]}
+    found = {"versions": versions, "settings": {**settings, "rates": RATES}, **names, "cells": cells}
     path.write_text(json.dumps(found))
     return found
 
