@@ -47,7 +47,7 @@ def distance(cells: Cells, target: str) -> float | None:
     tuned, probed = cells.get((target, PLAIN)), cells.get((target, PROBE))
     if not tuned or not probed:
         return None
-    return 100 * (mean(cell["validation"] for cell in tuned) - mean(cell["validation"] for cell in probed))
+    return float(100 * (mean(cell["validation"] for cell in tuned) - mean(cell["validation"] for cell in probed)))
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -79,7 +79,7 @@ def _cost(cells: Cells, row: str) -> float:
     """CPU seconds, in those of plain fine-tuning on the same targets."""
     shared = [target for target, name in cells if name == row and (target, PLAIN) in cells]
     seconds = [sum(cell["seconds"] for target in shared for cell in cells[target, name]) for name in (row, PLAIN)]
-    return seconds[0] / seconds[1]
+    return float(seconds[0] / seconds[1])
 
 
 def steps_to_plain(cells: Cells, target: str, row: str) -> float | None:
