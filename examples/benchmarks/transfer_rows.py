@@ -19,6 +19,7 @@ from transfer_data import Pictures, Target, normalised
 import lightning_transfer as lt
 
 BATCH, NEIGHBORS = 32, 100
+ALWAYS = lt.Schedule(1.0, 1.0)
 LOOKS = 6  # of the learning curve
 L2SP_WEIGHT = 0.01  # its authors' for the body
 THAWED = 0.2  # of training, at which BackboneFinetuning lets the body learn
@@ -127,11 +128,12 @@ class Setting:
             return kind
         return lt.FilterBank.from_model(self.network, layers=["conv1", "layer1.0.conv1"], normalize=False)
 
-    def selective(self, kind: str = "gabor", rounds: int = 2) -> lt.SelectiveJointFinetuning:
+    def selective(self, kind: str = "gabor", rounds: int = 2, weight: Any = None) -> lt.SelectiveJointFinetuning:
         """Selective joint fine-tuning."""
         neighbors = lt.Neighbors(k=NEIGHBORS, bank=self.bank(kind), rounds=rounds)
         cache = self.folder / f"{self.name}-{kind}-{rounds}.safetensors"
-        return lt.SelectiveJointFinetuning(self.task(), neighbors=neighbors, target=self.seen(), cache=str(cache))
+        given: Any = {"neighbors": neighbors, "target": self.seen(), "cache": str(cache), "weight": weight or ALWAYS}
+        return lt.SelectiveJointFinetuning(self.task(), **given)
 
     def random_source(self) -> Pictures:
         """As many source images as selection would borrow at first, drawn at random."""
@@ -142,7 +144,6 @@ class Setting:
         return self.source.only(torch.randperm(len(self.source), generator=torch.Generator().manual_seed(1))[:number])
 
 
-ALWAYS = lt.Schedule(1.0, 1.0)
 Callbacks = Callable[[Setting], Sequence[Any]]
 
 
@@ -161,7 +162,7 @@ class Row:
     pretrained: bool = True
 
 
-def _soft(weight: lt.Schedule, images: Callable[[Setting], Pictures | None] = lambda setting: None) -> Row:
+def _soft(weight: Any, images: Callable[[Setting], Pictures | None] = lambda setting: None) -> Row:
     return Row(lambda setting: [lt.SoftFinetuning(setting.task(images(setting)), weight=weight)])
 
 
@@ -181,6 +182,8 @@ ROWS = {
     "AdaFilter": Row(lambda setting: [lt.AdaFilter()]),
     "collaborative": Row(lambda setting: [lt.CollaborativeFinetuning([setting.second])]),
     "ensemble of two": Row(lambda setting: [lt.CollaborativeFinetuning([setting.second], weight=0.0)]),
+    "soft, measured weight": _soft("auto"),
+    "selective, measured weight": Row(lambda setting: [setting.selective(weight="auto")]),
     "joint, all of the source": _soft(ALWAYS),
     "fine-tuning, twice as long": Row(length=2.0),
     "L2-SP": Row(lambda setting: [L2SP()]),
