@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,9 @@ def cell(plan: Plan, row: str, name: str, shots: int | None, *, seed: int, lr: f
     path = plan.work / "cells" / f"{name}-{shots or 'all'}-{plan.steps}-{words}-{seed}-{lr}.json"
     if path.exists():
         return json.loads(path.read_text())  # type: ignore[no-any-return]
+    parent = parent_process()
+    if parent is not None and not parent.is_alive():
+        raise SystemExit  # a run that was broken off
     images, (network, second), unseen = _material(plan)
     draw = target(name, plan.data, shots=shots, seed=seed)
     draw_name = f"{name}-{shots or 'all'}-{seed}"

@@ -223,3 +223,28 @@ def test_another_callback_beside_its_mixin_is_refused():
     ):
         with pytest.raises(lt.TransferConfigError, match="trains several networks as one"):
             fit(Mixed(), [callback])
+
+
+def test_logs_what_each_network_has_right_and_what_they_disagree_by():
+    module, looked = LitToy(), []
+
+    class Looking(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            with torch.no_grad():
+                networks = copy.deepcopy(module.model.members).train()
+                looked.append((torch.stack([each(batch[0]) for each in networks.values()]).double(), batch[1]))
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            logits, labels = looked[-1]
+            found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            for number, name in enumerate(("own", "source1")):
+                right = (logits[number].argmax(1) == labels).double().mean().item()
+                assert found[f"transfer/accuracy/{name}"] == pytest.approx(right)
+            assert found["transfer/ensemble_accuracy"] == pytest.approx(
+                (logits.sum(0).argmax(1) == labels).double().mean().item()
+            )
+            apart = sum((each - logits.mean(0)).norm(dim=1) for each in logits).mean() / 2
+            assert found["transfer/disagreement"] == pytest.approx(apart.item(), rel=1e-4)
+
+    fit(module, [together(), Looking()], max_epochs=1)
+    assert len(looked) == 6
