@@ -1,5 +1,6 @@
 """Networks that learn together in somebody's training step: in every way it can run, and what is refused."""
 
+import copy
 from functools import partial
 
 import lightning.pytorch as L
