@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_transfer as lt
 from lightning_transfer.glue.proxy import trainer_class
-from lightning_transfer.methods.collaborative.layer_search import Proxies
+from lightning_transfer.methods.collaborative.candidates import Candidates
 from lightning_transfer.methods.collaborative.strategies import STRATEGIES
 
 PARTICLES, ITERATIONS, SEEDS = 10, 5, 10
@@ -54,16 +54,18 @@ def table(capitals: Any, small: Any, seed: int, steps: Path) -> dict[Layers, flo
     options = {"accelerator": "cpu", "devices": 1}
     images, labels = Digits(seed).val.tensors
     loader = DataLoader(TensorDataset(images[:IMAGES], labels[:IMAGES]), batch_size=BATCH, shuffle=True)
-    proxies = Proxies(lt.LayerSearch(proxy_epochs=3, validation=0.5), module, loader, using, trainer_class(), options)
+    candidates = Candidates(
+        lt.LayerSearch(proxy_epochs=3, validation=0.5), module, loader, using, trainer_class(), options
+    )
     known = json.loads(steps.read_text()) if steps.exists() else {}
-    for layers in itertools.product(*(range(number + 1) for number in proxies.most.values())):
+    for layers in itertools.product(*(range(number + 1) for number in candidates.most.values())):
         key = f"{seed}: {layers}"
         if key not in known:
-            known[key] = proxies.evaluate(layers).accuracy
+            known[key] = candidates.evaluate(layers).accuracy
             steps.write_text(json.dumps(known))
     return {
         layers: known[f"{seed}: {layers}"]
-        for layers in itertools.product(*(range(number + 1) for number in proxies.most.values()))
+        for layers in itertools.product(*(range(number + 1) for number in candidates.most.values()))
     }
 
 

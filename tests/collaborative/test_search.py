@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_transfer as lt
-from lightning_transfer.methods.collaborative import layer_search
+from lightning_transfer.methods.collaborative import candidates
+from lightning_transfer.methods.collaborative.plan import Evaluation
 from tests import toys
 from tests.toys import LitToy, assert_same, fit, weights
 
@@ -49,11 +50,11 @@ class Counting:
     def __init__(self, monkeypatch, score=lambda layers: 1 / (1 + abs(layers[0] - 2))):
         self.trained = []
         self.score = score
-        monkeypatch.setattr(layer_search.Proxies, "evaluate", lambda _, layers: self.evaluate(layers))
+        monkeypatch.setattr(candidates.Candidates, "evaluate", lambda _, layers: self.evaluate(layers))
 
     def evaluate(self, layers):
         self.trained.append(layers)
-        return layer_search.Evaluation(layers, self.score(layers))
+        return Evaluation(layers, self.score(layers))
 
 
 def searching(**options):
@@ -217,7 +218,7 @@ def test_ctrl_c_in_mid_candidate_keeps_what_is_finished(tmp_path):
 
 def test_a_candidate_that_fails_costs_only_itself(monkeypatch):
     callback = searching(particles=8, iterations=0)
-    real = layer_search.proxy.train
+    real = candidates.proxy.train
 
     def train(make, options, module, loader, callbacks, epochs):
         def break_last(outputs, batch, batch_idx):
@@ -231,7 +232,7 @@ def test_a_candidate_that_fails_costs_only_itself(monkeypatch):
             module.on_train_batch_end = break_last
         real(make, options, module, loader, callbacks, epochs)
 
-    monkeypatch.setattr(layer_search.proxy, "train", train)
+    monkeypatch.setattr(candidates.proxy, "train", train)
     fit(Deep(), [callback], max_steps=1)
     failures = {evaluation.layers[0]: evaluation.failure for evaluation in callback.plan.evaluations}
     assert "OutOfMemoryError: no memory" in failures[2]
@@ -244,7 +245,7 @@ def test_where_all_fail_nothing_is_frozen_and_that_is_said(monkeypatch):
     def train(*args):
         raise RuntimeError("not on this machine")
 
-    monkeypatch.setattr(layer_search.proxy, "train", train)
+    monkeypatch.setattr(candidates.proxy, "train", train)
     module, callback = Deep(), searching()
     with pytest.warns(lt.NoEffectWarning, match="not on this machine"):
         fit(module, [callback], max_steps=1)
@@ -403,11 +404,11 @@ def test_a_search_is_not_skipped_without_a_word(tmp_path):
 
 def test_what_failed_is_tried_again_and_what_is_another_problem_is_not_taken(monkeypatch, tmp_path):
     cache = str(tmp_path / "search.json")
-    real = layer_search.proxy.train
-    monkeypatch.setattr(layer_search.proxy, "train", lambda *_: 1 / 0)
+    real = candidates.proxy.train
+    monkeypatch.setattr(candidates.proxy, "train", lambda *_: 1 / 0)
     with pytest.warns(lt.NoEffectWarning, match="ZeroDivisionError"):
         fit(Deep(), [searching(cache=cache)], max_steps=1)
-    monkeypatch.setattr(layer_search.proxy, "train", real)
+    monkeypatch.setattr(candidates.proxy, "train", real)
     callback = searching(cache=cache)
     fit(Deep(), [callback], max_steps=1)
     assert [evaluation.failure for evaluation in callback.plan.evaluations] == [""] * 4

@@ -227,6 +227,7 @@ def test_modules_import_only_what_stands_below_them():
             "auxiliary@methods",
             "agreement@methods",
             "layer_search@methods",
+            "candidates@methods",
         ),
         ("callbacks", "mixins", "functional", "nn", "metrics"),
         ("__main__",),

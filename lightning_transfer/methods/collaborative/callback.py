@@ -19,8 +19,9 @@ from lightning_transfer.methods.collaborative.apply import (
     find_ensemble,
     remove_collaborative,
 )
+from lightning_transfer.methods.collaborative.candidates import Candidates
 from lightning_transfer.methods.collaborative.functional import Criterion
-from lightning_transfer.methods.collaborative.layer_search import LayerSearch, Proxies
+from lightning_transfer.methods.collaborative.layer_search import LayerSearch
 from lightning_transfer.methods.collaborative.members import Sources, named
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 from lightning_transfer.methods.collaborative.plan import LayerPlan
@@ -181,12 +182,12 @@ class CollaborativeFinetuning(TransferCallback):
         assert self.search is not None
         make, options = proxy.trainer_class(trainer), proxy.options_like(trainer)
         search = self.search.trial() if trainer.fast_dev_run else self.search
-        proxies = Proxies(search, self._before, proxy.train_loader(trainer), self, make, options)
+        candidates = Candidates(search, self._before, proxy.train_loader(trainer), self, make, options)
 
         def keep(plan: LayerPlan) -> None:
             self._unfinished = plan
 
-        plan = search.search(proxies, progress_of(trainer), known=self._unfinished, keep=keep)
+        plan = search.search(candidates, progress_of(trainer), known=self._unfinished, keep=keep)
         self._unfinished = None
         return plan
 

@@ -1,0 +1,162 @@
+"""Candidates of a search for layers: trained for a few epochs as the user's module would be, and scored (ours)."""
+
+import copy
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue import proxy
+from lightning_transfer.methods.collaborative.apply import apply_collaborative, find_ensemble
+from lightning_transfer.methods.collaborative.members import loaded, named
+from lightning_transfer.methods.collaborative.plan import Evaluation, LayerPlan
+from lightning_transfer.methods.collaborative.splitting import groups_of, held_out, labels_of
+from lightning_transfer.methods.collaborative.strategies import Layers
+from lightning_transfer.roles import has_forward
+from lightning_transfer.source.stream import load, seeded
+from lightning_transfer.source.task import name_of
+from lightning_transfer.tracing import evaluating
+
+SETTINGS = ("strategy", "particles", "iterations", "proxy_epochs", "seed", "validation")  # that decide what is found
+STEPPING = {  # options of a Trainer that decide what a step does, as they are by default
+    "precision": "32-true",
+    "gradient_clip_val": None,
+    "gradient_clip_algorithm": None,
+    "accumulate_grad_batches": 1,
+    "limit_train_batches": 1.0,
+}
+LOOKED_AT = 16  # images by which a cache knows its data
+
+if TYPE_CHECKING:
+    from lightning_transfer.methods.collaborative.callback import CollaborativeFinetuning
+    from lightning_transfer.methods.collaborative.layer_search import LayerSearch
+
+
+class Candidates:
+    """Numbers of frozen layers, each trained on a part of the training images and scored on the rest.
+
+    Args:
+        search: how.
+        module: the user's, its network alone.
+        loader: its train loader.
+        using: the callback that a candidate is trained with.
+        make: Lightning's Trainer.
+        options: of it.
+
+    Raises:
+        TransferConfigError: the loader cannot be split, or no network fits beside the user's own.
+    """
+
+    def __init__(
+        self,
+        search: "LayerSearch",
+        module: Any,
+        loader: Any,
+        using: "CollaborativeFinetuning",
+        make: type,
+        options: Mapping[str, Any],
+    ) -> None:
+        proxy.check_loader(loader)
+        self.search, self.module, self.using, self.make, self.options = search, module, using, make, dict(options)
+        with seeded(search.seed, 0):
+            labels = labels_of(loader.dataset)
+            out = held_out(labels, search.validation, groups=groups_of(loader.dataset), seed=search.seed)
+        kept = sorted({*range(len(labels))} - {*out})
+        clean: Any = search.unaugmented or loader.dataset
+        if len(clean) != len(labels):
+            raise TransferConfigError(
+                f"unaugmented has {len(clean)} images, the training data {len(labels)}; give the same, in order."
+            )
+        self.num_held_out = len(out)
+        self.train = partial(proxy.part_of, loader, kept)
+        self.rest = partial(proxy.part_of, loader, out, dataset=clean)
+        with seeded(search.seed, 0):
+            self.networks = {name: loaded(source) for name, source in named(using.sources).items()}
+            self._check_batch(next(iter(self.rest())))
+            seen = [_fingerprint(dataset) for dataset in (loader.dataset, clean)]
+        twin = copy.deepcopy(module)
+        apply_collaborative(twin, self.networks, model=using.model)
+        found = find_ensemble(twin)
+        assert found is not None  # just made
+        depths = found[1].depths(getattr(module, "example_input_array", None))
+        self.num_layers = {name: len(depth.convs) for name, depth in depths.items()}
+        self.most = {name: depth.most for name, depth in depths.items()}
+        self.settings = {
+            **{key: str(getattr(search, key)) for key in SETTINGS},
+            "networks": str({name: f"{number} convolutions" for name, number in self.num_layers.items()}),
+            "weights": f"{_weights_of(module, *self.networks.values()):08x}",
+            "batch size": str(loader.batch_size),
+            "training images": f"{len(labels)}, {zlib.crc32(repr(labels).encode()):08x}, {seen}",
+            "held out": f"{len(out)}, {zlib.crc32(repr(out).encode()):08x}",
+            "hyperparameters": re.sub(" at 0x[0-9a-f]+", "", str(dict(getattr(module, "hparams", {})))),
+            "trainer": str({key: self.options.get(key, usual) for key, usual in STEPPING.items()}),
+            "weight": str(using.weight),
+            "loss": name_of(using.loss),
+        }
+
+    def plan(self, evaluations: Sequence[Evaluation]) -> LayerPlan:
+        """What these candidates tell: the best; of equals that which freezes least; nothing where all have failed."""
+        best = max(evaluations, key=lambda evaluation: (evaluation.fitness, -sum(evaluation.layers)), default=None)
+        layers = (0,) * len(self.most) if best is None or best.accuracy is None else best.layers
+        return LayerPlan(dict(zip(self.most, layers, strict=True)), self.num_layers, tuple(evaluations), self.settings)
+
+    def evaluate(self, layers: Layers) -> Evaluation:
+        """Train a candidate, and score it; one that fails costs nothing but itself."""
+        frozen = dict(zip(self.most, layers, strict=True))
+        twin = copy.deepcopy(self.module)
+        try:
+            devices = range(torch.cuda.device_count())
+            with seeded(self.search.seed, 1), torch.random.fork_rng(devices):
+                torch.cuda.manual_seed_all(self.search.seed)  # for dropout there
+                scoring = proxy.Scoring(self.rest(), self._right)
+                callbacks = [self.using.candidate(self.networks, frozen), scoring]
+                proxy.train(self.make, self.options, twin, self.train(), callbacks, self.search.proxy_epochs)
+        except Exception as error:  # whatever a candidate may die of, such as its memory
+            return Evaluation(layers, None, f"{type(error).__name__}: {error}".partition("\n")[0])
+        return Evaluation(layers, scoring.best)
+
+    def _check_batch(self, batch: Any) -> None:
+        """Refuse batches that candidates could not be scored by."""
+        if not isinstance(batch, list | tuple) or not isinstance(batch[0], Tensor):
+            raise TransferConfigError(
+                f"A search scores candidates on batches (images, ...), and the train loader gives a "
+                f"{type(batch).__name__}. Give frozen_layers in place of a search, or a loader of tuples."
+            )
+        self.using.labels(batch)
+
+    def _right(self, module: Any, batch: Any) -> Tensor:
+        """(B,) whether the networks together are right."""
+        found = find_ensemble(module)
+        assert found is not None  # it is what is trained
+        with evaluating(module), found[1].passes.followed() as passes:
+            (module if has_forward(module) else found[1])(batch[0])
+            assert passes.logits is not None  # they have just run
+            logits = passes.logits.mean(0)
+        if not bool(torch.isfinite(logits).all()):
+            raise FloatingPointError("what the networks say is not finite")
+        return logits.argmax(1) == self.using.labels(batch)
+
+
+def _fingerprint(dataset: Any) -> str:
+    """A number that tells images apart, by a few of them."""
+    number = 0
+    for index in range(0, len(dataset), max(1, len(dataset) // LOOKED_AT)):
+        number = zlib.crc32(np.asarray(load(dataset, index)[0]).tobytes(), number)
+    return f"{number:08x}"
+
+
+def _weights_of(*modules: Any) -> int:
+    """A number that tells weights apart."""
+    number = 0
+    for module in modules:
+        for value in module.state_dict().values():
+            if not isinstance(value, Tensor):
+                continue
+            number = zlib.crc32(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes(), number)
+    return number
