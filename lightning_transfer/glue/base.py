@@ -92,6 +92,14 @@ class TransferCallback(AnyCallback):
                 f"{type(module).__name__} has {self.mixin} already. Leave one out, the mixin or the callback."
             )
 
+    def refuse_other(self, module: Any, change: str, different: list[str], *, remove: str) -> None:
+        """Refuse a module whose layers were changed already, by other options than this callback's."""
+        if different:
+            raise TransferConfigError(
+                f"{type(module).__name__} {change} already, with {', '.join(different)}. Give {type(self).__name__} "
+                f"the same, or call functional.{remove}(module) first."
+            )
+
     @abstractmethod
     def make_part(self, module: Any) -> TransferPart:
         """What this callback adds to a user's module."""

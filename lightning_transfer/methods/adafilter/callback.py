@@ -91,11 +91,7 @@ class AdaFilter(TransferCallback):
         sites = [site.conv for site in gates.sites]
         if self.options["gated"] is not None and chosen_by(self.options["gated"], found[0], sites) != sites:
             different.append(f"{sites} gated")
-        if different:
-            raise TransferConfigError(
-                f"{type(module).__name__} is gated already, with {', '.join(different)}. Give AdaFilter the same, or "
-                "call functional.remove_adafilter(module) first."
-            )
+        self.refuse_other(module, "is gated", different, remove="remove_adafilter")
         return False
 
     def restore_layers(self, module: Any) -> None:

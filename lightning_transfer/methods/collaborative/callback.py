@@ -114,19 +114,16 @@ class CollaborativeFinetuning(TransferCallback):
             apply_collaborative(module, self.sources, model=self.model, frozen_layers=self.frozen)
             return True
         self._must_search = False
-        theirs, mine = found[1].names[1:], list(named(self.sources))
-        wanted = {name: number for name, number in self.frozen.frozen.items() if number}
         if self.search is not None and self.plan is None:
             raise TransferConfigError(
                 f"{type(module).__name__} holds several networks already, with what no search of this callback's has "
                 "frozen. Call functional.remove_collaborative(module) first, or give frozen_layers."
             )
-        if theirs != mine or (self.search is None and found[1].frozen != wanted):
-            raise TransferConfigError(
-                f"{type(module).__name__} holds several networks already, with sources {theirs} and frozen_layers="
-                f"{found[1].frozen}. "
-                "Give CollaborativeFinetuning the same, or call functional.remove_collaborative(module) first."
-            )
+        wanted = {name: number for name, number in self.frozen.frozen.items() if number}
+        different = [f"sources {theirs}"] if (theirs := found[1].names[1:]) != list(named(self.sources)) else []
+        if self.search is None and found[1].frozen != wanted:
+            different.append(f"frozen_layers={found[1].frozen}")
+        self.refuse_other(module, "holds several networks", different, remove="remove_collaborative")
         return False
 
     def restore_layers(self, module: Any) -> None:

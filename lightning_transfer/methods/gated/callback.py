@@ -79,11 +79,7 @@ class GatedTransfer(TransferCallback):
         theirs = {key: value for key, value in found[1].spec().items() if value is not None or key == "ratio"}
         theirs["head"] = found[0] if self.options["head"] != "auto" else "auto"
         different = [f"{key}={value!r}" for key, value in theirs.items() if value != self.options[key]]
-        if different:
-            raise TransferConfigError(
-                f"{type(module).__name__} has a transfer module already, with {', '.join(different)}. Give "
-                "GatedTransfer the same, or call functional.remove_gated_transfer(module) first."
-            )
+        self.refuse_other(module, "has a transfer module", different, remove="remove_gated_transfer")
         return False
 
     def restore_layers(self, module: Any) -> None:
