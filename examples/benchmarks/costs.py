@@ -27,6 +27,7 @@ from lightning_transfer import Schedule, SoftFinetuning, SourceTask
 sys.path.insert(0, str(Path(__file__).parent))  # where this file is run by another
 import collaborative_costs  # noqa: F401  (enters its rows)
 import gating_costs  # noqa: F401
+import peers  # noqa: F401
 import selection_costs  # noqa: F401
 from fits import WARMUP, Fit, empty_network, pictures, resnet18
 from measuring import ROWS, Row, Run, Settings, table
