@@ -249,3 +249,20 @@ def test_logs_what_each_network_has_right_and_what_they_disagree_by():
 
     fit(module, [together(), Looking()], max_epochs=1)
     assert len(looked) == 6
+
+
+def test_a_criterion_with_numbers_of_its_own_is_a_part_of_the_run(tmp_path):
+    criterion = nn.CrossEntropyLoss(weight=torch.rand(toys.TARGET_CLASSES))
+
+    class Weighted(LitToy):
+        def training_step(self, batch, batch_idx):
+            return criterion(self(batch[0]), batch[1])
+
+    whole, module = Weighted(), Weighted()
+    callback = together(loss=criterion)
+    fit(whole, [callback, toys.SaveEveryStep(tmp_path)], loader=toys.StatefulLoader())
+    assert callback.part.criterion is not criterion
+    assert "criterion.weight" in dict(callback.part.named_buffers())  # so that it moves to a device
+    again = together(loss=criterion)
+    fit(module, [again], loader=toys.StatefulLoader(), ckpt_path=tmp_path / "step=5.ckpt")
+    assert_same(weights(module), weights(whole))

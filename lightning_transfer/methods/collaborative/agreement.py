@@ -1,5 +1,6 @@
 """What several networks learn by together, as a term of somebody's training step."""
 
+import copy
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -40,7 +41,7 @@ class Agreement(TransferPart):
         assert found is not None  # who trains it has made it
         self.path, self._watched = found[0], (found[1],)  # in a tuple: what is the user's is no part of this
         self.weight = weight
-        self.criterion = (loss,)
+        self.criterion = copy.deepcopy(loss)  # where it is a module with buffers, it moves to the device with us
         self.labels = labels
         self._batch: Any = None
         self._is_foreign = False  # whether the step's loss was seen to be something else
@@ -133,13 +134,12 @@ class Agreement(TransferPart):
                 f"The networks ran {logits.shape[1]} images, and the batch has {len(labels)} labels. Pass "
                 "labels=lambda batch: ..., one for each image."
             )
-        (criterion,) = self.criterion
-        joint = criterion(logits.mean(0), labels)
+        joint = self.criterion(logits.mean(0), labels)
         if not self._is_foreign and (module.trainer.global_step == 0 or is_log_due(module.trainer)):
             self._compare(loss, joint, CLOSE.get(logits.dtype, CLOSE_AT_HALF))
-        together = collaborative_loss(logits, labels, weight=self.weight, loss=criterion)
+        together = collaborative_loss(logits, labels, weight=self.weight, loss=self.criterion)
         if not torch.isfinite(together):
-            losses = [float(criterion(each, labels).detach()) for each in logits]
+            losses = [float(self.criterion(each, labels).detach()) for each in logits]
             raise FloatingPointError(
                 f"The collaborative loss is {float(together.detach())} in step {module.trainer.global_step}: the "
                 f"losses of {', '.join(self.ensemble.names)} are {losses}."
