@@ -1,13 +1,17 @@
 """The README's code runs, and its table of modules is the list that the tests run over."""
 
+import json
 import pathlib
 import re
+import runpy
 
 import pytest
+import torch
 
 from tests.contracts.test_user_modules import CASES
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
+BENCHMARKS = README.parent / "examples/benchmarks"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
@@ -18,6 +22,27 @@ def test_code_blocks_run_in_the_order_of_the_page(tmp_path, monkeypatch):
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
     assert len(BLOCKS) >= 4
+
+
+def test_the_table_of_the_matrix_is_made_of_its_results(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    made = runpy.run_path(str(BENCHMARKS / "transfer_report.py"))
+    results = json.loads((BENCHMARKS / "results/transfer.json").read_text())
+    page = (BENCHMARKS / "README.md").read_text()
+    shown = page.partition(made["BEGIN"])[2].partition(made["END"])[0].strip()
+    assert shown == made["markdown"](results)
+    assert shown.count("\n") > 4
+
+
+def test_the_table_of_searches_is_made_of_its_results():
+    results = json.loads((BENCHMARKS / "results/searches.json").read_text())["short of the best"]
+    page = (BENCHMARKS / "README.md").read_text().partition("## Who finds the better layers")[2]
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "±" in line]
+    for row, short in zip(rows, results.values(), strict=True):
+        for name in ("swarm", "tpe", "random"):
+            values = torch.tensor(short[name], dtype=torch.float64)
+            shown = f"{values.mean():.4f} ± {values.std() / len(values) ** 0.5:.4f}".replace("0.", ".")
+            assert shown in row
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.module.__name__)
