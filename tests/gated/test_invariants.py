@@ -363,7 +363,7 @@ def test_options_that_never_train_the_body_or_the_classifier_are_refused():
 
     with pytest.raises(lt.TransferConfigError, match="twice in a step"):
         fit(Doubled())
-    with pytest.raises(lt.TransferConfigError, match="GatedTransferMixin. Leave one out"):
+    with pytest.raises(lt.TransferConfigError, match="has GatedTransferMixin already. Leave one out"):
         fit(Forgetful(), [lt.GatedTransfer(**OPTIONS)])
 
 

@@ -69,7 +69,7 @@ def held_out(labels: Sequence[int], share: float, *, groups: Sequence[Any] | Non
 
     Example:
         >>> held_out([0, 0, 0, 0, 1, 1, 1, 1], 0.25, groups=list("aabbccdd"))
-        [0, 1, 6, 7]
+        [0, 1, 4, 5]
     """
     members: dict[Any, list[int]] = {}
     for index, group in enumerate(range(len(labels)) if groups is None else groups):
