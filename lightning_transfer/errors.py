@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class TransferConfigError(ValueError):
@@ -25,6 +25,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = [last[name]] if name in last else close
     guess = f"Did you mean {close[0]!r}? " if close else ""
     return f"{guess}Known: {', '.join(map(repr, names))}."
+
+
+def differences(
+    theirs: Mapping[str, object], mine: Mapping[str, object], *, there: str = "in the checkpoint", here: str = "now"
+) -> list[str]:
+    """What differs between options that were written down and those that are given.
+
+    >>> differences({"seed": 0, "k": 3}, {"seed": 1, "k": 3})
+    ['seed: 0 in the checkpoint, 1 now']
+    """
+    return [
+        f"{key}: {theirs.get(key)} {there}, {mine.get(key)} {here}"
+        for key in sorted({*theirs, *mine})
+        if theirs.get(key) != mine.get(key)
+    ]
 
 
 def check_choice(argument: str, value: object, known: Iterable[str]) -> None:

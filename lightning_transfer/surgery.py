@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.errors import TransferConfigError, differences
 from lightning_transfer.stamps import check_stamp, stamp
 
 SEED = 0  # of new weights
@@ -89,14 +89,11 @@ class Structure(nn.Module):
         if not theirs:
             raise TransferConfigError(f"The state of a {type(self).__name__} is unreadable: {str(state)[:60]}.")
         check_stamp(theirs)
-        differences = [
-            f"{key}: {theirs.get(key)} in the checkpoint, {mine.get(key)} now"
-            for key in sorted({*theirs, *mine} - stamp().keys())
-            if theirs.get(key) != mine.get(key)
-        ]
-        if differences:
+        form = stamp().keys()
+        different = differences(*({key: spec[key] for key in spec.keys() - form} for spec in (theirs, mine)))
+        if different:
             raise TransferConfigError(
-                f"The checkpoint's network was changed in another way: {'; '.join(differences)}. Give the old options, "
+                f"The checkpoint's network was changed in another way: {'; '.join(different)}. Give the old options, "
                 "or load it by lightning_transfer.load_from_checkpoint, which rebuilds what it finds."
             )
 

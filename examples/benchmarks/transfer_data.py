@@ -95,11 +95,9 @@ def load(name: str, folder: Path | None) -> tuple[Pictures, Pictures]:
     if torchvision_name is None:
         raise SystemExit(f"{name} is not one of torchvision's: pass --data FOLDER with {file}.npz.")
     make, root = getattr(torchvision.datasets, torchvision_name), folder or Path("data")
-    splits = {"train": True, "test": False}
-    keyed = {"train": "train", "test": "test"}
     parts = []
     for split in ("train", "test"):
-        which = {"train": splits[split]} if torchvision_name.startswith("CIFAR") else {"split": keyed[split]}
+        which = {"train": split == "train"} if torchvision_name.startswith("CIFAR") else {"split": split}
         images = make(root, download=True, **which)
         pixels = [np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)) for image, _ in images]
         labels = torch.tensor([label for _, label in images])

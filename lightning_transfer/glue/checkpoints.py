@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_transfer.errors import NoEffectWarning, TransferConfigError
+from lightning_transfer.errors import NoEffectWarning, TransferConfigError, differences
 from lightning_transfer.glue.structures import rebuild
 from lightning_transfer.stamps import BEGIN_ANEW, check_stamp, stamp
 from lightning_transfer.surgery import Structure, structures_in
@@ -55,14 +55,10 @@ def check_options(name: str, saved: dict[str, str], current: dict[str, str]) -> 
     Raises:
         TransferConfigError: listing every difference.
     """
-    differences = [
-        f"{option}: {saved.get(option)} in the checkpoint, {current.get(option)} now"
-        for option in sorted({*saved, *current})
-        if saved.get(option) != current.get(option)
-    ]
-    if differences:
+    different = differences(saved, current)
+    if different:
         raise TransferConfigError(
-            f"{name} resumes with other options: {'; '.join(differences)}. Give the old ones. {BEGIN_ANEW}"
+            f"{name} resumes with other options: {'; '.join(different)}. Give the old ones. {BEGIN_ANEW}"
         )
 
 

@@ -246,15 +246,12 @@ class SourceTerm(TransferPart):
         """What the network as it is says to target images."""
         return self.logits(module, images, module.get_submodule(self.head_path))
 
-    def logits(self, module: Any, images: Tensor, head: nn.Module) -> Tensor:
-        """What the network with a head says outside of training: no gradient, no batch statistics, no dropout."""
-        return self._outside(module, images, head)
-
     def features(self, module: Any, images: Tensor) -> Tensor:
         """What the network gives its head, outside of training."""
-        return self._outside(module, images, nn.Identity())
+        return self.logits(module, images, nn.Identity())
 
-    def _outside(self, module: Any, images: Tensor, head: nn.Module) -> Tensor:
+    def logits(self, module: Any, images: Tensor, head: nn.Module) -> Tensor:
+        """What the network with a head says outside of training: no gradient, no batch statistics, no dropout."""
         layers = [(layer, layer.training) for layer in {*module.modules(), *head.modules()}]
         try:
             for layer, _ in layers:

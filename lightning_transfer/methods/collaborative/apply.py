@@ -51,11 +51,12 @@ def apply_collaborative(
         ) from None
     example = getattr(module, "example_input_array", None)
     ensemble, plan = CollaborativeEnsemble(make_members(own, named(sources), example)), as_plan(frozen_layers)
-    counts = {name: len(depth.convs) for name, depth in ensemble.depths(example).items()}
-    if plan.num_layers and dict(plan.num_layers) != counts:
-        raise TransferConfigError(
-            f"The LayerPlan is one for {dict(plan.num_layers)} convolutions; here there are {counts}. Search again."
-        )
+    if plan.num_layers:
+        counts = {name: len(depth.convs) for name, depth in ensemble.depths(example).items()}
+        if dict(plan.num_layers) != counts:
+            raise TransferConfigError(
+                f"The LayerPlan is one for {dict(plan.num_layers)} convolutions; here there are {counts}. Search again."
+            )
     ensemble.freeze(plan.frozen, example)
     replace_modules(module, {path: ensemble})
     mine = {id(param) for param in own.parameters()}

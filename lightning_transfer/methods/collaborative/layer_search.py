@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import Dataset
 
-from lightning_transfer.errors import NoEffectWarning, TransferConfigError, check_choice, check_count, check_number
+from lightning_transfer.errors import (
+    NoEffectWarning,
+    TransferConfigError,
+    check_choice,
+    check_count,
+    check_number,
+    differences,
+)
 from lightning_transfer.glue import proxy
 from lightning_transfer.methods.collaborative.candidates import Candidates
 from lightning_transfer.methods.collaborative.plan import Evaluation, LayerPlan
@@ -169,14 +176,10 @@ class LayerSearch:
         if self.cache is None or not Path(self.cache).exists():
             return ()
         found = LayerPlan.load(self.cache)
-        differences = [
-            f"{key}: {found.settings.get(key)} there, {mine.settings.get(key)} here"
-            for key in sorted({*found.settings, *mine.settings})
-            if found.settings.get(key) != mine.settings.get(key)
-        ]
-        if differences:
+        different = differences(found.settings, mine.settings, there="there", here="here")
+        if different:
             raise TransferConfigError(
-                f"{self.cache} keeps another search: {'; '.join(differences)}. Name another file, or remove it."
+                f"{self.cache} keeps another search: {'; '.join(different)}. Name another file, or remove it."
             )
         return found.evaluations
 

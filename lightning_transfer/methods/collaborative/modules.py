@@ -173,7 +173,7 @@ class CollaborativeEnsemble(Structure):
         Raises:
             TransferConfigError: there is no such network, or it has fewer convolutions.
         """
-        depths = self.depths(example)
+        depths = self.depths(example) if frozen else {}  # which runs every network
         for name, number in frozen.items():
             if name not in depths:
                 raise TransferConfigError(f"frozen_layers: no network is called {name!r}. {nearest(name, depths)}")
