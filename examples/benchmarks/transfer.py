@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import product
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from typing import Any
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
-from transfer_data import NEAR, Pictures, load, source, target
-from transfer_rows import ROWS, Classifier, Setting, accuracy, small_resnet, train
+from transfer_data import CHANGED, NEAR, Pictures, load, source, target
+from transfer_rows import EVERY, ROWS, Classifier, Setting, accuracy, small_resnet, train
 
 RATES = (0.003, 0.01, 0.03, 0.1)
 TARGETS = ("near", "trashnet", "signdigits", "gtsrb")
@@ -42,6 +43,7 @@ class Plan:
     Attributes:
         data: folder of .npz files; None for torchvision's.
         work: where networks, selections and finished cells are kept.
+        shots: images of each class; None for all.
         steps: of plain fine-tuning.
         epochs: of pretraining.
         seeds: final runs of each row.
@@ -49,6 +51,7 @@ class Plan:
 
     data: Path | None
     work: Path
+    shots: int | None = 10
     steps: int = 600
     epochs: int = 12
     seeds: int = 5
@@ -97,35 +100,42 @@ def _material(plan: Plan) -> tuple[Pictures, list[torch.nn.Module], Pictures]:
     return images, networks, load("cifar100", plan.data)[1].of_classes(NEAR)
 
 
-def run_row(plan: Plan, row: str, name: str, shots: int | None) -> str:
+def run_row(plan: Plan, row: str, name: str) -> str:
     """Choose a row's learning rate, then its final runs; what is there already is not run again."""
     _be_quiet()
-    rates = {lr: cell(plan, row, name, shots, seed=TUNING_SEED, lr=lr)["validation"] for lr in RATES}
+    tuned = EVERY[row].tuned_as or row
+    rates = {lr: cell(plan, tuned, name, seed=TUNING_SEED, lr=lr)["validation"] for lr in RATES}
     best = max(rates, key=rates.__getitem__)
-    tests = [cell(plan, row, name, shots, seed=seed, lr=best)["test"] for seed in range(1, plan.seeds + 1)]
-    return f"{name}, {shots or 'all'} of a class, {row}: {sum(tests) / len(tests):.1%} at {best}"
+    cell(plan, row, name, seed=TUNING_SEED, lr=best)
+    tests = [cell(plan, row, name, seed=seed, lr=best)["test"] for seed in range(1, plan.seeds + 1)]
+    return f"{name}, {plan.shots or 'all'} of a class, {row}: {sum(tests) / len(tests):.1%} at {best}"
 
 
-def cell(plan: Plan, row: str, name: str, shots: int | None, *, seed: int, lr: float) -> dict[str, Any]:
+def cell(plan: Plan, row: str, name: str, *, seed: int, lr: float) -> dict[str, Any]:
     """One training, or what was written down of it."""
-    words = row.replace(", ", "-").replace(" ", "_")
-    path = plan.work / "cells" / f"{name}-{shots or 'all'}-{plan.steps}-{words}-{seed}-{lr}.json"
+    draw_name = f"{name}-{plan.shots or 'all'}"
+    path = plan.work / "cells" / f"{draw_name}-{plan.steps}-{_file_name(row)}-{seed}-{lr}.json"
     if path.exists():
         return json.loads(path.read_text())  # type: ignore[no-any-return]
     parent = parent_process()
     if parent is not None and not parent.is_alive():
         raise SystemExit  # a run that was broken off
     images, (network, second), unseen = _material(plan)
-    draw = target(name, plan.data, shots=shots, seed=seed)
-    draw_name = f"{name}-{shots or 'all'}-{seed}"
-    setting = Setting(draw, images, network, second, plan.work, draw_name, plan.steps)
-    is_final = seed != TUNING_SEED
-    found = train(ROWS[row], setting, seed=seed, lr=lr, is_final=is_final, unseen=None if name == "near" else unseen)
-    entry = {"target": name, "shots": shots, "row": row, "seed": seed, "lr": lr, "steps": plan.steps, **found}
+    draw = target(name, plan.data, shots=plan.shots, seed=seed)
+    setting = Setting(draw, images, network, second, plan.work, f"{draw_name}-{seed}", plan.steps)
+    is_final, shows_unseen = seed != TUNING_SEED, name.partition("-")[0] == "near" or name in CHANGED
+    found = train(EVERY[row], setting, seed=seed, lr=lr, is_final=is_final, unseen=None if shows_unseen else unseen)
+    if row == "fine-tuning" and is_final:
+        found |= {"gap": setting.gap(), "images": len(draw.train), "classes": draw.num_classes}
+    entry = {"target": name, "shots": plan.shots, "row": row, "seed": seed, "lr": lr, "steps": plan.steps, **found}
     part = path.with_suffix(".part")
     part.write_text(json.dumps(entry))
     part.replace(path)
     return entry
+
+
+def _file_name(row: str) -> str:
+    return row.replace(", ", "-").replace(" ", "_").replace("'", "")
 
 
 def _be_quiet() -> None:
@@ -140,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--data", type=Path, help="folder of .npz files; torchvision's sets are loaded without")
     parser.add_argument("--work", type=Path, default=Path("transfer_runs"), help="where finished work is kept")
     parser.add_argument("--out", type=Path, default=Path("transfer.json"))
-    parser.add_argument("--rows", nargs="+", choices=[*ROWS], default=[*ROWS], metavar="ROW")
+    parser.add_argument("--rows", nargs="+", choices=[*EVERY], default=[*ROWS], metavar="ROW")
     parser.add_argument("--targets", nargs="+", default=[*TARGETS], metavar="TARGET")
     parser.add_argument("--shots", type=int, default=10, help="of each class; 0 for all")
     parser.add_argument("--steps", type=int, default=Plan.steps)
@@ -152,24 +162,28 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if options.quick:
         vars(options).update(QUICK, steps=min(options.steps, 150), epochs=min(options.epochs, 2))
     (options.work / "cells").mkdir(parents=True, exist_ok=True)
-    plan = Plan(options.data, options.work, options.steps, options.epochs, options.seeds)
-    jobs = [(row, name, options.shots or None) for row in options.rows for name in options.targets]
+    plan = Plan(options.data, options.work, options.shots or None, options.steps, options.epochs, options.seeds)
+    jobs = [(row, name) for row in options.rows for name in options.targets]
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         for line in pool.map(pretrain, [plan] * NETWORKS, range(NETWORKS)):
             print(line, flush=True)
         waiting = [pool.submit(run_row, plan, *job) for job in jobs]
         for number, done in enumerate(as_completed(waiting), start=1):
             print(f"[{number}/{len(jobs)}] {done.result()}", flush=True)
-            report(plan, options.out)
-    return report(plan, options.out)
+            report(plan, options.rows, options.targets, options.out)
+    return report(plan, options.rows, options.targets, options.out)
 
 
-def report(plan: Plan, path: Path) -> dict[str, Any]:
-    """Every cell that is finished, in one file."""
-    cells = [json.loads(each.read_text()) for each in sorted((plan.work / "cells").glob("*.json"))]
+def report(plan: Plan, rows: Sequence[str], targets: Sequence[str], path: Path) -> dict[str, Any]:
+    """What is finished of a plan, in one file."""
+    cells = []
+    for row, name in product(rows, targets):
+        pattern = f"{name}-{plan.shots or 'all'}-{plan.steps}-{_file_name(row)}-*.json"
+        read = [json.loads(each.read_text()) for each in sorted((plan.work / "cells").glob(pattern))]
+        cells += [cell for cell in read if cell["row"] == row and cell["seed"] <= plan.seeds]
     versions = {"python": platform.python_version(), "torch": torch.__version__, "lightning": L.__version__}
     settings = {key: str(value) for key, value in asdict(plan).items() if key not in ("data", "work")}
-    names = {"rows": [*ROWS], "targets": [*TARGETS]}
+    names = {"rows": [*rows], "targets": [*targets]}
     found = {"versions": versions, "settings": {**settings, "rates": RATES}, **names, "cells": cells}
     path.write_text(json.dumps(found))
     return found

@@ -1,7 +1,8 @@
 """Images for the transfer matrix: a source, targets near to it and far, and a few of each class to learn from."""
 
 import io
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)  # of CIFAR-100, which 
 SIDE, SHIFT = 32, 4
 NEAR = sorted(np.random.default_rng(0).permutation(100)[:20].tolist())  # CIFAR-100's classes that no pretraining sees
 VALIDATION, MOST_VALIDATION = 0.25, 500  # of the training split: its share, and at most so many images
+
+# name: what makes of the near target one that lies farther, by nothing but its pixels
+CHANGED: dict[str, Callable[[Tensor], Tensor]] = {
+    "upside-down": lambda pixels: pixels.flip(2),
+    "channels-swapped": lambda pixels: pixels.flip(1),
+    "negative": lambda pixels: 255 - pixels,
+}
 
 # name: file of --data or data set of torchvision, and whether its images may be mirrored
 SETS = {
@@ -115,7 +123,10 @@ def _pixels(data: Any, split: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Target:
-    """One draw of a target: what is learned from, what is chosen by, and what is read once."""
+    """One draw of a target: what is learned from, what is chosen by, and what is read once.
+
+    A name that ends in "-skewed" is of a target of whose classes some have a tenth of the images that others have.
+    """
 
     train: Pictures
     validation: Pictures
@@ -136,16 +147,29 @@ def target(name: str, folder: Path | None, *, shots: int | None, seed: int) -> T
     The validation part is cut from the training split, the same for every seed and by group where there are groups; the
     seed draws the images that are learned from among the rest.
     """
-    train, test = load("cifar100" if name == "near" else name, folder)
-    if name == "near":
+    name, is_skewed = name.removesuffix("-skewed"), name.endswith("-skewed")
+    is_near = name == "near" or name in CHANGED
+    train, test = load("cifar100" if is_near else name, folder)
+    if is_near:
         train, test = train.of_classes(NEAR), test.of_classes(NEAR)
+    if name in CHANGED:
+        train, test = (replace(part, pixels=CHANGED[name](part.pixels)) for part in (train, test))
+    num_classes = int(train.targets.max()) + 1
     out = held_out(train.targets.tolist(), VALIDATION, groups=train.groups)
     rest = torch.tensor(sorted({*range(len(train))} - {*out}))
     order = torch.randperm(len(out), generator=torch.Generator().manual_seed(0))[:MOST_VALIDATION]
     if shots is not None:
         rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))]
-        num_classes = int(train.targets.max()) + 1
-        rest = torch.cat([rest[train.targets[rest] == label][:shots] for label in range(num_classes)])
-    return Target(
-        train.only(rest, augmented=True), train.only(torch.tensor(out)[order]), test, int(train.targets.max()) + 1
-    )
+        sizes = skewed(shots, num_classes) if is_skewed else [shots] * num_classes
+        rest = torch.cat([rest[train.targets[rest] == label][:size] for label, size in enumerate(sizes)])
+    return Target(train.only(rest, augmented=True), train.only(torch.tensor(out)[order]), test, num_classes)
+
+
+def skewed(shots: int, num_classes: int) -> list[int]:
+    """As many images in all, of the first class ten times as many as of the last.
+
+    >>> skewed(10, 5)
+    [23, 13, 7, 4, 2]
+    """
+    sizes = np.geomspace(10, 1, num_classes)
+    return [max(1, round(size)) for size in sizes * shots * num_classes / sizes.sum()]

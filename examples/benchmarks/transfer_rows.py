@@ -3,14 +3,19 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import BackboneFinetuning
+from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+from sklearn.model_selection import cross_val_predict  # type: ignore[import-untyped]
+from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]
+from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -128,20 +133,43 @@ class Setting:
             return kind
         return lt.FilterBank.from_model(self.network, layers=["conv1", "layer1.0.conv1"], normalize=False)
 
-    def selective(self, kind: str = "gabor", rounds: int = 2, weight: Any = None) -> lt.SelectiveJointFinetuning:
+    def selective(
+        self, kind: str = "gabor", *, weight: Any = ALWAYS, forward: Any = "joint", **options: Any
+    ) -> lt.SelectiveJointFinetuning:
         """Selective joint fine-tuning."""
-        neighbors = lt.Neighbors(k=NEIGHBORS, bank=self.bank(kind), rounds=rounds)
-        cache = self.folder / f"{self.name}-{kind}-{rounds}.safetensors"
-        given: Any = {"neighbors": neighbors, "target": self.seen(), "cache": str(cache), "weight": weight or ALWAYS}
-        return lt.SelectiveJointFinetuning(self.task(), **given)
+        neighbors = lt.Neighbors(bank=self.bank(kind), **{"k": NEIGHBORS, **options})
+        words = "-".join(str(getattr(neighbors, name)) for name in ("k", "bins", "rounds"))
+        cache = self.folder / f"{self.name}-{kind}-{words}.safetensors"
+        given: Any = {"neighbors": neighbors, "target": self.seen(), "cache": str(cache), "weight": weight}
+        return lt.SelectiveJointFinetuning(replace(self.task(), forward=forward), **given)
 
-    def random_source(self) -> Pictures:
-        """As many source images as selection would borrow at first, drawn at random."""
+    def num_borrowed(self) -> int:
+        """How many source images selection borrows at first."""
         cache = self.folder / f"{self.name}-size.safetensors"
         scan = lt.Scan(cache=str(cache), say=lambda line: None)
         chosen = lt.select_neighbors(self.seen(), self.source, k=NEIGHBORS, scan=scan)
-        number = len(chosen.indices[:, :NEIGHBORS].unique())
-        return self.source.only(torch.randperm(len(self.source), generator=torch.Generator().manual_seed(1))[:number])
+        return len(chosen.indices[:, :NEIGHBORS].unique())
+
+    def random_source(self) -> Pictures:
+        """As many source images as selection borrows, drawn at random."""
+        order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(1))
+        return self.source.only(order[: self.num_borrowed()])
+
+    def taken_for_target(self) -> Pictures:
+        """As many source images as selection borrows: those which a classifier most takes for the target's."""
+        sides = [features(self.network, images).numpy() for images in (self.seen(), self.source)]
+        labels = np.repeat([1, 0], [len(side) for side in sides])
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=300))
+        scores = cross_val_predict(classifier, np.concatenate(sides), labels, cv=5, method="decision_function")
+        return self.source.only(torch.from_numpy(scores[labels == 0]).argsort(descending=True)[: self.num_borrowed()])
+
+    def gap(self) -> float:
+        """The domain gap, by at most 1,000 images of each side."""
+        sides = []
+        for images in (self.seen(), self.source):
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+            sides.append(features(self.network, images.only(order[:1000])))
+        return lt.functional.domain_gap(*sides)
 
 
 Callbacks = Callable[[Setting], Sequence[Any]]
@@ -155,15 +183,29 @@ class Row:
         callbacks: what it adds to a Trainer.
         length: of training, in those of plain fine-tuning.
         pretrained: whether it begins from the pretrained network.
+        tuned_as: the row whose learning rate it takes; its own is chosen where there is none.
     """
 
     callbacks: Callbacks = field(default=lambda setting: [])
     length: float = 1.0
     pretrained: bool = True
+    tuned_as: str = ""
 
 
-def _soft(weight: Any, images: Callable[[Setting], Pictures | None] = lambda setting: None) -> Row:
-    return Row(lambda setting: [lt.SoftFinetuning(setting.task(images(setting)), weight=weight)])
+def _soft(weight: Any, images: Callable[[Setting], Pictures | None] = lambda setting: None, tuned_as: str = "") -> Row:
+    return Row(lambda setting: [lt.SoftFinetuning(setting.task(images(setting)), weight=weight)], tuned_as=tuned_as)
+
+
+def _selective(**options: Any) -> Row:
+    return Row(lambda setting: [setting.selective(**options)], tuned_as="selective")
+
+
+def _adafilter(**options: Any) -> Row:
+    return Row(lambda setting: [lt.AdaFilter(**options)], tuned_as="AdaFilter")
+
+
+def _gated(**options: Any) -> Row:
+    return Row(lambda setting: [lt.GatedTransfer(tap="model.layer3", **options)], tuned_as="gated transfer")
 
 
 def _thawing(setting: Setting) -> list[Any]:
@@ -203,6 +245,30 @@ ROWS = {
 }
 
 
+TRIED = {  # in search of better defaults, at the learning rate of the row that is varied
+    "soft, start .3": _soft(lt.Schedule(0.3), tuned_as="soft"),
+    "soft, start .1": _soft(lt.Schedule(0.1), tuned_as="soft"),
+    "soft, until the end": _soft(lt.Schedule(until=1.0), tuned_as="soft"),
+    "joint, taken for the target's": _soft(ALWAYS, Setting.taken_for_target, tuned_as="joint, random source"),
+    "selective, separate passes": _selective(forward="separate"),
+    "selective, weight .3": _selective(weight=lt.Schedule(0.3, 0.3)),
+    "selective, annealed": _selective(weight=lt.Schedule()),
+    "selective, 30 neighbors": _selective(k=30),
+    "selective, 300 neighbors": _selective(k=300),
+    "selective, 10 bins": _selective(bins=10),
+    "selective, 100 bins": _selective(bins=100),
+    "selective, least sure quarter": _selective(hard_entropy="75%"),
+    "AdaFilter, gate bias 1": _adafilter(gate_bias=1.0),
+    "AdaFilter, gate bias 2": _adafilter(gate_bias=2.0),
+    "AdaFilter, gate rate .001": _adafilter(gate_lr=0.001),
+    "AdaFilter, gate rate .1": _adafilter(gate_lr=0.1),
+    "gated transfer, dropout .2": _gated(dropout=0.2, gate_dropout=0.2),
+    "gated transfer, no dropout": _gated(dropout=0.0, gate_dropout=0.0),
+    "gated transfer, warm-up": _gated(warmup_epochs=10),
+}
+EVERY = {**ROWS, **TRIED}
+
+
 class Looking(L.Callback):
     """Accuracy on validation images in the course of training."""
 
@@ -232,12 +298,21 @@ def accuracy(network: nn.Module, images: Pictures) -> float:
 
 
 @torch.no_grad()
-def discrimination(network: Any, images: Pictures) -> float:
-    """How well features tell apart classes that neither task has shown."""
+def features(network: Any, images: Pictures) -> Tensor:
+    """(n, 128) what a network gives its head."""
     network.eval()
+    return torch.cat(
+        [
+            network.forward_head(network.forward_features(normalised(pixels)), pre_logits=True)
+            for pixels in images.pixels.split(500)
+        ]
+    )
+
+
+def discrimination(network: nn.Module, images: Pictures) -> float:
+    """How well features tell apart classes that neither task has shown."""
     metric = lt.metrics.GeneralDiscrimination()
-    for pixels, labels in zip(images.pixels.split(500), images.targets.split(500), strict=True):
-        metric.update(network.forward_head(network.forward_features(normalised(pixels)), pre_logits=True), labels)
+    metric.update(features(network, images), images.targets)
     return float(metric.compute())
 
 
