@@ -10,6 +10,7 @@ from lightning_transfer.version import __version__
 
 if TYPE_CHECKING:
     from lightning_transfer import callbacks, functional, metrics, mixins, nn, reports
+    from lightning_transfer.advising.advise import Advice, advise
     from lightning_transfer.callbacks import (
         AdaFilter,
         CollaborativeFinetuning,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdaFilter",
     "AdaFilterMixin",
+    "Advice",
     "Borrowing",
     "CollaborativeFinetuning",
     "CollaborativeMixin",
@@ -53,6 +55,7 @@ __all__ = [
     "SourceTaskMixin",
     "TransferConfigError",
     "__version__",
+    "advise",
     "callbacks",
     "functional",
     "load_from_checkpoint",
@@ -67,6 +70,7 @@ __all__ = [
 _HOMES = {
     "AdaFilter": "callbacks",
     "AdaFilterMixin": "mixins",
+    "Advice": "advising.advise",
     "Borrowing": "methods.selective.borrowing",
     "CollaborativeFinetuning": "callbacks",
     "CollaborativeMixin": "mixins",
@@ -85,6 +89,7 @@ _HOMES = {
     "SourceTask": "source.task",
     "SourceTaskMixin": "mixins",
     "TransferConfigError": "errors",
+    "advise": "advising.advise",
     "load_from_checkpoint": "glue.checkpoints",
     "select_neighbors": "methods.selective.select",
     "strip_checkpoint": "glue.checkpoints",

@@ -58,3 +58,10 @@ def test_costs_measures_every_row_against_its_bar(tmp_path):
     assert len(report["rows"]) == len(costs["ROWS"]) >= 5
     assert all(len(row["costs"]) == 1 and row["passed"] in (True, False, None) for row in report["rows"])
     assert json.loads((tmp_path / "costs.json").read_text())["versions"]["torch"]
+
+
+def test_advise_measures_and_says(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    advice = main("advise.py")(["--steps", "2"])
+    assert advice.measured.scored == 100
+    assert str(advice) in capsys.readouterr().out

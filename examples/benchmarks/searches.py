@@ -55,7 +55,7 @@ def table(capitals: Any, small: Any, seed: int, steps: Path) -> dict[Layers, flo
     images, labels = Digits(seed).val.tensors
     loader = DataLoader(TensorDataset(images[:IMAGES], labels[:IMAGES]), batch_size=BATCH, shuffle=True)
     candidates = Candidates(
-        lt.LayerSearch(proxy_epochs=3, validation=0.5), module, loader, using, trainer_class(), options
+        lt.LayerSearch(proxy_epochs=3, validation=0.5), module, loader, using, trainer_class(module), options
     )
     known = json.loads(steps.read_text()) if steps.exists() else {}
     for layers in itertools.product(*(range(number + 1) for number in candidates.most.values())):

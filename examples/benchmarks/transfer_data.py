@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_transfer.methods.collaborative.splitting import held_out
+from lightning_transfer.splitting import held_out
 
 MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)  # of CIFAR-100, which the networks are pretrained on
 SIDE, SHIFT = 32, 4

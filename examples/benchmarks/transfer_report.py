@@ -1,4 +1,4 @@
-"""Tables and figures of the transfer matrix, from its JSON.
+"""Tables, figures and the evidence of `lightning_transfer.advise`, from the JSON files of the transfer matrix.
 
 python examples/benchmarks/transfer_report.py examples/benchmarks/results/transfer.json
 """
@@ -17,6 +17,7 @@ from lightning_transfer.reports.curves import COLORS, empty_figure
 
 PLAIN, PROBE = "fine-tuning", "linear probe"
 BEGIN, END = "<!-- made by transfer_report.py -->", "<!-- until here -->"
+EVIDENCE = ("transfer.json",)  # the results that advise() knows
 Cells = dict[tuple[str, str], list[dict[str, Any]]]  # by target and row, final runs in the order of seeds
 
 
@@ -30,12 +31,17 @@ def finals(report: dict[str, Any]) -> Cells:
     return {key: cells for key, cells in found.items() if len(cells) == num_seeds}
 
 
+def paired(cells: Cells, target: str, row: str, key: str = "test") -> Any:
+    """(seeds,) differences of a row to plain fine-tuning, in points."""
+    return np.array([100 * (a[key] - b[key]) for a, b in zip(cells[target, row], cells[target, PLAIN], strict=True)])
+
+
 def difference(cells: Cells, target: str, row: str, key: str = "test") -> tuple[float, float] | None:
     """A row's mean difference to plain fine-tuning in points, paired by seed, and half of its 95 % interval."""
     mine, plain = cells.get((target, row)), cells.get((target, PLAIN))
     if not mine or not plain or key not in mine[0]:
         return None
-    apart = np.array([100 * (a[key] - b[key]) for a, b in zip(mine, plain, strict=True)])
+    apart = paired(cells, target, row, key)
     if len(apart) == 1:
         return float(apart[0]), np.nan
     error = apart.std(ddof=1) / len(apart) ** 0.5
@@ -80,6 +86,27 @@ def _cost(cells: Cells, row: str) -> float:
     shared = [target for target, name in cells if name == row and (target, PLAIN) in cells]
     seconds = [sum(cell["seconds"] for target in shared for cell in cells[target, name]) for name in (row, PLAIN)]
     return float(seconds[0] / seconds[1])
+
+
+def evidence(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `lightning_transfer.advise` knows of each target."""
+    cells, found = finals(report), []
+    for name in report["targets"]:
+        far, plain = distance(cells, name), cells.get((name, PLAIN), [])
+        if far is None:
+            continue
+        rows = [row for row in report["rows"] if row != PLAIN and (name, row) in cells]
+        found.append(
+            {
+                "target": name,
+                "shots": plain[0]["images"] / plain[0]["classes"],
+                "gap": round(mean(cell["gap"] for cell in plain), 4),
+                "distance": round(far, 2),
+                "differences": {row: [round(float(value), 2) for value in paired(cells, name, row)] for row in rows},
+                "costs": {row: round(_cost(cells, row), 2) for row in rows},
+            }
+        )
+    return found
 
 
 def steps_to_plain(cells: Cells, target: str, row: str) -> float | None:
@@ -133,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("report", type=Path)
     parser.add_argument("--figure", type=Path, help="where the picture goes")
     parser.add_argument("--page", type=Path, help="a page with the two marks that the table goes between")
+    parser.add_argument("--evidence", type=Path, help="where what advise() knows goes, from the files beside")
     options = parser.parse_args(argv)
     report = json.loads(options.report.read_text())
     print(markdown(report))
@@ -141,6 +169,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if (seen := difference(cells, target, row, "discrimination")) is not None:
             steps = steps_to_plain(cells, target, row)
             print(f"{target}, {row}: general discrimination {_interval(seen)}, steps to plain {steps:.2f}")
+    if options.evidence:
+        known = [json.loads(options.report.with_name(name).read_text()) for name in EVIDENCE]
+        settings = [setting for each in known for setting in evidence(each)]
+        options.evidence.write_text(json.dumps(settings, indent=1) + "\n")
     if options.figure:
         figure(report, options.figure)
     if options.page:

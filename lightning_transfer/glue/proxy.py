@@ -15,18 +15,22 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import AnyCallback
 from lightning_transfer.glue.trainer import to_device
 
+NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 LOGGERS = ("lightning.pytorch", "pytorch_lightning", "lightning.fabric", "lightning_fabric")
 ACCELERATORS = {"cuda": "gpu"}  # a device's name, where Lightning's is another
 
 
-def trainer_class(trainer: Any = None) -> type:
-    """Lightning's own Trainer, of the namespace of a Trainer."""
-    if trainer is not None:
-        return next(cls for cls in type(trainer).__mro__ if cls.__name__ == "Trainer")
-    try:
-        return importlib.import_module("lightning.pytorch").Trainer  # type: ignore[no-any-return]
-    except ModuleNotFoundError:
-        return importlib.import_module("pytorch_lightning").Trainer  # type: ignore[no-any-return]
+def trainer_class(owner: Any) -> type:
+    """Lightning's own Trainer, of the namespace that a Trainer or a module comes from.
+
+    Raises:
+        TransferConfigError: it comes from neither.
+    """
+    for cls in type(owner).__mro__:
+        for namespace in NAMESPACES:
+            if cls.__module__.startswith(f"{namespace}."):
+                return importlib.import_module(namespace).Trainer  # type: ignore[no-any-return]
+    raise TransferConfigError(f"{type(owner).__name__} is no LightningModule.")
 
 
 def options_like(trainer: Any) -> dict[str, Any]:
@@ -48,6 +52,15 @@ def train_loader(trainer: Any) -> Any:
     return trainer.fit_loop._data_source.dataloader()  # private: loaders given, a DataModule's or the module's own
 
 
+def loader_of(data: Any) -> Any:
+    """The train loader of a DataModule; what is none is taken for the loader itself."""
+    if not hasattr(data, "train_dataloader"):
+        return data
+    data.prepare_data()
+    data.setup("fit")
+    return data.train_dataloader()
+
+
 def check_loader(loader: Any) -> None:
     """Refuse a train loader that cannot be split.
 
@@ -58,13 +71,12 @@ def check_loader(loader: Any) -> None:
     sized = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if not isinstance(loader, DataLoader) or not sized or loader.batch_size is None:
         raise TransferConfigError(
-            f"A search holds out a part of the training images, and the train loader, a {type(loader).__name__} of "
-            f"{type(dataset).__name__}, cannot be split. Give a DataLoader with batch_size= of a dataset with a "
-            "length, or frozen_layers= in place of a search."
+            f"A part of the training images is to be held out, and the train loader, a {type(loader).__name__} of "
+            f"{type(dataset).__name__}, cannot be split. Give a DataLoader with batch_size= of a dataset with a length."
         )
     if not isinstance(loader.sampler, RandomSampler | SequentialSampler | DistributedSampler):
         warnings.warn(
-            f"Candidates are trained on images drawn evenly, not by the loader's {type(loader.sampler).__name__}.",
+            f"Trials are trained on images drawn evenly, not by the loader's {type(loader.sampler).__name__}.",
             stacklevel=2,
         )
 

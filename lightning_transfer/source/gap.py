@@ -1,14 +1,13 @@
 """How far a target lies from a source: how well frozen features tell images of the one from the other (ours)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.linear import fit_linear
 
 FOLDS = 5
-PENALTY = 1.0  # on squared weights of standardised features, against the sum of losses: scikit-learn's C = 1
-STEPS = 100
+PENALTY = 2.0  # on the weights of either side, which are each other's negative: 1 on those of a binary regression
 LEAST = 0.05  # a weight below is none
 
 
@@ -48,15 +47,14 @@ def domain_gap(target_features: Tensor, source_features: Tensor) -> float:
     features = torch.cat([target_features, source_features]).double().cpu()
     if not bool(torch.isfinite(features).all()):
         raise TransferConfigError("Some features are not finite, so nothing can be told by them.")
-    labels = torch.cat([torch.ones(len(target_features)), torch.zeros(len(source_features))]).double()
     sizes = len(target_features), len(source_features)
+    labels = torch.tensor([1, 0]).repeat_interleave(torch.tensor(sizes))
     folds = torch.cat([torch.randperm(size, generator=random) % FOLDS for size in sizes])
     right = torch.zeros(len(labels), dtype=torch.bool)
     for fold in range(FOLDS):
         out = folds == fold
-        mean, std = features[~out].mean(0), features[~out].std(0).clamp(min=1e-12)
-        weight, bias = _regression((features[~out] - mean) / std, labels[~out])
-        right[out] = ((((features[out] - mean) / std) @ weight + bias) > 0) == (labels[out] > 0)
+        says = fit_linear(features[~out], labels[~out], num_classes=2, penalty=PENALTY, is_balanced=True)
+        right[out] = says(features[out]).argmax(1) == labels[out]
     shares = [right[labels == label].double().mean().item() for label in (0, 1)]
     return sum(shares) / 2
 
@@ -73,23 +71,3 @@ def gap_weight(gap: float) -> float:
     """
     weight = min(2 * (1 - gap), 1.0) ** 2
     return weight if weight >= LEAST else 0.0
-
-
-def _regression(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (D,) and bias of a logistic regression in which both classes count alike."""
-    counts = torch.stack([(labels == 0).sum(), (labels == 1).sum()])
-    importance = (len(labels) / (2 * counts))[labels.long()]
-    weight = torch.zeros(features.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        losses = F.binary_cross_entropy_with_logits(features @ weight + bias, labels, importance, reduction="sum")
-        total = losses + PENALTY * weight.square().sum() / 2
-        total.backward()
-        return total
-
-    with torch.enable_grad():
-        optimizer.step(loss)
-    return weight.detach(), bias.detach()

@@ -90,7 +90,7 @@ def test_a_candidate_is_scored_as_a_plain_fit_of_it_would_be():
     plan = search.run(Deep(), loader(), lt.CollaborativeFinetuning([deep(7)]), trainer={"accelerator": "cpu"})
     (found,) = plan.evaluations
     images, labels = toys.target_data().tensors
-    out = lt.methods.collaborative.splitting.held_out(labels.tolist(), 0.4)
+    out = lt.splitting.held_out(labels.tolist(), 0.4)
     kept = [index for index in range(24) if index not in out]
     accuracies = []
 
@@ -148,7 +148,7 @@ def test_images_that_are_held_out_are_not_trained_on():
         Noting(), DataLoader(data, batch_size=4), lt.CollaborativeFinetuning([deep(7)]), trainer={"accelerator": "cpu"}
     )
     images, labels = toys.target_data().tensors
-    out = lt.methods.collaborative.splitting.held_out(labels.tolist(), 0.4)
+    out = lt.splitting.held_out(labels.tolist(), 0.4)
     sums = images.flatten(1).sum(1)
     assert sorted(trained) == sorted(sums[[index for index in range(24) if index not in out]].tolist())
 
@@ -362,7 +362,7 @@ def test_validation_sees_images_without_augmentation():
     clean = toys.Recorder(toys.target_data())
     search = lt.LayerSearch(particles=1, iterations=0, proxy_epochs=2, validation=0.4, unaugmented=clean)
     search.run(Deep(), loader(), lt.CollaborativeFinetuning([deep(7)]), trainer={"accelerator": "cpu"})
-    out = lt.methods.collaborative.splitting.held_out(toys.target_data().tensors[1].tolist(), 0.4)
+    out = lt.splitting.held_out(toys.target_data().tensors[1].tolist(), 0.4)
     assert clean.loaded[-2 * len(out) :] == out * 2
     with pytest.raises(lt.TransferConfigError, match="unaugmented has 20 images, the training data 24"):
         fit(Deep(), [searching(unaugmented=toys.source_data())])

@@ -16,11 +16,11 @@ from lightning_transfer.glue import proxy
 from lightning_transfer.methods.collaborative.apply import apply_collaborative, find_ensemble
 from lightning_transfer.methods.collaborative.members import loaded, named
 from lightning_transfer.methods.collaborative.plan import Evaluation, LayerPlan
-from lightning_transfer.methods.collaborative.splitting import groups_of, held_out, labels_of
 from lightning_transfer.methods.collaborative.strategies import Layers
 from lightning_transfer.roles import has_forward
 from lightning_transfer.source.stream import load, seeded
 from lightning_transfer.source.task import name_of
+from lightning_transfer.splitting import groups_of, held_out, labels_of
 from lightning_transfer.tracing import evaluating
 
 SETTINGS = ("strategy", "particles", "iterations", "proxy_epochs", "seed", "validation")  # that decide what is found

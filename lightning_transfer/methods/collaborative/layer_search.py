@@ -119,11 +119,9 @@ class LayerSearch:
                 f"using is a {type(using).__name__} and trainer a {type(trainer).__name__}; write "
                 "LayerSearch().run(module, datamodule, CollaborativeFinetuning([...]), trainer={'accelerator': 'gpu'})."
             )
-        if hasattr(data, "train_dataloader"):
-            data.prepare_data()
-            data.setup("fit")
-            data = data.train_dataloader()
-        candidates = Candidates(self, module, data, using, proxy.trainer_class(), {"devices": 1, **(trainer or {})})
+        loader = proxy.loader_of(data)
+        options = {"devices": 1, **(trainer or {})}
+        candidates = Candidates(self, module, loader, using, proxy.trainer_class(module), options)
         return self.search(candidates, tqdm_progress)
 
     def search(

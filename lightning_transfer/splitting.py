@@ -27,7 +27,7 @@ def labels_of(dataset: Dataset[Any]) -> list[int]:
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise TransferConfigError(
             f"The training data, a {type(dataset).__name__}, does not give (image, class number), so no part of it can "
-            "be held out by class. List the classes as dataset.targets, or pass frozen_layers= in place of a search."
+            "be held out by class. List the classes as dataset.targets."
         ) from error
 
 
@@ -86,7 +86,7 @@ def held_out(labels: Sequence[int], share: float, *, groups: Sequence[Any] | Non
                 wanted[label] -= number
     if not 0 < len(found) < len(labels):
         raise TransferConfigError(
-            f"Of {len(labels)} training images in {len(members)} groups, {len(found)} would be held out to score "
-            "candidates by. Give more images, another share, LayerSearch(validation=0.3), say, or frozen_layers=."
+            f"Of {len(labels)} training images in {len(members)} groups, {len(found)} would be held out "
+            "as a share of {share:g}. Give more images, or another share."
         )
     return sorted(found)

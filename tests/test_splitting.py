@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lightning_transfer as lt
-from lightning_transfer.methods.collaborative.splitting import groups_of, held_out, labels_of
+from lightning_transfer.splitting import groups_of, held_out, labels_of
 from tests import toys
 
 

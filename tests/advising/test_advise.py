@@ -1,0 +1,228 @@
+"""Advice on small data: what is measured, that nothing of the user's is touched, and what is refused."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from lightning.pytorch import LightningDataModule
+from sklearn.linear_model import LogisticRegression
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_transfer as lt
+from lightning_transfer.advising.measuring import _folds
+from tests import toys
+
+QUIET = {"accelerator": "cpu"}
+
+
+def source(**options):
+    return lt.SourceTask(toys.source_data(), head=toys.source_head(), **options)
+
+
+def advise(module=None, data=None, **options):
+    given = {"steps": 3, "trainer": QUIET, **options}
+    return lt.advise(module or toys.LitToy(), data or toys.target_loader(), **given)
+
+
+def test_every_image_is_held_out_once_and_groups_stay_together():
+    labels = [0, 1, 2] * 20
+    groups = [index // 6 for index in range(60)]
+    folds = _folds(labels, groups)
+    assert sorted(index for fold in folds for index in fold) == list(range(60))
+    assert len(folds) == 4
+    assert all(
+        {groups[index] for index in fold}.isdisjoint(groups[i] for i in range(60) if i not in fold) for fold in folds
+    )
+    plain = _folds(labels, None)
+    assert [[labels[index] for index in fold].count(0) for fold in plain] == [5, 5, 5, 5]
+
+
+def test_with_enough_images_one_part_is_enough():
+    assert [len(fold) for fold in _folds([0, 1] * 600, None)] == [300]
+    assert [len(fold) for fold in _folds([0, 1] * 400, None)] == [200, 200]
+
+
+def test_probe_and_fine_tuning_are_what_a_hand_written_loop_finds():
+    data = toys.images(40, toys.TARGET_CLASSES, seed=5)
+    pixels, labels = data.tensors
+    module = toys.LitToy()
+    found = advise(module, DataLoader(data, batch_size=8), steps=20).measured
+    probed, tuned = [], []
+    for out in _folds(labels.tolist(), None):
+        kept = [index for index in range(40) if index not in out]
+        net = copy.deepcopy(module.model).eval()
+        with torch.no_grad():
+            features = net.features(pixels).double()
+        scaled = (features - features[kept].mean(0)) / features[kept].std(0)
+        model = LogisticRegression(C=1 / 10, max_iter=10_000, tol=1e-10).fit(scaled[kept], labels[kept])
+        probed += list(model.predict(scaled[out]) == labels[out].numpy())
+        twin = copy.deepcopy(module)
+        optimizer = twin.configure_optimizers()
+        twin.train()
+        batches = [kept[start : start + 8] for start in range(0, len(kept), 8)]
+        for step in range(20):
+            some = batches[step % len(batches)]
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(twin(pixels[some]), labels[some]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            tuned += (twin.eval()(pixels[out]).argmax(1) == labels[out]).tolist()
+    assert found.scored == 40
+    assert found.probe == pytest.approx(np.mean(probed))
+    assert found.tuned == pytest.approx(np.mean(tuned))
+    apart = np.array(tuned, float) - np.array(probed, float)
+    assert found.error == pytest.approx(apart.std(ddof=1) / 40**0.5)
+    assert found.distance == pytest.approx(100 * (np.mean(tuned) - np.mean(probed)))
+    assert (found.images, found.classes, found.gap) == (40, 5, None)
+    assert found.fewest == int(torch.bincount(labels).min())
+
+
+def test_the_gap_is_that_of_the_features_in_front_of_the_head():
+    module = toys.LitToy()
+    found = advise(module, source=source()).measured
+    labels = toys.target_data().tensors[1].tolist()
+    kept = [index for index in range(24) if index not in _folds(labels, None)[0]]
+    with torch.no_grad():
+        net = module.model.eval()
+        sides = [net.features(toys.target_data().tensors[0][kept]), net.features(toys.source_data().tensors[0])]
+    assert found.gap == pytest.approx(lt.functional.domain_gap(*sides), abs=0.12)  # in another order
+    with pytest.raises(ZeroDivisionError):
+        advise(source=source(forward=lambda module, images: 1 / 0))
+    free = source(forward=lambda module, images: module.model.features(images))
+    assert advise(module, source=free).measured.gap == found.gap
+
+
+def test_module_data_and_random_state_are_as_they_were():
+    module = toys.LitToy().train()
+    module.model.bn.eval()
+    before, modes = toys.weights(module), [child.training for child in module.modules()]
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    first = advise(module, source=source())
+    toys.assert_same(toys.weights(module), before)
+    assert [child.training for child in module.modules()] == modes
+    assert not module.losses
+    assert module._trainer is None
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert advise(module, source=source()) == first
+
+
+class Guarded(LightningDataModule):
+    def train_dataloader(self):
+        return toys.target_loader()
+
+    def val_dataloader(self):
+        raise AssertionError("validation data was asked for")
+
+    test_dataloader = val_dataloader
+
+
+class Careful(toys.LitToy):
+    def validation_step(self, batch, batch_idx):
+        raise AssertionError("validation was run")
+
+
+def test_validation_and_test_data_are_not_looked_at():
+    assert advise(Careful(), Guarded()).measured.images == 24
+
+
+def test_both_namespaces_and_a_module_without_forward():
+    class Headless(toys.LitToy):
+        forward = pl.LightningModule.forward
+
+        def training_step(self, batch, batch_idx):
+            return torch.nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+    expected = advise().measured
+    assert advise(toys.PlToy()).measured == expected
+    assert advise(Headless()).measured == expected
+
+
+def test_unaugmented_images_are_what_is_looked_at():
+    data = toys.target_data()
+
+    class Noise(torch.utils.data.Dataset):
+        targets = data.tensors[1]
+
+        def __len__(self):
+            return 24
+
+        def __getitem__(self, index):
+            return torch.randn(3, 6, 6), data.tensors[1][index]
+
+    clean = advise(steps=1, unaugmented=data, data=DataLoader(Noise(), batch_size=4)).measured
+    assert clean.probe == advise(steps=1).measured.probe
+
+
+def test_what_is_said_has_what_was_measured_and_the_lines_to_write():
+    advice = advise(source=source())
+    said = str(advice)
+    seen = advice.measured
+    assert f"24 labelled images, 5 classes, {seen.fewest} of the rarest" in said
+    assert f"Linear probe {seen.probe:.1%}, fine-tuning {seen.tuned:.1%}" in said
+    assert f"Domain gap: {seen.gap:.2f}" in said
+    assert advice.place in ("near", "middle", "far")
+    for each in advice.expected:
+        assert f"{each.points:+5.1f} +- {each.interval:.1f} points" in said
+        assert (lt.advising.advise.LINES[each.method] in said) == (each.verdict == "recommended")
+    assert {each.method for each in advice.expected} > {each.method for each in advise().expected} > set()
+    assert "pass source=" in str(advise())
+
+
+def test_fine_tuning_that_goes_wrong_is_named():
+    class Wild(toys.LitToy):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e4)
+
+    data = DataLoader(toys.images(200, toys.TARGET_CLASSES, seed=6), batch_size=20)
+    assert "learning rate is too high" in str(advise(Wild(), data))
+    assert "learning rate is too high" not in str(advise(toys.LitToy(), data, steps=40))
+
+
+def test_what_is_not_right_is_refused_by_name():
+    with pytest.raises(lt.TransferConfigError, match="source is a TensorDataset; write advise"):
+        advise(source=toys.source_data())
+    with pytest.raises(lt.TransferConfigError, match="steps=0"):
+        advise(steps=0)
+    with pytest.raises(lt.TransferConfigError, match="ToyNet is no LightningModule"):
+        advise(toys.toy_net())
+    with pytest.raises(lt.TransferConfigError, match="cannot be split"):
+        advise(data=[(torch.zeros(2, 3, 6, 6), torch.tensor([0, 1]))])
+    with pytest.raises(lt.TransferConfigError, match="unaugmented has 20 images, the training data 24"):
+        advise(unaugmented=toys.source_data())
+    with pytest.raises(lt.TransferConfigError, match="loader gives a dict"):
+        advise(data=DataLoader(Named(), batch_size=4))
+    with pytest.raises(lt.TransferConfigError, match="does not run its head 'model.fc'"):
+        advise(Beside())
+
+
+class Named(torch.utils.data.Dataset):
+    targets = toys.target_data().tensors[1]
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        image, label = toys.target_data()[index]
+        return {"image": image, "label": label}
+
+
+class Beside(toys.LitToy):
+    def forward(self, pixels):
+        return self.model.features(pixels)
+
+
+def test_nothing_is_like_a_target_that_is_like_nothing(monkeypatch):
+    far = [lt.advising.evidence.Setting("elsewhere", 1000.0, 0.5, 90.0, {"soft": [1.0, 2.0]}, {"soft": 1.0})]
+    monkeypatch.setattr("lightning_transfer.advising.advise.known_settings", lambda: far)
+    assert "take what follows for a guess" in str(advise(source=source()))
+
+
+def test_images_that_are_all_right_or_all_wrong_have_no_error():
+    data = TensorDataset(torch.zeros(24, 3, 6, 6), torch.arange(24) % 5)
+    assert advise(data=DataLoader(data, batch_size=4)).measured.error >= 0

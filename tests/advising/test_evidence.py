@@ -1,0 +1,120 @@
+"""What is expected of a method, against loops over runs; what the package ships against the results it is made of."""
+
+import json
+import math
+import pathlib
+import runpy
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lightning_transfer.advising import evidence
+from lightning_transfer.advising.evidence import Expected, Setting, expect, known_settings, weigh
+from lightning_transfer.advising.measuring import Measured
+
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "examples/benchmarks"
+
+
+def measured(gap=0.6, probe=0.6, tuned=0.6, error=0.02, images=200, classes=20):
+    return Measured(images, classes, fewest=10, scored=images, probe=probe, tuned=tuned, error=error, gap=gap)
+
+
+def setting(name="a", gap=0.6, distance=0.0, shots=10.0, **differences):
+    return Setting(name, shots, gap, distance, differences, dict.fromkeys(differences, 2.0))
+
+
+def test_settings_count_by_gap_distance_and_shots():
+    settings = [setting("a"), setting("b", gap=0.7), setting("c", distance=20.0), setting("d", shots=40.0)]
+    found = {each.target: share for share, each in weigh(measured(error=0.1), settings)}
+    apart = {"a": 0.0, "b": (0.1 / 0.05) ** 2, "c": 20**2 / (10**2 + 10**2), "d": (math.log2(4) / 2) ** 2}
+    total = sum(math.exp(-value / 2) for value in apart.values())
+    assert found == pytest.approx({name: math.exp(-value / 2) / total for name, value in apart.items()})
+    assert next(iter(found)) == "a"
+
+
+def test_without_a_source_the_gap_does_not_count():
+    shares = [share for share, _ in weigh(measured(gap=None), [setting(gap=0.5), setting(gap=1.0)])]
+    assert shares == pytest.approx([0.5, 0.5])
+
+
+def test_a_setting_that_is_nowhere_near_still_counts_for_a_number():
+    (share, _), *_ = weigh(measured(gap=0.0, error=0.0, tuned=1.0, probe=0.0), [setting(gap=1.0)] * 2)
+    assert share == pytest.approx(0.5)
+
+
+def test_one_setting_gives_the_interval_of_its_runs():
+    runs = [1.0, 2.0, 4.0, 0.5, 3.0]
+    (found,) = expect(measured(), [setting(soft=runs)], ["soft", "unknown"])
+    low, high = stats.t.interval(0.95, 4, np.mean(runs), stats.sem(runs))
+    assert found.points == pytest.approx(np.mean(runs))
+    assert found.interval == pytest.approx((high - low) / 2, rel=5e-3)
+    assert (found.method, found.cost) == ("soft", 2.0)
+
+
+def test_runs_of_several_settings_are_a_weighted_mean():
+    settings = [setting("a", soft=[1.0, 2.0, 3.0]), setting("b", gap=0.65, soft=[-4.0, -2.0, 0.0])]
+    (found,) = expect(measured(), settings, ["soft"])
+    near, far = 1 / (1 + math.exp(-0.5)), math.exp(-0.5) / (1 + math.exp(-0.5))
+    weights = np.repeat([near / 3, far / 3], 3)
+    values = np.array([1.0, 2.0, 3.0, -4.0, -2.0, 0.0])
+    points = float(weights @ values)
+    effective = 1 / float(weights @ weights)
+    variance = float(weights @ (values - points) ** 2) * effective / (effective - 1) / effective
+    assert found.points == pytest.approx(points)
+    assert found.interval == pytest.approx(stats.t.ppf(0.975, effective - 1) * variance**0.5, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("points", "interval", "verdict"),
+    [
+        (2.0, 1.9, "recommended"),
+        (2.0, 2.1, "no difference shown"),
+        (-0.9, 1.0, "no difference shown"),
+        (-1.1, 3.0, "advised against"),
+        (-0.5, 0.4, "advised against"),
+    ],
+)
+def test_verdicts(points, interval, verdict):
+    assert Expected("soft", points, interval, 1.0).verdict == verdict
+
+
+@pytest.mark.parametrize("freedom", [4, 6.5, 9, 14, 100])
+def test_quantiles_are_students(freedom):
+    assert evidence._quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=3e-3)
+
+
+def test_best_first_and_places():
+    found = expect(measured(), [setting(a=[1.0, 2.0], b=[3.0, 4.0], c=[-1.0, 0.0])], ["a", "b", "c"])
+    assert [each.method for each in found] == ["b", "a", "c"]
+    assert [setting(distance=far).place for far in (-5, 2.9, 3, 14.9, 15)] == [
+        "near",
+        "near",
+        "middle",
+        "middle",
+        "far",
+    ]
+
+
+def test_what_the_package_knows_is_made_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    made = runpy.run_path(str(BENCHMARKS / "transfer_report.py"))
+    reports = [json.loads((BENCHMARKS / "results" / name).read_text()) for name in made["EVIDENCE"]]
+    settings = [Setting(**each) for report in reports for each in made["evidence"](report)]
+    assert list(known_settings()) == settings
+    assert {each.place for each in settings} == {"near", "middle", "far"}
+
+
+def test_evidence_is_of_paired_final_runs(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    made = runpy.run_path(str(BENCHMARKS / "transfer_report.py"))
+    report = json.loads((BENCHMARKS / "results/transfer.json").read_text())
+    found = next(each for each in made["evidence"](report) if each["target"] == "near")
+    tests = {
+        row: {c["seed"]: c["test"] for c in report["cells"] if (c["target"], c["row"]) == ("near", row) and "test" in c}
+        for row in ("soft", "fine-tuning")
+    }
+    expected = [100 * (tests["soft"][seed] - tests["fine-tuning"][seed]) for seed in range(1, 6)]
+    assert found["differences"]["soft"] == pytest.approx(expected, abs=0.005)
+    assert 0.5 < found["gap"] < 0.75
+    assert found["shots"] == 10

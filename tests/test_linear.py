@@ -1,0 +1,35 @@
+"""Linear classifiers against scikit-learn's."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from lightning_transfer.linear import fit_linear
+
+
+@pytest.mark.parametrize("is_balanced", [False, True])
+@pytest.mark.parametrize("penalty", [0.5, 10.0])
+def test_scores_are_scikit_learns(is_balanced, penalty):
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [40, 10, 25])
+    features = random.normal(size=(75, 6)) * [1, 2, 3, 4, 5, 600] + labels[:, None]
+    scaler = StandardScaler().fit(features)
+    scaler.scale_ *= (75 / 74) ** 0.5  # ours divides by n - 1
+    balance = "balanced" if is_balanced else None
+    model = LogisticRegression(C=1 / penalty, class_weight=balance, max_iter=10_000, tol=1e-10)
+    expected = model.fit(scaler.transform(features), labels).predict_log_proba(scaler.transform(features[::3]))
+    given = torch.from_numpy(features), torch.from_numpy(labels)
+    says = fit_linear(*given, num_classes=3, penalty=penalty, is_balanced=is_balanced)
+    found = says(given[0][::3]).log_softmax(1).numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_a_class_without_images_and_a_feature_that_never_varies_do_no_harm():
+    features = torch.cat([torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.ones(20, 1)], 1)
+    with torch.no_grad():
+        says = fit_linear(features, torch.arange(20) % 2 * 2, num_classes=4)
+    scores = says(features + torch.tensor([0.0, 0.0, 0.0, 5.0]))
+    assert torch.isfinite(scores).all()
+    assert set(scores.argmax(1).tolist()) <= {0, 2}
