@@ -83,11 +83,12 @@ def check_loader(loader: Any) -> None:
 
 def part_of(loader: Any, indices: Sequence[int], *, dataset: Any = None) -> DataLoader[Any]:
     """A loader of some of the images; of those of another dataset, in order, where one is given."""
+    leaves_one = len(indices) % loader.batch_size == 1  # which BatchNorm cannot train on, and no fault of the user's
     return DataLoader(
         Subset(loader.dataset if dataset is None else dataset, indices),
         batch_size=loader.batch_size,
         shuffle=dataset is None and not isinstance(loader.sampler, SequentialSampler),
-        drop_last=dataset is None and loader.drop_last and len(indices) >= loader.batch_size,
+        drop_last=dataset is None and (loader.drop_last or leaves_one) and len(indices) >= loader.batch_size,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         worker_init_fn=loader.worker_init_fn,

@@ -40,6 +40,18 @@ def test_every_image_is_held_out_once_and_groups_stay_together():
     assert [[labels[index] for index in fold].count(0) for fold in plain] == [5, 5, 5, 5]
 
 
+def test_no_batch_of_one_image_is_trained_on():
+    sizes = []
+
+    class Sized(toys.LitToy):
+        def training_step(self, batch, batch_idx):
+            sizes.append(len(batch[1]))
+            return super().training_step(batch, batch_idx)
+
+    advise(Sized(), DataLoader(toys.images(28, 2, seed=1), batch_size=5), steps=8)  # now and then 21 of 28 train
+    assert 1 not in sizes
+
+
 def test_with_enough_images_one_part_is_enough():
     assert [len(fold) for fold in _folds([0, 1] * 600, None)] == [300]
     assert [len(fold) for fold in _folds([0, 1] * 400, None)] == [200, 200]
