@@ -24,14 +24,16 @@ def test_code_blocks_run_in_the_order_of_the_page(tmp_path, monkeypatch):
     assert len(BLOCKS) >= 4
 
 
-def test_the_table_of_the_matrix_is_made_of_its_results(monkeypatch):
+def test_the_tables_of_the_matrix_are_made_of_its_results(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     made = runpy.run_path(str(BENCHMARKS / "transfer_report.py"))
-    results = json.loads((BENCHMARKS / "results/transfer.json").read_text())
-    page = (BENCHMARKS / "README.md").read_text()
-    shown = page.partition(made["BEGIN"])[2].partition(made["END"])[0].strip()
-    assert shown == made["markdown"](results)
-    assert shown.count("\n") > 4
+    shown = {}
+    for page in (path.read_text() for path in made["PAGES"]):
+        for name, text in made["tables"](page).items():
+            shown[name] = made["place"](page, name)
+            assert shown[name] == text
+            assert text.count("\n") > 4
+    assert set(shown) == set(made["TABLES"])
 
 
 def test_the_table_of_searches_is_made_of_its_results():

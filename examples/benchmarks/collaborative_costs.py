@@ -31,19 +31,19 @@ def two(settings: Settings) -> tuple[Run, Run]:
     return together(settings, 0)
 
 
-@Row("ResNet-18, two together, half of each frozen / one plain step", bar=1.50, most=9)
+@Row("ResNet-18, two together, half of each frozen / one plain step", bar=1.50, most=9, is_slow=True)
 def two_half_frozen(settings: Settings) -> tuple[Run, Run]:
     """Eight of seventeen convolutions."""
     return together(settings, HALF)
 
 
-@Row("ResNet-18 alone, half of it frozen / plain step", most=5)
+@Row("ResNet-18 alone, half of it frozen / plain step", most=5, is_slow=True)
 def half_frozen(settings: Settings) -> tuple[Run, Run]:
     """Eight of seventeen."""
     return together(settings, HALF, num_sources=0)
 
 
-@Row("ResNet-18 alone, all but one frozen / plain step", most=5)
+@Row("ResNet-18 alone, all but one frozen / plain step", most=5, is_slow=True)
 def almost_frozen(settings: Settings) -> tuple[Run, Run]:
     """Sixteen of seventeen."""
     return together(settings, MOST, num_sources=0)

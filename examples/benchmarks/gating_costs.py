@@ -35,7 +35,7 @@ def gated_small(settings: Settings) -> tuple[Run, Run]:
     return gated(resnet18(settings))
 
 
-@Row("ResNet-50, gated filters / plain step", bar=1.85, most=5)
+@Row("ResNet-50, gated filters / plain step", bar=1.85, most=5, is_slow=True)
 def gated_large(settings: Settings) -> tuple[Run, Run]:
     """Every convolution twice, and the gate."""
     return gated(resnet50(settings))
@@ -94,7 +94,7 @@ def transfer_module(settings: Settings) -> tuple[Run, Run]:
     return alone, plain
 
 
-@Row("ResNet-18, gated transfer with auxiliary classifier / plain step", most=5)
+@Row("ResNet-18, gated transfer with auxiliary classifier / plain step", most=5, is_slow=True)
 def gated_transfer(settings: Settings) -> tuple[Run, Run]:
     """The whole callback."""
     plain = resnet18(settings)

@@ -39,6 +39,7 @@ class Row:
         unit: A / B as it is ("x"), in hundredths ("%") or billions of bytes ("GB"); or A - B in microseconds ("us").
         most: repetitions; fewer if the settings say so.
         size: the bar is one for "any" scale of the settings, for "full" size, or that and too "wide" to be run unasked.
+        is_slow: whether a quick run leaves it out.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Row:
     unit: Literal["x", "us", "%", "GB"] = "x"
     most: int | None = None
     size: Literal["any", "full", "wide"] = "any"
+    is_slow: bool = False
 
     def __call__(self, variants: Variants) -> Variants:
         """Enter the variants into the table."""

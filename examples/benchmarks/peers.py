@@ -87,4 +87,6 @@ def _with_scipy(image: Any, kernel: Any, low: float, high: float) -> object:
 LIBRARIES = {"OpenCV": ("cv2", _with_opencv), "scipy (as scikit-image filters)": ("scipy", _with_scipy)}
 for name, (module, describe) in LIBRARIES.items():
     for pixels in (224, 32) if find_spec(module) else ():
-        Row(f"Descriptor, {name} / ours, {pixels} pixels", most=5)(partial(described, describe=describe, pixels=pixels))
+        Row(f"Descriptor, {name} / ours, {pixels} pixels", most=5, is_slow=pixels == 224)(
+            partial(described, describe=describe, pixels=pixels)
+        )

@@ -1,76 +1,115 @@
 """Tables, figures and the evidence of `lightning_transfer.advise`, from the JSON files of the transfer matrix.
 
-python examples/benchmarks/transfer_report.py examples/benchmarks/results/transfer.json
+python examples/benchmarks/transfer_report.py           # all of them, from results/, into the pages they belong to
+python examples/benchmarks/transfer_report.py mine.json # the table of one file, on the terminal
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student  # type: ignore[import-untyped]
+from transfer_figures import PICTURES
+from transfer_results import (
+    FOLDER,
+    PLAIN,
+    PROBE,
+    Cells,
+    cost,
+    difference,
+    distance,
+    evidence,
+    finals,
+    gap,
+    interval,
+    paired,
+    read,
+    share_to_plain,
+    tuning,
+)
 
-from lightning_transfer.reports.curves import COLORS, empty_figure
-
-PLAIN, PROBE = "fine-tuning", "linear probe"
-BEGIN, END = "<!-- made by transfer_report.py -->", "<!-- until here -->"
-EVIDENCE = ("transfer.json",)  # the results that advise() knows
-Cells = dict[tuple[str, str], list[dict[str, Any]]]  # by target and row, final runs in the order of seeds
-
-
-def finals(report: dict[str, Any]) -> Cells:
-    """Final runs of rows that have all their seeds; the tuning seed counts for nothing but the rate."""
-    found: Cells = {}
-    for cell in sorted(report["cells"], key=lambda cell: cell["seed"]):
-        if "test" in cell:
-            found.setdefault((cell["target"], cell["row"]), []).append(cell)
-    num_seeds = int(report["settings"]["seeds"])
-    return {key: cells for key, cells in found.items() if len(cells) == num_seeds}
-
-
-def paired(cells: Cells, target: str, row: str, key: str = "test") -> Any:
-    """(seeds,) differences of a row to plain fine-tuning, in points."""
-    return np.array([100 * (a[key] - b[key]) for a, b in zip(cells[target, row], cells[target, PLAIN], strict=True)])
-
-
-def difference(cells: Cells, target: str, row: str, key: str = "test") -> tuple[float, float] | None:
-    """A row's mean difference to plain fine-tuning in points, paired by seed, and half of its 95 % interval."""
-    mine, plain = cells.get((target, row)), cells.get((target, PLAIN))
-    if not mine or not plain or key not in mine[0]:
-        return None
-    apart = paired(cells, target, row, key)
-    if len(apart) == 1:
-        return float(apart[0]), np.nan
-    error = apart.std(ddof=1) / len(apart) ** 0.5
-    return float(apart.mean()), float(student.ppf(0.975, len(apart) - 1) * error)
-
-
-def distance(cells: Cells, target: str) -> float | None:
-    """How far a target lies: by how many points fine-tuning is above a linear probe, on validation images."""
-    tuned, probed = cells.get((target, PLAIN)), cells.get((target, PROBE))
-    if not tuned or not probed:
-        return None
-    return float(100 * (mean(cell["validation"] for cell in tuned) - mean(cell["validation"] for cell in probed)))
+PAGES = FOLDER.parent / "README.md", FOLDER.parents[2] / "README.md"
+KNOWN = FOLDER.parents[2] / "lightning_transfer/advising/evidence.json"
+EVIDENCE = ("transfer",)  # the results that advise() knows
+END = "<!-- until here -->"
+SURE = 0.75  # gap from which the on/off rule keeps nothing of the source
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table: accuracies of fine-tuning, then differences to it."""
+    """The table of a file: accuracies of fine-tuning, then differences to it."""
     cells = finals(report)
     targets = [name for name in report["targets"] if (name, PLAIN) in cells]
     rows = [row for row in report["rows"] if any((name, row) in cells for name in targets)]
     lines = ["| | " + " | ".join(targets) + " | cost |", "|---|" + "---|" * (len(targets) + 1)]
     far = [distance(cells, name) for name in targets]
-    lines.append("| fine-tuning - linear probe, validation | " + " | ".join(_signed(value) for value in far) + " | |")
+    if any(value is not None for value in far):
+        lines.append("| fine-tuning - linear probe, validation | " + " | ".join(map(_signed, far)) + " | |")
+    lines.append("| domain gap | " + " | ".join(f"{gap(cells, name):.2f}" for name in targets) + " | |")
     plain = [f"{100 * mean(cell['test'] for cell in cells[name, PLAIN]):.1f} %" for name in targets]
     lines.append(f"| **{PLAIN}** | " + " | ".join(plain) + " | 1 |")
     for row in rows:
         if row != PLAIN:
             found = [difference(cells, name, row) for name in targets]
-            lines.append(f"| {row} | " + " | ".join(map(_interval, found)) + f" | {_cost(cells, row):.1f} |")
+            lines.append(f"| {row} | " + " | ".join(map(_interval, found)) + f" | {cost(cells, row):.1f} |")
     return "\n".join(lines)
+
+
+def qualities(report: dict[str, Any]) -> str:
+    """What else rows differ in, over all targets of a file."""
+    cells = finals(report)
+    targets = [name for name in report["targets"] if (name, PLAIN) in cells]
+    lines = [
+        "| | has fine-tuning's last accuracy | after this share of steps | lost at the worst rate, points | "
+        "general discrimination |",
+        "|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        shown = [name for name in targets if (name, row) in cells]
+        if not shown or row == PROBE:
+            continue
+        shares = [share_to_plain(cells, name, row) for name in shown]
+        reached, runs = sum(map(len, shares)), sum(len(cells[name, row]) for name in shown)
+        when = f"{mean(share for each in shares for share in each):.2f}" if reached else ""
+        rates = [[cell["validation"] for cell in tuning(report, name, row).values()] for name in shown]
+        worst = mean(100 * (max(each) - min(each)) for each in rates)
+        kept = [name for name in shown if "discrimination" in cells[name, row][0]]
+        points = [value for name in kept for value in paired(cells, name, row, "discrimination")]
+        more = _interval(interval(np.array(points))) if points and row != PLAIN else ""
+        lines.append(f"| {row} | {reached} of {runs} | {when} | {worst:.1f} | {more} |")
+    return "\n".join(lines)
+
+
+def rules(report: dict[str, Any]) -> str:
+    """How the weight of a source term may be chosen: what each rule would have gained on each target."""
+    cells = finals(report)
+    targets = [name for name in report["targets"] if (name, PLAIN) in cells]
+    lines = ["| rule | " + " | ".join(targets) + " |", "|---|" + "---|" * len(targets)]
+    lines.append("| domain gap | " + " | ".join(f"{gap(cells, name):.2f}" for name in targets) + " |")
+    for row in (row for row in report["rows"] if row in RULED):
+        shown = {
+            "always": [difference(cells, name, row) for name in targets],
+            f"if the gap is below {SURE}": [
+                difference(cells, name, row if gap(cells, name) < SURE else PLAIN) for name in targets
+            ],
+            "chosen on validation": [_validated(report, cells, name, row) for name in targets],
+        }
+        if f"{row}, measured weight" in report["rows"]:
+            shown["by the gap's formula"] = [difference(cells, name, f"{row}, measured weight") for name in targets]
+        lines += [f"| {row}, {rule} | " + " | ".join(map(_interval, found)) + " |" for rule, found in shown.items()]
+    return "\n".join(lines)
+
+
+RULED = ("soft", "joint, random source", "selective")
+
+
+def _validated(report: dict[str, Any], cells: Cells, target: str, row: str) -> tuple[float, float] | None:
+    """Of plain fine-tuning, the row and the same with smaller weights, the one that is best for the tuning seed."""
+    names = [PLAIN, *(name for name in report["rows"] if name in (row, f"{row}, start .3", f"{row}, start .1"))]
+    best = {name: max((c["validation"] for c in tuning(report, target, name).values()), default=0.0) for name in names}
+    return difference(cells, target, max(best, key=best.__getitem__))
 
 
 def _signed(value: float | None) -> str:
@@ -81,102 +120,50 @@ def _interval(found: tuple[float, float] | None) -> str:
     return "" if found is None else f"{found[0]:+.1f} ± {found[1]:.1f}"
 
 
-def _cost(cells: Cells, row: str) -> float:
-    """CPU seconds, in those of plain fine-tuning on the same targets."""
-    shared = [target for target, name in cells if name == row and (target, PLAIN) in cells]
-    seconds = [sum(cell["seconds"] for target in shared for cell in cells[target, name]) for name in (row, PLAIN)]
-    return float(seconds[0] / seconds[1])
+# name of a table: what makes it, of which file
+TABLES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
+    "matrix": (markdown, "transfer"),
+    "qualities": (qualities, "transfer"),
+}
 
 
-def evidence(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """What `lightning_transfer.advise` knows of each target."""
-    cells, found = finals(report), []
-    for name in report["targets"]:
-        far, plain = distance(cells, name), cells.get((name, PLAIN), [])
-        if far is None:
-            continue
-        rows = [row for row in report["rows"] if row != PLAIN and (name, row) in cells]
-        found.append(
-            {
-                "target": name,
-                "shots": plain[0]["images"] / plain[0]["classes"],
-                "gap": round(mean(cell["gap"] for cell in plain), 4),
-                "distance": round(far, 2),
-                "differences": {row: [round(float(value), 2) for value in paired(cells, name, row)] for row in rows},
-                "costs": {row: round(_cost(cells, row), 2) for row in rows},
-            }
-        )
-    return found
+def tables(page: str) -> dict[str, str]:
+    """The tables that a page has a place for, as they are made of the results."""
+    return {name: make(read(file)) for name, (make, file) in TABLES.items() if begin(name) in page}
 
 
-def steps_to_plain(cells: Cells, target: str, row: str) -> float | None:
-    """The share of steps after which a row has plain fine-tuning's final validation accuracy, where it ever has."""
-    mine, plain = cells.get((target, row)), cells.get((target, PLAIN))
-    if not mine or not plain:
-        return None
-    reached = []
-    for cell, other in zip(mine, plain, strict=True):
-        looks = [place for place, value in enumerate(cell["curve"], start=1) if value >= other["curve"][-1]]
-        reached.append(looks[0] / len(cell["curve"]) if looks else np.nan)
-    return float(np.mean(reached))
+def begin(name: str) -> str:
+    """The mark in front of a table's place."""
+    return f"<!-- table: {name}; made by transfer_report.py -->"
 
 
-def figure(report: dict[str, Any], path: Path) -> None:
-    """Each method's difference to fine-tuning against how far the target lies."""
-    cells = finals(report)
-    targets = sorted((far, name) for name in report["targets"] if (far := distance(cells, name)) is not None)
-    rows = [row for row in report["rows"] if row not in (PLAIN, PROBE) and (targets[0][1], row) in cells]
-    drawing = empty_figure(size=(8, 5))
-    axes = drawing.subplots()
-    axes.axhline(0, color="black", linewidth=1)
-    for number, row in enumerate(rows):
-        found = [(far, difference(cells, name, row)) for far, name in targets]
-        known = [(far, value) for far, value in found if value is not None]
-        places = np.array([far for far, _ in known]) + 0.25 * (number - len(rows) / 2)
-        style: Any = {"color": COLORS[number % len(COLORS)], "linestyle": ("-", "--", ":")[number // len(COLORS) % 3]}
-        heights, errors = ([value[part] for _, value in known] for part in (0, 1))
-        axes.errorbar(places, heights, errors, marker="o", capsize=2, linewidth=1.2, label=row, **style)
-    for far, name in targets:
-        axes.annotate(name, (far, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize="small")
-    axes.set(
-        xlabel="distance of the target: fine-tuning above a linear probe, points",
-        ylabel="test accuracy above fine-tuning, points",
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
-    drawing.savefig(path, dpi=140)
+def place(page: str, name: str) -> str:
+    """What stands in a table's place."""
+    return page.partition(begin(name))[2].partition(END)[0].strip()
 
 
-def insert(text: str, page: Path) -> None:
-    """Put a table in its place on a page."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
+def insert(page: str, name: str, text: str) -> str:
+    """A page with a table in its place."""
+    before, mark, rest = page.partition(begin(name))
+    return f"{before}{mark}\n\n{text}\n\n{END}{rest.partition(END)[2]}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table, and put it where it belongs."""
+    """Print a table, or put all of them where they belong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("report", type=Path)
-    parser.add_argument("--figure", type=Path, help="where the picture goes")
-    parser.add_argument("--page", type=Path, help="a page with the two marks that the table goes between")
-    parser.add_argument("--evidence", type=Path, help="where what advise() knows goes, from the files beside")
+    parser.add_argument("report", type=Path, nargs="?")
     options = parser.parse_args(argv)
-    report = json.loads(options.report.read_text())
-    print(markdown(report))
-    cells = finals(report)
-    for target, row in cells:
-        if (seen := difference(cells, target, row, "discrimination")) is not None:
-            steps = steps_to_plain(cells, target, row)
-            print(f"{target}, {row}: general discrimination {_interval(seen)}, steps to plain {steps:.2f}")
-    if options.evidence:
-        known = [json.loads(options.report.with_name(name).read_text()) for name in EVIDENCE]
-        settings = [setting for each in known for setting in evidence(each)]
-        options.evidence.write_text(json.dumps(settings, indent=1) + "\n")
-    if options.figure:
-        figure(report, options.figure)
-    if options.page:
-        insert(markdown(report), options.page)
+    if options.report:
+        print(markdown(json.loads(options.report.read_text())))
+        return
+    for path in PAGES:
+        page = path.read_text()
+        for name, text in tables(page).items():
+            page = insert(page, name, text)
+        path.write_text(page)
+    KNOWN.write_text(json.dumps([each for name in EVIDENCE for each in evidence(read(name))], indent=1) + "\n")
+    for name, draw in PICTURES.items():
+        draw(FOLDER / name)
 
 
 if __name__ == "__main__":

@@ -99,8 +99,7 @@ def test_best_first_and_places():
 def test_what_the_package_knows_is_made_of_the_results(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     made = runpy.run_path(str(BENCHMARKS / "transfer_report.py"))
-    reports = [json.loads((BENCHMARKS / "results" / name).read_text()) for name in made["EVIDENCE"]]
-    settings = [Setting(**each) for report in reports for each in made["evidence"](report)]
+    settings = [Setting(**each) for name in made["EVIDENCE"] for each in made["evidence"](made["read"](name))]
     assert list(known_settings()) == settings
     assert {each.place for each in settings} == {"near", "middle", "far"}
 

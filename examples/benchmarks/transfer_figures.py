@@ -1,0 +1,109 @@
+"""Pictures of the transfer matrix: by distance, learning rate, steps, shots and skew."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transfer_results import PLAIN, difference, distance, finals, gap, read, tuning
+
+from lightning_transfer.reports.curves import COLORS, empty_figure
+
+SHOWN = (
+    "soft",
+    "joint, random source",
+    "selective",
+    "selective, measured weight",
+    "AdaFilter",
+    "gated transfer",
+    "collaborative",
+    "ensemble of two",
+)
+
+
+def by_distance(path: Path) -> None:
+    """Each method's difference to fine-tuning against how far the target lies."""
+    reports = [read("transfer")]
+    cells = {key: runs for report in reports for key, runs in finals(report).items()}
+    names = sorted({name for name, row in cells if row == PLAIN}, key=lambda name: gap(cells, name))
+    colors = {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}
+    figure, panels = _panels([row for row in SHOWN if any((name, row) in cells for name in names)], columns=4)
+    for row, axes in panels.items():
+        axes.axhline(0, color="black", linewidth=1)
+        for name in names:
+            far, found = distance(cells, name), difference(cells, name, row)
+            if far is not None and found is not None:
+                axes.errorbar(far, *found, marker="o", capsize=3, color=colors[name], label=name)
+    _finish(figure, panels, path, x="fine-tuning above a linear probe, points", y="accuracy above fine-tuning, points")
+
+
+def by_rate(path: Path) -> None:
+    """Validation accuracy against the learning rate."""
+    report = read("transfer")
+    figure, panels = _panels([name for name in report["targets"] if tuning(report, name, PLAIN)], columns=4)
+    for name, axes in panels.items():
+        for row in (PLAIN, *SHOWN):
+            found = sorted((lr, 100 * cell["validation"]) for lr, cell in tuning(report, name, row).items())
+            if found:
+                axes.plot(*zip(*found, strict=True), label=row, marker="o", markersize=3, **_style(row))
+        axes.set_xscale("log")
+    _finish(figure, panels, path, x="learning rate", y="validation accuracy, %", is_shared=False)
+
+
+def by_step(path: Path) -> None:
+    """Validation accuracy in the course of training, the mean over seeds."""
+    report = read("transfer")
+    cells = finals(report)
+    figure, panels = _panels([name for name in report["targets"] if (name, PLAIN) in cells], columns=4)
+    for name, axes in panels.items():
+        for row in (PLAIN, *SHOWN):
+            if (name, row) in cells:
+                curve = 100 * np.mean([cell["curve"] for cell in cells[name, row]], 0)
+                steps = np.arange(1, len(curve) + 1) / len(curve)
+                axes.plot(steps, curve, label=row, **_style(row))
+    _finish(figure, panels, path, x="share of training", y="validation accuracy, %", is_shared=False)
+
+
+PICTURES: dict[str, Callable[[Path], None]] = {
+    "distance.png": by_distance,
+    "rates.png": by_rate,
+    "steps.png": by_step,
+}
+
+
+def _style(row: str) -> dict[str, Any]:
+    """A line of its own for each row; plain fine-tuning's is thick and black."""
+    if row == PLAIN:
+        return {"color": "black", "linewidth": 2.5}
+    number = SHOWN.index(row)
+    dashes = ("-", "--")[number // len(COLORS[1:])]
+    return {"color": COLORS[1:][number % len(COLORS[1:])], "linestyle": dashes, "linewidth": 1.3}
+
+
+def _panels(names: Sequence[str], columns: int) -> tuple[Any, dict[str, Any]]:
+    """A panel for each name."""
+    rows = -(-len(names) // columns)
+    figure = empty_figure(size=(3.1 * columns, 2.7 * rows + 0.6))
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    panels = dict(zip(names, axes, strict=False))
+    for name, panel in panels.items():
+        panel.set_title(name, loc="left", fontsize="medium", fontweight="bold")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25)
+    for empty in axes[len(names) :]:
+        empty.set_visible(False)
+    return figure, panels
+
+
+def _finish(figure: Any, panels: dict[str, Any], path: Path, *, x: str, y: str, is_shared: bool = True) -> None:
+    """Name the axes once, show one legend below."""
+    if is_shared:
+        limits = [panel.get_ylim() for panel in panels.values()]
+        for panel in panels.values():
+            panel.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    pairs = [panel.get_legend_handles_labels() for panel in panels.values()]
+    labels = {label: handle for pair in pairs for handle, label in zip(*pair, strict=True)}
+    figure.supxlabel(x, fontsize="medium")
+    figure.supylabel(y, fontsize="medium")
+    figure.legend(labels.values(), labels, frameon=False, ncols=5, loc="outside upper center", fontsize="small")
+    figure.savefig(path, dpi=110)

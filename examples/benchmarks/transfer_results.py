@@ -1,0 +1,108 @@
+"""What the JSON files of the transfer matrix say: differences to plain fine-tuning, paired by seed."""
+
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student  # type: ignore[import-untyped]
+
+PLAIN, PROBE = "fine-tuning", "linear probe"
+FOLDER = Path(__file__).with_name("results")
+Cells = dict[tuple[str, str], list[dict[str, Any]]]  # by target and row, final runs in the order of seeds
+
+
+def read(name: str) -> dict[str, Any]:
+    """One of the committed files."""
+    return json.loads((FOLDER / f"{name}.json").read_text())  # type: ignore[no-any-return]
+
+
+def finals(report: dict[str, Any]) -> Cells:
+    """Final runs of rows that have all their seeds; the tuning seed counts for nothing but the rate."""
+    found: Cells = {}
+    for cell in sorted(report["cells"], key=lambda cell: cell["seed"]):
+        if "test" in cell:
+            found.setdefault((cell["target"], cell["row"]), []).append(cell)
+    num_seeds = int(report["settings"]["seeds"])
+    return {key: cells for key, cells in found.items() if len(cells) == num_seeds}
+
+
+def tuning(report: dict[str, Any], target: str, row: str) -> dict[float, dict[str, Any]]:
+    """The runs of the seed that learning rates are chosen by, by their rate."""
+    return {
+        cell["lr"]: cell
+        for cell in report["cells"]
+        if "test" not in cell and (cell["target"], cell["row"]) == (target, row)
+    }
+
+
+def paired(cells: Cells, target: str, row: str, key: str = "test", to: str = PLAIN) -> Any:
+    """(seeds,) differences of a row to plain fine-tuning, or to another row, in points."""
+    return np.array([100 * (a[key] - b[key]) for a, b in zip(cells[target, row], cells[target, to], strict=True)])
+
+
+def interval(apart: Any) -> tuple[float, float]:
+    """A mean, and half of its 95 % interval by Student's t."""
+    if len(apart) == 1:
+        return float(apart[0]), np.nan
+    error = apart.std(ddof=1) / len(apart) ** 0.5
+    return float(apart.mean()), float(student.ppf(0.975, len(apart) - 1) * error)
+
+
+def difference(cells: Cells, target: str, row: str, key: str = "test", to: str = PLAIN) -> tuple[float, float] | None:
+    """A row's mean difference to plain fine-tuning, or to another row, in points, and half of its 95 % interval."""
+    mine, others = cells.get((target, row)), cells.get((target, to))
+    if not mine or not others or key not in mine[0]:
+        return None
+    return interval(paired(cells, target, row, key, to))
+
+
+def distance(cells: Cells, target: str) -> float | None:
+    """How far a target lies: by how many points fine-tuning is above a linear probe, on validation images."""
+    tuned, probed = cells.get((target, PLAIN)), cells.get((target, PROBE))
+    if not tuned or not probed:
+        return None
+    return float(100 * (mean(cell["validation"] for cell in tuned) - mean(cell["validation"] for cell in probed)))
+
+
+def gap(cells: Cells, target: str) -> float:
+    """Its domain gap, on average."""
+    return float(mean(cell["gap"] for cell in cells[target, PLAIN]))
+
+
+def cost(cells: Cells, row: str) -> float:
+    """CPU seconds, in those of plain fine-tuning on the same targets."""
+    shared = [target for target, name in cells if name == row and (target, PLAIN) in cells]
+    seconds = [sum(cell["seconds"] for target in shared for cell in cells[target, name]) for name in (row, PLAIN)]
+    return float(seconds[0] / seconds[1])
+
+
+def share_to_plain(cells: Cells, target: str, row: str) -> list[float]:
+    """Of each run that ever has plain fine-tuning's last validation accuracy, the share of steps when it first has."""
+    reached = []
+    for cell, other in zip(cells[target, row], cells[target, PLAIN], strict=True):
+        looks = [place for place, value in enumerate(cell["curve"], start=1) if value >= other["curve"][-1]]
+        reached += [looks[0] / len(cell["curve"])] if looks else []
+    return reached
+
+
+def evidence(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `lightning_transfer.advise` knows of each target."""
+    cells, found = finals(report), []
+    for name in report["targets"]:
+        far, plain = distance(cells, name), cells.get((name, PLAIN), [])
+        if far is None:
+            continue
+        rows = [row for row in report["rows"] if row != PLAIN and (name, row) in cells]
+        found.append(
+            {
+                "target": name,
+                "shots": plain[0]["images"] / plain[0]["classes"],
+                "gap": round(gap(cells, name), 4),
+                "distance": round(far, 2),
+                "differences": {row: [round(float(value), 2) for value in paired(cells, name, row)] for row in rows},
+                "costs": {row: round(cost(cells, row), 2) for row in rows},
+            }
+        )
+    return found
