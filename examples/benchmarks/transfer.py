@@ -59,7 +59,7 @@ class Plan:
 
 def pretrain(plan: Plan, number: int) -> str:
     """Pretrain one of the networks, unless it is there."""
-    _be_quiet()
+    be_quiet()
     path = plan.work / f"network{number}-{plan.epochs}.pt"
     if path.exists():
         return f"{path.name} was there"
@@ -87,7 +87,7 @@ def pretrain(plan: Plan, number: int) -> str:
 
 
 @cache
-def _material(plan: Plan) -> tuple[Pictures, list[torch.nn.Module], Pictures]:
+def material(plan: Plan) -> tuple[Pictures, list[torch.nn.Module], Pictures]:
     """Source images, networks, and images of classes that no pretraining has shown; once a process."""
     images, _ = source(plan.data)
     networks: list[torch.nn.Module] = []
@@ -102,7 +102,7 @@ def _material(plan: Plan) -> tuple[Pictures, list[torch.nn.Module], Pictures]:
 
 def run_row(plan: Plan, row: str, name: str) -> str:
     """Choose a row's learning rate, then its final runs; what is there already is not run again."""
-    _be_quiet()
+    be_quiet()
     tuned = EVERY[row].tuned_as or row
     rates = {lr: cell(plan, tuned, name, seed=TUNING_SEED, lr=lr)["validation"] for lr in RATES}
     best = max(rates, key=rates.__getitem__)
@@ -120,7 +120,7 @@ def cell(plan: Plan, row: str, name: str, *, seed: int, lr: float) -> dict[str, 
     parent = parent_process()
     if parent is not None and not parent.is_alive():
         raise SystemExit  # a run that was broken off
-    images, (network, second), unseen = _material(plan)
+    images, (network, second), unseen = material(plan)
     draw = target(name, plan.data, shots=plan.shots, seed=seed)
     setting = Setting(draw, images, network, second, plan.work, f"{draw_name}-{seed}", plan.steps)
     is_final, shows_unseen = seed != TUNING_SEED, name.partition("-")[0] == "near" or name in CHANGED
@@ -138,7 +138,8 @@ def _file_name(row: str) -> str:
     return row.replace(", ", "-").replace(" ", "_").replace("'", "")
 
 
-def _be_quiet() -> None:
+def be_quiet() -> None:
+    """One thread, and no lines of Lightning's."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from transfer_figures import PICTURES
 from transfer_results import (
+    EVIDENCE,
     FOLDER,
     PLAIN,
     PROBE,
@@ -33,7 +34,6 @@ from transfer_results import (
 
 PAGES = FOLDER.parent / "README.md", FOLDER.parents[2] / "README.md"
 KNOWN = FOLDER.parents[2] / "lightning_transfer/advising/evidence.json"
-EVIDENCE = ("transfer",)  # the results that advise() knows
 END = "<!-- until here -->"
 SURE = 0.75  # gap from which the on/off rule keeps nothing of the source
 
