@@ -113,7 +113,8 @@ def test_module_data_and_random_state_are_as_they_were():
     before, modes = toys.weights(module), [child.training for child in module.modules()]
     random.seed(3), np.random.seed(3), torch.manual_seed(3)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    first = advise(module, source=source())
+    shuffled = DataLoader(toys.target_data(), batch_size=4, shuffle=True)
+    first = advise(module, shuffled, source=source())
     toys.assert_same(toys.weights(module), before)
     assert [child.training for child in module.modules()] == modes
     assert not module.losses
@@ -121,7 +122,8 @@ def test_module_data_and_random_state_are_as_they_were():
     assert random.getstate() == states[0]
     assert np.random.get_state()[1].tolist() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
-    assert advise(module, source=source()) == first
+    torch.rand(5)
+    assert advise(module, shuffled, source=source()) == first
 
 
 class Guarded(LightningDataModule):
@@ -137,6 +139,17 @@ class Guarded(LightningDataModule):
 class Careful(toys.LitToy):
     def validation_step(self, batch, batch_idx):
         raise AssertionError("validation was run")
+
+
+class Waiting(Careful):
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+
+
+def test_a_rate_that_waits_for_validation_stays():
+    assert advise(Waiting(), steps=15).measured == advise(steps=15).measured
 
 
 def test_validation_and_test_data_are_not_looked_at():
@@ -177,6 +190,7 @@ def test_what_is_said_has_what_was_measured_and_the_lines_to_write():
     seen = advice.measured
     assert f"24 labelled images, 5 classes, {seen.fewest} of the rarest" in said
     assert f"Linear probe {seen.probe:.1%}, fine-tuning {seen.tuned:.1%}" in said
+    assert f"{seen.distance:+.1f} +- {1.96 * 100 * seen.error:.1f} points, on 24 images" in said
     assert f"Domain gap: {seen.gap:.2f}" in said
     assert advice.place in ("near", "middle", "far")
     for each in advice.expected:

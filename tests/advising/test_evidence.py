@@ -39,7 +39,7 @@ def test_without_a_source_the_gap_does_not_count():
 
 
 def test_a_setting_that_is_nowhere_near_still_counts_for_a_number():
-    (share, _), *_ = weigh(measured(gap=0.0, error=0.0, tuned=1.0, probe=0.0), [setting(gap=1.0)] * 2)
+    (share, _), *_ = weigh(measured(error=0.0), [setting(distance=900.0)] * 2)
     assert share == pytest.approx(0.5)
 
 
