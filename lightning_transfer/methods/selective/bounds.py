@@ -150,6 +150,7 @@ def _scan(mine: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int
             file.write(theirs.numpy().data)
             for first, part in _parts(theirs, len(mine)):
                 guesses.add(_scores(mine, part), start + first)
+        guesses.settle()
         query = torch.arange(len(mine)).repeat_interleave(num_guesses)
         guessed = guesses.indices.sort(1).values.flatten()
         scores = _single_scores(packed, source, query, guessed)

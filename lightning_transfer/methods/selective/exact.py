@@ -6,6 +6,7 @@ rules out nearly all pairs, only the others are compared; the result is the same
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,8 +63,9 @@ def _of_group(
     while len(left):
         packed = Packed(queries[left], source, root)
         nearest = pruned_scan(queries[left], packed, source, asked, prune) or scan(packed, source, asked)
-        rough, order = packed.distances(nearest.scores).double().sort(1)
-        near = nearest.indices.gather(1, order)
+        rough = packed.distances(nearest.scores).double()
+        order = torch.from_numpy(np.argsort(rough.numpy(), axis=1))  # twice as fast as torch's
+        rough, near = rough.gather(1, order), nearest.indices.gather(1, order)
         largest = nearest.scores.abs().masked_fill(nearest.scores.isinf(), 0).amax(1)
         scale = (packed.own.abs() + largest).double().clamp(min=1e-30)[:, None]
         found, near, is_sure = _settle(
@@ -113,9 +115,13 @@ def _settle(
 
 def nearest_first(distances: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k nearest of (n, m) neighbors in order, equal distances by index."""
-    indices, order = indices.sort(1)
-    distances, by_distance = distances.gather(1, order).sort(dim=1, stable=True)
-    return distances[:, :k].contiguous(), indices.gather(1, by_distance)[:, :k].contiguous()
+    ordered, order = distances.sort(dim=1, stable=True)
+    indices = indices.gather(1, order)
+    tied = (ordered.diff(dim=1) == 0).any(1)  # seldom, and two more sorts
+    by_index, order = indices[tied].sort(1)
+    ordered[tied], order = ordered[tied].gather(1, order).sort(dim=1, stable=True)
+    indices[tied] = by_index.gather(1, order)
+    return ordered[:, :k].contiguous(), indices[:, :k].contiguous()
 
 
 def measure(queries: Tensor, source: Rows, root: Tensor, which: Tensor, indices: Tensor) -> Tensor:

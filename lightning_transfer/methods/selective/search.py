@@ -80,12 +80,14 @@ class Nearest:
     """The running k best of every query, under scores that come block by block.
 
     Kept by threshold: of a block only what beats a query's k-th so far is looked at, which soon is next to nothing.
+    What a block has left waits until there is enough of it to be worth a merge.
     """
 
     def __init__(self, num_queries: int, k: int) -> None:
         self.scores = torch.full((num_queries, k), -torch.inf)
         self.indices = torch.full((num_queries, k), -1)
         self.k = k
+        self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, scores: Tensor, first: int) -> None:
         """Merge (queries, block) scores of source rows from `first` on."""
@@ -95,16 +97,29 @@ class Nearest:
             self._merge(best, places + first)
         else:
             query, place = places_of(scores > least)
-            self.add_pairs(query, place + first, scores[query, place])
+            self._wait(query, place + first, scores[query, place])
+            if sum(scores.shape[1] for scores, _ in self._waiting) > self.k:
+                self.settle()
 
     def add_pairs(self, query: Tensor, index: Tensor, score: Tensor) -> None:
         """Merge single scores, given by rising query."""
+        self._wait(query, index, score)
+        self.settle()
+
+    def settle(self) -> None:
+        """Merge what waits."""
+        if self._waiting:
+            scores, indices = zip(*self._waiting, strict=True)
+            self._waiting = []
+            self._merge(torch.cat(scores, 1), torch.cat(indices, 1))
+
+    def _wait(self, query: Tensor, index: Tensor, score: Tensor) -> None:
         if len(query):
             number = numbered(query, len(self.scores))
             scores = torch.full((len(self.scores), int(number.max()) + 1), -torch.inf)
             indices = torch.full(scores.shape, -1)
             scores[query, number], indices[query, number] = score, index
-            self._merge(scores, indices)
+            self._waiting.append((scores, indices))
 
     def _merge(self, scores: Tensor, indices: Tensor) -> None:
         scores, indices = torch.cat([self.scores, scores], 1), torch.cat([self.indices, indices], 1)
@@ -164,6 +179,7 @@ def scan(packed: Packed, source: Rows, k: int) -> Nearest:
     for start, stop in blocks(source, 2 * math.prod(source.shape), least=LEAST):
         rows, own = packed.rows(source.read(start, stop))
         nearest.add(torch.addmm(own, packed.queries, rows.T, beta=-1), start)
+    nearest.settle()
     return nearest
 
 
