@@ -335,10 +335,13 @@ def train(
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     options: Any = {"accelerator": "cpu", "precision": "bf16-mixed", **dict.fromkeys(quiet, False)}
     began = time.process_time()
-    L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[*row.callbacks(setting), looking], **options).fit(
-        module, loader
-    )
-    found = {
+    trainer = L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[*row.callbacks(setting), looking], **options)
+    found: dict[str, Any] = {}
+    try:
+        trainer.fit(module, loader)
+    except FloatingPointError as error:  # a source loss that is not finite, at too high a rate; scored as it was left
+        found["stopped"] = str(error).partition(":")[0]
+    found |= {
         "validation": accuracy(module.model, setting.target.validation),
         "curve": looking.curve,
         "seconds": time.process_time() - began,
