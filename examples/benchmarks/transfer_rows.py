@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from transfer_data import Pictures, Target, normalised
 
 import lightning_transfer as lt
+from lightning_transfer.tracing import evaluating
 
 BATCH, NEIGHBORS = 32, 100
 ALWAYS = lt.Schedule(1.0, 1.0)
@@ -282,31 +283,21 @@ class Looking(L.Callback):
             self.curve.append(accuracy(pl_module.model, self.images))
 
 
-@torch.no_grad()
 def accuracy(network: nn.Module, images: Pictures) -> float:
     """Share of images that are right."""
-    modes = [(layer, layer.training) for layer in network.modules()]
-    network.eval()
     right = 0
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with evaluating(network), torch.autocast("cpu", dtype=torch.bfloat16):
         for pixels, labels in zip(images.pixels.split(500), images.targets.split(500), strict=True):
             right += int((network(normalised(pixels)).argmax(1) == labels).sum())
     torch.clear_autocast_cache()
-    for layer, mode in modes:
-        layer.training = mode
     return right / len(images)
 
 
-@torch.no_grad()
 def features(network: Any, images: Pictures) -> Tensor:
     """(n, 128) what a network gives its head."""
-    network.eval()
-    return torch.cat(
-        [
-            network.forward_head(network.forward_features(normalised(pixels)), pre_logits=True)
-            for pixels in images.pixels.split(500)
-        ]
-    )
+    with evaluating(network):  # and then in the mode that it was in: Lightning's Trainer would leave it in this
+        some = [network.forward_features(normalised(pixels)) for pixels in images.pixels.split(500)]
+        return torch.cat([network.forward_head(each, pre_logits=True) for each in some])
 
 
 def discrimination(network: nn.Module, images: Pictures) -> float:
