@@ -87,6 +87,6 @@ def held_out(labels: Sequence[int], share: float, *, groups: Sequence[Any] | Non
     if not 0 < len(found) < len(labels):
         raise TransferConfigError(
             f"Of {len(labels)} training images in {len(members)} groups, {len(found)} would be held out "
-            "as a share of {share:g}. Give more images, or another share."
+            f"as a share of {share:g}. Give more images, or another share."
         )
     return sorted(found)

@@ -164,8 +164,8 @@ def images_and_labels(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]
     """
     if not isinstance(batch, list | tuple) or len(batch) < 2 or not all(isinstance(part, Tensor) for part in batch[:2]):
         raise TransferConfigError(
-            f"The loader gives a {type(batch).__name__}; expected (images, labels). Pass "
-            "[(batch[...], batch[...]) for batch in loader]."
+            f"The loader gives a {type(batch).__name__}; expected (images, labels). Let its "
+            "collate_fn give them, or pass [(batch[...], batch[...]) for batch in loader]."
         )
     return batch[0].to(device), batch[1].to(device)
 

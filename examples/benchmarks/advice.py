@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transfer import Plan, be_quiet, material
-from transfer_data import CHANGED, target
+from transfer_data import relatives, target
 from transfer_results import EVIDENCE, FOLDER, PLAIN, evidence, finals, read
 from transfer_rows import BATCH, Classifier, Setting
 
 import lightning_transfer as lt
 from lightning_transfer.advising.advise import LINES
-from lightning_transfer.advising.evidence import Expected, expect, weigh
+from lightning_transfer.advising.evidence import Expected, expect, place
 from lightning_transfer.advising.evidence import Setting as Known
 from lightning_transfer.advising.measuring import Measured
 
@@ -55,7 +55,7 @@ def hits(looks: list[dict[str, Any]]) -> str:
 
     A method that is recommended should have gained on average in the matrix, one that is advised against lost.
     """
-    known = [Known(**each) for name in EVIDENCE for each in evidence(read(name))]
+    known = [Known(**each) for each in evidence()]
     lines = [
         "| target | said to be | recommended and gained | advised against and lost | the same without its relatives |",
         "|---|---|---|---|---|",
@@ -67,7 +67,7 @@ def hits(looks: list[dict[str, Any]]) -> str:
         mine, places = np.zeros((2, 2, 2), dtype=int), []
         for look in (look for look in looks if look["target"] == setting.target):
             measured = Measured(**{each.name: look[each.name] for each in fields(Measured)})
-            places.append(weigh(measured, strangers)[0][1].place)
+            places.append(place(measured.distance))
             for number, others in enumerate((strangers, unrelated)):
                 mine[number] += right(setting, expect(measured, others, [*LINES]))
         said = ", ".join(f"{place} {places.count(place)}" for place in dict.fromkeys(places))
@@ -85,12 +85,6 @@ def right(setting: Known, expected: Sequence[Expected]) -> Any:
             gained = mean(setting.differences[each.method]) > 0
             found[int(is_against)] += [int(gained != is_against), 1]
     return found
-
-
-def relatives(name: str) -> set[str]:
-    """Targets that are made of the same images."""
-    family = {"near", *CHANGED}
-    return family if name in family else {name}
 
 
 def _counted(counts: Any) -> str:

@@ -21,7 +21,7 @@ from quickstart import LR, SMALL, SOURCE, Digits, LitDigits, calm, pretrain, pri
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_transfer as lt
-from lightning_transfer.glue.proxy import trainer_class
+from lightning_transfer.glue.proxy import trials_of
 from lightning_transfer.methods.collaborative.candidates import Candidates
 from lightning_transfer.methods.collaborative.strategies import STRATEGIES
 
@@ -54,9 +54,8 @@ def table(capitals: Any, small: Any, seed: int, steps: Path) -> dict[Layers, flo
     options = {"accelerator": "cpu", "devices": 1}
     images, labels = Digits(seed).val.tensors
     loader = DataLoader(TensorDataset(images[:IMAGES], labels[:IMAGES]), batch_size=BATCH, shuffle=True)
-    candidates = Candidates(
-        lt.LayerSearch(proxy_epochs=3, validation=0.5), module, loader, using, trainer_class(module), options
-    )
+    search = lt.LayerSearch(proxy_epochs=3, validation=0.5)
+    candidates = Candidates(search, module, using, trials_of(module, loader, options, unaugmented=None))
     known = json.loads(steps.read_text()) if steps.exists() else {}
     for layers in itertools.product(*(range(number + 1) for number in candidates.most.values())):
         key = f"{seed}: {layers}"

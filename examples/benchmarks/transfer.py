@@ -12,9 +12,11 @@ once for each cell. What is finished is kept, cell by cell, and a run that is br
 import argparse
 import json
 import logging
+import os
 import platform
 import warnings
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -26,10 +28,11 @@ from typing import Any
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
-from transfer_data import CHANGED, NEAR, Pictures, load, source, target
+from transfer_data import NEAR, Pictures, load, relatives, source, target
 from transfer_rows import EVERY, ROWS, Classifier, Setting, accuracy, small_resnet, train
 
 RATES = (0.003, 0.01, 0.03, 0.1)
+BEYOND = {0.003: 0.001, 0.1: 0.3}
 TARGETS = ("near", "trashnet", "signdigits", "gtsrb")
 QUICK = {"rows": ["fine-tuning", "soft", "gated transfer"], "targets": ["near", "signdigits"], "seeds": 2}
 TUNING_SEED = 0
@@ -55,6 +58,11 @@ class Plan:
     steps: int = 600
     epochs: int = 12
     seeds: int = 5
+
+    @property
+    def cells(self) -> Path:
+        """Where finished trainings of these networks are kept."""
+        return self.work / f"cells-{self.epochs}"
 
 
 def pretrain(plan: Plan, number: int) -> str:
@@ -104,38 +112,54 @@ def run_row(plan: Plan, row: str, name: str) -> str:
     """Choose a row's learning rate, then its final runs; what is there already is not run again."""
     be_quiet()
     tuned = EVERY[row].tuned_as or row
-    rates = {lr: cell(plan, tuned, name, seed=TUNING_SEED, lr=lr)["validation"] for lr in RATES}
-    best = max(rates, key=rates.__getitem__)
+    best = chosen_rate(lambda lr: float(cell(plan, tuned, name, seed=TUNING_SEED, lr=lr)["validation"]))
     cell(plan, row, name, seed=TUNING_SEED, lr=best)
     tests = [cell(plan, row, name, seed=seed, lr=best)["test"] for seed in range(1, plan.seeds + 1)]
     return f"{name}, {plan.shots or 'all'} of a class, {row}: {sum(tests) / len(tests):.1%} at {best}"
 
 
+def chosen_rate(accuracy_at: Callable[[float], float]) -> float:
+    """The best rate of the grid, which goes on by one where its end is the best."""
+    rates = {lr: accuracy_at(lr) for lr in RATES}
+    best = max(rates, key=rates.__getitem__)
+    if best in BEYOND:
+        rates[BEYOND[best]] = accuracy_at(BEYOND[best])
+    return max(rates, key=rates.__getitem__)
+
+
+def cell_path(plan: Plan, row: str, name: str, *, seed: int, lr: float) -> Path:
+    """Where a training is written down."""
+    words = row.replace(", ", "-").replace(" ", "_").replace("'", "")
+    return plan.cells / f"{name}-{plan.shots or 'all'}-{plan.steps}-{words}-{seed}-{lr}.json"
+
+
+def known(plan: Plan, row: str, name: str, *, seed: int, lr: float) -> dict[str, Any] | None:
+    """What was written down of a training."""
+    path = cell_path(plan, row, name, seed=seed, lr=lr)
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 def cell(plan: Plan, row: str, name: str, *, seed: int, lr: float) -> dict[str, Any]:
     """One training, or what was written down of it."""
-    draw_name = f"{name}-{plan.shots or 'all'}"
-    path = plan.work / "cells" / f"{draw_name}-{plan.steps}-{_file_name(row)}-{seed}-{lr}.json"
-    if path.exists():
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
+    if there := known(plan, row, name, seed=seed, lr=lr):
+        return there
     parent = parent_process()
     if parent is not None and not parent.is_alive():
         raise SystemExit  # a run that was broken off
     images, (network, second), unseen = material(plan)
     draw = target(name, plan.data, shots=plan.shots, seed=seed)
-    setting = Setting(draw, images, network, second, plan.work, f"{draw_name}-{seed}", plan.steps)
-    is_final, shows_unseen = seed != TUNING_SEED, name.partition("-")[0] == "near" or name in CHANGED
+    draw_name = f"{name}-{plan.shots or 'all'}-{seed}"
+    setting = Setting(draw, images, network, second, plan.work, draw_name, plan.steps)
+    is_final, shows_unseen = seed != TUNING_SEED, relatives(name) == relatives("near")
     found = train(EVERY[row], setting, seed=seed, lr=lr, is_final=is_final, unseen=None if shows_unseen else unseen)
     if row == "fine-tuning" and is_final:
         found |= {"gap": setting.gap(), "images": len(draw.train), "classes": draw.num_classes}
     entry = {"target": name, "shots": plan.shots, "row": row, "seed": seed, "lr": lr, "steps": plan.steps, **found}
-    part = path.with_suffix(".part")
+    path = cell_path(plan, row, name, seed=seed, lr=lr)
+    part = path.with_suffix(f".{os.getpid()}")
     part.write_text(json.dumps(entry))
     part.replace(path)
     return entry
-
-
-def _file_name(row: str) -> str:
-    return row.replace(", ", "-").replace(" ", "_").replace("'", "")
 
 
 def be_quiet() -> None:
@@ -162,8 +186,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(argv)
     if options.quick:
         vars(options).update(QUICK, steps=min(options.steps, 150), epochs=min(options.epochs, 2))
-    (options.work / "cells").mkdir(parents=True, exist_ok=True)
     plan = Plan(options.data, options.work, options.shots or None, options.steps, options.epochs, options.seeds)
+    plan.cells.mkdir(parents=True, exist_ok=True)
     jobs = [(row, name) for row in options.rows for name in options.targets]
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         for line in pool.map(pretrain, [plan] * NETWORKS, range(NETWORKS)):
@@ -179,9 +203,13 @@ def report(plan: Plan, rows: Sequence[str], targets: Sequence[str], path: Path) 
     """What is finished of a plan, in one file."""
     cells = []
     for row, name in product(rows, targets):
-        pattern = f"{name}-{plan.shots or 'all'}-{plan.steps}-{_file_name(row)}-*.json"
-        read = [json.loads(each.read_text()) for each in sorted((plan.work / "cells").glob(pattern))]
-        cells += [cell for cell in read if cell["row"] == row and cell["seed"] <= plan.seeds]
+        tuned, grid = EVERY[row].tuned_as or row, sorted({*RATES, *BEYOND.values()})
+        rates = {lr: each["validation"] for lr in grid if (each := known(plan, tuned, name, seed=TUNING_SEED, lr=lr))}
+        cells += [each for lr in grid if (each := known(plan, row, name, seed=TUNING_SEED, lr=lr))]
+        if rates.keys() >= {*RATES}:
+            best = chosen_rate(defaultdict(lambda: -1.0, rates).__getitem__)
+            seeds = range(1, plan.seeds + 1)
+            cells += [each for seed in seeds if (each := known(plan, row, name, seed=seed, lr=best))]
     versions = {"python": platform.python_version(), "torch": torch.__version__, "lightning": L.__version__}
     settings = {key: str(value) for key, value in asdict(plan).items() if key not in ("data", "work")}
     names = {"rows": [*rows], "targets": [*targets]}

@@ -165,6 +165,13 @@ def target(name: str, folder: Path | None, *, shots: int | None, seed: int) -> T
     return Target(train.only(rest, augmented=True), train.only(torch.tensor(out)[order]), test, num_classes)
 
 
+def relatives(name: str) -> set[str]:
+    """A target's name and those of the targets that are made of the same images."""
+    name = name.removesuffix("-skewed")
+    family = {"near", *CHANGED} if name in ("near", *CHANGED) else {name}
+    return family | {f"{each}-skewed" for each in family}
+
+
 def skewed(shots: int, num_classes: int) -> list[int]:
     """As many images in all, of the first class ten times as many as of the last.
 

@@ -11,10 +11,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
 from transfer_figures import PICTURES
 from transfer_results import (
-    EVIDENCE,
     FOLDER,
     PLAIN,
     PROBE,
@@ -25,8 +23,6 @@ from transfer_results import (
     evidence,
     finals,
     gap,
-    interval,
-    paired,
     read,
     share_to_plain,
     tuning,
@@ -53,7 +49,9 @@ def markdown(report: dict[str, Any]) -> str:
     for row in rows:
         if row != PLAIN:
             found = [difference(cells, name, row) for name in targets]
-            lines.append(f"| {row} | " + " | ".join(map(_interval, found)) + f" | {cost(cells, row):.1f} |")
+            stopped = sum("stopped" in cell for name in targets for cell in cells.get((name, row), []))
+            mark = f" ({stopped} runs diverged)" if stopped else ""
+            lines.append(f"| {row}{mark} | " + " | ".join(map(_interval, found)) + f" | {cost(cells, row):.1f} |")
     return "\n".join(lines)
 
 
@@ -61,11 +59,16 @@ def qualities(report: dict[str, Any]) -> str:
     """What else rows differ in, over all targets of a file."""
     cells = finals(report)
     targets = [name for name in report["targets"] if (name, PLAIN) in cells]
-    lines = [
-        "| | has fine-tuning's last accuracy | after this share of steps | lost at the worst rate, points | "
-        "general discrimination |",
-        "|---|---|---|---|---|",
+    unseen = [name for name in targets if "discrimination" in cells[name, PLAIN][0]]
+    names = [f"general discrimination, {name}" for name in unseen]
+    head = [
+        "",
+        "has fine-tuning's last accuracy",
+        "after this share of steps",
+        "lost at the worst rate, points",
+        *names,
     ]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in report["rows"]:
         shown = [name for name in targets if (name, row) in cells]
         if not shown or row == PROBE:
@@ -75,10 +78,8 @@ def qualities(report: dict[str, Any]) -> str:
         when = f"{mean(share for each in shares for share in each):.2f}" if reached else ""
         rates = [[cell["validation"] for cell in tuning(report, name, row).values()] for name in shown]
         worst = mean(100 * (max(each) - min(each)) for each in rates)
-        kept = [name for name in shown if "discrimination" in cells[name, row][0]]
-        points = [value for name in kept for value in paired(cells, name, row, "discrimination")]
-        more = _interval(interval(np.array(points))) if points and row != PLAIN else ""
-        lines.append(f"| {row} | {reached} of {runs} | {when} | {worst:.1f} | {more} |")
+        more = [_interval(difference(cells, name, row, "discrimination")) for name in unseen]
+        lines.append(f"| {' | '.join([row, f'{reached} of {runs}', when, f'{worst:.1f}', *more])} |")
     return "\n".join(lines)
 
 
@@ -161,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, text in tables(page).items():
             page = insert(page, name, text)
         path.write_text(page)
-    KNOWN.write_text(json.dumps([each for name in EVIDENCE for each in evidence(read(name))], indent=1) + "\n")
+    KNOWN.write_text(json.dumps(evidence(), indent=1) + "\n")
     for name, draw in PICTURES.items():
         draw(FOLDER / name)
 

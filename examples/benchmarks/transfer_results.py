@@ -88,22 +88,23 @@ def share_to_plain(cells: Cells, target: str, row: str) -> list[float]:
     return reached
 
 
-def evidence(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """What `lightning_transfer.advise` knows of each target."""
-    cells, found = finals(report), []
-    for name in report["targets"]:
-        far, plain = distance(cells, name), cells.get((name, PLAIN), [])
-        if far is None:
-            continue
-        rows = [row for row in report["rows"] if row != PLAIN and (name, row) in cells]
-        found.append(
-            {
-                "target": name,
-                "shots": plain[0]["images"] / plain[0]["classes"],
-                "gap": round(gap(cells, name), 4),
-                "distance": round(far, 2),
-                "differences": {row: [round(float(value), 2) for value in paired(cells, name, row)] for row in rows},
-                "costs": {row: round(cost(cells, row), 2) for row in rows},
-            }
-        )
+def evidence() -> list[dict[str, Any]]:
+    """What `lightning_transfer.advise` knows of each target: what it itself has seen of it, and how rows did there."""
+    looks: Any = read("advice")
+    found = []
+    for report in map(read, EVIDENCE):
+        cells = finals(report)
+        for name in report["targets"]:
+            mine, plain = [look for look in looks if look["target"] == name], cells[name, PLAIN]
+            rows = [row for row in report["rows"] if row != PLAIN and (name, row) in cells]
+            found.append(
+                {
+                    "target": name,
+                    "shots": plain[0]["images"] / plain[0]["classes"],
+                    "gap": round(mean(look["gap"] for look in mine), 4),
+                    "distance": round(mean(100 * (look["tuned"] - look["probe"]) for look in mine), 2),
+                    "differences": {row: [round(float(v), 2) for v in paired(cells, name, row)] for row in rows},
+                    "costs": {row: round(cost(cells, row), 2) for row in rows},
+                }
+            )
     return found

@@ -4,27 +4,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_transfer.advising.evidence import Expected, Verdict, expect, known_settings, weigh
+from lightning_transfer.advising.evidence import UNLIKE, Expected, Verdict, expect, known_settings, place, weigh
 from lightning_transfer.advising.measuring import Measured, measure
 from lightning_transfer.errors import TransferConfigError, check_count
-from lightning_transfer.glue import proxy
 from lightning_transfer.progress import tqdm_progress
 from lightning_transfer.source.task import AnyDataset, SourceTask
 
-# method, as the matrix calls it: the line to write
+# method, as the matrix calls it: the line to write, with the options that it was run with
 ALONE = {
-    "linear probe": "for param in backbone.parameters(): param.requires_grad = False",
-    "gated transfer": "Trainer(callbacks=[lt.GatedTransfer()])",
-    "AdaFilter": "Trainer(callbacks=[lt.AdaFilter()])",
-    "collaborative": "Trainer(callbacks=[lt.CollaborativeFinetuning([another_pretrained_network])])",
+    "linear probe": "backbone.requires_grad_(False), and backbone.eval() in on_train_batch_start",
+    "gated transfer": "callbacks=[lt.GatedTransfer()]",
+    "AdaFilter": "callbacks=[lt.AdaFilter()]",
+    "collaborative": "callbacks=[lt.CollaborativeFinetuning([another_pretrained_network])]",
+    "ensemble of two": "callbacks=[lt.CollaborativeFinetuning([another_pretrained_network], weight=0.0)]",
 }
+SELECTIVE = 'lt.SelectiveJointFinetuning(lt.SourceTask(..., forward="joint"), neighbors=100'
 WITH_SOURCE = {
-    "soft": "Trainer(callbacks=[lt.SoftFinetuning(source)])",
-    "soft, measured weight": 'Trainer(callbacks=[lt.SoftFinetuning(source, weight="auto")])',
-    "selective": "Trainer(callbacks=[lt.SelectiveJointFinetuning(source)])",
-    "selective, measured weight": 'Trainer(callbacks=[lt.SelectiveJointFinetuning(source, weight="auto")])',
-    "selective and gated transfer": "Trainer(callbacks=[lt.SelectiveJointFinetuning(source), lt.GatedTransfer()])",
-    "selective and AdaFilter": "Trainer(callbacks=[lt.SelectiveJointFinetuning(source), lt.AdaFilter()])",
+    "soft": 'callbacks=[lt.SoftFinetuning(lt.SourceTask(..., forward="joint"))]',
+    "soft, measured weight": 'callbacks=[lt.SoftFinetuning(lt.SourceTask(..., forward="joint"), weight="auto")]',
+    "selective": f"callbacks=[{SELECTIVE})]",
+    "selective, measured weight": f'callbacks=[{SELECTIVE}, weight="auto")]',
+    "selective and gated transfer": f"callbacks=[{SELECTIVE}), lt.GatedTransfer()]",
+    "selective and AdaFilter": f"callbacks=[{SELECTIVE}), lt.AdaFilter()]",
 }
 LINES = {**ALONE, **WITH_SOURCE}
 TITLES: dict[Verdict, str] = {
@@ -33,7 +34,6 @@ TITLES: dict[Verdict, str] = {
     "advised against": "Advised against",
 }
 NOTABLE = 0.1  # of all that is known, from which share on a setting is named
-UNLIKE = 9.0  # three times what counts as one step, in squares, from which nothing is alike
 LOST = 10.0  # points below a linear probe, from which fine-tuning itself looks wrong
 
 
@@ -43,7 +43,7 @@ class Advice:
 
     Attributes:
         measured: what was seen of the target.
-        place: "near", "middle" or "far", as the most similar setting of the benchmarks.
+        place: "near", "middle" or "far", or between which two its distance may lie.
         alike: the most similar settings, and by what share of 1 each counts.
         is_known: whether any is similar at all.
         expected: of each method, the best first.
@@ -67,7 +67,7 @@ class Advice:
             f"{'; '.join(f'{name} ({share:.0%})' for name, share in self.alike.items())}.",
         ]
         if not self.is_known:
-            lines.append("Nothing in the benchmarks is much like it: take what follows for a guess.")
+            lines.append("Nothing in the benchmarks is much like it, so nothing is expected of any method.")
         if seen.distance + 196 * seen.error < -LOST:
             lines.append(
                 "Fine-tuning loses what the network knows: its learning rate is too high, or it has too few steps."
@@ -81,7 +81,8 @@ class Advice:
                 lines.append(f"  {change}, {each.cost:.1f} times the cost: {each.method}")
                 if verdict == "recommended":
                     lines.append(f"      {LINES[each.method]}")
-        lines += ["", "Expected is what was seen on small networks and images: a hint, not a promise."]
+        if self.expected:
+            lines += ["", "Expected is what was seen on small networks and images: a hint, not a promise."]
         return "\n".join(lines)
 
 
@@ -92,6 +93,7 @@ def advise(
     source: SourceTask | None = None,
     unaugmented: AnyDataset | None = None,
     steps: int = 300,
+    head: str = "auto",
     trainer: Mapping[str, Any] | None = None,
 ) -> Advice:
     """Say which methods are likely to help on somebody's own data, and which to hurt.
@@ -106,7 +108,8 @@ def advise(
         data: its DataModule, or its train loader.
         source: what the network was pretrained on, where it is at hand.
         unaugmented: the training images without augmentation; those of the loader where left out.
-        steps: of each of at most four trainings.
+        steps: of each of at most four trainings; a schedule that is laid out over epochs is over when they are.
+        head: dotted path of the classifier, or "auto".
         trainer: options of the Trainer, such as {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}.
 
     Raises:
@@ -120,20 +123,21 @@ def advise(
     check_count("steps", steps, least=1)
     measured = measure(
         module,
-        proxy.loader_of(data),
+        data,
         source=source,
         unaugmented=unaugmented,
+        head=head,
         steps=steps,
-        options={"devices": 1, **(trainer or {})},
+        options=trainer or {},
         progress=tqdm_progress,
     )
     settings = known_settings()
     shares = weigh(measured, settings)
-    nearest = shares[0][1]
+    low, high = (place(measured.distance + side * 196 * measured.error) for side in (-1, 1))
     return Advice(
         measured=measured,
-        place=nearest.place,
+        place=low if low == high else f"between {low} and {high}",
         alike={f"{each.target} at {each.shots:.0f} a class": share for share, each in shares if share >= NOTABLE},
-        is_known=nearest.unlike(measured) < UNLIKE,
+        is_known=shares[0][1].unlike(measured) < UNLIKE,
         expected=tuple(expect(measured, settings, [*(LINES if source else ALONE)])),
     )

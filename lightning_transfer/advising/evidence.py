@@ -8,14 +8,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from pathlib import Path
-from statistics import NormalDist
+from statistics import NormalDist, mean, stdev
 from typing import Any, Literal
 
 from lightning_transfer.advising.measuring import Measured
 
 GAP, DISTANCE, DOUBLINGS = 0.05, 10.0, 2.0  # differences in gap, points and shots that count alike
-NEAR, FAR = 3.0, 15.0  # points of distance, below which a setting is near and from which it is far
+NEAR, FAR = 3.0, 15.0  # points of distance, below which a target is near and from which it is far
+UNLIKE = 9.0  # three such differences in one respect, in squares, from which settings are not alike
 TOLERATED = 1.0  # points that a method may lose on average before it is advised against
 
 Verdict = Literal["recommended", "no difference shown", "advised against"]
@@ -41,10 +43,16 @@ class Setting:
     differences: dict[str, list[float]]
     costs: dict[str, float]
 
-    @property
-    def place(self) -> str:
-        """Where it lies."""
-        return "near" if self.distance < NEAR else "middle" if self.distance < FAR else "far"
+    def error(self, method: str) -> float:
+        """Standard error of a method's mean difference."""
+        values = self.differences[method]
+        return float(stdev(values) / len(values) ** 0.5)
+
+    def as_measured(self) -> Measured:
+        """As if it were somebody's own."""
+        images = round(1000 * self.shots)
+        accuracies = {"probe": 0.0, "tuned": self.distance / 100, "error": 0.0}
+        return Measured(images, 1000, images // 1000, images, **accuracies, gap=self.gap)
 
     def unlike(self, measured: Measured) -> float:
         """How much it differs from what was measured; what is known but roughly counts for less."""
@@ -60,7 +68,7 @@ class Expected:
     Attributes:
         method: its row in the matrix.
         points: mean difference to plain fine-tuning in accuracy, in settings that are alike.
-        interval: half of its 95 % interval over those runs.
+        interval: half of its 95 % interval.
         cost: CPU time, in that of plain fine-tuning.
     """
 
@@ -85,6 +93,11 @@ def known_settings() -> tuple[Setting, ...]:
     return tuple(Setting(**each) for each in found)
 
 
+def place(distance: float) -> str:
+    """Where a target lies that fine-tuning is so many points above a linear probe on."""
+    return "near" if distance < NEAR else "middle" if distance < FAR else "far"
+
+
 def weigh(measured: Measured, settings: Sequence[Setting]) -> list[tuple[float, Setting]]:
     """How much each setting says of what was measured, shares of 1, the most similar setting first."""
     apart = [setting.unlike(measured) for setting in settings]
@@ -96,34 +109,45 @@ def weigh(measured: Measured, settings: Sequence[Setting]) -> list[tuple[float, 
 def expect(measured: Measured, settings: Sequence[Setting], methods: Sequence[str]) -> list[Expected]:
     """What each method is expected to change, the best first.
 
-    Runs count by how similar their setting is; the interval is that of a weighted mean, with as many degrees of freedom
-    as runs of equal weight would have.
+    The mean over settings, by how similar they are. Its interval has what seeds differ by, and how much settings differ
+    from each other the more, the less they are alike; the latter is learned from all methods and pairs of settings.
 
     Args:
         measured: what was seen of the target.
         settings: what is known.
-        methods: those asked about; what no setting knows is left out.
+        methods: those asked about; what was run in no setting that is alike is left out.
     """
+    step = spread(settings)
     found = []
     for method in methods:
-        shares = weigh(measured, known) if (known := [each for each in settings if method in each.differences]) else []
-        runs = [
-            (share / len(setting.differences[method]), value)
-            for share, setting in shares
-            for value in setting.differences[method]
-        ]
-        if not runs:
+        known = [each for each in settings if method in each.differences and each.unlike(measured) < UNLIKE]
+        if not known:
             continue
-        points = sum(share * value for share, value in runs)
-        num_runs = 1 / sum(share**2 for share, _ in runs)
-        variance = sum(share * (value - points) ** 2 for share, value in runs) / (num_runs - 1)
-        cost = sum(share * setting.costs[method] for share, setting in shares)
-        found.append(Expected(method, points, _quantile(num_runs - 1) * variance**0.5, cost))
+        shares = weigh(measured, known)
+        points = sum(share * mean(each.differences[method]) for share, each in shares)
+        seeds = sum((share * each.error(method)) ** 2 for share, each in shares)
+        between = step * sum(share * each.unlike(measured) for share, each in shares)  # as if all erred alike
+        freedom = min(len(each.differences[method]) for each in known) - 1
+        cost = sum(share * each.costs[method] for share, each in shares)
+        found.append(Expected(method, points, _quantile(freedom) * (seeds + between) ** 0.5, cost))
     return sorted(found, key=lambda expected: -expected.points)
 
 
-def _quantile(freedom: float) -> float:
-    """Student's t at 97.5 %, from 4 degrees of freedom on within .2 % (Cornish and Fisher's expansion)."""
+def spread(settings: Sequence[Setting]) -> float:
+    """Squared points by which the true differences of two settings differ, for each step of unlikeness."""
+    surplus = steps = 0.0
+    for one, other in combinations(settings, 2):
+        apart = one.unlike(other.as_measured())
+        if apart < UNLIKE:
+            for method in {*one.differences} & {*other.differences}:
+                change = mean(one.differences[method]) - mean(other.differences[method])
+                surplus += change**2 - one.error(method) ** 2 - other.error(method) ** 2
+                steps += apart
+    return max(surplus / steps, 0.0) if steps else 0.0
+
+
+def _quantile(freedom: int) -> float:
+    """Student's t at 97.5 %, from 4 degrees of freedom on within .3 % (Cornish and Fisher's expansion)."""
     z = NormalDist().inv_cdf(0.975)
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96

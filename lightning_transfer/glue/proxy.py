@@ -1,9 +1,11 @@
 """Short trainings beside somebody's own, to try something out: in one process, silent, and without a trace."""
 
+import copy
 import importlib
 import logging
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +15,19 @@ from torch.utils.data.distributed import DistributedSampler
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import AnyCallback
-from lightning_transfer.glue.trainer import to_device
+from lightning_transfer.glue.trainer import looking, to_device
+from lightning_transfer.source.stream import seeded
+from lightning_transfer.splitting import groups_of, labels_of
 
 NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 LOGGERS = ("lightning.pytorch", "pytorch_lightning", "lightning.fabric", "lightning_fabric")
+OWN = {"callbacks", "max_epochs", "max_steps", "min_epochs", "min_steps", "max_time", "plugins"}  # trials decide these
+QUIET = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 ACCELERATORS = {"cuda": "gpu"}  # a device's name, where Lightning's is another
 
 
@@ -52,13 +63,19 @@ def train_loader(trainer: Any) -> Any:
     return trainer.fit_loop._data_source.dataloader()  # private: loaders given, a DataModule's or the module's own
 
 
-def loader_of(data: Any) -> Any:
-    """The train loader of a DataModule; what is none is taken for the loader itself."""
+def loader_of(data: Any, make: type, options: Mapping[str, Any]) -> Any:
+    """The train loader of a DataModule, set up as by a Trainer; what is none is taken for the loader itself."""
     if not hasattr(data, "train_dataloader"):
         return data
-    data.prepare_data()
-    data.setup("fit")
-    return data.train_dataloader()
+    before = getattr(data, "trainer", None)
+    with silent():
+        data.trainer = make(**{**QUIET, **options})
+        try:
+            data.prepare_data()
+            data.setup("fit")
+            return data.train_dataloader()
+        finally:
+            data.trainer = before
 
 
 def check_loader(loader: Any) -> None:
@@ -118,34 +135,122 @@ class Scoring(AnyCallback):
         right = total = 0
         with trainer.precision_plugin.forward_context():
             for batch in self.loader:
-                correct = self.score(pl_module, to_device(trainer, batch, hooks=True))
+                with looking(trainer):
+                    moved = to_device(trainer, batch, hooks=True)
+                correct = self.score(pl_module, moved)
                 right, total = right + int(correct.sum()), total + len(correct)
         torch.clear_autocast_cache()
         self.best = max(self.best, right / total)
 
 
-def train(make: type, options: dict[str, Any], module: Any, loader: Any, callbacks: Sequence[Any], epochs: int) -> None:
-    """Fit a module for some epochs; its own callbacks, its validation and every log are left out."""
-    module.configure_callbacks = list
-    with silent():
+class Trials:
+    """Trainings of copies of a module on a part of its training images, to be scored on the rest.
+
+    Args:
+        loader: the train loader.
+        make: Lightning's Trainer.
+        options: of it.
+        datamodule: the user's, whose hooks move batches; None where there is none.
+        unaugmented: the images to be scored, without augmentation; None for the loader's own.
+
+    Raises:
+        TransferConfigError: the loader cannot be split, or the images are others.
+    """
+
+    def __init__(
+        self, loader: Any, make: type, options: Mapping[str, Any], *, datamodule: Any = None, unaugmented: Any = None
+    ) -> None:
+        check_loader(loader)
+        self.loader, self.make, self.options, self.datamodule = loader, make, options, datamodule
+        self.clean: Any = loader.dataset if unaugmented is None else unaugmented
+        with seeded(0, 0):  # images may have to be loaded, and augmented at random
+            self.labels, self.groups = labels_of(loader.dataset), groups_of(loader.dataset)
+        if len(self.clean) != len(self.labels):
+            raise TransferConfigError(
+                f"unaugmented has {len(self.clean)} images, the training data {len(self.labels)}; give the same, in "
+                "order."
+            )
+
+    def held(self, indices: Sequence[int]) -> DataLoader[Any]:
+        """Some of the images, without augmentation and in order."""
+        return part_of(self.loader, indices, dataset=self.clean)
+
+    def train(
+        self,
+        module: Any,
+        indices: Sequence[int],
+        callbacks: Sequence[Any],
+        *,
+        seed: int,
+        epochs: int | None = None,
+        steps: int = -1,
+    ) -> None:
+        """Fit a module on some of the images; its own callbacks, its validation and every log are left out.
+
+        Args:
+            module: a copy of the user's.
+            indices: of the images.
+            callbacks: in place of the user's.
+            seed: of all that is drawn at random; the program's own random state stays.
+            epochs: how many; as many as the steps need where left out.
+            steps: optimizer steps, where they end the training.
+        """
+        module.configure_callbacks = list
+        loader = part_of(self.loader, indices)
         environments = importlib.import_module(
-            f"{make.__module__.removesuffix('.trainer.trainer')}.plugins.environments"
+            f"{self.make.__module__.removesuffix('.trainer.trainer')}.plugins.environments"
         )
-        trainer = make(
-            **{
-                "max_epochs": epochs,
-                "callbacks": list(callbacks),
-                "logger": False,
-                "enable_checkpointing": False,
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-                "limit_val_batches": 0,
-                "num_sanity_val_steps": 0,
-                "plugins": [environments.LightningEnvironment()],  # whatever has started this process
-                **options,
-            }
+        each = math.ceil(len(loader) / self.options.get("accumulate_grad_batches", 1))
+        options = {
+            **QUIET,
+            "max_epochs": epochs or math.ceil(steps / each),  # a user's schedule may be laid out over them
+            "max_steps": steps,
+            "callbacks": list(callbacks),
+            "limit_val_batches": 0,
+            "num_sanity_val_steps": 0,
+            "plugins": [environments.LightningEnvironment()],  # whatever has started this process
+            **self.options,
+            **({} if epochs else {"limit_train_batches": 1.0}),
+        }
+        devices = range(torch.cuda.device_count())
+        with silent(), seeded(seed, 1), torch.random.fork_rng(devices):
+            torch.cuda.manual_seed_all(seed)  # for dropout there
+            if self.datamodule is None:
+                self.make(**options).fit(module, loader)
+            else:
+                self.make(**options).fit(module, datamodule=_serving(self.datamodule, loader))
+
+
+def trials_of(module: Any, data: Any, options: Mapping[str, Any], *, unaugmented: Any) -> Trials:
+    """Trials ahead of training: of a DataModule or a train loader, by a Trainer with these options on one device.
+
+    Raises:
+        TransferConfigError: an option is one that trials decide by themselves.
+    """
+    if not isinstance(options, Mapping):
+        raise TransferConfigError(
+            f"trainer is a {type(options).__name__}; it takes options of a Trainer, as {{'accelerator': 'gpu'}}."
         )
-        trainer.fit(module, loader)
+    devices = options.get("devices", 1)
+    is_one = devices in (1, "1") or (isinstance(devices, list | tuple) and len(devices) == 1)
+    taken = sorted({*options} & OWN) + [f"devices={devices!r}"] * (not is_one)
+    if taken:
+        raise TransferConfigError(
+            f"trainer= has {', '.join(taken)}: trials have callbacks and a length of their own, and one device. Leave "
+            "that out."
+        )
+    make, given = trainer_class(module), {"devices": 1, **options}
+    with seeded(0, 0):  # a DataModule may split at random
+        loader = loader_of(data, make, given)
+    return Trials(loader, make, given, datamodule=None if loader is data else data, unaugmented=unaugmented)
+
+
+def _serving(datamodule: Any, loader: Any) -> Any:
+    """A DataModule whose hooks are the user's, and which is set up and has this loader."""
+    twin = copy.copy(datamodule)
+    twin.prepare_data = twin.setup = twin.teardown = lambda *args, **options: None
+    twin.train_dataloader = lambda: loader
+    return twin
 
 
 @contextmanager

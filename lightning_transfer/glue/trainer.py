@@ -154,6 +154,16 @@ def to_device(trainer: Any, batch: Any, *, hooks: bool) -> Any:
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
+@contextmanager
+def looking(trainer: Any) -> Iterator[None]:
+    """While it lasts the Trainer says that it validates, to hooks that augment what it trains on."""
+    trainer.validating = True
+    try:
+        yield
+    finally:
+        trainer.training = True
+
+
 def is_log_due(trainer: Any) -> bool:
     """Whether the Trainer logs this step."""
     # private: the Trainer's own clock, which counts batches that stepped, not steps of all optimizers

@@ -218,11 +218,11 @@ def test_ctrl_c_in_mid_candidate_keeps_what_is_finished(tmp_path):
 
 def test_a_candidate_that_fails_costs_only_itself(monkeypatch):
     callback = searching(particles=8, iterations=0)
-    real = candidates.proxy.train
+    real = candidates.proxy.Trials.train
 
-    def train(make, options, module, loader, callbacks, epochs):
+    def train(self, module, indices, callbacks, **options):
         def break_last(outputs, batch, batch_idx):
-            if batch_idx == len(loader) - 1:
+            if batch_idx == -(-len(indices) // self.loader.batch_size) - 1:
                 module.model.members.own.network[14].bias.data.fill_(float("nan"))
 
         frozen = callbacks[0].frozen.frozen
@@ -230,9 +230,9 @@ def test_a_candidate_that_fails_costs_only_itself(monkeypatch):
             raise torch.OutOfMemoryError("no memory for this one")
         if frozen["own"] == 0:
             module.on_train_batch_end = break_last
-        real(make, options, module, loader, callbacks, epochs)
+        real(self, module, indices, callbacks, **options)
 
-    monkeypatch.setattr(candidates.proxy, "train", train)
+    monkeypatch.setattr(candidates.proxy.Trials, "train", train)
     fit(Deep(), [callback], max_steps=1)
     failures = {evaluation.layers[0]: evaluation.failure for evaluation in callback.plan.evaluations}
     assert "OutOfMemoryError: no memory" in failures[2]
@@ -242,15 +242,49 @@ def test_a_candidate_that_fails_costs_only_itself(monkeypatch):
 
 
 def test_where_all_fail_nothing_is_frozen_and_that_is_said(monkeypatch):
-    def train(*args):
+    def train(*args, **options):
         raise RuntimeError("not on this machine")
 
-    monkeypatch.setattr(candidates.proxy, "train", train)
+    monkeypatch.setattr(candidates.proxy.Trials, "train", train)
     module, callback = Deep(), searching()
     with pytest.warns(lt.NoEffectWarning, match="not on this machine"):
         fit(module, [callback], max_steps=1)
     assert callback.plan.frozen == {"own": 0, "source1": 0}
     assert all(param.requires_grad for param in module.parameters())
+
+
+class Doubling(L.LightningDataModule):
+    """Doubles what it moves, and knows whether it is trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.moved = {True: 0, False: 0}
+
+    def train_dataloader(self):
+        assert self.trainer.world_size == 1
+        return toys.target_loader()
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        self.moved[self.trainer.training] += 1
+        return [2 * batch[0], batch[1]]
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_candidates_are_moved_by_the_datamodules_hooks(is_ahead):
+    pixels, labels = toys.target_data().tensors
+    doubled = DataLoader(TensorDataset(2 * pixels, labels), batch_size=4)
+    data, expected, found = Doubling(), searching(), searching()
+    if is_ahead:
+        plans = [
+            searching().search.run(Deep(), each, searching(), trainer={"accelerator": "cpu"})
+            for each in (data, doubled)
+        ]
+    else:
+        toys.trainer([found], max_steps=1).fit(Deep(), datamodule=data)
+        fit(Deep(), [expected], loader=doubled, max_steps=1)
+        plans = [found.plan, expected.plan]
+    assert [each.accuracy for each in plans[0].evaluations] == [each.accuracy for each in plans[1].evaluations]
+    assert data.moved[False] > 0
 
 
 def test_budgets(monkeypatch):
@@ -404,11 +438,11 @@ def test_a_search_is_not_skipped_without_a_word(tmp_path):
 
 def test_what_failed_is_tried_again_and_what_is_another_problem_is_not_taken(monkeypatch, tmp_path):
     cache = str(tmp_path / "search.json")
-    real = candidates.proxy.train
-    monkeypatch.setattr(candidates.proxy, "train", lambda *_: 1 / 0)
+    real = candidates.proxy.Trials.train
+    monkeypatch.setattr(candidates.proxy.Trials, "train", lambda *_, **options: 1 / 0)
     with pytest.warns(lt.NoEffectWarning, match="ZeroDivisionError"):
         fit(Deep(), [searching(cache=cache)], max_steps=1)
-    monkeypatch.setattr(candidates.proxy, "train", real)
+    monkeypatch.setattr(candidates.proxy.Trials, "train", real)
     callback = searching(cache=cache)
     fit(Deep(), [callback], max_steps=1)
     assert [evaluation.failure for evaluation in callback.plan.evaluations] == [""] * 4

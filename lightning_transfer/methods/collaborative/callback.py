@@ -179,7 +179,9 @@ class CollaborativeFinetuning(TransferCallback):
         assert self.search is not None
         make, options = proxy.trainer_class(trainer), proxy.options_like(trainer)
         search = self.search.trial() if trainer.fast_dev_run else self.search
-        candidates = Candidates(search, self._before, proxy.train_loader(trainer), self, make, options)
+        given = {"datamodule": trainer.datamodule, "unaugmented": search.unaugmented}
+        trials = proxy.Trials(proxy.train_loader(trainer), make, options, **given)
+        candidates = Candidates(search, self._before, self, trials)
 
         def keep(plan: LayerPlan) -> None:
             self._unfinished = plan

@@ -3,7 +3,7 @@
 import copy
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from lightning_transfer.methods.collaborative.strategies import Layers
 from lightning_transfer.roles import has_forward
 from lightning_transfer.source.stream import load, seeded
 from lightning_transfer.source.task import name_of
-from lightning_transfer.splitting import groups_of, held_out, labels_of
+from lightning_transfer.splitting import held_out
 from lightning_transfer.tracing import evaluating
 
 SETTINGS = ("strategy", "particles", "iterations", "proxy_epochs", "seed", "validation")  # that decide what is found
@@ -44,42 +44,30 @@ class Candidates:
     Args:
         search: how.
         module: the user's, its network alone.
-        loader: its train loader.
         using: the callback that a candidate is trained with.
-        make: Lightning's Trainer.
-        options: of it.
+        trials: on parts of the user's training images.
 
     Raises:
-        TransferConfigError: the loader cannot be split, or no network fits beside the user's own.
+        TransferConfigError: no network fits beside the user's own.
     """
 
     def __init__(
         self,
         search: "LayerSearch",
         module: Any,
-        loader: Any,
         using: "CollaborativeFinetuning",
-        make: type,
-        options: Mapping[str, Any],
+        trials: proxy.Trials,
     ) -> None:
-        proxy.check_loader(loader)
-        self.search, self.module, self.using, self.make, self.options = search, module, using, make, dict(options)
-        with seeded(search.seed, 0):
-            labels = labels_of(loader.dataset)
-            out = held_out(labels, search.validation, groups=groups_of(loader.dataset), seed=search.seed)
-        kept = sorted({*range(len(labels))} - {*out})
-        clean: Any = search.unaugmented or loader.dataset
-        if len(clean) != len(labels):
-            raise TransferConfigError(
-                f"unaugmented has {len(clean)} images, the training data {len(labels)}; give the same, in order."
-            )
+        self.search, self.module, self.using, self.trials = search, module, using, trials
+        labels, loader = trials.labels, trials.loader
+        out = held_out(labels, search.validation, groups=trials.groups, seed=search.seed)
+        self.kept = sorted({*range(len(labels))} - {*out})
         self.num_held_out = len(out)
-        self.train = partial(proxy.part_of, loader, kept)
-        self.rest = partial(proxy.part_of, loader, out, dataset=clean)
+        self.rest = partial(trials.held, out)
         with seeded(search.seed, 0):
             self.networks = {name: loaded(source) for name, source in named(using.sources).items()}
             self._check_batch(next(iter(self.rest())))
-            seen = [_fingerprint(dataset) for dataset in (loader.dataset, clean)]
+            seen = [_fingerprint(dataset) for dataset in (loader.dataset, trials.clean)]
         twin = copy.deepcopy(module)
         apply_collaborative(twin, self.networks, model=using.model)
         found = find_ensemble(twin)
@@ -95,7 +83,7 @@ class Candidates:
             "training images": f"{len(labels)}, {zlib.crc32(repr(labels).encode()):08x}, {seen}",
             "held out": f"{len(out)}, {zlib.crc32(repr(out).encode()):08x}",
             "hyperparameters": re.sub(" at 0x[0-9a-f]+", "", str(dict(getattr(module, "hparams", {})))),
-            "trainer": str({key: self.options.get(key, usual) for key, usual in STEPPING.items()}),
+            "trainer": str({key: trials.options.get(key, usual) for key, usual in STEPPING.items()}),
             "weight": str(using.weight),
             "loss": name_of(using.loss),
         }
@@ -111,12 +99,9 @@ class Candidates:
         frozen = dict(zip(self.most, layers, strict=True))
         twin = copy.deepcopy(self.module)
         try:
-            devices = range(torch.cuda.device_count())
-            with seeded(self.search.seed, 1), torch.random.fork_rng(devices):
-                torch.cuda.manual_seed_all(self.search.seed)  # for dropout there
-                scoring = proxy.Scoring(self.rest(), self._right)
-                callbacks = [self.using.candidate(self.networks, frozen), scoring]
-                proxy.train(self.make, self.options, twin, self.train(), callbacks, self.search.proxy_epochs)
+            scoring = proxy.Scoring(self.rest(), self._right)
+            callbacks = [self.using.candidate(self.networks, frozen), scoring]
+            self.trials.train(twin, self.kept, callbacks, seed=self.search.seed, epochs=self.search.proxy_epochs)
         except Exception as error:  # whatever a candidate may die of, such as its memory
             return Evaluation(layers, None, f"{type(error).__name__}: {error}".partition("\n")[0])
         return Evaluation(layers, scoring.best)

@@ -119,10 +119,8 @@ class LayerSearch:
                 f"using is a {type(using).__name__} and trainer a {type(trainer).__name__}; write "
                 "LayerSearch().run(module, datamodule, CollaborativeFinetuning([...]), trainer={'accelerator': 'gpu'})."
             )
-        loader = proxy.loader_of(data)
-        options = {"devices": 1, **(trainer or {})}
-        candidates = Candidates(self, module, loader, using, proxy.trainer_class(module), options)
-        return self.search(candidates, tqdm_progress)
+        trials = proxy.trials_of(module, data, trainer or {}, unaugmented=self.unaugmented)
+        return self.search(Candidates(self, module, using, trials), tqdm_progress)
 
     def search(
         self,
