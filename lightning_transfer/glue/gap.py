@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from lightning_transfer import ranks
-from lightning_transfer.glue.trainer import progress_of, say, target_dataset, to_device
-from lightning_transfer.source.gap import domain_gap, gap_weight
+from lightning_transfer.glue.trainer import looking, progress_of, say, target_dataset, to_device
+from lightning_transfer.source.gap import domain_gap, is_near
 from lightning_transfer.source.stream import load, seeded
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
         return domain_gap(*sides)
 
     gap = ranks.from_first(measured, patiently=True)
-    weight = gap_weight(gap)
-    what = f"the source loss is taken {weight:.2f} times" if weight else "far: plain fine-tuning"
-    say(trainer, f"Domain gap {gap:.2f} (.5 near, 1 far): {what}.")
+    say(trainer, f"Domain gap {gap:.2f} (.5 near, 1 far): {'near enough' if is_near(gap) else 'plain fine-tuning'}.")
     return gap
 
 
@@ -49,6 +47,7 @@ def _features(term: "SourceTerm", module: Any, dataset: Any) -> Tensor:
         size = len(dataset)
         for some in torch.randperm(size)[:IMAGES].split(BATCH):
             batch = default_collate([load(dataset, index) for index in some.tolist()])
-            images, _ = term.source.unpack(to_device(module.trainer, batch, hooks=term.source.batch_hooks))
+            with looking(module.trainer):
+                images, _ = term.source.unpack(to_device(module.trainer, batch, hooks=term.source.batch_hooks))
             found.append(term.features(module, images).float().flatten(1).cpu())
     return torch.cat(found)

@@ -3,7 +3,6 @@
 import copy
 import warnings
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -30,7 +29,7 @@ from lightning_transfer.methods.soft.functional import joint_loss
 from lightning_transfer.roles import find_head, out_width
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import check_hyperparameters
-from lightning_transfer.source.gap import gap_weight
+from lightning_transfer.source.gap import is_near
 from lightning_transfer.source.passes import SourcePass, trains_before
 from lightning_transfer.source.stream import load, seeded
 from lightning_transfer.source.task import SourceTask, name_of
@@ -47,7 +46,7 @@ class SourceTerm(TransferPart):
         mix: how the losses are joined.
         head: where the target head sits, or "auto".
         chooser: which source images are drawn; all of them in turn by default.
-        measured: whether the weight is multiplied by what the domain gap says, measured before the first step.
+        measured: whether a domain gap that is measured before the first step decides if there is any weight.
 
     Raises:
         TransferConfigError: no head is found, or the module has a source task already.
@@ -162,7 +161,7 @@ class SourceTerm(TransferPart):
     def begin(self, module: Any, batch: Any = None) -> None:
         """See to it that the right images are drawn; let a joint pass take them along."""
         if self.measured and self.gap is None:
-            self._scale(measure_gap(self, module))
+            self._decide(measure_gap(self, module))
         if not self._weight(module.trainer):
             return
         if self.chooser is not None:
@@ -198,10 +197,10 @@ class SourceTerm(TransferPart):
             self._pass.disarm()
         self.drawing.batch = None
 
-    def _scale(self, gap: float) -> None:
-        """Multiply the weight as a gap says; far from the source nothing is left of it."""
-        self.gap, factor = gap, gap_weight(gap)
-        self.weight = replace(self._given, start=factor * self._given.start, end=factor * self._given.end)
+    def _decide(self, gap: float) -> None:
+        """Keep the weight, or far from the source take none."""
+        self.gap = gap
+        self.weight = self._given if is_near(gap) else Schedule(0.0, 0.0)
 
     def _weight(self, trainer: Any) -> float:
         """The step's weight; at 0 no pass is run, which would still move BatchNorm and the random state.
@@ -279,7 +278,7 @@ class SourceTerm(TransferPart):
             "source classes": str(self.num_classes),
             "head": self.head_path,
             "mix": self.mix,
-            "weight": f"{'measured times ' if self.measured else ''}{self.weight.start:g} to {self.weight.end:g}",
+            "weight": f"{'if near, ' if self.measured else ''}{self.weight.start:g} to {self.weight.end:g}",
             "weight shape": shape if isinstance(shape, str) else name_of(shape),
             "weight until": f"step {self.weight.until_steps}" if self.weight.until_steps else f"{self.weight.until:g}",
         }
@@ -310,6 +309,6 @@ class SourceTerm(TransferPart):
         self._saved_options = state["options"]
         gap = state.get("gap")
         if gap is not None:
-            self._scale(gap)
+            self._decide(gap)
         if self.chooser is not None and "chosen" in state:
             self.chooser.set_state(state["chosen"])

@@ -10,7 +10,7 @@ Weight: TypeAlias = Schedule | Literal["auto"]
 
 
 def as_schedule(weight: Weight, usual: Schedule) -> tuple[Schedule, bool]:
-    """The schedule that a weight stands for, and whether it is multiplied by what the domain gap says."""
+    """The schedule that a weight stands for, and whether a domain gap decides if it is followed."""
     return (usual, True) if isinstance(weight, str) and weight == "auto" else (weight, False)
 
 

@@ -1,13 +1,12 @@
 """A weight that is measured: near the source it is kept, far from it the run is plain fine-tuning."""
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_transfer as lt
 from lightning_transfer.functional import domain_gap
-from lightning_transfer.source.gap import gap_weight
+from lightning_transfer.source.gap import is_near
 from tests import toys
 from tests.methods import borrowed
 from tests.toys import LitToy, Recorder, assert_same, fit, weights
@@ -70,17 +69,16 @@ def test_far_from_the_source_it_is_plain_finetuning_to_the_bit(make, forward):
 
 @each
 @each_forward
-def test_near_the_source_it_is_the_schedule_times_what_the_gap_says(make, forward):
+def test_near_the_source_it_is_the_schedule_to_the_bit(make, forward):
     measured, given = LitToy(), LitToy()
     callback = make(near_data(), forward=forward)
     fit(measured, [callback], loader=shuffled(near_data()))
-    factor = gap_weight(callback.part.gap)
-    assert 0.3 < factor <= 1
-    end = 0.0 if make is soft else factor
+    assert is_near(callback.part.gap)
     again = make(near_data(), forward=forward)
-    again.weight = lt.Schedule(factor, end)
+    again.weight = lt.Schedule() if make is soft else lt.Schedule(1.0, 1.0)
     fit(given, [again], loader=shuffled(near_data()))
     assert_same(weights(measured), weights(given))
+    assert measured.losses == given.losses
 
 
 @each
@@ -106,7 +104,7 @@ def test_resumed_it_is_not_measured_again(make, tmp_path, monkeypatch):
     assert_same(weights(module), weights(whole))
     other = make(data)
     other.weight = lt.Schedule(0.5, 0.5)
-    with pytest.raises(lt.TransferConfigError, match="weight: measured times"):
+    with pytest.raises(lt.TransferConfigError, match="weight: if near, "):
         fit(LitToy(), [other], loader=loader, ckpt_path=tmp_path / "step=12.ckpt")
 
 
@@ -129,13 +127,24 @@ def test_it_is_logged_and_the_mixins_too():
     assert_same(weights(by_mixin.model), weights(by_callback.model))
 
 
+@pytest.mark.parametrize("is_measured", [True, False])
+def test_what_is_only_looked_at_is_not_augmented_as_what_is_trained_on(is_measured):
+    class Augmenting(LitToy):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            (trained if self.trainer.training else seen).append(len(batch[1]))
+            return batch
+
+    trained, seen = [], []
+    callback = soft() if is_measured else selective(near_data())
+    if not is_measured:
+        callback.weight = lt.Schedule(1.0, 1.0)
+    fit(Augmenting(), [callback], loader=shuffled(near_data()), max_epochs=1)
+    assert set(trained) == {4}  # target and source batches
+    assert sum(seen) >= 60 + 80 * is_measured  # the gap's images of both sides, or the target's in a round
+
+
 def test_the_rule():
-    gaps = np.linspace(0, 1, 101)
-    found = [gap_weight(gap) for gap in gaps]
-    assert found == sorted(found, reverse=True)
-    for gap, weight in zip(gaps, found, strict=True):
-        expected = min(1, (2 * (1 - gap)) ** 2)
-        assert weight == pytest.approx(expected if expected >= 0.05 else 0)
+    assert [is_near(gap) for gap in (0.0, 0.5, 0.849, 0.85, 1.0)] == [True, True, True, False, False]
 
 
 def test_too_few_images_or_another_word_are_refused():

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from lightning_transfer import ranks
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.source_term import SourceTerm
-from lightning_transfer.glue.trainer import is_trial, progress_of, say, target_dataset, to_device
+from lightning_transfer.glue.trainer import is_trial, looking, progress_of, say, target_dataset, to_device
 from lightning_transfer.methods.selective.functional import neighbor_budget
 from lightning_transfer.methods.selective.identity import identity
 from lightning_transfer.methods.selective.options import Neighbors
@@ -248,7 +248,8 @@ class Borrowed:
         share = [torch.empty(0, 2, dtype=torch.float32)]
         with seeded(self.source.seed, 0), progress_of(trainer)("Which target images are hard", len(mine)) as step:
             for batch in loader:
-                images, labels = self.source.unpack(to_device(trainer, batch, hooks=self.source.batch_hooks))
+                with looking(trainer):
+                    images, labels = self.source.unpack(to_device(trainer, batch, hooks=self.source.batch_hooks))
                 if labels.ndim != 1 or labels.is_floating_point():
                     raise TransferConfigError(
                         f"Target labels have shape {tuple(labels.shape)} and type {labels.dtype}; rounds ask whether "

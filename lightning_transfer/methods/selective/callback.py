@@ -37,7 +37,7 @@ class SelectiveJointFinetuning(TransferCallback):
         protect: datasets, such as the target's test set, whose near duplicates are left out of the source.
         cache: file that keeps the selection, and gives it back to the next run with the same data and options.
         weight: of the source loss; constant by default, and any schedule anneals borrowing away. "auto" measures before
-            the first step how far the target lies from the source, and takes so much less, or nothing (ours).
+            the first step how far the target lies from the source, and leaves the source out where it is far (ours).
         head: dotted path of the target head, or "auto".
 
     Raises:

@@ -25,7 +25,7 @@ class SoftFinetuning(TransferCallback):
     Args:
         source: the task the network was pretrained on.
         weight: of the source loss; falls from 1 to 0 over the first half of training by default. "auto" measures before
-            the first step how far the target lies from the source, and takes so much less, or nothing (ours).
+            the first step how far the target lies from the source, and leaves the source out where it is far (ours).
         mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
         head: dotted path of the target head, or "auto".
 

@@ -54,7 +54,7 @@ class SourceTaskMixin:
         Args:
             source: the task the network was pretrained on.
             weight: of the source loss; in manual optimization with `until_steps`. "auto" measures before the first step
-                how far the target lies from the source.
+                how far the target lies from the source, and leaves it out where it is far.
             mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
             head: dotted path of the target head, or "auto".
             borrow: `Borrowing(...)` for selective joint fine-tuning, as a rule with `weight=Schedule(1.0, 1.0)`.
