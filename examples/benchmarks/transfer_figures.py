@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transfer_results import PLAIN, difference, distance, finals, gap, read, tuning
+from transfer_results import EVIDENCE, PLAIN, difference, distance, finals, gap, read, tuning
 
 from lightning_transfer.reports.curves import COLORS, empty_figure
 
@@ -23,7 +23,7 @@ SHOWN = (
 
 def by_distance(path: Path) -> None:
     """Each method's difference to fine-tuning against how far the target lies."""
-    reports = [read("transfer")]
+    reports = [read(name) for name in EVIDENCE]
     cells = {key: runs for report in reports for key, runs in finals(report).items()}
     names = sorted({name for name, row in cells if row == PLAIN}, key=lambda name: gap(cells, name))
     colors = {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}

@@ -11,8 +11,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
+from advice import hits
 from transfer_figures import PICTURES
 from transfer_results import (
+    EVIDENCE,
     FOLDER,
     PLAIN,
     PROBE,
@@ -23,6 +26,8 @@ from transfer_results import (
     evidence,
     finals,
     gap,
+    interval,
+    paired,
     read,
     share_to_plain,
     tuning,
@@ -31,7 +36,7 @@ from transfer_results import (
 PAGES = FOLDER.parent / "README.md", FOLDER.parents[2] / "README.md"
 KNOWN = FOLDER.parents[2] / "lightning_transfer/advising/evidence.json"
 END = "<!-- until here -->"
-SURE = 0.75  # gap from which the on/off rule keeps nothing of the source
+RULED, RULES = ("soft", "joint, random source", "selective"), (0.75, 0.8, 0.85)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -83,34 +88,37 @@ def qualities(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def rules(report: dict[str, Any]) -> str:
-    """How the weight of a source term may be chosen: what each rule would have gained on each target."""
-    cells = finals(report)
-    targets = [name for name in report["targets"] if (name, PLAIN) in cells]
-    lines = ["| rule | " + " | ".join(targets) + " |", "|---|" + "---|" * len(targets)]
+def rules() -> str:
+    """Whether a source loss is taken at all: what each rule gains on each target, by the gap of every draw itself."""
+    reports = [read(name) for name in EVIDENCE]
+    cells = {key: runs for report in reports for key, runs in finals(report).items()}
+    targets = sorted({name for name, row in cells if row == PLAIN}, key=lambda name: gap(cells, name))
+    lines = ["| | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
     lines.append("| domain gap | " + " | ".join(f"{gap(cells, name):.2f}" for name in targets) + " |")
-    for row in (row for row in report["rows"] if row in RULED):
-        shown = {
-            "always": [difference(cells, name, row) for name in targets],
-            f"if the gap is below {SURE}": [
-                difference(cells, name, row if gap(cells, name) < SURE else PLAIN) for name in targets
-            ],
-            "chosen on validation": [_validated(report, cells, name, row) for name in targets],
-        }
-        if f"{row}, measured weight" in report["rows"]:
-            shown["by the gap's formula"] = [difference(cells, name, f"{row}, measured weight") for name in targets]
+    for row in RULED:
+        shown = {"always": [difference(cells, name, row) for name in targets]}
+        for most in RULES:
+            shown[f"at a gap below {most}"] = [_below(cells, name, row, most) for name in targets]
+        shown["where validation is better with it"] = [_validated(reports, cells, name, row) for name in targets]
         lines += [f"| {row}, {rule} | " + " | ".join(map(_interval, found)) + " |" for rule, found in shown.items()]
     return "\n".join(lines)
 
 
-RULED = ("soft", "joint, random source", "selective")
+def _below(cells: Cells, target: str, row: str, most: float) -> tuple[float, float] | None:
+    """The row's differences in those draws whose gap is below, none in the others."""
+    if (target, row) not in cells:
+        return None
+    near = np.array([cell["gap"] < most for cell in cells[target, PLAIN]])
+    return interval(paired(cells, target, row) * near)
 
 
-def _validated(report: dict[str, Any], cells: Cells, target: str, row: str) -> tuple[float, float] | None:
-    """Of plain fine-tuning, the row and the same with smaller weights, the one that is best for the tuning seed."""
-    names = [PLAIN, *(name for name in report["rows"] if name in (row, f"{row}, start .3", f"{row}, start .1"))]
-    best = {name: max((c["validation"] for c in tuning(report, target, name).values()), default=0.0) for name in names}
-    return difference(cells, target, max(best, key=best.__getitem__))
+def _validated(reports: Sequence[dict[str, Any]], cells: Cells, target: str, row: str) -> tuple[float, float] | None:
+    """The row's difference if it does better for the seed that rates are chosen by, else none."""
+    if (target, row) not in cells:
+        return None
+    report = next(each for each in reports if target in each["targets"])
+    mine, plain = (max(each["validation"] for each in tuning(report, target, name).values()) for name in (row, PLAIN))
+    return difference(cells, target, row if mine > plain else PLAIN)
 
 
 def _signed(value: float | None) -> str:
@@ -121,16 +129,18 @@ def _interval(found: tuple[float, float] | None) -> str:
     return "" if found is None else f"{found[0]:+.1f} ± {found[1]:.1f}"
 
 
-# name of a table: what makes it, of which file
-TABLES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
-    "matrix": (markdown, "transfer"),
-    "qualities": (qualities, "transfer"),
+TABLES: dict[str, Callable[[], str]] = {
+    "matrix": lambda: markdown(read("transfer")),
+    "qualities": lambda: qualities(read("transfer")),
+    "between": lambda: markdown(read("between")),
+    "rules": rules,
+    "advice": lambda: hits(json.loads((FOLDER / "advice.json").read_text())),
 }
 
 
 def tables(page: str) -> dict[str, str]:
     """The tables that a page has a place for, as they are made of the results."""
-    return {name: make(read(file)) for name, (make, file) in TABLES.items() if begin(name) in page}
+    return {name: make() for name, make in TABLES.items() if begin(name) in page}
 
 
 def begin(name: str) -> str:

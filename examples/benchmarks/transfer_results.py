@@ -10,7 +10,7 @@ from scipy.stats import t as student  # type: ignore[import-untyped]
 
 PLAIN, PROBE = "fine-tuning", "linear probe"
 FOLDER = Path(__file__).with_name("results")
-EVIDENCE = ("transfer",)  # the results that advise() knows
+EVIDENCE = ("transfer", "between")  # the results that advise() knows
 Cells = dict[tuple[str, str], list[dict[str, Any]]]  # by target and row, final runs in the order of seeds
 
 

@@ -8,7 +8,7 @@ from lightning_transfer.linear import fit_linear
 
 FOLDS = 5
 PENALTY = 2.0  # on the weights of either side, which are each other's negative: 1 on those of a binary regression
-NEAR = 0.85  # a source loss has helped up to .83, and hurt from .88 on: see examples/benchmarks/README.md
+NEAR = 0.8  # a source loss has helped up to .85 and hurt from .84 on: see examples/benchmarks/README.md
 
 
 def domain_gap(target_features: Tensor, source_features: Tensor) -> float:
@@ -62,7 +62,7 @@ def domain_gap(target_features: Tensor, source_features: Tensor) -> float:
 def is_near(gap: float) -> bool:
     """Whether a source loss is worth its while at a domain gap.
 
-    >>> [is_near(gap) for gap in (0.5, 0.8, 0.9)]
+    >>> [is_near(gap) for gap in (0.5, 0.7, 0.9)]
     [True, True, False]
     """
     return gap < NEAR
