@@ -100,10 +100,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=FOLDER / "advice.json")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args(argv)
-    known = json.loads(options.out.read_text()) if options.out.exists() else []
-    there = {(each["target"], each["seed"]) for each in known}
     cells = {key: runs for file in EVIDENCE for key, runs in finals(read(file)).items()}
     rates = {name: runs[0]["lr"] for (name, row), runs in cells.items() if row == PLAIN}
+    known = json.loads(options.out.read_text()) if options.out.exists() else []
+    known = [each for each in known if each["lr"] == rates.get(each["target"])]
+    there = {(each["target"], each["seed"]) for each in known}
     jobs = [(name, seed, lr) for name, lr in rates.items() for seed in SEEDS if (name, seed) not in there]
     with get_context("spawn").Pool(options.workers) as pool:
         for found in pool.imap_unordered(partial(look, plan=Plan(options.data, options.work)), jobs):

@@ -97,6 +97,7 @@ def evidence() -> list[dict[str, Any]]:
         for name in report["targets"]:
             mine, plain = [look for look in looks if look["target"] == name], cells[name, PLAIN]
             rows = [row for row in report["rows"] if row != PLAIN and (name, row) in cells]
+            here = {key: runs for key, runs in cells.items() if key[0] == name}
             found.append(
                 {
                     "target": name,
@@ -104,7 +105,7 @@ def evidence() -> list[dict[str, Any]]:
                     "gap": round(mean(look["gap"] for look in mine), 4),
                     "distance": round(mean(100 * (look["tuned"] - look["probe"]) for look in mine), 2),
                     "differences": {row: [round(float(v), 2) for v in paired(cells, name, row)] for row in rows},
-                    "costs": {row: round(cost(cells, row), 2) for row in rows},
+                    "costs": {row: round(cost(here, row), 2) for row in rows},
                 }
             )
     return found
