@@ -36,6 +36,16 @@ from transfer_results import (
 PAGES = FOLDER.parent / "README.md", FOLDER.parents[2] / "README.md"
 KNOWN = FOLDER.parents[2] / "lightning_transfer/advising/evidence.json"
 END = "<!-- until here -->"
+RIVALS = {
+    "selective": "joint, random source",
+    "selective, no rounds": "joint, random source",
+    "selective, filters of the network": "joint, random source",
+    "joint, taken for the target's": "joint, random source",
+    "AdaFilter": "AdaFilter, random gates",
+    "gated transfer": "dropout alone",
+    "collaborative": "ensemble of two",
+    "fine-tuning, twice as long": PLAIN,
+}
 RULED, RULES = ("soft", "joint, random source", "selective"), (0.75, 0.8, 0.85)
 
 
@@ -81,10 +91,23 @@ def qualities(report: dict[str, Any]) -> str:
         shares = [share_to_plain(cells, name, row) for name in shown]
         reached, runs = sum(map(len, shares)), sum(len(cells[name, row]) for name in shown)
         when = f"{mean(share for each in shares for share in each):.2f}" if reached else ""
-        rates = [[cell["validation"] for cell in tuning(report, name, row).values()] for name in shown]
+        grid = report["settings"]["rates"]
+        rates = [[tuning(report, name, row)[lr]["validation"] for lr in grid] for name in shown]
         worst = mean(100 * (max(each) - min(each)) for each in rates)
-        more = [_interval(difference(cells, name, row, "discrimination")) for name in unseen]
+        more = ["" if row == PLAIN else _interval(difference(cells, name, row, "discrimination")) for name in unseen]
         lines.append(f"| {' | '.join([row, f'{reached} of {runs}', when, f'{worst:.1f}', *more])} |")
+    return "\n".join(lines)
+
+
+def rivals(report: dict[str, Any]) -> str:
+    """What methods gain over what is nearest to them."""
+    cells = finals(report)
+    targets = [name for name in report["targets"] if (name, PLAIN) in cells]
+    lines = ["| | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
+    for row, other in RIVALS.items():
+        found = [difference(cells, name, row, to=other) for name in targets]
+        if any(found):
+            lines.append(f"| {row} - {other} | " + " | ".join(map(_interval, found)) + " |")
     return "\n".join(lines)
 
 
@@ -132,6 +155,7 @@ def _interval(found: tuple[float, float] | None) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "matrix": lambda: markdown(read("transfer")),
     "qualities": lambda: qualities(read("transfer")),
+    "rivals": lambda: rivals(read("transfer")),
     "between": lambda: markdown(read("between")),
     "rules": rules,
     "advice": lambda: hits(json.loads((FOLDER / "advice.json").read_text())),
