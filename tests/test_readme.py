@@ -31,8 +31,7 @@ def test_the_tables_of_the_matrix_are_made_of_its_results(monkeypatch):
     for page in (path.read_text() for path in made["PAGES"]):
         for name, text in made["tables"](page).items():
             shown[name] = made["place"](page, name)
-            assert shown[name] == text
-            assert text.count("\n") > 4
+            assert shown[name] == text != ""
     assert set(shown) == set(made["TABLES"])
 
 

@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from advice import hits
+from advice import hit_rate, hits
 from transfer_figures import PICTURES
 from transfer_results import (
     EVIDENCE,
@@ -32,6 +32,8 @@ from transfer_results import (
     share_to_plain,
     tuning,
 )
+
+from lightning_transfer.advising.advise import LINES
 
 PAGES = FOLDER.parent / "README.md", FOLDER.parents[2] / "README.md"
 KNOWN = FOLDER.parents[2] / "lightning_transfer/advising/evidence.json"
@@ -154,11 +156,15 @@ def _interval(found: tuple[float, float] | None) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "matrix": lambda: markdown(read("transfer")),
+    "summary": lambda: markdown(
+        {**(report := read("transfer")), "rows": [row for row in report["rows"] if row in LINES]}
+    ),
     "qualities": lambda: qualities(read("transfer")),
     "rivals": lambda: rivals(read("transfer")),
     "between": lambda: markdown(read("between")),
     "rules": rules,
-    "advice": lambda: hits(json.loads((FOLDER / "advice.json").read_text())),
+    "advice": hits,
+    "hit rate": hit_rate,
 }
 
 

@@ -14,9 +14,9 @@ EVIDENCE = ("transfer", "between")  # the results that advise() knows
 Cells = dict[tuple[str, str], list[dict[str, Any]]]  # by target and row, final runs in the order of seeds
 
 
-def read(name: str) -> dict[str, Any]:
+def read(name: str) -> Any:
     """One of the committed files."""
-    return json.loads((FOLDER / f"{name}.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((FOLDER / f"{name}.json").read_text())
 
 
 def finals(report: dict[str, Any]) -> Cells:
@@ -90,8 +90,7 @@ def share_to_plain(cells: Cells, target: str, row: str) -> list[float]:
 
 def evidence() -> list[dict[str, Any]]:
     """What `lightning_transfer.advise` knows of each target: what it itself has seen of it, and how rows did there."""
-    looks: Any = read("advice")
-    found = []
+    looks, found = read("advice"), []
     for report in map(read, EVIDENCE):
         cells = finals(report)
         for name in report["targets"]:
