@@ -98,9 +98,10 @@ def _panels(names: Sequence[str], columns: int) -> tuple[Any, dict[str, Any]]:
 def _finish(figure: Any, panels: dict[str, Any], path: Path, *, x: str, y: str, is_shared: bool = True) -> None:
     """Name the axes once, show one legend below."""
     if is_shared:
-        limits = [panel.get_ylim() for panel in panels.values()]
+        across, along = ([getattr(panel, f"get_{side}lim")() for panel in panels.values()] for side in "xy")
         for panel in panels.values():
-            panel.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+            panel.set_xlim(min(low for low, _ in across), max(high for _, high in across))
+            panel.set_ylim(min(low for low, _ in along), max(high for _, high in along))
     pairs = [panel.get_legend_handles_labels() for panel in panels.values()]
     labels = {label: handle for pair in pairs for handle, label in zip(*pair, strict=True)}
     figure.supxlabel(x, fontsize="medium")
