@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from statistics import NormalDist, mean, stdev
+from statistics import NormalDist, mean, median, stdev
 from typing import Any, Literal
 
 from lightning_transfer.advising.measuring import Measured
@@ -109,15 +109,16 @@ def weigh(measured: Measured, settings: Sequence[Setting]) -> list[tuple[float, 
 def expect(measured: Measured, settings: Sequence[Setting], methods: Sequence[str]) -> list[Expected]:
     """What each method is expected to change, the best first.
 
-    The mean over settings, by how similar they are. Its interval has what seeds differ by, and how much settings differ
-    from each other the more, the less they are alike; the latter is learned from all methods and pairs of settings.
+    The mean over settings, by how similar they are. Its interval has what seeds differ by, and what settings differ by
+    the more, the less they are alike.
 
     Args:
         measured: what was seen of the target.
         settings: what is known.
         methods: those asked about; what was run in no setting that is alike is left out.
     """
-    step = spread(settings)
+    steps = {method: step for method in methods if (step := spread(settings, method)) is not None}
+    usual = median(steps.values()) if steps else 0.0
     found = []
     for method in methods:
         known = [each for each in settings if method in each.differences and each.unlike(measured) < UNLIKE]
@@ -126,24 +127,25 @@ def expect(measured: Measured, settings: Sequence[Setting], methods: Sequence[st
         shares = weigh(measured, known)
         points = sum(share * mean(each.differences[method]) for share, each in shares)
         seeds = sum((share * each.error(method)) ** 2 for share, each in shares)
-        between = step * sum(share * each.unlike(measured) for share, each in shares)  # as if all erred alike
+        unlike = sum(share * each.unlike(measured) for share, each in shares)  # as if all erred alike
         freedom = min(len(each.differences[method]) for each in known) - 1
         cost = sum(share * each.costs[method] for share, each in shares)
-        found.append(Expected(method, points, _quantile(freedom) * (seeds + between) ** 0.5, cost))
+        error = (seeds + steps.get(method, usual) * unlike) ** 0.5
+        found.append(Expected(method, points, _quantile(freedom) * error, cost))
     return sorted(found, key=lambda expected: -expected.points)
 
 
-def spread(settings: Sequence[Setting]) -> float:
-    """Squared points by which the true differences of two settings differ, for each step of unlikeness."""
-    surplus = steps = 0.0
-    for one, other in combinations(settings, 2):
-        apart = one.unlike(other.as_measured())
-        if apart < UNLIKE:
-            for method in {*one.differences} & {*other.differences}:
-                change = mean(one.differences[method]) - mean(other.differences[method])
-                surplus += change**2 - one.error(method) ** 2 - other.error(method) ** 2
-                steps += apart
-    return max(surplus / steps, 0.0) if steps else 0.0
+def spread(settings: Sequence[Setting], method: str) -> float | None:
+    """Squared points by which a method's true gains in two settings differ, for each step that they are unlike.
+
+    Beyond `UNLIKE` they do not differ the more for it. None where the method was run in one setting alone.
+    """
+    surplus = apart = 0.0
+    for one, other in combinations([each for each in settings if method in each.differences], 2):
+        change = mean(one.differences[method]) - mean(other.differences[method])
+        surplus += change**2 - one.error(method) ** 2 - other.error(method) ** 2
+        apart += min(one.unlike(other.as_measured()), UNLIKE)
+    return max(surplus / apart, 0.0) if apart else None
 
 
 def _quantile(freedom: int) -> float:

@@ -53,18 +53,36 @@ def test_one_setting_gives_the_interval_of_its_runs():
 
 
 def test_what_settings_differ_by_widens_the_interval():
-    near, other = [1.0, 2.0, 3.0], [-4.0, -2.0, 0.0]
-    settings = [setting("a", soft=near), setting("b", gap=0.65, soft=other)]
+    runs = {0.60: [1.0, 2.0, 3.0], 0.65: [-4.0, -2.0, 0.0], 0.70: [0.0, 0.5, 1.0]}
+    settings = [setting(str(gap), gap=gap, soft=values) for gap, values in runs.items()]
     (found,) = expect(measured(gap=0.61), settings, ["soft"])
-    unlike = np.array([(0.01 / 0.05) ** 2, (0.04 / 0.05) ** 2])
-    shares = np.exp(-unlike / 2) / np.exp(-unlike / 2).sum()
-    errors = np.array([stats.sem(near), stats.sem(other)])
-    step = ((2.0 - -2.0) ** 2 - (errors**2).sum()) / 1.0  # one step of unlikeness lies between the two
-    variance = ((shares * errors) ** 2).sum() + step * (shares * unlike).sum()
-    assert found.points == pytest.approx(shares @ [2.0, -2.0])
-    assert found.interval == pytest.approx(stats.t.ppf(0.975, 2) * variance**0.5, rel=0.05)
-    assert evidence.spread(settings) == pytest.approx(step)
-    assert evidence.spread([setting("a", soft=near), setting("b", gap=0.65, soft=near)]) == 0
+    gaps, means = np.array([*runs]), np.array([np.mean(values) for values in runs.values()])
+    errors = np.array([stats.sem(values) for values in runs.values()])
+    surplus = unlike = 0.0
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        surplus += (means[one] - means[other]) ** 2 - errors[one] ** 2 - errors[other] ** 2
+        unlike += ((gaps[one] - gaps[other]) / 0.05) ** 2
+    apart = ((gaps - 0.61) / 0.05) ** 2
+    shares = np.exp(-apart / 2) / np.exp(-apart / 2).sum()
+    variance = ((shares * errors) ** 2).sum() + surplus / unlike * (shares * apart).sum()
+    assert evidence.spread(settings, "soft") == pytest.approx(surplus / unlike)
+    assert found.points == pytest.approx(shares @ means)
+    assert found.interval == pytest.approx(evidence._quantile(2) * variance**0.5)
+
+
+def test_where_a_method_has_one_setting_others_tell_by_how_much_settings_differ():
+    gaps = (0.60, 0.65, 0.70)
+    settings = [setting("a", gap=gap, soft=[10 * gap, 10 * gap + 0.1]) for gap in gaps]
+    settings.append(setting("b", gap=0.62, selective=[1.0, 1.2]))
+    assert evidence.spread(settings, "selective") is None
+    assert evidence.spread(settings, "soft") == pytest.approx(0.5**2, rel=0.05)  # a step of the gap is .05
+    (found,) = expect(measured(gap=0.67), settings, ["selective", "none"])[-1:]
+    alone = expect(measured(gap=0.67), settings[3:], ["selective"])[0]
+    assert alone.interval == pytest.approx(evidence._quantile(1) * stats.sem([1.0, 1.2]))
+    both = [each for each in expect(measured(gap=0.67), settings, ["selective", "soft"]) if each.method == "selective"]
+    assert both[0].interval > alone.interval == found.interval
+    same = [setting(str(gap), gap=gap, soft=[1.0, 3.0]) for gap in gaps]
+    assert evidence.spread(same, "soft") == 0
 
 
 def test_methods_that_were_run_in_nothing_alike_are_left_out():
