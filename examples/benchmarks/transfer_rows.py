@@ -185,12 +185,14 @@ class Row:
         length: of training, in those of plain fine-tuning.
         pretrained: whether it begins from the pretrained network.
         tuned_as: the row whose learning rate it takes; its own is chosen where there is none.
+        members: how many of the pretrained networks are trained so, each for itself, to be asked together.
     """
 
     callbacks: Callbacks = field(default=lambda setting: [])
     length: float = 1.0
     pretrained: bool = True
     tuned_as: str = ""
+    members: int = 1
 
 
 def _soft(weight: Any, images: Callable[[Setting], Pictures | None] = lambda setting: None, tuned_as: str = "") -> Row:
@@ -242,6 +244,7 @@ ROWS = {
     "transfer module alone": Row(lambda setting: [lt.GatedTransfer(tap="model.layer3", aux_weight=0)]),
     "auxiliary classifier alone": Row(lambda setting: [lt.GatedTransfer(tap="model.layer3", ratio=None, dropout=0.0)]),
     "dropout alone": Row(lambda setting: [lt.GatedTransfer(ratio=None, aux_weight=0)]),
+    "two networks, each selective": Row(lambda setting: [setting.selective()], members=2),
     "selective and AdaFilter": Row(lambda setting: [setting.selective(), lt.AdaFilter()]),
 }
 
@@ -307,14 +310,47 @@ def discrimination(network: nn.Module, images: Pictures) -> float:
     return float(metric.compute())
 
 
+class Together(nn.Module):
+    """What networks say on average."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, classes) the mean of their probabilities."""
+        return torch.stack([network(images).float().softmax(1) for network in self.networks]).mean(0)
+
+
 def train(
     row: Row, setting: Setting, *, seed: int, lr: float, is_final: bool, unseen: Pictures | None
 ) -> dict[str, Any]:
-    """One training; the seed decides the new head, the order of images and their augmentation.
+    """One training, or one of each network; the seed decides new heads, the order of images and their augmentation.
 
     Returns:
         Accuracy on the validation part, its curve, CPU seconds; of a final run also that on the test split.
     """
+    members = [setting, replace(setting, network=setting.second, second=setting.network)][: row.members]
+    began = time.process_time()
+    runs = [_fit(row, each, seed=seed, lr=lr) for each in members]
+    networks = [module.model for module, _, _ in runs]
+    network = networks[0] if row.members == 1 else Together(networks)
+    found: dict[str, Any] = {
+        "validation": accuracy(network, setting.target.validation),
+        "curve": np.mean([curve for _, curve, _ in runs], 0).tolist(),
+        "seconds": time.process_time() - began,
+    }
+    if stopped := "; ".join(reason for _, _, reason in runs if reason):
+        found["stopped"] = stopped
+    if is_final:
+        found["test"] = accuracy(network, setting.target.test)
+        if unseen is not None:
+            found["discrimination"] = discrimination(networks[0], unseen)
+    return found
+
+
+def _fit(row: Row, setting: Setting, *, seed: int, lr: float) -> tuple[Classifier, list[float], str]:
+    """A module, its accuracy in the course of training, and why that has stopped early, if it has."""
     torch.manual_seed(seed)
     network: Any = copy.deepcopy(setting.network) if row.pretrained else small_resnet(1)
     torch.manual_seed(seed)
@@ -325,20 +361,10 @@ def train(
     module, looking = Classifier(network, lr), Looking(setting.target.validation, steps // LOOKS)
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     options: Any = {"accelerator": "cpu", "precision": "bf16-mixed", **dict.fromkeys(quiet, False)}
-    began = time.process_time()
     trainer = L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[*row.callbacks(setting), looking], **options)
-    found: dict[str, Any] = {}
     try:
         trainer.fit(module, loader)
     except FloatingPointError as error:  # a source loss that is not finite, at too high a rate; scored as it was left
-        found["stopped"] = str(error).partition(":")[0]
-    found |= {
-        "validation": accuracy(module.model, setting.target.validation),
-        "curve": looking.curve,
-        "seconds": time.process_time() - began,
-    }
-    if is_final:
-        found["test"] = accuracy(module.model, setting.target.test)
-        if unseen is not None:
-            found["discrimination"] = discrimination(module.model, unseen)
-    return found
+        curve = [*looking.curve, *[0.0] * (LOOKS - len(looking.curve))]
+        return module, curve, str(error).partition(":")[0]
+    return module, looking.curve, ""
