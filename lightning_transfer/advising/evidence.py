@@ -48,17 +48,15 @@ class Setting:
         values = self.differences[method]
         return float(stdev(values) / len(values) ** 0.5)
 
-    def as_measured(self) -> Measured:
-        """As if it were somebody's own."""
-        images = round(1000 * self.shots)
-        accuracies = {"probe": 0.0, "tuned": self.distance / 100, "error": 0.0}
-        return Measured(images, 1000, images // 1000, images, **accuracies, gap=self.gap)
-
     def unlike(self, measured: Measured) -> float:
         """How much it differs from what was measured; what is known but roughly counts for less."""
-        apart = (self.distance - measured.distance) ** 2 / (DISTANCE**2 + (100 * measured.error) ** 2)
-        apart += (math.log2(self.shots * measured.classes / measured.images) / DOUBLINGS) ** 2
-        return apart if measured.gap is None else apart + ((self.gap - measured.gap) / GAP) ** 2
+        shots, error = measured.images / measured.classes, 100 * measured.error
+        return self.apart(gap=measured.gap, distance=measured.distance, shots=shots, error=error)
+
+    def apart(self, *, gap: float | None, distance: float, shots: float, error: float = 0.0) -> float:
+        """The same of numbers: squares of what it differs by, in steps that count alike."""
+        steps = [(self.distance - distance) / math.hypot(DISTANCE, error), math.log2(self.shots / shots) / DOUBLINGS]
+        return sum(step**2 for step in [*steps, 0.0 if gap is None else (self.gap - gap) / GAP])
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def spread(settings: Sequence[Setting], method: str) -> float | None:
     for one, other in combinations([each for each in settings if method in each.differences], 2):
         change = mean(one.differences[method]) - mean(other.differences[method])
         surplus += change**2 - one.error(method) ** 2 - other.error(method) ** 2
-        apart += min(one.unlike(other.as_measured()), UNLIKE)
+        apart += min(one.apart(gap=other.gap, distance=other.distance, shots=other.shots), UNLIKE)
     return max(surplus / apart, 0.0) if apart else None
 
 
