@@ -163,6 +163,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rivals": lambda: rivals(read("transfer")),
     "between": lambda: markdown(read("between")),
     "rules": rules,
+    "tried": lambda: markdown(read("tried")),
     "advice": hits,
     "hit rate": hit_rate,
 }
