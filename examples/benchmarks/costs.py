@@ -58,7 +58,7 @@ def separate(settings: Settings) -> tuple[Run, Run]:
     return with_source(plain, "separate"), replace(plain, batch_size=2 * plain.batch_size)
 
 
-@Row("ResNet-18, source batch in a joint pass / plain step of as many images", bar=1.03)
+@Row("ResNet-18, source batch in a joint pass / plain step of as many images", bar=1.03, is_slow=True)
 def joint(settings: Settings) -> tuple[Run, Run]:
     """One pass of B + B against one of 2 B."""
     plain = resnet18(settings)
