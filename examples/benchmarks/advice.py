@@ -77,10 +77,11 @@ def hits() -> str:
     """The table of that."""
     heads = ["target", "said to be", "recommended and gained", "advised against and lost", "without its relatives"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name, (places, counts) in judged().items():
+    found = judged()
+    for name, (places, counts) in found.items():
         said = ", ".join(f"{place} {places.count(place)}" for place in dict.fromkeys(places))
         lines.append(f"| {name} | {said} | {_counted(counts)} |")
-    return "\n".join([*lines, f"| together | | {_counted(sum(counts for _, counts in judged().values()))} |"])
+    return "\n".join([*lines, f"| together | | {_counted(sum(counts for _, counts in found.values()))} |"])
 
 
 def hit_rate() -> str:

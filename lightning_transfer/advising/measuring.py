@@ -178,8 +178,6 @@ class _Looking(AnyCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """What the network as it came knows."""
-        for config in trainer.lr_scheduler_configs:
-            config.strict = False  # a rate that waits for the user's validation, which is not run, stays
         look = _Look(trainer, pl_module, self.head, self.loaders[1])
         (features, _, labels), (others, _, truth) = (look.at(loader) for loader in self.loaders)
         num_classes = int(max(labels.max(), truth.max())) + 1

@@ -112,6 +112,15 @@ def part_of(loader: Any, indices: Sequence[int], *, dataset: Any = None) -> Data
     )
 
 
+class _Unvalidated(AnyCallback):
+    """A rate that waits for the user's validation, which is not run, stays."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Before any schedule asks."""
+        for config in trainer.lr_scheduler_configs:
+            config.strict = False
+
+
 class Scoring(AnyCallback):
     """Remembers the best accuracy, over epochs, of a network on images that were held out.
 
@@ -124,11 +133,6 @@ class Scoring(AnyCallback):
         self.loader = loader
         self.score = score
         self.best = 0.0
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """A rate that waits for the user's validation, which is not run, stays."""
-        for config in trainer.lr_scheduler_configs:
-            config.strict = False
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Count what it has right."""
@@ -205,7 +209,7 @@ class Trials:
             **QUIET,
             "max_epochs": epochs or math.ceil(steps / each),  # a user's schedule may be laid out over them
             "max_steps": steps,
-            "callbacks": list(callbacks),
+            "callbacks": [_Unvalidated(), *callbacks],
             "limit_val_batches": 0,
             "num_sanity_val_steps": 0,
             "plugins": [environments.LightningEnvironment()],  # whatever has started this process
