@@ -150,23 +150,28 @@ class Packed:
         self.root, self.weights = root, root.square().float()
         sample = source.read(0, min(len(source), SAMPLE))
         self._middle, self._log_middle = sample.mean(0), (sample + EPS).log_().mean(0)
-        self._buffer = torch.empty(0)
-        packed, self.own = self.rows(queries)
-        self.queries = packed.roll(packed.shape[1] // 2, 1).mul_(self.weights.repeat(2))  # on one side is enough
-        self._buffer = torch.empty(0)
+        self._buffer, numbers = torch.empty(0), queries.shape[1]
+        self.queries = torch.empty(len(queries), 2 * numbers)
+        self.own = self._pack(queries, self.queries[:, numbers:], self.queries[:, :numbers])
+        self.queries.mul_(self.weights.repeat(2))  # on one side is enough
 
     def rows(self, histograms: Tensor) -> tuple[Tensor, Tensor]:
         """(rows, 2 * numbers) to multiply with `queries`, and (rows,) each row's own part; until the next call."""
         num_rows, numbers = histograms.shape
         if num_rows > len(self._buffer):  # used again and again: fresh memory costs as much as the arithmetic
             self._buffer = torch.empty(num_rows, 2 * numbers)
-        packed, own = self._buffer[:num_rows], torch.empty(num_rows)
-        for some in cached(num_rows, numbers):
+        packed = self._buffer[:num_rows]
+        return packed, self._pack(histograms, packed[:, :numbers], packed[:, numbers:])
+
+    def _pack(self, histograms: Tensor, logs: Tensor, shares: Tensor) -> Tensor:
+        """Write the logarithms and the histograms, both centred; (rows,) each row's own part."""
+        own = torch.empty(len(histograms))
+        for some in cached(*histograms.shape):
             p, log_p = histograms[some], (histograms[some] + EPS).log_()  # in their own precision; float32 once centred
-            torch.sub(log_p, self._log_middle, out=packed[some, :numbers])
-            torch.sub(p, self._middle, out=packed[some, numbers:])
-            own[some] = (packed[some, :numbers] * packed[some, numbers:]) @ self.weights
-        return packed, own
+            torch.sub(log_p, self._log_middle, out=logs[some])
+            torch.sub(p, self._middle, out=shares[some])
+            own[some] = (logs[some] * shares[some]) @ self.weights
+        return own
 
     def distances(self, scores: Tensor) -> Tensor:
         """Distances from (queries, ...) scores: inner products, less what the row is to itself."""
