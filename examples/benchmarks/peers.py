@@ -1,5 +1,6 @@
 """Other people's ways to the same, in the same run: rows without a bar, of what is installed."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -30,6 +31,26 @@ def unfreezing(settings: Settings) -> tuple[Run, Run]:
     """While the body is frozen."""
     plain = empty_network(settings)
     return replace(plain, callbacks=lambda num_steps: [Unfreezing(unfreeze_backbone_at_epoch=9)]), plain
+
+
+if find_spec("finetuning_scheduler"):
+
+    @Row("Empty network, finetuning-scheduler - plain step", unit="us")
+    def scheduling(settings: Settings) -> tuple[Run, Run]:
+        """While the body is frozen; by epochs alone, so without the checkpoints that it would otherwise keep."""
+        from finetuning_scheduler import FinetuningScheduler  # type: ignore[import-not-found]
+
+        phases = {0: {"params": ["network.fc.*"], "max_transition_epoch": 1}}
+        options = {
+            "epoch_transitions_only": True,
+            "restore_best": False,
+            "logging_level": 40,
+            "log_dir": settings.folder,
+        }
+        plain = empty_network(settings)
+        return replace(
+            plain, callbacks=lambda num_steps: [FinetuningScheduler(copy.deepcopy(phases), **options)]
+        ), plain
 
 
 @Row("Neighbors, faiss' Jensen-Shannon / ours", most=5, size="full")
