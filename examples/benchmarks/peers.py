@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -94,8 +95,7 @@ def described(settings: Settings, describe: Callable[[Any, Any, float, float], o
 
 
 def _with_opencv(image: Any, kernel: Any, low: float, high: float) -> object:
-    import cv2  # type: ignore[import-not-found]
-
+    cv2 = import_module("cv2")
     return cv2.calcHist([cv2.filter2D(image, -1, kernel)], [0], None, [20], [low, high])
 
 
