@@ -39,19 +39,10 @@ if find_spec("finetuning_scheduler"):
     @Row("Empty network, finetuning-scheduler - plain step", unit="us")
     def scheduling(settings: Settings) -> tuple[Run, Run]:
         """While the body is frozen; by epochs alone, so without the checkpoints that it would otherwise keep."""
-        from finetuning_scheduler import FinetuningScheduler  # type: ignore[import-not-found]
-
+        plain, scheduler = empty_network(settings), import_module("finetuning_scheduler").FinetuningScheduler
         phases = {0: {"params": ["network.fc.*"], "max_transition_epoch": 1}}
-        options = {
-            "epoch_transitions_only": True,
-            "restore_best": False,
-            "logging_level": 40,
-            "log_dir": settings.folder,
-        }
-        plain = empty_network(settings)
-        return replace(
-            plain, callbacks=lambda num_steps: [FinetuningScheduler(copy.deepcopy(phases), **options)]
-        ), plain
+        options = {"epoch_transitions_only": True, "restore_best": False, "log_dir": settings.folder}
+        return replace(plain, callbacks=lambda num_steps: [scheduler(copy.deepcopy(phases), **options)]), plain
 
 
 @Row("Neighbors, faiss' Jensen-Shannon / ours", most=5, size="full")
