@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, Subset
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.source.stream import load
-from lightning_transfer.source.task import known_labels
+from lightning_transfer.source.task import known_labels, structure
 
 
 def labels_of(dataset: Dataset[Any]) -> list[int]:
@@ -26,9 +26,17 @@ def labels_of(dataset: Dataset[Any]) -> list[int]:
         return [_class_number(load(dataset, index)) for index in range(len(dataset))]  # type: ignore[arg-type]
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise TransferConfigError(
-            f"The training data, a {type(dataset).__name__}, does not give (image, class number), so no part of it can "
-            "be held out by class. List the classes as dataset.targets."
+            f"The training data, a {type(dataset).__name__}, gives {_shown(dataset)}; expected (image, class number), "
+            "so that a part can be held out by class. List the classes, as whole numbers, as dataset.targets."
         ) from error
+
+
+def _shown(dataset: Any) -> str:
+    """What the first sample is, or why there is none."""
+    try:
+        return structure(load(dataset, 0))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def groups_of(dataset: Any) -> list[Any] | None:

@@ -156,17 +156,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             child.training = mode
 
 
-def images_and_labels(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Both, on a device, from a batch of a loader that is looked at.
+def images_and_labels(
+    batch: Any,
+    device: torch.device,
+    *,
+    otherwise: str = "Let its collate_fn give them, or pass [(batch[...], batch[...]) for batch in loader].",
+) -> tuple[Tensor, Tensor]:
+    """Both, on a device, from a batch of a loader that is looked at; `otherwise` says what to do where it is none.
 
     Raises:
         TransferConfigError: it is no (images, labels).
     """
     if not isinstance(batch, list | tuple) or len(batch) < 2 or not all(isinstance(part, Tensor) for part in batch[:2]):
-        raise TransferConfigError(
-            f"The loader gives a {type(batch).__name__}; expected (images, labels). Let its "
-            "collate_fn give them, or pass [(batch[...], batch[...]) for batch in loader]."
-        )
+        raise TransferConfigError(f"The loader gives a {type(batch).__name__}; expected (images, labels). {otherwise}")
     return batch[0].to(device), batch[1].to(device)
 
 

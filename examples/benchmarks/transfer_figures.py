@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transfer_results import EVIDENCE, PLAIN, difference, distance, finals, gap, read, tuning
+from transfer_results import EVIDENCE, PLAIN, difference, distance, finals, gap, read, settings, shots, tuning
 
 from lightning_transfer.reports.curves import COLORS, empty_figure
 
@@ -19,6 +19,7 @@ SHOWN = (
     "collaborative",
     "ensemble of two",
 )
+CURVES = tuple(row for row in SHOWN if "measured" not in row)  # those are soft's and selective's, or fine-tuning's
 
 
 def by_distance(path: Path) -> None:
@@ -42,7 +43,7 @@ def by_rate(path: Path) -> None:
     report = read("transfer")
     figure, panels = _panels([name for name in report["targets"] if tuning(report, name, PLAIN)], columns=4)
     for name, axes in panels.items():
-        for row in (PLAIN, *SHOWN):
+        for row in (PLAIN, *CURVES):
             found = sorted((lr, 100 * cell["validation"]) for lr, cell in tuning(report, name, row).items())
             if found:
                 axes.plot(*zip(*found, strict=True), label=row, marker="o", markersize=3, **_style(row))
@@ -56,7 +57,7 @@ def by_step(path: Path) -> None:
     cells = finals(report)
     figure, panels = _panels([name for name in report["targets"] if (name, PLAIN) in cells], columns=4)
     for name, axes in panels.items():
-        for row in (PLAIN, *SHOWN):
+        for row in (PLAIN, *CURVES):
             if (name, row) in cells:
                 curve = 100 * np.mean([cell["curve"] for cell in cells[name, row]], 0)
                 steps = np.arange(1, len(curve) + 1) / len(curve)
@@ -64,10 +65,33 @@ def by_step(path: Path) -> None:
     _finish(figure, panels, path, x="share of training", y="validation accuracy, %", is_shared=False)
 
 
+def by_shots(path: Path) -> None:
+    """Each method's difference to fine-tuning against the images of a class, where there is more than one number."""
+    found = settings()
+    steps = found[0][1][found[0][0], PLAIN][0]["steps"]
+    lines: dict[str, dict[str, list[tuple[float, ...]]]] = {}
+    for name, cells in found:
+        for row in SHOWN:
+            apart = difference(cells, name, row)
+            if apart is not None and cells[name, PLAIN][0]["steps"] == steps:
+                lines.setdefault(name, {}).setdefault(row, []).append((shots(cells, name), *apart))
+    several = {name: rows for name, rows in lines.items() if max(map(len, rows.values())) > 1}
+    figure, panels = _panels([*several], columns=4)
+    for name, axes in panels.items():
+        axes.axhline(0, color="black", linewidth=1)
+        axes.set_xscale("log")
+        for row, points in several[name].items():
+            if len(points) > 1:
+                images, apart, half = zip(*sorted(points), strict=True)
+                axes.errorbar(images, apart, half, marker="o", markersize=3, capsize=3, label=row, **_style(row))
+    _finish(figure, panels, path, x="images of a class", y="accuracy above fine-tuning, points")
+
+
 PICTURES: dict[str, Callable[[Path], None]] = {
     "distance.png": by_distance,
     "rates.png": by_rate,
     "steps.png": by_step,
+    "shots.png": by_shots,
 }
 
 

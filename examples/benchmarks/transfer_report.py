@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from advice import hit_rate, hits
+from transfer_data import relatives
 from transfer_figures import PICTURES
 from transfer_results import (
     EVIDENCE,
@@ -29,9 +30,12 @@ from transfer_results import (
     interval,
     paired,
     read,
+    settings,
     share_to_plain,
+    shots,
     tuning,
 )
+from transfer_rows import ROWS
 
 from lightning_transfer.advising.advise import LINES
 
@@ -101,6 +105,23 @@ def qualities(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def other_settings() -> str:
+    """A line for every target and number of images or steps, where there is more than one."""
+    found = settings()
+    found = [
+        (name, cells) for name, cells in found if sum(relatives(other) == relatives(name) for other, _ in found) > 1
+    ]
+    found.sort(key=lambda each: (each[0], shots(each[1], each[0]), each[1][each[0], PLAIN][0]["steps"]))
+    rows = [row for row in ROWS if row != PLAIN and sum((name, row) in cells for name, cells in found) > 1]
+    lines = [f"| | images of a class | steps | {PLAIN} | {' | '.join(rows)} |", "|---" * (len(rows) + 4) + "|"]
+    for name, cells in found:
+        plain = cells[name, PLAIN]
+        accuracy = f"{100 * mean(cell['test'] for cell in plain):.1f} %"
+        head = f"{name} | {shots(cells, name):.0f} | {plain[0]['steps']} | {accuracy}"
+        lines.append(f"| {head} | " + " | ".join(_interval(difference(cells, name, row)) for row in rows) + " |")
+    return "\n".join(lines)
+
+
 def rivals(report: dict[str, Any]) -> str:
     """What methods gain over what is nearest to them."""
     cells = finals(report)
@@ -157,11 +178,12 @@ def _interval(found: tuple[float, float] | None) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "matrix": lambda: markdown(read("transfer")),
     "summary": lambda: markdown(
-        {**(report := read("transfer")), "rows": [row for row in report["rows"] if row in LINES]}
+        {**(report := read("transfer")), "rows": [row for row in report["rows"] if row in (PLAIN, PROBE, *LINES)]}
     ),
     "qualities": lambda: qualities(read("transfer")),
     "rivals": lambda: rivals(read("transfer")),
     "between": lambda: markdown(read("between")),
+    "settings": other_settings,
     "rules": rules,
     "tried": lambda: markdown(read("tried")),
     "advice": hits,

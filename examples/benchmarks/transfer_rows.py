@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from transfer_data import Pictures, Target, normalised
 
 import lightning_transfer as lt
+from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES
 from lightning_transfer.tracing import evaluating
 
 BATCH, NEIGHBORS = 32, 100
@@ -165,11 +166,11 @@ class Setting:
         return self.source.only(torch.from_numpy(scores[labels == 0]).argsort(descending=True)[: self.num_borrowed()])
 
     def gap(self) -> float:
-        """The domain gap, by at most 1,000 images of each side."""
+        """The domain gap, by as many images as the package takes."""
         sides = []
-        for images in (self.seen(), self.source):
+        for images, most in ((self.seen(), TARGET_IMAGES), (self.source, SOURCE_IMAGES)):
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-            sides.append(features(self.network, images.only(order[:1000])))
+            sides.append(features(self.network, images.only(order[:most])))
         return lt.functional.domain_gap(*sides)
 
 

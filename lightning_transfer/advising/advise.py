@@ -1,27 +1,29 @@
 """Which method for my data: a look at it, and what is known of data like it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from lightning_transfer.advising.evidence import UNLIKE, Expected, Verdict, expect, known_settings, place, weigh
 from lightning_transfer.advising.measuring import Measured, measure
 from lightning_transfer.errors import TransferConfigError, check_count
 from lightning_transfer.progress import tqdm_progress
+from lightning_transfer.source.gap import is_near
 from lightning_transfer.source.task import AnyDataset, SourceTask
 
 # method, as the matrix calls it: the line to write, with the options that it was run with
 ALONE = {
-    "linear probe": "backbone.requires_grad_(False), and backbone.eval() in on_train_batch_start",
     "gated transfer": "callbacks=[lt.GatedTransfer()]",
     "AdaFilter": "callbacks=[lt.AdaFilter()]",
     "collaborative": "callbacks=[lt.CollaborativeFinetuning([another_pretrained_network])]",
     "ensemble of two": "callbacks=[lt.CollaborativeFinetuning([another_pretrained_network], weight=0.0)]",
 }
-SELECTIVE = 'lt.SelectiveJointFinetuning(lt.SourceTask(..., forward="joint"), neighbors=100'
+SELECTIVE = "lt.SelectiveJointFinetuning(source, neighbors=100"
 WITH_SOURCE = {
-    "soft": 'callbacks=[lt.SoftFinetuning(lt.SourceTask(..., forward="joint"))]',
-    "soft, measured weight": 'callbacks=[lt.SoftFinetuning(lt.SourceTask(..., forward="joint"), weight="auto")]',
+    "soft": "callbacks=[lt.SoftFinetuning(source)]",
+    "soft, measured weight": 'callbacks=[lt.SoftFinetuning(source, weight="auto")]',
     "selective": f"callbacks=[{SELECTIVE})]",
     "selective, measured weight": f'callbacks=[{SELECTIVE}, weight="auto")]',
     "selective and gated transfer": f"callbacks=[{SELECTIVE}), lt.GatedTransfer()]",
@@ -57,16 +59,21 @@ class Advice:
 
     def __str__(self) -> str:
         seen = self.measured
-        gap = "not measured (pass source=)" if seen.gap is None else f"{seen.gap:.2f} (.5 near, 1 far)"
+        gap = "not measured (pass source=)"
+        if seen.gap is not None:
+            then = "keep" if is_near(seen.gap) else "leave out"
+            gap = f'{seen.gap:.2f} (.5 near, 1 far); weight="auto" would {then} the source'
         lines = [
             f"{seen.images} labelled images, {seen.classes} classes, {seen.fewest} of the rarest.",
             f"Linear probe {seen.probe:.1%}, fine-tuning {seen.tuned:.1%}: {seen.distance:+.1f} +- "
             f"{196 * seen.error:.1f} points, on {seen.scored} images that were held out in turns.",
             f"Domain gap: {gap}.",
-            f"Your target is {self.place}. Most like it in the benchmarks: "
-            f"{'; '.join(f'{name} ({share:.0%})' for name, share in self.alike.items())}.",
+            f"By what fine-tuning adds, your target is {self.place}.",
         ]
-        if not self.is_known:
+        if self.is_known:
+            shares = "; ".join(f"{name} ({share:.0%})" for name, share in self.alike.items())
+            lines.append(f"What follows was seen on {shares}, by how much each counts.")
+        else:
             lines.append("Nothing in the benchmarks is much like it, so nothing is expected of any method.")
         if seen.distance + 196 * seen.error < -LOST:
             lines.append(
@@ -81,8 +88,11 @@ class Advice:
                 lines.append(f"  {change}, {each.cost:.1f} times the cost: {each.method}")
                 if verdict == "recommended":
                     lines.append(f"      {LINES[each.method]}")
+        if not any(each.verdict == "recommended" for each in self.expected):
+            lines += ["", "Stay with plain fine-tuning, or with the probe where that is as good."]
         if self.expected:
-            lines += ["", "Expected is what was seen on small networks and images: a hint, not a promise."]
+            joint = ', with forward="joint" of the source task' * (seen.gap is not None)
+            lines += ["", f"This was seen on small networks and images{joint}: a hint, not a promise."]
         return "\n".join(lines)
 
 
@@ -94,6 +104,7 @@ def advise(
     unaugmented: AnyDataset | None = None,
     steps: int = 300,
     head: str = "auto",
+    adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
     trainer: Mapping[str, Any] | None = None,
 ) -> Advice:
     """Say which methods are likely to help on somebody's own data, and which to hurt.
@@ -110,6 +121,7 @@ def advise(
         unaugmented: the training images without augmentation; those of the loader where left out.
         steps: of each of at most four trainings; a schedule that is laid out over epochs is over when they are.
         head: dotted path of the classifier, or "auto".
+        adapt: turns a batch into (images, labels), where it is a dictionary, say.
         trainer: options of the Trainer, such as {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}.
 
     Raises:
@@ -127,6 +139,7 @@ def advise(
         source=source,
         unaugmented=unaugmented,
         head=head,
+        adapt=adapt,
         steps=steps,
         options=trainer or {},
         progress=tqdm_progress,

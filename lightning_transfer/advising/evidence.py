@@ -19,6 +19,7 @@ GAP, DISTANCE, DOUBLINGS = 0.05, 10.0, 2.0  # differences in gap, points and sho
 NEAR, FAR = 3.0, 15.0  # points of distance, below which a target is near and from which it is far
 UNLIKE = 9.0  # three such differences in one respect, in squares, from which settings are not alike
 TOLERATED = 1.0  # points that a method may lose on average before it is advised against
+VAGUE = 10.0  # points of an interval, beyond which nothing is known
 
 Verdict = Literal["recommended", "no difference shown", "advised against"]
 
@@ -113,7 +114,7 @@ def expect(measured: Measured, settings: Sequence[Setting], methods: Sequence[st
     Args:
         measured: what was seen of the target.
         settings: what is known.
-        methods: those asked about; what was run in no setting that is alike is left out.
+        methods: those asked about; what is known of no setting that is alike, or too vaguely, is left out.
     """
     steps = {method: step for method in methods if (step := spread(settings, method)) is not None}
     usual = median(steps.values()) if steps else 0.0
@@ -129,7 +130,9 @@ def expect(measured: Measured, settings: Sequence[Setting], methods: Sequence[st
         freedom = min(len(each.differences[method]) for each in known) - 1
         cost = sum(share * each.costs[method] for share, each in shares)
         error = (seeds + steps.get(method, usual) * unlike) ** 0.5
-        found.append(Expected(method, points, _quantile(freedom) * error, cost))
+        interval = _quantile(freedom) * error
+        if interval <= VAGUE:
+            found.append(Expected(method, points, interval, cost))
     return sorted(found, key=lambda expected: -expected.points)
 
 

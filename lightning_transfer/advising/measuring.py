@@ -19,15 +19,16 @@ from lightning_transfer.glue.trainer import looking, to_device
 from lightning_transfer.linear import fit_linear
 from lightning_transfer.progress import Progress, Step
 from lightning_transfer.roles import find_head, has_forward
-from lightning_transfer.source.gap import domain_gap
+from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, check_alike, domain_gap
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.splitting import held_out
 from lightning_transfer.tracing import evaluating, images_and_labels
 
 FOLDS = 4
 ENOUGH = 250  # scored images, behind which no further fold is trained
-MOST = 1000  # images of the target that are scored in a fold, and of each side that the gap is told from
+MOST = 1000  # images of the target that are scored in a fold
 MOST_PROBED = 5000  # that the probe learns from
+ADAPT = "Say where they are: advise(..., adapt=lambda batch: (batch['image'], batch['label']))."
 PROBE_PENALTY = 10.0  # of .1 to 1,000 about the best on four targets with ten images of a class
 
 
@@ -68,6 +69,7 @@ def measure(
     source: SourceTask | None,
     unaugmented: Any,
     head: str,
+    adapt: Callable[[Any], tuple[Tensor, Tensor]] | None,
     steps: int,
     options: Mapping[str, Any],
     progress: Progress,
@@ -80,6 +82,7 @@ def measure(
         source: what the gap is measured to.
         unaugmented: the same images as the loader's, without augmentation; None for the loader's own.
         head: its path, or "auto".
+        adapt: turns a batch of the user's into images and labels; None where it is both.
         steps: of each training.
         options: of the Trainer.
         progress: makes a progress bar.
@@ -88,6 +91,12 @@ def measure(
         TransferConfigError: the images cannot be split, or the module has no head.
     """
     trials = proxy.trials_of(module, data, options, unaugmented=unaugmented)
+    counts = Counter(trials.labels)
+    if len(counts) < 2 or max(counts.values()) < 2:
+        raise TransferConfigError(
+            f"{len(trials.labels)} training images of {len(counts)} classes, at most {max(counts.values())} of one; "
+            "advice takes two classes and two images of a class at least."
+        )
     folds = fold(trials.labels, trials.groups)
     found: list[_Looking] = []
     with progress("Fine-tuning, to see how far it goes", steps * len(folds), unit="steps") as step:
@@ -99,13 +108,13 @@ def measure(
                 source=None if found else source,
                 unaugmented=unaugmented is not None,
                 head=head,
+                adapt=adapt,
                 step=step,
             )
             trials.train(copy.deepcopy(module), kept, [looks], steps=steps, seed=0)
             found.append(looks)
     probe, tuned = (torch.cat([getattr(each, name) for each in found]).double() for name in ("probed", "tuned"))
     scored = [index for out in folds for index in some(out, MOST)]
-    counts = Counter(trials.labels)
     return Measured(
         images=len(trials.labels),
         classes=len(counts),
@@ -171,21 +180,23 @@ class _Looking(AnyCallback):
         source: SourceTask | None,
         unaugmented: bool,
         head: str,
+        adapt: Callable[[Any], tuple[Tensor, Tensor]] | None,
         step: Step,
     ) -> None:
         self.loaders = probed, scored
-        self.source, self.unaugmented, self.head, self.step = source, unaugmented, head, step
+        self.source, self.unaugmented, self.step = source, unaugmented, step
+        self.options: Any = {"head": head, "adapt": adapt, "loader": scored}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """What the network as it came knows."""
-        look = _Look(trainer, pl_module, self.head, self.loaders[1])
+        look = _Look(trainer, pl_module, **self.options)
         (features, _, labels), (others, _, truth) = (look.at(loader) for loader in self.loaders)
         num_classes = int(max(labels.max(), truth.max())) + 1
         says = fit_linear(features, labels, num_classes=num_classes, penalty=PROBE_PENALTY)
         self.probed = says(others).argmax(1) == truth
         if self.source is not None:
             dataset = self.source.plain_dataset if self.unaugmented else self.source.dataset  # as the target's are
-            mine = features[some(list(range(len(features))), MOST)]
+            mine = features[some(list(range(len(features))), TARGET_IMAGES)]
             self.gap = domain_gap(mine, look.of_source(self.source, dataset))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
@@ -194,15 +205,15 @@ class _Looking(AnyCallback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """What it has learned."""
-        _, logits, truth = _Look(trainer, pl_module, self.head, self.loaders[1]).at(self.loaders[1])
+        _, logits, truth = _Look(trainer, pl_module, **self.options).at(self.loaders[1])
         self.tuned = logits.argmax(1) == truth
 
 
 class _Look:
     """Runs images through a module outside of training, and takes what its head takes and gives."""
 
-    def __init__(self, trainer: Any, module: Any, head: str, loader: DataLoader[Any]) -> None:
-        self.trainer, self.module = trainer, module
+    def __init__(self, trainer: Any, module: Any, *, head: str, adapt: Any, loader: DataLoader[Any]) -> None:
+        self.trainer, self.module, self.adapt = trainer, module, adapt
         probe = partial(self._try, loader) if has_forward(module) else None
         self.head = find_head(module, head, probe=probe)
         self.entry = module if probe else module.get_submodule(self.head.network_path)
@@ -211,35 +222,40 @@ class _Look:
         """Features, logits and labels."""
         parts = []
         for batch in loader:
-            with looking(self.trainer):
-                moved = to_device(self.trainer, batch, hooks=True)
-            images, labels = images_and_labels(moved, self.trainer.strategy.root_device)
+            self.shown, labels = self._read(batch)
             if labels.ndim != 1 or labels.is_floating_point():
                 raise TransferConfigError(
                     f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}; expected (B,) class numbers. "
                     "Leave mixing of images out of the loader that advice is asked for."
                 )
-            parts.append((*self._run(self.entry, images), labels.cpu()))
+            parts.append((*self._run(self.entry, self.shown), labels.cpu()))
         features, logits, labels = (torch.cat(part) for part in zip(*parts, strict=True))
         return features, logits, labels
 
     def of_source(self, source: SourceTask, dataset: Any) -> Tensor:
         """Features of source images."""
         own = partial(source.forward, self.module) if callable(source.forward) else None
-        chosen = Subset(dataset, some(list(range(source.num_images)), MOST))
+        chosen = Subset(dataset, some(list(range(source.num_images)), SOURCE_IMAGES))
         parts = []
         for batch in DataLoader(chosen, batch_size=100, num_workers=source.num_workers):
             with looking(self.trainer):
                 images, _ = source.unpack(to_device(self.trainer, batch, hooks=source.batch_hooks))
+            check_alike(self.shown, images)
             parts.append(self._run(own or self.entry, images, gives_features=own is not None)[0])
         return torch.cat(parts)
 
     def _try(self, loader: DataLoader[Any]) -> None:
         """Run an image."""
-        with looking(self.trainer):
-            batch = to_device(self.trainer, default_collate([loader.dataset[0]]), hooks=True)
+        images, _ = self._read(default_collate([loader.dataset[0]]))
         with evaluating(self.module):
-            self.module(images_and_labels(batch, self.trainer.strategy.root_device)[0])
+            self.module(images)
+
+    def _read(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Images and labels, on the device and behind the user's hooks."""
+        with looking(self.trainer):
+            moved = to_device(self.trainer, batch, hooks=True)
+        given = moved if self.adapt is None else self.adapt(moved)
+        return images_and_labels(given, self.trainer.strategy.root_device, otherwise=ADAPT)
 
     def _run(
         self, run: Callable[[Tensor], Any], images: Tensor, *, gives_features: bool = False

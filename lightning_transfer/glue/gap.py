@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from lightning_transfer import ranks
+from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.trainer import looking, progress_of, say, target_dataset, to_device
-from lightning_transfer.source.gap import domain_gap, is_near
+from lightning_transfer.source.gap import NEAR, SOURCE_IMAGES, TARGET_IMAGES, check_alike, domain_gap, is_near
 from lightning_transfer.source.stream import load, seeded
+from lightning_transfer.source.task import structure
 
 if TYPE_CHECKING:
     from lightning_transfer.glue.source_term import SourceTerm
 
-IMAGES = 1000  # of each side, at most
 BATCH = 100
 
 
@@ -27,27 +28,41 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
     given = None if term.chooser is None else term.chooser.target
     source = term.source.dataset if given is None else term.source.plain_dataset
 
-    def measured() -> float:
-        with progress_of(trainer)("How far the target lies from the source", 2 * IMAGES) as step:
-            sides = []
-            for dataset in (target_dataset(given, trainer), source):
-                sides.append(_features(term, module, dataset))
-                step(IMAGES)
-        return domain_gap(*sides)
+    def measured() -> tuple[float, int]:
+        with progress_of(trainer)("How far the target lies from the source", TARGET_IMAGES + SOURCE_IMAGES) as step:
+            mine, shown = _features(term, module, target_dataset(given, trainer), TARGET_IMAGES)
+            step(TARGET_IMAGES)
+            theirs, _ = _features(term, module, source, SOURCE_IMAGES, like=shown)
+            step(SOURCE_IMAGES)
+        return domain_gap(mine, theirs), len(mine)
 
-    gap = ranks.from_first(measured, patiently=True)
-    say(trainer, f"Domain gap {gap:.2f} (.5 near, 1 far): {'near enough' if is_near(gap) else 'plain fine-tuning'}.")
+    gap, size = ranks.from_first(measured, patiently=True)
+    then = "near enough" if is_near(gap) else "plain fine-tuning"
+    say(trainer, f"Domain gap {gap:.2f}, by {size} target images (.5 near, {NEAR} too far, 1 far): {then}.")
     return gap
 
 
-def _features(term: "SourceTerm", module: Any, dataset: Any) -> Tensor:
-    """(n, D) features of images drawn from a dataset; no random state of the program's moves."""
+def _features(term: "SourceTerm", module: Any, dataset: Any, size: int, *, like: Tensor | None = None) -> Any:
+    """(n, D) features of images drawn from a dataset, and some of these; no random state of the program's moves."""
     found = []
     with seeded(term.source.seed, 0):
-        size = len(dataset)
-        for some in torch.randperm(size)[:IMAGES].split(BATCH):
+        for some in torch.randperm(len(dataset))[:size].split(BATCH):
             batch = default_collate([load(dataset, index) for index in some.tolist()])
             with looking(module.trainer):
-                images, _ = term.source.unpack(to_device(module.trainer, batch, hooks=term.source.batch_hooks))
+                moved = to_device(module.trainer, batch, hooks=term.source.batch_hooks)
+            images = _target_images(term, moved) if like is None else term.source.unpack(moved)[0]
+            check_alike(images if like is None else like, images)
             found.append(term.features(module, images).float().flatten(1).cpu())
-    return torch.cat(found)
+    return torch.cat(found), images
+
+
+def _target_images(term: "SourceTerm", batch: Any) -> Tensor:
+    """The images of a target batch, which is read as source batches are."""
+    try:
+        return term.source.unpack(batch)[0]
+    except Exception as error:
+        raise TransferConfigError(
+            f"A target batch is {structure(batch)}, and weight='auto' reads it as it reads a source batch. Let the "
+            "source dataset give what the target's gives, with SourceTask(adapt=...) for both, or leave nothing to "
+            "measure: weight=lt.Schedule()."
+        ) from error

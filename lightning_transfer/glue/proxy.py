@@ -201,12 +201,13 @@ class Trials:
         """
         module.configure_callbacks = list
         loader = part_of(self.loader, indices)
-        environments = importlib.import_module(
-            f"{self.make.__module__.removesuffix('.trainer.trainer')}.plugins.environments"
-        )
+        namespace = self.make.__module__.removesuffix(".trainer.trainer")
+        environments = importlib.import_module(f"{namespace}.plugins.environments")
+        loggers = importlib.import_module(f"{namespace}.loggers.logger")
         each = math.ceil(len(loader) / self.options.get("accumulate_grad_batches", 1))
         options = {
             **QUIET,
+            "logger": loggers.DummyLogger(),  # whatever the user's steps ask of it
             "max_epochs": epochs or math.ceil(steps / each),  # a user's schedule may be laid out over them
             "max_steps": steps,
             "callbacks": [_Unvalidated(), *callbacks],

@@ -9,6 +9,7 @@ from lightning_transfer.linear import fit_linear
 FOLDS = 5
 PENALTY = 2.0  # on the weights of either side, which are each other's negative: 1 on those of a binary regression
 NEAR = 0.8  # a source loss has helped up to .85 and hurt from .84 on: see examples/benchmarks/README.md
+TARGET_IMAGES, SOURCE_IMAGES = 200, 1000  # at most: the more there are to learn from, the better they are told apart
 
 
 def domain_gap(target_features: Tensor, source_features: Tensor) -> float:
@@ -16,7 +17,8 @@ def domain_gap(target_features: Tensor, source_features: Tensor) -> float:
 
     The balanced accuracy, cross-validated in five folds, of a logistic regression on standardised features: about one
     half where nobody can tell the two apart, and keeping the source is likely to help; 1 where the target lies far from
-    it. Both sides must be decoded, resized and normalised alike, or it is that which is told apart.
+    it. Both sides must be decoded, resized and normalised alike, or it is that which is told apart. It grows with the
+    number of images: compare what was taken from as many.
 
     Args:
         target_features: (n, D), of a frozen network.
@@ -57,6 +59,20 @@ def domain_gap(target_features: Tensor, source_features: Tensor) -> float:
         right[out] = says(features[out]).argmax(1) == labels[out]
     shares = [right[labels == label].double().mean().item() for label in (0, 1)]
     return sum(shares) / 2
+
+
+def check_alike(target_images: Tensor, source_images: Tensor) -> None:
+    """Refuse batches of which a glance tells which is which.
+
+    Raises:
+        TransferConfigError: their images differ in channels or size.
+    """
+    sizes = [tuple(images.shape[1:]) for images in (target_images, source_images)]
+    if sizes[0] != sizes[1]:
+        raise TransferConfigError(
+            f"Target images are of shape {sizes[0]}, source images of {sizes[1]}; expected alike, or it is their size "
+            "that tells them apart. Give the source dataset the target's transform."
+        )
 
 
 def is_near(gap: float) -> bool:

@@ -224,7 +224,7 @@ def test_what_is_not_right_is_refused_by_name():
         advise(data=[(torch.zeros(2, 3, 6, 6), torch.tensor([0, 1]))])
     with pytest.raises(lt.TransferConfigError, match="unaugmented has 20 images, the training data 24"):
         advise(unaugmented=toys.source_data())
-    with pytest.raises(lt.TransferConfigError, match=r"loader gives a dict.*Let its collate_fn"):
+    with pytest.raises(lt.TransferConfigError, match=r"loader gives a dict.*adapt=lambda batch"):
         advise(data=DataLoader(Named(), batch_size=4))
     with pytest.raises(lt.TransferConfigError, match=r"Labels have shape \(4, 5\).*mixing"):
         advise(data=DataLoader(toys.target_data(), batch_size=4, collate_fn=_mixed))
@@ -232,6 +232,13 @@ def test_what_is_not_right_is_refused_by_name():
         advise(trainer={"callbacks": [], "max_epochs": 1, "devices": 2})
     with pytest.raises(lt.TransferConfigError, match="trainer is a Trainer"):
         advise(trainer=toys.trainer())
+    for labels, words in (([3] * 24, "24 training images of 1 classes"), ([*range(24)], "at most 1 of one")):
+        alone = TensorDataset(toys.target_data().tensors[0], torch.tensor(labels))
+        with pytest.raises(lt.TransferConfigError, match=words):
+            advise(data=DataLoader(alone, batch_size=4))
+    larger = TensorDataset(torch.rand(8, 3, 8, 8), torch.arange(8) % 4)
+    with pytest.raises(lt.TransferConfigError, match=r"of shape \(3, 6, 6\), source images of \(3, 8, 8\)"):
+        advise(source=lt.SourceTask(larger, head=toys.source_head()))
     with pytest.raises(lt.TransferConfigError, match="are of one group"):
         fold([0, 1, 0, 1], [7, 7, 7, 7])
     with pytest.raises(lt.TransferConfigError, match="does not run its head 'model.fc'"):
@@ -259,6 +266,26 @@ class Beside(toys.LitToy):
         return self.model.features(pixels)
 
 
+def test_batches_that_are_adapted_say_the_same():
+    class ByName(toys.LitToy):
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch["image"], batch["label"]), batch_idx)
+
+    pairs = advise(data=DataLoader(toys.target_data(), batch_size=4))
+    named = advise(ByName(), DataLoader(Named(), batch_size=4), adapt=lambda batch: (batch["image"], batch["label"]))
+    assert named.measured == pairs.measured
+
+
+def test_a_step_that_asks_for_its_logger_gets_one_that_does_nothing():
+    class Logging(toys.LitToy):
+        def training_step(self, batch, batch_idx):
+            self.logger.experiment.add_scalar("x", 1.0, batch_idx)
+            self.logger.log_hyperparams({"lr": 0.1})
+            return super().training_step(batch, batch_idx)
+
+    assert advise(Logging()).measured == advise().measured
+
+
 def test_nothing_is_like_a_target_that_is_like_nothing(monkeypatch):
     far = [lt.advising.evidence.Setting("elsewhere", 1e6, 0.5, 90.0, {"soft": [1.0, 2.0]}, {"soft": 1.0})]
     monkeypatch.setattr("lightning_transfer.advising.advise.known_settings", lambda: far)
@@ -268,8 +295,11 @@ def test_nothing_is_like_a_target_that_is_like_nothing(monkeypatch):
 
 
 def test_a_difference_that_never_varies_is_no_certainty():
-    data = TensorDataset(torch.zeros(24, 3, 6, 6), torch.zeros(24, dtype=torch.long))
-    assert advise(data=DataLoader(data, batch_size=4)).measured.error == pytest.approx(1 / 24)
+    marks = (torch.arange(24) % 2).float()[:, None, None, None].expand(24, 3, 6, 6)
+    data = TensorDataset(20 * marks, torch.arange(24) % 2)  # told apart by anything
+    seen = advise(data=DataLoader(data, batch_size=4), steps=40).measured
+    assert seen.probe == seen.tuned == 1.0
+    assert seen.error == pytest.approx(1 / 24)
 
 
 def test_images_of_one_group_stand_for_one():

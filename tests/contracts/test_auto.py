@@ -143,6 +143,20 @@ def test_what_is_only_looked_at_is_not_augmented_as_what_is_trained_on(is_measur
     assert sum(seen) >= 60 + 80 * is_measured  # the gap's images of both sides, or the target's in a round
 
 
+def test_a_gap_is_told_from_as_many_images_however_many_there_are():
+    class Counted(TensorDataset):
+        def __getitem__(self, index):
+            loaded.append(index)
+            return super().__getitem__(index)
+
+    loaded: list[int] = []
+    many = Counted(*toys.images(500, toys.TARGET_CLASSES, seed=9).tensors)
+    callback = soft()
+    fit(LitToy(), [callback], loader=DataLoader(many, batch_size=4), max_steps=1)
+    assert callback.part.gap is not None
+    assert 200 <= len(loaded) < 230  # those that are looked at, and a few batches
+
+
 def test_the_rule():
     assert [is_near(gap) for gap in (0.0, 0.5, 0.799, 0.8, 1.0)] == [True, True, True, False, False]
 
@@ -152,3 +166,20 @@ def test_too_few_images_or_another_word_are_refused():
         fit(LitToy(), [soft()], loader=DataLoader(TensorDataset(*near_data()[:3]), batch_size=3))
     with pytest.raises(lt.TransferConfigError, match="weight='automatic' is no Schedule"):
         lt.SoftFinetuning(source(), weight="automatic")
+
+
+def test_sides_that_a_glance_tells_apart_are_refused():
+    larger = TensorDataset(torch.rand(80, 3, 8, 8), torch.arange(80) % toys.SOURCE_CLASSES)
+    with pytest.raises(lt.TransferConfigError, match=r"of shape \(3, 6, 6\), source images of \(3, 8, 8\)"):
+        fit(LitToy(), [soft(data=larger)], loader=shuffled(near_data()))
+
+
+def test_a_target_batch_that_is_not_read_as_the_sources_is_named():
+    class ByName(LitToy):
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch["image"], batch["label"]), batch_idx)
+
+    images, labels = near_data().tensors
+    named = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
+    with pytest.raises(lt.TransferConfigError, match=r"A target batch is {'image': Tensor\(60, .*weight=lt.Schedule"):
+        fit(ByName(), [soft()], loader=DataLoader(named, batch_size=4))
