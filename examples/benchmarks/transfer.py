@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import product
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ BEYOND = {0.003: 0.001, 0.1: 0.3}
 TARGETS = ("near", "trashnet", "signdigits", "gtsrb")
 QUICK = {"rows": ["fine-tuning", "soft", "gated transfer"], "targets": ["near", "signdigits"], "seeds": 2}
 TUNING_SEED = 0
+INTERRUPTS_IGNORED = (signal.SIGINT, signal.SIG_IGN)  # by workers: the first process ends them
 NETWORKS, PRETRAINING_LR, PRETRAINING_BATCH = 2, 0.2, 128
 
 
@@ -189,13 +191,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     plan = Plan(options.data, options.work, options.shots or None, options.steps, options.epochs, options.seeds)
     plan.cells.mkdir(parents=True, exist_ok=True)
     jobs = [(row, name) for row in options.rows for name in options.targets]
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        for line in pool.map(pretrain, [plan] * NETWORKS, range(NETWORKS)):
-            print(line, flush=True)
-        waiting = [pool.submit(run_row, plan, *job) for job in jobs]
-        for number, done in enumerate(as_completed(waiting), start=1):
-            print(f"[{number}/{len(jobs)}] {done.result()}", flush=True)
+    with ProcessPoolExecutor(options.workers, get_context("spawn"), signal.signal, INTERRUPTS_IGNORED) as pool:
+        try:
+            for line in pool.map(pretrain, [plan] * NETWORKS, range(NETWORKS)):
+                print(line, flush=True)
+            waiting = [pool.submit(run_row, plan, *job) for job in jobs]
+            for number, done in enumerate(as_completed(waiting), start=1):
+                print(f"[{number}/{len(jobs)}] {done.result()}", flush=True)
+                report(plan, options.rows, options.targets, options.out)
+        except KeyboardInterrupt:
+            for worker in active_children():
+                worker.terminate()
             report(plan, options.rows, options.targets, options.out)
+            raise SystemExit(f"Broken off. What is finished is in {options.out}; the same command goes on.") from None
+    if options.quick:
+        print("These few short runs show that everything works; their differences mean nothing.")
     return report(plan, options.rows, options.targets, options.out)
 
 

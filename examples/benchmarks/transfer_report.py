@@ -146,7 +146,9 @@ def rules() -> str:
         for most in RULES:
             shown[f"at a gap below {most}"] = [_below(cells, name, row, most) for name in targets]
         shown["where validation is better with it"] = [_validated(reports, cells, name, row) for name in targets]
-        lines += [f"| {row}, {rule} | " + " | ".join(map(_interval, found)) + " |" for rule, found in shown.items()]
+        for rule, found in shown.items():
+            says = ["off" if each == (0.0, 0.0) else _interval(each) for each in found]
+            lines.append(f"| {row}, {rule} | {' | '.join(says)} |")
     return "\n".join(lines)
 
 
