@@ -22,21 +22,7 @@ def labels_of(dataset: Dataset[Any]) -> list[int]:
     known = known_labels(dataset)
     if known is not None and known.ndim == 1 and not known.is_floating_point():
         return known.tolist()
-    try:
-        return [_class_number(load(dataset, index)) for index in range(len(dataset))]  # type: ignore[arg-type]
-    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise TransferConfigError(
-            f"The training data, a {type(dataset).__name__}, gives {_shown(dataset)}; expected (image, class number), "
-            "so that a part can be held out by class. List the classes, as whole numbers, as dataset.targets."
-        ) from error
-
-
-def _shown(dataset: Any) -> str:
-    """What the first sample is, or why there is none."""
-    try:
-        return structure(load(dataset, 0))
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+    return [_class_number(load(dataset, index), dataset, index) for index in range(len(dataset))]  # type: ignore[arg-type]
 
 
 def groups_of(dataset: Any) -> list[Any] | None:
@@ -56,10 +42,17 @@ def groups_of(dataset: Any) -> list[Any] | None:
     return None if groups is None else list(groups)
 
 
-def _class_number(sample: Any) -> int:
-    label = torch.as_tensor(sample[1])
-    if label.ndim or label.is_floating_point():
-        raise TypeError(f"label {sample[1]!r}")
+def _class_number(sample: Any, dataset: Any, index: int) -> int:
+    try:
+        label = torch.as_tensor(sample[1])
+        if label.ndim or label.is_floating_point():
+            raise TypeError(f"label {sample[1]!r}")
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise TransferConfigError(
+            f"Image {index} of the training data, a {type(dataset).__name__}, is {structure(sample)}; expected (image, "
+            "class number), so that a part can be held out by class. List the classes, as whole numbers, as "
+            "dataset.targets."
+        ) from error
     return int(label)
 
 

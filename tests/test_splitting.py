@@ -70,5 +70,5 @@ def test_labels_are_those_listed_or_loaded():
     expected = data.tensors[1].tolist()
     assert labels_of(data) == labels_of(Unlisted(data)) == expected
     assert labels_of(torch.utils.data.Subset(data, [3, 1])) == [expected[3], expected[1]]
-    with pytest.raises(lt.TransferConfigError, match=r"gives Tensor\(3,\); expected \(image, class number\)"):
+    with pytest.raises(lt.TransferConfigError, match=r"Image 0 .* is Tensor\(3,\); expected \(image, class number\)"):
         labels_of(Unlisted(torch.rand(4, 3)))

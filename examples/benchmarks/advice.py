@@ -27,11 +27,12 @@ from transfer_rows import BATCH, Classifier, Setting
 
 import lightning_transfer as lt
 from lightning_transfer.advising.advise import LINES
-from lightning_transfer.advising.evidence import Expected, expect, place
+from lightning_transfer.advising.evidence import MEASURED, Expected, expect, place
 from lightning_transfer.advising.evidence import Setting as Known
 from lightning_transfer.advising.measuring import Measured
 
 SEEDS = (1, 2, 3)
+INDEPENDENT = [row for row in LINES if row not in MEASURED]
 
 
 def look(job: tuple[str, int, float], plan: Plan) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def judged() -> dict[str, tuple[list[str], Counts]]:
             measured = Measured(**{field.name: each[field.name] for field in fields(Measured)})
             places.append(place(measured.distance))
             for number, others in enumerate((strangers, unrelated)):
-                counts[number] += right(setting, expect(measured, others, [*LINES]))
+                counts[number] += right(setting, expect(measured, others, INDEPENDENT))
         found[setting.target] = places, counts
     return found
 
@@ -87,11 +88,13 @@ def hits() -> str:
 def hit_rate() -> str:
     """The same in a sentence."""
     (gained, lost), _ = sum(counts for _, counts in judged().values())
-    runs = [setting["differences"][row] for setting in evidence() for row in LINES if row in setting["differences"]]
+    known = [setting["differences"] for setting in evidence()]
+    runs = [seeds[row] for seeds in known for row in INDEPENDENT if row in seeds]
     gains = sum(mean(each) > 0 for each in runs), len(runs)
     return (
-        f"On targets that are left out of what it knows, {_of(gained)} of its recommendations gained, and {_of(lost)} "
-        f"of what it advised against lost. Of all methods on all targets {_of(gains)} gain."
+        f"On three draws of each of {len(known)} targets, left out of what it knows in turn, {_of(gained)} of its "
+        f"recommendations gained, and {_of(lost)} of what it advised against lost. Of all methods on all targets "
+        f"{_of(gains)} gain."
     )
 
 
@@ -99,10 +102,10 @@ def right(setting: Known, expected: Sequence[Expected]) -> Any:
     """(2, 2) for and against: how many were right, and how many were said."""
     found = np.zeros((2, 2), dtype=int)
     for each in expected:
-        if each.verdict != "no difference shown" and each.method in setting.differences:
+        if each.verdict in ("recommended", "advised against") and each.method in setting.differences:
             is_against = each.verdict == "advised against"
-            gained = mean(setting.differences[each.method]) > 0
-            found[int(is_against)] += [int(gained != is_against), 1]
+            change = mean(setting.differences[each.method])
+            found[int(is_against)] += [int(change < 0 if is_against else change > 0), 1]
     return found
 
 

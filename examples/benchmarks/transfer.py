@@ -92,7 +92,9 @@ def pretrain(plan: Plan, number: int) -> str:
     options: Any = {"accelerator": "cpu", "precision": "bf16-mixed", **dict.fromkeys(quiet, False)}
     L.Trainer(max_epochs=plan.epochs, **options).fit(module, loader)
     right = accuracy(module.model, unseen)
-    torch.save({"weights": module.model.state_dict(), "test accuracy": right}, path)
+    part = path.with_suffix(f".{os.getpid()}")
+    torch.save({"weights": module.model.state_dict(), "test accuracy": right}, part)
+    part.replace(path)
     return f"{path.name}: {right:.1%} of the source's test images"
 
 
@@ -200,8 +202,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 print(f"[{number}/{len(jobs)}] {done.result()}", flush=True)
                 report(plan, options.rows, options.targets, options.out)
         except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
             for worker in active_children():
-                worker.terminate()
+                worker.kill()  # Lightning would let a training that is asked to end go on
             report(plan, options.rows, options.targets, options.out)
             raise SystemExit(f"Broken off. What is finished is in {options.out}; the same command goes on.") from None
     if options.quick:

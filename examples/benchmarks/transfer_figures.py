@@ -1,11 +1,11 @@
-"""Pictures of the transfer matrix: by distance, learning rate, steps, shots and skew."""
+"""Pictures of the transfer matrix: by distance, learning rate and steps."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transfer_results import EVIDENCE, PLAIN, difference, distance, finals, gap, read, settings, shots, tuning
+from transfer_results import EVIDENCE, PLAIN, difference, distance, finals, gap, read, tuning
 
 from lightning_transfer.reports.curves import COLORS, empty_figure
 
@@ -65,33 +65,10 @@ def by_step(path: Path) -> None:
     _finish(figure, panels, path, x="share of training", y="validation accuracy, %", is_shared=False)
 
 
-def by_shots(path: Path) -> None:
-    """Each method's difference to fine-tuning against the images of a class, where there is more than one number."""
-    found = settings()
-    steps = found[0][1][found[0][0], PLAIN][0]["steps"]
-    lines: dict[str, dict[str, list[tuple[float, ...]]]] = {}
-    for name, cells in found:
-        for row in SHOWN:
-            apart = difference(cells, name, row)
-            if apart is not None and cells[name, PLAIN][0]["steps"] == steps:
-                lines.setdefault(name, {}).setdefault(row, []).append((shots(cells, name), *apart))
-    several = {name: rows for name, rows in lines.items() if max(map(len, rows.values())) > 1}
-    figure, panels = _panels([*several], columns=4)
-    for name, axes in panels.items():
-        axes.axhline(0, color="black", linewidth=1)
-        axes.set_xscale("log")
-        for row, points in several[name].items():
-            if len(points) > 1:
-                images, apart, half = zip(*sorted(points), strict=True)
-                axes.errorbar(images, apart, half, marker="o", markersize=3, capsize=3, label=row, **_style(row))
-    _finish(figure, panels, path, x="images of a class", y="accuracy above fine-tuning, points")
-
-
 PICTURES: dict[str, Callable[[Path], None]] = {
     "distance.png": by_distance,
     "rates.png": by_rate,
     "steps.png": by_step,
-    "shots.png": by_shots,
 }
 
 
@@ -99,9 +76,9 @@ def _style(row: str) -> dict[str, Any]:
     """A line of its own for each row; plain fine-tuning's is thick and black."""
     if row == PLAIN:
         return {"color": "black", "linewidth": 2.5}
-    number = SHOWN.index(row)
-    dashes = ("-", "--")[number // len(COLORS[1:])]
-    return {"color": COLORS[1:][number % len(COLORS[1:])], "linestyle": dashes, "linewidth": 1.3}
+    is_ensemble = row == CURVES[-1]  # drawn as the collaborative row is, but dashed
+    color = COLORS[1:][CURVES.index(row) - is_ensemble]
+    return {"color": color, "linestyle": "--" if is_ensemble else "-", "linewidth": 1.3}
 
 
 def _panels(names: Sequence[str], columns: int) -> tuple[Any, dict[str, Any]]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from advice import hit_rate, hits
-from transfer_data import relatives
 from transfer_figures import PICTURES
 from transfer_results import (
     EVIDENCE,
@@ -30,12 +29,9 @@ from transfer_results import (
     interval,
     paired,
     read,
-    settings,
     share_to_plain,
-    shots,
     tuning,
 )
-from transfer_rows import ROWS
 
 from lightning_transfer.advising.advise import LINES
 
@@ -50,7 +46,7 @@ RIVALS = {
     "AdaFilter": "AdaFilter, random gates",
     "gated transfer": "dropout alone",
     "collaborative": "ensemble of two",
-    "fine-tuning, twice as long": PLAIN,
+    "ensemble of two": "fine-tuning, twice as long",
 }
 RULED, RULES = ("soft", "joint, random source", "selective"), (0.75, 0.8, 0.85)
 
@@ -102,23 +98,6 @@ def qualities(report: dict[str, Any]) -> str:
         worst = mean(100 * (max(each) - min(each)) for each in rates)
         more = ["" if row == PLAIN else _interval(difference(cells, name, row, "discrimination")) for name in unseen]
         lines.append(f"| {' | '.join([row, f'{reached} of {runs}', when, f'{worst:.1f}', *more])} |")
-    return "\n".join(lines)
-
-
-def other_settings() -> str:
-    """A line for every target and number of images or steps, where there is more than one."""
-    found = settings()
-    found = [
-        (name, cells) for name, cells in found if sum(relatives(other) == relatives(name) for other, _ in found) > 1
-    ]
-    found.sort(key=lambda each: (each[0], shots(each[1], each[0]), each[1][each[0], PLAIN][0]["steps"]))
-    rows = [row for row in ROWS if row != PLAIN and sum((name, row) in cells for name, cells in found) > 1]
-    lines = [f"| | images of a class | steps | {PLAIN} | {' | '.join(rows)} |", "|---" * (len(rows) + 4) + "|"]
-    for name, cells in found:
-        plain = cells[name, PLAIN]
-        accuracy = f"{100 * mean(cell['test'] for cell in plain):.1f} %"
-        head = f"{name} | {shots(cells, name):.0f} | {plain[0]['steps']} | {accuracy}"
-        lines.append(f"| {head} | " + " | ".join(_interval(difference(cells, name, row)) for row in rows) + " |")
     return "\n".join(lines)
 
 
@@ -185,7 +164,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "qualities": lambda: qualities(read("transfer")),
     "rivals": lambda: rivals(read("transfer")),
     "between": lambda: markdown(read("between")),
-    "settings": other_settings,
     "rules": rules,
     "tried": lambda: markdown(read("tried")),
     "advice": hits,

@@ -11,29 +11,12 @@ from scipy.stats import t as student  # type: ignore[import-untyped]
 PLAIN, PROBE = "fine-tuning", "linear probe"
 FOLDER = Path(__file__).with_name("results")
 EVIDENCE = ("transfer", "between")  # the results that advise() knows
-OTHERS = ("5-shots", "25-shots", "full", "short", "skewed")  # the same with other numbers of images, or of steps
 Cells = dict[tuple[str, str], list[dict[str, Any]]]  # by target and row, final runs in the order of seeds
 
 
 def read(name: str) -> Any:
     """One of the committed files."""
     return json.loads((FOLDER / f"{name}.json").read_text())
-
-
-def settings() -> list[tuple[str, Cells]]:
-    """Every target in every setting that there are results of: its name, and its final runs."""
-    reports = [read("transfer"), *(read(name) for name in OTHERS if (FOLDER / f"{name}.json").exists())]
-    found = []
-    for report in reports:
-        cells = finals(report)
-        found += [(name, cells) for name in report["targets"] if (name, PLAIN) in cells]
-    return found
-
-
-def shots(cells: Cells, target: str) -> float:
-    """Images of a class to learn from."""
-    cell = cells[target, PLAIN][0]
-    return float(cell["images"] / cell["classes"])
 
 
 def finals(report: dict[str, Any]) -> Cells:

@@ -21,19 +21,21 @@ ALONE = {
     "ensemble of two": "callbacks=[lt.CollaborativeFinetuning([another_pretrained_network], weight=0.0)]",
 }
 SELECTIVE = "lt.SelectiveJointFinetuning(source, neighbors=100"
+JOINT = '  # where source has forward="joint"'
 WITH_SOURCE = {
-    "soft": "callbacks=[lt.SoftFinetuning(source)]",
-    "soft, measured weight": 'callbacks=[lt.SoftFinetuning(source, weight="auto")]',
-    "selective": f"callbacks=[{SELECTIVE})]",
-    "selective, measured weight": f'callbacks=[{SELECTIVE}, weight="auto")]',
-    "selective and gated transfer": f"callbacks=[{SELECTIVE}), lt.GatedTransfer()]",
-    "selective and AdaFilter": f"callbacks=[{SELECTIVE}), lt.AdaFilter()]",
+    "soft": f"callbacks=[lt.SoftFinetuning(source)]{JOINT}",
+    "soft, measured weight": f'callbacks=[lt.SoftFinetuning(source, weight="auto")]{JOINT}',
+    "selective": f"callbacks=[{SELECTIVE})]{JOINT}",
+    "selective, measured weight": f'callbacks=[{SELECTIVE}, weight="auto")]{JOINT}',
+    "selective and gated transfer": f"callbacks=[{SELECTIVE}), lt.GatedTransfer()]{JOINT}",
+    "selective and AdaFilter": f"callbacks=[{SELECTIVE}), lt.AdaFilter()]{JOINT}",
 }
 LINES = {**ALONE, **WITH_SOURCE}
 TITLES: dict[Verdict, str] = {
     "recommended": "Recommended",
     "no difference shown": "No difference shown to plain fine-tuning",
     "advised against": "Advised against",
+    "not known": "Not known well enough",
 }
 NOTABLE = 0.1  # of all that is known, from which share on a setting is named
 LOST = 10.0  # points below a linear probe, from which fine-tuning itself looks wrong
@@ -62,7 +64,7 @@ class Advice:
         gap = "not measured (pass source=)"
         if seen.gap is not None:
             then = "keep" if is_near(seen.gap) else "leave out"
-            gap = f'{seen.gap:.2f} (.5 near, 1 far); weight="auto" would {then} the source'
+            gap = f'{seen.gap:.2f} (.5 near, 1 far); weight="auto" would, by this, {then} the source'
         lines = [
             f"{seen.images} labelled images, {seen.classes} classes, {seen.fewest} of the rarest.",
             f"Linear probe {seen.probe:.1%}, fine-tuning {seen.tuned:.1%}: {seen.distance:+.1f} +- "
@@ -75,7 +77,8 @@ class Advice:
             lines.append(f"What follows was seen on {shares}, by how much each counts.")
         else:
             lines.append("Nothing in the benchmarks is much like it, so nothing is expected of any method.")
-        if seen.distance + 196 * seen.error < -LOST:
+        is_wrong = seen.distance + 196 * seen.error < -LOST
+        if is_wrong:
             lines.append(
                 "Fine-tuning loses what the network knows: its learning rate is too high, or it has too few steps."
             )
@@ -84,15 +87,14 @@ class Advice:
             if some:
                 lines += ["", f"{title}:"]
             for each in some:
-                change = f"{each.points:+5.1f} +- {each.interval:.1f} points"
-                lines.append(f"  {change}, {each.cost:.1f} times the cost: {each.method}")
+                change = f"{each.points:+5.1f} +- {each.interval:.1f} points, {each.cost:.1f} times the cost: "
+                lines.append("  " + ("" if verdict == "not known" else change) + each.method)
                 if verdict == "recommended":
                     lines.append(f"      {LINES[each.method]}")
-        if not any(each.verdict == "recommended" for each in self.expected):
+        if self.expected and not is_wrong and all(each.verdict != "recommended" for each in self.expected):
             lines += ["", "Stay with plain fine-tuning, or with the probe where that is as good."]
         if self.expected:
-            joint = ', with forward="joint" of the source task' * (seen.gap is not None)
-            lines += ["", f"This was seen on small networks and images{joint}: a hint, not a promise."]
+            lines += ["", "This was seen on small networks and images: a hint, not a promise."]
         return "\n".join(lines)
 
 

@@ -14,14 +14,16 @@ from statistics import NormalDist, mean, median, stdev
 from typing import Any, Literal
 
 from lightning_transfer.advising.measuring import Measured
+from lightning_transfer.source.gap import is_near
 
 GAP, DISTANCE, DOUBLINGS = 0.05, 10.0, 2.0  # differences in gap, points and shots that count alike
 NEAR, FAR = 3.0, 15.0  # points of distance, below which a target is near and from which it is far
 UNLIKE = 9.0  # three such differences in one respect, in squares, from which settings are not alike
 TOLERATED = 1.0  # points that a method may lose on average before it is advised against
-VAGUE = 10.0  # points of an interval, beyond which nothing is known
+VAGUE = 10.0  # points of an interval that has both signs, beyond which nothing is known: the worst losses seen
+MEASURED = {"soft, measured weight": "soft", "selective, measured weight": "selective"}  # that, or fine-tuning
 
-Verdict = Literal["recommended", "no difference shown", "advised against"]
+Verdict = Literal["recommended", "no difference shown", "advised against", "not known"]
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,11 @@ class Expected:
 
     @property
     def verdict(self) -> Verdict:
-        """Recommended where the interval lies above zero; advised against below it, or where much is lost."""
+        """Recommended where the interval lies above zero, advised against below it, or where much is lost."""
         if self.points - self.interval > 0:
             return "recommended"
+        if self.interval > VAGUE and self.points + self.interval > 0:
+            return "not known"
         loses = self.points + self.interval < 0 or self.points < -TOLERATED
         return "advised against" if loses else "no difference shown"
 
@@ -114,25 +118,28 @@ def expect(measured: Measured, settings: Sequence[Setting], methods: Sequence[st
     Args:
         measured: what was seen of the target.
         settings: what is known.
-        methods: those asked about; what is known of no setting that is alike, or too vaguely, is left out.
+        methods: those asked about; what was run in no setting that is alike is left out.
     """
-    steps = {method: step for method in methods if (step := spread(settings, method)) is not None}
+    rows = [MEASURED.get(method, method) for method in methods]
+    steps = {row: step for row in rows if (step := spread(settings, row)) is not None}
     usual = median(steps.values()) if steps else 0.0
     found = []
     for method in methods:
-        known = [each for each in settings if method in each.differences and each.unlike(measured) < UNLIKE]
+        row = MEASURED.get(method, method)
+        known = [each for each in settings if row in each.differences and each.unlike(measured) < UNLIKE]
         if not known:
             continue
+        if method in MEASURED and (measured.gap is None or not is_near(measured.gap)):
+            found.append(Expected(method, 0.0, 0.0, 1.0))
+            continue
         shares = weigh(measured, known)
-        points = sum(share * mean(each.differences[method]) for share, each in shares)
-        seeds = sum((share * each.error(method)) ** 2 for share, each in shares)
+        points = sum(share * mean(each.differences[row]) for share, each in shares)
+        seeds = sum((share * each.error(row)) ** 2 for share, each in shares)
         unlike = sum(share * each.unlike(measured) for share, each in shares)  # as if all erred alike
-        freedom = min(len(each.differences[method]) for each in known) - 1
-        cost = sum(share * each.costs[method] for share, each in shares)
-        error = (seeds + steps.get(method, usual) * unlike) ** 0.5
-        interval = _quantile(freedom) * error
-        if interval <= VAGUE:
-            found.append(Expected(method, points, interval, cost))
+        freedom = min(len(each.differences[row]) for each in known) - 1
+        cost = sum(share * each.costs[row] for share, each in shares)
+        error = (seeds + steps.get(row, usual) * unlike) ** 0.5
+        found.append(Expected(method, points, _quantile(freedom) * error, cost))
     return sorted(found, key=lambda expected: -expected.points)
 
 

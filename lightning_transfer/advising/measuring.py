@@ -20,7 +20,7 @@ from lightning_transfer.linear import fit_linear
 from lightning_transfer.progress import Progress, Step
 from lightning_transfer.roles import find_head, has_forward
 from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, check_alike, domain_gap
-from lightning_transfer.source.task import SourceTask
+from lightning_transfer.source.task import SourceTask, structure
 from lightning_transfer.splitting import held_out
 from lightning_transfer.tracing import evaluating, images_and_labels
 
@@ -92,10 +92,11 @@ def measure(
     """
     trials = proxy.trials_of(module, data, options, unaugmented=unaugmented)
     counts = Counter(trials.labels)
-    if len(counts) < 2 or max(counts.values()) < 2:
+    most = max(counts.values(), default=0)
+    if len(counts) < 2 or most < 2:
         raise TransferConfigError(
-            f"{len(trials.labels)} training images of {len(counts)} classes, at most {max(counts.values())} of one; "
-            "advice takes two classes and two images of a class at least."
+            f"Classes among the {len(trials.labels)} training images: {len(counts)}, the largest of {most}; expected "
+            "two at least, and two images of one. Give more labelled images."
         )
     folds = fold(trials.labels, trials.groups)
     found: list[_Looking] = []
@@ -240,13 +241,14 @@ class _Look:
         for batch in DataLoader(chosen, batch_size=100, num_workers=source.num_workers):
             with looking(self.trainer):
                 images, _ = source.unpack(to_device(self.trainer, batch, hooks=source.batch_hooks))
-            check_alike(self.shown, images)
+            if own is None:
+                check_alike(self.shown, images)
             parts.append(self._run(own or self.entry, images, gives_features=own is not None)[0])
         return torch.cat(parts)
 
     def _try(self, loader: DataLoader[Any]) -> None:
         """Run an image."""
-        images, _ = self._read(default_collate([loader.dataset[0]]))
+        images, _ = self._read((loader.collate_fn or default_collate)([loader.dataset[0]]))
         with evaluating(self.module):
             self.module(images)
 
@@ -254,8 +256,10 @@ class _Look:
         """Images and labels, on the device and behind the user's hooks."""
         with looking(self.trainer):
             moved = to_device(self.trainer, batch, hooks=True)
-        given = moved if self.adapt is None else self.adapt(moved)
-        return images_and_labels(given, self.trainer.strategy.root_device, otherwise=ADAPT)
+        if self.adapt is None:
+            return images_and_labels(moved, self.trainer.strategy.root_device, otherwise=ADAPT)
+        made = f"adapt= made that of {structure(moved)}."
+        return images_and_labels(self.adapt(moved), self.trainer.strategy.root_device, otherwise=made)
 
     def _run(
         self, run: Callable[[Tensor], Any], images: Tensor, *, gives_features: bool = False

@@ -3,6 +3,7 @@
 The rule is ours: see examples/benchmarks/README.md for what it was chosen on.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,10 +31,14 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
 
     def measured() -> tuple[float, int]:
         with progress_of(trainer)("How far the target lies from the source", TARGET_IMAGES + SOURCE_IMAGES) as step:
-            mine, shown = _features(term, module, target_dataset(given, trainer), TARGET_IMAGES)
+            target = target_dataset(given, trainer)
+            mine, shown = _features(term, module, target, TARGET_IMAGES, read=_target_images, hooks=True)
             step(TARGET_IMAGES)
-            theirs, _ = _features(term, module, source, SOURCE_IMAGES, like=shown)
+            hooks = term.source.batch_hooks
+            theirs, others = _features(term, module, source, SOURCE_IMAGES, read=_source_images, hooks=hooks)
             step(SOURCE_IMAGES)
+        if not callable(term.source.forward):  # which may bring them to one size
+            check_alike(shown, others)
         return domain_gap(mine, theirs), len(mine)
 
     gap, size = ranks.from_first(measured, patiently=True)
@@ -42,18 +47,22 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
     return gap
 
 
-def _features(term: "SourceTerm", module: Any, dataset: Any, size: int, *, like: Tensor | None = None) -> Any:
+def _features(
+    term: "SourceTerm", module: Any, dataset: Any, size: int, *, read: Callable[..., Tensor], hooks: bool
+) -> tuple[Tensor, Tensor]:
     """(n, D) features of images drawn from a dataset, and some of these; no random state of the program's moves."""
     found = []
     with seeded(term.source.seed, 0):
         for some in torch.randperm(len(dataset))[:size].split(BATCH):
             batch = default_collate([load(dataset, index) for index in some.tolist()])
             with looking(module.trainer):
-                moved = to_device(module.trainer, batch, hooks=term.source.batch_hooks)
-            images = _target_images(term, moved) if like is None else term.source.unpack(moved)[0]
-            check_alike(images if like is None else like, images)
+                images = read(term, to_device(module.trainer, batch, hooks=hooks))
             found.append(term.features(module, images).float().flatten(1).cpu())
     return torch.cat(found), images
+
+
+def _source_images(term: "SourceTerm", batch: Any) -> Tensor:
+    return term.source.unpack(batch)[0]
 
 
 def _target_images(term: "SourceTerm", batch: Any) -> Tensor:
@@ -62,7 +71,7 @@ def _target_images(term: "SourceTerm", batch: Any) -> Tensor:
         return term.source.unpack(batch)[0]
     except Exception as error:
         raise TransferConfigError(
-            f"A target batch is {structure(batch)}, and weight='auto' reads it as it reads a source batch. Let the "
-            "source dataset give what the target's gives, with SourceTask(adapt=...) for both, or leave nothing to "
-            "measure: weight=lt.Schedule()."
+            f"A target batch is {structure(batch)}, and weight='auto' reads it as it reads a source batch: "
+            f"{type(error).__name__}: {error} Let the source dataset give what the target's gives, with "
+            "SourceTask(adapt=...) for both, or leave weight= out."
         ) from error

@@ -4,6 +4,7 @@ import copy
 import importlib
 import logging
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -203,11 +204,16 @@ class Trials:
         loader = part_of(self.loader, indices)
         namespace = self.make.__module__.removesuffix(".trainer.trainer")
         environments = importlib.import_module(f"{namespace}.plugins.environments")
-        loggers = importlib.import_module(f"{namespace}.loggers.logger")
+
+        class Unheard(importlib.import_module(f"{namespace}.loggers.logger").DummyLogger):  # type: ignore[misc]
+            """Whatever the user's steps ask of their logger, nothing comes of it."""
+
+            save_dir = log_dir = self.options.get("default_root_dir", os.getcwd())
+
         each = math.ceil(len(loader) / self.options.get("accumulate_grad_batches", 1))
         options = {
             **QUIET,
-            "logger": loggers.DummyLogger(),  # whatever the user's steps ask of it
+            "logger": Unheard(),
             "max_epochs": epochs or math.ceil(steps / each),  # a user's schedule may be laid out over them
             "max_steps": steps,
             "callbacks": [_Unvalidated(), *callbacks],
@@ -244,6 +250,8 @@ def trials_of(module: Any, data: Any, options: Mapping[str, Any], *, unaugmented
             f"trainer= has {', '.join(taken)}: trials have callbacks and a length of their own, and one device. Leave "
             "that out."
         )
+    if isinstance(data, type):
+        raise TransferConfigError(f"The data is the class {data.__name__}; write {data.__name__}().")
     make, given = trainer_class(module), {"devices": 1, **options}
     with seeded(0, 0):  # a DataModule may split at random
         loader = loader_of(data, make, given)

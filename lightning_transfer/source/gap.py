@@ -71,7 +71,8 @@ def check_alike(target_images: Tensor, source_images: Tensor) -> None:
     if sizes[0] != sizes[1]:
         raise TransferConfigError(
             f"Target images are of shape {sizes[0]}, source images of {sizes[1]}; expected alike, or it is their size "
-            "that tells them apart. Give the source dataset the target's transform."
+            "that tells them apart. Give the source dataset the target's transform, or bring both to one size: "
+            "SourceTask(forward=lambda module, images: ...)."
         )
 
 

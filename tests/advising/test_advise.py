@@ -197,7 +197,9 @@ def test_what_is_said_has_what_was_measured_and_the_lines_to_write():
     low, high = (lt.advising.evidence.place(seen.distance + side * 196 * seen.error) for side in (-1, 1))
     assert advice.place == (low if low == high else f"between {low} and {high}")
     for each in advice.expected:
-        assert f"{each.points:+5.1f} +- {each.interval:.1f} points" in said
+        change = f"{each.points:+5.1f} +- {each.interval:.1f} points"
+        assert each.method in said
+        assert (change in said) == (each.verdict != "not known")
         assert (lt.advising.advise.LINES[each.method] in said) == (each.verdict == "recommended")
     assert {each.method for each in advice.expected} > {each.method for each in advise().expected} > set()
     assert "pass source=" in str(advise())
@@ -218,6 +220,8 @@ def test_what_is_not_right_is_refused_by_name():
         advise(source=toys.source_data())
     with pytest.raises(lt.TransferConfigError, match="steps=0"):
         advise(steps=0)
+    with pytest.raises(lt.TransferConfigError, match=r"class LightningDataModule; write LightningDataModule\(\)"):
+        advise(data=LightningDataModule)
     with pytest.raises(lt.TransferConfigError, match="ToyNet is no LightningModule"):
         advise(toys.toy_net())
     with pytest.raises(lt.TransferConfigError, match="cannot be split"):
@@ -232,7 +236,7 @@ def test_what_is_not_right_is_refused_by_name():
         advise(trainer={"callbacks": [], "max_epochs": 1, "devices": 2})
     with pytest.raises(lt.TransferConfigError, match="trainer is a Trainer"):
         advise(trainer=toys.trainer())
-    for labels, words in (([3] * 24, "24 training images of 1 classes"), ([*range(24)], "at most 1 of one")):
+    for labels, words in (([3] * 24, "24 training images: 1, "), ([*range(24)], "24, the largest of 1;")):
         alone = TensorDataset(toys.target_data().tensors[0], torch.tensor(labels))
         with pytest.raises(lt.TransferConfigError, match=words):
             advise(data=DataLoader(alone, batch_size=4))

@@ -98,10 +98,24 @@ def test_methods_that_were_run_in_nothing_alike_are_left_out():
         (-0.9, 1.0, "no difference shown"),
         (-1.1, 3.0, "advised against"),
         (-0.5, 0.4, "advised against"),
+        (-9.0, 10.1, "not known"),
+        (-20.0, 12.0, "advised against"),
+        (20.0, 12.0, "recommended"),
     ],
 )
 def test_verdicts(points, interval, verdict):
     assert Expected("soft", points, interval, 1.0).verdict == verdict
+
+
+def test_a_measured_weight_is_the_method_near_and_nothing_far():
+    settings = [setting(gap=0.6, soft=[1.0, 2.0]), setting(gap=0.9, soft=[-3.0, -4.0])]
+    names = ["soft", "soft, measured weight"]
+    near = {each.method: each for each in expect(measured(gap=0.62), settings, names)}
+    assert near["soft, measured weight"].points == near["soft"].points
+    assert near["soft, measured weight"].interval == near["soft"].interval
+    far = {each.method: each for each in expect(measured(gap=0.88), settings, names)}
+    assert far["soft, measured weight"] == Expected("soft, measured weight", 0.0, 0.0, 1.0)
+    assert far["soft"].points < -2
 
 
 @pytest.mark.parametrize("freedom", [4, 9, 14, 100])

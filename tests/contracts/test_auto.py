@@ -174,6 +174,16 @@ def test_sides_that_a_glance_tells_apart_are_refused():
         fit(LitToy(), [soft(data=larger)], loader=shuffled(near_data()))
 
 
+def test_a_forward_that_brings_both_to_one_size_is_not_refused():
+    def resized(module, images):
+        return module.model.features(torch.nn.functional.interpolate(images, size=(6, 6)))
+
+    larger = TensorDataset(torch.rand(80, 3, 8, 8), torch.arange(80) % toys.SOURCE_CLASSES)
+    callback = lt.SoftFinetuning(source(larger, forward=resized), weight="auto")
+    fit(LitToy(), [callback], loader=shuffled(near_data()), max_steps=2)
+    assert callback.part.gap is not None
+
+
 def test_a_target_batch_that_is_not_read_as_the_sources_is_named():
     class ByName(LitToy):
         def training_step(self, batch, batch_idx):
@@ -181,5 +191,5 @@ def test_a_target_batch_that_is_not_read_as_the_sources_is_named():
 
     images, labels = near_data().tensors
     named = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
-    with pytest.raises(lt.TransferConfigError, match=r"A target batch is {'image': Tensor\(60, .*weight=lt.Schedule"):
+    with pytest.raises(lt.TransferConfigError, match=r"A target batch is {'image': Tensor\(60, .*or leave weight= out"):
         fit(ByName(), [soft()], loader=DataLoader(named, batch_size=4))
