@@ -76,9 +76,9 @@ def _style(row: str) -> dict[str, Any]:
     """A line of its own for each row; plain fine-tuning's is thick and black."""
     if row == PLAIN:
         return {"color": "black", "linewidth": 2.5}
-    is_ensemble = row == CURVES[-1]  # drawn as the collaborative row is, but dashed
-    color = COLORS[1:][CURVES.index(row) - is_ensemble]
-    return {"color": color, "linestyle": "--" if is_ensemble else "-", "linewidth": 1.3}
+    if row == "ensemble of two":
+        return {**_style("collaborative"), "linestyle": "--"}
+    return {"color": COLORS[1:][CURVES.index(row)], "linewidth": 1.3}
 
 
 def _panels(names: Sequence[str], columns: int) -> tuple[Any, dict[str, Any]]:

@@ -93,7 +93,10 @@ def test_probe_and_fine_tuning_are_what_a_hand_written_loop_finds():
     assert found.fewest == int(torch.bincount(labels).min())
 
 
-def test_the_gap_is_that_of_the_features_in_front_of_the_head():
+def test_the_gap_is_that_of_the_features_in_front_of_the_head(monkeypatch):
+    limits = 12, 15
+    monkeypatch.setattr(measuring, "TARGET_IMAGES", limits[0])
+    monkeypatch.setattr(measuring, "SOURCE_IMAGES", limits[1])
     module = toys.LitToy()
     found = advise(module, source=source()).measured
     labels = toys.target_data().tensors[1].tolist()
@@ -101,7 +104,8 @@ def test_the_gap_is_that_of_the_features_in_front_of_the_head():
     with torch.no_grad():
         net = module.model.eval()
         sides = [net.features(toys.target_data().tensors[0][kept]), net.features(toys.source_data().tensors[0])]
-        some = [measuring.some(list(range(len(side))), measuring.MOST) for side in sides]
+        some = [measuring.some(list(range(len(side))), most) for side, most in zip(sides, limits, strict=True)]
+        assert [len(chosen) for chosen in some] == [*limits]
     assert found.gap == lt.functional.domain_gap(*(side[chosen] for side, chosen in zip(sides, some, strict=True)))
     with pytest.raises(ZeroDivisionError):
         advise(source=source(forward=lambda module, images: 1 / 0))
