@@ -150,7 +150,8 @@ class Packed:
         self.root, self.weights = root, root.square().float()
         sample = source.read(0, min(len(source), SAMPLE))
         self._middle, self._log_middle = sample.mean(0), (sample + EPS).log_().mean(0)
-        self._buffer, numbers = torch.empty(0), queries.shape[1]
+        self._buffer = torch.empty(0)
+        numbers = queries.shape[1]
         self.queries = torch.empty(len(queries), 2 * numbers)
         self.own = self._pack(queries, self.queries[:, numbers:], self.queries[:, :numbers])
         self.queries.mul_(self.weights.repeat(2))  # on one side is enough
