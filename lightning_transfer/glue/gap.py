@@ -4,6 +4,7 @@ The rule is ours: see examples/benchmarks/README.md for what it was chosen on.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,11 +35,10 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
             target = target_dataset(given, trainer)
             mine, shown = _features(term, module, target, TARGET_IMAGES, read=_target_images, hooks=True)
             step(TARGET_IMAGES)
-            hooks = term.source.batch_hooks
-            theirs, others = _features(term, module, source, SOURCE_IMAGES, read=_source_images, hooks=hooks)
+            like = None if callable(term.source.forward) else shown  # which may bring both to one size
+            read = partial(_source_images, like=like)
+            theirs, _ = _features(term, module, source, SOURCE_IMAGES, read=read, hooks=term.source.batch_hooks)
             step(SOURCE_IMAGES)
-        if not callable(term.source.forward):  # which may bring them to one size
-            check_alike(shown, others)
         return domain_gap(mine, theirs), len(mine)
 
     gap, size = ranks.from_first(measured, patiently=True)
@@ -61,8 +61,12 @@ def _features(
     return torch.cat(found), images
 
 
-def _source_images(term: "SourceTerm", batch: Any) -> Tensor:
-    return term.source.unpack(batch)[0]
+def _source_images(term: "SourceTerm", batch: Any, *, like: Tensor | None) -> Tensor:
+    """The images of a source batch, which have to be of the others' shape where there are others."""
+    images, _ = term.source.unpack(batch)
+    if like is not None:
+        check_alike(like, images)
+    return images
 
 
 def _target_images(term: "SourceTerm", batch: Any) -> Tensor:

@@ -1,5 +1,7 @@
 """A weight that is measured: near the source it is kept, far from it the run is plain fine-tuning."""
 
+import re
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -168,10 +170,12 @@ def test_too_few_images_or_another_word_are_refused():
         lt.SoftFinetuning(source(), weight="automatic")
 
 
-def test_sides_that_a_glance_tells_apart_are_refused():
-    larger = TensorDataset(torch.rand(80, 3, 8, 8), torch.arange(80) % toys.SOURCE_CLASSES)
-    with pytest.raises(lt.TransferConfigError, match=r"of shape \(3, 6, 6\), source images of \(3, 8, 8\)"):
-        fit(LitToy(), [soft(data=larger)], loader=shuffled(near_data()))
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 6, 6)])
+def test_sides_that_a_glance_tells_apart_are_refused(shape):
+    other = TensorDataset(torch.rand(80, *shape), torch.arange(80) % toys.SOURCE_CLASSES)
+    says = f"Target images are of shape (3, 6, 6), source images of {shape}"
+    with pytest.raises(lt.TransferConfigError, match=re.escape(says)):
+        fit(LitToy(), [soft(data=other)], loader=shuffled(near_data()))
 
 
 def test_a_forward_that_brings_both_to_one_size_is_not_refused():
