@@ -8,6 +8,7 @@ distance is taken only where the bound is below the k-th distance of a query's b
 import math
 import tempfile
 from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ COORDINATES = (32, 64, 128, 256)  # of the projection: as many as pay best
 COARSE = 8  # numbers that a filter's bins are projected to first
 FITTED = 512  # rows that the projection is fitted to
 TRIED = 1024, 64  # other rows, and queries, on which it is seen whether pruning pays
-GUESSES = 2  # times k, whose k-th distance is the one to beat
+LIKELY = 0.95  # of the queries whose k-th distance is to be foreseen
 SCORES = 2**19  # held at once
 ROUNDING = 1e-5  # of a squared length: what float32 may err in it; 5e-6 was the most seen
 
@@ -59,11 +60,13 @@ class Sketcher:
         self.basis = torch.linalg.qr(torch.cat([mean.T, _top(fine - mean, COORDINATES[-1])], 1).double())[0].float()
 
     def _fine(self, histograms: Tensor) -> Tensor:
-        """(rows, filters * coarse) roots, the bins of each filter projected to few numbers."""
-        fine = torch.empty(len(histograms), len(self.root), self.coarse.shape[1])
+        """(rows, coarse * filters) roots, the bins of each filter projected to few numbers."""
+        fine = torch.empty(self.coarse.shape[1], len(histograms), len(self.root))
         for some in cached(*histograms.shape):
-            fine[some] = histograms[some].float().sqrt().unflatten(1, (-1, self.num_bins)) @ self.coarse
-        return fine.mul_(self.root[:, None]).flatten(1)
+            roots = histograms[some].float().sqrt().view(-1, self.num_bins)
+            turned = self.coarse.T @ roots.T  # four times as fast as the other way round
+            fine[:, some] = turned.unflatten(1, (-1, len(self.root)))
+        return fine.mul_(self.root).transpose(0, 1).flatten(1)
 
     def __call__(self, histograms: Tensor) -> Tensor:
         """(rows, coordinates + 2): the last but one is the residual, the last the squared length of the whole."""
@@ -87,12 +90,18 @@ def _scores(mine: Tensor, theirs: Tensor) -> Tensor:
     return scores
 
 
+def _likely_scores(mine: Tensor, theirs: Tensor) -> Tensor:
+    """The same of what the distance may well be: residuals are mostly noise, of which no two images' are alike."""
+    scores: Tensor = torch.addmm(theirs[:, -1], mine[:, :-2], theirs[:, :-2].T, beta=-1, alpha=2)
+    return scores
+
+
 def _top(rows: Tensor, num: int) -> Tensor:
     """(numbers, num) leading directions of rows, through the smaller of their two products."""
-    rows = rows.double()
     if len(rows) >= rows.shape[1]:
-        vectors: Tensor = torch.linalg.eigh(rows.T @ rows)[1]
+        vectors: Tensor = torch.linalg.eigh((rows.T @ rows).double())[1]
         return vectors.flip(1)[:, :num].float()
+    rows = rows.double()
     values, vectors = torch.linalg.eigh(rows @ rows.T)
     is_real = values.flip(0)[:num] > 1e-9 * values[-1]
     top: Tensor = torch.linalg.qr(rows.T @ vectors.flip(1)[:, :num][:, is_real])[0].float()
@@ -113,63 +122,76 @@ def pruned_scan(queries: Tensor, packed: Packed, source: Rows, k: int, prune: bo
         return None
     fitted = torch.arange(0, len(source), max(1, len(source) // FITTED))[:FITTED]
     sketcher = Sketcher(source.take(fitted), packed.root, source.shape[1])
-    cost, coordinates = _cheapest(queries, packed, source, sketcher, k)
+    cost, coordinates, ratio = _cheapest(queries, packed, source, sketcher, k)
     if prune is None and cost > WORTH:
         return None
     sketcher.basis = sketcher.basis[:, :coordinates]
-    return _scan(sketcher(queries), packed, source, sketcher, k)
+    return _scan(sketcher(queries), packed, source, sketcher, k, ratio)
 
 
-def _cheapest(queries: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int) -> tuple[float, int]:
-    """The least cost, full scan = 1, and with how many coordinates; from a sample of queries and source rows."""
+def _cheapest(queries: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int) -> tuple[float, int, float]:
+    """The least cost, full scan = 1, and with how many coordinates; from a sample of queries and source rows.
+
+    The last is what the k-th distance of nearly every query is below, in likely ones.
+    """
     asked = torch.arange(0, len(queries), max(1, len(queries) // TRIED[1]))
     tried = torch.arange(min(FITTED // 2, len(source) - 1), len(source), max(1, len(source) // TRIED[0]))[: TRIED[0]]
-    histograms = source.take(tried)
-    rows, own = packed.rows(histograms)
-    scores = torch.addmm(own, packed.queries[asked], rows.T, beta=-1)
+    histograms, sides = source.take(tried), packed.queries[asked]
+    parts = map(packed.rows, histograms.split(max(1, BLOCK // sides.shape[1])))
+    scores = torch.cat([torch.addmm(own, sides, rows.T, beta=-1) for rows, own in parts], 1)
     nearest = min(max(1, round(k * len(tried) / len(source))), len(tried))
     distance = (packed.own[asked] - scores.topk(nearest).values[:, -1]) / 2
     mine, theirs = sketcher(queries[asked]), sketcher(histograms)
     costs = []
     for num in COORDINATES:
         short, others = sketcher.shortened(mine, num), sketcher.shortened(theirs, num)
-        is_left = 2 * (short[:, -1:] - _scores(short, others)) <= distance[:, None]
+        likely = 2 * (short[:, -1] - _likely_scores(short, others).topk(nearest).values[:, -1])
+        shares = distance / likely.clamp(min=ROUNDING * short[:, -1].max())
+        ratio = max(1.0, float(shares.quantile(LIKELY)))  # never below 1: likely distances are no less than the bounds
+        is_left = 2 * (short[:, -1:] - _scores(short, others)) <= ratio * likely[:, None]
         compared = 2 * (num + SELECT) / packed.queries.shape[1]
-        guessed = GUESSES * k / len(source)
-        costs.append(SKETCH / (2 * len(queries)) + compared + SINGLE * (float(is_left.float().mean()) + guessed))
-    return min(zip(costs, COORDINATES, strict=True))
+        costs.append((SKETCH / (2 * len(queries)) + compared + SINGLE * float(is_left.float().mean()), num, ratio))
+    return min(costs)
 
 
-def _scan(mine: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int) -> Nearest:
-    """Two passes: the bounds' own nearest give each query a distance to beat, then every pair below it is compared."""
-    num_guesses = min(GUESSES * k, len(source))
-    guesses, nearest = Nearest(len(mine), num_guesses), Nearest(len(mine), kept_for(k, len(source)))
+def _scan(mine: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int, ratio: float) -> Nearest:
+    """Two passes: likely distances give each query one to stay below, then every pair whose bound does is compared.
+
+    A query whose k-th distance turns out to be longer is asked once more, to stay below that.
+    """
+    likely, nearest = Nearest(len(mine), min(k, len(source))), Nearest(len(mine), kept_for(k, len(source)))
     with tempfile.TemporaryFile() as file:  # one sketch a row: for a large source too much to hold
         for start, stop in blocks(source, math.prod(source.shape)):
             theirs = sketcher(source.read(start, stop))
             file.write(theirs.numpy().data)
             for first, part in _parts(theirs, len(mine)):
-                guesses.add(_scores(mine, part), start + first)
-        guesses.settle()
-        query = torch.arange(len(mine)).repeat_interleave(num_guesses)
-        guessed = guesses.indices.sort(1).values.flatten()
-        scores = _single_scores(packed, source, query, guessed)
-        nearest.add_pairs(query, guessed, scores)
-        distance = (packed.own - scores.view(-1, num_guesses).topk(k).values[:, -1]) / 2
-        least, longest = (mine[:, -1] - distance / 2)[:, None], mine[:, -1].max()
-        known = query * len(source) + guessed
-        file.seek(0)
-        for start, stop in blocks(source, math.prod(source.shape)):
-            theirs = torch.from_numpy(np.fromfile(file, dtype=np.float32, count=(stop - start) * mine.shape[1]))
-            theirs = theirs.view(stop - start, -1)
-            enough = least - ROUNDING * torch.maximum(longest, theirs[:, -1].max())
-            parts = _parts(theirs, len(mine))
-            left = [(first, *places_of(_scores(mine, part) >= enough)) for first, part in parts]
-            key = torch.cat([query * len(source) + place + start + first for first, query, place in left]).sort().values
-            key = key[known[torch.searchsorted(known, key).clamp(max=len(known) - 1)] != key]
-            query, row = key // len(source), key % len(source)
-            nearest.add_pairs(query, row, _single_scores(packed, source, query, row))
+                likely.add(_likely_scores(mine, part), start + first)
+        likely.settle()
+        asked, below = torch.arange(len(mine)), ratio * 2 * (mine[:, -1] - likely.scores.amin(1))
+        for _ in range(2):
+            nearest.scores[asked], nearest.indices[asked] = -torch.inf, -1
+            for place, row in _pairs_below(below, mine[asked], source, file):
+                nearest.add_pairs(asked[place], row, _single_scores(packed, source, asked[place], row))
+            furthest = (packed.own[asked] - nearest.scores[asked].topk(k).values[:, -1]) / 2
+            is_beyond = furthest > below
+            asked, below = asked[is_beyond], furthest[is_beyond]
+            if not len(asked):
+                break
     return nearest
+
+
+def _pairs_below(below: Tensor, mine: Tensor, source: Rows, file: IO[bytes]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Block by block, queries and rows of the source whose bound is not above (queries,) distances; by query."""
+    least, longest = (mine[:, -1] - below / 2)[:, None], mine[:, -1].max()
+    file.seek(0)
+    for start, stop in blocks(source, math.prod(source.shape)):
+        theirs = torch.from_numpy(np.fromfile(file, dtype=np.float32, count=(stop - start) * mine.shape[1]))
+        theirs = theirs.view(stop - start, -1)
+        enough = least - ROUNDING * torch.maximum(longest, theirs[:, -1].max())
+        parts = _parts(theirs, len(mine))
+        found = [(start + first, *places_of(_scores(mine, part) >= enough)) for first, part in parts]
+        keys = torch.cat([query * len(source) + first + place for first, query, place in found]).sort().values
+        yield keys // len(source), keys % len(source)
 
 
 def _parts(sketches: Tensor, num_queries: int) -> Iterator[tuple[int, Tensor]]:

@@ -95,7 +95,8 @@ def _settle(
     zero, are measured again. A query is sure when what was left out cannot be among its k.
     """
     rough, indices = lists
-    query, place = torch.arange(len(rough)), torch.arange(max(1, SAMPLE // len(rough)))[:, None]
+    query = torch.arange(0, len(rough), math.ceil(len(rough) / SAMPLE))
+    place = torch.arange(max(1, SAMPLE // len(query)))[:, None]
     is_known = torch.zeros(rough.shape, dtype=torch.bool)
     is_known[query, (query + place * (1 + k // len(place))) % k] = True
     exact = rough.clone()

@@ -19,7 +19,7 @@ BLOCK = 2**22  # numbers of a block of the source that are held at once: more wo
 SEVERAL = 8  # rows at least, for a call to be worth its while
 LEAST = 256  # rows of a block, for a matrix product to be worth its name
 CACHED = 2**16  # numbers that are worked on at once where arithmetic is cheaper than memory
-SAMPLE = 1024  # rows whose mean is taken out
+SAMPLE = 256  # rows whose mean is taken out
 SLACK = 32  # how many more than k are kept, for what float32 may have confused
 
 
@@ -168,8 +168,9 @@ class Packed:
         """Write the logarithms and the histograms, both centred; (rows,) each row's own part."""
         own = torch.empty(len(histograms))
         for some in cached(*histograms.shape):
-            p, log_p = histograms[some], (histograms[some] + EPS).log_()  # in their own precision; float32 once centred
-            torch.sub(log_p, self._log_middle, out=logs[some])
+            p, log_p = histograms[some], histograms[some] + EPS
+            np.log(log_p.numpy(), out=log_p.numpy())  # in their own precision; more than twice as fast as torch's
+            torch.sub(log_p, self._log_middle, out=logs[some])  # float32 once centred
             torch.sub(p, self._middle, out=shares[some])
             own[some] = (logs[some] * shares[some]) @ self.weights
         return own
