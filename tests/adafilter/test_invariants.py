@@ -138,7 +138,7 @@ def test_mix_has_the_formulas_gradients(shape, hard):
     gates = gates.round() if hard else gates
     outer = torch.randn(4, 5, 3, 3, dtype=torch.float64, generator=generator)
     found = []
-    for mix in (lambda f, s, g: mix_filters(f, s, g, hard=hard), plain_mix):
+    for mix in (mix_filters, plain_mix):
         inputs = [tensor.clone().requires_grad_() for tensor in (tuned, frozen, gates)]
         (mix(*inputs) * outer).sum().backward()
         found.append([tensor.grad for tensor in inputs])

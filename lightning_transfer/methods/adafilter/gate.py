@@ -103,7 +103,8 @@ class RecurrentFilterGate(nn.Module):
         """
         weight = self.cell.weight_ih
         with torch.autocast(features.device.type, enabled=False):
-            pooled = features.to(weight.dtype).mean((2, 3))
+            positions = features[0, 0].numel()
+            pooled = features.to(weight.dtype).sum((2, 3)) / positions  # a mean's backward takes twice as long
             before = self._state_before(layer, pooled)
             state = self.cell(self.inputs[layer](pooled), before)
             gates = straight_through_gate(

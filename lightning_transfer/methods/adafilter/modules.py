@@ -105,12 +105,11 @@ class GatedConv2d(nn.Module):
             return self._tuned_alone(features)
         if gates is None and self._fixed == "all_frozen":
             return self._frozen_alone(features)
-        is_hard = gates is None
         gates = self._decide(features) if gates is None else gates
         if self.training and self._folded is not None:
-            return mix_filters(self._tuned_alone(features), self._folded(features), gates, hard=is_hard)
+            return mix_filters(self._tuned_alone(features), self._folded(features), gates)
         if self.norm is None:
-            return mix_filters(self.tuned(features), self.frozen(features), gates, hard=is_hard)
+            return mix_filters(self.tuned(features), self.frozen(features), gates)
         return self.norm(self.tuned(features), self.frozen(features), gates)  # type: ignore[no-any-return]
 
     def _tuned_alone(self, features: Tensor) -> Tensor:
