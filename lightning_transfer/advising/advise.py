@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_transfer.advising.evidence import UNLIKE, Expected, Verdict, expect, known_settings, place, weigh
-from lightning_transfer.advising.measuring import Measured, measure
+from lightning_transfer.advising.measuring import Measured, Question, measure
 from lightning_transfer.errors import TransferConfigError, check_count
 from lightning_transfer.progress import tqdm_progress
 from lightning_transfer.source.gap import is_near
@@ -135,17 +135,8 @@ def advise(
             "num_classes=...))."
         )
     check_count("steps", steps, least=1)
-    measured = measure(
-        module,
-        data,
-        source=source,
-        unaugmented=unaugmented,
-        head=head,
-        adapt=adapt,
-        steps=steps,
-        options=trainer or {},
-        progress=tqdm_progress,
-    )
+    question = Question(source, unaugmented, head, adapt, steps, trainer or {})
+    measured = measure(module, data, question, progress=tqdm_progress)
     settings = known_settings()
     shares = weigh(measured, settings)
     low, high = (place(measured.distance + side * 196 * measured.error) for side in (-1, 1))

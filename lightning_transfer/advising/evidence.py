@@ -120,12 +120,11 @@ def expect(measured: Measured, settings: Sequence[Setting], methods: Sequence[st
         settings: what is known.
         methods: those asked about; what was run in no setting that is alike is left out.
     """
-    rows = [MEASURED.get(method, method) for method in methods]
-    steps = {row: step for row in rows if (step := spread(settings, row)) is not None}
+    rows = {method: MEASURED.get(method, method) for method in methods}
+    steps = {row: step for row in rows.values() if (step := spread(settings, row)) is not None}
     usual = median(steps.values()) if steps else 0.0
     found = []
-    for method in methods:
-        row = MEASURED.get(method, method)
+    for method, row in rows.items():
         known = [each for each in settings if row in each.differences and each.unlike(measured) < UNLIKE]
         if not known:
             continue

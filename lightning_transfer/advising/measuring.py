@@ -4,9 +4,9 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,35 +62,40 @@ class Measured:
         return 100 * (self.tuned - self.probe)
 
 
-def measure(
-    module: Any,
-    data: Any,
-    *,
-    source: SourceTask | None,
-    unaugmented: Any,
-    head: str,
-    adapt: Callable[[Any], tuple[Tensor, Tensor]] | None,
-    steps: int,
-    options: Mapping[str, Any],
-    progress: Progress,
-) -> Measured:
-    """Fine-tune copies of a module on parts of its training images, and score them on the rest.
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a target, and how it is read.
 
-    Args:
-        module: the user's.
-        data: its DataModule or train loader.
+    Attributes:
         source: what the gap is measured to.
         unaugmented: the same images as the loader's, without augmentation; None for the loader's own.
         head: its path, or "auto".
         adapt: turns a batch of the user's into images and labels; None where it is both.
         steps: of each training.
         options: of the Trainer.
+    """
+
+    source: SourceTask | None
+    unaugmented: Any
+    head: str
+    adapt: Callable[[Any], tuple[Tensor, Tensor]] | None
+    steps: int
+    options: Mapping[str, Any]
+
+
+def measure(module: Any, data: Any, question: Question, *, progress: Progress) -> Measured:
+    """Fine-tune copies of a module on parts of its training images, and score them on the rest.
+
+    Args:
+        module: the user's.
+        data: its DataModule or train loader.
+        question: what is asked.
         progress: makes a progress bar.
 
     Raises:
         TransferConfigError: the images cannot be split, or the module has no head.
     """
-    trials = proxy.trials_of(module, data, options, unaugmented=unaugmented)
+    trials = proxy.trials_of(module, data, question.options, unaugmented=question.unaugmented)
     counts = Counter(trials.labels)
     most = max(counts.values(), default=0)
     if len(counts) < 2 or most < 2:
@@ -100,19 +105,12 @@ def measure(
         )
     folds = fold(trials.labels, trials.groups)
     found: list[_Looking] = []
-    with progress("Fine-tuning, to see how far it goes", steps * len(folds), unit="steps") as step:
+    with progress("Fine-tuning, to see how far it goes", question.steps * len(folds), unit="steps") as step:
         for out in folds:
             kept = sorted({*range(len(trials.labels))} - {*out})
-            looks = _Looking(
-                trials.held(some(kept, MOST_PROBED)),
-                trials.held(some(out, MOST)),
-                source=None if found else source,
-                unaugmented=unaugmented is not None,
-                head=head,
-                adapt=adapt,
-                step=step,
-            )
-            trials.train(copy.deepcopy(module), kept, [looks], steps=steps, seed=0)
+            loaders = trials.held(some(kept, MOST_PROBED)), trials.held(some(out, MOST))
+            looks = _Looking(*loaders, question if not found else replace(question, source=None), step)
+            trials.train(copy.deepcopy(module), kept, [looks], steps=question.steps, seed=0)
             found.append(looks)
     probe, tuned = (torch.cat([getattr(each, name) for each in found]).double() for name in ("probed", "tuned"))
     scored = [index for out in folds for index in some(out, MOST)]
@@ -173,32 +171,19 @@ class _Looking(AnyCallback):
 
     gap: float | None = None
 
-    def __init__(
-        self,
-        probed: DataLoader[Any],
-        scored: DataLoader[Any],
-        *,
-        source: SourceTask | None,
-        unaugmented: bool,
-        head: str,
-        adapt: Callable[[Any], tuple[Tensor, Tensor]] | None,
-        step: Step,
-    ) -> None:
-        self.loaders = probed, scored
-        self.source, self.unaugmented, self.step = source, unaugmented, step
-        self.options: Any = {"head": head, "adapt": adapt, "loader": scored}
+    def __init__(self, probed: DataLoader[Any], scored: DataLoader[Any], question: Question, step: Step) -> None:
+        self.probed_on, self.scored_on, self.question, self.step = probed, scored, question, step
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """What the network as it came knows."""
-        look = _Look(trainer, pl_module, **self.options)
-        (features, _, labels), (others, _, truth) = (look.at(loader) for loader in self.loaders)
-        num_classes = int(max(labels.max(), truth.max())) + 1
-        says = fit_linear(features, labels, num_classes=num_classes, penalty=PROBE_PENALTY)
-        self.probed = says(others).argmax(1) == truth
-        if self.source is not None:
-            dataset = self.source.plain_dataset if self.unaugmented else self.source.dataset  # as the target's are
-            mine = features[some(list(range(len(features))), TARGET_IMAGES)]
-            self.gap = domain_gap(mine, look.of_source(self.source, dataset))
+        look = _Look(trainer, pl_module, self.question, self.scored_on)
+        mine, others = look.at(self.probed_on), look.at(self.scored_on)
+        num_classes = int(max(mine.labels.max(), others.labels.max())) + 1
+        says = fit_linear(mine.features, mine.labels, num_classes=num_classes, penalty=PROBE_PENALTY)
+        self.probed = says(others.features).argmax(1) == others.labels
+        if self.question.source is not None:
+            chosen = mine.features[some(list(range(len(mine.features))), TARGET_IMAGES)]
+            self.gap = domain_gap(chosen, look.of_source(self.question.source, like=mine.images))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Show how far it is."""
@@ -206,43 +191,53 @@ class _Looking(AnyCallback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """What it has learned."""
-        _, logits, truth = _Look(trainer, pl_module, **self.options).at(self.loaders[1])
-        self.tuned = logits.argmax(1) == truth
+        seen = _Look(trainer, pl_module, self.question, self.scored_on).at(self.scored_on)
+        self.tuned = seen.logits.argmax(1) == seen.labels
+
+
+class _Seen(NamedTuple):
+    """What a head takes and gives, of images with labels; and some of the images."""
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+    images: Tensor
 
 
 class _Look:
     """Runs images through a module outside of training, and takes what its head takes and gives."""
 
-    def __init__(self, trainer: Any, module: Any, *, head: str, adapt: Any, loader: DataLoader[Any]) -> None:
-        self.trainer, self.module, self.adapt = trainer, module, adapt
+    def __init__(self, trainer: Any, module: Any, question: Question, loader: DataLoader[Any]) -> None:
+        self.trainer, self.module, self.question = trainer, module, question
         probe = partial(self._try, loader) if has_forward(module) else None
-        self.head = find_head(module, head, probe=probe)
+        self.head = find_head(module, question.head, probe=probe)
         self.entry = module if probe else module.get_submodule(self.head.network_path)
 
-    def at(self, loader: DataLoader[Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, logits and labels."""
+    def at(self, loader: DataLoader[Any]) -> _Seen:
+        """What is seen of all images of a loader."""
         parts = []
         for batch in loader:
-            self.shown, labels = self._read(batch)
+            images, labels = self._read(batch)
             if labels.ndim != 1 or labels.is_floating_point():
                 raise TransferConfigError(
                     f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}; expected (B,) class numbers. "
                     "Leave mixing of images out of the loader that advice is asked for."
                 )
-            parts.append((*self._run(self.entry, self.shown), labels.cpu()))
+            parts.append((*self._run(self.entry, images), labels.cpu()))
         features, logits, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-        return features, logits, labels
+        return _Seen(features, logits, labels, images)
 
-    def of_source(self, source: SourceTask, dataset: Any) -> Tensor:
-        """Features of source images."""
+    def of_source(self, source: SourceTask, *, like: Tensor) -> Tensor:
+        """Features of source images, whose shape has to be like the target's."""
         own = partial(source.forward, self.module) if callable(source.forward) else None
+        dataset = source.dataset if self.question.unaugmented is None else source.plain_dataset  # as the target's are
         chosen = Subset(dataset, some(list(range(source.num_images)), SOURCE_IMAGES))
         parts = []
         for batch in DataLoader(chosen, batch_size=100, num_workers=source.num_workers):
             with looking(self.trainer):
                 images, _ = source.unpack(to_device(self.trainer, batch, hooks=source.batch_hooks))
             if own is None:
-                check_alike(self.shown, images)
+                check_alike(like, images)
             parts.append(self._run(own or self.entry, images, gives_features=own is not None)[0])
         return torch.cat(parts)
 
@@ -256,10 +251,10 @@ class _Look:
         """Images and labels, on the device and behind the user's hooks."""
         with looking(self.trainer):
             moved = to_device(self.trainer, batch, hooks=True)
-        if self.adapt is None:
+        if self.question.adapt is None:
             return images_and_labels(moved, self.trainer.strategy.root_device, otherwise=ADAPT)
         made = f"adapt= made that of {structure(moved)}."
-        return images_and_labels(self.adapt(moved), self.trainer.strategy.root_device, otherwise=made)
+        return images_and_labels(self.question.adapt(moved), self.trainer.strategy.root_device, otherwise=made)
 
     def _run(
         self, run: Callable[[Tensor], Any], images: Tensor, *, gives_features: bool = False

@@ -4,7 +4,6 @@ The rule is ours: see examples/benchmarks/README.md for what it was chosen on.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,8 +35,8 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
             mine, shown = _features(term, module, target, TARGET_IMAGES, read=_target_images, hooks=True)
             step(TARGET_IMAGES)
             like = None if callable(term.source.forward) else shown  # which may bring both to one size
-            read = partial(_source_images, like=like)
-            theirs, _ = _features(term, module, source, SOURCE_IMAGES, read=read, hooks=term.source.batch_hooks)
+            hooks = term.source.batch_hooks
+            theirs, _ = _features(term, module, source, SOURCE_IMAGES, read=_source_images, hooks=hooks, like=like)
             step(SOURCE_IMAGES)
         return domain_gap(mine, theirs), len(mine)
 
@@ -48,25 +47,34 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
 
 
 def _features(
-    term: "SourceTerm", module: Any, dataset: Any, size: int, *, read: Callable[..., Tensor], hooks: bool
+    term: "SourceTerm",
+    module: Any,
+    dataset: Any,
+    size: int,
+    *,
+    read: Callable[["SourceTerm", Any], Tensor],
+    hooks: bool,
+    like: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(n, D) features of images drawn from a dataset, and some of these; no random state of the program's moves."""
+    """(n, D) features of images drawn from a dataset, and some of these; no random state of the program's moves.
+
+    Where others are given that they have to be like, their shapes are compared before the network meets them.
+    """
     found = []
     with seeded(term.source.seed, 0):
         for some in torch.randperm(len(dataset))[:size].split(BATCH):
             batch = default_collate([load(dataset, index) for index in some.tolist()])
             with looking(module.trainer):
                 images = read(term, to_device(module.trainer, batch, hooks=hooks))
+            if like is not None:
+                check_alike(like, images)
             found.append(term.features(module, images).float().flatten(1).cpu())
     return torch.cat(found), images
 
 
-def _source_images(term: "SourceTerm", batch: Any, *, like: Tensor | None) -> Tensor:
-    """The images of a source batch, which have to be of the others' shape where there are others."""
-    images, _ = term.source.unpack(batch)
-    if like is not None:
-        check_alike(like, images)
-    return images
+def _source_images(term: "SourceTerm", batch: Any) -> Tensor:
+    """The images of a source batch."""
+    return term.source.unpack(batch)[0]
 
 
 def _target_images(term: "SourceTerm", batch: Any) -> Tensor:

@@ -204,16 +204,10 @@ class Trials:
         loader = part_of(self.loader, indices)
         namespace = self.make.__module__.removesuffix(".trainer.trainer")
         environments = importlib.import_module(f"{namespace}.plugins.environments")
-
-        class Unheard(importlib.import_module(f"{namespace}.loggers.logger").DummyLogger):  # type: ignore[misc]
-            """Whatever the user's steps ask of their logger, nothing comes of it."""
-
-            save_dir = log_dir = self.options.get("default_root_dir", os.getcwd())
-
         each = math.ceil(len(loader) / self.options.get("accumulate_grad_batches", 1))
         options = {
             **QUIET,
-            "logger": Unheard(),
+            "logger": _unheard(namespace, self.options.get("default_root_dir", os.getcwd())),
             "max_epochs": epochs or math.ceil(steps / each),  # a user's schedule may be laid out over them
             "max_steps": steps,
             "callbacks": [_Unvalidated(), *callbacks],
@@ -230,6 +224,12 @@ class Trials:
                 self.make(**options).fit(module, loader)
             else:
                 self.make(**options).fit(module, datamodule=_serving(self.datamodule, loader))
+
+
+def _unheard(namespace: str, folder: Any) -> Any:
+    """A logger of Lightning's own that does nothing, whatever the user's steps ask of theirs."""
+    logger = importlib.import_module(f"{namespace}.loggers.logger").DummyLogger
+    return type("Unheard", (logger,), {"save_dir": folder, "log_dir": folder})()
 
 
 def trials_of(module: Any, data: Any, options: Mapping[str, Any], *, unaugmented: Any) -> Trials:

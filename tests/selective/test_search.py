@@ -315,6 +315,16 @@ def hellinger(queries, source, weights):
     return 2 * (squared * weights.numpy()).sum(2)
 
 
+def test_a_query_whose_distances_were_foreseen_too_short_is_asked_again(monkeypatch):
+    queries, source = alike_histograms(60, 40, 25, 0), alike_histograms(900, 40, 25, 1)
+    asked, original = [], bounds._pairs_below
+    monkeypatch.setattr(bounds, "_pairs_below", lambda *args: (asked.append(len(args[0])), original(*args))[1])
+    monkeypatch.setattr(bounds, "LIKELY", 0.0)
+    assert_brute_force(find(queries, source, 6, prune=True, all_in_double=True), queries, source, 6)
+    assert len(asked) == 2
+    assert 0 < asked[1] < asked[0]
+
+
 def bounds_of(sketcher, queries, source, num=None):
     mine, theirs = sketcher(queries.flatten(1)), sketcher(source.flatten(1))
     if num:
