@@ -1,6 +1,6 @@
 """What `lightning_transfer.advise` measures on the targets of the matrix; how good its advice is, the report says.
 
-Three draws of each target, the learning rate that the matrix has chosen for plain fine-tuning. Needs the networks that
+Three draws of each setting, the learning rate that the matrix has chosen for plain fine-tuning. Needs the networks that
 transfer.py has pretrained; what is measured is kept, and a run that is broken off goes on.
 
     python examples/benchmarks/advice.py --data FOLDER --work FOLDER
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from multiprocessing import get_context
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 from transfer import Plan, be_quiet, material
 from transfer_data import relatives, target
-from transfer_results import EVIDENCE, FOLDER, PLAIN, evidence, finals, read
+from transfer_results import FOLDER, PLAIN, evidence, looks, settings, shots
 from transfer_rows import BATCH, Classifier, Setting
 
 import lightning_transfer as lt
@@ -32,15 +33,16 @@ from lightning_transfer.advising.evidence import Setting as Known
 from lightning_transfer.advising.measuring import Measured
 
 SEEDS = (1, 2, 3)
+ORDER = itemgetter("target", "images", "seed")
 INDEPENDENT = [row for row in LINES if row not in MEASURED]
 
 
-def look(job: tuple[str, int, float], plan: Plan) -> dict[str, Any]:
+def look(job: tuple[str, int | None, int, float], plan: Plan) -> dict[str, Any]:
     """What is measured of one draw."""
     be_quiet()
-    name, seed, lr = job
+    name, shots, seed, lr = job
     images, (network, second), _ = material(plan)
-    draw = target(name, plan.data, shots=plan.shots, seed=seed)
+    draw = target(name, plan.data, shots=shots, seed=seed)
     setting = Setting(draw, images, network, second, plan.work, f"{name}-{seed}", plan.steps)
     torch.manual_seed(seed)
     mine: Any = copy.deepcopy(network)
@@ -55,22 +57,22 @@ Counts = Any  # (2, 2, 2) with and without a target's relatives; for and against
 
 
 def judged() -> dict[str, tuple[list[str], Counts]]:
-    """How each target's draws were placed, and how good the advice was that leaves the target out of what is known.
+    """How each setting's draws were placed, and how good the advice was that leaves the target out of what is known.
 
     A method that is recommended should have gained on average in the matrix, one that is advised against lost.
     """
-    known, looks = [Known(**each) for each in evidence()], read("advice")
+    known = [Known(**each) for each in evidence()]
     found: dict[str, tuple[list[str], Counts]] = {}
     for setting in known:
         strangers = [each for each in known if each.target != setting.target]
         unrelated = [each for each in known if each.target not in relatives(setting.target)]
         counts, places = np.zeros((2, 2, 2), dtype=int), []
-        for each in (each for each in looks if each["target"] == setting.target):
+        for each in looks(setting.target, setting.shots):
             measured = Measured(**{field.name: each[field.name] for field in fields(Measured)})
             places.append(place(measured.distance))
             for number, others in enumerate((strangers, unrelated)):
                 counts[number] += right(setting, expect(measured, others, INDEPENDENT))
-        found[setting.target] = places, counts
+        found[f"{setting.target}, {setting.shots:.0f} of a class"] = places, counts
     return found
 
 
@@ -92,9 +94,9 @@ def hit_rate() -> str:
     runs = [seeds[row] for seeds in known for row in INDEPENDENT if row in seeds]
     gains = sum(mean(each) > 0 for each in runs), len(runs)
     return (
-        f"On three draws of each of {len(known)} targets, left out of what it knows in turn, {_of(gained)} of its "
-        f"recommendations gained, and {_of(lost)} of what it advised against lost. Of all methods on all targets "
-        f"{_of(gains)} gain."
+        f"On three draws of each of {len(known)} settings, whose targets were left out of what it knows in turn, "
+        f"{_of(gained)} of its recommendations gained, and {_of(lost)} of what it advised against lost. Of all methods "
+        f"in all settings {_of(gains)} gain."
     )
 
 
@@ -123,19 +125,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of .npz files; torchvision's sets are loaded without")
     parser.add_argument("--work", type=Path, default=Path("transfer_runs"), help="where transfer.py keeps its work")
-    parser.add_argument("--out", type=Path, default=FOLDER / "advice.json")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args(argv)
-    cells = {key: runs for file in EVIDENCE for key, runs in finals(read(file)).items()}
-    rates = {name: runs[0]["lr"] for (name, row), runs in cells.items() if row == PLAIN}
-    known = json.loads(options.out.read_text()) if options.out.exists() else []
-    known = [each for each in known if each["lr"] == rates.get(each["target"])]
-    there = {(each["target"], each["seed"]) for each in known}
-    jobs = [(name, seed, lr) for name, lr in rates.items() for seed in SEEDS if (name, seed) not in there]
+    kept: list[dict[str, Any]] = []
+    jobs: list[tuple[str, int | None, int, float]] = []
+    for name, cells in settings():
+        plain = cells[name, PLAIN][0]
+        there = [look for look in looks(name, shots(cells, name)) if look["lr"] == plain["lr"]]
+        seeds = {*SEEDS} - {look["seed"] for look in there}
+        kept += there
+        jobs += [(name, plain["shots"], seed, plain["lr"]) for seed in sorted(seeds)]
     with get_context("spawn").Pool(options.workers) as pool:
         for found in pool.imap_unordered(partial(look, plan=Plan(options.data, options.work)), jobs):
-            known.append(found)
-            options.out.write_text(json.dumps(sorted(known, key=lambda each: (each["target"], each["seed"])), indent=1))
+            kept.append(found)
+            (FOLDER / "advice.json").write_text(json.dumps(sorted(kept, key=ORDER), indent=1))
             print(found, flush=True)
 
 

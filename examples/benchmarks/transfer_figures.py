@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transfer_results import EVIDENCE, PLAIN, difference, distance, finals, gap, read, tuning
+from transfer_results import PLAIN, TEN_SHOTS, difference, distance, finals, gap, read, settings, shots, tuning
 
 from lightning_transfer.reports.curves import COLORS, empty_figure
 
@@ -19,12 +19,13 @@ SHOWN = (
     "collaborative",
     "ensemble of two",
 )
+ASIDE = 1.04  # that points of equal images do not hide each other
 CURVES = tuple(row for row in SHOWN if "measured" not in row)  # those are soft's and selective's, or fine-tuning's
 
 
 def by_distance(path: Path) -> None:
     """Each method's difference to fine-tuning against how far the target lies."""
-    reports = [read(name) for name in EVIDENCE]
+    reports = [read(name) for name in TEN_SHOTS]
     cells = {key: runs for report in reports for key, runs in finals(report).items()}
     names = sorted({name for name, row in cells if row == PLAIN}, key=lambda name: gap(cells, name))
     colors = {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}
@@ -36,6 +37,28 @@ def by_distance(path: Path) -> None:
             if far is not None and found is not None:
                 axes.errorbar(far, *found, marker="o", capsize=3, color=colors[name], label=name)
     _finish(figure, panels, path, x="fine-tuning above a linear probe, points", y="accuracy above fine-tuning, points")
+
+
+def by_shots(path: Path) -> None:
+    """Each method's difference to fine-tuning against the images of a class, where there is more than one number."""
+    lines: dict[str, dict[str, list[tuple[float, ...]]]] = {}
+    for name, cells in settings():
+        for row in CURVES:
+            found = difference(cells, name, row)
+            if found is not None:
+                lines.setdefault(name, {}).setdefault(row, []).append((shots(cells, name), *found))
+    several = {name: rows for name, rows in lines.items() if max(map(len, rows.values())) > 1}
+    figure, panels = _panels([*several], columns=2, width=4.6)
+    for name, axes in panels.items():
+        axes.axhline(0, color="black", linewidth=1)
+        rows = {row: points for row, points in several[name].items() if len(points) > 1}
+        for number, (row, points) in enumerate(rows.items()):
+            images, apart, half = map(np.array, zip(*sorted(points), strict=True))
+            axes.errorbar(images * ASIDE**number, apart, half, marker="o", capsize=3, label=row, **_style(row))
+        ticks = sorted({point[0] for points in rows.values() for point in points})
+        axes.set_xscale("log", subs=[])
+        axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+    _finish(figure, panels, path, x="images of a class", y="accuracy above fine-tuning, points")
 
 
 def by_rate(path: Path) -> None:
@@ -67,6 +90,7 @@ def by_step(path: Path) -> None:
 
 PICTURES: dict[str, Callable[[Path], None]] = {
     "distance.png": by_distance,
+    "shots.png": by_shots,
     "rates.png": by_rate,
     "steps.png": by_step,
 }
@@ -81,10 +105,11 @@ def _style(row: str) -> dict[str, Any]:
     return {"color": COLORS[1:][CURVES.index(row)], "linewidth": 1.3}
 
 
-def _panels(names: Sequence[str], columns: int) -> tuple[Any, dict[str, Any]]:
+def _panels(names: Sequence[str], columns: int, width: float = 3.1) -> tuple[Any, dict[str, Any]]:
     """A panel for each name."""
+    columns = min(columns, len(names))
     rows = -(-len(names) // columns)
-    figure = empty_figure(size=(3.1 * columns, 2.7 * rows + 0.6))
+    figure = empty_figure(size=(width * columns, 2.7 * rows + 0.6))
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     panels = dict(zip(names, axes, strict=False))
     for name, panel in panels.items():

@@ -15,10 +15,10 @@ import numpy as np
 from advice import hit_rate, hits
 from transfer_figures import PICTURES
 from transfer_results import (
-    EVIDENCE,
     FOLDER,
     PLAIN,
     PROBE,
+    TEN_SHOTS,
     Cells,
     cost,
     difference,
@@ -29,9 +29,12 @@ from transfer_results import (
     interval,
     paired,
     read,
+    settings,
     share_to_plain,
+    shots,
     tuning,
 )
+from transfer_rows import ROWS
 
 from lightning_transfer.advising.advise import LINES
 
@@ -115,7 +118,7 @@ def rivals(report: dict[str, Any]) -> str:
 
 def rules() -> str:
     """Whether a source loss is taken at all: what each rule gains on each target, by the gap of every draw itself."""
-    reports = [read(name) for name in EVIDENCE]
+    reports = [read(name) for name in TEN_SHOTS]
     cells = {key: runs for report in reports for key, runs in finals(report).items()}
     targets = sorted({name for name, row in cells if row == PLAIN}, key=lambda name: gap(cells, name))
     lines = ["| | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
@@ -128,6 +131,20 @@ def rules() -> str:
         for rule, found in shown.items():
             says = ["off" if each == (0.0, 0.0) else _interval(each) for each in found]
             lines.append(f"| {row}, {rule} | {' | '.join(says)} |")
+    return "\n".join(lines)
+
+
+def other_settings() -> str:
+    """A line for every target and number of images, where there is more than one."""
+    found = settings()
+    several = {name for number, (name, _) in enumerate(found) if name in [other for other, _ in found[:number]]}
+    lines_of = sorted((name, shots(cells, name), cells) for name, cells in found if name in several)
+    rows = [row for row in ROWS if row != PLAIN and any((name, row) in cells for name, n, cells in lines_of if n != 10)]
+    lines = [f"| | images of a class | {PLAIN} | {' | '.join(rows)} |", "|---" * (len(rows) + 3) + "|"]
+    for name, images, cells in lines_of:
+        accuracy = f"{100 * mean(cell['test'] for cell in cells[name, PLAIN]):.1f} %"
+        apart = [_interval(difference(cells, name, row)) for row in rows]
+        lines.append(f"| {name} | {images:.0f} | {accuracy} | {' | '.join(apart)} |")
     return "\n".join(lines)
 
 
@@ -163,6 +180,7 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "qualities": lambda: qualities(read("transfer")),
     "rivals": lambda: rivals(read("transfer")),
+    "settings": other_settings,
     "between": lambda: markdown(read("between")),
     "rules": rules,
     "tried": lambda: markdown(read("tried")),

@@ -10,7 +10,8 @@ from scipy.stats import t as student  # type: ignore[import-untyped]
 
 PLAIN, PROBE = "fine-tuning", "linear probe"
 FOLDER = Path(__file__).with_name("results")
-EVIDENCE = ("transfer", "between")  # the results that advise() knows
+TEN_SHOTS = ("transfer", "between")  # the results of ten images a class
+OTHERS = ("5-shots", "25-shots", "full")  # of some of the same targets with other numbers of images
 Cells = dict[tuple[str, str], list[dict[str, Any]]]  # by target and row, final runs in the order of seeds
 
 
@@ -88,23 +89,42 @@ def share_to_plain(cells: Cells, target: str, row: str) -> list[float]:
     return reached
 
 
-def evidence() -> list[dict[str, Any]]:
-    """What `lightning_transfer.advise` knows of each target: what it itself has seen of it, and how rows did there."""
-    looks, found = read("advice"), []
-    for report in map(read, EVIDENCE):
+def settings() -> list[tuple[str, Cells]]:
+    """Every target with every number of images that there are results of: its name, and its final runs."""
+    found = []
+    for name in (*TEN_SHOTS, *(other for other in OTHERS if (FOLDER / f"{other}.json").exists())):
+        report = read(name)
         cells = finals(report)
-        for name in report["targets"]:
-            mine, plain = [look for look in looks if look["target"] == name], cells[name, PLAIN]
-            rows = [row for row in report["rows"] if row != PLAIN and (name, row) in cells]
-            here = {key: runs for key, runs in cells.items() if key[0] == name}
-            found.append(
-                {
-                    "target": name,
-                    "shots": plain[0]["images"] / plain[0]["classes"],
-                    "gap": round(mean(look["gap"] for look in mine), 4),
-                    "distance": round(mean(100 * (look["tuned"] - look["probe"]) for look in mine), 2),
-                    "differences": {row: [round(float(v), 2) for v in paired(cells, name, row)] for row in rows},
-                    "costs": {row: round(cost(here, row), 2) for row in rows},
-                }
-            )
+        found += [(target, cells) for target in report["targets"] if (target, PLAIN) in cells]
     return found
+
+
+def shots(cells: Cells, target: str) -> float:
+    """Images of a class to learn from."""
+    cell = cells[target, PLAIN][0]
+    return float(cell["images"] / cell["classes"])
+
+
+def evidence() -> list[dict[str, Any]]:
+    """What `lightning_transfer.advise` knows: of each setting, what it has seen of it, and how rows did there."""
+    found = []
+    for name, cells in settings():
+        mine = looks(name, shots(cells, name))
+        here = {key: runs for key, runs in cells.items() if key[0] == name}
+        rows = [row for _, row in here if row != PLAIN]
+        found.append(
+            {
+                "target": name,
+                "shots": shots(cells, name),
+                "gap": round(mean(look["gap"] for look in mine), 4),
+                "distance": round(mean(100 * (look["tuned"] - look["probe"]) for look in mine), 2),
+                "differences": {row: [round(float(v), 2) for v in paired(cells, name, row)] for row in rows},
+                "costs": {row: round(cost(here, row), 2) for row in rows},
+            }
+        )
+    return found
+
+
+def looks(target: str, shots: float) -> list[dict[str, Any]]:
+    """What advise() has measured of a target's draws of so many images of a class."""
+    return [look for look in read("advice") if (look["target"], look["images"] / look["classes"]) == (target, shots)]

@@ -16,6 +16,7 @@ from lightning_transfer.source.task import AnyDataset, SourceTask
 # method, as the matrix calls it: the line to write, with the options that it was run with
 ALONE = {
     "gated transfer": "callbacks=[lt.GatedTransfer()]",
+    "transfer module alone": "callbacks=[lt.GatedTransfer(aux_weight=0)]",
     "AdaFilter": "callbacks=[lt.AdaFilter()]",
     "collaborative": "callbacks=[lt.CollaborativeFinetuning([another_pretrained_network])]",
     "ensemble of two": "callbacks=[lt.CollaborativeFinetuning([another_pretrained_network], weight=0.0)]",
