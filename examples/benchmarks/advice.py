@@ -53,7 +53,7 @@ def look(job: tuple[str, int | None, int, float], plan: Plan) -> dict[str, Any]:
     return {"target": name, "seed": seed, "lr": lr, **asdict(lt.advise(Classifier(mine, lr), loader, **given).measured)}
 
 
-Counts = Any  # (2, 2, 2) with and without a target's relatives; for and against a method; right, and all
+Counts = Any  # (2, 3, 2) with and without a target's relatives; for and against a method, intervals; right, and all
 
 
 def judged() -> dict[str, tuple[list[str], Counts]]:
@@ -66,7 +66,7 @@ def judged() -> dict[str, tuple[list[str], Counts]]:
     for setting in known:
         strangers = [each for each in known if each.target != setting.target]
         unrelated = [each for each in known if each.target not in relatives(setting.target)]
-        counts, places = np.zeros((2, 2, 2), dtype=int), []
+        counts, places = np.zeros((2, 3, 2), dtype=int), []
         for each in looks(setting.target, setting.shots):
             measured = Measured(**{field.name: each[field.name] for field in fields(Measured)})
             places.append(place(measured.distance))
@@ -89,30 +89,31 @@ def hits() -> str:
 
 def hit_rate() -> str:
     """The same in a sentence."""
-    (gained, lost), _ = sum(counts for _, counts in judged().values())
+    (gained, lost, inside), _ = sum(counts for _, counts in judged().values())
     known = [setting["differences"] for setting in evidence()]
     runs = [seeds[row] for seeds in known for row in INDEPENDENT if row in seeds]
     gains = sum(mean(each) > 0 for each in runs), len(runs)
     return (
         f"On three draws of each of {len(known)} settings, whose targets were left out of what it knows in turn, "
-        f"{_of(gained)} of its recommendations gained, and {_of(lost)} of what it advised against lost. Of all methods "
-        f"in all settings {_of(gains)} gain."
+        f"{_of(gained)} of its recommendations gained, and {_of(lost)} of what it advised against lost; "
+        f"{_of(inside)} changes lay inside the interval that it gave. Of all methods in all settings {_of(gains)} gain."
     )
 
 
 def right(setting: Known, expected: Sequence[Expected]) -> Any:
-    """(2, 2) for and against: how many were right, and how many were said."""
-    found = np.zeros((2, 2), dtype=int)
-    for each in expected:
-        if each.verdict in ("recommended", "advised against") and each.method in setting.differences:
+    """(3, 2) for, against, and intervals: how many were right, and how many were said."""
+    found = np.zeros((3, 2), dtype=int)
+    for each in (each for each in expected if each.method in setting.differences):
+        change = mean(setting.differences[each.method])
+        found[2] += [abs(change - each.points) <= each.interval, 1]
+        if each.verdict in ("recommended", "advised against"):
             is_against = each.verdict == "advised against"
-            change = mean(setting.differences[each.method])
-            found[int(is_against)] += [int(change < 0 if is_against else change > 0), 1]
+            found[int(is_against)] += [change < 0 if is_against else change > 0, 1]
     return found
 
 
 def _counted(counts: Any) -> str:
-    (gained, lost), alone = [[_of(each) for each in side] for side in counts]
+    (gained, lost), alone = [[_of(each) for each in side[:2]] for side in counts]
     return f"{gained} | {lost} | {', '.join(alone)}"
 
 

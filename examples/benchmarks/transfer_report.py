@@ -48,6 +48,7 @@ RIVALS = {
     "joint, taken for the target's": "joint, random source",
     "AdaFilter": "AdaFilter, random gates",
     "gated transfer": "dropout alone",
+    "transfer module alone": "dropout alone",
     "collaborative": "ensemble of two",
     "ensemble of two": "fine-tuning, twice as long",
 }
