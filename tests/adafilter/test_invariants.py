@@ -11,6 +11,7 @@ from torch import nn
 import lightning_transfer as lt
 from lightning_transfer.functional import apply_adafilter, mix_filters, remove_adafilter, straight_through_gate
 from lightning_transfer.methods.adafilter.apply import FilterGates
+from lightning_transfer.nn import RecurrentFilterGate
 from tests.adafilter.nets import SITES, batch, chain, gated_chain, gradients, move
 
 
@@ -69,6 +70,12 @@ def test_a_gates_gradient_is_zero_until_filters_have_moved():
     apply_adafilter(net, gate_width=4)
     found = gradients(net.eval(), F.cross_entropy(net(batch()[0]), batch()[1]))
     assert all((found[name] == 0).all() for name in found if "adafilter" in name)
+
+
+def test_a_gate_in_half_precision_pools_large_maps_and_takes_no_images():
+    gate = RecurrentFilterGate([3], [8], width=4).half()
+    assert torch.equal(gate(0, torch.full((1, 3, 112, 112), 6.0).half()), gate(0, torch.full((1, 3, 1, 1), 6.0).half()))
+    assert gate(0, torch.empty(0, 3, 4, 4).half()).shape == (0, 8)
 
 
 def test_permuted_images_have_permuted_gates():

@@ -15,6 +15,7 @@ from lightning_transfer.methods.selective.bounds import Sketcher, pruned_scan
 from lightning_transfer.methods.selective.descriptors import Binning, ResponseCounts, to_histograms
 from lightning_transfer.methods.selective.distances import pair_distances, with_logs
 from lightning_transfer.methods.selective.exact import exact_neighbors
+from lightning_transfer.methods.selective.functional import symmetric_kl_neighbors
 from lightning_transfer.methods.selective.search import InMemory, Nearest, Packed
 from tests.reference import selective
 
@@ -323,6 +324,31 @@ def test_a_query_whose_distances_were_foreseen_too_short_is_asked_again(monkeypa
     assert_brute_force(find(queries, source, 6, prune=True, all_in_double=True), queries, source, 6)
     assert len(asked) == 2
     assert 0 < asked[1] < asked[0]
+
+
+def test_what_float32_errs_by_loses_no_neighbor_that_was_ruled_out(monkeypatch):
+    queries, source = alike_histograms(60, 6, 6, 0), alike_histograms(150, 6, 6, 1)
+    errors = 0.03 * torch.rand(150, generator=torch.Generator().manual_seed(2))  # large, and all rather too near
+    original = bounds._single_scores
+    monkeypatch.setattr(bounds, "_single_scores", lambda *args: original(*args) + errors[args[3]])
+    for margin in ("LIKELY", "CLEAR"):
+        monkeypatch.setattr(bounds, margin, 0.0)
+    assert_brute_force(find(queries, source, 6, prune=True, all_in_double=True), queries, source, 6)
+
+
+def test_of_so_few_filters_that_all_coordinates_are_fewer_than_asked_for_nothing_is_pruned():
+    queries, source = random_histograms(400, 3, 100, 0), random_histograms(3000, 3, 100, 1)
+    assert pruned_scan(*packed(queries, source), 5, None) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_raised_before_empty_bins_are(dtype):
+    queries, source = (random_histograms(num, 4, 6, num).to(dtype) for num in (5, 60))
+    source[::3, :, 1] = 0
+    found = symmetric_kl_neighbors(queries, source, k=4)
+    expected = symmetric_kl_neighbors(queries.double(), source.double(), k=4)
+    assert torch.equal(found[1], expected[1])
+    assert torch.allclose(found[0], expected[0])
 
 
 def bounds_of(sketcher, queries, source, num=None):

@@ -86,7 +86,9 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tuned: Tensor, frozen: Tensor, gates: Tensor) -> Tensor:
         ctx.save_for_backward(tuned - frozen if ctx.needs_input_grad[2] else None, gates)
-        return torch.lerp(frozen, tuned, gates)  # exact at 0 and 1, and five times as fast as torch.where
+        return torch.lerp(
+            frozen, tuned, gates
+        )  # of finite responses exact at both ends; torch.where is five times as slow
 
     @staticmethod
     @once_differentiable

@@ -103,8 +103,8 @@ class RecurrentFilterGate(nn.Module):
         """
         weight = self.cell.weight_ih
         with torch.autocast(features.device.type, enabled=False):
-            positions = features[0, 0].numel()
-            pooled = features.to(weight.dtype).sum((2, 3)) / positions  # a mean's backward takes twice as long
+            total = features.sum((2, 3), dtype=torch.promote_types(weight.dtype, torch.float32))
+            pooled = (total / features.shape[2:].numel()).to(weight.dtype)  # a mean's backward takes twice as long
             before = self._state_before(layer, pooled)
             state = self.cell(self.inputs[layer](pooled), before)
             gates = straight_through_gate(

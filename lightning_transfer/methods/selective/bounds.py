@@ -32,6 +32,8 @@ FITTED = 512  # rows that the projection is fitted to
 TRIED = 1024, 64  # other rows, and queries, on which it is seen whether pruning pays
 LIKELY = 0.95  # of the queries whose k-th distance is to be foreseen
 SCORES = 2**19  # held at once
+COMPARED = 2**19  # numbers of source rows that are compared one by one while they are in the cache
+CLEAR = 0.003  # by how much more than its k-th distance is searched, so that float32 cannot mistake what is left out
 ROUNDING = 1e-5  # of a squared length: what float32 may err in it; 5e-6 was the most seen
 
 # what a pair costs, in numbers multiplied: measured, good to some ten percent
@@ -143,7 +145,7 @@ def _cheapest(queries: Tensor, packed: Packed, source: Rows, sketcher: Sketcher,
     distance = (packed.own[asked] - scores.topk(nearest).values[:, -1]) / 2
     mine, theirs = sketcher(queries[asked]), sketcher(histograms)
     costs = []
-    for num in COORDINATES:
+    for num in sorted({min(num, sketcher.basis.shape[1]) for num in COORDINATES}):
         short, others = sketcher.shortened(mine, num), sketcher.shortened(theirs, num)
         likely = 2 * (short[:, -1] - _likely_scores(short, others).topk(nearest).values[:, -1])
         shares = distance / likely.clamp(min=ROUNDING * short[:, -1].max())
@@ -157,7 +159,7 @@ def _cheapest(queries: Tensor, packed: Packed, source: Rows, sketcher: Sketcher,
 def _scan(mine: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int, ratio: float) -> Nearest:
     """Two passes: likely distances give each query one to stay below, then every pair whose bound does is compared.
 
-    A query whose k-th distance turns out to be longer is asked once more, to stay below that.
+    A query whose k-th distance turns out to be longer, or nearly so, is asked once more, to stay below that.
     """
     likely, nearest = Nearest(len(mine), min(k, len(source))), Nearest(len(mine), kept_for(k, len(source)))
     with tempfile.TemporaryFile() as file:  # one sketch a row: for a large source too much to hold
@@ -167,31 +169,32 @@ def _scan(mine: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int
             for first, part in _parts(theirs, len(mine)):
                 likely.add(_likely_scores(mine, part), start + first)
         likely.settle()
-        asked, below = torch.arange(len(mine)), ratio * 2 * (mine[:, -1] - likely.scores.amin(1))
+        asked = torch.arange(len(mine))
+        nearest.below = ratio * 2 * (mine[:, -1] - likely.scores.amin(1))
         for _ in range(2):
             nearest.scores[asked], nearest.indices[asked] = -torch.inf, -1
-            for place, row in _pairs_below(below, mine[asked], source, file):
+            for place, row in _pairs_below(nearest.below[asked], mine[asked], source, file):
                 nearest.add_pairs(asked[place], row, _single_scores(packed, source, asked[place], row))
             furthest = (packed.own[asked] - nearest.scores[asked].topk(k).values[:, -1]) / 2
-            is_beyond = furthest > below
-            asked, below = asked[is_beyond], furthest[is_beyond]
+            wanted = (1 + CLEAR) * furthest + CLEAR**2 * mine[asked, -1]
+            is_beyond = wanted > nearest.below[asked]
+            asked, wanted = asked[is_beyond], wanted[is_beyond]
+            nearest.below[asked] = wanted
             if not len(asked):
                 break
     return nearest
 
 
 def _pairs_below(below: Tensor, mine: Tensor, source: Rows, file: IO[bytes]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Block by block, queries and rows of the source whose bound is not above (queries,) distances; by query."""
+    """Part by part, queries and rows of the source whose bound is not above (queries,) distances; by query."""
     least, longest = (mine[:, -1] - below / 2)[:, None], mine[:, -1].max()
     file.seek(0)
     for start, stop in blocks(source, math.prod(source.shape)):
         theirs = torch.from_numpy(np.fromfile(file, dtype=np.float32, count=(stop - start) * mine.shape[1]))
-        theirs = theirs.view(stop - start, -1)
-        enough = least - ROUNDING * torch.maximum(longest, theirs[:, -1].max())
-        parts = _parts(theirs, len(mine))
-        found = [(start + first, *places_of(_scores(mine, part) >= enough)) for first, part in parts]
-        keys = torch.cat([query * len(source) + first + place for first, query, place in found]).sort().values
-        yield keys // len(source), keys % len(source)
+        for first, part in _parts(theirs.view(stop - start, -1), len(mine)):
+            enough = least - ROUNDING * torch.maximum(longest, part[:, -1].max())
+            query, place = places_of(_scores(mine, part) >= enough)
+            yield query, place + start + first
 
 
 def _parts(sketches: Tensor, num_queries: int) -> Iterator[tuple[int, Tensor]]:
@@ -201,7 +204,7 @@ def _parts(sketches: Tensor, num_queries: int) -> Iterator[tuple[int, Tensor]]:
 
 
 def _single_scores(packed: Packed, source: Rows, query: Tensor, row: Tensor) -> Tensor:
-    """The scores of single pairs, as `search.scan` would have them."""
+    """The scores of single pairs: what `search.scan` takes from a matrix product."""
     import faiss
 
     scores = torch.empty(len(row))
@@ -209,7 +212,7 @@ def _single_scores(packed: Packed, source: Rows, query: Tensor, row: Tensor) -> 
         return scores
     row, order = row.sort(stable=True)
     unique, inverse = row.unique_consecutive(return_inverse=True)
-    for near in unique.split(max(1, BLOCK // (2 * math.prod(source.shape)))):
+    for near in unique.split(max(1, COMPARED // math.prod(source.shape))):
         rows, own = packed.rows(source.take(near))
         part = slice(*torch.searchsorted(row, near[[0, -1]] + torch.tensor([0, 1])).tolist())
         number = inverse[part] - inverse[part.start]

@@ -4,6 +4,7 @@ D(p, q) = sum_i w_i sum_b 1/2 [p log((p + e) / (q + e)) + q log((q + e) / (p + e
 of c_p + c_q - <w p, log q> - <w log p, q>: the nearest are the top of an inner product.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,7 +68,15 @@ def root_weights(p: Tensor, q: Tensor, filter_weights: Tensor | None) -> Tensor:
 def with_logs(histograms: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
     """Flat histograms and their logarithms, both times the root of the weights, in the histograms' own precision."""
     root = root.to(histograms.dtype)
-    return histograms * root, (histograms + EPS).log_().mul_(root)
+    return histograms * root, logs(histograms).mul_(root)
+
+
+def logs(histograms: Tensor) -> Tensor:
+    """Logarithms, also of empty bins; on a CPU numpy's, which take less than half of the time that torch's do."""
+    raised = histograms + EPS
+    if raised.device.type != "cpu" or raised.requires_grad:
+        return raised.log_()
+    return torch.from_numpy(np.log(raised.numpy(), out=raised.numpy()))
 
 
 def pair_distances(p: Tensor, q: Tensor, root: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:

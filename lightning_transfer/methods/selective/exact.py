@@ -68,10 +68,11 @@ def _of_group(
         rough, near = rough.gather(1, order), nearest.indices.gather(1, order)
         largest = nearest.scores.abs().masked_fill(nearest.scores.isinf(), 0).amax(1)
         scale = (packed.own.abs() + largest).double().clamp(min=1e-30)[:, None]
-        found, near, is_sure = _settle(
+        found, near, error = _settle(
             queries[left], source, root, (rough, near), scale, k=k, all_in_double=all_in_double
         )
-        if asked == len(source):
+        is_sure = torch.minimum(rough[:, -1], nearest.below.double()) > rough[:, k - 1] + 2 * error
+        if asked == len(source):  # else a query is sure when what was left out cannot be among its k
             is_sure[:] = True
         distances[left], indices[left] = found, near
         left, asked = left[~is_sure], min(4 * asked, len(source))
@@ -88,15 +89,14 @@ def _settle(
     k: int,
     all_in_double: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The k nearest in their true order, from (n, kept) rough distances, nearest first, and their indices.
+    """The k nearest, from (n, kept) rough distances, nearest first, and their indices.
 
     How much float32 errs is seen on a sample, relative to the (n, 1) size of the numbers that distances are taken from,
     and is never less than a few steps of those. Neighbors in the list that lie nearer to each other than that, or to
-    zero, are measured again. A query is sure when what was left out cannot be among its k.
+    zero, are measured again. Beside the k nearest in their true order, by how much float32 errs.
     """
     rough, indices = lists
-    query = torch.arange(0, len(rough), math.ceil(len(rough) / SAMPLE))
-    place = torch.arange(max(1, SAMPLE // len(query)))[:, None]
+    query, place = torch.arange(len(rough)), torch.arange(max(1, SAMPLE // len(rough)))[:, None]
     is_known = torch.zeros(rough.shape, dtype=torch.bool)
     is_known[query, (query + place * (1 + k // len(place))) % k] = True
     exact = rough.clone()
@@ -111,7 +111,7 @@ def _settle(
     unclear[:, :k] |= all_in_double
     unclear &= ~is_known
     exact[unclear] = measure(queries, source, root, unclear, indices)
-    return *nearest_first(exact, indices, k), rough[:, -1] > rough[:, k - 1] + 2 * error[:, 0]
+    return *nearest_first(exact, indices, k), error[:, 0]
 
 
 def nearest_first(distances: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,8 @@ def symmetric_kl_neighbors(
     """The k nearest source descriptors of every target descriptor, exactly.
 
     With c_q = sum w q log q, the distance is half of c_p + c_q - <w p, log q> - <w log p, q>: the nearest are the top
-    of an inner product of (w p, w log p, 1) with (log q, q, -c_q), which faiss finds in float32. What it finds, and as
-    many more, is measured again in float64; a query whose k-th is not nearer than everything left out, by the error
-    seen, is asked again with twice as many.
+    of an inner product of (w p, w log p, 1) with (log q, q, -c_q). What float32 takes for these is measured again in
+    float64; a query whose k-th is not nearer than everything left out, by the error seen, is asked for more.
 
     Args:
         target: (n, filters, bins) histograms.
@@ -49,11 +48,16 @@ def symmetric_kl_neighbors(
                 "histograms, such as response_histograms gives."
             )
     queries, rows = (
-        InMemory(histograms.detach().flatten(1), (histograms.shape[1], histograms.shape[2]))
+        InMemory(_at_least_single(histograms.detach()).flatten(1), (histograms.shape[1], histograms.shape[2]))
         for histograms in (target, source)
     )
     with plain_arithmetic():
         return exact_neighbors(queries, rows, k=k, root=root, all_in_double=True)
+
+
+def _at_least_single(histograms: Tensor) -> Tensor:
+    """Half precision has no number as small as what is added to empty bins."""
+    return histograms.to(torch.promote_types(histograms.dtype, torch.float32))
 
 
 def neighbor_budget(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_transfer.methods.selective.distances import EPS
+from lightning_transfer.methods.selective.distances import logs
 
 BLOCK = 2**22  # numbers of a block of the source that are held at once: more would leave the processor's cache
 SEVERAL = 8  # rows at least, for a call to be worth its while
@@ -86,6 +86,7 @@ class Nearest:
     def __init__(self, num_queries: int, k: int) -> None:
         self.scores = torch.full((num_queries, k), -torch.inf)
         self.indices = torch.full((num_queries, k), -1)
+        self.below = torch.full((num_queries,), torch.inf)  # what is nearer was not passed over unseen
         self.k = k
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
@@ -149,7 +150,7 @@ class Packed:
     def __init__(self, queries: Tensor, source: Rows, root: Tensor) -> None:
         self.root, self.weights = root, root.square().float()
         sample = source.read(0, min(len(source), SAMPLE))
-        self._middle, self._log_middle = sample.mean(0), (sample + EPS).log_().mean(0)
+        self._middle, self._log_middle = sample.mean(0), logs(sample).mean(0)
         self._buffer = torch.empty(0)
         numbers = queries.shape[1]
         self.queries = torch.empty(len(queries), 2 * numbers)
@@ -164,15 +165,14 @@ class Packed:
         packed = self._buffer[:num_rows]
         return packed, self._pack(histograms, packed[:, :numbers], packed[:, numbers:])
 
-    def _pack(self, histograms: Tensor, logs: Tensor, shares: Tensor) -> Tensor:
+    def _pack(self, histograms: Tensor, log_side: Tensor, side: Tensor) -> Tensor:
         """Write the logarithms and the histograms, both centred; (rows,) each row's own part."""
         own = torch.empty(len(histograms))
         for some in cached(*histograms.shape):
-            p, log_p = histograms[some], histograms[some] + EPS
-            np.log(log_p.numpy(), out=log_p.numpy())  # in their own precision; more than twice as fast as torch's
-            torch.sub(log_p, self._log_middle, out=logs[some])  # float32 once centred
-            torch.sub(p, self._middle, out=shares[some])
-            own[some] = (logs[some] * shares[some]) @ self.weights
+            p, log_p = histograms[some], logs(histograms[some])  # in their own precision; float32 once centred
+            torch.sub(log_p, self._log_middle, out=log_side[some])
+            torch.sub(p, self._middle, out=side[some])
+            own[some] = (log_side[some] * side[some]) @ self.weights
         return own
 
     def distances(self, scores: Tensor) -> Tensor:
