@@ -117,7 +117,7 @@ def pruned_scan(queries: Tensor, packed: Packed, source: Rows, k: int, prune: bo
         queries: (n, numbers) flat histograms.
         packed: the same, packed.
         source: flat histograms.
-        k: how many are sought; what float32 could confuse with the k-th is found too.
+        k: how many are sought; all that may be nearer than a query's `below` is found.
         prune: True or False to do it or not, whatever it costs; None to see on a sample.
     """
     if prune is False or (prune is None and SKETCH / (2 * len(queries)) > WORTH):
