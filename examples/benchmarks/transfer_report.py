@@ -139,10 +139,10 @@ def other_settings() -> str:
     """A line for every target and number of images, where there is more than one."""
     found = settings()
     several = {name for number, (name, _) in enumerate(found) if name in [other for other, _ in found[:number]]}
-    lines_of = sorted((name, shots(cells, name), cells) for name, cells in found if name in several)
+    lines_of = [(name, shots(cells, name), cells) for name, cells in found if name in several]
     rows = [row for row in ROWS if row != PLAIN and any((name, row) in cells for name, n, cells in lines_of if n != 10)]
     lines = [f"| | images of a class | {PLAIN} | {' | '.join(rows)} |", "|---" * (len(rows) + 3) + "|"]
-    for name, images, cells in lines_of:
+    for name, images, cells in sorted(lines_of, key=lambda line: line[:2]):
         accuracy = f"{100 * mean(cell['test'] for cell in cells[name, PLAIN]):.1f} %"
         apart = [_interval(difference(cells, name, row)) for row in rows]
         lines.append(f"| {name} | {images:.0f} | {accuracy} | {' | '.join(apart)} |")

@@ -1,6 +1,7 @@
 """What the JSON files of the transfer matrix say: differences to plain fine-tuning, paired by seed."""
 
 import json
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -15,8 +16,9 @@ OTHERS = ("5-shots", "25-shots", "full")  # of some of the same targets with oth
 Cells = dict[tuple[str, str], list[dict[str, Any]]]  # by target and row, final runs in the order of seeds
 
 
+@cache
 def read(name: str) -> Any:
-    """One of the committed files."""
+    """One of the committed files; read once, and not to be changed."""
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 

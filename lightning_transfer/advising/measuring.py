@@ -176,7 +176,7 @@ class _Looking(AnyCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """What the network as it came knows."""
-        look = _Look(trainer, pl_module, self.question, self.scored_on)
+        self.look = look = _Look(trainer, pl_module, self.question, self.scored_on)
         mine, others = look.at(self.probed_on), look.at(self.scored_on)
         num_classes = int(max(mine.labels.max(), others.labels.max())) + 1
         says = fit_linear(mine.features, mine.labels, num_classes=num_classes, penalty=PROBE_PENALTY)
@@ -191,7 +191,7 @@ class _Looking(AnyCallback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """What it has learned."""
-        seen = _Look(trainer, pl_module, self.question, self.scored_on).at(self.scored_on)
+        seen = self.look.at(self.scored_on)
         self.tuned = seen.logits.argmax(1) == seen.labels
 
 

@@ -3,7 +3,6 @@
 The rule is ours: see examples/benchmarks/README.md for what it was chosen on.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,11 +31,10 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
     def measured() -> tuple[float, int]:
         with progress_of(trainer)("How far the target lies from the source", TARGET_IMAGES + SOURCE_IMAGES) as step:
             target = target_dataset(given, trainer)
-            mine, shown = _features(term, module, target, TARGET_IMAGES, read=_target_images, hooks=True)
+            mine, shown = _features(term, module, target, TARGET_IMAGES, is_target=True)
             step(TARGET_IMAGES)
             like = None if callable(term.source.forward) else shown  # which may bring both to one size
-            hooks = term.source.batch_hooks
-            theirs, _ = _features(term, module, source, SOURCE_IMAGES, read=_source_images, hooks=hooks, like=like)
+            theirs, _ = _features(term, module, source, SOURCE_IMAGES, like=like)
             step(SOURCE_IMAGES)
         return domain_gap(mine, theirs), len(mine)
 
@@ -52,36 +50,32 @@ def _features(
     dataset: Any,
     size: int,
     *,
-    read: Callable[["SourceTerm", Any], Tensor],
-    hooks: bool,
+    is_target: bool = False,
     like: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(n, D) features of images drawn from a dataset, and some of these; no random state of the program's moves.
 
     Where others are given that they have to be like, their shapes are compared before the network meets them.
     """
-    found = []
+    found, hooks = [], is_target or term.source.batch_hooks
     with seeded(term.source.seed, 0):
         for some in torch.randperm(len(dataset))[:size].split(BATCH):
             batch = default_collate([load(dataset, index) for index in some.tolist()])
             with looking(module.trainer):
-                images = read(term, to_device(module.trainer, batch, hooks=hooks))
+                images = _images(term, to_device(module.trainer, batch, hooks=hooks), is_target)
             if like is not None:
                 check_alike(like, images)
             found.append(term.features(module, images).float().flatten(1).cpu())
     return torch.cat(found), images
 
 
-def _source_images(term: "SourceTerm", batch: Any) -> Tensor:
-    """The images of a source batch."""
-    return term.source.unpack(batch)[0]
-
-
-def _target_images(term: "SourceTerm", batch: Any) -> Tensor:
-    """The images of a target batch, which is read as source batches are."""
+def _images(term: "SourceTerm", batch: Any, is_target: bool) -> Tensor:
+    """The images of a batch: a target's is read as the source's are."""
     try:
         return term.source.unpack(batch)[0]
     except Exception as error:
+        if not is_target:
+            raise
         raise TransferConfigError(
             f"A target batch is {structure(batch)}, and weight='auto' reads it as it reads a source batch: "
             f"{type(error).__name__}: {error} Let the source dataset give what the target's gives, with "

@@ -318,8 +318,8 @@ def hellinger(queries, source, weights):
 
 def test_a_query_whose_distances_were_foreseen_too_short_is_asked_again(monkeypatch):
     queries, source = alike_histograms(60, 40, 25, 0), alike_histograms(900, 40, 25, 1)
-    asked, original = [], bounds._pairs_below
-    monkeypatch.setattr(bounds, "_pairs_below", lambda *args: (asked.append(len(args[0])), original(*args))[1])
+    asked, original = [], bounds._below
+    monkeypatch.setattr(bounds, "_below", lambda *args: (asked.append(len(args[0])), original(*args))[1])
     monkeypatch.setattr(bounds, "LIKELY", 0.0)
     assert_brute_force(find(queries, source, 6, prune=True, all_in_double=True), queries, source, 6)
     assert len(asked) == 2
@@ -395,7 +395,7 @@ def test_a_bound_is_never_above_the_distance(name):
         found = bounds_of(sketcher, queries, source, num)
         assert (found <= squared + 2 * bounds.ROUNDING).all()
         mine, theirs = sketcher(queries.flatten(1)), sketcher(source.flatten(1))
-        scores = bounds._scores(mine, theirs)
+        scores = bounds._scores(mine, theirs, residuals=True)
         assert (2 * (mine[:, -1:] - scores) <= torch.from_numpy(true) + 2 * bounds.ROUNDING).all()
 
 

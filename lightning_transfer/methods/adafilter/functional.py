@@ -86,9 +86,8 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tuned: Tensor, frozen: Tensor, gates: Tensor) -> Tensor:
         ctx.save_for_backward(tuned - frozen if ctx.needs_input_grad[2] else None, gates)
-        return torch.lerp(
-            frozen, tuned, gates
-        )  # of finite responses exact at both ends; torch.where is five times as slow
+        # of finite responses exact at both ends, and torch.where is five times as slow
+        return torch.lerp(frozen, tuned, gates)
 
     @staticmethod
     @once_differentiable

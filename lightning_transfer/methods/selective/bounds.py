@@ -2,13 +2,12 @@
 
 2 sum w (sqrt p - sqrt q)^2 is never more than the distance D, and an orthonormal projection of the roots, with the
 residual's length as one more coordinate, only lowers it. Few coordinates are then compared in place of all, and the
-distance is taken only where the bound is below the k-th distance of a query's best guesses.
+distance is taken only where the bound is below what the k-th of a query's likely distances foretells.
 """
 
 import math
 import tempfile
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -86,15 +85,14 @@ def _with_residual(coordinates: Tensor, length: Tensor) -> Tensor:
     return torch.cat([coordinates, residual[:, None], length[:, None]], 1)
 
 
-def _scores(mine: Tensor, theirs: Tensor) -> Tensor:
-    """(n, rows) of sketches: what the squared length of the query is more than half the bound."""
-    scores: Tensor = torch.addmm(theirs[:, -1], mine[:, :-1], theirs[:, :-1].T, beta=-1, alpha=2)
-    return scores
+def _scores(mine: Tensor, theirs: Tensor, *, residuals: bool) -> Tensor:
+    """(n, rows) of sketches: what the squared length of the query is more than half the bound.
 
-
-def _likely_scores(mine: Tensor, theirs: Tensor) -> Tensor:
-    """The same of what the distance may well be: residuals are mostly noise, of which no two images' are alike."""
-    scores: Tensor = torch.addmm(theirs[:, -1], mine[:, :-2], theirs[:, :-2].T, beta=-1, alpha=2)
+    Or than half of what the distance may well be, which leaves the residuals out: they are mostly noise, of which no
+    two images' are alike.
+    """
+    compared = slice(-1 if residuals else -2)
+    scores: Tensor = torch.addmm(theirs[:, -1], mine[:, compared], theirs[:, compared].T, beta=-1, alpha=2)
     return scores
 
 
@@ -147,10 +145,10 @@ def _cheapest(queries: Tensor, packed: Packed, source: Rows, sketcher: Sketcher,
     costs = []
     for num in sorted({min(num, sketcher.basis.shape[1]) for num in COORDINATES}):
         short, others = sketcher.shortened(mine, num), sketcher.shortened(theirs, num)
-        likely = 2 * (short[:, -1] - _likely_scores(short, others).topk(nearest).values[:, -1])
+        likely = 2 * (short[:, -1] - _scores(short, others, residuals=False).topk(nearest).values[:, -1])
         shares = distance / likely.clamp(min=ROUNDING * short[:, -1].max())
         ratio = max(1.0, float(shares.quantile(LIKELY)))  # never below 1: likely distances are no less than the bounds
-        is_left = 2 * (short[:, -1:] - _scores(short, others)) <= ratio * likely[:, None]
+        is_left = 2 * (short[:, -1:] - _scores(short, others, residuals=True)) <= ratio * likely[:, None]
         compared = 2 * (num + SELECT) / packed.queries.shape[1]
         costs.append((SKETCH / (2 * len(queries)) + compared + SINGLE * float(is_left.float().mean()), num, ratio))
     return min(costs)
@@ -163,18 +161,29 @@ def _scan(mine: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int
     """
     likely, nearest = Nearest(len(mine), min(k, len(source))), Nearest(len(mine), kept_for(k, len(source)))
     with tempfile.TemporaryFile() as file:  # one sketch a row: for a large source too much to hold
-        for start, stop in blocks(source, math.prod(source.shape)):
+
+        def sketched(start: int, stop: int) -> Tensor:
             theirs = sketcher(source.read(start, stop))
             file.write(theirs.numpy().data)
-            for first, part in _parts(theirs, len(mine)):
-                likely.add(_likely_scores(mine, part), start + first)
+            return theirs
+
+        def kept(start: int, stop: int) -> Tensor:
+            numbers = np.fromfile(file, dtype=np.float32, count=(stop - start) * mine.shape[1])
+            return torch.from_numpy(numbers).view(stop - start, -1)
+
+        for first, part in _parts(source, len(mine), sketched):
+            likely.add(_scores(mine, part, residuals=False), first)
         likely.settle()
         asked = torch.arange(len(mine))
         nearest.below = ratio * 2 * (mine[:, -1] - likely.scores.amin(1))
         for _ in range(2):
             nearest.scores[asked], nearest.indices[asked] = -torch.inf, -1
-            for place, row in _pairs_below(nearest.below[asked], mine[asked], source, file):
-                nearest.add_pairs(asked[place], row, _single_scores(packed, source, asked[place], row))
+            file.seek(0)
+            for first, part in _parts(source, len(mine), kept):
+                query, row = _below(nearest.below[asked], mine[asked], part)
+                query, row = asked[query], first + row
+                nearest.add_pairs(query, row, _single_scores(packed, source, query, row))
+            nearest.settle()
             furthest = (packed.own[asked] - nearest.scores[asked].topk(k).values[:, -1]) / 2
             wanted = (1 + CLEAR) * furthest + CLEAR**2 * mine[asked, -1]
             is_beyond = wanted > nearest.below[asked]
@@ -185,22 +194,20 @@ def _scan(mine: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int
     return nearest
 
 
-def _pairs_below(below: Tensor, mine: Tensor, source: Rows, file: IO[bytes]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Part by part, queries and rows of the source whose bound is not above (queries,) distances; by query."""
-    least, longest = (mine[:, -1] - below / 2)[:, None], mine[:, -1].max()
-    file.seek(0)
-    for start, stop in blocks(source, math.prod(source.shape)):
-        theirs = torch.from_numpy(np.fromfile(file, dtype=np.float32, count=(stop - start) * mine.shape[1]))
-        for first, part in _parts(theirs.view(stop - start, -1), len(mine)):
-            enough = least - ROUNDING * torch.maximum(longest, part[:, -1].max())
-            query, place = places_of(_scores(mine, part) >= enough)
-            yield query, place + start + first
+def _below(below: Tensor, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries, and places of sketches whose bound is not above (queries,) distances; by query."""
+    longest = torch.maximum(mine[:, -1].max(), theirs[:, -1].max())
+    enough = mine[:, -1] - below / 2 - ROUNDING * longest
+    return places_of(_scores(mine, theirs, residuals=True) >= enough[:, None])
 
 
-def _parts(sketches: Tensor, num_queries: int) -> Iterator[tuple[int, Tensor]]:
-    """Sketches, so many at once that their scores stay in the processor's cache, and the place of each part's first."""
+def _parts(source: Rows, num_queries: int, sketches: Callable[[int, int], Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """Sketches, so many at once that their scores stay in the processor's cache, and the row of each part's first."""
     step = max(1, SCORES // num_queries)
-    return ((first, sketches[first : first + step]) for first in range(0, len(sketches), step))
+    for start, stop in blocks(source, math.prod(source.shape)):
+        block = sketches(start, stop)
+        for first in range(0, len(block), step):
+            yield start + first, block[first : first + step]
 
 
 def _single_scores(packed: Packed, source: Rows, query: Tensor, row: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class Nearest:
     """The running k best of every query, under scores that come block by block.
 
     Kept by threshold: of a block only what beats a query's k-th so far is looked at, which soon is next to nothing.
-    What a block has left waits until there is enough of it to be worth a merge.
+    What a block has left waits to be merged with that of others.
     """
 
     def __init__(self, num_queries: int, k: int) -> None:
@@ -98,14 +98,18 @@ class Nearest:
             self._merge(best, places + first)
         else:
             query, place = places_of(scores > least)
-            self._wait(query, place + first, scores[query, place])
-            if sum(scores.shape[1] for scores, _ in self._waiting) > self.k:
-                self.settle()
+            self.add_pairs(query, place + first, scores[query, place])
 
     def add_pairs(self, query: Tensor, index: Tensor, score: Tensor) -> None:
-        """Merge single scores, given by rising query."""
-        self._wait(query, index, score)
-        self.settle()
+        """Let single scores wait, given by rising query, until there are enough of them to be worth a merge."""
+        if len(query):
+            number = numbered(query, len(self.scores))
+            scores = torch.full((len(self.scores), int(number.max()) + 1), -torch.inf)
+            indices = torch.full(scores.shape, -1)
+            scores[query, number], indices[query, number] = score, index
+            self._waiting.append((scores, indices))
+            if sum(scores.shape[1] for scores, _ in self._waiting) > self.k:
+                self.settle()
 
     def settle(self) -> None:
         """Merge what waits."""
@@ -113,14 +117,6 @@ class Nearest:
             scores, indices = zip(*self._waiting, strict=True)
             self._waiting = []
             self._merge(torch.cat(scores, 1), torch.cat(indices, 1))
-
-    def _wait(self, query: Tensor, index: Tensor, score: Tensor) -> None:
-        if len(query):
-            number = numbered(query, len(self.scores))
-            scores = torch.full((len(self.scores), int(number.max()) + 1), -torch.inf)
-            indices = torch.full(scores.shape, -1)
-            scores[query, number], indices[query, number] = score, index
-            self._waiting.append((scores, indices))
 
     def _merge(self, scores: Tensor, indices: Tensor) -> None:
         scores, indices = torch.cat([self.scores, scores], 1), torch.cat([self.indices, indices], 1)
