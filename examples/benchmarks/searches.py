@@ -85,8 +85,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for number in range(options.tables):
             scores = table(capitals, small, number, options.out.with_suffix(".part"))
             most = [max(layers[each] for layers in scores) for each in range(2)]
-            row = [(most, scores.__getitem__, max(scores.values()), seed) for seed in range(SEEDS)]
-            tasks[f"digits {number}, {len(scores)} pairs"] = row  # type: ignore[assignment]
+            tasks[f"digits {number}, {len(scores)} pairs"] = [
+                (most, scores.__getitem__, max(scores.values()), seed) for seed in range(SEEDS)
+            ]
     rows: dict[str, dict[str, list[float]]] = {}
     for task, runs in tasks.items():
         rows[task] = {
