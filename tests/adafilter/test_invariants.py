@@ -1,6 +1,7 @@
 """What METHODS promises of AdaFilter: at the start, with all gates open or shut, and for permuted images."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -145,7 +146,7 @@ def test_mix_has_the_formulas_gradients(shape, hard):
     gates = gates.round() if hard else gates
     outer = torch.randn(4, 5, 3, 3, dtype=torch.float64, generator=generator)
     found = []
-    for mix in (mix_filters, plain_mix):
+    for mix in (partial(mix_filters, hard=hard), plain_mix):
         inputs = [tensor.clone().requires_grad_() for tensor in (tuned, frozen, gates)]
         (mix(*inputs) * outer).sum().backward()
         found.append([tensor.grad for tensor in inputs])

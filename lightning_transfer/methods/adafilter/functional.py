@@ -58,13 +58,14 @@ def straight_through_gate(
     return (logits > 0).to(logits.dtype) + (soft - soft.detach())
 
 
-def mix_filters(tuned: Tensor, frozen: Tensor, gates: Tensor) -> Tensor:
+def mix_filters(tuned: Tensor, frozen: Tensor, gates: Tensor, *, hard: bool = False) -> Tensor:
     """Of every filter the tuned response, the frozen one, or what lies between: g * tuned + (1 - g) * frozen.
 
     Args:
         tuned: (B, C, ...) responses.
         frozen: (B, C, ...) responses.
         gates: (B, C) in [0, 1], or (C,) for all images alike.
+        hard: whether every gate is known to be 0 or 1; it is then kept for backward in a byte.
 
     Returns:
         (B, C, ...); exactly one of the two where a gate is 0 or 1.
@@ -76,7 +77,7 @@ def mix_filters(tuned: Tensor, frozen: Tensor, gates: Tensor) -> Tensor:
                 [0.0000, 0.0000, 1.0000]])
     """
     gates = gates.reshape(*(gates.shape if gates.ndim > 1 else (1, -1)), *[1] * (tuned.ndim - 2))
-    mixed: Tensor = _Mix.apply(tuned, frozen, gates.to(tuned.dtype))
+    mixed: Tensor = _Mix.apply(tuned, frozen, gates.to(tuned.dtype), hard)
     return mixed
 
 
@@ -84,8 +85,9 @@ class _Mix(torch.autograd.Function):
     """The mix, which keeps one difference for its backward where torch.lerp keeps both responses."""
 
     @staticmethod
-    def forward(ctx: Any, tuned: Tensor, frozen: Tensor, gates: Tensor) -> Tensor:
-        ctx.save_for_backward(tuned - frozen if ctx.needs_input_grad[2] else None, gates)
+    def forward(ctx: Any, tuned: Tensor, frozen: Tensor, gates: Tensor, hard: bool) -> Tensor:
+        difference = tuned - frozen if ctx.needs_input_grad[2] else None
+        ctx.save_for_backward(difference, gates.bool() if hard else gates)
         # of finite responses exact at both ends, and torch.where is five times as slow
         return torch.lerp(frozen, tuned, gates)
 
@@ -93,6 +95,6 @@ class _Mix(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         difference, gates = ctx.saved_tensors
-        of_tuned = grad * gates
+        of_tuned = grad * gates.to(grad.dtype)
         of_gates = (grad * difference).sum_to_size(gates.shape) if ctx.needs_input_grad[2] else None
-        return of_tuned, grad - of_tuned, of_gates
+        return of_tuned, grad - of_tuned, of_gates, None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.adafilter.functional import mix_filters
 from lightning_transfer.methods.adafilter.gate import RecurrentFilterGate
+from lightning_transfer.methods.adafilter.sparing import respond
 from lightning_transfer.surgery import FrozenBatchNorm2d
 
 Fixed = Literal["all_tuned", "all_frozen", "random"]
@@ -105,21 +106,22 @@ class GatedConv2d(nn.Module):
             return self._tuned_alone(features)
         if gates is None and self._fixed == "all_frozen":
             return self._frozen_alone(features)
-        gates = self._decide(features) if gates is None else gates
-        if self.training and self._folded is not None:
-            return mix_filters(self._tuned_alone(features), self._folded(features), gates)
-        if self.norm is None:
-            return mix_filters(self.tuned(features), self.frozen(features), gates)
-        return self.norm(self.tuned(features), self.frozen(features), gates)  # type: ignore[no-any-return]
+        chosen = self._decide(features) if gates is None else gates
+        is_tuned, is_frozen = chosen != 0, chosen != 1
+        if self.norm is None or (self.training and self._folded is not None):
+            tuned, frozen = self._tuned_alone(features, is_tuned), self._frozen_alone(features, is_frozen)
+            return mix_filters(tuned, frozen, chosen, hard=gates is None)
+        tuned, frozen = respond(self.tuned, features, is_tuned), respond(self.frozen, features, is_frozen)
+        return self.norm(tuned, frozen, chosen)  # type: ignore[no-any-return]
 
-    def _tuned_alone(self, features: Tensor) -> Tensor:
-        response: Tensor = self.tuned(features)
+    def _tuned_alone(self, features: Tensor, taken: Tensor | None = None) -> Tensor:
+        response = respond(self.tuned, features, taken)
         return response if self.norm is None else self.norm.tuned(response)
 
-    def _frozen_alone(self, features: Tensor) -> Tensor:
+    def _frozen_alone(self, features: Tensor, taken: Tensor | None = None) -> Tensor:
         if self.training and self._folded is not None:
-            return self._folded(features)  # type: ignore[no-any-return]
-        response: Tensor = self.frozen(features)
+            return respond(self._folded, features, taken)
+        response = respond(self.frozen, features, taken)
         return response if self.norm is None else self.norm.frozen(response)
 
     def _decide(self, features: Tensor) -> Tensor:
