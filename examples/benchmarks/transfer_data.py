@@ -22,6 +22,7 @@ NEAR = sorted(np.random.default_rng(0).permutation(100)[:20].tolist())  # CIFAR-
 VALIDATION, MOST_VALIDATION = 0.25, 500  # of the training split: its share, and at most so many images
 
 # name: what makes of the near target one that lies farther, by nothing but its pixels
+SKEWED = "-skewed"  # how a target is called whose classes have unequal numbers of images
 CHANGED: dict[str, Callable[[Tensor], Tensor]] = {
     "upside-down": lambda pixels: pixels.flip(2),
     "channels-swapped": lambda pixels: pixels.flip(1),
@@ -147,7 +148,7 @@ def target(name: str, folder: Path | None, *, shots: int | None, seed: int) -> T
     The validation part is cut from the training split, the same for every seed and by group where there are groups; the
     seed draws the images that are learned from among the rest.
     """
-    name, is_skewed = name.removesuffix("-skewed"), name.endswith("-skewed")
+    name, is_skewed = name.removesuffix(SKEWED), name.endswith(SKEWED)
     is_near = name == "near" or name in CHANGED
     train, test = load("cifar100" if is_near else name, folder)
     if is_near:
@@ -167,9 +168,9 @@ def target(name: str, folder: Path | None, *, shots: int | None, seed: int) -> T
 
 def relatives(name: str) -> set[str]:
     """A target's name and those of the targets that are made of the same images."""
-    name = name.removesuffix("-skewed")
+    name = name.removesuffix(SKEWED)
     family = {"near", *CHANGED} if name in ("near", *CHANGED) else {name}
-    return family | {f"{each}-skewed" for each in family}
+    return family | {each + SKEWED for each in family}
 
 
 def skewed(shots: int, num_classes: int) -> list[int]:

@@ -5,7 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transfer_results import PLAIN, TEN_SHOTS, difference, distance, finals, gap, read, settings, shots, tuning
+from transfer_results import (
+    PLAIN,
+    SHOTS,
+    STEPS,
+    TEN_SHOTS,
+    Cells,
+    compared,
+    difference,
+    distance,
+    finals,
+    gap,
+    read,
+    shots,
+    steps,
+    tuning,
+)
 
 from lightning_transfer.reports.curves import COLORS, empty_figure
 
@@ -40,25 +55,32 @@ def by_distance(path: Path) -> None:
 
 
 def by_shots(path: Path) -> None:
-    """Each method's difference to fine-tuning against the images of a class, where there is more than one number."""
-    lines: dict[str, dict[str, list[tuple[float, ...]]]] = {}
-    for name, cells in settings():
-        for row in CURVES:
-            found = difference(cells, name, row)
-            if found is not None:
-                lines.setdefault(name, {}).setdefault(row, []).append((shots(cells, name), *found))
-    several = {name: rows for name, rows in lines.items() if max(map(len, rows.values())) > 1}
+    """Each method's difference to fine-tuning against the images of a class."""
+    _by_setting(path, compared(SHOTS, shots), "images of a class")
+
+
+def by_length(path: Path) -> None:
+    """Each method's difference to fine-tuning against the steps that both have."""
+    _by_setting(path, compared(STEPS, steps), "steps")
+
+
+def _by_setting(path: Path, several: dict[str, list[tuple[float, str, Cells]]], across: str) -> None:
     figure, panels = _panels([*several], columns=2, width=4.6)
-    for name, axes in panels.items():
+    for base, axes in panels.items():
         axes.axhline(0, color="black", linewidth=1)
-        rows = {row: points for row, points in several[name].items() if len(points) > 1}
-        for number, (row, points) in enumerate(rows.items()):
-            images, apart, half = map(np.array, zip(*sorted(points), strict=True))
-            axes.errorbar(images * ASIDE**number, apart, half, marker="o", capsize=3, label=row, **_style(row))
-        ticks = sorted({point[0] for points in rows.values() for point in points})
-        axes.set_xscale("log", subs=[])
-        axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
-    _finish(figure, panels, path, x="images of a class", y="accuracy above fine-tuning, points")
+        places: set[float] = set()
+        for number, row in enumerate(CURVES):
+            found = [(value, difference(cells, name, row)) for value, name, cells in several[base]]
+            points = [(value, *apart) for value, apart in found if apart is not None]
+            if len(points) > 1:
+                values, means, halves = map(np.array, zip(*points, strict=True))
+                style = {"marker": "o", "capsize": 3, "label": row, **_style(row)}
+                axes.errorbar(values * ASIDE**number, means, halves, **style)
+                places |= {*values.tolist()}
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.set_xticks(sorted(places), [f"{place:.0f}" for place in sorted(places)])
+    _finish(figure, panels, path, x=across, y="accuracy above fine-tuning, points")
 
 
 def by_rate(path: Path) -> None:
@@ -91,6 +113,7 @@ def by_step(path: Path) -> None:
 PICTURES: dict[str, Callable[[Path], None]] = {
     "distance.png": by_distance,
     "shots.png": by_shots,
+    "lengths.png": by_length,
     "rates.png": by_rate,
     "steps.png": by_step,
 }

@@ -6,6 +6,7 @@ python examples/benchmarks/transfer_report.py mine.json # the table of one file,
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
@@ -16,10 +17,14 @@ from advice import hit_rate, hits
 from transfer_figures import PICTURES
 from transfer_results import (
     FOLDER,
+    LABELS,
     PLAIN,
     PROBE,
+    SHOTS,
+    STEPS,
     TEN_SHOTS,
     Cells,
+    compared,
     cost,
     difference,
     distance,
@@ -27,11 +32,12 @@ from transfer_results import (
     finals,
     gap,
     interval,
+    labels,
     paired,
     read,
-    settings,
     share_to_plain,
     shots,
+    steps,
     tuning,
 )
 from transfer_rows import ROWS
@@ -135,18 +141,20 @@ def rules() -> str:
     return "\n".join(lines)
 
 
-def other_settings() -> str:
-    """A line for every target and number of images, where there is more than one."""
-    found = settings()
-    several = {name for number, (name, _) in enumerate(found) if name in [other for other, _ in found[:number]]}
-    lines_of = [(name, shots(cells, name), cells) for name, cells in found if name in several]
-    rows = [row for row in ROWS if row != PLAIN and any((name, row) in cells for name, n, cells in lines_of if n != 10)]
-    lines = [f"| | images of a class | {PLAIN} | {' | '.join(rows)} |", "|---" * (len(rows) + 3) + "|"]
-    for name, images, cells in sorted(lines_of, key=lambda line: line[:2]):
-        accuracy = f"{100 * mean(cell['test'] for cell in cells[name, PLAIN]):.1f} %"
-        apart = [_interval(difference(cells, name, row)) for row in rows]
-        lines.append(f"| {name} | {images:.0f} | {accuracy} | {' | '.join(apart)} |")
-    return "\n".join(lines)
+def side_by_side(heading: str, names: Sequence[str], of: Callable[[Cells, str], Any]) -> str:
+    """A line for every target and setting, of targets that there are several settings of."""
+    found = compared(names, of)
+    runs = [(base, name, cells) for base, lines in found.items() for _, name, cells in lines]
+    known = Counter((base, row) for base, name, cells in runs for row in ROWS if (name, row) in cells)
+    rows = [row for row in ROWS if row != PLAIN and any(known[base, row] > 1 for base in found)]
+    table = [f"| | {heading} | {PLAIN} | {' | '.join(rows)} |", "|---" * (len(rows) + 3) + "|"]
+    for base, lines in found.items():
+        for value, name, cells in lines:
+            accuracy = f"{100 * mean(cell['test'] for cell in cells[name, PLAIN]):.1f} %"
+            apart = [_interval(difference(cells, name, row)) for row in rows]
+            setting = value if isinstance(value, str) else f"{value:.0f}"
+            table.append(f"| {' | '.join([base, setting, accuracy, *apart])} |")
+    return "\n".join(table)
 
 
 def _below(cells: Cells, target: str, row: str, most: float) -> tuple[float, float] | None:
@@ -181,7 +189,9 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "qualities": lambda: qualities(read("transfer")),
     "rivals": lambda: rivals(read("transfer")),
-    "settings": other_settings,
+    "shots": lambda: side_by_side("images of a class", SHOTS, shots),
+    "lengths": lambda: side_by_side("steps", STEPS, steps),
+    "labels": lambda: side_by_side("images of the classes", LABELS, labels),
     "between": lambda: markdown(read("between")),
     "rules": rules,
     "tried": lambda: markdown(read("tried")),

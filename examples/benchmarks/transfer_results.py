@@ -1,18 +1,23 @@
 """What the JSON files of the transfer matrix say: differences to plain fine-tuning, paired by seed."""
 
 import json
+from collections.abc import Callable, Sequence
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
 from scipy.stats import t as student  # type: ignore[import-untyped]
+from transfer_data import SKEWED
 
 PLAIN, PROBE = "fine-tuning", "linear probe"
 FOLDER = Path(__file__).with_name("results")
 TEN_SHOTS = ("transfer", "between")  # the results of ten images a class
-OTHERS = ("5-shots", "25-shots", "full")  # of some of the same targets with other numbers of images
+SHOTS = (*TEN_SHOTS, "5-shots", "25-shots", "full")  # and of some of the same targets with other numbers of images
+STEPS = ("transfer", "150-steps", "300-steps")
+LABELS = ("transfer", "skewed")
 Cells = dict[tuple[str, str], list[dict[str, Any]]]  # by target and row, final runs in the order of seeds
 
 
@@ -91,10 +96,12 @@ def share_to_plain(cells: Cells, target: str, row: str) -> list[float]:
     return reached
 
 
-def settings() -> list[tuple[str, Cells]]:
-    """Every target with every number of images that there are results of: its name, and its final runs."""
+def settings(names: Sequence[str] = SHOTS) -> list[tuple[str, Cells]]:
+    """Every target of every file that is there: its name, and its final runs."""
     found = []
-    for name in (*TEN_SHOTS, *(other for other in OTHERS if (FOLDER / f"{other}.json").exists())):
+    for name in names:
+        if not (FOLDER / f"{name}.json").exists():
+            continue
         report = read(name)
         cells = finals(report)
         found += [(target, cells) for target in report["targets"] if (target, PLAIN) in cells]
@@ -105,6 +112,24 @@ def shots(cells: Cells, target: str) -> float:
     """Images of a class to learn from."""
     cell = cells[target, PLAIN][0]
     return float(cell["images"] / cell["classes"])
+
+
+def steps(cells: Cells, target: str) -> float:
+    """How many steps of plain fine-tuning."""
+    return float(cells[target, PLAIN][0]["steps"])
+
+
+def labels(cells: Cells, target: str) -> str:
+    """How many images each class has to learn from."""
+    return "the first class ten times the last" if target.endswith(SKEWED) else "even"
+
+
+def compared(names: Sequence[str], of: Callable[[Cells, str], Any]) -> dict[str, list[tuple[Any, str, Cells]]]:
+    """What there is of targets in more than one setting: by its base name what the setting is, its name, its runs."""
+    found: dict[str, list[tuple[Any, str, Cells]]] = {}
+    for name, cells in settings(names):
+        found.setdefault(name.removesuffix(SKEWED), []).append((of(cells, name), name, cells))
+    return {name: sorted(lines, key=itemgetter(0)) for name, lines in found.items() if len(lines) > 1}
 
 
 def evidence() -> list[dict[str, Any]]:
