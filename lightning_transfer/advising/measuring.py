@@ -104,15 +104,16 @@ def measure(module: Any, data: Any, question: Question, *, progress: Progress) -
             "two at least, and two images of one. Give more labelled images."
         )
     folds = fold(trials.labels, trials.groups)
-    found: list[_Looking] = []
+    found: list[tuple[Tensor, Tensor, float | None]] = []
     with progress("Fine-tuning, to see how far it goes", question.steps * len(folds), unit="steps") as step:
         for out in folds:
             kept = sorted({*range(len(trials.labels))} - {*out})
             loaders = trials.held(some(kept, MOST_PROBED)), trials.held(some(out, MOST))
             looks = _Looking(*loaders, question if not found else replace(question, source=None), step)
             trials.train(copy.deepcopy(module), kept, [looks], steps=question.steps, seed=0)
-            found.append(looks)
-    probe, tuned = (torch.cat([getattr(each, name) for each in found]).double() for name in ("probed", "tuned"))
+            found.append((looks.probed, looks.tuned, looks.gap))  # not the callback, which holds its copy
+    *sides, (gap, *_) = zip(*found, strict=True)
+    probe, tuned = (torch.cat(side).double() for side in sides)
     scored = [index for out in folds for index in some(out, MOST)]
     return Measured(
         images=len(trials.labels),
@@ -122,7 +123,7 @@ def measure(module: Any, data: Any, question: Question, *, progress: Progress) -
         probe=float(probe.mean()),
         tuned=float(tuned.mean()),
         error=_error(tuned - probe, scored if trials.groups is None else [trials.groups[index] for index in scored]),
-        gap=found[0].gap,
+        gap=gap,
     )
 
 

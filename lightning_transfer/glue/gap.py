@@ -62,14 +62,14 @@ def _features(
         for some in torch.randperm(len(dataset))[:size].split(BATCH):
             batch = default_collate([load(dataset, index) for index in some.tolist()])
             with looking(module.trainer):
-                images = _images(term, to_device(module.trainer, batch, hooks=hooks), is_target)
+                images = _images(term, to_device(module.trainer, batch, hooks=hooks), is_target=is_target)
             if like is not None:
                 check_alike(like, images)
             found.append(term.features(module, images).float().flatten(1).cpu())
     return torch.cat(found), images
 
 
-def _images(term: "SourceTerm", batch: Any, is_target: bool) -> Tensor:
+def _images(term: "SourceTerm", batch: Any, *, is_target: bool) -> Tensor:
     """The images of a batch: a target's is read as the source's are."""
     try:
         return term.source.unpack(batch)[0]

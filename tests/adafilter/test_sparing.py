@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm.layers
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,81 +14,148 @@ from lightning_transfer.nn import GatedConv2d
 FILTERS = 12
 
 
-def images():
-    return torch.randn(3, 4, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+def images(channels=4):
+    return torch.randn(3, channels, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def convolution(**options):
+def convolution(cls=nn.Conv2d, size=3, **options):
     torch.manual_seed(1)
-    return nn.Conv2d(4, FILTERS, 3, dtype=torch.float64, **options)
+    return cls(4, FILTERS, size, **options).double()
 
 
-def gates(num_taken):
-    """Not zero for some image at so many filters."""
-    taken = torch.zeros(3, FILTERS, dtype=torch.bool)
-    taken[torch.arange(num_taken) % 3, torch.arange(num_taken) * 5 % FILTERS] = True
-    return taken
-
-
-def gradients(conv, taken, response_of):
-    features = images().requires_grad_()
-    response = response_of(conv, features)
+def outer_gradient(response, num_filters):
+    """Zero but for so many filters, each of one image's."""
+    is_there = torch.zeros(3, FILTERS)
+    is_there[torch.arange(num_filters) % 3, torch.arange(num_filters) * 5 % FILTERS] = 1
     generator = torch.Generator().manual_seed(2)
-    outer = torch.randn(response.shape, dtype=torch.float64, generator=generator) * taken[:, :, None, None]
-    response.backward(outer)
+    outer = torch.randn(response.shape, dtype=response.dtype, generator=generator)
+    return outer * is_there[:, :, None, None]
+
+
+def gradients(conv, run, num_filters, dtype=torch.float64):
+    features = images().to(dtype).requires_grad_()
+    response = run(conv, features)
+    response.backward(outer_gradient(response, num_filters))
     return [response.detach(), features.grad, *(param.grad for param in conv.parameters())]
 
 
-@pytest.mark.parametrize("num_taken", [0, 1, 7, FILTERS])
+def itself(conv, features):
+    return conv(features)
+
+
+@pytest.mark.parametrize("num_filters", [0, 1, 7, FILTERS])
 @pytest.mark.parametrize(
     "options",
-    [{"bias": False}, {"stride": 2, "padding": 1}, {"dilation": 2}, {"padding": "same"}, {"groups": 2}],
+    [
+        {"bias": False},
+        {"stride": 2, "padding": 1},
+        {"dilation": 2},
+        {"padding": "same"},
+        {"padding": 1, "padding_mode": "circular"},
+        {"groups": 2},
+        {"size": 1},
+        {"cls": timm.layers.Conv2dSame, "stride": 2},
+    ],
 )
-def test_gradients_are_the_plain_convolutions(num_taken, options):
-    conv, taken = convolution(**options), gates(num_taken)
-    expected = gradients(copy.deepcopy(conv), taken, lambda conv, features: conv(features))
-    found = gradients(conv, taken, lambda conv, features: respond(conv, features, taken))
-    for mine, theirs in zip(found, expected, strict=True):
+def test_gradients_are_the_convolutions_own(num_filters, options):
+    conv = convolution(**options)
+    expected = gradients(copy.deepcopy(conv), itself, num_filters)
+    for mine, theirs in zip(gradients(conv, respond, num_filters), expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
-    assert not conv.weight.grad[~taken.any(0)].any()
 
 
-@pytest.mark.parametrize("num_taken", [3, 6])
-def test_filters_that_nobody_took_cost_no_backward(num_taken):
-    taken = gates(num_taken)
+@pytest.mark.parametrize("change", [{"stride": 1}, {"padding": 1}, {"dilation": 2}])
+def test_what_was_set_to_a_number_later_is_read_as_torch_reads_it(change):
+    conv = convolution()
+    for name, value in change.items():
+        setattr(conv, name, value)
+    expected = gradients(copy.deepcopy(conv), itself, 5)
+    for mine, theirs in zip(gradients(conv, respond, 5), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
-    def flops(is_spared):
-        conv, features = convolution(), images().requires_grad_()
-        response = respond(conv, features, taken if is_spared else None)
+
+def test_under_autocast_the_convolution_runs_as_it_is():
+    conv = convolution().float()
+
+    def run(run_one):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return gradients(copy.deepcopy(conv), run_one, 5, torch.float32)
+
+    for mine, theirs in zip(run(respond), run(itself), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_what_is_frozen_gets_no_gradient():
+    conv = convolution().requires_grad_(requires_grad=False)
+    for num_filters in (0, 5, FILTERS):
+        _, of_features, *of_params = gradients(conv, respond, num_filters)
+        assert of_features is not None
+        assert of_params == [None, None]
+
+
+def test_several_gradients_at_once():
+    conv, features = convolution(), images().requires_grad_()
+    response = respond(conv, features)
+    outer = torch.stack([outer_gradient(response, number) for number in (1, 5)])
+    found = torch.autograd.grad(response, [features, conv.weight], outer, is_grads_batched=True, retain_graph=True)
+    for number, one in enumerate(outer):
+        expected = torch.autograd.grad(conv(features), [features, conv.weight], one)
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine[number], theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_filters", [0, 3, 6])
+def test_filters_without_a_gradient_cost_no_backward(num_filters):
+    def flops(run):
+        response = run(convolution(), images().requires_grad_())
         with FlopCounterMode(display=False) as counter:
-            response.backward(taken[:, :, None, None].expand(response.shape).double())
+            response.backward(outer_gradient(response, num_filters))
         return counter.get_total_flops()
 
-    assert flops(is_spared=True) == flops(is_spared=False) * num_taken / FILTERS > 0
+    assert flops(itself) > 0
+    assert flops(respond) == flops(itself) * num_filters / FILTERS
 
 
-def test_gates_of_a_layer_leave_out_what_either_of_its_convolutions_does_not_need():
+def test_a_layer_leaves_out_what_its_gates_leave_without_a_gradient():
     layer, features = GatedConv2d(convolution(bias=False), nn.BatchNorm2d(FILTERS).double()).train(), images()
-    features.requires_grad_()
-    by_image = torch.zeros(3, FILTERS, dtype=torch.float64)
-    by_image[:, :3] = 1  # tuned for all images, the next three for one of them, the others for none
-    by_image[0, 3:6] = 1
+    gates = torch.zeros(3, FILTERS, dtype=torch.float64)
+    gates[:, :3] = 1  # tuned for all images, the next three for one of them, the others for none
+    gates[0, 3:6] = 1
     with FlopCounterMode(display=False) as counter:
-        response = layer(features, by_image)
+        response = layer(features.requires_grad_(), gates)
         forwards = counter.get_total_flops()
-        response.sum().backward()
+        response.square().sum().backward()
     a_pass = forwards / 2  # of one convolution
     of_tuned, of_frozen = 2 * a_pass * 6 / FILTERS, a_pass * 9 / FILTERS
     assert counter.get_total_flops() == forwards + of_tuned + of_frozen
 
 
-def test_a_convolution_that_is_listened_to_runs_itself():
+def test_a_loss_on_what_stands_between_convolution_and_gates_reaches_every_filter():
+    layer, seen = GatedConv2d(convolution(bias=False), nn.BatchNorm2d(FILTERS).double()).train(), []
+    layer.norm.tuned.register_forward_hook(lambda norm, taken, given: seen.append(taken[0]))
+    layer(images(), torch.zeros(3, FILTERS, dtype=torch.float64))
+    seen[0].square().sum().backward()
+    expected = torch.autograd.grad(layer.tuned(images()).square().sum(), layer.tuned.weight)[0]
+    torch.testing.assert_close(layer.tuned.weight.grad, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_whoever_listens_to_the_convolution_hears_it():
     heard = []
     for listen in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
         conv = convolution()
         getattr(conv, listen)(lambda *args, listen=listen: heard.append(listen))
-        respond(conv, images().requires_grad_(), gates(3)).sum().backward()
+        respond(conv, images().requires_grad_()).sum().backward()
     conv = convolution()
     conv.forward = lambda features: (heard.append("own"), nn.Conv2d.forward(conv, features))[1]
-    respond(conv, images(), gates(3))
+    respond(conv, images())
     assert heard == ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook", "own"]
+
+
+@pytest.mark.parametrize("gates", [torch.tensor([1.0, 0.0, 1.0] * 4), torch.full((FILTERS,), 0.3)])
+def test_gates_that_are_the_same_for_all_images(gates):
+    layer, features = GatedConv2d(convolution(), nn.BatchNorm2d(FILTERS).double()).train(), images()
+    layer(features, gates.double()).square().sum().backward()
+    found = layer.tuned.weight.grad.clone()
+    layer.zero_grad()
+    layer(features, gates.double().expand(3, -1)).square().sum().backward()
+    torch.testing.assert_close(found, layer.tuned.weight.grad, rtol=1e-12, atol=1e-12)

@@ -159,6 +159,19 @@ def test_a_gap_is_told_from_as_many_images_however_many_there_are():
     assert 200 <= len(loaded) < 230  # those that are looked at, and a few batches
 
 
+def test_the_users_batch_hooks_run_on_the_target_and_on_a_source_that_takes_them():
+    class Shifting(LitToy):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch[0] - 20, batch[1]
+
+    gaps = {}
+    for runs in (True, False):
+        callback = soft(batch_hooks=runs)
+        fit(Shifting(), [callback], loader=shuffled(far_data()))
+        gaps[runs] = callback.part.gap
+    assert gaps[False] < 0.75 < 0.95 < gaps[True]
+
+
 def test_the_rule():
     assert [is_near(gap) for gap in (0.0, 0.5, 0.799, 0.8, 1.0)] == [True, True, True, False, False]
 

@@ -103,7 +103,7 @@ class FilterGates(Structure):
         """(B, filters) gates of every layer in the last pass."""
         slots = [] if self.gate is None else self.gate.slots.layers
         pairs = zip(self.sites, slots, strict=False)
-        return {site.conv: slot.gates for site, slot in pairs if slot is not None}
+        return {site.conv: slot.gates.float() for site, slot in pairs if slot is not None}
 
     def take_out(self, network: nn.Module) -> None:
         """Put everything back, with the tuned filters."""

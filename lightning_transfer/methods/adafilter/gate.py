@@ -113,7 +113,7 @@ class RecurrentFilterGate(nn.Module):
                 temperature=self.temperature,
                 training=self.training,
             )
-        self.slots.layers[layer] = Slot(pooled.detach(), state, gates.detach())
+        self.slots.layers[layer] = Slot(pooled.detach(), state, gates.detach() > 0.5)
         return gates
 
     def _state_before(self, layer: int, pooled: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -102,27 +102,20 @@ class GatedConv2d(nn.Module):
         Raises:
             TransferConfigError: there are no gates and none that decides.
         """
+        is_folded = self.training and self._folded is not None
+        frozen_conv: Any = self._folded if is_folded else self.frozen
         if gates is None and self._fixed == "all_tuned":
-            return self._tuned_alone(features)
+            response: Tensor = self.tuned(features)
+            return response if self.norm is None else self.norm.tuned(response)
         if gates is None and self._fixed == "all_frozen":
-            return self._frozen_alone(features)
+            response = frozen_conv(features)
+            return response if self.norm is None or is_folded else self.norm.frozen(response)
         chosen = self._decide(features) if gates is None else gates
-        is_tuned, is_frozen = chosen != 0, chosen != 1
-        if self.norm is None or (self.training and self._folded is not None):
-            tuned, frozen = self._tuned_alone(features, is_tuned), self._frozen_alone(features, is_frozen)
-            return mix_filters(tuned, frozen, chosen, hard=gates is None)
-        tuned, frozen = respond(self.tuned, features, is_tuned), respond(self.frozen, features, is_frozen)
-        return self.norm(tuned, frozen, chosen)  # type: ignore[no-any-return]
-
-    def _tuned_alone(self, features: Tensor, taken: Tensor | None = None) -> Tensor:
-        response = respond(self.tuned, features, taken)
-        return response if self.norm is None else self.norm.tuned(response)
-
-    def _frozen_alone(self, features: Tensor, taken: Tensor | None = None) -> Tensor:
-        if self.training and self._folded is not None:
-            return respond(self._folded, features, taken)
-        response = respond(self.frozen, features, taken)
-        return response if self.norm is None else self.norm.frozen(response)
+        tuned, frozen = respond(self.tuned, features), respond(frozen_conv, features)
+        if self.norm is not None and not is_folded:
+            return self.norm(tuned, frozen, chosen)  # type: ignore[no-any-return]
+        tuned = tuned if self.norm is None else self.norm.tuned(tuned)
+        return mix_filters(tuned, frozen, chosen, hard=gates is None)
 
     def _decide(self, features: Tensor) -> Tensor:
         if self._gate is not None:

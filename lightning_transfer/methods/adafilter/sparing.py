@@ -1,62 +1,75 @@
-"""A convolution that spends no backward on filters that no image took (ours): their gradients are zero.
+"""Convolutions that spend no backward on filters whose gradient is zero (ours).
 
-Gates of images of one batch are much alike, so about a third of the filters are taken by all of them or by none.
+That is every filter which no image of a batch takes, as tuned or as frozen: gates of one batch are much alike.
 """
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
 
-WORTH = 0.9  # of the filters: if more of them are taken, choosing costs more than it saves
+AS_A_LAYER = 7  # arguments, that a layer gives torch's convolution all in their places
+WORTH = 0.9  # of the filters: if more have a gradient, choosing costs more than it saves
 
 
-def respond(conv: nn.Conv2d, features: Tensor, taken: Tensor | None) -> Tensor:
-    """What a convolution gives, all of it; a backward that leaves out what it can, to the same gradients.
+def respond(conv: nn.Conv2d, features: Tensor) -> Tensor:
+    """What a convolution gives, with the gradients that are its own and a backward that may cost less.
 
-    Args:
-        conv: any.
-        features: (B, C, H, W) that it takes.
-        taken: (B, filters), not zero where the gradient of a response may be other than zero; None for everywhere.
+    A GPU would have to wait to know which filters are left, so there, and while compiled, it runs as it is.
     """
-    if taken is None or not _is_sparable(conv, features):
+    if features.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return conv(features)  # type: ignore[no-any-return]
-    response: Tensor = _Sparing.apply(features, conv.weight, conv.bias, taken.any(0), conv)
-    return response
+    with _Sparing():
+        return conv(features)  # type: ignore[no-any-return]
 
 
-def _is_sparable(conv: nn.Conv2d, features: Tensor) -> bool:
-    """Whether nothing but a plain convolution runs, on a CPU: a GPU would have to wait to know what is left."""
-    is_plain = type(conv) is nn.Conv2d and conv.groups == 1 and conv.padding_mode == "zeros"
-    is_dear = conv.kernel_size != (1, 1)  # of one pixel, choosing filters costs what leaving some out saves
-    hooks = conv._forward_hooks, conv._forward_pre_hooks, conv._backward_hooks, conv._backward_pre_hooks
-    is_itself = is_plain and not isinstance(conv.padding, str) and not any(hooks) and "forward" not in vars(conv)
-    is_eager = features.device.type == "cpu" and not torch.compiler.is_compiling()
-    return is_dear and is_itself and is_eager and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+class _Sparing(TorchFunctionMode):
+    """Takes the place of torch's convolution, wherever a layer, its hooks or its own forward call it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.conv2d and len(args) == AS_A_LAYER:
+            return _conv2d(*args)
+        return func(*args, **(kwargs or {}))
 
 
-class _Sparing(torch.autograd.Function):
+def _conv2d(features: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
+    *shape, groups = how
+    is_plain = type(features) is Tensor and features.is_floating_point() and features.ndim == 4
+    is_dear = groups == 1 and weight.shape[2:] != (1, 1)  # else choosing filters costs what leaving some out saves
+    is_known = all(isinstance(each, tuple) for each in shape) and not torch.is_autocast_enabled("cpu")
+    if is_plain and is_dear and is_known:
+        return _Conv2d.apply(features, weight, bias, shape)  # type: ignore[no-any-return]
+    return torch.conv2d(features, weight, bias, *how)
+
+
+class _Conv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, taken: Tensor, conv: Any) -> Tensor:
-        ctx.save_for_backward(features, weight, taken)
-        ctx.how = conv.stride, conv.padding, conv.dilation
-        return F.conv2d(features, weight, bias, *ctx.how)
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, shape: Any) -> Tensor:
+        ctx.save_for_backward(features, weight)
+        ctx.shape = shape  # stride, padding, dilation
+        return torch.conv2d(features, weight, bias, *shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        features, weight, taken = ctx.saved_tensors
+        features, weight = ctx.saved_tensors
         of_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-        mask, places = (*ctx.needs_input_grad[:2], False), taken.nonzero()[:, 0]
+        mask = (*ctx.needs_input_grad[:2], False)
 
         def passed(grad: Tensor, weight: Tensor) -> Any:
-            arguments = (None, *ctx.how, False, (0, 0), 1, mask)
+            arguments = (None, *ctx.shape, False, (0, 0), 1, mask)
             return torch.ops.aten.convolution_backward(grad, features, weight, *arguments)[:2]
 
-        if not 0 < len(places) < WORTH * len(taken):
-            return *passed(grad, weight), of_bias, None, None
+        if torch._C._functorch.is_legacy_batchedtensor(grad):  # several gradients at once have different zeros
+            return *passed(grad, weight), of_bias, None
+        places = grad.abs().sum((2, 3)).sum(0).nonzero()[:, 0]
+        if len(places) > WORTH * len(weight):
+            return *passed(grad, weight), of_bias, None
+        if not len(places):
+            of_features = torch.zeros_like(features) if mask[0] else None
+            return of_features, torch.zeros_like(weight) if mask[1] else None, of_bias, None
         of_features, of_some = passed(grad.index_select(1, places), weight.index_select(0, places))
-        of_weight = None if of_some is None else torch.zeros_like(weight).index_add_(0, places, of_some)
-        return of_features, of_weight, of_bias, None, None
+        of_weight = torch.zeros_like(weight).index_add_(0, places, of_some) if mask[1] else None
+        return of_features, of_weight, of_bias, None
