@@ -6,8 +6,10 @@ import pytest
 import timm.layers
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_transfer.functional import mix_filters
 from lightning_transfer.methods.adafilter.sparing import respond
 from lightning_transfer.nn import GatedConv2d
 
@@ -61,6 +63,15 @@ def test_gradients_are_the_convolutions_own(num_filters, options):
     conv = convolution(**options)
     expected = gradients(copy.deepcopy(conv), itself, num_filters)
     for mine, theirs in zip(gradients(conv, respond, num_filters), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_an_image_alone_is_read_as_torch_reads_it():
+    conv, found = convolution(), []
+    for run in (respond, itself):
+        features = images()[0].requires_grad_()
+        found.append(torch.autograd.grad(run(conv, features).square().sum(), [features, conv.weight]))
+    for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
@@ -159,3 +170,88 @@ def test_gates_that_are_the_same_for_all_images(gates):
     layer.zero_grad()
     layer(features, gates.double().expand(3, -1)).square().sum().backward()
     torch.testing.assert_close(found, layer.tuned.weight.grad, rtol=1e-12, atol=1e-12)
+
+
+class Scaled(torch.Tensor):
+    """A weight that reaches the convolution as twice what it holds."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        scale = 2 if func is torch.conv2d else 1
+        plain = [scale * each.as_subclass(torch.Tensor) if isinstance(each, Scaled) else each for each in args]
+        return func(*plain, **(kwargs or {}))
+
+
+class Doubling(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return 2 * result if func is torch.conv2d else result
+
+
+@pytest.mark.parametrize("run", [itself, respond])
+def test_whoever_stands_between_the_convolution_and_torch_is_heard_in_the_backward_too(run):
+    conv, weight = convolution(bias=False), convolution(bias=False).weight.detach()
+    _, plain, _ = gradients(conv, itself, 5)
+    with Doubling():
+        _, found, _ = gradients(conv, run, 5)
+    torch.testing.assert_close(found, 2 * plain)
+    layer = nn.Module()
+    layer.weight = weight.as_subclass(Scaled)
+    call = lambda layer, features: torch.conv2d(features, layer.weight, None, (1, 1), (0, 0), (1, 1), 1)  # noqa: E731
+    layer.forward = lambda features: call(layer, features)
+    _, found = gradients(layer, run, 5)
+    torch.testing.assert_close(found, 2 * plain)
+
+
+def test_second_derivatives_and_gradients_under_a_transform():
+    conv = convolution().requires_grad_()
+    run = lambda features, weight, bias: respond_with(conv, features, weight, bias)  # noqa: E731
+    inputs = [images()[:1, :, :4, :4].clone().requires_grad_(), conv.weight, conv.bias]
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
+    twice = []
+    for response in (respond(conv, inputs[0]), conv(inputs[0])):
+        outer = torch.zeros_like(response).requires_grad_()
+        of_features = torch.autograd.grad(response, inputs[0], outer, create_graph=True)[0]
+        twice.append(torch.autograd.grad(of_features.sum(), outer)[0])
+    torch.testing.assert_close(*twice)
+    assert twice[0].any()
+    response = respond(conv, images())
+    outer = torch.stack([outer_gradient(response, number) for number in (1, 5)])
+    by_one = [torch.autograd.grad(response, conv.weight, one, retain_graph=True)[0] for one in outer]
+    at_once = torch.vmap(lambda one: torch.autograd.grad(response, conv.weight, one, retain_graph=True)[0])(outer)
+    torch.testing.assert_close(at_once, torch.stack(by_one))
+
+
+def respond_with(conv, features, weight, bias):
+    conv.forward = lambda features: torch.conv2d(features, weight, bias, (1, 1), (0, 0), (1, 1), 1)
+    return respond(conv, features)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_trace_is_the_plain_convolution():
+    class Responding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = convolution()
+
+        def forward(self, features):
+            return respond(self.conv, features)
+
+    traced = torch.jit.trace(Responding(), images())
+    assert "Python" not in str(traced.inlined_graph)
+
+
+def test_gates_that_are_not_numbers_are_not_taken_for_shut():
+    mixed = mix_filters(torch.ones(2, 3), torch.zeros(2, 3), torch.full((2, 3), torch.nan), hard=True)
+    assert mixed.isnan().all()
+
+
+def test_hard_gates_are_rounded_forwards_and_backwards():
+    tuned, frozen = (torch.randn(1, 3, 2, 2).requires_grad_() for _ in range(2))
+    mixed = mix_filters(tuned, frozen, torch.tensor([[0.2, 0.5, 0.7]]), hard=True)
+    mixed.sum().backward()
+    taken = torch.tensor([0.0, 0.0, 1.0])[None, :, None, None]
+    assert torch.equal(mixed, taken * tuned + (1 - taken) * frozen)
+    assert torch.equal(tuned.grad, taken.expand_as(tuned))
+    assert torch.equal(frozen.grad, 1 - taken.expand_as(frozen))

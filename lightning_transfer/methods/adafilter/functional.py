@@ -65,7 +65,7 @@ def mix_filters(tuned: Tensor, frozen: Tensor, gates: Tensor, *, hard: bool = Fa
         tuned: (B, C, ...) responses.
         frozen: (B, C, ...) responses.
         gates: (B, C) in [0, 1], or (C,) for all images alike.
-        hard: whether every gate is 0 or 1, as above one half or not; it is then kept for backward in a byte.
+        hard: whether gates are to be rounded to 0 or 1; backward then keeps a byte of each.
 
     Returns:
         (B, C, ...); exactly one of the two where a gate is 0 or 1.
@@ -87,10 +87,10 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tuned: Tensor, frozen: Tensor, gates: Tensor, hard: bool) -> Tensor:
         difference = tuned - frozen if ctx.needs_input_grad[2] else None
-        gates = gates > 0.5 if hard else gates
-        ctx.save_for_backward(difference, gates)
+        gates = gates.round() if hard else gates
+        ctx.save_for_backward(difference, gates > 0 if hard else gates)
         # of finite responses exact at both ends, and torch.where is five times as slow
-        return torch.lerp(frozen, tuned, gates.to(tuned.dtype))
+        return torch.lerp(frozen, tuned, gates)
 
     @staticmethod
     @once_differentiable

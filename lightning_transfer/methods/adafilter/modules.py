@@ -102,11 +102,11 @@ class GatedConv2d(nn.Module):
         Raises:
             TransferConfigError: there are no gates and none that decides.
         """
-        is_folded = self.training and self._folded is not None
-        frozen_conv: Any = self._folded if is_folded else self.frozen
         if gates is None and self._fixed == "all_tuned":
             response: Tensor = self.tuned(features)
             return response if self.norm is None else self.norm.tuned(response)
+        is_folded = self.training and self._folded is not None
+        frozen_conv: Any = self._folded if is_folded else self.frozen
         if gates is None and self._fixed == "all_frozen":
             response = frozen_conv(features)
             return response if self.norm is None or is_folded else self.norm.frozen(response)

@@ -1,25 +1,26 @@
 """Convolutions that spend no backward on filters whose gradient is zero (ours).
 
-That is every filter which no image of a batch takes, as tuned or as frozen: gates of one batch are much alike.
+As a rule those are the tuned filters that no image of a batch takes, and the frozen ones that all of them leave: gates
+of one batch are much alike.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-AS_A_LAYER = 7  # arguments, that a layer gives torch's convolution all in their places
+NUM_ARGUMENTS = 7  # in their places, as layers call torch's convolution
 WORTH = 0.9  # of the filters: if more have a gradient, choosing costs more than it saves
 
 
 def respond(conv: nn.Conv2d, features: Tensor) -> Tensor:
-    """What a convolution gives, with the gradients that are its own and a backward that may cost less.
+    """What a convolution gives, with its own gradients, of finite numbers, and a backward that may cost less.
 
-    A GPU would have to wait to know which filters are left, so there, and while compiled, it runs as it is.
+    A GPU would have to wait to know which filters are left, so there, and in a traced graph, it runs as it is.
     """
-    if features.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    is_graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    if features.device.type != "cpu" or is_graph or not torch.is_grad_enabled():
         return conv(features)  # type: ignore[no-any-return]
     with _Sparing():
         return conv(features)  # type: ignore[no-any-return]
@@ -29,19 +30,26 @@ class _Sparing(TorchFunctionMode):
     """Takes the place of torch's convolution, wherever a layer, its hooks or its own forward call it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.conv2d and len(args) == AS_A_LAYER:
+        if func is torch.conv2d and len(args) == NUM_ARGUMENTS:
             return _conv2d(*args)
         return func(*args, **(kwargs or {}))
 
 
 def _conv2d(features: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
     *shape, groups = how
-    is_plain = type(features) is Tensor and features.is_floating_point() and features.ndim == 4
+    tensors = [features, weight] if bias is None else [features, weight, bias]
+    is_usual = features.ndim == 4 and features.is_floating_point() and all(isinstance(each, tuple) for each in shape)
     is_dear = groups == 1 and weight.shape[2:] != (1, 1)  # else choosing filters costs what leaving some out saves
-    is_known = all(isinstance(each, tuple) for each in shape) and not torch.is_autocast_enabled("cpu")
-    if is_plain and is_dear and is_known:
+    if is_usual and is_dear and not torch._C._len_torch_function_stack() and _are_plain(*tensors):
         return _Conv2d.apply(features, weight, bias, shape)  # type: ignore[no-any-return]
     return torch.conv2d(features, weight, bias, *how)
+
+
+def _are_plain(*tensors: Tensor) -> bool:
+    """Whether nobody stands between tensors and torch: no classes of others, no transforms, no autocast."""
+    is_changed = torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled("cpu")
+    is_own = all(type(each) in (Tensor, nn.Parameter) for each in tensors)
+    return is_own and not is_changed and not any(map(torch._C._functorch.is_legacy_batchedtensor, tensors))
 
 
 class _Conv2d(torch.autograd.Function):
@@ -52,7 +60,6 @@ class _Conv2d(torch.autograd.Function):
         return torch.conv2d(features, weight, bias, *shape)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         features, weight = ctx.saved_tensors
         of_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
@@ -62,7 +69,7 @@ class _Conv2d(torch.autograd.Function):
             arguments = (None, *ctx.shape, False, (0, 0), 1, mask)
             return torch.ops.aten.convolution_backward(grad, features, weight, *arguments)[:2]
 
-        if torch._C._functorch.is_legacy_batchedtensor(grad):  # several gradients at once have different zeros
+        if torch.is_grad_enabled() or not _are_plain(grad):  # a second derivative, or several gradients at once
             return *passed(grad, weight), of_bias, None
         places = grad.abs().sum((2, 3)).sum(0).nonzero()[:, 0]
         if len(places) > WORTH * len(weight):

@@ -103,8 +103,8 @@ class GateWatch(TransferPart):
         """Log how many gates are open, when the Trainer logs."""
         chosen = self.gates.last_gates() if is_log_due(trainer) else {}
         if chosen:
-            shares = {f"transfer/tuned/{path}": gates.float().mean() for path, gates in chosen.items()}
-            mean = torch.cat([gates.flatten() for gates in chosen.values()]).float().mean()
+            shares = {f"transfer/tuned/{path}": gates.mean() for path, gates in chosen.items()}
+            mean = torch.cat([gates.flatten() for gates in chosen.values()]).mean()
             log(trainer, {"transfer/tuned": mean, **shares})
             self._warn_of_collapse(float(mean))
 
