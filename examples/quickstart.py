@@ -36,10 +36,12 @@ import lightning_transfer as lt
 # ---- All that lightning_transfer asks of a project: a row here, and the line `source = ...` in main() ---------------
 METHODS: dict[str, Callable[[lt.SourceTask, torch.nn.Module], list[L.Callback]]] = {
     "fine-tuning": lambda source, second: [],
-    "soft fine-tuning": lambda source, second: [lt.SoftFinetuning(source)],
-    "selective joint": lambda source, second: [lt.SelectiveJointFinetuning(source, neighbors=100)],
+    "soft fine-tuning": lambda source, second: [lt.SoftFinetuning(source, weight=lt.Schedule())],
+    "selective joint": lambda source, second: [
+        lt.SelectiveJointFinetuning(source, neighbors=100, weight=lt.Schedule(1.0, 1.0))
+    ],
     "AdaFilter": lambda source, second: [lt.AdaFilter()],
-    "gated transfer": lambda source, second: [lt.GatedTransfer()],
+    "gated transfer": lambda source, second: [lt.GatedTransfer(aux_weight=0.2)],
     "collaborative": lambda source, second: [lt.CollaborativeFinetuning([second])],
 }
 # ---------------------------------------------------------------------------------------------------------------------

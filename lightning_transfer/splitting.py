@@ -22,7 +22,7 @@ def labels_of(dataset: Dataset[Any]) -> list[int]:
     known = known_labels(dataset)
     if known is not None and known.ndim == 1 and not known.is_floating_point():
         return known.tolist()
-    return [_class_number(load(dataset, index), dataset, index) for index in range(len(dataset))]  # type: ignore[arg-type]
+    return [_class_number(load(dataset, index, of="target"), dataset, index) for index in range(len(dataset))]  # type: ignore[arg-type]
 
 
 def groups_of(dataset: Any) -> list[Any] | None:

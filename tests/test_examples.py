@@ -3,6 +3,10 @@
 import json
 import pathlib
 import runpy
+import subprocess
+import sys
+
+import numpy as np
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
@@ -38,7 +42,7 @@ def test_adafilter_draws_its_gates_and_makes_plain_networks(tmp_path, monkeypatc
 def test_gated_transfer_compares_its_halves(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     found = main("gated_transfer.py")(["--steps", "4"])
-    assert len(found) == 3
+    assert len(found) == 4
     assert all(0 < accuracy < 1 for accuracy in found.values())
 
 
@@ -65,3 +69,36 @@ def test_advise_measures_and_says(monkeypatch, capsys):
     advice = main("advise.py")(["--steps", "2"])
     assert advice.measured.scored == 100
     assert str(advice) in capsys.readouterr().out
+
+
+def test_the_matrix_goes_on_where_it_was_left_and_takes_earlier_rates(tmp_path):
+    random = np.random.default_rng(0)
+    made = {
+        f"{name}_{split}": values
+        for split, each in (("train", 8), ("test", 2))
+        for name, values in {
+            "x": random.integers(0, 256, (100 * each, 32, 32, 3), np.uint8),
+            "y": np.repeat(np.arange(100), each),
+        }.items()
+    }
+    np.savez(tmp_path / "cifar100_32.npz", **made)
+
+    def run(*options):
+        command = [sys.executable, str(EXAMPLES / "benchmarks/transfer.py"), "--data", tmp_path, "--work", tmp_path]
+        sizes = ["--targets", "near", "--shots", "2", "--steps", "6", "--epochs", "1", "--workers", "1"]
+        out = tmp_path / "out.json"
+        subprocess.run([*map(str, command), *sizes, *options, "--out", str(out)], check=True, capture_output=True)
+        return json.loads(out.read_text())
+
+    rows = ["--rows", "fine-tuning", "soft"]
+    first = run(*rows, "--seeds", "1")
+    finals = [cell for cell in first["cells"] if "test" in cell]
+    assert [cell["row"] for cell in finals] == ["fine-tuning", "soft"]
+    assert len(first["cells"]) >= 2 * 5  # four rates each, and one run that counts
+
+    (tmp_path / "rates.json").write_text(json.dumps(first))
+    more = run(*rows, "--seeds", "2", "--rates", str(tmp_path / "rates.json"))
+    again = [cell for cell in more["cells"] if "test" in cell]
+    assert len(again) == 4
+    assert [cell for cell in again if cell["seed"] == 1] == finals  # to the second that they took
+    assert all(cell["lr"] == finals[cell["row"] == "soft"]["lr"] for cell in again)

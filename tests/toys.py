@@ -205,7 +205,7 @@ def trainer(callbacks=(), *, namespace=L, **options):
 def fit(module, callbacks=(), *, ckpt_path=None, loader=None, **options):
     """Fit on the target data and give the Trainer back."""
     runner = trainer(callbacks, **options)
-    runner.fit(module, loader or target_loader(), ckpt_path=ckpt_path)
+    runner.fit(module, target_loader() if loader is None else loader, ckpt_path=ckpt_path)
     return runner
 
 

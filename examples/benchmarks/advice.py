@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from transfer import Plan, be_quiet, material
 from transfer_data import relatives, target
 from transfer_results import FOLDER, PLAIN, evidence, looks, settings, shots
-from transfer_rows import BATCH, Classifier, Setting
+from transfer_rows import BATCH, PRECISION, Classifier, Setting
 
 import lightning_transfer as lt
 from lightning_transfer.advising.advise import LINES
@@ -48,7 +48,7 @@ def look(job: tuple[str, int | None, int, float], plan: Plan) -> dict[str, Any]:
     mine: Any = copy.deepcopy(network)
     mine.reset_classifier(draw.num_classes)
     loader = DataLoader(draw.train, batch_size=BATCH, shuffle=True)
-    options = {"accelerator": "cpu", "precision": "bf16-mixed"}
+    options = {"accelerator": "cpu", "precision": PRECISION}
     given: Any = {"source": setting.task(), "unaugmented": setting.seen(), "trainer": options}
     return {"target": name, "seed": seed, "lr": lr, **asdict(lt.advise(Classifier(mine, lr), loader, **given).measured)}
 

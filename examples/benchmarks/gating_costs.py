@@ -98,4 +98,4 @@ def transfer_module(settings: Settings) -> tuple[Run, Run]:
 def gated_transfer(settings: Settings) -> tuple[Run, Run]:
     """The whole callback."""
     plain = resnet18(settings)
-    return replace(plain, callbacks=lambda num_steps: [GatedTransfer()]), plain
+    return replace(plain, callbacks=lambda num_steps: [GatedTransfer(aux_weight=0.2)]), plain

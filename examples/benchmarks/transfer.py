@@ -30,7 +30,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 from transfer_data import NEAR, Pictures, load, relatives, source, target
-from transfer_rows import EVERY, ROWS, Classifier, Setting, accuracy, small_resnet, train
+from transfer_rows import EVERY, PRECISION, ROWS, Classifier, Setting, accuracy, small_resnet, train
 
 RATES = (0.003, 0.01, 0.03, 0.1)
 BEYOND = {0.003: 0.001, 0.1: 0.3}
@@ -52,6 +52,7 @@ class Plan:
         steps: of plain fine-tuning.
         epochs: of pretraining.
         seeds: final runs of each row.
+        rates: an earlier report, whose learning rates are taken; chosen anew without.
     """
 
     data: Path | None
@@ -60,17 +61,23 @@ class Plan:
     steps: int = 600
     epochs: int = 12
     seeds: int = 5
+    rates: Path | None = None
+
+    @property
+    def networks(self) -> list[Path]:
+        """Where the pretrained networks are kept."""
+        return [self.work / f"network{number}-{self.epochs}-{PRECISION}.pt" for number in range(NETWORKS)]
 
     @property
     def cells(self) -> Path:
         """Where finished trainings of these networks are kept."""
-        return self.work / f"cells-{self.epochs}"
+        return self.work / f"cells-{self.epochs}-{PRECISION}"
 
 
 def pretrain(plan: Plan, number: int) -> str:
     """Pretrain one of the networks, unless it is there."""
     be_quiet()
-    path = plan.work / f"network{number}-{plan.epochs}.pt"
+    path = plan.networks[number]
     if path.exists():
         return f"{path.name} was there"
     images, unseen = source(plan.data)
@@ -89,7 +96,7 @@ def pretrain(plan: Plan, number: int) -> str:
 
     module.__class__ = Pretraining
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    options: Any = {"accelerator": "cpu", "precision": "bf16-mixed", **dict.fromkeys(quiet, False)}
+    options: Any = {"accelerator": "cpu", "precision": PRECISION, **dict.fromkeys(quiet, False)}
     L.Trainer(max_epochs=plan.epochs, **options).fit(module, loader)
     right = accuracy(module.model, unseen)
     part = path.with_suffix(f".{os.getpid()}")
@@ -103,11 +110,9 @@ def material(plan: Plan) -> tuple[Pictures, list[torch.nn.Module], Pictures]:
     """Source images, networks, and images of classes that no pretraining has shown; once a process."""
     images, _ = source(plan.data)
     networks: list[torch.nn.Module] = []
-    for number in range(NETWORKS):
+    for path in plan.networks:
         network = small_resnet(int(images.targets.max()) + 1)
-        network.load_state_dict(
-            torch.load(plan.work / f"network{number}-{plan.epochs}.pt", weights_only=True)["weights"]
-        )
+        network.load_state_dict(torch.load(path, weights_only=True)["weights"])
         networks.append(network)
     return images, networks, load("cifar100", plan.data)[1].of_classes(NEAR)
 
@@ -116,8 +121,11 @@ def run_row(plan: Plan, row: str, name: str) -> str:
     """Choose a row's learning rate, then its final runs; what is there already is not run again."""
     be_quiet()
     tuned = EVERY[row].tuned_as or row
-    best = chosen_rate(lambda lr: float(cell(plan, tuned, name, seed=TUNING_SEED, lr=lr)["validation"]))
-    cell(plan, row, name, seed=TUNING_SEED, lr=best)
+    best = earlier_rate(plan, tuned, name) or chosen_rate(
+        lambda lr: float(cell(plan, tuned, name, seed=TUNING_SEED, lr=lr)["validation"])
+    )
+    if plan.rates is None:
+        cell(plan, row, name, seed=TUNING_SEED, lr=best)
     tests = [cell(plan, row, name, seed=seed, lr=best)["test"] for seed in range(1, plan.seeds + 1)]
     return f"{name}, {plan.shots or 'all'} of a class, {row}: {sum(tests) / len(tests):.1%} at {best}"
 
@@ -129,6 +137,17 @@ def chosen_rate(accuracy_at: Callable[[float], float]) -> float:
     if best in BEYOND:
         rates[BEYOND[best]] = accuracy_at(BEYOND[best])
     return max(rates, key=rates.__getitem__)
+
+
+def earlier_rate(plan: Plan, row: str, name: str) -> float | None:
+    """What an earlier report has chosen, where the plan has one."""
+    if plan.rates is None:
+        return None
+    cells = json.loads(plan.rates.read_text())["cells"]
+    found = [float(each["lr"]) for each in cells if (each["row"], each["target"]) == (row, name) and "test" in each]
+    if not found:
+        raise SystemExit(f"{plan.rates} has no finished run of {row!r} on {name!r}, whose learning rate was asked for.")
+    return found[0]
 
 
 def cell_path(plan: Plan, row: str, name: str, *, seed: int, lr: float) -> Path:
@@ -185,12 +204,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, default=Plan.steps)
     parser.add_argument("--epochs", type=int, default=Plan.epochs, help="of pretraining")
     parser.add_argument("--seeds", type=int, default=Plan.seeds)
+    parser.add_argument("--rates", type=Path, help="an earlier report, whose learning rates are taken, not chosen anew")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--quick", action="store_true", help="three rows, near and far, two seeds, fewer steps")
     options = parser.parse_args(argv)
     if options.quick:
         vars(options).update(QUICK, steps=min(options.steps, 150), epochs=min(options.epochs, 2))
-    plan = Plan(options.data, options.work, options.shots or None, options.steps, options.epochs, options.seeds)
+    sizes = options.shots or None, options.steps, options.epochs, options.seeds
+    plan = Plan(options.data, options.work, *sizes, options.rates)
     plan.cells.mkdir(parents=True, exist_ok=True)
     jobs = [(row, name) for row in options.rows for name in options.targets]
     with ProcessPoolExecutor(options.workers, get_context("spawn"), signal.signal, INTERRUPTS_IGNORED) as pool:
@@ -219,14 +240,16 @@ def report(plan: Plan, rows: Sequence[str], targets: Sequence[str], path: Path) 
         tuned, grid = EVERY[row].tuned_as or row, sorted({*RATES, *BEYOND.values()})
         rates = {lr: each["validation"] for lr in grid if (each := known(plan, tuned, name, seed=TUNING_SEED, lr=lr))}
         cells += [each for lr in grid if (each := known(plan, row, name, seed=TUNING_SEED, lr=lr))]
-        if rates.keys() >= {*RATES}:
-            best = chosen_rate(defaultdict(lambda: -1.0, rates).__getitem__)
+        if plan.rates is not None or rates.keys() >= {*RATES}:
+            best = earlier_rate(plan, tuned, name) or chosen_rate(defaultdict(lambda: -1.0, rates).__getitem__)
             seeds = range(1, plan.seeds + 1)
             cells += [each for seed in seeds if (each := known(plan, row, name, seed=seed, lr=best))]
     versions = {"python": platform.python_version(), "torch": torch.__version__, "lightning": L.__version__}
-    settings = {key: str(value) for key, value in asdict(plan).items() if key not in ("data", "work")}
+    settings = {key: str(value) for key, value in asdict(plan).items() if key not in ("data", "work", "rates")}
+    settings["precision"] = PRECISION
     names = {"rows": [*rows], "targets": [*targets]}
-    found = {"versions": versions, "settings": {**settings, "rates": RATES}, **names, "cells": cells}
+    origin = RATES if plan.rates is None else f"those of {plan.rates.name}"
+    found = {"versions": versions, "settings": {**settings, "rates": origin}, **names, "cells": cells}
     path.write_text(json.dumps(found))
     return found
 

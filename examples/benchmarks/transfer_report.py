@@ -47,17 +47,25 @@ from lightning_transfer.advising.advise import LINES
 PAGES = FOLDER.parent / "README.md", FOLDER.parents[2] / "README.md"
 KNOWN = FOLDER.parents[2] / "lightning_transfer/advising/evidence.json"
 END = "<!-- until here -->"
-RIVALS = {
-    "selective": "joint, random source",
-    "selective, no rounds": "joint, random source",
-    "selective, filters of the network": "joint, random source",
-    "joint, taken for the target's": "joint, random source",
-    "AdaFilter": "AdaFilter, random gates",
-    "gated transfer": "dropout alone",
-    "transfer module alone": "dropout alone",
-    "collaborative": "ensemble of two",
-    "ensemble of two": "fine-tuning, twice as long",
+DEFAULTS = {
+    "`SoftFinetuning(source)`": "soft, measured weight",
+    "`SelectiveJointFinetuning(source)`": "selective, measured weight",
+    "`AdaFilter()`": "AdaFilter",
+    "`GatedTransfer()`": "transfer module alone",
+    "`CollaborativeFinetuning([another])`": "collaborative",
 }
+RIVALS = (
+    ("selective", "joint, random source"),
+    ("selective, no rounds", "joint, random source"),
+    ("selective, filters of the network", "joint, random source"),
+    ("joint, taken for the target's", "joint, random source"),
+    ("AdaFilter", "AdaFilter, random gates"),
+    ("gated transfer", "transfer module alone"),
+    ("gated transfer", "dropout alone"),
+    ("transfer module alone", "dropout alone"),
+    ("collaborative", "ensemble of two"),
+    ("ensemble of two", "fine-tuning, twice as long"),
+)
 RULED, RULES = ("soft", "joint, random source", "selective"), (0.75, 0.8, 0.85)
 
 
@@ -116,10 +124,20 @@ def rivals(report: dict[str, Any]) -> str:
     cells = finals(report)
     targets = [name for name in report["targets"] if (name, PLAIN) in cells]
     lines = ["| | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
-    for row, other in RIVALS.items():
+    for row, other in RIVALS:
         found = [difference(cells, name, row, to=other) for name in targets]
         if any(found):
             lines.append(f"| {row} - {other} | " + " | ".join(map(_interval, found)) + " |")
+    return "\n".join(lines)
+
+
+def defaults(report: dict[str, Any]) -> str:
+    """What each method does as it comes."""
+    cells = finals(report)
+    lines = ["| | the row | " + " | ".join(report["targets"]) + " |", "|---" * (len(report["targets"]) + 2) + "|"]
+    for call, row in DEFAULTS.items():
+        found = [_interval(difference(cells, name, row)) for name in report["targets"]]
+        lines.append(f"| {call} | {row} | {' | '.join(found)} |")
     return "\n".join(lines)
 
 
@@ -189,6 +207,8 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "qualities": lambda: qualities(read("transfer")),
     "rivals": lambda: rivals(read("transfer")),
+    "defaults": lambda: defaults(read("transfer")),
+    "combined": lambda: markdown(read("combined")),
     "shots": lambda: side_by_side("images of a class", SHOTS, shots),
     "lengths": lambda: side_by_side("steps", STEPS, steps),
     "labels": lambda: side_by_side("images of the classes", LABELS, labels),

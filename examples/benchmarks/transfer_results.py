@@ -16,7 +16,7 @@ PLAIN, PROBE = "fine-tuning", "linear probe"
 FOLDER = Path(__file__).with_name("results")
 TEN_SHOTS = ("transfer", "between")  # the results of ten images a class
 SHOTS = (*TEN_SHOTS, "5-shots", "25-shots", "full")  # and of some of the same targets with other numbers of images
-STEPS = ("transfer", "150-steps", "300-steps")
+STEPS = ("transfer", "150-steps")
 LABELS = ("transfer", "skewed")
 Cells = dict[tuple[str, str], list[dict[str, Any]]]  # by target and row, final runs in the order of seeds
 

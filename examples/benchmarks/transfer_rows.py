@@ -30,6 +30,8 @@ ALWAYS = lt.Schedule(1.0, 1.0)
 LOOKS = 6  # of the learning curve
 L2SP_WEIGHT = 0.01  # its authors' for the body
 THAWED = 0.2  # of training, at which BackboneFinetuning lets the body learn
+# where a processor only emulates bfloat16, a step in it takes ten times as long as one in full precision
+PRECISION = "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
 def small_resnet(num_classes: int) -> ResNet:
@@ -237,7 +239,7 @@ ROWS = {
     "selective, filters of the network": Row(lambda setting: [setting.selective("network")]),
     "selective, no rounds": Row(lambda setting: [setting.selective(rounds=0)]),
     "selective and gated transfer": Row(
-        lambda setting: [setting.selective(), lt.GatedTransfer(tap="model.layer3")],
+        lambda setting: [setting.selective(), lt.GatedTransfer(tap="model.layer3")], tuned_as="selective"
     ),
     "AdaFilter, all tuned": Row(lambda setting: [lt.AdaFilter(estimator="all_tuned")]),
     "AdaFilter, all frozen": Row(lambda setting: [lt.AdaFilter(estimator="all_frozen")]),
@@ -245,8 +247,8 @@ ROWS = {
     "transfer module alone": Row(lambda setting: [lt.GatedTransfer(tap="model.layer3", aux_weight=0)]),
     "auxiliary classifier alone": Row(lambda setting: [lt.GatedTransfer(tap="model.layer3", ratio=None, dropout=0.0)]),
     "dropout alone": Row(lambda setting: [lt.GatedTransfer(ratio=None, aux_weight=0)]),
-    "two networks, each selective": Row(lambda setting: [setting.selective()], members=2),
-    "selective and AdaFilter": Row(lambda setting: [setting.selective(), lt.AdaFilter()]),
+    "two networks, each selective": Row(lambda setting: [setting.selective()], members=2, tuned_as="selective"),
+    "selective and AdaFilter": Row(lambda setting: [setting.selective(), lt.AdaFilter()], tuned_as="selective"),
 }
 
 
@@ -290,7 +292,7 @@ class Looking(L.Callback):
 def accuracy(network: nn.Module, images: Pictures) -> float:
     """Share of images that are right."""
     right = 0
-    with evaluating(network), torch.autocast("cpu", dtype=torch.bfloat16):
+    with evaluating(network), torch.autocast("cpu", dtype=torch.bfloat16, enabled=PRECISION != "32-true"):
         for pixels, labels in zip(images.pixels.split(500), images.targets.split(500), strict=True):
             right += int((network(normalised(pixels)).argmax(1) == labels).sum())
     torch.clear_autocast_cache()
@@ -361,7 +363,7 @@ def _fit(row: Row, setting: Setting, *, seed: int, lr: float) -> tuple[Classifie
     loader = DataLoader(setting.target.train, batch_size=BATCH, shuffle=True, generator=order)
     module, looking = Classifier(network, lr), Looking(setting.target.validation, steps // LOOKS)
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    options: Any = {"accelerator": "cpu", "precision": "bf16-mixed", **dict.fromkeys(quiet, False)}
+    options: Any = {"accelerator": "cpu", "precision": PRECISION, **dict.fromkeys(quiet, False)}
     trainer = L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[*row.callbacks(setting), looking], **options)
     try:
         trainer.fit(module, loader)

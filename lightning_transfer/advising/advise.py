@@ -15,21 +15,22 @@ from lightning_transfer.source.task import AnyDataset, SourceTask
 
 # method, as the matrix calls it: the line to write, with the options that it was run with
 ALONE = {
-    "gated transfer": "callbacks=[lt.GatedTransfer()]",
-    "transfer module alone": "callbacks=[lt.GatedTransfer(aux_weight=0)]",
+    "gated transfer": "callbacks=[lt.GatedTransfer(aux_weight=0.2)]",
+    "transfer module alone": "callbacks=[lt.GatedTransfer()]",
     "AdaFilter": "callbacks=[lt.AdaFilter()]",
     "collaborative": "callbacks=[lt.CollaborativeFinetuning([another_pretrained_network])]",
     "ensemble of two": "callbacks=[lt.CollaborativeFinetuning([another_pretrained_network], weight=0.0)]",
 }
 SELECTIVE = "lt.SelectiveJointFinetuning(source, neighbors=100"
+ALWAYS = "weight=lt.Schedule(1.0, 1.0)"
 JOINT = '  # where source has forward="joint"'
 WITH_SOURCE = {
-    "soft": f"callbacks=[lt.SoftFinetuning(source)]{JOINT}",
-    "soft, measured weight": f'callbacks=[lt.SoftFinetuning(source, weight="auto")]{JOINT}',
-    "selective": f"callbacks=[{SELECTIVE})]{JOINT}",
-    "selective, measured weight": f'callbacks=[{SELECTIVE}, weight="auto")]{JOINT}',
-    "selective and gated transfer": f"callbacks=[{SELECTIVE}), lt.GatedTransfer()]{JOINT}",
-    "selective and AdaFilter": f"callbacks=[{SELECTIVE}), lt.AdaFilter()]{JOINT}",
+    "soft": f"callbacks=[lt.SoftFinetuning(source, weight=lt.Schedule())]{JOINT}",
+    "soft, measured weight": f"callbacks=[lt.SoftFinetuning(source)]{JOINT}",
+    "selective": f"callbacks=[{SELECTIVE}, {ALWAYS})]{JOINT}",
+    "selective, measured weight": f"callbacks=[{SELECTIVE})]{JOINT}",
+    "selective and gated transfer": f"callbacks=[{SELECTIVE}, {ALWAYS}), lt.GatedTransfer(aux_weight=0.2)]{JOINT}",
+    "selective and AdaFilter": f"callbacks=[{SELECTIVE}, {ALWAYS}), lt.AdaFilter()]{JOINT}",
 }
 LINES = {**ALONE, **WITH_SOURCE}
 TITLES: dict[Verdict, str] = {

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
@@ -31,7 +30,7 @@ from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import check_hyperparameters
 from lightning_transfer.source.gap import is_near
 from lightning_transfer.source.passes import SourcePass, trains_before
-from lightning_transfer.source.stream import load, seeded
+from lightning_transfer.source.stream import collate, load, seeded
 from lightning_transfer.source.task import SourceTask, name_of
 from lightning_transfer.stamps import check_stamp, stamp
 
@@ -106,7 +105,7 @@ class SourceTerm(TransferPart):
 
     def _probe(self, module: Any) -> None:
         with seeded(self.source.seed, 0):  # neither loading nor running an example may move the program's random state
-            images, _ = self.source.unpack(default_collate([load(self.source.dataset, 0)]))
+            images, _ = self.source.unpack(collate([(0, load(self.source.dataset, 0, of="source"))], of="source"))
             self.source.forward(module, images) if callable(self.source.forward) else module(images)
 
     def attach(self, module: Any) -> None:

@@ -141,33 +141,41 @@ class _Reproducible(Dataset[SourceBatch]):
 
     def __getitems__(self, keys: list[Key]) -> list[tuple[int, Any]]:
         with seeded(self.seed, keys[0][0]):
-            return [(index, load(self.dataset, index)) for _, index in keys]
+            return [(index, load(self.dataset, index, of="source")) for _, index in keys]
 
 
-def load(dataset: Dataset[Any], index: int) -> Any:
-    """One sample; an error names its index."""
+def load(dataset: Dataset[Any], index: int, *, of: str) -> Any:
+    """One sample; an error names its index, and whose it is."""
     try:
         return dataset[index]
     except Exception as error:
-        error.add_note(f"This happened while loading source sample {index}.")
+        error.add_note(f"This happened while loading {of} sample {index}.")
         raise
 
 
 def _collate(samples: list[tuple[int, Any]]) -> SourceBatch:
-    indices = [index for index, _ in samples]
+    return SourceBatch(torch.tensor([index for index, _ in samples]), collate(samples, of="source"))
+
+
+def collate(samples: list[tuple[int, Any]], *, of: str) -> Any:
+    """A batch of samples, each with its index.
+
+    Raises:
+        TransferConfigError: they differ in shape or kind; two of them are named.
+    """
     try:
-        return SourceBatch(torch.tensor(indices), default_collate([sample for _, sample in samples]))
+        return default_collate([sample for _, sample in samples])
     except (RuntimeError, TypeError) as error:
-        found = structure(samples[0][1])
+        first, found = samples[0][0], structure(samples[0][1])
         odd = next((index for index, sample in samples if structure(sample) != found), None)
         detail = (
-            f"sample {indices[0]} is {found}"
+            f"sample {first} is {found}"
             if odd is None
-            else f"sample {indices[0]} is {found}, sample {odd} is {structure(dict(samples)[odd])}"
+            else f"sample {first} is {found}, sample {odd} is {structure(dict(samples)[odd])}"
         )
         raise TransferConfigError(
-            f"Source samples do not fit into one batch: {detail}. Give the dataset a transform that makes every "
-            f"image a tensor of one size, for example Resize, CenterCrop and ToTensor. ({error})"
+            f"{of.capitalize()} samples do not fit into one batch: {detail}. Give the dataset a transform that makes "
+            f"every image a tensor of one size, for example Resize, CenterCrop and ToTensor. ({error})"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """A weight that is measured: near the source it is kept, far from it the run is plain fine-tuning."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -34,11 +35,15 @@ def source(data=None, **options):
 
 
 def soft(target=None, **options):
-    return lt.SoftFinetuning(source(**options), weight="auto")
+    return lt.SoftFinetuning(source(**options))
 
 
 def selective(target=None, **options):
-    return lt.SelectiveJointFinetuning(source(**options), neighbors=borrowed(every=1), target=target, weight="auto")
+    return lt.SelectiveJointFinetuning(source(**options), neighbors=borrowed(every=1), target=target)
+
+
+def leaving_out():
+    return pytest.warns(lt.NoEffectWarning, match=r"the source is left out.*weight=lt.Schedule\(")
 
 
 each = pytest.mark.parametrize("make", [soft, selective])
@@ -61,7 +66,8 @@ def test_far_from_the_source_it_is_plain_finetuning_to_the_bit(make, forward):
     fit(plain, loader=shuffled(far_data()))
     recorder = Recorder(source_data())
     callback = make(far_data(), forward=forward, data=recorder)
-    fit(module, [callback], loader=shuffled(far_data()))
+    with leaving_out():
+        fit(module, [callback], loader=shuffled(far_data()))
     assert callback.part.gap > 0.95
     assert_same(weights(module), weights(plain))
     assert module.losses == plain.losses
@@ -81,6 +87,11 @@ def test_near_the_source_it_is_the_schedule_to_the_bit(make, forward):
     fit(given, [again], loader=shuffled(near_data()))
     assert_same(weights(measured), weights(given))
     assert measured.losses == given.losses
+
+
+@each
+def test_it_is_the_default(make):
+    assert make().weight == "auto"
 
 
 @each
@@ -118,7 +129,7 @@ def test_it_is_logged_and_the_mixins_too():
     class ByHand(lt.SourceTaskMixin, LitToy):
         def __init__(self):
             super().__init__()
-            self.add_source_task(source(), weight="auto")
+            self.add_source_task(source())
 
         def training_step(self, batch, batch_idx):
             return self.joint_loss(super().training_step(batch, batch_idx))
@@ -167,7 +178,8 @@ def test_the_users_batch_hooks_run_on_the_target_and_on_a_source_that_takes_them
     gaps = {}
     for runs in (True, False):
         callback = soft(batch_hooks=runs)
-        fit(Shifting(), [callback], loader=shuffled(far_data()))
+        with leaving_out() if runs else nullcontext():
+            fit(Shifting(), [callback], loader=shuffled(far_data()))
         gaps[runs] = callback.part.gap
     assert gaps[False] < 0.75 < 0.95 < gaps[True]
 
@@ -177,7 +189,8 @@ def test_the_rule():
 
 
 def test_too_few_images_or_another_word_are_refused():
-    with pytest.raises(lt.TransferConfigError, match="3 target and 80 source images"):
+    line = r"3 target and 80 source images.*weight=lt.Schedule\(start=1.0, end=0.0"
+    with pytest.raises(lt.TransferConfigError, match=line):
         fit(LitToy(), [soft()], loader=DataLoader(TensorDataset(*near_data()[:3]), batch_size=3))
     with pytest.raises(lt.TransferConfigError, match="weight='automatic' is no Schedule"):
         lt.SoftFinetuning(source(), weight="automatic")
@@ -196,8 +209,9 @@ def test_a_forward_that_brings_both_to_one_size_is_not_refused():
         return module.model.features(torch.nn.functional.interpolate(images, size=(6, 6)))
 
     larger = TensorDataset(torch.rand(80, 3, 8, 8), torch.arange(80) % toys.SOURCE_CLASSES)
-    callback = lt.SoftFinetuning(source(larger, forward=resized), weight="auto")
-    fit(LitToy(), [callback], loader=shuffled(near_data()), max_steps=2)
+    callback = lt.SoftFinetuning(source(larger, forward=resized))
+    with leaving_out():
+        fit(LitToy(), [callback], loader=shuffled(near_data()), max_steps=2)
     assert callback.part.gap is not None
 
 
@@ -208,5 +222,47 @@ def test_a_target_batch_that_is_not_read_as_the_sources_is_named():
 
     images, labels = near_data().tensors
     named = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
-    with pytest.raises(lt.TransferConfigError, match=r"A target batch is {'image': Tensor\(60, .*or leave weight= out"):
+    with pytest.raises(lt.TransferConfigError, match=r"A target batch is {'image': Tensor\(60, .*for both"):
         fit(ByName(), [soft()], loader=DataLoader(named, batch_size=4))
+
+
+def test_a_target_that_cannot_be_looked_at_is_named_with_the_line_to_write():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from near_data()
+
+    class Broken(TensorDataset):
+        def __getitem__(self, index):
+            raise OSError("cannot identify image file")
+
+    line = r"weight=lt.Schedule\("
+    with pytest.raises(lt.TransferConfigError, match=f"The target, a Endless, has no length.*{line}"):
+        fit(LitToy(), [soft()], loader=DataLoader(Endless(), batch_size=4), max_steps=2)
+    with pytest.raises(lt.TransferConfigError, match=f"a StatefulLoader, does not tell its dataset.*{line}"):
+        fit(LitToy(), [soft()], loader=toys.StatefulLoader())
+    with pytest.raises(OSError, match="(?s)cannot identify.*while loading target sample"):
+        fit(LitToy(), [selective(Broken(*near_data().tensors))], loader=shuffled(near_data()))
+    odd = [*near_data(), (torch.rand(3, 6, 7), 0)]
+    with pytest.raises(lt.TransferConfigError, match=r"Target samples do not fit into one batch.*\(3, 6, 7\)"):
+        fit(LitToy(), [selective(odd)], loader=shuffled(near_data()))
+
+
+@pytest.mark.parametrize("broken", [range(3), range(80)], ids=["some", "all"])
+def test_source_images_that_cannot_be_read_are_passed_over_where_a_selection_leaves_them_out(broken):
+    class Broken(TensorDataset):
+        def __getitem__(self, index):
+            if index in broken:
+                raise OSError("cannot identify image file")
+            return super().__getitem__(index)
+
+    data = Broken(*source_data().tensors)
+    with pytest.raises(OSError, match="(?s)cannot identify.*while loading source sample"):
+        fit(LitToy(), [soft(data=data)], loader=shuffled(far_data()))
+    callback = selective(far_data(), data=data)
+    if len(broken) < 80:
+        with leaving_out():
+            fit(LitToy(), [callback], loader=shuffled(far_data()))
+        assert callback.part.gap > 0.95
+    else:
+        with pytest.raises(OSError, match="(?s)cannot identify.*while loading source sample"):
+            fit(LitToy(), [callback], loader=shuffled(far_data()))

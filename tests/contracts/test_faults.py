@@ -221,7 +221,8 @@ def test_every_scheduler_gives_the_rates_of_a_run_without_us(name):
 
 
 def soft(dataset, **options):
-    return lt.SoftFinetuning(lt.SourceTask(dataset, **{"num_classes": 7, "batch_size": 4, **options}))
+    source = lt.SourceTask(dataset, **{"num_classes": 7, "batch_size": 4, **options})
+    return lt.SoftFinetuning(source, weight=lt.Schedule())
 
 
 def dataset(images, labels=None):
@@ -324,7 +325,7 @@ class Unsized(toys.StatefulLoader):
 
 
 def test_a_train_loader_without_a_batch_size_asks_for_one():
-    callback = lt.SoftFinetuning(lt.SourceTask(toys.source_data(), head=toys.source_head()))
+    callback = lt.SoftFinetuning(lt.SourceTask(toys.source_data(), head=toys.source_head()), weight=lt.Schedule())
     with pytest.raises(lt.TransferConfigError, match=r"tells no batch size. Pass SourceTask\(batch_size="):
         fit(LitToy(), [callback], loader=Unsized())
 

@@ -201,7 +201,11 @@ def test_the_tap_is_timms_last_stage_but_one(name, tap, channels):
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (lambda: toys.toy_net(), {"ratio": 2}, "No stage was found.*one of 'model.conv'.*aux_weight=0"),
+        (
+            lambda: toys.toy_net(),
+            {"ratio": 2, "aux_weight": 0.2},
+            "No stage was found.*one of 'model.conv'.*aux_weight=0",
+        ),
         (lambda: toys.toy_net(), {"tap": "model.bm", "ratio": 2}, "tap='model.bm' gives no .*Did you mean 'model.bn'"),
         (lambda: toys.toy_net(), {"tap": "model.bn", "ratio": 16}, "ratio=16 does not divide the 8 features.*ratio=8"),
         (lambda: toys.toy_net(), {"tap": "model.bn", "ratio": 2, "head": "model.bn"}, "without a Linear layer"),
@@ -252,7 +256,7 @@ def test_beside_a_source_task_the_source_head_takes_the_features_as_they_are():
         runs = []
         for order in (1, -1):
             source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4, forward=forward)
-            callbacks = [lt.SoftFinetuning(source), lt.GatedTransfer(**options)][::order]
+            callbacks = [lt.SoftFinetuning(source, weight=lt.Schedule()), lt.GatedTransfer(**options)][::order]
             module = LitToy()
             fit(module, callbacks)
             runs.append(weights(module))
@@ -286,7 +290,7 @@ def test_a_joint_pass_gives_the_auxiliary_classifier_the_targets_rows():
             self.weight, self.bias = state.weight.detach().clone(), state.bias.detach().clone()
 
     look = Looking()
-    runner = fit(module, [lt.SoftFinetuning(source), callback, look], max_steps=1, max_epochs=1)
+    runner = fit(module, [lt.SoftFinetuning(source, weight=lt.Schedule()), callback, look], max_steps=1, max_epochs=1)
     assert len(taps[0]) == 8
     labels = next(iter(toys.target_loader()))[1]
     expected = F.cross_entropy(taps[0][:4].mean((2, 3)) @ look.weight.T + look.bias, labels)
@@ -414,3 +418,13 @@ def test_the_mixin_says_what_is_missing():
 
     with pytest.raises(lt.TransferConfigError, match=r"write self\.add_gated_transfer\(\)"):
         fit(Forgetful())
+
+
+@pytest.mark.parametrize(
+    ("options", "weight"),
+    [({}, 0.0), ({"aux_weight": 0.3}, 0.3), ({"tap": "model.bn"}, 0.2), ({"tap": "model.bn", "aux_weight": 0}, 0)],
+)
+def test_the_auxiliary_classifier_is_asked_for_by_its_weight_or_by_a_tap(options, weight):
+    callback = lt.GatedTransfer(**options)
+    assert callback.aux_weight == weight
+    assert f"aux_weight={weight}" in repr(callback)

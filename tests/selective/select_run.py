@@ -197,9 +197,8 @@ def interrupted(folder, rank, number=signal.SIGTERM):
     source = Faulty(images, bad=UNREADABLE, signal_after=READ_BEFORE + 2 * BLOCK + 3, number=number)
     task = lt.SourceTask(images, num_classes=11, unaugmented=source, batch_size=2)
     neighbors = lt.Neighbors(k=K, limit=K, bank=quick_bank(), rounds=0)
-    callback = lt.SelectiveJointFinetuning(
-        task, neighbors=neighbors, target=target_data(), protect=[small(4, 3)], cache=folder / "shared/chosen"
-    )
+    given = {"target": target_data(), "protect": [small(4, 3)], "cache": folder / "shared/chosen"}
+    callback = lt.SelectiveJointFinetuning(task, neighbors=neighbors, weight=lt.Schedule(1.0, 1.0), **given)
     loader = torch.utils.data.DataLoader(target_data(), batch_size=2)
     assert isinstance(callback, L.Callback)
     toys.fit(Lit(), [callback], loader=loader, max_epochs=1)
@@ -220,7 +219,7 @@ def rounds(folder, rank):
     source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4 // num_ranks)
     neighbors = borrowed(k=2, limit=14, rounds=2, every=2, hard_entropy="50%")
     target = torch.utils.data.Subset(toys.target_data(), range(size - 1))  # 23: no two ranks ask as often
-    callback = lt.SelectiveJointFinetuning(source, neighbors=neighbors, target=target)
+    callback = lt.SelectiveJointFinetuning(source, neighbors=neighbors, target=target, weight=lt.Schedule(1.0, 1.0))
     module = toys.LitToy()
     module.model.bn = nn.GroupNorm(2, toys.WIDTH)  # BatchNorm's statistics would be each rank's own
     followed = FollowBudget(callback)

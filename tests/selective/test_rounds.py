@@ -466,19 +466,19 @@ def test_augmented_images_are_drawn_and_unaugmented_ones_compared(selections):
     given = {"num_classes": toys.SOURCE_CLASSES, "unaugmented": toys.source_data(), "batch_size": 4}
     for data in (images, toys.source_data()):
         callback = lt.SelectiveJointFinetuning(
-            lt.SourceTask(data, **given), neighbors=borrowed(rounds=0), target=toys.target_data()
+            lt.SourceTask(data, **given), neighbors=borrowed(rounds=0), target=toys.target_data(), weight=ALWAYS
         )
         fit(LitToy(), [callback], max_epochs=1)
     assert torch.equal(selections[0].indices, selections[1].indices)
     task = lt.SourceTask(images, num_classes=toys.SOURCE_CLASSES, batch_size=4)
-    callback = lt.SelectiveJointFinetuning(task, neighbors=borrowed(), target=toys.target_data())
+    callback = lt.SelectiveJointFinetuning(task, neighbors=borrowed(), target=toys.target_data(), weight=ALWAYS)
     with pytest.raises(lt.TransferConfigError, match=r"random.*SourceTask\(unaugmented=\)"):
         fit(LitToy(), [callback])
 
 
 def test_unaugmented_images_of_another_number_are_refused():
     task = lt.SourceTask(toys.source_data(), head=toys.source_head(), unaugmented=toys.images(19, 7, seed=0))
-    callback = lt.SelectiveJointFinetuning(task, neighbors=borrowed(), target=toys.target_data())
+    callback = lt.SelectiveJointFinetuning(task, neighbors=borrowed(), target=toys.target_data(), weight=ALWAYS)
     with pytest.raises(
         lt.TransferConfigError, match="unaugmented has 19 images, the source dataset 20; expected the same"
     ):
@@ -600,7 +600,7 @@ def source_task():
 
 
 def test_without_a_target_the_train_loaders_dataset_is_used(selections):
-    callback = lt.SelectiveJointFinetuning(source_task(), neighbors=borrowed())
+    callback = lt.SelectiveJointFinetuning(source_task(), neighbors=borrowed(), weight=ALWAYS)
     fit(LitToy(), [callback], loader=DataLoader(toys.target_data(), batch_size=4, shuffle=True))
     fit(LitToy(), [selective()])
     assert torch.equal(selections[0].indices, selections[1].indices)
@@ -608,13 +608,13 @@ def test_without_a_target_the_train_loaders_dataset_is_used(selections):
 
 
 def test_a_random_transform_of_the_train_loader_asks_for_the_target():
-    callback = lt.SelectiveJointFinetuning(source_task(), neighbors=borrowed())
+    callback = lt.SelectiveJointFinetuning(source_task(), neighbors=borrowed(), weight=ALWAYS)
     with pytest.raises(lt.TransferConfigError, match="target's transform is random.*Pass target="):
         fit(LitToy(), [callback], loader=DataLoader(toys.Augmented(toys.target_data()), batch_size=4))
 
 
 def test_another_train_loader_asks_for_the_target():
-    callback = lt.SelectiveJointFinetuning(source_task(), neighbors=borrowed())
+    callback = lt.SelectiveJointFinetuning(source_task(), neighbors=borrowed(), weight=ALWAYS)
     with pytest.raises(lt.TransferConfigError, match="a StatefulLoader, does not tell its dataset. Pass target="):
         fit(LitToy(), [callback], loader=StatefulLoader())
 
@@ -694,7 +694,7 @@ def test_a_target_on_another_scale_than_what_is_trained_on_is_refused():
     raw = torch.utils.data.TensorDataset((pixels - pixels.min()) / 99, labels)
     plain = torch.utils.data.TensorDataset(toys.source_data().tensors[0].abs() / 99, toys.source_data().tensors[1])
     source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4, unaugmented=plain)
-    callback = lt.SelectiveJointFinetuning(source, neighbors=borrowed(k=2), target=raw)
+    callback = lt.SelectiveJointFinetuning(source, neighbors=borrowed(k=2), target=raw, weight=ALWAYS)
     with pytest.raises(lt.TransferConfigError, match="Target pixels run from 0.00 .*validation sees it, normalised"):
         fit(LitToy(), [callback])
 

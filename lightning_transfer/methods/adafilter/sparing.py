@@ -69,10 +69,9 @@ class _Conv2d(torch.autograd.Function):
             arguments = (None, *ctx.shape, False, (0, 0), 1, mask)
             return torch.ops.aten.convolution_backward(grad, features, weight, *arguments)[:2]
 
-        if torch.is_grad_enabled() or not _are_plain(grad):  # a second derivative, or several gradients at once
-            return *passed(grad, weight), of_bias, None
-        places = grad.abs().sum((2, 3)).sum(0).nonzero()[:, 0]
-        if len(places) > WORTH * len(weight):
+        is_more = torch.is_grad_enabled() or not _are_plain(grad)  # a second derivative, or several gradients at once
+        places = None if is_more else grad.abs().sum((2, 3)).sum(0).nonzero()[:, 0]
+        if places is None or len(places) > WORTH * len(weight):
             return *passed(grad, weight), of_bias, None
         if not len(places):
             of_features = torch.zeros_like(features) if mask[0] else None

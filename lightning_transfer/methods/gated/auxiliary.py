@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lightning_transfer.errors import NoEffectWarning, TransferConfigError
+from lightning_transfer.errors import NoEffectWarning, TransferConfigError, check_number
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.labels import Labels
 from lightning_transfer.glue.part import TransferPart
@@ -21,6 +21,15 @@ from lightning_transfer.surgery import own_randomness
 
 DEAD = 0.01  # spread of the weights below which they weigh nothing
 LOOKS = 10  # in a row, until that is said: fresh weights weigh little too
+AUX_WEIGHT = 0.2  # the authors'
+
+
+def aux_weight_of(given: float | None, tap: str) -> float:
+    """The weight of the auxiliary loss: it is asked for by a number, or by naming a tap (ours)."""
+    usual = 0.0 if tap == "auto" else AUX_WEIGHT
+    weight = usual if given is None else given
+    check_number("aux_weight", weight)
+    return weight
 
 
 class AuxiliaryTerm(TransferPart):

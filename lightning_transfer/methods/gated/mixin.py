@@ -8,7 +8,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import KEY, TrainingOnly
 from lightning_transfer.glue.labels import Labels, find_labels
 from lightning_transfer.methods.gated.apply import apply_gated_transfer
-from lightning_transfer.methods.gated.auxiliary import AuxiliaryTerm
+from lightning_transfer.methods.gated.auxiliary import AuxiliaryTerm, aux_weight_of
 from lightning_transfer.stamps import check_stamp, stamp
 
 STATE = f"{KEY}_gated"  # where a checkpoint has what only training needs
@@ -42,7 +42,7 @@ class GatedTransferMixin:
         ratio: int | None = 16,
         gate_dropout: float = 0.7,
         dropout: float = 0.5,
-        aux_weight: float = 0.2,
+        aux_weight: float | None = None,
         warmup_epochs: int = 0,
         labels: Labels = find_labels,
     ) -> None:
@@ -54,7 +54,7 @@ class GatedTransferMixin:
             ratio: by how much the module squeezes the features; None for no module.
             gate_dropout: inside of the module.
             dropout: between the module and the head.
-            aux_weight: of the auxiliary loss; 0 for no auxiliary classifier.
+            aux_weight: of the auxiliary loss; by default the authors' .2 where a tap is named, else 0.
             warmup_epochs: in which only the module and the classifiers learn.
             labels: finds the (B,) class numbers in a batch.
 
@@ -63,7 +63,8 @@ class GatedTransferMixin:
         """
         module: Any = self
         apply_gated_transfer(module, head=head, ratio=ratio, gate_dropout=gate_dropout, dropout=dropout)
-        term = AuxiliaryTerm(module, tap=tap, weight=aux_weight, warmup_epochs=warmup_epochs, labels=labels)
+        weight = aux_weight_of(aux_weight, tap)
+        term = AuxiliaryTerm(module, tap=tap, weight=weight, warmup_epochs=warmup_epochs, labels=labels)
         self.lightning_transfer_gated = TrainingOnly("GatedTransferMixin", term)
         term.attach(module)
 

@@ -36,8 +36,8 @@ class SelectiveJointFinetuning(TransferCallback):
             default the train loader's dataset, whose transform then must not be random.
         protect: datasets, such as the target's test set, whose near duplicates are left out of the source.
         cache: file that keeps the selection, and gives it back to the next run with the same data and options.
-        weight: of the source loss; constant by default, and any schedule anneals borrowing away. "auto" measures before
-            the first step how far the target lies from the source, and leaves the source out where it is far (ours).
+        weight: of the source loss, as a `Schedule`. "auto" is `Schedule(1.0, 1.0)`, always 1, if the target lies near
+            enough to the source, which is measured before the first step, else 0 (ours).
         head: dotted path of the target head, or "auto".
 
     Raises:
@@ -60,7 +60,7 @@ class SelectiveJointFinetuning(TransferCallback):
         target: AnyDataset | None = None,
         protect: Sequence[AnyDataset] = (),
         cache: str | Path | None = None,
-        weight: Weight = USUAL,
+        weight: Weight = "auto",
         head: str = "auto",
     ) -> None:
         check_source(source, as_schedule(weight, USUAL)[0])
@@ -78,7 +78,10 @@ class SelectiveJointFinetuning(TransferCallback):
 
     @property
     def selection(self) -> Selection | None:
-        """What was selected in this run; None before its first step, and in a resumed run without `cache`."""
+        """What was selected in this run.
+
+        None before its first step, where the source was left out, and in a resumed run without `cache`.
+        """
         found = self._borrowed.selection if self.part is not None else None
         cache = self.borrowing.cache
         return Selection.load(cache) if found is None and cache is not None and Path(cache).exists() else found

@@ -24,8 +24,9 @@ class SoftFinetuning(TransferCallback):
 
     Args:
         source: the task the network was pretrained on.
-        weight: of the source loss; falls from 1 to 0 over the first half of training by default. "auto" measures before
-            the first step how far the target lies from the source, and leaves the source out where it is far (ours).
+        weight: of the source loss, as a `Schedule`. "auto" is `Schedule()`, from 1 to 0 over the first half of
+            training, if the target lies near enough to the source, which is measured before the first step, else 0
+            (ours).
         mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
         head: dotted path of the target head, or "auto".
 
@@ -45,7 +46,7 @@ class SoftFinetuning(TransferCallback):
         self,
         source: SourceTask,
         *,
-        weight: Weight = USUAL,
+        weight: Weight = "auto",
         mix: Literal["add", "convex"] = "add",
         head: str = "auto",
     ) -> None:

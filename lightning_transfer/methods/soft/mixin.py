@@ -44,7 +44,7 @@ class SourceTaskMixin:
         self,
         source: SourceTask,
         *,
-        weight: Weight = USUAL,
+        weight: Weight = "auto",
         mix: Literal["add", "convex"] = "add",
         head: str = "auto",
         borrow: Borrows | None = None,
@@ -53,11 +53,11 @@ class SourceTaskMixin:
 
         Args:
             source: the task the network was pretrained on.
-            weight: of the source loss; in manual optimization with `until_steps`. "auto" measures before the first step
-                how far the target lies from the source, and leaves it out where it is far.
+            weight: of the source loss, as a `Schedule`; in manual optimization with `until_steps`. "auto" is what it is
+                in the callbacks.
             mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
             head: dotted path of the target head, or "auto".
-            borrow: `Borrowing(...)` for selective joint fine-tuning, as a rule with `weight=Schedule(1.0, 1.0)`.
+            borrow: `Borrowing(...)` for selective joint fine-tuning.
 
         Raises:
             TransferConfigError: an option does not fit, no head is found, or the source task is a hyperparameter.
