@@ -42,11 +42,12 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
 
     try:
         gap, size = ranks.from_first(measured, patiently=True)
-    except TransferConfigError as error:
-        raise TransferConfigError(
-            f"{error} (This is asked by weight='auto', which measures how far the target lies from the source. To keep "
-            f"the source without being measured: weight=lt.{term.weight!r}.)"
-        ) from error
+    except Exception as error:
+        error.add_note(
+            "This happened while weight='auto' measured how far the target lies from the source. To keep the source "
+            f"without a look: weight=lt.{term.weight!r}."
+        )
+        raise
     found = f"Domain gap {gap:.2f}, by {size} target images (.5 near, {NEAR} too far, 1 far)"
     if is_near(gap):
         say(trainer, f"{found}: the source is kept.")

@@ -216,7 +216,7 @@ class SourcePass:
             reached, is_cut = self.tap.features is not None, self.tap.is_cut
             features = self.tap.features if reached or forward is None else output
         except Exception as error:
-            error.add_note(f"This happened in the pass of source images, {images.dtype} {tuple(images.shape)}.")
+            error.add_note(f"This happened in a separate pass of images, {images.dtype} {tuple(images.shape)}.")
             raise
         finally:
             self.tap.reset()

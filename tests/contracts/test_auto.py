@@ -189,7 +189,7 @@ def test_the_rule():
 
 
 def test_too_few_images_or_another_word_are_refused():
-    line = r"3 target and 80 source images.*weight=lt.Schedule\(start=1.0, end=0.0"
+    line = r"(?s)3 target and 80 source images.*weight=lt.Schedule\(start=1.0, end=0.0"
     with pytest.raises(lt.TransferConfigError, match=line):
         fit(LitToy(), [soft()], loader=DataLoader(TensorDataset(*near_data()[:3]), batch_size=3))
     with pytest.raises(lt.TransferConfigError, match="weight='automatic' is no Schedule"):
@@ -220,6 +220,13 @@ def test_a_target_batch_that_is_not_read_as_the_sources_is_named():
         def training_step(self, batch, batch_idx):
             return super().training_step((batch["image"], batch["label"]), batch_idx)
 
+    class Unreached(LitToy):
+        def forward(self, pixels):
+            return pixels
+
+    line = r"(?s)neither reaches the head.*weight=lt.Schedule\("
+    with pytest.raises(lt.TransferConfigError, match=line):
+        fit(Unreached(), [soft(forward="joint")], loader=shuffled(near_data()))
     images, labels = near_data().tensors
     named = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
     with pytest.raises(lt.TransferConfigError, match=r"A target batch is {'image': Tensor\(60, .*for both"):
@@ -236,9 +243,9 @@ def test_a_target_that_cannot_be_looked_at_is_named_with_the_line_to_write():
             raise OSError("cannot identify image file")
 
     line = r"weight=lt.Schedule\("
-    with pytest.raises(lt.TransferConfigError, match=f"The target, a Endless, has no length.*{line}"):
+    with pytest.raises(lt.TransferConfigError, match=f"(?s)The target, a Endless, has no length.*{line}"):
         fit(LitToy(), [soft()], loader=DataLoader(Endless(), batch_size=4), max_steps=2)
-    with pytest.raises(lt.TransferConfigError, match=f"a StatefulLoader, does not tell its dataset.*{line}"):
+    with pytest.raises(lt.TransferConfigError, match=f"(?s)a StatefulLoader, does not tell its dataset.*{line}"):
         fit(LitToy(), [soft()], loader=toys.StatefulLoader())
     with pytest.raises(OSError, match="(?s)cannot identify.*while loading target sample"):
         fit(LitToy(), [selective(Broken(*near_data().tensors))], loader=shuffled(near_data()))

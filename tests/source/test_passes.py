@@ -137,20 +137,20 @@ class NotImages(LitToy):
 def test_joint_refuses_what_it_cannot_keep_apart(module, message):
     task = lt.SourceTask(toys.source_data(), num_classes=7, batch_size=4, forward="joint")
     with pytest.raises(Exception, match=message):
-        fit(module, [lt.SoftFinetuning(task)])
+        fit(module, [lt.SoftFinetuning(task, weight=lt.Schedule())])
 
 
 def test_joint_refuses_images_of_another_size():
     small = torch.utils.data.TensorDataset(torch.rand(9, 3, 4, 4), torch.arange(9) % 7)
     task = lt.SourceTask(small, num_classes=7, batch_size=4, forward="joint")
     with pytest.raises(lt.TransferConfigError, match=r"one shape; found \(3, 4, 4\) and \(3, 6, 6\)"):
-        fit(LitToy(), [lt.SoftFinetuning(task)])
+        fit(LitToy(), [lt.SoftFinetuning(task, weight=lt.Schedule())])
 
 
 def test_joint_shows_no_source_row_to_a_step_between_backbone_and_head():
     module = Apart()
     task = lt.SourceTask(toys.source_data(), num_classes=7, batch_size=4, forward="joint")
-    callback = lt.SoftFinetuning(task)
+    callback = lt.SoftFinetuning(task, weight=lt.Schedule())  # which needs no forward to measure by
     fit(module, [callback])
     assert module.seen == {4}
     assert callback.part.get_extra_state()["position"] == 24
