@@ -96,9 +96,10 @@ def test_the_matrix_goes_on_where_it_was_left_and_takes_earlier_rates(tmp_path):
     assert [cell["row"] for cell in finals] == ["fine-tuning", "soft"]
     assert len(first["cells"]) >= 2 * 5  # four rates each, and one run that counts
 
-    (tmp_path / "rates.json").write_text(json.dumps(first))
+    soft = next(cell for cell in finals if cell["row"] == "soft")
+    earlier = {"cells": [finals[0], {**soft, "lr": 0.02}]}  # not of the grid
+    (tmp_path / "rates.json").write_text(json.dumps(earlier))
     more = run(*rows, "--seeds", "2", "--rates", str(tmp_path / "rates.json"))
     again = [cell for cell in more["cells"] if "test" in cell]
-    assert len(again) == 4
-    assert [cell for cell in again if cell["seed"] == 1] == finals  # to the second that they took
-    assert all(cell["lr"] == finals[cell["row"] == "soft"]["lr"] for cell in again)
+    assert [cell["lr"] for cell in again] == [finals[0]["lr"]] * 2 + [0.02] * 2
+    assert again[0] == finals[0]  # to the second that it took: not run again

@@ -214,6 +214,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     plan = Plan(options.data, options.work, *sizes, options.rates)
     plan.cells.mkdir(parents=True, exist_ok=True)
     jobs = [(row, name) for row in options.rows for name in options.targets]
+    for row, name in jobs:
+        earlier_rate(plan, EVERY[row].tuned_as or row, name)  # or none of them begins
     with ProcessPoolExecutor(options.workers, get_context("spawn"), signal.signal, INTERRUPTS_IGNORED) as pool:
         try:
             for line in pool.map(pretrain, [plan] * NETWORKS, range(NETWORKS)):

@@ -4,123 +4,198 @@ The rule is ours: see examples/benchmarks/README.md for what it was chosen on.
 """
 
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from lightning_transfer import ranks
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.trainer import looking, progress_of, say, target_dataset, to_device
-from lightning_transfer.source.gap import NEAR, SOURCE_IMAGES, TARGET_IMAGES, check_alike, domain_gap, is_near
+from lightning_transfer.source.gap import (
+    NEAR,
+    SOURCE_IMAGES,
+    TARGET_IMAGES,
+    check_alike,
+    domain_gap,
+    is_near,
+)
 from lightning_transfer.source.stream import collate, load, seeded
 from lightning_transfer.source.task import structure
 
 if TYPE_CHECKING:
     from lightning_transfer.glue.source_term import SourceTerm
 
-BATCH = 100
+Samples = list[tuple[int, Any]]  # each with its index
+WORKERS = ("num_workers", "worker_init_fn", "multiprocessing_context")
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Images of the target or of the source, and how they are read: as in training.
+
+    Attributes:
+        name: "target" or "source".
+        dataset: of the images.
+        most: how many are looked at.
+        hooks: whether the user's batch-transfer hooks see them.
+        workers: options of a DataLoader. A dataset is read where training reads it: a file that it opened in this
+            process would be shared by the workers that are forked from it.
+        collate: makes a batch of samples.
+        forgives: whether some may be unreadable: a selection names them and leaves them out too.
+    """
+
+    name: str
+    dataset: Any
+    most: int
+    hooks: bool
+    workers: dict[str, Any]
+    collate: Callable[[Samples], Any]
+    forgives: bool = False
+
+    def batches(self, size: int) -> Iterator[Any]:
+        """Images drawn from the dataset, with the random state that is current."""
+        if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__len__"):
+            kind = type(self.dataset).__name__
+            raise TransferConfigError(f"The {self.name}, a {kind}, has no length and random access.")
+        drawn = torch.randperm(len(self.dataset))[: self.most].tolist()
+        loader = DataLoader(
+            _Tried(self.dataset, self.name, self.forgives),
+            batch_size=size,
+            sampler=drawn,
+            collate_fn=list,
+            generator=torch.Generator(),  # without one, opening a loader draws from the program's random state
+            **self.workers,
+        )
+        is_any, broken = False, None
+        for tried in loader:
+            samples = [each for each in tried if not isinstance(each[1], _Broken)]
+            broken = next((each[1] for each in tried if isinstance(each[1], _Broken)), broken)
+            if samples:
+                is_any = True
+                yield self.collate(samples)
+        if broken and not is_any:
+            raise TransferConfigError(f"No {self.name} image can be read: {broken.why}")
+
+
+@dataclass(frozen=True)
+class _Broken:
+    why: str
+
+
+class _Tried(Dataset[tuple[int, Any]]):
+    """Samples with their indices, and, where that is forgiven, why one could not be read."""
+
+    def __init__(self, dataset: Any, name: str, forgives: bool) -> None:
+        self.dataset, self.name, self.forgives = dataset, name, forgives
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        try:
+            return index, load(self.dataset, index, of=self.name)
+        except Exception as error:
+            if not self.forgives:
+                raise
+            return index, _Broken(f"{type(error).__name__}: {error}")
 
 
 def measure_gap(term: "SourceTerm", module: Any) -> float:
     """The domain gap by the features of the network as it is, in front of its head; the same in every process."""
     trainer = module.trainer
-    given = None if term.chooser is None else term.chooser.target
-    source = term.source.dataset if given is None else term.source.plain_dataset
 
-    def measured() -> tuple[float, int]:
+    def measured() -> float:
         with progress_of(trainer)("How far the target lies from the source", TARGET_IMAGES + SOURCE_IMAGES) as step:
-            target = target_dataset(given, trainer)
-            mine, shown = _features(term, module, target, TARGET_IMAGES, is_target=True)
+            target, source = _target_side(term, trainer), _source_side(term)
+            mine = _features(term, module, target)
             step(TARGET_IMAGES)
-            like = None if callable(term.source.forward) else shown  # which may bring both to one size
-            theirs, _ = _features(term, module, source, SOURCE_IMAGES, like=like)
+            like = None if callable(term.source.forward) else mine.images  # which may bring both to one size
+            theirs = _features(term, module, source, like=like)
             step(SOURCE_IMAGES)
-        return domain_gap(mine, theirs), len(mine)
+        gap = domain_gap(mine.features, theirs.features)
+        then = "kept" if is_near(gap) else "left out"
+        scale = f"(.5 near, {NEAR} too far, 1 far)"
+        says = f"Domain gap {gap:.2f}, by {len(mine.features)} target images {scale}: the source is {then}."
+        say(trainer, says)
+        if not is_near(gap):
+            warnings.warn(
+                f"{says} This run is plain fine-tuning. Pixels run {mine.extent} in the target, {theirs.extent} in the "
+                "source: were one normalised otherwise than the other, it would be that which is told apart. To keep "
+                f"the source all the same: weight=lt.{term.weight!r}.",
+                NoEffectWarning,
+                stacklevel=2,
+            )
+        return gap
 
     try:
-        gap, size = ranks.from_first(measured, patiently=True)
+        return ranks.from_first(measured, patiently=True)
     except Exception as error:
         error.add_note(
             "This happened while weight='auto' measured how far the target lies from the source. To keep the source "
             f"without a look: weight=lt.{term.weight!r}."
         )
         raise
-    found = f"Domain gap {gap:.2f}, by {size} target images (.5 near, {NEAR} too far, 1 far)"
-    if is_near(gap):
-        say(trainer, f"{found}: the source is kept.")
-    elif trainer.is_global_zero:
-        warnings.warn(
-            f"{found}: the source is left out, and this is plain fine-tuning. To keep it all the same: "
-            f"weight=lt.{term.weight!r}.",
-            NoEffectWarning,
-            stacklevel=2,
-        )
-    return gap
 
 
-def _features(
-    term: "SourceTerm",
-    module: Any,
-    dataset: Any,
-    size: int,
-    *,
-    is_target: bool = False,
-    like: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(n, D) features of images drawn from a dataset, and some of these; no random state of the program's moves.
+def _target_side(term: "SourceTerm", trainer: Any) -> _Side:
+    given = None if term.chooser is None else term.chooser.target
+    if given is not None:  # shown as the rounds of a selection show it
+        workers = {"num_workers": term.source.num_workers}
+        return _Side("target", given, TARGET_IMAGES, term.source.batch_hooks, workers, _plainly("target"))
+    dataset, loader = target_dataset(given, trainer), trainer.train_dataloader
+    workers = {name: getattr(loader, name) for name in WORKERS}
 
-    Where others are given that they have to be like, their shapes are compared before the network meets them.
+    def collated(samples: Samples) -> Any:
+        return loader.collate_fn([sample for _, sample in samples])
+
+    own = _plainly("target") if loader.collate_fn is default_collate else collated
+    return _Side("target", dataset, TARGET_IMAGES, True, workers, own)
+
+
+def _source_side(term: "SourceTerm") -> _Side:
+    source, is_selected = term.source, term.chooser is not None
+    dataset = source.plain_dataset if term.chooser is not None and term.chooser.target is not None else source.dataset
+    workers = {"num_workers": source.num_workers}
+    return _Side("source", dataset, SOURCE_IMAGES, source.batch_hooks, workers, _plainly("source"), is_selected)
+
+
+def _plainly(name: str) -> Callable[[Samples], Any]:
+    return lambda samples: collate(samples, of=name)
+
+
+class _Seen(NamedTuple):
+    """What was seen of a side: (n, D) features, the last images, and from where to where pixels run."""
+
+    features: Tensor
+    images: Tensor
+    extent: str
+
+
+def _features(term: "SourceTerm", module: Any, side: _Side, *, like: Tensor | None = None) -> _Seen:
+    """Look at a side's images; no random state of the program's moves.
+
+    Where others are given that they have to be like, shapes are compared before the network meets them.
     """
-    found, hooks = [], is_target or term.source.batch_hooks
-    name = "target" if is_target else "source"
+    found, lows, highs = [], [], []
     with seeded(term.source.seed, 0):
-        for samples in _readings(dataset, size, name, forgives=not is_target and term.chooser is not None):
-            batch = collate(samples, of=name)
+        for batch in side.batches(term.drawing.batch_size(module.trainer)):
             with looking(module.trainer):
-                images = _images(term, to_device(module.trainer, batch, hooks=hooks), is_target=is_target)
+                images = _images(term, to_device(module.trainer, batch, hooks=side.hooks), side.name)
             if like is not None:
                 check_alike(like, images)
             found.append(term.features(module, images).float().flatten(1).cpu())
-    return torch.cat(found), images
+            lows.append(float(images.min()))
+            highs.append(float(images.max()))
+    return _Seen(torch.cat(found), images, f"from {min(lows):.2f} to {max(highs):.2f}")
 
 
-def _readings(dataset: Any, size: int, name: str, *, forgives: bool) -> Iterator[list[tuple[int, Any]]]:
-    """Samples drawn from a dataset, some at a time, each with its index.
-
-    Some that cannot be read are passed over where that is forgiven: by a selection, which names them and leaves them
-    out too.
-
-    Raises:
-        TransferConfigError: the dataset has no length.
-    """
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        raise TransferConfigError(f"The {name}, a {type(dataset).__name__}, has no length and random access.")
-    broken, is_any = None, False
-    for some in torch.randperm(len(dataset))[:size].split(BATCH):
-        samples = []
-        for index in some.tolist():
-            try:
-                samples.append((index, load(dataset, index, of=name)))
-            except Exception as error:
-                if not forgives:
-                    raise
-                broken = error
-        if samples:
-            is_any = True
-            yield samples
-    if broken is not None and not is_any:
-        raise broken
-
-
-def _images(term: "SourceTerm", batch: Any, *, is_target: bool) -> Tensor:
+def _images(term: "SourceTerm", batch: Any, name: str) -> Tensor:
     """The images of a batch: a target's is read as the source's are."""
     try:
         return term.source.unpack(batch)[0]
     except Exception as error:
-        if not is_target:
+        if name == "source":
             raise
         raise TransferConfigError(
             f"A target batch is {structure(batch)}, and weight='auto' reads it as it reads a source batch: "

@@ -199,7 +199,12 @@ class SourceTerm(TransferPart):
     def _decide(self, gap: float) -> None:
         """Keep the weight, or far from the source take none."""
         self.gap = gap
-        self.weight = self._given if is_near(gap) else Schedule(0.0, 0.0)
+        self.weight = Schedule(0.0, 0.0) if self.is_left_out else self._given
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the source was found to lie too far away."""
+        return self.gap is not None and not is_near(self.gap)
 
     def _weight(self, trainer: Any) -> float:
         """The step's weight; at 0 no pass is run, which would still move BatchNorm and the random state.

@@ -43,7 +43,7 @@ def selective(target=None, **options):
 
 
 def leaving_out():
-    return pytest.warns(lt.NoEffectWarning, match=r"the source is left out.*weight=lt.Schedule\(")
+    return pytest.warns(lt.NoEffectWarning, match=r"left out.*Pixels run from .*weight=lt.Schedule\(")
 
 
 each = pytest.mark.parametrize("make", [soft, selective])
@@ -229,7 +229,7 @@ def test_a_target_batch_that_is_not_read_as_the_sources_is_named():
         fit(Unreached(), [soft(forward="joint")], loader=shuffled(near_data()))
     images, labels = near_data().tensors
     named = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
-    with pytest.raises(lt.TransferConfigError, match=r"A target batch is {'image': Tensor\(60, .*for both"):
+    with pytest.raises(lt.TransferConfigError, match=r"A target batch is {'image': Tensor\(4, .*for both"):
         fit(ByName(), [soft()], loader=DataLoader(named, batch_size=4))
 
 
@@ -271,5 +271,51 @@ def test_source_images_that_cannot_be_read_are_passed_over_where_a_selection_lea
             fit(LitToy(), [callback], loader=shuffled(far_data()))
         assert callback.part.gap > 0.95
     else:
-        with pytest.raises(OSError, match="(?s)cannot identify.*while loading source sample"):
+        with pytest.raises(lt.TransferConfigError, match="No source image can be read: OSError: cannot identify"):
             fit(LitToy(), [callback], loader=shuffled(far_data()))
+
+
+def test_images_are_read_and_batched_as_training_does():
+    """In the loader's own workers, by its own collate_fn."""
+    images, labels = near_data().tensors
+
+    class ReadByWorkers(TensorDataset):
+        def __getitem__(self, index):
+            assert torch.utils.data.get_worker_info() is not None, "read in the main process"
+            return super().__getitem__(index)
+
+    def normalising(samples):
+        pixels, labels = torch.utils.data.default_collate(samples)
+        return pixels - 20, labels
+
+    raw = ReadByWorkers(images + 20, labels)
+    loader = DataLoader(raw, batch_size=4, num_workers=1, collate_fn=normalising)
+    callback, module = soft(), LitToy()
+    fit(module, [callback], loader=loader, max_steps=2)
+    assert is_near(callback.part.gap)
+
+
+def test_a_target_that_is_given_meets_the_hooks_that_rounds_show_it_to():
+    class Normalising(LitToy):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch[0] - 20, batch[1]
+
+    callback = selective(near_data(), batch_hooks=False)  # both as they reach the network
+    fit(Normalising(), [callback], loader=shuffled(far_data()))
+    assert is_near(callback.part.gap)
+
+
+def test_nothing_is_selected_where_the_source_is_left_out(tmp_path):
+    def borrowing(data):
+        task, given = source(), {"neighbors": borrowed(every=1), "cache": tmp_path / "chosen"}
+        return lt.SelectiveJointFinetuning(task, target=data, **given)
+
+    near = borrowing(near_data())
+    fit(LitToy(), [near], loader=shuffled(near_data()))
+    assert near.selection is not None
+    far = borrowing(far_data())
+    with leaving_out():
+        fit(LitToy(), [far], loader=shuffled(far_data()))
+    assert far.selection is None  # and not the other run's
+    with pytest.raises(lt.TransferConfigError, match=r"left out, at a domain gap of 1\.00.*weight=lt.Schedule"):
+        _ = far.target_weights

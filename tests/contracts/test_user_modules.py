@@ -5,6 +5,7 @@ this file's list.
 """
 
 import copy
+import warnings
 from typing import NamedTuple
 
 import lightning.pytorch as L
@@ -386,6 +387,22 @@ def test_first_gradient_is_the_sum_of_both_tasks(case, forward):
     scale = max(value.abs().max() for value in expected.values())
     for name, value in expected.items():
         assert (keep.found[name] - value).abs().max() <= 1e-5 * scale, name
+
+
+@DYNAMO
+@pytest.mark.parametrize(("case", "forward"), list(runs()))
+def test_the_gap_to_the_source_is_measured(case, forward):
+    """What nobody asks for, every one of them goes through."""
+    torch.manual_seed(0)
+    module = case.module()
+    hooks = {"adapt": adapt(case.layout), "batch_hooks": case.layout != "path"}
+    task = lt.SourceTask(Laid(12, 7, 2, case.layout), num_classes=7, forward=forward, **hooks)
+    callback = lt.SoftFinetuning(task)
+    runner = toys.trainer([callback], namespace=pl if isinstance(module, pl.LightningModule) else L, max_steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", lt.NoEffectWarning)
+        runner.fit(module, DataLoader(Laid(8, 5, 1, case.layout), batch_size=4))
+    assert 0 <= callback.part.gap <= 1
 
 
 class AskToo:

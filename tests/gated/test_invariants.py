@@ -422,9 +422,32 @@ def test_the_mixin_says_what_is_missing():
 
 @pytest.mark.parametrize(
     ("options", "weight"),
-    [({}, 0.0), ({"aux_weight": 0.3}, 0.3), ({"tap": "model.bn"}, 0.2), ({"tap": "model.bn", "aux_weight": 0}, 0)],
+    [
+        ({}, 0.0),
+        ({"aux_weight": 0.3}, 0.3),
+        ({"tap": "model.bn"}, 0.2),
+        ({"labels": lambda batch: batch[1]}, 0.2),
+        ({"ratio": None}, 0.2),
+        ({"ratio": None, "aux_weight": 0}, 0),
+        ({"tap": "model.bn", "aux_weight": 0}, 0),
+    ],
 )
-def test_the_auxiliary_classifier_is_asked_for_by_its_weight_or_by_a_tap(options, weight):
-    callback = lt.GatedTransfer(**options)
+def test_the_auxiliary_classifier_is_asked_for(options, weight):
+    options = {"ratio": 2, **options}
+    callback, module = lt.GatedTransfer(**options), LitToy()
     assert callback.aux_weight == weight
-    assert f"aux_weight={weight}" in repr(callback)
+    network = timm.create_model("resnet10t", num_classes=3)  # has stages of its own
+    if options.get("tap", "auto") == "auto":
+        module.model = network
+        callback.change_layers(None, module)
+        assert (callback.make_part(module).classifier is None) == (not weight)
+
+
+def test_the_mixin_asks_as_the_callback_does():
+    class ByHand(lt.GatedTransferMixin, LitToy):
+        def __init__(self, **options):
+            super().__init__()
+            self.add_gated_transfer(ratio=2, **options)
+
+    assert ByHand()._term.classifier is None
+    assert ByHand(tap="model.bn")._term.classifier is not None

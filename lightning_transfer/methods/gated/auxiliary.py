@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError, check_number
 from lightning_transfer.glue import optimizers
-from lightning_transfer.glue.labels import Labels
+from lightning_transfer.glue.labels import Labels, find_labels
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, is_trial, log
 from lightning_transfer.methods.gated.apply import find_gated_head, find_tap
@@ -24,10 +24,10 @@ LOOKS = 10  # in a row, until that is said: fresh weights weigh little too
 AUX_WEIGHT = 0.2  # the authors'
 
 
-def aux_weight_of(given: float | None, tap: str) -> float:
-    """The weight of the auxiliary loss: it is asked for by a number, or by naming a tap (ours)."""
-    usual = 0.0 if tap == "auto" else AUX_WEIGHT
-    weight = usual if given is None else given
+def aux_weight_of(given: float | None, *, tap: str, ratio: int | None, labels: Labels) -> float:
+    """The weight of the auxiliary loss: asked for by a number, by what only it needs, or by no module beside (ours)."""
+    is_asked = tap != "auto" or labels is not find_labels or ratio is None
+    weight = (AUX_WEIGHT if is_asked else 0.0) if given is None else given
     check_number("aux_weight", weight)
     return weight
 

@@ -54,7 +54,8 @@ class GatedTransferMixin:
             ratio: by how much the module squeezes the features; None for no module.
             gate_dropout: inside of the module.
             dropout: between the module and the head.
-            aux_weight: of the auxiliary loss; by default the authors' .2 where a tap is named, else 0.
+            aux_weight: of the auxiliary loss; by default the authors' .2 where `tap` or `labels` is given or `ratio` is
+                None, else 0.
             warmup_epochs: in which only the module and the classifiers learn.
             labels: finds the (B,) class numbers in a batch.
 
@@ -63,7 +64,7 @@ class GatedTransferMixin:
         """
         module: Any = self
         apply_gated_transfer(module, head=head, ratio=ratio, gate_dropout=gate_dropout, dropout=dropout)
-        weight = aux_weight_of(aux_weight, tap)
+        weight = aux_weight_of(aux_weight, tap=tap, ratio=ratio, labels=labels)
         term = AuxiliaryTerm(module, tap=tap, weight=weight, warmup_epochs=warmup_epochs, labels=labels)
         self.lightning_transfer_gated = TrainingOnly("GatedTransferMixin", term)
         term.attach(module)

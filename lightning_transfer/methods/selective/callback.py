@@ -22,12 +22,14 @@ USUAL = Schedule(1.0, 1.0)
 class SelectiveJointFinetuning(TransferCallback):
     """Fine-tune on the target and on the source images that look like it (arXiv 1702.08690).
 
-    Before the first step every target image is given the source images with the nearest filter statistics. Every step
-    then adds the loss of a source batch: for as many target images as it holds, one neighbor each. In later rounds the
-    network says which target images are hard, and those borrow more. The method is the paper's and its authors' code's;
-    their loss 0.5 target + 0.5 source is target + source here, at twice the learning rate.
+    Before the first step, if the source lies near enough, every target image is given the source images with the
+    nearest filter statistics. Every step then adds the loss of a source batch: for as many target images as it holds,
+    one neighbor each. In later rounds the network says which target images are hard, and those borrow more. The method
+    is the paper's and its authors' code's; their loss 0.5 target + 0.5 source is target + source here, at twice the
+    learning rate.
 
-    Logs what `SoftFinetuning` logs, and `transfer/neighbors`, how many a target image has on average.
+    Logs what `SoftFinetuning` logs, and, where it borrows, `transfer/neighbors`, how many a target image has on
+    average.
 
     Args:
         source: the task to borrow from.
@@ -82,6 +84,8 @@ class SelectiveJointFinetuning(TransferCallback):
 
         None before its first step, where the source was left out, and in a resumed run without `cache`.
         """
+        if self.part is not None and self.part.is_left_out:
+            return None
         found = self._borrowed.selection if self.part is not None else None
         cache = self.borrowing.cache
         return Selection.load(cache) if found is None and cache is not None and Path(cache).exists() else found
@@ -102,6 +106,11 @@ class SelectiveJointFinetuning(TransferCallback):
     def _borrowed(self) -> Borrowed:
         if self.part is None:
             raise TransferConfigError("No run has begun yet, so nothing is borrowed: look when its first step is done.")
+        if self.part.is_left_out:
+            raise TransferConfigError(
+                f"The source was left out, at a domain gap of {self.part.gap:.2f}, so nothing is borrowed. To borrow "
+                "all the same: weight=lt.Schedule(1.0, 1.0)."
+            )
         chooser = self.part.chooser
         assert isinstance(chooser, Borrowed)
         return chooser

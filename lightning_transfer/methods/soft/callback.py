@@ -15,12 +15,13 @@ USUAL = Schedule()
 class SoftFinetuning(TransferCallback):
     """Fine-tune while the source loss is held and softly annealed away (arXiv 1909.02236).
 
-    Usual fine-tuning swaps the source objective for the target's at once. Here every step adds the loss of a source
-    batch, through the user's own network with the source head in place of the target's, at a weight that falls to
-    exactly 0; from there on each step computes and costs what plain fine-tuning does. The idea is the paper's; the
-    weight's shape and length, and the source head on the target head's features, are ours.
+    Usual fine-tuning swaps the source objective for the target's at once. Here, if the source lies near enough, every
+    step adds the loss of a source batch, through the user's own network with the source head in place of the target's,
+    at a weight that falls to exactly 0; from there on each step computes and costs what plain fine-tuning does. The
+    idea is the paper's; the weight's shape and length, and the source head on the target head's features, are ours.
 
-    Logs `transfer/source_loss`, `transfer/source_weight` and `transfer/target_loss` at the Trainer's interval.
+    Logs `transfer/source_loss`, `transfer/source_weight`, `transfer/target_loss` and, where it was measured,
+    `transfer/domain_gap` at the Trainer's interval.
 
     Args:
         source: the task the network was pretrained on.
