@@ -60,7 +60,8 @@ class SourceTask:
             move them. A joint pass always sees both domains.
         num_workers: loader workers for source images.
         seed: of the order of source images, their augmentation and a new head.
-        adapt: turns what the dataset's collated samples look like into (images, labels).
+        adapt: turns what the dataset's collated samples look like into (images, labels); where a weight or a selection
+            looks at the target, it reads target batches too.
         batch_hooks: whether source batches pass through the user's batch-transfer hooks, as target batches do.
         unaugmented: where the dataset augments at random, the same images in the same order without that: what a
             selection compares.
