@@ -131,10 +131,13 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
     try:
         return ranks.from_first(measured, patiently=True)
     except Exception as error:
-        error.add_note(
+        hint = (
             "This happened while weight='auto' measured how far the target lies from the source. To keep the source "
             f"without a look: weight=lt.{term.weight!r}."
         )
+        if isinstance(error, TransferConfigError):
+            raise TransferConfigError(f"{error} {hint}") from error
+        error.add_note(hint)
         raise
 
 

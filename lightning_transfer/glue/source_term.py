@@ -75,6 +75,7 @@ class SourceTerm(TransferPart):
         self.weight = self._given = weight
         self.measured = measured
         self.gap: float | None = None
+        self.was_asked = False  # by a module's own step
         self.mix = mix
         target_head = find_head(module, head, probe=lambda: self._probe(module), narrow=not source.keeps_container)
         self.head_path = target_head.path

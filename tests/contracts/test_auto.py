@@ -319,3 +319,14 @@ def test_nothing_is_selected_where_the_source_is_left_out(tmp_path):
     assert far.selection is None  # and not the other run's
     with pytest.raises(lt.TransferConfigError, match=r"left out, at a domain gap of 1\.00.*weight=lt.Schedule"):
         _ = far.target_weights
+
+
+def test_a_step_that_asks_for_no_joint_loss_is_said_to_have_no_effect():
+    class Forgetful(lt.SourceTaskMixin, LitToy):
+        def __init__(self):
+            super().__init__()
+            self.add_source_task(source(), weight=lt.Schedule())
+
+    with pytest.warns(lt.NoEffectWarning, match=r"Forgetful.training_step did not call self.joint_loss") as said:
+        fit(Forgetful(), loader=shuffled(near_data()), max_steps=3)
+    assert len([each for each in said if each.category is lt.NoEffectWarning]) == 1

@@ -1,10 +1,11 @@
 """The source task as a mixin: explicit, and for manual optimization too."""
 
+import warnings
 from typing import Any, Literal
 
 from torch import Tensor
 
-from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.choosing import Borrows
 from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.methods.soft.options import check_soft_options
@@ -99,13 +100,22 @@ class SourceTaskMixin:
                 "self.add_source_task(source)."
             )
         self.source_task.check_once(trainer)
+        self.source_task.was_asked = True
         loss = self.source_task.add_to(self, target_loss)
         self.source_task.end()
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let no later pass take source images along, where the step made no joint loss."""
+        """Let no later pass take source images along, where the step made no joint loss; say so at first."""
         if hasattr(self, "source_task"):
+            if outputs is not None and not self.source_task.was_asked:
+                self.source_task.was_asked = True
+                warnings.warn(
+                    f"{type(self).__name__}.training_step did not call self.joint_loss(loss), so the source task "
+                    "changes nothing. Return self.joint_loss(loss).",
+                    NoEffectWarning,
+                    stacklevel=2,
+                )
             self.source_task.end()
         super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
 
