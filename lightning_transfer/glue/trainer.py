@@ -190,8 +190,8 @@ def target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader):
         raise TransferConfigError(
-            f"The train loader, a {type(loader).__name__}, does not tell its dataset. Where there is target=, pass it: "
-            "the target's training images without augmentation."
+            f"The train loader, a {type(loader).__name__}, does not tell its dataset. Pass target=, where the "
+            "callback takes it: the target's training images without augmentation."
         )
     return loader.dataset
 
