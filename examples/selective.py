@@ -33,9 +33,8 @@ def main(argv: Sequence[str] | None = None) -> lt.Selection:
             neighbors=lt.Neighbors(k=100, rounds=2, hard_entropy="75%"),  # the least sure quarter borrows more too
             target=digits.train,  # the few digits, as validation sees them
             protect=[digits.test],  # no source image may show a test image
-            weight=lt.Schedule(
-                1.0, 1.0
-            ),  # without a look at how far digits lie from characters: they would be left out
+            # the source as it is: a look at how far digits lie from characters would leave it out
+            weight=lt.Schedule(1.0, 1.0),
         )
         module = LitDigits(network, LR)
         trainer = make_trainer(options.steps, [borrow])

@@ -23,8 +23,9 @@ import torch
 from torch.utils.data import DataLoader
 from transfer import Plan, be_quiet, material
 from transfer_data import relatives, target
+from transfer_networks import PRECISION, Classifier
 from transfer_results import FOLDER, PLAIN, evidence, looks, settings, shots
-from transfer_rows import BATCH, PRECISION, Classifier, Setting
+from transfer_rows import BATCH, Setting
 
 import lightning_transfer as lt
 from lightning_transfer.advising.advise import LINES

@@ -109,10 +109,12 @@ def main(argv: Sequence[str] | None = None, settings: Settings | None = None) ->
         warnings.filterwarnings("ignore", module=r"lightning\.")
         settings = replace(settings, folder=undo.enter_context(tempfile.TemporaryDirectory()))
         undo.callback(remove_sources)
-        results = [row.measure(settings) for row in rows]
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "lightning": lightning.__version__}
-    report = {"versions": versions, "gpu": torch.cuda.is_available(), "settings": asdict(settings), "rows": results}
-    args.out.write_text(json.dumps(report, indent=1))
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "lightning": lightning.__version__}
+        results: list[dict[str, Any]] = []
+        report = {"versions": versions, "gpu": torch.cuda.is_available(), "settings": asdict(settings), "rows": results}
+        for row in rows:
+            results.append(row.measure(settings))
+            args.out.write_text(json.dumps(report, indent=1))  # what is measured stays when the rest is broken off
     Console().print(table(results))
     return report
 

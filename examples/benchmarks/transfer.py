@@ -30,7 +30,9 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 from transfer_data import NEAR, Pictures, load, relatives, source, target
-from transfer_rows import EVERY, PRECISION, ROWS, Classifier, Setting, accuracy, small_resnet, train
+from transfer_networks import PRECISION, QUIET, Classifier, accuracy, small_resnet
+from transfer_rows import EVERY, ROWS, Setting
+from transfer_training import train
 
 RATES = (0.003, 0.01, 0.03, 0.1)
 BEYOND = {0.003: 0.001, 0.1: 0.3}
@@ -95,9 +97,7 @@ def pretrain(plan: Plan, number: int) -> str:
             return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     module.__class__ = Pretraining
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    options: Any = {"accelerator": "cpu", "precision": PRECISION, **dict.fromkeys(quiet, False)}
-    L.Trainer(max_epochs=plan.epochs, **options).fit(module, loader)
+    L.Trainer(max_epochs=plan.epochs, **QUIET).fit(module, loader)
     right = accuracy(module.model, unseen)
     part = path.with_suffix(f".{os.getpid()}")
     torch.save({"weights": module.model.state_dict(), "test accuracy": right}, part)
@@ -143,11 +143,18 @@ def earlier_rate(plan: Plan, row: str, name: str) -> float | None:
     """What an earlier report has chosen, where the plan has one."""
     if plan.rates is None:
         return None
-    cells = json.loads(plan.rates.read_text())["cells"]
-    found = [float(each["lr"]) for each in cells if (each["row"], each["target"]) == (row, name) and "test" in each]
+    cells = [each for each in read_cells(plan.rates) if (each["row"], each["target"]) == (row, name)]
+    found = [float(each["lr"]) for each in cells if "test" in each]
     if not found:
         raise SystemExit(f"{plan.rates} has no finished run of {row!r} on {name!r}, whose learning rate was asked for.")
     return found[0]
+
+
+@cache
+def read_cells(path: Path) -> list[dict[str, Any]]:
+    """The trainings of a report; read once."""
+    cells: list[dict[str, Any]] = json.loads(path.read_text())["cells"]
+    return cells
 
 
 def cell_path(plan: Plan, row: str, name: str, *, seed: int, lr: float) -> Path:

@@ -47,13 +47,13 @@ from lightning_transfer.advising.advise import LINES
 PAGES = FOLDER.parent / "README.md", FOLDER.parents[2] / "README.md"
 KNOWN = FOLDER.parents[2] / "lightning_transfer/advising/evidence.json"
 END = "<!-- until here -->"
-DEFAULTS = {
-    "`SoftFinetuning(source)`": "soft, measured weight",
-    "`SelectiveJointFinetuning(source)`": "selective, measured weight",
-    "`AdaFilter()`": "AdaFilter",
-    "`GatedTransfer()`": "transfer module alone",
-    "`CollaborativeFinetuning([another])`": "collaborative",
-}
+DEFAULTS = (
+    "soft, measured weight",
+    "selective, measured weight",
+    "AdaFilter",
+    "transfer module alone",
+    "collaborative",
+)
 RIVALS = (
     ("selective", "joint, random source"),
     ("selective, no rounds", "joint, random source"),
@@ -135,9 +135,10 @@ def defaults(report: dict[str, Any]) -> str:
     """What each method does as it comes."""
     cells = finals(report)
     lines = ["| | the row | " + " | ".join(report["targets"]) + " |", "|---" * (len(report["targets"]) + 2) + "|"]
-    for call, row in DEFAULTS.items():
+    for row in DEFAULTS:
+        call = LINES[row].partition("[lt.")[2].rpartition("]")[0]
         found = [_interval(difference(cells, name, row)) for name in report["targets"]]
-        lines.append(f"| {call} | {row} | {' | '.join(found)} |")
+        lines.append(f"| `{call}` | {row} | {' | '.join(found)} |")
     return "\n".join(lines)
 
 

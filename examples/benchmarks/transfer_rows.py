@@ -1,7 +1,6 @@
 """The rows of the transfer matrix: each a way to fine-tune, in an ordinary LightningModule."""
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,64 +9,22 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import BackboneFinetuning
 from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 from sklearn.model_selection import cross_val_predict  # type: ignore[import-untyped]
 from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]
 from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
-from timm.models.resnet import BasicBlock, ResNet
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transfer_data import Pictures, Target, normalised
+from torch import nn
+from transfer_data import Pictures, Target
+from transfer_networks import features
 
 import lightning_transfer as lt
 from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES
-from lightning_transfer.tracing import evaluating
 
 BATCH, NEIGHBORS = 32, 100
 ALWAYS = lt.Schedule(1.0, 1.0)
-LOOKS = 6  # of the learning curve
 L2SP_WEIGHT = 0.01  # its authors' for the body
 THAWED = 0.2  # of training, at which BackboneFinetuning lets the body learn
-# where a processor only emulates bfloat16, a step in it takes ten times as long as one in full precision
-PRECISION = "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
-
-
-def small_resnet(num_classes: int) -> ResNet:
-    """A timm ResNet for images of 32 pixels, .32 million parameters."""
-    block: Any = BasicBlock  # timm asks for a class and is typed as for an instance
-    network = ResNet(block, (1, 1, 1, 1), channels=(16, 32, 64, 128), stem_type="deep", stem_width=8)
-    stem = {"conv1": nn.Conv2d(3, 16, 3, 1, 1, bias=False), "bn1": nn.BatchNorm2d(16), "maxpool": nn.Identity()}
-    for name, layer in stem.items():
-        setattr(network, name, layer)
-    network.reset_classifier(num_classes)
-    return network
-
-
-class Classifier(L.LightningModule):
-    """Anybody's project: SGD with momentum, whose rate falls to zero along a cosine."""
-
-    def __init__(self, network: nn.Module, lr: float) -> None:
-        super().__init__()
-        self.model = network
-        self.lr = lr
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Cross-entropy."""
-        return F.cross_entropy(self.model(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> Any:
-        """All that is trained."""
-        params = [param for param in self.parameters() if param.requires_grad]
-        optimizer = torch.optim.SGD(params, lr=self.lr, momentum=0.9, weight_decay=5e-4)
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.max_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
-
-    @property
-    def backbone(self) -> nn.Module:
-        """For Lightning's own callback."""
-        return nn.ModuleList(child for name, child in self.model.named_children() if name != "fc")
 
 
 class Probe(L.Callback):
@@ -206,8 +163,8 @@ def _selective(**options: Any) -> Row:
     return Row(lambda setting: [setting.selective(**options)], tuned_as="selective")
 
 
-def _adafilter(**options: Any) -> Row:
-    return Row(lambda setting: [lt.AdaFilter(**options)], tuned_as="AdaFilter")
+def _adafilter(tuned_as: str = "AdaFilter", **options: Any) -> Row:
+    return Row(lambda setting: [lt.AdaFilter(**options)], tuned_as=tuned_as)
 
 
 def _gated(**options: Any) -> Row:
@@ -265,109 +222,15 @@ TRIED = {  # in search of better defaults, at the learning rate of the row that 
     "selective, 10 bins": _selective(bins=10),
     "selective, 100 bins": _selective(bins=100),
     "selective, least sure quarter": _selective(hard_entropy="75%"),
-    "AdaFilter, gate bias 1": _adafilter(gate_bias=1.0),
-    "AdaFilter, gate bias 2": _adafilter(gate_bias=2.0),
+    "AdaFilter, gate bias 1": _adafilter("fine-tuning", gate_bias=1.0),  # which it begins as, but for few filters
+    "AdaFilter, gate bias 2": _adafilter("fine-tuning", gate_bias=2.0),
     "AdaFilter, gate rate .001": _adafilter(gate_lr=0.001),
     "AdaFilter, gate rate .1": _adafilter(gate_lr=0.1),
     "gated transfer, dropout .2": _gated(dropout=0.2, gate_dropout=0.2),
     "gated transfer, no dropout": _gated(dropout=0.0, gate_dropout=0.0),
     "gated transfer, warm-up": _gated(warmup_epochs=10),
+    "collaborative, weight .05": Row(
+        lambda setting: [lt.CollaborativeFinetuning([setting.second], weight=0.05)], tuned_as="collaborative"
+    ),
 }
 EVERY = {**ROWS, **TRIED}
-
-
-class Looking(L.Callback):
-    """Accuracy on validation images in the course of training."""
-
-    def __init__(self, images: Pictures, every: int) -> None:
-        self.images, self.every = images, every
-        self.curve: list[float] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-        """Now and then."""
-        if trainer.global_step % self.every == 0:
-            self.curve.append(accuracy(pl_module.model, self.images))
-
-
-def accuracy(network: nn.Module, images: Pictures) -> float:
-    """Share of images that are right."""
-    right = 0
-    with evaluating(network), torch.autocast("cpu", dtype=torch.bfloat16, enabled=PRECISION != "32-true"):
-        for pixels, labels in zip(images.pixels.split(500), images.targets.split(500), strict=True):
-            right += int((network(normalised(pixels)).argmax(1) == labels).sum())
-    torch.clear_autocast_cache()
-    return right / len(images)
-
-
-def features(network: Any, images: Pictures) -> Tensor:
-    """(n, 128) what a network gives its head."""
-    with evaluating(network):  # and then in the mode that it was in: Lightning's Trainer would leave it in this
-        some = [network.forward_features(normalised(pixels)) for pixels in images.pixels.split(500)]
-        return torch.cat([network.forward_head(each, pre_logits=True) for each in some])
-
-
-def discrimination(network: nn.Module, images: Pictures) -> float:
-    """How well features tell apart classes that neither task has shown."""
-    metric = lt.metrics.GeneralDiscrimination()
-    metric.update(features(network, images), images.targets)
-    return float(metric.compute())
-
-
-class Together(nn.Module):
-    """What networks say on average."""
-
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, classes) the mean of their probabilities."""
-        return torch.stack([network(images).float().softmax(1) for network in self.networks]).mean(0)
-
-
-def train(
-    row: Row, setting: Setting, *, seed: int, lr: float, is_final: bool, unseen: Pictures | None
-) -> dict[str, Any]:
-    """One training, or one of each network; the seed decides new heads, the order of images and their augmentation.
-
-    Returns:
-        Accuracy on the validation part, its curve, CPU seconds; of a final run also that on the test split.
-    """
-    members = [setting, replace(setting, network=setting.second, second=setting.network)][: row.members]
-    began = time.process_time()
-    runs = [_fit(row, each, seed=seed, lr=lr) for each in members]
-    networks = [module.model for module, _, _ in runs]
-    network = networks[0] if row.members == 1 else Together(networks)
-    found: dict[str, Any] = {
-        "validation": accuracy(network, setting.target.validation),
-        "curve": np.mean([curve for _, curve, _ in runs], 0).tolist(),
-        "seconds": time.process_time() - began,
-    }
-    if stopped := "; ".join(reason for _, _, reason in runs if reason):
-        found["stopped"] = stopped
-    if is_final:
-        found["test"] = accuracy(network, setting.target.test)
-        if unseen is not None:
-            found["discrimination"] = discrimination(networks[0], unseen)
-    return found
-
-
-def _fit(row: Row, setting: Setting, *, seed: int, lr: float) -> tuple[Classifier, list[float], str]:
-    """A module, its accuracy in the course of training, and why that has stopped early, if it has."""
-    torch.manual_seed(seed)
-    network: Any = copy.deepcopy(setting.network) if row.pretrained else small_resnet(1)
-    torch.manual_seed(seed)
-    network.reset_classifier(setting.target.num_classes)
-    steps = round(row.length * setting.steps)
-    order = torch.Generator().manual_seed(seed)
-    loader = DataLoader(setting.target.train, batch_size=BATCH, shuffle=True, generator=order)
-    module, looking = Classifier(network, lr), Looking(setting.target.validation, steps // LOOKS)
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    options: Any = {"accelerator": "cpu", "precision": PRECISION, **dict.fromkeys(quiet, False)}
-    trainer = L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[*row.callbacks(setting), looking], **options)
-    try:
-        trainer.fit(module, loader)
-    except FloatingPointError as error:  # a source loss that is not finite, at too high a rate; scored as it was left
-        curve = [*looking.curve, *[0.0] * (LOOKS - len(looking.curve))]
-        return module, curve, str(error).partition(":")[0]
-    return module, looking.curve, ""

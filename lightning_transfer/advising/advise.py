@@ -10,7 +10,7 @@ from lightning_transfer.advising.evidence import UNLIKE, Expected, Verdict, expe
 from lightning_transfer.advising.measuring import Measured, Question, measure
 from lightning_transfer.errors import TransferConfigError, check_count
 from lightning_transfer.progress import tqdm_progress
-from lightning_transfer.source.gap import is_near
+from lightning_transfer.source.gap import NEAR, is_near
 from lightning_transfer.source.task import AnyDataset, SourceTask
 
 # method, as the matrix calls it: the line to write, with the options that it was run with
@@ -66,7 +66,7 @@ class Advice:
         gap = "not measured (pass source=)"
         if seen.gap is not None:
             then = "keep" if is_near(seen.gap) else "leave out"
-            gap = f'{seen.gap:.2f} (.5 near, 1 far); weight="auto" would, by this, {then} the source'
+            gap = f'{seen.gap:.2f} (.5 near, {NEAR} too far, 1 far); weight="auto" would, by this, {then} the source'
         lines = [
             f"{seen.images} labelled images, {seen.classes} classes, {seen.fewest} of the rarest.",
             f"Linear probe {seen.probe:.1%}, fine-tuning {seen.tuned:.1%}: {seen.distance:+.1f} +- "

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import proxy
@@ -20,6 +20,8 @@ from lightning_transfer.linear import fit_linear
 from lightning_transfer.progress import Progress, Step
 from lightning_transfer.roles import find_head, has_forward
 from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, check_alike, domain_gap
+from lightning_transfer.source.reading import readable
+from lightning_transfer.source.stream import collate
 from lightning_transfer.source.task import SourceTask, structure
 from lightning_transfer.splitting import held_out
 from lightning_transfer.tracing import evaluating, images_and_labels
@@ -232,9 +234,10 @@ class _Look:
         """Features of source images, whose shape has to be like the target's."""
         own = partial(source.forward, self.module) if callable(source.forward) else None
         dataset = source.dataset if self.question.unaugmented is None else source.plain_dataset  # as the target's are
-        chosen = Subset(dataset, some(list(range(source.num_images)), SOURCE_IMAGES))
+        chosen, workers = some(list(range(source.num_images)), SOURCE_IMAGES), {"num_workers": source.num_workers}
         parts = []
-        for batch in DataLoader(chosen, batch_size=100, num_workers=source.num_workers):
+        for samples in readable(dataset, chosen, of="source", size=100, workers=workers):
+            batch = collate(samples, of="source")
             with looking(self.trainer):
                 images, _ = source.unpack(to_device(self.trainer, batch, hooks=source.batch_hooks))
             if own is None:

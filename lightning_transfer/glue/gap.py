@@ -10,26 +10,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import IterableDataset, default_collate
 
 from lightning_transfer import ranks
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.trainer import looking, progress_of, say, target_dataset, to_device
-from lightning_transfer.source.gap import (
-    NEAR,
-    SOURCE_IMAGES,
-    TARGET_IMAGES,
-    check_alike,
-    domain_gap,
-    is_near,
-)
-from lightning_transfer.source.stream import collate, load, seeded
+from lightning_transfer.source.gap import NEAR, SOURCE_IMAGES, TARGET_IMAGES, check_alike, domain_gap, is_near
+from lightning_transfer.source.reading import Samples, readable
+from lightning_transfer.source.stream import collate, seeded
 from lightning_transfer.source.task import structure
 
 if TYPE_CHECKING:
     from lightning_transfer.glue.source_term import SourceTerm
 
-Samples = list[tuple[int, Any]]  # each with its index
 WORKERS = ("num_workers", "worker_init_fn", "multiprocessing_context")
 
 
@@ -62,43 +55,8 @@ class _Side:
             kind = type(self.dataset).__name__
             raise TransferConfigError(f"The {self.name}, a {kind}, has no length and random access.")
         drawn = torch.randperm(len(self.dataset))[: self.most].tolist()
-        loader = DataLoader(
-            _Tried(self.dataset, self.name, self.forgives),
-            batch_size=size,
-            sampler=drawn,
-            collate_fn=list,
-            generator=torch.Generator(),  # without one, opening a loader draws from the program's random state
-            **self.workers,
-        )
-        is_any, broken = False, None
-        for tried in loader:
-            samples = [each for each in tried if not isinstance(each[1], _Broken)]
-            broken = next((each[1] for each in tried if isinstance(each[1], _Broken)), broken)
-            if samples:
-                is_any = True
-                yield self.collate(samples)
-        if broken and not is_any:
-            raise TransferConfigError(f"No {self.name} image can be read: {broken.why}")
-
-
-@dataclass(frozen=True)
-class _Broken:
-    why: str
-
-
-class _Tried(Dataset[tuple[int, Any]]):
-    """Samples with their indices, and, where that is forgiven, why one could not be read."""
-
-    def __init__(self, dataset: Any, name: str, forgives: bool) -> None:
-        self.dataset, self.name, self.forgives = dataset, name, forgives
-
-    def __getitem__(self, index: int) -> tuple[int, Any]:
-        try:
-            return index, load(self.dataset, index, of=self.name)
-        except Exception as error:
-            if not self.forgives:
-                raise
-            return index, _Broken(f"{type(error).__name__}: {error}")
+        some = readable(self.dataset, drawn, of=self.name, size=size, workers=self.workers, forgives=self.forgives)
+        yield from map(self.collate, some)
 
 
 def measure_gap(term: "SourceTerm", module: Any) -> float:
@@ -157,10 +115,11 @@ def _target_side(term: "SourceTerm", trainer: Any) -> _Side:
 
 
 def _source_side(term: "SourceTerm") -> _Side:
-    source, is_selected = term.source, term.chooser is not None
-    dataset = source.plain_dataset if term.chooser is not None and term.chooser.target is not None else source.dataset
-    workers = {"num_workers": source.num_workers}
-    return _Side("source", dataset, SOURCE_IMAGES, source.batch_hooks, workers, _plainly("source"), is_selected)
+    source, chooser = term.source, term.chooser
+    is_plain = chooser is not None and chooser.target is not None  # as the target's images are
+    dataset, workers = source.plain_dataset if is_plain else source.dataset, {"num_workers": source.num_workers}
+    forgives = chooser is not None
+    return _Side("source", dataset, SOURCE_IMAGES, source.batch_hooks, workers, _plainly("source"), forgives)
 
 
 def _plainly(name: str) -> Callable[[Samples], Any]:

@@ -22,6 +22,7 @@ from lightning_transfer.glue.trainer import (
     current_value,
     is_log_due,
     log,
+    say,
     schedule_length,
 )
 from lightning_transfer.methods.soft.functional import joint_loss
@@ -143,6 +144,8 @@ class SourceTerm(TransferPart):
                 "weight would jump. Keep the length, or from the start lay it out in steps: Schedule(until_steps=...)."
             )
         self._num_steps = num_steps
+        if self.is_left_out:
+            say(trainer, f"Domain gap {self.gap:.2f} when this run began: it goes on without the source.")
         if self.chooser is not None and (self.weight.start or self.weight.end):
             self.chooser.check(trainer)
         if not optimizers.trains_any(trainer, trains_before(trainer.lightning_module, self.head_path)):

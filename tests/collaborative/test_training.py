@@ -211,6 +211,17 @@ def test_beside_another_methods_mixin_it_is_refused(other):
         fit(Both(), [together()])
 
 
+def test_beside_a_frozen_teacher_the_network_is_asked_for_by_name():
+    class Distilled(LitToy):
+        def __init__(self):
+            super().__init__()
+            self.teacher = toys.OtherNet().requires_grad_(False)
+
+    with pytest.raises(lt.TransferConfigError, match="name it, model='model'"):
+        fit(Distilled(), [together()])
+    fit(Distilled(), [together(model="model")])
+
+
 def test_another_callback_beside_its_mixin_is_refused():
     class Mixed(lt.CollaborativeMixin, toys.ToySteps, L.LightningModule):
         def __init__(self):

@@ -121,6 +121,16 @@ def test_resumed_it_is_not_measured_again(make, tmp_path, monkeypatch):
         fit(LitToy(), [other], loader=loader, ckpt_path=tmp_path / "step=12.ckpt")
 
 
+def test_resumed_far_from_the_source_it_says_again_that_it_goes_on_without(tmp_path, monkeypatch):
+    loader = DataLoader(far_data(), batch_size=5)
+    with leaving_out():
+        fit(LitToy(), [soft(far_data()), toys.SaveEveryStep(tmp_path)], loader=loader)
+    said = []
+    monkeypatch.setattr("lightning_transfer.glue.source_term.say", lambda trainer, line: said.append(line))
+    fit(LitToy(), [soft(far_data())], loader=loader, ckpt_path=tmp_path / "step=12.ckpt")
+    assert re.match(r"Domain gap \S+ when this run began: it goes on without the source\.", said[0])
+
+
 def test_it_is_logged_and_the_mixins_too():
     callback = soft()
     runner = fit(LitToy(), [callback], loader=shuffled(near_data()))

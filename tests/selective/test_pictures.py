@@ -144,9 +144,9 @@ def test_where_nothing_but_an_image_is_given_there_is_no_label():
         (torch.rand(5, 7, 6), r"expected an image \(channels, height, width\) or a PIL image, found .*5, 7, 6"),
         (torch.rand(8), "expected an image"),
         (torch.rand(2, 3, 7, 6), "expected an image"),
-        ({"image": GREY}, "dict|TypeError"),
-        ("image.png", "TypeError|expected"),
-        (None, "TypeError|expected"),
+        ({"image": GREY}, "found .'image': ndarray"),
+        ("image.png", "expected an image"),
+        (None, "expected an image"),
         ((GREY, 1, 2), "expected an image|ValueError"),
     ],
 )

@@ -206,6 +206,12 @@ def test_an_unreadable_target_image_is_refused_with_its_index(spoil):
         found_in(data, smooth(20, 2))
 
 
+def test_a_source_of_which_nothing_can_be_read_says_so_whatever_pixels_the_target_has():
+    samples = [{"image": image} for image in smooth(20, 2)]
+    with pytest.raises(lt.TransferConfigError, match=r".*found \{'image': Tensor.*adapt="):
+        found_in((smooth(4, 1) - 0.5) / 0.25, samples)
+
+
 @pytest.mark.parametrize("which", ["target", "source"])
 def test_one_normalised_side_is_refused(which):
     sides = {"target": smooth(4, 1), "source": smooth(20, 2)}

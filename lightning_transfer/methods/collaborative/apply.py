@@ -92,7 +92,8 @@ def _find(module: nn.Module, model: str) -> tuple[str, nn.Module]:
     if not path:
         raise TransferConfigError(
             f"{type(module).__name__} is itself what takes the pictures, and nothing can stand in its place. Hold the "
-            "network in one attribute, self.model = network, or use nn.CollaborativeEnsemble({...})."
+            "network in one attribute, self.model = network; where others beside it have convolutions too, name it, "
+            "model='model'; or use nn.CollaborativeEnsemble({...})."
         )
     return path, module.get_submodule(path)
 

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.source.reading import in_order
 from lightning_transfer.source.stream import seeded
 from lightning_transfer.source.task import structure
 
@@ -107,14 +108,15 @@ class Pictures(Dataset[Picture]):
 
 def _pixels(image: Any) -> Tensor:
     """(channels, height, width) in float32; whole numbers are brought to 0..1."""
-    array = image if isinstance(image, Tensor) else torch.from_numpy(np.array(_without_palette(image)))
-    if array.ndim == 2:
-        array = array[None]
-    if array.ndim != 3 or (array.shape[0] not in CHANNELS and array.shape[2] not in CHANNELS):
+    given = image if isinstance(image, Tensor) else np.array(_without_palette(image))
+    if given.ndim == 2:
+        given = given[None]
+    if given.ndim != 3 or (given.shape[0] not in CHANNELS and given.shape[2] not in CHANNELS):
         raise TransferConfigError(
             f"expected an image (channels, height, width) or a PIL image, found {structure(image)}; for samples of "
             "another form, SourceTask(adapt=) or a dataset that gives (image, label)"
         )
+    array = torch.as_tensor(given)
     if array.shape[0] not in CHANNELS or (not isinstance(image, Tensor) and array.shape[2] in CHANNELS):
         array = array.permute(2, 0, 1)
     array = array[: {1: 1, 2: 1, 3: 3, 4: 3}[array.shape[0]]]  # without transparency
@@ -139,16 +141,8 @@ def read_batches(
     pictures: Dataset[Picture], indices: Sequence[int], *, num_workers: int
 ) -> Iterator[tuple[list[int], list[Picture]]]:
     """Pictures in the order of their indices, some at a time."""
-    loader = DataLoader(
-        pictures,
-        batch_size=READ,
-        sampler=indices,
-        num_workers=num_workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # without one, opening a loader draws from the program's random state
-    )
     start = 0
-    for batch in loader:
+    for batch in in_order(pictures, indices, size=READ, workers={"num_workers": num_workers}):
         yield list(indices[start : start + len(batch)]), batch
         start += len(batch)
 
@@ -159,11 +153,11 @@ def spread(num: int, wanted: int) -> list[int]:
     return found
 
 
-def pixel_range(pictures: Pictures) -> tuple[float, float]:
-    """The lowest and the highest of some pixels."""
+def pixel_range(pictures: Pictures) -> tuple[float, float] | None:
+    """The lowest and the highest of some pixels; None where none can be read."""
     some = [pictures[index].pixels for index in spread(len(pictures), PROBED)]
     found = [(float(pixels.min()), float(pixels.max())) for pixels in some if isinstance(pixels, Tensor)]
-    return min((low for low, _ in found), default=0.0), max((high for _, high in found), default=1.0)
+    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
 
 
 def is_scaled(pixel_range: tuple[float, float]) -> tuple[bool, bool]:

@@ -169,7 +169,8 @@ class Job:
             raise TransferConfigError(
                 f"k={self.k} exceeds the {len(self.source):,} source images; pass k<={len(self.source)}."
             )
-        ranges = {pictures.name: pixel_range(pictures) for pictures in (self.target, self.source)}
+        sides = {pictures.name: pixel_range(pictures) for pictures in (self.target, self.source)}
+        ranges = {name: seen for name, seen in sides.items() if seen is not None}
         if len({is_scaled(found) for found in ranges.values()}) > 1:
             shown = " and ".join(
                 f"{name} pixels run from {low:.2f} to {high:.2f}" for name, (low, high) in ranges.items()
