@@ -483,7 +483,9 @@ def test_a_pairs_distance_is_the_same_in_whatever_company():
         torch.set_num_threads(1)
 
 
-def test_logs_are_weighted_by_the_root():
+@pytest.mark.parametrize("has_avx512", [True, False])
+def test_logs_are_weighted_by_the_root(has_avx512, monkeypatch):
+    monkeypatch.setattr("lightning_transfer.methods.selective.distances.HAS_AVX512", has_avx512)
     histograms, weights = random_histograms(3, 2, 4, 0, torch.float64), torch.tensor([0.25, 0.75]).double()
     p, log_p = with_logs(histograms.flatten(1), root_of(weights, 4))
     root = np.sqrt(np.repeat(weights.numpy(), 4))

@@ -12,6 +12,8 @@ from lightning_transfer.errors import TransferConfigError
 
 EPS = 2.2e-16  # the authors' e; it counts where float64 descriptors have empty bins
 CHUNK = 2**17  # numbers held at once when distances are taken one by one: they stay in the cache
+# with it numpy's logarithm takes less than half of the time that torch's does; without it torch's takes 3/4 of numpy's
+HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def symmetric_kl(p: Tensor, q: Tensor, *, filter_weights: Tensor | None = None) -> Tensor:
@@ -72,9 +74,9 @@ def with_logs(histograms: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def logs(histograms: Tensor) -> Tensor:
-    """Logarithms, also of empty bins; on a CPU numpy's, which take less than half of the time that torch's do."""
+    """Logarithms, also of empty bins."""
     raised = histograms + EPS
-    if raised.device.type != "cpu" or raised.requires_grad:
+    if raised.device.type != "cpu" or raised.requires_grad or not HAS_AVX512:
         return raised.log_()
     return torch.from_numpy(np.log(raised.numpy(), out=raised.numpy()))
 
