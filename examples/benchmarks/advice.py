@@ -9,7 +9,7 @@ transfer.py has pretrained; what is measured is kept, and a run that is broken o
 import argparse
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from multiprocessing import get_context
@@ -57,23 +57,26 @@ def look(job: tuple[str, int | None, int, float], plan: Plan) -> dict[str, Any]:
 Counts = Any  # (2, 3, 2) with and without a target's relatives; for and against a method, intervals; right, and all
 
 
-def judged() -> dict[str, tuple[list[str], Counts]]:
+def judged() -> dict[str, tuple[list[str], Counts, Counts]]:
     """How each setting's draws were placed, and how good the advice was that leaves the target out of what is known.
 
-    A method that is recommended should have gained on average in the matrix, one that is advised against lost.
+    A method that is recommended should have gained on average in the matrix, one that is advised against lost. Counted
+    for each draw, and last for each method and setting once, whatever number of draws said the same.
     """
     known = [Known(**each) for each in evidence()]
-    found: dict[str, tuple[list[str], Counts]] = {}
+    found: dict[str, tuple[list[str], Counts, Counts]] = {}
     for setting in known:
         strangers = [each for each in known if each.target != setting.target]
         unrelated = [each for each in known if each.target not in relatives(setting.target)]
-        counts, places = np.zeros((2, 3, 2), dtype=int), []
+        counts, places, said = np.zeros((2, 3, 2), dtype=int), [], set()
         for each in looks(setting.target, setting.shots):
             measured = Measured(**{field.name: each[field.name] for field in fields(Measured)})
             places.append(place(measured.distance))
             for number, others in enumerate((strangers, unrelated)):
-                counts[number] += right(setting, expect(measured, others, INDEPENDENT))
-        found[f"{setting.target}, {setting.shots:.0f} of a class"] = places, counts
+                judgements = right(setting, expect(measured, others, INDEPENDENT))
+                counts[number] += _counts(judgements)
+                said |= {*judgements} if others is strangers else set()
+        found[f"{setting.target}, {setting.shots:.0f} of a class"] = places, counts, _counts(said)
     return found
 
 
@@ -82,35 +85,46 @@ def hits() -> str:
     heads = ["target", "said to be", "recommended and gained", "advised against and lost", "without its relatives"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     found = judged()
-    for name, (places, counts) in found.items():
+    for name, (places, counts, _) in found.items():
         said = ", ".join(f"{place} {places.count(place)}" for place in dict.fromkeys(places))
         lines.append(f"| {name} | {said} | {_counted(counts)} |")
-    return "\n".join([*lines, f"| together | | {_counted(sum(counts for _, counts in found.values()))} |"])
+    return "\n".join([*lines, f"| together | | {_counted(sum(counts for _, counts, _ in found.values()))} |"])
 
 
 def hit_rate() -> str:
     """The same in a sentence."""
-    (gained, lost, inside), _ = sum(counts for _, counts in judged().values())
+    found = judged().values()
+    (gained, lost, inside), _ = sum(counts for _, counts, _ in found)
+    gained_once, lost_once, _ = sum(once for *_, once in found)
     known = [setting["differences"] for setting in evidence()]
     runs = [seeds[row] for seeds in known for row in INDEPENDENT if row in seeds]
     gains = sum(mean(each) > 0 for each in runs), len(runs)
     return (
         f"On three draws of each of {len(known)} settings, whose targets were left out of what it knows in turn, "
         f"{_of(gained)} of its recommendations gained, and {_of(lost)} of what it advised against lost; "
+        f"a method counted once in each setting, {_of(gained_once)} and {_of(lost_once)}. "
         f"{_of(inside)} changes lay inside the interval that it gave. Of all methods in all settings {_of(gains)} gain."
     )
 
 
-def right(setting: Known, expected: Sequence[Expected]) -> Any:
-    """(3, 2) for, against, and intervals: how many were right, and how many were said."""
-    found = np.zeros((3, 2), dtype=int)
+def right(setting: Known, expected: Sequence[Expected]) -> list[tuple[str, int, bool]]:
+    """Of each method what was said, for (0), against (1) or an interval (2), and whether that was right."""
+    found = []
     for each in (each for each in expected if each.method in setting.differences):
         change = mean(setting.differences[each.method])
-        found[2] += [abs(change - each.points) <= each.interval, 1]
+        found.append((each.method, 2, abs(change - each.points) <= each.interval))
         if each.verdict in ("recommended", "advised against"):
             is_against = each.verdict == "advised against"
-            found[int(is_against)] += [change < 0 if is_against else change > 0, 1]
+            found.append((each.method, int(is_against), change < 0 if is_against else change > 0))
     return found
+
+
+def _counts(judgements: Iterable[tuple[str, int, bool]]) -> Counts:
+    """(3, 2) for, against, and intervals: how many were right, and how many were said."""
+    counts = np.zeros((3, 2), dtype=int)
+    for _, what, is_right in judgements:
+        counts[what] += [is_right, 1]
+    return counts
 
 
 def _counted(counts: Any) -> str:

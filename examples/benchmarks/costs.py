@@ -99,6 +99,8 @@ def main(argv: Sequence[str] | None = None, settings: Settings | None = None) ->
     settings = settings or replace(QUICK if args.quick else FULL, wide=args.wide)
     asked = [row for row in ROWS if args.only in row.name and not (args.quick and row.is_slow)]
     rows = [row for row in asked if settings.wide or row.size != "wide"]
+    if not rows:
+        parser.error(f"no row has {args.only!r} in its name; the rows are: {'; '.join(row.name for row in ROWS)}")
     with ExitStack() as undo, warnings.catch_warnings():
         undo.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # CPU time is then what a step costs
@@ -111,10 +113,11 @@ def main(argv: Sequence[str] | None = None, settings: Settings | None = None) ->
         undo.callback(remove_sources)
         versions = {"python": platform.python_version(), "torch": torch.__version__, "lightning": lightning.__version__}
         results: list[dict[str, Any]] = []
-        report = {"versions": versions, "gpu": torch.cuda.is_available(), "settings": asdict(settings), "rows": results}
-        for row in rows:
+        about = {"versions": versions, "gpu": torch.cuda.is_available(), "settings": asdict(settings)}
+        for row in rows:  # written at once: it stays when the rest is broken off
             results.append(row.measure(settings))
-            args.out.write_text(json.dumps(report, indent=1))  # what is measured stays when the rest is broken off
+            report = {**about, "is_complete": len(results) == len(rows), "rows": results}
+            args.out.write_text(json.dumps(report, indent=1))
     Console().print(table(results))
     return report
 

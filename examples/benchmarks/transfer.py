@@ -1,9 +1,10 @@
 """When does it help? Every method on targets near and far, against baselines that are tuned as much.
 
 Networks are pretrained on 80 classes of CIFAR-100; targets are its other 20 classes (near), trashnet (middle), and
-gtsrb and signdigits (far). Each row has the same grid of learning rates, chosen on a part of the training split with
-a seed that counts for nothing else, the same steps, the same new heads and the same images. The test split is read
-once for each cell. What is finished is kept, cell by cell, and a run that is broken off goes on.
+gtsrb and signdigits (far). Each row has the same grid of learning rates (combinations take borrowing's choice), chosen
+on a part of the training split with a seed that counts for nothing else, the same steps, the same new heads and the
+same images. The test split is read once for each cell. What is finished is kept, cell by cell, and a run that is broken
+off goes on.
 
     python examples/benchmarks/transfer.py --data FOLDER          # all of it: hours
     python examples/benchmarks/transfer.py --data FOLDER --quick  # three rows, near and far, two seeds: minutes

@@ -112,10 +112,12 @@ def qualities(report: dict[str, Any]) -> str:
         reached, runs = sum(map(len, shares)), sum(len(cells[name, row]) for name in shown)
         when = f"{mean(share for each in shares for share in each):.2f}" if reached else ""
         grid = report["settings"]["rates"]
-        rates = [[tuning(report, name, row)[lr]["validation"] for lr in grid] for name in shown]
-        worst = mean(100 * (max(each) - min(each)) for each in rates)
+        tried = [tuning(report, name, row) for name in shown]
+        is_tuned = all({*grid} <= runs.keys() for runs in tried)  # combinations take another row's rate
+        rates = [[runs[lr]["validation"] for lr in grid] for runs in tried] if is_tuned else []
+        worst = f"{mean(100 * (max(each) - min(each)) for each in rates):.1f}" if rates else ""
         more = ["" if row == PLAIN else _interval(difference(cells, name, row, "discrimination")) for name in unseen]
-        lines.append(f"| {' | '.join([row, f'{reached} of {runs}', when, f'{worst:.1f}', *more])} |")
+        lines.append(f"| {' | '.join([row, f'{reached} of {runs}', when, worst, *more])} |")
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES
 
 BATCH, NEIGHBORS = 32, 100
 ALWAYS = lt.Schedule(1.0, 1.0)
-L2SP_WEIGHT = 0.01  # its authors' for the body
+L2SP_WEIGHT = 0.01  # what the authors' script takes unless told otherwise
 THAWED = 0.2  # of training, at which BackboneFinetuning lets the body learn
 
 
@@ -209,7 +209,7 @@ ROWS = {
 }
 
 
-TRIED = {  # in search of better defaults, at the learning rate of the row that is varied
+TRIED = {  # in search of better defaults, at the learning rate of the row that is varied or begun as
     "soft, start .3": _soft(lt.Schedule(0.3), tuned_as="soft"),
     "soft, start .1": _soft(lt.Schedule(0.1), tuned_as="soft"),
     "soft, until the end": _soft(lt.Schedule(until=1.0), tuned_as="soft"),
@@ -222,7 +222,7 @@ TRIED = {  # in search of better defaults, at the learning rate of the row that 
     "selective, 10 bins": _selective(bins=10),
     "selective, 100 bins": _selective(bins=100),
     "selective, least sure quarter": _selective(hard_entropy="75%"),
-    "AdaFilter, gate bias 1": _adafilter("fine-tuning", gate_bias=1.0),  # which it begins as, but for few filters
+    "AdaFilter, gate bias 1": _adafilter("fine-tuning", gate_bias=1.0),  # every filter begins tuned
     "AdaFilter, gate bias 2": _adafilter("fine-tuning", gate_bias=2.0),
     "AdaFilter, gate rate .001": _adafilter(gate_lr=0.001),
     "AdaFilter, gate rate .1": _adafilter(gate_lr=0.1),

@@ -49,7 +49,8 @@ def train(
     """One training, or one of each network; the seed decides new heads, the order of images and their augmentation.
 
     Returns:
-        Accuracy on the validation part, its curve, CPU seconds; of a final run also that on the test split.
+        Accuracy on the validation part, its curve (of several networks the mean of theirs), CPU seconds; of a final run
+        also that on the test split.
     """
     members = [setting, replace(setting, network=setting.second, second=setting.network)][: row.members]
     began = time.process_time()

@@ -21,7 +21,7 @@ from lightning_transfer.progress import Progress, Step
 from lightning_transfer.roles import find_head, has_forward
 from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, check_alike, domain_gap
 from lightning_transfer.source.reading import readable
-from lightning_transfer.source.stream import collate
+from lightning_transfer.source.stream import collate, seeded
 from lightning_transfer.source.task import SourceTask, structure
 from lightning_transfer.splitting import held_out
 from lightning_transfer.tracing import evaluating, images_and_labels
@@ -143,7 +143,7 @@ def fold(labels: list[int], groups: list[Any] | None) -> list[list[int]]:
         )
     rest = list(range(len(labels)))
     folds: list[list[int]] = []
-    while sum(len(part) for part in folds) < ENOUGH:
+    while sum(len(part) for part in folds) < ENOUGH or _num_groups(folds, groups) < 2:
         left = num_folds - len(folds)
         if left == 1:
             return [*folds, rest]
@@ -152,6 +152,11 @@ def fold(labels: list[int], groups: list[Any] | None) -> list[list[int]]:
         folds.append(sorted(out))
         rest = [index for index in rest if index not in out]
     return folds
+
+
+def _num_groups(folds: list[list[int]], groups: list[Any] | None) -> int:
+    """Of how many groups the images are that are held out: an error of the mean needs two at least."""
+    return len({index if groups is None else groups[index] for part in folds for index in part})
 
 
 def some(indices: list[int], most: int) -> list[int]:
@@ -186,7 +191,9 @@ class _Looking(AnyCallback):
         self.probed = says(others.features).argmax(1) == others.labels
         if self.question.source is not None:
             chosen = mine.features[some(list(range(len(mine.features))), TARGET_IMAGES)]
-            self.gap = domain_gap(chosen, look.of_source(self.question.source, like=mine.images))
+            # its augmentation would move the state that training draws from
+            with seeded(self.question.source.seed, 0):
+                self.gap = domain_gap(chosen, look.of_source(self.question.source, like=mine.images))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Show how far it is."""

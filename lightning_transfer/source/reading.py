@@ -1,4 +1,4 @@
-"""Samples of any dataset outside of training: in a given order, a batch at a time, the random state left alone."""
+"""Samples of any dataset outside of training: in a given order, a batch at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

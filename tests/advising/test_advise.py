@@ -41,6 +41,33 @@ def test_every_image_is_held_out_once_and_groups_stay_together():
     assert [[labels[index] for index in fold].count(0) for fold in plain] == [5, 5, 5, 5]
 
 
+def test_a_single_large_group_is_not_all_that_is_scored():
+    groups = [index // 260 for index in range(1040)]
+    folds = fold([0, 1] * 520, groups)
+    assert len(folds) == 2
+    assert len({groups[index] for part in folds for index in part}) == 2
+
+
+def test_a_source_that_augments_at_random_changes_nothing_of_the_target():
+    class Drawing(TensorDataset):
+        def __getitem__(self, index):
+            return (super().__getitem__(index)[0] + torch.rand(1), 0)
+
+    drawn = []
+
+    class Recording(toys.LitToy):
+        def training_step(self, batch, batch_idx):
+            drawn[-1].append(float(torch.rand(())))  # as dropout would
+            return super().training_step(batch, batch_idx)
+
+    for kind in (TensorDataset, Drawing):
+        drawn.append([])
+        source = lt.SourceTask(kind(*toys.source_data().tensors), num_classes=7)
+        loader = DataLoader(TensorDataset(*toys.target_data().tensors), batch_size=4, shuffle=True)
+        advise(Recording(), loader, source=source)
+    assert drawn[0] == drawn[1]
+
+
 def test_no_batch_of_one_image_is_trained_on():
     sizes = []
 
