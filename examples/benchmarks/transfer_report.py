@@ -250,7 +250,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("report", type=Path, nargs="?")
     options = parser.parse_args(argv)
     if options.report:
-        print(markdown(json.loads(options.report.read_text())))
+        report = json.loads(options.report.read_text())
+        if "cells" not in report:
+            parser.error(f"{options.report} was not written by transfer.py")
+        print(markdown(report))
         return
     for path in PAGES:
         page = path.read_text()

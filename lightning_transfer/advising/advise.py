@@ -6,10 +6,19 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_transfer.advising.evidence import UNLIKE, Expected, Verdict, expect, known_settings, place, weigh
+from lightning_transfer.advising.evidence import (
+    NOTICED,
+    UNLIKE,
+    Expected,
+    Verdict,
+    expect,
+    known_settings,
+    place,
+    weigh,
+)
 from lightning_transfer.advising.measuring import Measured, Question, measure
 from lightning_transfer.errors import TransferConfigError, check_count
-from lightning_transfer.progress import tqdm_progress
+from lightning_transfer.progress import no_progress, tqdm_progress
 from lightning_transfer.source.gap import NEAR, is_near
 from lightning_transfer.source.task import AnyDataset, SourceTask
 
@@ -35,12 +44,14 @@ WITH_SOURCE = {
 LINES = {**ALONE, **WITH_SOURCE}
 TITLES: dict[Verdict, str] = {
     "recommended": "Recommended",
+    "may help": f"May help, which is not shown: more than {NOTICED:.0f} point is expected, and the interval holds 0",
     "no difference shown": "No difference shown to plain fine-tuning",
-    "advised against": "Advised against",
+    "advised against": f"Advised against: a loss is shown, or one of more than {NOTICED:.0f} point expected",
     "not known": "Not known well enough",
 }
 NOTABLE = 0.1  # of all that is known, from which share on a setting is named
 LOST = 10.0  # points below a linear probe, from which fine-tuning itself looks wrong
+CLOSE = 0.05  # to the threshold of the gap: other images may fall on its other side
 
 
 @dataclass(frozen=True)
@@ -62,28 +73,7 @@ class Advice:
     expected: tuple[Expected, ...]
 
     def __str__(self) -> str:
-        seen = self.measured
-        gap = "not measured (pass source=)"
-        if seen.gap is not None:
-            then = "keep" if is_near(seen.gap) else "leave out"
-            gap = f'{seen.gap:.2f} (.5 near, {NEAR} too far, 1 far); weight="auto" would, by this, {then} the source'
-        lines = [
-            f"{seen.images} labelled images, {seen.classes} classes, {seen.fewest} of the rarest.",
-            f"Linear probe {seen.probe:.1%}, fine-tuning {seen.tuned:.1%}: {seen.distance:+.1f} +- "
-            f"{196 * seen.error:.1f} points, on {seen.scored} images that were held out in turns.",
-            f"Domain gap: {gap}.",
-            f"By what fine-tuning adds, your target is {self.place}.",
-        ]
-        if self.is_known:
-            shares = "; ".join(f"{name} ({share:.0%})" for name, share in self.alike.items())
-            lines.append(f"What follows was seen on {shares}, by how much each counts.")
-        else:
-            lines.append("Nothing in the benchmarks is much like it, so nothing is expected of any method.")
-        is_wrong = seen.distance + 196 * seen.error < -LOST
-        if is_wrong:
-            lines.append(
-                "Fine-tuning loses what the network knows: its learning rate is too high, or it has too few steps."
-            )
+        lines = self._seen()
         for verdict, title in TITLES.items():
             some = [each for each in self.expected if each.verdict == verdict]
             if some:
@@ -91,13 +81,49 @@ class Advice:
             for each in some:
                 change = f"{each.points:+5.1f} +- {each.interval:.1f} points, {each.cost:.1f} times the cost: "
                 lines.append("  " + ("" if verdict == "not known" else change) + each.method)
-                if verdict == "recommended":
+                if verdict in ("recommended", "may help"):
                     lines.append(f"      {LINES[each.method]}")
-        if self.expected and not is_wrong and all(each.verdict != "recommended" for each in self.expected):
-            lines += ["", "Stay with plain fine-tuning, or with the probe where that is as good."]
+        if not self._is_wrong and all(each.verdict != "recommended" for each in self.expected):
+            says = "Nothing is shown to help: stay with plain fine-tuning, or with the probe where that is as good."
+            lines += ["", says]
         if self.expected:
             lines += ["", "This was seen on small networks and images: a hint, not a promise."]
         return "\n".join(lines)
+
+    @property
+    def _is_wrong(self) -> bool:
+        distance, error = self.measured.distance, self.measured.error
+        return distance < -LOST and distance + 196 * error < 0
+
+    def _seen(self) -> list[str]:
+        """What was measured, and what it is held against."""
+        seen, says = self.measured, f"By what fine-tuning adds, your target is {self.place}."
+        if self._is_wrong:
+            says = (
+                "Fine-tuning falls far short of the probe: its learning rate is too high, or it has too few steps or "
+                "images. Until it does better take the probe."
+            )
+        elif seen.gap is not None:
+            says += " Whether to keep the source goes by the gap."
+        shares = "; ".join(f"{name} ({share:.0%})" for name, share in self.alike.items())
+        known = f"What follows was seen on {shares}, by how much each counts."
+        return [
+            f"{seen.images} labelled images, {seen.classes} classes, {seen.fewest} of the rarest.",
+            f"Linear probe {seen.probe:.1%}, fine-tuning {seen.tuned:.1%}: {seen.distance:+.1f} +- "
+            f"{196 * seen.error:.1f} points, on {seen.scored} images that were held out in turns.",
+            f"Domain gap: {'not measured (pass source=)' if seen.gap is None else _of_gap(seen.gap)}.",
+            says,
+            known
+            if self.is_known
+            else "Nothing in the benchmarks is much like it, so nothing is expected of any method.",
+        ]
+
+
+def _of_gap(gap: float) -> str:
+    then = "keep" if is_near(gap) else "leave out"
+    says = f'{gap:.2f} (.5 near, {NEAR} too far, 1 far); weight="auto" would, by this, {then} the source'
+    is_close = abs(gap - NEAR) < CLOSE
+    return f"{says}, but a run draws other images, by which it may come out on the other side" if is_close else says
 
 
 def advise(
@@ -138,7 +164,8 @@ def advise(
         )
     check_count("steps", steps, least=1)
     question = Question(source, unaugmented, head, adapt, steps, trainer or {})
-    measured = measure(module, data, question, progress=tqdm_progress)
+    is_seen = not isinstance(trainer, Mapping) or trainer.get("enable_progress_bar", True)
+    measured = measure(module, data, question, progress=tqdm_progress if is_seen else no_progress)
     settings = known_settings()
     shares = weigh(measured, settings)
     low, high = (place(measured.distance + side * 196 * measured.error) for side in (-1, 1))

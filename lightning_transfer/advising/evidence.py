@@ -19,11 +19,11 @@ from lightning_transfer.source.gap import is_near
 GAP, DISTANCE, DOUBLINGS = 0.05, 10.0, 2.0  # differences in gap, points and shots that count alike
 NEAR, FAR = 3.0, 15.0  # points of distance, below which a target is near and from which it is far
 UNLIKE = 9.0  # three such differences in one respect, in squares, from which settings are not alike
-TOLERATED = 1.0  # points that a method may lose on average before it is advised against
+NOTICED = 1.0  # points that a method loses on average before it is advised against, or gains to be named without proof
 VAGUE = 10.0  # points of an interval that has both signs, beyond which nothing is known: the worst losses seen
 MEASURED = {"soft, measured weight": "soft", "selective, measured weight": "selective"}  # that, or fine-tuning
 
-Verdict = Literal["recommended", "no difference shown", "advised against", "not known"]
+Verdict = Literal["recommended", "may help", "no difference shown", "advised against", "not known"]
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,14 @@ class Expected:
 
     @property
     def verdict(self) -> Verdict:
-        """Recommended where the interval lies above zero, advised against below it, or where much is lost."""
+        """Recommended where the interval lies above zero, advised against below it; else by what is expected."""
         if self.points - self.interval > 0:
             return "recommended"
         if self.interval > VAGUE and self.points + self.interval > 0:
             return "not known"
-        loses = self.points + self.interval < 0 or self.points < -TOLERATED
-        return "advised against" if loses else "no difference shown"
+        if self.points + self.interval < 0 or self.points < -NOTICED:
+            return "advised against"
+        return "may help" if self.points > NOTICED else "no difference shown"
 
 
 @cache

@@ -105,6 +105,11 @@ def measure(module: Any, data: Any, question: Question, *, progress: Progress) -
             f"Classes among the {len(trials.labels)} training images: {len(counts)}, the largest of {most}; expected "
             "two at least, and two images of one. Give more labelled images."
         )
+    if len(trials.labels) < 2 * FOLDS:
+        raise TransferConfigError(
+            f"There are {len(trials.labels)} labelled training images; advice takes {2 * FOLDS} at least, since a "
+            "quarter of them is held out in turns."
+        )
     folds = fold(trials.labels, trials.groups)
     found: list[tuple[Tensor, Tensor, float | None]] = []
     with progress("Fine-tuning, to see how far it goes", question.steps * len(folds), unit="steps") as step:

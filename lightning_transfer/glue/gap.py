@@ -79,8 +79,8 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
         if not is_near(gap):
             warnings.warn(
                 f"{says} This run is plain fine-tuning. Pixels run {mine.extent} in the target, {theirs.extent} in the "
-                "source: were one normalised otherwise than the other, it would be that which is told apart. To keep "
-                f"the source all the same: weight=lt.{term.weight!r}.",
+                "source: if one side is normalised or augmented otherwise than the other, that may be all of the gap. "
+                f"To keep the source all the same: weight=lt.{term.weight!r}.",
                 NoEffectWarning,
                 stacklevel=2,
             )

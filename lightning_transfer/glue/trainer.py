@@ -118,7 +118,8 @@ def schedule_length(schedule: Schedule, trainer: Any) -> float | None:
             return num_steps
         raise TransferConfigError(
             "Training has no known end (no max_steps, and no max_epochs or no length of the train loader), so a share "
-            "of it means nothing. Pass Schedule(until_steps=...), or give the Trainer max_steps."
+            "of it means nothing. Give the Trainer max_steps, or the schedule a length: "
+            "weight=lt.Schedule(until_steps=1000)."
         )
     # the number of a manual optimization's steps is not estimated
     counts = is_known and trainer.lightning_module.automatic_optimization and not is_trial(trainer)

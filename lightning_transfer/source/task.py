@@ -292,10 +292,15 @@ class SourceTask:
             or not all(isinstance(part, Tensor) for part in batch)
         ):
             raise TransferConfigError(
-                f"A source batch is {structure(given)}; expected (images, labels). Say where they are, for a "
-                "dictionary: SourceTask(adapt=lambda batch: (batch['image'], batch['label']))."
+                f"A source batch is {structure(given)}; expected (images, labels). Say where they are: "
+                f"SourceTask(adapt=lambda batch: {_ends(given)})."
             )
         return batch[0], batch[1]
+
+
+def _ends(batch: Any) -> str:
+    """The line that takes images and labels out of a batch, as far as its form tells."""
+    return "(batch[0], batch[1])" if isinstance(batch, tuple | list) else "(batch['image'], batch['label'])"
 
 
 def known_labels(dataset: Dataset[Any]) -> Tensor | None:

@@ -94,7 +94,8 @@ def test_methods_that_were_run_in_nothing_alike_are_left_out():
     ("points", "interval", "verdict"),
     [
         (2.0, 1.9, "recommended"),
-        (2.0, 2.1, "no difference shown"),
+        (2.0, 2.1, "may help"),
+        (0.9, 2.1, "no difference shown"),
         (-0.9, 1.0, "no difference shown"),
         (-1.1, 3.0, "advised against"),
         (-0.5, 0.4, "advised against"),
