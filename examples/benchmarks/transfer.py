@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--quick", action="store_true", help="three rows, near and far, two seeds, fewer steps")
     options = parser.parse_args(argv)
     if options.quick:
-        vars(options).update(QUICK, steps=min(options.steps, 150), epochs=min(options.epochs, 2))
+        vars(options).update(QUICK, steps=min(options.steps, 100), epochs=min(options.epochs, 1))
     sizes = options.shots or None, options.steps, options.epochs, options.seeds
     plan = Plan(options.data, options.work, *sizes, options.rates)
     plan.cells.mkdir(parents=True, exist_ok=True)

@@ -218,6 +218,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "between": lambda: markdown(read("between")),
     "rules": rules,
     "tried": lambda: markdown(read("tried")),
+    "variants": lambda: markdown(read("variants")),
+    "variants' rivals": lambda: rivals(read("variants")),
     "advice": hits,
     "hit rate": hit_rate,
 }

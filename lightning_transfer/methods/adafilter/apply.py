@@ -142,7 +142,8 @@ def apply_adafilter(
         gate_width: of the gate's state.
         estimator: how a hard choice learns: "straight_through", "semantic_hashing" or "gumbel"; or one of the baselines
             that choose without learning: "all_tuned" (fine-tuning), "all_frozen" (feature extraction), "random".
-        gate_bias: where the gates' logits start: above 0 rather tuned, below rather frozen.
+        gate_bias: where the gates' logits start, to some hundredths: from .05 on all filters begin tuned, from -.05
+            frozen.
         gated: which convolutions: a pattern of their names such as "layer4.*", several, or a function of name and
             convolution; all but the stem by default.
         temperature: of the "gumbel" estimator.

@@ -45,7 +45,7 @@ class AdaFilterMixin:
             backbone: dotted name of the network to gate, or "auto".
             gate_width: of the gate's state.
             estimator: how a hard choice learns, or one of the baselines that do not.
-            gate_bias: where the gates' logits start.
+            gate_bias: where the gates' logits start, to some hundredths.
             gated: which convolutions; all but the stem by default.
             temperature: of the "gumbel" estimator.
 
