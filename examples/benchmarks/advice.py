@@ -11,7 +11,7 @@ import copy
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from operator import itemgetter
 from pathlib import Path
@@ -57,6 +57,7 @@ def look(job: tuple[str, int | None, int, float], plan: Plan) -> dict[str, Any]:
 Counts = Any  # (2, 3, 2) with and without a target's relatives; for and against a method, intervals; right, and all
 
 
+@cache
 def judged() -> dict[str, tuple[list[str], Counts, Counts]]:
     """How each setting's draws were placed, and how good the advice was that leaves the target out of what is known.
 
@@ -72,10 +73,10 @@ def judged() -> dict[str, tuple[list[str], Counts, Counts]]:
         for each in looks(setting.target, setting.shots):
             measured = Measured(**{field.name: each[field.name] for field in fields(Measured)})
             places.append(place(measured.distance))
-            for number, others in enumerate((strangers, unrelated)):
-                judgements = right(setting, expect(measured, others, INDEPENDENT))
-                counts[number] += _counts(judgements)
-                said |= {*judgements} if others is strangers else set()
+            judgements = right(setting, expect(measured, strangers, INDEPENDENT))
+            without_relatives = right(setting, expect(measured, unrelated, INDEPENDENT))
+            counts += [_counts(judgements), _counts(without_relatives)]
+            said |= {*judgements}
         found[f"{setting.target}, {setting.shots:.0f} of a class"] = places, counts, _counts(said)
     return found
 

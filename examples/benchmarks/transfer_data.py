@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,9 @@ def normalised(pixels: Tensor) -> Tensor:
     return (pixels / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
+@cache
 def load(name: str, folder: Path | None) -> tuple[Pictures, Pictures]:
-    """The training and the test images of a data set: from a folder of .npz files, or by torchvision."""
+    """Training and test images of a data set, from a folder of .npz files or by torchvision; read once a process."""
     file, torchvision_name, mirrored = SETS[name]
     if folder is not None and file is not None:
         with np.load(folder / f"{file}.npz", allow_pickle=False) as data:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, default_collate
+from torch.utils.data import default_collate
 
 from lightning_transfer import ranks
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
@@ -18,7 +18,7 @@ from lightning_transfer.glue.trainer import looking, progress_of, say, target_da
 from lightning_transfer.source.gap import NEAR, SOURCE_IMAGES, TARGET_IMAGES, check_alike, domain_gap, is_near
 from lightning_transfer.source.reading import Samples, readable
 from lightning_transfer.source.stream import collate, seeded
-from lightning_transfer.source.task import structure
+from lightning_transfer.source.task import check_random_access, structure
 
 if TYPE_CHECKING:
     from lightning_transfer.glue.source_term import SourceTerm
@@ -51,9 +51,7 @@ class _Side:
 
     def batches(self, size: int) -> Iterator[Any]:
         """Images drawn from the dataset, with the random state that is current."""
-        if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__len__"):
-            kind = type(self.dataset).__name__
-            raise TransferConfigError(f"The {self.name}, a {kind}, has no length and random access.")
+        check_random_access(self.dataset, self.name)
         drawn = torch.randperm(len(self.dataset))[: self.most].tolist()
         some = readable(self.dataset, drawn, of=self.name, size=size, workers=self.workers, forgives=self.forgives)
         yield from map(self.collate, some)

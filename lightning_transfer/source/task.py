@@ -108,13 +108,7 @@ class SourceTask:
             )
         if isinstance(self.dataset, DataLoader):
             raise TransferConfigError("SourceTask takes the dataset, not its loader: SourceTask(loader.dataset, ...).")
-        if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__len__"):
-            raise TransferConfigError(
-                f"{type(self.dataset).__name__} has no length and random access, which an exact resume needs. Read it "
-                "once into a map-style dataset, SourceTask(list(stream), ...), or list its files and load by index."
-            )
-        if self.num_images == 0:
-            raise TransferConfigError(f"The source dataset {type(self.dataset).__name__} is empty.")
+        check_random_access(self.dataset, "source")
 
     def _check_head(self) -> None:
         if getattr(self.loss, "reduction", "mean") == "sum":
@@ -317,6 +311,26 @@ def known_labels(dataset: Dataset[Any]) -> Tensor | None:
     except (TypeError, ValueError, RuntimeError):
         return None
     return labels if labels.shape[:1] == (len(dataset),) else None  # type: ignore[arg-type]
+
+
+def check_random_access(dataset: Any, name: str) -> None:
+    """Refuse a stream, which an exact resume cannot go on with, and what is empty.
+
+    Args:
+        dataset: of images.
+        name: "target" or "source", for messages.
+
+    Raises:
+        TransferConfigError: it is one of these.
+    """
+    kind = type(dataset).__name__
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise TransferConfigError(
+            f"The {name}, a {kind}, has no length and random access. Read it once into a map-style dataset, "
+            "list(stream), or list its files and load by index."
+        )
+    if not len(dataset):
+        raise TransferConfigError(f"The {name} dataset {kind} is empty.")
 
 
 def structure(value: object) -> str:

@@ -22,7 +22,7 @@ class Stream(IterableDataset):
     ("arguments", "options", "message"),
     [
         ((DataLoader(toys.source_data()),), {"num_classes": 7}, r"SourceTask\(loader.dataset"),
-        ((Stream(),), {"num_classes": 7}, r"Stream has no length.*SourceTask\(list\(stream\)"),
+        ((Stream(),), {"num_classes": 7}, r"Stream, has no length.*list\(stream\)"),
         (([],), {"num_classes": 7}, "dataset list is empty"),
         (("imagenet/train",), {"num_classes": 7}, r"'imagenet/train' is a path; load it"),
         ((toys.source_data(),), {"head": "fc"}, r"head='fc' is no module; .*SourceTask\(head=model.fc\)"),

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.source.reading import in_order
 from lightning_transfer.source.stream import seeded
-from lightning_transfer.source.task import structure
+from lightning_transfer.source.task import check_random_access, structure
 
 CHANNELS = (1, 2, 3, 4)  # grey and colour, with or without transparency
 READ = 64  # pictures a batch
@@ -45,13 +45,7 @@ class Pictures(Dataset[Picture]):
     def __init__(
         self, dataset: Dataset[Any], name: str, *, adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None
     ) -> None:
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-            raise TransferConfigError(
-                f"The {name}, a {type(dataset).__name__}, has no length and random access. Read it once into a "
-                "map-style dataset, list(stream), or list its files and load by index."
-            )
-        if not len(dataset):
-            raise TransferConfigError(f"The {name} dataset {type(dataset).__name__} is empty.")
+        check_random_access(dataset, name)
         self.dataset = dataset
         self.name = name
         self.adapt = adapt
