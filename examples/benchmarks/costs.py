@@ -113,7 +113,9 @@ def main(argv: Sequence[str] | None = None, settings: Settings | None = None) ->
         undo.callback(remove_sources)
         versions = {"python": platform.python_version(), "torch": torch.__version__, "lightning": lightning.__version__}
         results: list[dict[str, Any]] = []
-        about = {"versions": versions, "gpu": torch.cuda.is_available(), "settings": asdict(settings)}
+        machine = {"gpu": torch.cuda.is_available(), "instructions": torch.backends.cpu.get_cpu_capability()}
+        sizes = {name: value for name, value in asdict(settings).items() if name != "folder"}
+        about = {"versions": versions, **machine, "settings": sizes}
         for row in rows:  # written at once: it stays when the rest is broken off
             results.append(row.measure(settings))
             report = {**about, "is_complete": len(results) == len(rows), "rows": results}

@@ -25,6 +25,7 @@ class Settings:
 Run = Callable[[], float]  # runs a variant for a short while and gives its seconds a step, or what else is compared
 Variants = Callable[[Settings], tuple[Run, Run]]
 ROWS: dict["Row", Variants] = {}
+HEADS = ["cost", "median", "lowest .. highest", "bar", ""]
 FORMS = {"x": "{:.3f}", "us": "{:+.0f} us", "%": "{:.1f} %", "GB": "{:.2f} GB"}
 
 
@@ -76,12 +77,23 @@ class Row:
 
 def table(results: list[dict[str, Any]]) -> Table:
     """The rows as they are printed."""
-    shown = Table("cost", "median", "lowest .. highest", "bar", "")
+    shown = Table(*HEADS)
     for result in results:
-        form = FORMS[result["unit"]]
-        low, high = form.format(min(result["costs"])), form.format(max(result["costs"]))
-        bars = [(sign, result[key]) for sign, key in (("<=", "bar"), (">=", "least")) if result[key] is not None]
-        bar = " ".join(f"{sign} {form.format(value)}" for sign, value in bars)
-        verdict = {True: "[green]pass", False: "[red]MISS", None: ""}[result["passed"]]
-        shown.add_row(result["name"], form.format(result["median"]), f"{low} .. {high}", bar, verdict)
+        *words, verdict = _columns(result)
+        shown.add_row(*words, f"[{'green' if result['passed'] else 'red'}]{verdict}" if verdict else "")
     return shown
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """The same for a page."""
+    lines = [HEADS, ["---"] * len(HEADS), *map(_columns, results)]
+    return "\n".join(f"| {' | '.join(words)} |" for words in lines)
+
+
+def _columns(result: dict[str, Any]) -> list[str]:
+    form = FORMS[result["unit"]]
+    low, high = form.format(min(result["costs"])), form.format(max(result["costs"]))
+    bars = [(sign, result[key]) for sign, key in (("<=", "bar"), (">=", "least")) if result[key] is not None]
+    bar = " ".join(f"{sign} {form.format(value)}" for sign, value in bars)
+    verdict = {True: "pass", False: "MISS", None: ""}[result["passed"]]
+    return [result["name"], form.format(result["median"]), f"{low} .. {high}", bar, verdict]

@@ -1,4 +1,4 @@
-"""Tables, figures and the evidence of `lightning_transfer.advise`, from the JSON files of the transfer matrix.
+"""Tables, figures and the evidence of `lightning_transfer.advise`, from the JSON files of costs and of the matrix.
 
 python examples/benchmarks/transfer_report.py           # all of them, from results/, into the pages they belong to
 python examples/benchmarks/transfer_report.py mine.json # the table of one file, on the terminal
@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import measuring
 import numpy as np
 from advice import hit_rate, hits
 from transfer_figures import PICTURES
@@ -220,6 +221,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tried": lambda: markdown(read("tried")),
     "variants": lambda: markdown(read("variants")),
     "variants' rivals": lambda: rivals(read("variants")),
+    "costs": lambda: measuring.markdown(read("costs")["rows"]),
     "advice": hits,
     "hit rate": hit_rate,
 }

@@ -46,7 +46,7 @@ class Pictures(Dataset[Picture]):
         self, dataset: Dataset[Any], name: str, *, adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None
     ) -> None:
         check_random_access(dataset, name)
-        self.dataset = dataset
+        self.dataset: Any = dataset
         self.name = name
         self.adapt = adapt
         self.is_mirrored = False
