@@ -1,6 +1,6 @@
 """Will it help me? Advice for the quickstart's digits, before any method is tried on them.
 
-Half a minute on a CPU, no download. The data, the network and the module are the quickstart's.
+A minute or two on a CPU, no download. The data, the network and the module are the quickstart's.
 
     python examples/advise.py
 """

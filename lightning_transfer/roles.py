@@ -264,6 +264,18 @@ def find_backbone(module: nn.Module, head: Head) -> tuple[str, nn.Module]:
     if len(others) != 1:
         names = ", ".join(name for name, _ in others) or "none"
         raise TransferConfigError(
-            f"forward='joint' needs one backbone beside the head {head.path!r}; found: {names}. Use forward='separate'."
+            f"Expected one backbone beside the head {head.path!r}; found: {names}. Say how images run: a forward of "
+            f"{type(module).__name__}, or SourceTask(forward=lambda module, images: module.backbone(images))."
         )
     return others[0]
+
+
+def entry_of(module: nn.Module, head: Head) -> str:
+    """The path of what images are given to: the module, the network that holds its head, or one that stands beside it.
+
+    Raises:
+        TransferConfigError: there is no forward, and no one backbone beside the head.
+    """
+    if has_forward(module):
+        return ""
+    return head.network_path if head.network_path != head.path else find_backbone(module, head)[0]

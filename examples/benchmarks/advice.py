@@ -71,7 +71,7 @@ def judged() -> dict[str, tuple[list[str], Counts, Counts]]:
         unrelated = [each for each in known if each.target not in relatives(setting.target)]
         counts, places, said = np.zeros((2, 3, 2), dtype=int), [], set()
         for each in looks(setting.target, setting.shots):
-            measured = Measured(**{field.name: each[field.name] for field in fields(Measured)})
+            measured = Measured(**{field.name: each[field.name] for field in fields(Measured) if field.name in each})
             places.append(place(measured.distance))
             judgements = right(setting, expect(measured, strangers, INDEPENDENT))
             without_relatives = right(setting, expect(measured, unrelated, INDEPENDENT))

@@ -30,10 +30,10 @@ from typing import Any
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
-from transfer_data import NEAR, Pictures, load, relatives, source, target
+from transfer_data import NEAR, Pictures, check_there, load, relatives, set_of, source, target
 from transfer_networks import PRECISION, QUIET, Classifier, accuracy, small_resnet
 from transfer_rows import EVERY, ROWS, Setting
-from transfer_training import train
+from transfer_training import LOOKS, train
 
 RATES = (0.003, 0.01, 0.03, 0.1)
 BEYOND = {0.003: 0.001, 0.1: 0.3}
@@ -221,6 +221,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     sizes = options.shots or None, options.steps, options.epochs, options.seeds
     plan = Plan(options.data, options.work, *sizes, options.rates)
     plan.cells.mkdir(parents=True, exist_ok=True)
+    if plan.steps < LOOKS:
+        parser.error(f"--steps {plan.steps}; expected {LOOKS} at least, the points of a learning curve.")
+    for data in {"cifar100", *map(set_of, options.targets)}:
+        check_there(data, plan.data)  # before hours have gone by
     jobs = [(row, name) for row in options.rows for name in options.targets]
     for row, name in jobs:
         earlier_rate(plan, EVERY[row].tuned_as or row, name)  # or none of them begins

@@ -103,17 +103,25 @@ def load(name: str, folder: Path | None) -> tuple[Pictures, Pictures]:
             )
     import torchvision  # type: ignore[import-untyped]
 
-    if torchvision_name is None:
-        raise SystemExit(f"{name} is not one of torchvision's: pass --data FOLDER with {file}.npz.")
+    assert torchvision_name is not None  # see check_there
     make, root = getattr(torchvision.datasets, torchvision_name), folder or Path("data")
     parts = []
     for split in ("train", "test"):
         which = {"train": split == "train"} if torchvision_name.startswith("CIFAR") else {"split": split}
         images = make(root, download=True, **which)
-        pixels = [np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)) for image, _ in images]
+        arrays = [np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)) for image, _ in images]
         labels = torch.tensor([label for _, label in images])
-        parts.append(Pictures(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), labels, mirrored=mirrored))
+        groups = _tracks(images) if torchvision_name == "GTSRB" and split == "train" else None
+        pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+        parts.append(Pictures(pixels, labels, mirrored=mirrored, groups=groups))
     return parts[0], parts[1]
+
+
+def _tracks(images: Any) -> list[int]:
+    """Which images show one and the same sign: the first number in the names of its files."""
+    tracks = [(label, Path(path).name.partition("_")[0]) for path, label in images._samples]
+    numbers = {track: number for number, track in enumerate(dict.fromkeys(tracks))}
+    return [numbers[track] for track in tracks]
 
 
 def _pixels(data: Any, split: str) -> Tensor:
@@ -144,16 +152,42 @@ def source(folder: Path | None) -> tuple[Pictures, Pictures]:
     return train.of_classes(classes), test.of_classes(classes)
 
 
+def set_of(name: str) -> str:
+    """The data set that a target is made of.
+
+    Raises:
+        SystemExit: there is none of that name.
+    """
+    plain = name.removesuffix(SKEWED)
+    found = "cifar100" if plain == "near" or plain in CHANGED else plain
+    known = ["near", *CHANGED, *(each for each in SETS if each != "cifar100")]
+    if plain not in known:
+        raise SystemExit(f"There is no target {name!r}; known: {', '.join(known)}.")
+    return found
+
+
+def check_there(name: str, folder: Path | None) -> None:
+    """Refuse a data set that cannot be loaded.
+
+    Raises:
+        SystemExit: its file is missing, or torchvision has none.
+    """
+    file, torchvision_name, _ = SETS[name]
+    if folder is None and torchvision_name is None:
+        raise SystemExit(f"{name} is not one of torchvision's: pass --data FOLDER with {file}.npz, or other --targets.")
+    if folder is not None and file is not None and not (folder / f"{file}.npz").exists():
+        raise SystemExit(f"There is no {file}.npz in {folder}.")
+
+
 def target(name: str, folder: Path | None, *, shots: int | None, seed: int) -> Target:
     """A target, of which `shots` images a class are learned from, or all.
 
     The validation part is cut from the training split, the same for every seed and by group where there are groups; the
     seed draws the images that are learned from among the rest.
     """
-    name, is_skewed = name.removesuffix(SKEWED), name.endswith(SKEWED)
-    is_near = name == "near" or name in CHANGED
-    train, test = load("cifar100" if is_near else name, folder)
-    if is_near:
+    data, name, is_skewed = set_of(name), name.removesuffix(SKEWED), name.endswith(SKEWED)
+    train, test = load(data, folder)
+    if data == "cifar100":
         train, test = train.of_classes(NEAR), test.of_classes(NEAR)
     if name in CHANGED:
         train, test = (replace(part, pixels=CHANGED[name](part.pixels)) for part in (train, test))

@@ -56,6 +56,9 @@ DEFAULTS = (
     "collaborative",
 )
 RIVALS = (
+    ("soft", "linear probe"),
+    ("joint, random source", "linear probe"),
+    ("selective", "linear probe"),
     ("selective", "joint, random source"),
     ("selective, no rounds", "joint, random source"),
     ("selective, filters of the network", "joint, random source"),
@@ -66,6 +69,7 @@ RIVALS = (
     ("transfer module alone", "dropout alone"),
     ("collaborative", "ensemble of two"),
     ("ensemble of two", "fine-tuning, twice as long"),
+    ("two networks, each selective", "ensemble of two"),
 )
 RULED, RULES = ("soft", "joint, random source", "selective"), (0.75, 0.8, 0.85)
 

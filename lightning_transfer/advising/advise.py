@@ -16,7 +16,7 @@ from lightning_transfer.advising.evidence import (
     place,
     weigh,
 )
-from lightning_transfer.advising.measuring import Measured, Question, measure
+from lightning_transfer.advising.measuring import ADAPT, Measured, Question, measure
 from lightning_transfer.errors import TransferConfigError, check_count
 from lightning_transfer.progress import no_progress, tqdm_progress
 from lightning_transfer.source.gap import NEAR, is_near
@@ -32,14 +32,13 @@ ALONE = {
 }
 SELECTIVE = "lt.SelectiveJointFinetuning(source, neighbors=100"
 ALWAYS = "weight=lt.Schedule(1.0, 1.0)"
-JOINT = '  # where source has forward="joint"'
+JOINT = '  # source: lt.SourceTask(..., forward="joint")'
 WITH_SOURCE = {
     "soft": f"callbacks=[lt.SoftFinetuning(source, weight=lt.Schedule())]{JOINT}",
     "soft, measured weight": f"callbacks=[lt.SoftFinetuning(source)]{JOINT}",
     "selective": f"callbacks=[{SELECTIVE}, {ALWAYS})]{JOINT}",
     "selective, measured weight": f"callbacks=[{SELECTIVE})]{JOINT}",
     "selective and gated transfer": f"callbacks=[{SELECTIVE}, {ALWAYS}), lt.GatedTransfer(aux_weight=0.2)]{JOINT}",
-    "selective and AdaFilter": f"callbacks=[{SELECTIVE}, {ALWAYS}), lt.AdaFilter()]{JOINT}",
 }
 LINES = {**ALONE, **WITH_SOURCE}
 TITLES: dict[Verdict, str] = {
@@ -63,7 +62,7 @@ class Advice:
         place: "near", "middle" or "far", or between which two its distance may lie.
         alike: the most similar settings, and by what share of 1 each counts.
         is_known: whether any is similar at all.
-        expected: of each method, the best first.
+        expected: of each method, the best first; of none where fine-tuning itself falls far short of the probe.
     """
 
     measured: Measured
@@ -83,40 +82,42 @@ class Advice:
                 lines.append("  " + ("" if verdict == "not known" else change) + each.method)
                 if verdict in ("recommended", "may help"):
                     lines.append(f"      {LINES[each.method]}")
-        if not self._is_wrong and all(each.verdict != "recommended" for each in self.expected):
+        if not falls_short(self.measured) and all(each.verdict != "recommended" for each in self.expected):
             says = "Nothing is shown to help: stay with plain fine-tuning, or with the probe where that is as good."
             lines += ["", says]
         if self.expected:
             lines += ["", "This was seen on small networks and images: a hint, not a promise."]
         return "\n".join(lines)
 
-    @property
-    def _is_wrong(self) -> bool:
-        distance, error = self.measured.distance, self.measured.error
-        return distance < -LOST and distance + 196 * error < 0
-
     def _seen(self) -> list[str]:
         """What was measured, and what it is held against."""
         seen, says = self.measured, f"By what fine-tuning adds, your target is {self.place}."
-        if self._is_wrong:
+        if falls_short(seen):
             says = (
                 "Fine-tuning falls far short of the probe: its learning rate is too high, or it has too few steps or "
-                "images. Until it does better take the probe."
+                "images. Until it does better take the probe; nothing is said of methods that build on it."
             )
         elif seen.gap is not None:
             says += " Whether to keep the source goes by the gap."
         shares = "; ".join(f"{name} ({share:.0%})" for name, share in self.alike.items())
-        known = f"What follows was seen on {shares}, by how much each counts."
+        known = f"Of what the benchmarks have seen it is most like {shares}; not every method was run there."
+        if not self.is_known:
+            known = "Nothing in the benchmarks is much like it, so nothing is expected of any method."
+        is_close = seen.gap is None or is_near(seen.gap)
         return [
             f"{seen.images} labelled images, {seen.classes} classes, {seen.fewest} of the rarest.",
             f"Linear probe {seen.probe:.1%}, fine-tuning {seen.tuned:.1%}: {seen.distance:+.1f} +- "
             f"{196 * seen.error:.1f} points, on {seen.scored} images that were held out in turns.",
             f"Domain gap: {'not measured (pass source=)' if seen.gap is None else _of_gap(seen.gap)}.",
+            *([] if is_close else [seen.pixels]),
             says,
-            known
-            if self.is_known
-            else "Nothing in the benchmarks is much like it, so nothing is expected of any method.",
+            *([] if falls_short(seen) else [known]),
         ]
+
+
+def falls_short(measured: Measured) -> bool:
+    """Whether fine-tuning did so much worse than a linear probe that itself is what has to be mended."""
+    return measured.distance < -LOST and measured.distance + 196 * measured.error < 0
 
 
 def _of_gap(gap: float) -> str:
@@ -163,6 +164,8 @@ def advise(
             "num_classes=...))."
         )
     check_count("steps", steps, least=1)
+    if adapt is not None and not callable(adapt):
+        raise TransferConfigError(f"adapt={adapt!r} is no function. {ADAPT}")
     question = Question(source, unaugmented, head, adapt, steps, trainer or {})
     is_seen = not isinstance(trainer, Mapping) or trainer.get("enable_progress_bar", True)
     measured = measure(module, data, question, progress=tqdm_progress if is_seen else no_progress)
@@ -174,5 +177,5 @@ def advise(
         place=low if low == high else f"between {low} and {high}",
         alike={f"{each.target} at {each.shots:.0f} a class": share for share, each in shares if share >= NOTABLE},
         is_known=shares[0][1].unlike(measured) < UNLIKE,
-        expected=tuple(expect(measured, settings, [*(LINES if source else ALONE)])),
+        expected=() if falls_short(measured) else tuple(expect(measured, settings, [*(LINES if source else ALONE)])),
     )

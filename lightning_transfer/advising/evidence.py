@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from statistics import NormalDist, mean, median, stdev
+from statistics import NormalDist, mean, stdev
 from typing import Any, Literal
 
 from lightning_transfer.advising.measuring import Measured
@@ -123,7 +123,7 @@ def expect(measured: Measured, settings: Sequence[Setting], methods: Sequence[st
     """
     rows = {method: MEASURED.get(method, method) for method in methods}
     steps = {row: step for row in rows.values() if (step := spread(settings, row)) is not None}
-    usual = median(steps.values()) if steps else 0.0
+    most = max(steps.values(), default=0.0)  # for a method known in one setting alone
     found = []
     for method, row in rows.items():
         known = [each for each in settings if row in each.differences and each.unlike(measured) < UNLIKE]
@@ -134,11 +134,12 @@ def expect(measured: Measured, settings: Sequence[Setting], methods: Sequence[st
             continue
         shares = weigh(measured, known)
         points = sum(share * mean(each.differences[row]) for share, each in shares)
+        points = min(points, 100 * (1 - measured.tuned))  # no more than is left
         seeds = sum((share * each.error(row)) ** 2 for share, each in shares)
         unlike = sum(share * each.unlike(measured) for share, each in shares)  # as if all erred alike
         freedom = min(len(each.differences[row]) for each in known) - 1
         cost = sum(share * each.costs[row] for share, each in shares)
-        error = (seeds + steps.get(row, usual) * unlike) ** 0.5
+        error = (seeds + steps.get(row, most) * unlike) ** 0.5
         found.append(Expected(method, points, _quantile(freedom) * error, cost))
     return sorted(found, key=lambda expected: -expected.points)
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from lightning_transfer.errors import TransferConfigError
@@ -18,8 +18,8 @@ from lightning_transfer.glue.base import AnyCallback
 from lightning_transfer.glue.trainer import looking, to_device
 from lightning_transfer.linear import fit_linear
 from lightning_transfer.progress import Progress, Step
-from lightning_transfer.roles import find_head, has_forward
-from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, check_alike, domain_gap
+from lightning_transfer.roles import entry_of, find_head, has_forward
+from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, check_alike, domain_gap, pixels_differ
 from lightning_transfer.source.reading import readable
 from lightning_transfer.source.stream import collate, seeded
 from lightning_transfer.source.task import SourceTask, structure
@@ -47,6 +47,7 @@ class Measured:
         tuned: accuracy of plain fine-tuning.
         error: standard error of their difference, which is paired; images of one group stand for one.
         gap: the domain gap to the source; None without one.
+        pixels: the least and the largest of both sides, where the gap was measured.
     """
 
     images: int
@@ -57,6 +58,7 @@ class Measured:
     tuned: float
     error: float
     gap: float | None
+    pixels: str = ""
 
     @property
     def distance(self) -> float:
@@ -99,6 +101,11 @@ def measure(module: Any, data: Any, question: Question, *, progress: Progress) -
     """
     trials = proxy.trials_of(module, data, question.options, unaugmented=question.unaugmented)
     counts = Counter(trials.labels)
+    if min(counts, default=0) < 0:
+        raise TransferConfigError(
+            f"A label is {min(counts)}; expected class numbers from 0. Leave images without a class out of the loader "
+            "that advice is asked for."
+        )
     most = max(counts.values(), default=0)
     if len(counts) < 2 or most < 2:
         raise TransferConfigError(
@@ -111,15 +118,15 @@ def measure(module: Any, data: Any, question: Question, *, progress: Progress) -
             "quarter of them is held out in turns."
         )
     folds = fold(trials.labels, trials.groups)
-    found: list[tuple[Tensor, Tensor, float | None]] = []
+    found: list[tuple[Tensor, Tensor, float | None, str]] = []
     with progress("Fine-tuning, to see how far it goes", question.steps * len(folds), unit="steps") as step:
         for out in folds:
             kept = sorted({*range(len(trials.labels))} - {*out})
             loaders = trials.held(some(kept, MOST_PROBED)), trials.held(some(out, MOST))
             looks = _Looking(*loaders, question if not found else replace(question, source=None), step)
             trials.train(copy.deepcopy(module), kept, [looks], steps=question.steps, seed=0)
-            found.append((looks.probed, looks.tuned, looks.gap))  # not the callback, which holds its copy
-    *sides, (gap, *_) = zip(*found, strict=True)
+            found.append((looks.probed, looks.tuned, looks.gap, looks.pixels))  # not the callback: it holds its copy
+    *sides, (gap, *_), (pixels, *_) = zip(*found, strict=True)
     probe, tuned = (torch.cat(side).double() for side in sides)
     scored = [index for out in folds for index in some(out, MOST)]
     return Measured(
@@ -131,6 +138,7 @@ def measure(module: Any, data: Any, question: Question, *, progress: Progress) -
         tuned=float(tuned.mean()),
         error=_error(tuned - probe, scored if trials.groups is None else [trials.groups[index] for index in scored]),
         gap=gap,
+        pixels=pixels,
     )
 
 
@@ -183,6 +191,7 @@ class _Looking(AnyCallback):
     """Scores a linear probe before the first step, and the network behind the last."""
 
     gap: float | None = None
+    pixels = ""
 
     def __init__(self, probed: DataLoader[Any], scored: DataLoader[Any], question: Question, step: Step) -> None:
         self.probed_on, self.scored_on, self.question, self.step = probed, scored, question, step
@@ -192,13 +201,19 @@ class _Looking(AnyCallback):
         self.look = look = _Look(trainer, pl_module, self.question, self.scored_on)
         mine, others = look.at(self.probed_on), look.at(self.scored_on)
         num_classes = int(max(mine.labels.max(), others.labels.max())) + 1
+        if num_classes > mine.logits.shape[1]:
+            raise TransferConfigError(
+                f"Labels run to {num_classes - 1}, and the head {look.head.path!r} gives {mine.logits.shape[1]} "
+                "numbers; expected one a class, numbered from 0."
+            )
         says = fit_linear(mine.features, mine.labels, num_classes=num_classes, penalty=PROBE_PENALTY)
         self.probed = says(others.features).argmax(1) == others.labels
         if self.question.source is not None:
             chosen = mine.features[some(list(range(len(mine.features))), TARGET_IMAGES)]
             # its augmentation would move the state that training draws from
             with seeded(self.question.source.seed, 0):
-                self.gap = domain_gap(chosen, look.of_source(self.question.source, like=mine.images))
+                theirs, extent = look.of_source(self.question.source, like=mine.images)
+            self.gap, self.pixels = domain_gap(chosen, theirs), pixels_differ(mine.extent, extent)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Show how far it is."""
@@ -211,12 +226,13 @@ class _Looking(AnyCallback):
 
 
 class _Seen(NamedTuple):
-    """What a head takes and gives, of images with labels; and some of the images."""
+    """What a head takes and gives, of images with labels; some of the images, the least and the largest pixel."""
 
     features: Tensor
     logits: Tensor
     labels: Tensor
     images: Tensor
+    extent: tuple[float, float]
 
 
 class _Look:
@@ -226,11 +242,14 @@ class _Look:
         self.trainer, self.module, self.question = trainer, module, question
         probe = partial(self._try, loader) if has_forward(module) else None
         self.head = find_head(module, question.head, probe=probe)
-        self.entry = module if probe else module.get_submodule(self.head.network_path)
+        path = entry_of(module, self.head)
+        self.entry: Callable[[Tensor], Any] = module.get_submodule(path)
+        if path and path != self.head.network_path:  # it ends in front of the head
+            self.entry = nn.Sequential(self.entry, self.head.module)
 
     def at(self, loader: DataLoader[Any]) -> _Seen:
         """What is seen of all images of a loader."""
-        parts = []
+        parts, lows, highs = [], [], []
         for batch in loader:
             images, labels = self._read(batch)
             if labels.ndim != 1 or labels.is_floating_point():
@@ -239,15 +258,17 @@ class _Look:
                     "Leave mixing of images out of the loader that advice is asked for."
                 )
             parts.append((*self._run(self.entry, images), labels.cpu()))
+            lows.append(float(images.min()))
+            highs.append(float(images.max()))
         features, logits, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-        return _Seen(features, logits, labels, images)
+        return _Seen(features, logits, labels, images, (min(lows), max(highs)))
 
-    def of_source(self, source: SourceTask, *, like: Tensor) -> Tensor:
-        """Features of source images, whose shape has to be like the target's."""
+    def of_source(self, source: SourceTask, *, like: Tensor) -> tuple[Tensor, tuple[float, float]]:
+        """Features of source images, whose shape has to be like the target's, and their least and largest pixel."""
         own = partial(source.forward, self.module) if callable(source.forward) else None
         dataset = source.dataset if self.question.unaugmented is None else source.plain_dataset  # as the target's are
         chosen, workers = some(list(range(source.num_images)), SOURCE_IMAGES), {"num_workers": source.num_workers}
-        parts = []
+        parts, lows, highs = [], [], []
         for samples in readable(dataset, chosen, of="source", size=100, workers=workers):
             batch = collate(samples, of="source")
             with looking(self.trainer):
@@ -255,7 +276,9 @@ class _Look:
             if own is None:
                 check_alike(like, images)
             parts.append(self._run(own or self.entry, images, gives_features=own is not None)[0])
-        return torch.cat(parts)
+            lows.append(float(images.min()))
+            highs.append(float(images.max()))
+        return torch.cat(parts), (min(lows), max(highs))
 
     def _try(self, loader: DataLoader[Any]) -> None:
         """Run an image."""

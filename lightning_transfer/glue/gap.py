@@ -15,7 +15,15 @@ from torch.utils.data import default_collate
 from lightning_transfer import ranks
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.trainer import looking, progress_of, say, target_dataset, to_device
-from lightning_transfer.source.gap import NEAR, SOURCE_IMAGES, TARGET_IMAGES, check_alike, domain_gap, is_near
+from lightning_transfer.source.gap import (
+    NEAR,
+    SOURCE_IMAGES,
+    TARGET_IMAGES,
+    check_alike,
+    domain_gap,
+    is_near,
+    pixels_differ,
+)
 from lightning_transfer.source.reading import Samples, readable
 from lightning_transfer.source.stream import collate, seeded
 from lightning_transfer.source.task import check_random_access, structure
@@ -76,9 +84,8 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
         say(trainer, says)
         if not is_near(gap):
             warnings.warn(
-                f"{says} This run is plain fine-tuning. Pixels run {mine.extent} in the target, {theirs.extent} in the "
-                "source: if one side is normalised or augmented otherwise than the other, that may be all of the gap. "
-                f"To keep the source all the same: weight=lt.{term.weight!r}.",
+                f"{says} This run is plain fine-tuning. {pixels_differ(mine.extent, theirs.extent)} To keep the source "
+                f"all the same: weight=lt.{term.weight!r}.",
                 NoEffectWarning,
                 stacklevel=2,
             )
@@ -125,11 +132,11 @@ def _plainly(name: str) -> Callable[[Samples], Any]:
 
 
 class _Seen(NamedTuple):
-    """What was seen of a side: (n, D) features, the last images, and from where to where pixels run."""
+    """What was seen of a side: (n, D) features, the last images, and the least and the largest pixel."""
 
     features: Tensor
     images: Tensor
-    extent: str
+    extent: tuple[float, float]
 
 
 def _features(term: "SourceTerm", module: Any, side: _Side, *, like: Tensor | None = None) -> _Seen:
@@ -147,7 +154,7 @@ def _features(term: "SourceTerm", module: Any, side: _Side, *, like: Tensor | No
             found.append(term.features(module, images).float().flatten(1).cpu())
             lows.append(float(images.min()))
             highs.append(float(images.max()))
-    return _Seen(torch.cat(found), images, f"from {min(lows):.2f} to {max(highs):.2f}")
+    return _Seen(torch.cat(found), images, (min(lows), max(highs)))
 
 
 def _images(term: "SourceTerm", batch: Any, name: str) -> Tensor:
@@ -158,7 +165,7 @@ def _images(term: "SourceTerm", batch: Any, name: str) -> Tensor:
         if name == "source":
             raise
         raise TransferConfigError(
-            f"A target batch is {structure(batch)}, and weight='auto' reads it as it reads a source batch: "
-            f"{type(error).__name__}: {error} Let the source dataset give what the target's gives, with "
-            "SourceTask(adapt=...) for both."
+            f"A target batch is {structure(batch)}, and weight='auto' reads it as it reads a source batch, which "
+            f"failed ({type(error).__name__}). Let the source dataset give what the target's gives, with "
+            "SourceTask(adapt=lambda batch: (images, labels)) for both."
         ) from error

@@ -42,6 +42,8 @@ def trainer_class(owner: Any) -> type:
         for namespace in NAMESPACES:
             if cls.__module__.startswith(f"{namespace}."):
                 return importlib.import_module(namespace).Trainer  # type: ignore[no-any-return]
+    if isinstance(owner, type):
+        raise TransferConfigError(f"{owner.__name__} is a class; pass what it makes: {owner.__name__}(...).")
     raise TransferConfigError(f"{type(owner).__name__} is no LightningModule.")
 
 
@@ -88,9 +90,10 @@ def check_loader(loader: Any) -> None:
     dataset = getattr(loader, "dataset", None)
     sized = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if not isinstance(loader, DataLoader) or not sized or loader.batch_size is None:
+        found = type(loader).__name__ if dataset is None else f"{type(loader).__name__} of {type(dataset).__name__}"
         raise TransferConfigError(
-            f"A part of the training images is to be held out, and the train loader, a {type(loader).__name__} of "
-            f"{type(dataset).__name__}, cannot be split. Give a DataLoader with batch_size= of a dataset with a length."
+            f"A part of the training images is to be held out, and the train loader, a {found}, cannot be split. Give "
+            "a DataLoader with batch_size= of a dataset with a length."
         )
     if not isinstance(loader.sampler, RandomSampler | SequentialSampler | DistributedSampler):
         warnings.warn(

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.roles import Head, find_backbone, has_forward, in_width, users_modules
+from lightning_transfer.roles import Head, entry_of, find_backbone, in_width, users_modules
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.tracing import is_run_again
 
@@ -175,7 +175,7 @@ class SourcePass:
         self.source = source
         self.head = head
         self.tap = Tap()
-        self.entry = "" if has_forward(module) else head.network_path
+        self.entry = "" if callable(source.forward) else entry_of(module, head)
         if source.batchnorm == "protect" and source.forward != "joint":
             _check_protectable(module)
         self._handles: list[RemovableHandle] = [
@@ -214,7 +214,8 @@ class SourcePass:
             with protected_batchnorm(module, on=self.source.batchnorm == "protect"):
                 output = forward(module, images) if forward else module.get_submodule(self.entry)(images)
             reached, is_cut = self.tap.features is not None, self.tap.is_cut
-            features = self.tap.features if reached or forward is None else output
+            ends_at_features = forward is not None or self.entry not in ("", self.head.network_path)
+            features = self.tap.features if reached or not ends_at_features else output
         except Exception as error:
             error.add_note(f"This happened in a separate pass of images, {images.dtype} {tuple(images.shape)}.")
             raise

@@ -325,9 +325,10 @@ def check_random_access(dataset: Any, name: str) -> None:
     """
     kind = type(dataset).__name__
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        given = ", and pass that as target= where the callback takes it" if name == "target" else ""
         raise TransferConfigError(
             f"The {name}, a {kind}, has no length and random access. Read it once into a map-style dataset, "
-            "list(stream), or list its files and load by index."
+            f"list(stream), or list its files and load by index{given}."
         )
     if not len(dataset):
         raise TransferConfigError(f"The {name} dataset {kind} is empty.")

@@ -196,9 +196,20 @@ def test_both_namespaces_and_a_module_without_forward():
         def training_step(self, batch, batch_idx):
             return torch.nn.functional.cross_entropy(self.model(batch[0]), batch[1])
 
-    expected = advise().measured
-    assert advise(toys.PlToy()).measured == expected
-    assert advise(Headless()).measured == expected
+    class Apart(toys.LitToy):
+        forward = pl.LightningModule.forward
+
+        def __init__(self):
+            super().__init__()
+            self.head, self.model.fc = self.model.fc, torch.nn.Identity()
+
+        def training_step(self, batch, batch_idx):
+            return torch.nn.functional.cross_entropy(self.head(self.model(batch[0])), batch[1])
+
+    expected = advise(source=source()).measured
+    assert advise(toys.PlToy(), source=source()).measured == expected
+    assert advise(Headless(), source=source()).measured == expected
+    assert advise(Apart(), source=source()).measured == expected
 
 
 def test_unaugmented_images_are_what_is_looked_at():
@@ -218,7 +229,7 @@ def test_unaugmented_images_are_what_is_looked_at():
 
 
 def test_what_is_said_has_what_was_measured_and_the_lines_to_write():
-    advice = advise(source=source())
+    advice = advise(source=source(), steps=60)
     said = str(advice)
     seen = advice.measured
     assert f"24 labelled images, 5 classes, {seen.fewest} of the rarest" in said
@@ -232,8 +243,17 @@ def test_what_is_said_has_what_was_measured_and_the_lines_to_write():
         assert each.method in said
         assert (change in said) == (each.verdict != "not known")
         assert (lt.advising.advise.LINES[each.method] in said) == (each.verdict in ("recommended", "may help"))
-    assert {each.method for each in advice.expected} > {each.method for each in advise().expected} > set()
+    assert {each.method for each in advice.expected} > {each.method for each in advise(steps=60).expected} > set()
     assert "pass source=" in str(advise())
+
+
+def test_a_wide_gap_names_the_pixels_of_both_sides():
+    images, labels = toys.source_data().tensors
+    shifted = advise(source=lt.SourceTask(TensorDataset(images + 9, labels), head=toys.source_head()))
+    theirs = images + 9
+    assert shifted.measured.gap > 0.8
+    assert f" in the target, from {theirs.min():.2f} to {theirs.max():.2f} in the source" in str(shifted)
+    assert "Pixels" not in str(advise())
 
 
 def test_fine_tuning_that_goes_wrong_is_named():
@@ -242,7 +262,11 @@ def test_fine_tuning_that_goes_wrong_is_named():
             return torch.optim.SGD(self.parameters(), lr=1e4)
 
     data = DataLoader(toys.images(200, toys.TARGET_CLASSES, seed=6), batch_size=20)
-    assert "learning rate is too high" in str(advise(Wild(), data))
+    wrong = advise(Wild(), data)
+    assert "learning rate is too high" in str(wrong)
+    assert wrong.expected == ()
+    assert "most like" not in str(wrong)
+    assert "Nothing is shown" not in str(wrong)
     assert "too few steps" in str(advise(toys.LitToy(), data, steps=40))
     assert "too few steps" not in str(advise(toys.LitToy(), data, steps=200))
 
@@ -268,7 +292,16 @@ def test_what_is_not_right_is_refused_by_name():
         advise(trainer={"callbacks": [], "max_epochs": 1, "devices": 2})
     with pytest.raises(lt.TransferConfigError, match="trainer is a Trainer"):
         advise(trainer=toys.trainer())
-    for labels, words in (([3] * 24, "24 training images: 1, "), ([*range(24)], "24, the largest of 1;")):
+    with pytest.raises(lt.TransferConfigError, match=r"LitToy is a class; pass what it makes: LitToy\(\.\.\.\)"):
+        advise(toys.LitToy)
+    with pytest.raises(lt.TransferConfigError, match="adapt='image' is no function"):
+        advise(adapt="image")
+    for labels, words in (
+        ([3] * 24, "24 training images: 1, "),
+        ([*range(24)], "24, the largest of 1;"),
+        ([-1, *[0, 1] * 11, 1], "A label is -1; expected class numbers from 0"),
+        ([4, 5] * 12, "Labels run to 5, and the head 'model.fc' gives 5 numbers"),
+    ):
         alone = TensorDataset(toys.target_data().tensors[0], torch.tensor(labels))
         with pytest.raises(lt.TransferConfigError, match=words):
             advise(data=DataLoader(alone, batch_size=4))
@@ -327,7 +360,7 @@ def test_a_step_that_asks_for_its_logger_gets_one_that_does_nothing():
 def test_nothing_is_like_a_target_that_is_like_nothing(monkeypatch):
     far = [lt.advising.evidence.Setting("elsewhere", 1e6, 0.5, 90.0, {"soft": [1.0, 2.0]}, {"soft": 1.0})]
     monkeypatch.setattr("lightning_transfer.advising.advise.known_settings", lambda: far)
-    advice = advise(source=source())
+    advice = advise(source=source(), steps=60)
     assert "nothing is expected of any method" in str(advice)
     assert not advice.expected
 

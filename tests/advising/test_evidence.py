@@ -52,6 +52,18 @@ def test_one_setting_gives_the_interval_of_its_runs():
     assert (found.method, found.cost) == ("soft", 2.0)
 
 
+def test_nobody_gains_more_than_is_left():
+    runs, left = [3.0, 4.0, 5.0], 100 * (1 - 0.98)
+    (found,) = expect(measured(probe=0.98, tuned=0.98), [setting(soft=runs)], ["soft"])
+    assert found.points == pytest.approx(left)
+
+
+def test_what_is_known_of_one_target_alone_is_no_surer_than_what_varies_most():
+    settings = [setting("a", soft=[1.0, 1.1], rare=[2.0, 2.1]), setting("b", gap=0.7, soft=[-8.0, -8.1])]
+    found = {each.method: each.interval for each in expect(measured(gap=0.65), settings, ["soft", "rare"])}
+    assert found["rare"] >= found["soft"]
+
+
 def test_what_settings_differ_by_widens_the_interval():
     runs = {0.60: [1.0, 2.0, 3.0], 0.65: [-4.0, -2.0, 0.0], 0.70: [0.0, 0.5, 1.0]}
     settings = [setting(str(gap), gap=gap, soft=values) for gap, values in runs.items()]

@@ -208,6 +208,15 @@ class WithoutForward(Base):
         return F.cross_entropy(self.model(batch[0]), batch[1])
 
 
+class ApartWithoutForward(BackboneAndHead):
+    """`self.backbone` and `self.head` apart, without a `forward`."""
+
+    forward = L.LightningModule.forward
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.head(self.backbone(batch[0])), batch[1])
+
+
 class UnusualNames(Base):
     """A `ModuleDict` and a head with an unusual name."""
 
@@ -305,6 +314,7 @@ CASES = [
     Case(ReturnsFeatures, joint=False),
     Case(ForwardOfTuple),
     Case(WithoutForward),
+    Case(ApartWithoutForward),
     Case(UnusualNames, joint=False),
     Case(BuiltInConfigureModel),
     Case(BuiltInSetup),
