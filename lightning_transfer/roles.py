@@ -10,6 +10,7 @@ from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.tracing import evaluating
 
 HEAD_NAMES = ("fc", "classifier", "head", "heads")
+HOW = "Say how images run: a forward of {}, or SourceTask(forward=lambda module, images: module.backbone(images))."
 FORWARDLESS = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
 
 
@@ -264,8 +265,7 @@ def find_backbone(module: nn.Module, head: Head) -> tuple[str, nn.Module]:
     if len(others) != 1:
         names = ", ".join(name for name, _ in others) or "none"
         raise TransferConfigError(
-            f"Expected one backbone beside the head {head.path!r}; found: {names}. Say how images run: a forward of "
-            f"{type(module).__name__}, or SourceTask(forward=lambda module, images: module.backbone(images))."
+            f"Expected one backbone beside the head {head.path!r}; found: {names}. {HOW.format(type(module).__name__)}"
         )
     return others[0]
 
@@ -274,8 +274,13 @@ def entry_of(module: nn.Module, head: Head) -> str:
     """The path of what images are given to: the module, the network that holds its head, or one that stands beside it.
 
     Raises:
-        TransferConfigError: there is no forward, and no one backbone beside the head.
+        TransferConfigError: none of these can be called.
     """
     if has_forward(module):
         return ""
-    return head.network_path if head.network_path != head.path else find_backbone(module, head)[0]
+    path = head.network_path if head.network_path != head.path else find_backbone(module, head)[0]
+    if not has_forward(part := module.get_submodule(path)):
+        raise TransferConfigError(
+            f"{path!r}, a {type(part).__name__}, takes no images. {HOW.format(type(module).__name__)}"
+        )
+    return path

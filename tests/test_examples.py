@@ -87,7 +87,7 @@ def test_the_matrix_goes_on_where_it_was_left_and_takes_earlier_rates(tmp_path):
         command = [sys.executable, str(EXAMPLES / "benchmarks/transfer.py"), "--data", tmp_path, "--work", tmp_path]
         sizes = ["--targets", "near", "--shots", "2", "--steps", "6", "--epochs", "1", "--workers", "1"]
         out = tmp_path / "out.json"
-        subprocess.run([*map(str, command), *sizes, *options, "--out", str(out)], check=True, capture_output=True)
+        subprocess.run([*map(str, command), *sizes, *options, "--out", str(out)], check=True)
         return json.loads(out.read_text())
 
     rows = ["--rows", "fine-tuning", "soft"]

@@ -1,5 +1,6 @@
 """The head of somebody else's network: found, or one error that lists the candidates and the argument to write."""
 
+import lightning as L
 import pytest
 import timm
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 import lightning_transfer as lt
 from lightning_transfer.glue.checkpoints import TrainingOnly
-from lightning_transfer.roles import find_head, has_forward
+from lightning_transfer.roles import entry_of, find_head, has_forward
 from tests.toys import LitToy, PlToy, ToyNet
 
 
@@ -135,3 +136,27 @@ def test_has_forward():
     assert has_forward(LitToy())
     assert has_forward(PlToy())
     assert not has_forward(Steps())
+
+
+def test_images_go_to_what_can_be_called():
+    class Steps(L.LightningModule):
+        def __init__(self, **children):
+            super().__init__()
+            for name, child in children.items():
+                setattr(self, name, child)
+
+    class Whole(Steps):
+        def forward(self, images):
+            return self.head(self.body(images))
+
+    def found(module):
+        return entry_of(module, find_head(module))
+
+    apart = {"body": nn.Linear(3, 2), "head": nn.Linear(2, 2)}
+    assert found(Whole(**apart)) == ""
+    assert found(Steps(**apart)) == "body"
+    assert found(Steps(model=ToyNet())) == "model"
+    with pytest.raises(lt.TransferConfigError, match=r"beside the head 'head'; found: body, other.*forward of Steps"):
+        found(Steps(**apart, other=nn.Linear(1, 1)))
+    with pytest.raises(lt.TransferConfigError, match="'nets', a ModuleDict, takes no images"):
+        found(Steps(nets=nn.ModuleDict(apart)))
