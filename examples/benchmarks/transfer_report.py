@@ -41,7 +41,7 @@ from transfer_results import (
     steps,
     tuning,
 )
-from transfer_rows import ROWS
+from transfer_rows import EVERY, ROWS
 
 from lightning_transfer.advising.advise import LINES
 
@@ -138,6 +138,18 @@ def rivals(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def varied(report: dict[str, Any]) -> str:
+    """What variants gain over fine-tuning, and over the row that they vary, on the one target of a file."""
+    cells, (name,) = finals(report), report["targets"]
+    lines = [f"| {name} | to {PLAIN} | to the row that is varied | cost |", "|---|---|---|---|"]
+    for row in report["rows"]:
+        if row != PLAIN:
+            gain, base = _interval(difference(cells, name, row)), EVERY[row].tuned_as
+            more = _interval(difference(cells, name, row, to=base)) if base else ""
+            lines.append(f"| {row} | {gain} | {more} | {cost(cells, row):.1f} |")
+    return "\n".join(lines)
+
+
 def defaults(report: dict[str, Any]) -> str:
     """What each method does as it comes."""
     cells = finals(report)
@@ -224,6 +236,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rules": rules,
     "tried": lambda: markdown(read("tried")),
     "variants": lambda: markdown(read("variants")),
+    "near variants": lambda: varied(read("near")),
     "variants' rivals": lambda: rivals(read("variants")),
     "costs": lambda: measuring.markdown(read("costs")["rows"]),
     "advice": hits,
