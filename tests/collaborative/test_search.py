@@ -376,7 +376,7 @@ def test_a_plan_is_saved_and_given():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([(torch.zeros(2, 3, 6, 6), torch.tensor([0, 1]))], "a list of NoneType, cannot be split"),
+        ([(torch.zeros(2, 3, 6, 6), torch.tensor([0, 1]))], "a list, cannot be split"),
         (DataLoader(toys.target_data(), batch_sampler=[[0, 1], [2, 3]]), "batch_size="),
     ],
 )
