@@ -9,7 +9,7 @@ from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import Job
-from lightning_transfer.source.task import AnyDataset
+from lightning_transfer.source.datasets import AnyDataset
 
 
 def select(

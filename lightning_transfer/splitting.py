@@ -9,8 +9,9 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.naming import structure
+from lightning_transfer.source.datasets import known_labels
 from lightning_transfer.source.stream import load
-from lightning_transfer.source.task import known_labels, structure
 
 
 def labels_of(dataset: Dataset[Any]) -> list[int]:

@@ -179,7 +179,7 @@ def cell(plan: Plan, row: str, name: str, *, seed: int, lr: float) -> dict[str, 
         raise SystemExit  # a run that was broken off
     images, (network, second), unseen = material(plan)
     draw = target(name, plan.data, shots=plan.shots, seed=seed)
-    draw_name = f"{name}-{plan.shots or 'all'}-{seed}"
+    draw_name = f"{name}-{plan.shots}-{seed}" if plan.shots else f"{name}-all"  # the same images for every seed
     setting = Setting(draw, images, network, second, plan.work, draw_name, plan.steps)
     is_final, shows_unseen = seed != TUNING_SEED, relatives(name) == relatives("near")
     found = train(EVERY[row], setting, seed=seed, lr=lr, is_final=is_final, unseen=None if shows_unseen else unseen)

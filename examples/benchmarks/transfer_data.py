@@ -93,7 +93,7 @@ def normalised(pixels: Tensor) -> Tensor:
 @cache
 def load(name: str, folder: Path | None) -> tuple[Pictures, Pictures]:
     """Training and test images of a data set, from a folder of .npz files or by torchvision; read once a process."""
-    file, torchvision_name, mirrored = SETS[name]
+    file, _, mirrored = SETS[name]
     if folder is not None and file is not None:
         with np.load(folder / f"{file}.npz", allow_pickle=False) as data:
             groups = data["group_train"].tolist() if "group_train" in data else None
@@ -103,7 +103,7 @@ def load(name: str, folder: Path | None) -> tuple[Pictures, Pictures]:
             )
     import torchvision  # type: ignore[import-untyped]
 
-    assert torchvision_name is not None  # see check_there
+    torchvision_name = _of_torchvision(name)
     make, root = getattr(torchvision.datasets, torchvision_name), folder or Path("data")
     parts = []
     for split in ("train", "test"):
@@ -172,11 +172,19 @@ def check_there(name: str, folder: Path | None) -> None:
     Raises:
         SystemExit: its file is missing, or torchvision has none.
     """
-    file, torchvision_name, _ = SETS[name]
-    if folder is None and torchvision_name is None:
-        raise SystemExit(f"{name} is not one of torchvision's: pass --data FOLDER with {file}.npz, or other --targets.")
-    if folder is not None and file is not None and not (folder / f"{file}.npz").exists():
+    file = SETS[name][0]
+    if folder is None or file is None:
+        _of_torchvision(name)
+    elif not (folder / f"{file}.npz").exists():
         raise SystemExit(f"There is no {file}.npz in {folder}.")
+
+
+def _of_torchvision(name: str) -> str:
+    """What torchvision calls a data set."""
+    file, torchvision_name, _ = SETS[name]
+    if torchvision_name is None:
+        raise SystemExit(f"{name} is not one of torchvision's: pass --data FOLDER with {file}.npz, or other --targets.")
+    return torchvision_name
 
 
 def target(name: str, folder: Path | None, *, shots: int | None, seed: int) -> Target:

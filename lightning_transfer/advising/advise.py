@@ -19,8 +19,9 @@ from lightning_transfer.advising.evidence import (
 from lightning_transfer.advising.measuring import ADAPT, Measured, Question, measure
 from lightning_transfer.errors import TransferConfigError, check_count
 from lightning_transfer.progress import no_progress, tqdm_progress
+from lightning_transfer.source.datasets import AnyDataset
 from lightning_transfer.source.gap import NEAR, is_near
-from lightning_transfer.source.task import AnyDataset, SourceTask
+from lightning_transfer.source.task import SourceTask
 
 # method, as the matrix calls it: the line to write, with the options that it was run with
 ALONE = {
@@ -49,7 +50,6 @@ TITLES: dict[Verdict, str] = {
     "not known": "Not known well enough",
 }
 NOTABLE = 0.1  # of all that is known, from which share on a setting is named
-LOST = 10.0  # points below a linear probe, from which fine-tuning itself looks wrong
 CLOSE = 0.05  # to the threshold of the gap: other images may fall on its other side
 
 
@@ -82,7 +82,7 @@ class Advice:
                 lines.append("  " + ("" if verdict == "not known" else change) + each.method)
                 if verdict in ("recommended", "may help"):
                     lines.append(f"      {LINES[each.method]}")
-        if not falls_short(self.measured) and all(each.verdict != "recommended" for each in self.expected):
+        if not self.measured.falls_short and all(each.verdict != "recommended" for each in self.expected):
             says = "Nothing is shown to help: stay with plain fine-tuning, or with the probe where that is as good."
             lines += ["", says]
         if self.expected:
@@ -92,7 +92,7 @@ class Advice:
     def _seen(self) -> list[str]:
         """What was measured, and what it is held against."""
         seen, says = self.measured, f"By what fine-tuning adds, your target is {self.place}."
-        if falls_short(seen):
+        if seen.falls_short:
             says = (
                 "Fine-tuning falls far short of the probe: its learning rate is too high, or it has too few steps or "
                 "images. Until it does better take the probe; nothing is said of methods that build on it."
@@ -111,13 +111,8 @@ class Advice:
             f"Domain gap: {'not measured (pass source=)' if seen.gap is None else _of_gap(seen.gap)}.",
             *([] if is_close else [seen.pixels]),
             says,
-            *([] if falls_short(seen) else [known]),
+            *([] if seen.falls_short else [known]),
         ]
-
-
-def falls_short(measured: Measured) -> bool:
-    """Whether fine-tuning did so much worse than a linear probe that itself is what has to be mended."""
-    return measured.distance < -LOST and measured.distance + 196 * measured.error < 0
 
 
 def _of_gap(gap: float) -> str:
@@ -177,5 +172,5 @@ def advise(
         place=low if low == high else f"between {low} and {high}",
         alike={f"{each.target} at {each.shots:.0f} a class": share for share, each in shares if share >= NOTABLE},
         is_known=shares[0][1].unlike(measured) < UNLIKE,
-        expected=() if falls_short(measured) else tuple(expect(measured, settings, [*(LINES if source else ALONE)])),
+        expected=() if measured.falls_short else tuple(expect(measured, settings, [*(LINES if source else ALONE)])),
     )

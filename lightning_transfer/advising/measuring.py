@@ -17,12 +17,13 @@ from lightning_transfer.glue import proxy
 from lightning_transfer.glue.base import AnyCallback
 from lightning_transfer.glue.trainer import looking, to_device
 from lightning_transfer.linear import fit_linear
+from lightning_transfer.naming import structure
 from lightning_transfer.progress import Progress, Step
 from lightning_transfer.roles import entry_of, find_head, has_forward
-from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, check_alike, domain_gap, pixels_differ
+from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, Extent, check_alike, domain_gap, pixel_hint
 from lightning_transfer.source.reading import readable
 from lightning_transfer.source.stream import collate, seeded
-from lightning_transfer.source.task import SourceTask, structure
+from lightning_transfer.source.task import SourceTask
 from lightning_transfer.splitting import held_out
 from lightning_transfer.tracing import evaluating, images_and_labels
 
@@ -31,6 +32,7 @@ ENOUGH = 250  # scored images, behind which no further fold is trained
 MOST = 1000  # images of the target that are scored in a fold
 MOST_PROBED = 5000  # that the probe learns from
 ADAPT = "Say where they are: advise(..., adapt=lambda batch: (batch['image'], batch['label']))."
+LOST = 10.0  # points below a linear probe, from which fine-tuning itself looks wrong
 PROBE_PENALTY = 10.0  # of .1 to 1,000 about the best on four targets with ten images of a class
 
 
@@ -64,6 +66,11 @@ class Measured:
     def distance(self) -> float:
         """How far the network has to move: points that fine-tuning is above the probe."""
         return 100 * (self.tuned - self.probe)
+
+    @property
+    def falls_short(self) -> bool:
+        """Whether fine-tuning did so much worse than the probe that itself is what has to be mended."""
+        return self.distance < -LOST and self.distance + 196 * self.error < 0
 
 
 @dataclass(frozen=True)
@@ -213,7 +220,7 @@ class _Looking(AnyCallback):
             # its augmentation would move the state that training draws from
             with seeded(self.question.source.seed, 0):
                 theirs, extent = look.of_source(self.question.source, like=mine.images)
-            self.gap, self.pixels = domain_gap(chosen, theirs), pixels_differ(mine.extent, extent)
+            self.gap, self.pixels = domain_gap(chosen, theirs), pixel_hint(mine.extent, extent)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Show how far it is."""
@@ -226,13 +233,13 @@ class _Looking(AnyCallback):
 
 
 class _Seen(NamedTuple):
-    """What a head takes and gives, of images with labels; some of the images, the least and the largest pixel."""
+    """What a head takes and gives, of images with labels; some of the images, and how far pixels run."""
 
     features: Tensor
     logits: Tensor
     labels: Tensor
     images: Tensor
-    extent: tuple[float, float]
+    extent: Extent
 
 
 class _Look:
@@ -249,7 +256,7 @@ class _Look:
 
     def at(self, loader: DataLoader[Any]) -> _Seen:
         """What is seen of all images of a loader."""
-        parts, lows, highs = [], [], []
+        parts, extent = [], Extent()
         for batch in loader:
             images, labels = self._read(batch)
             if labels.ndim != 1 or labels.is_floating_point():
@@ -258,17 +265,16 @@ class _Look:
                     "Leave mixing of images out of the loader that advice is asked for."
                 )
             parts.append((*self._run(self.entry, images), labels.cpu()))
-            lows.append(float(images.min()))
-            highs.append(float(images.max()))
+            extent.see(images)
         features, logits, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-        return _Seen(features, logits, labels, images, (min(lows), max(highs)))
+        return _Seen(features, logits, labels, images, extent)
 
-    def of_source(self, source: SourceTask, *, like: Tensor) -> tuple[Tensor, tuple[float, float]]:
-        """Features of source images, whose shape has to be like the target's, and their least and largest pixel."""
+    def of_source(self, source: SourceTask, *, like: Tensor) -> tuple[Tensor, Extent]:
+        """Features of source images, whose shape has to be like the target's, and how far their pixels run."""
         own = partial(source.forward, self.module) if callable(source.forward) else None
         dataset = source.dataset if self.question.unaugmented is None else source.plain_dataset  # as the target's are
         chosen, workers = some(list(range(source.num_images)), SOURCE_IMAGES), {"num_workers": source.num_workers}
-        parts, lows, highs = [], [], []
+        parts, extent = [], Extent()
         for samples in readable(dataset, chosen, of="source", size=100, workers=workers):
             batch = collate(samples, of="source")
             with looking(self.trainer):
@@ -276,9 +282,8 @@ class _Look:
             if own is None:
                 check_alike(like, images)
             parts.append(self._run(own or self.entry, images, gives_features=own is not None)[0])
-            lows.append(float(images.min()))
-            highs.append(float(images.max()))
-        return torch.cat(parts), (min(lows), max(highs))
+            extent.see(images)
+        return torch.cat(parts), extent
 
     def _try(self, loader: DataLoader[Any]) -> None:
         """Run an image."""

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.trainer import to_device, train_batch_size
+from lightning_transfer.naming import structure
 from lightning_transfer.source.stream import Order, SourceStream
-from lightning_transfer.source.task import SourceTask, structure
+from lightning_transfer.source.task import SourceTask
 
 
 class Drawing:

@@ -15,18 +15,20 @@ from torch.utils.data import default_collate
 from lightning_transfer import ranks
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.trainer import looking, progress_of, say, target_dataset, to_device
+from lightning_transfer.naming import structure
+from lightning_transfer.source.datasets import check_random_access
 from lightning_transfer.source.gap import (
     NEAR,
     SOURCE_IMAGES,
     TARGET_IMAGES,
+    Extent,
     check_alike,
     domain_gap,
     is_near,
-    pixels_differ,
+    pixel_hint,
 )
 from lightning_transfer.source.reading import Samples, readable
 from lightning_transfer.source.stream import collate, seeded
-from lightning_transfer.source.task import check_random_access, structure
 
 if TYPE_CHECKING:
     from lightning_transfer.glue.source_term import SourceTerm
@@ -84,7 +86,7 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
         say(trainer, says)
         if not is_near(gap):
             warnings.warn(
-                f"{says} This run is plain fine-tuning. {pixels_differ(mine.extent, theirs.extent)} To keep the source "
+                f"{says} This run is plain fine-tuning. {pixel_hint(mine.extent, theirs.extent)} To keep the source "
                 f"all the same: weight=lt.{term.weight!r}.",
                 NoEffectWarning,
                 stacklevel=2,
@@ -132,11 +134,11 @@ def _plainly(name: str) -> Callable[[Samples], Any]:
 
 
 class _Seen(NamedTuple):
-    """What was seen of a side: (n, D) features, the last images, and the least and the largest pixel."""
+    """What was seen of a side: (n, D) features, the last images, and how far pixels run."""
 
     features: Tensor
     images: Tensor
-    extent: tuple[float, float]
+    extent: Extent
 
 
 def _features(term: "SourceTerm", module: Any, side: _Side, *, like: Tensor | None = None) -> _Seen:
@@ -144,7 +146,7 @@ def _features(term: "SourceTerm", module: Any, side: _Side, *, like: Tensor | No
 
     Where others are given that they have to be like, shapes are compared before the network meets them.
     """
-    found, lows, highs = [], [], []
+    found, extent = [], Extent()
     with seeded(term.source.seed, 0):
         for batch in side.batches(term.drawing.batch_size(module.trainer)):
             with looking(module.trainer):
@@ -152,9 +154,8 @@ def _features(term: "SourceTerm", module: Any, side: _Side, *, like: Tensor | No
             if like is not None:
                 check_alike(like, images)
             found.append(term.features(module, images).float().flatten(1).cpu())
-            lows.append(float(images.min()))
-            highs.append(float(images.max()))
-    return _Seen(torch.cat(found), images, (min(lows), max(highs)))
+            extent.see(images)
+    return _Seen(torch.cat(found), images, extent)
 
 
 def _images(term: "SourceTerm", batch: Any, name: str) -> Tensor:

@@ -1,5 +1,8 @@
 """How far a target lies from a source: how well frozen features tell images of the one from the other (ours)."""
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -76,11 +79,26 @@ def check_alike(target_images: Tensor, source_images: Tensor) -> None:
         )
 
 
-def pixels_differ(target: tuple[float, float], source: tuple[float, float]) -> str:
-    """What else may be behind a wide gap, from the least and the largest pixel of both sides."""
-    mine, theirs = (f"from {least:.2f} to {largest:.2f}" for least, largest in (target, source))
+@dataclass
+class Extent:
+    """The least and the largest pixel of the images that were seen of a side."""
+
+    least: float = math.inf
+    largest: float = -math.inf
+
+    def see(self, images: Tensor) -> None:
+        """Some more images."""
+        self.least = min(self.least, float(images.min()))
+        self.largest = max(self.largest, float(images.max()))
+
+    def __str__(self) -> str:
+        return f"from {self.least:.2f} to {self.largest:.2f}"
+
+
+def pixel_hint(target: Extent, source: Extent) -> str:
+    """What else may be behind a wide gap."""
     return (
-        f"Pixels run {mine} in the target, {theirs} in the source: if one side is normalised or augmented otherwise "
+        f"Pixels run {target} in the target, {source} in the source: if one side is normalised or augmented otherwise "
         "than the other, that may be all of the gap."
     )
 

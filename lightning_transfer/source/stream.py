@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.source.task import SourceTask, structure
+from lightning_transfer.naming import structure
+from lightning_transfer.source.task import SourceTask
 
 Key = tuple[int, int]  # (position in the endless order, index in the dataset)
 

@@ -6,23 +6,19 @@ import zlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
+from lightning_transfer.naming import name_of, structure
 from lightning_transfer.roles import in_width, linear_layers, out_width
+from lightning_transfer.source.datasets import AnyDataset, check_random_access, known_labels
 
 SourceForward: TypeAlias = Literal["separate", "joint"] | Callable[[nn.Module, Tensor], Tensor]
-
-
-if TYPE_CHECKING:
-    AnyDataset: TypeAlias = Dataset[Any]
-else:
-    AnyDataset = Dataset  # from a generic alias, a LightningCLI file's class_path would be lost
 
 
 class SourceOptions(TypedDict, total=False):
@@ -295,68 +291,6 @@ class SourceTask:
 def _ends(batch: Any) -> str:
     """The line that takes images and labels out of a batch, as far as its form tells."""
     return "(batch[0], batch[1])" if isinstance(batch, tuple | list) else "(batch['image'], batch['label'])"
-
-
-def known_labels(dataset: Dataset[Any]) -> Tensor | None:
-    """All labels of a dataset that lists them (`targets`, `labels`, or tensors); None where only loading would tell."""
-    if isinstance(dataset, Subset):
-        labels = known_labels(dataset.dataset)
-        return None if labels is None else labels[torch.as_tensor(dataset.indices)]
-    if getattr(dataset, "target_transform", None) is not None:
-        return None
-    tensors: tuple[Tensor, ...] = getattr(dataset, "tensors", ())
-    listed = tensors[1] if len(tensors) == 2 else getattr(dataset, "targets", getattr(dataset, "labels", None))
-    try:
-        labels = torch.as_tensor(listed)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    return labels if labels.shape[:1] == (len(dataset),) else None  # type: ignore[arg-type]
-
-
-def check_random_access(dataset: Any, name: str) -> None:
-    """Refuse a stream, which an exact resume cannot go on with, and what is empty.
-
-    Args:
-        dataset: of images.
-        name: "target" or "source", for messages.
-
-    Raises:
-        TransferConfigError: it is one of these.
-    """
-    kind = type(dataset).__name__
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        given = ", and pass that as target= where the callback takes it" if name == "target" else ""
-        raise TransferConfigError(
-            f"The {name}, a {kind}, has no length and random access. Read it once into a map-style dataset, "
-            f"list(stream), or list its files and load by index{given}."
-        )
-    if not len(dataset):
-        raise TransferConfigError(f"The {name} dataset {kind} is empty.")
-
-
-def structure(value: object) -> str:
-    """A batch's nesting, with shapes in place of values.
-
-    >>> structure({"image": torch.zeros(2, 3), "path": ["a", "b"]})
-    "{'image': Tensor(2, 3), 'path': [str, str]}"
-    """
-    if isinstance(value, Tensor):
-        return f"Tensor{tuple(value.shape)}"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key!r}: {structure(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, tuple | list):
-        inner = ", ".join(structure(item) for item in value[:4]) + (", ..." if len(value) > 4 else "")
-        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
-    return type(value).__name__
-
-
-def name_of(function: Callable[..., Any]) -> str:
-    """What a function or a module is called.
-
-    >>> name_of(structure)
-    'structure'
-    """
-    return getattr(function, "__qualname__", type(function).__name__)
 
 
 def _digest(labels: Tensor) -> str:

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
 import lightning_transfer as lt
-from lightning_transfer.source.task import known_labels, structure
+from lightning_transfer.naming import structure
+from lightning_transfer.source.datasets import known_labels
 from tests import toys
 
 

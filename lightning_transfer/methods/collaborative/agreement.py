@@ -17,7 +17,7 @@ from lightning_transfer.methods.collaborative.apply import find_ensemble
 from lightning_transfer.methods.collaborative.functional import Criterion, collaborative_loss, disagreement
 from lightning_transfer.methods.collaborative.members import OWN, classifier
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
-from lightning_transfer.source.task import name_of
+from lightning_transfer.naming import name_of
 
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}  # share by which two ways to the same loss may differ
 CLOSE_AT_HALF = 0.02  # and at half precision

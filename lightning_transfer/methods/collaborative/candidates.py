@@ -17,9 +17,9 @@ from lightning_transfer.methods.collaborative.apply import apply_collaborative, 
 from lightning_transfer.methods.collaborative.members import loaded, named
 from lightning_transfer.methods.collaborative.plan import Evaluation, LayerPlan
 from lightning_transfer.methods.collaborative.strategies import Layers
+from lightning_transfer.naming import name_of
 from lightning_transfer.roles import has_forward
 from lightning_transfer.source.stream import load, seeded
-from lightning_transfer.source.task import name_of
 from lightning_transfer.splitting import held_out
 from lightning_transfer.tracing import evaluating
 

@@ -22,8 +22,9 @@ from lightning_transfer.methods.selective.pictures import Pictures, is_scaled
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import Job
 from lightning_transfer.methods.selective.selection import Selection
+from lightning_transfer.source.datasets import AnyDataset, known_labels
 from lightning_transfer.source.stream import seeded
-from lightning_transfer.source.task import AnyDataset, SourceTask, known_labels
+from lightning_transfer.source.task import SourceTask
 
 SURE = 1e-6  # nats: who is as sure as that is not called hard, whatever the quantile
 

@@ -14,7 +14,8 @@ from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import Weight, as_schedule, check_source
-from lightning_transfer.source.task import AnyDataset, SourceTask
+from lightning_transfer.source.datasets import AnyDataset
+from lightning_transfer.source.task import SourceTask
 
 USUAL = Schedule(1.0, 1.0)
 

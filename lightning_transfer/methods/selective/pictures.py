@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.naming import structure
+from lightning_transfer.source.datasets import check_random_access
 from lightning_transfer.source.reading import in_order
 from lightning_transfer.source.stream import seeded
-from lightning_transfer.source.task import check_random_access, structure
 
 CHANNELS = (1, 2, 3, 4)  # grey and colour, with or without transparency
 READ = 64  # pictures a batch
