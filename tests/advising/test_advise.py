@@ -1,6 +1,7 @@
 """Advice on small data: what is measured, that nothing of the user's is touched, and what is refused."""
 
 import copy
+import math
 import random
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_transfer as lt
 from lightning_transfer.advising import measuring
-from lightning_transfer.advising.measuring import fold
+from lightning_transfer.advising.evidence import Setting
+from lightning_transfer.advising.measuring import Measured, fold
 from tests import toys
 
 QUIET = {"accelerator": "cpu"}
@@ -254,6 +256,31 @@ def test_a_wide_gap_names_the_pixels_of_both_sides():
     assert shifted.measured.gap > 0.8
     assert f" in the target, from {theirs.min():.2f} to {theirs.max():.2f} in the source" in str(shifted)
     assert "Pixels" not in str(advise())
+
+
+def seen(**changes):
+    known = {"images": 100, "classes": 5, "fewest": 20, "scored": 100, "probe": 0.6, "tuned": 0.6, "error": 0.02}
+    return Measured(**{**known, "gap": 0.6, **changes})
+
+
+@pytest.mark.parametrize(("gap", "is_close"), [(0.74, False), (0.76, True), (0.84, True), (0.86, False)])
+def test_a_gap_that_other_images_may_put_on_the_other_side_is_said_to_be_so(gap, is_close):
+    page = str(lt.advising.advise.Advice(seen(gap=gap), "near", {"near": 1.0}, is_known=True, expected=()))
+    assert ("come out on the other side" in page) == is_close
+
+
+@pytest.mark.parametrize(("tuned", "error", "expected"), [(0.49, 0.05, True), (0.51, 0.01, False), (0.49, 0.06, False)])
+def test_fine_tuning_falls_short_ten_points_below_the_probe_and_surely_below_it(tuned, error, expected):
+    assert seen(tuned=tuned, error=error).falls_short == expected
+
+
+@pytest.mark.parametrize(("share", "is_named"), [(0.11, True), (0.09, False)])
+def test_settings_are_named_from_a_tenth_of_what_is_known(monkeypatch, share, is_named):
+    apart = 0.05 * math.sqrt(2 * math.log((1 - share) / share))  # of gap, in front of a setting that is just alike
+    settings = [Setting(name, 20.0, 0.6 + more, 0.0, {}, {}) for name, more in (("alike", 0.0), ("other", apart))]
+    monkeypatch.setattr(lt.advising.advise, "known_settings", lambda: settings)
+    monkeypatch.setattr(lt.advising.advise, "measure", lambda *args, **options: seen())
+    assert ("other at 20 a class" in advise().alike) == is_named
 
 
 def test_fine_tuning_that_goes_wrong_is_named():
