@@ -20,8 +20,9 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from itertools import product
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
@@ -41,6 +42,7 @@ TARGETS = ("near", "trashnet", "signdigits", "gtsrb")
 QUICK = {"rows": ["fine-tuning", "soft", "gated transfer"], "targets": ["near", "signdigits"], "seeds": 2}
 TUNING_SEED = 0
 INTERRUPTS_IGNORED = (signal.SIGINT, signal.SIG_IGN)  # by workers: the first process ends them
+PACKAGES = ("lightning_transfer", "torch", "lightning", "timm", "numpy")
 NETWORKS, PRETRAINING_LR, PRETRAINING_BATCH = 2, 0.2, 128
 
 
@@ -258,12 +260,13 @@ def report(plan: Plan, rows: Sequence[str], targets: Sequence[str], path: Path) 
             best = earlier_rate(plan, tuned, name) or chosen_rate(defaultdict(lambda: -1.0, rates).__getitem__)
             seeds = range(1, plan.seeds + 1)
             cells += [each for seed in seeds if (each := known(plan, row, name, seed=seed, lr=best))]
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "lightning": L.__version__}
-    settings = {key: str(value) for key, value in asdict(plan).items() if key not in ("data", "work", "rates")}
-    settings["precision"] = PRECISION
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    pretrained = [torch.load(path, weights_only=True)["test accuracy"] for path in plan.networks if path.exists()]
+    sizes = {key: str(getattr(plan, key)) for key in ("shots", "steps", "epochs", "seeds")}
     names = {"rows": [*rows], "targets": [*targets]}
     origin = RATES if plan.rates is None else f"those of {plan.rates.name}"
-    found = {"versions": versions, "settings": {**settings, "rates": origin}, **names, "cells": cells}
+    settings = {**sizes, "precision": PRECISION, "rates": origin, "source test accuracy": pretrained}
+    found = {"versions": versions, "settings": settings, **names, "cells": cells}
     path.write_text(json.dumps(found))
     return found
 

@@ -218,7 +218,7 @@ def relatives(name: str) -> set[str]:
 
 
 def skewed(shots: int, num_classes: int) -> list[int]:
-    """As many images in all, of the first class ten times as many as of the last.
+    """As many images in all, of the first class about ten times as many as of the last.
 
     >>> skewed(10, 5)
     [23, 13, 7, 4, 2]

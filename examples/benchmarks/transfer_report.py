@@ -6,7 +6,6 @@ python examples/benchmarks/transfer_report.py mine.json # the table of one file,
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
@@ -70,8 +69,17 @@ RIVALS = (
     ("collaborative", "ensemble of two"),
     ("ensemble of two", "fine-tuning, twice as long"),
     ("two networks, each selective", "ensemble of two"),
+    ("two networks, each selective", "selective"),
+    ("selective and gated transfer", "selective"),
 )
-RULED, RULES = ("soft", "joint, random source", "selective"), (0.75, 0.8, 0.85)
+COMBINED = (PLAIN, "selective", "ensemble of two", "selective and gated transfer", "two networks, each selective")
+RULED, RULES = ("soft", "joint, random source"), (0.75, 0.8, 0.85)
+
+
+def whole(report: dict[str, Any]) -> dict[str, Any]:
+    """A report without the rows that were not run on all of its targets."""
+    cells, targets = finals(report), report["targets"]
+    return {**report, "rows": [row for row in report["rows"] if all((name, row) in cells for name in targets)]}
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -117,11 +125,11 @@ def qualities(report: dict[str, Any]) -> str:
         reached, runs = sum(map(len, shares)), sum(len(cells[name, row]) for name in shown)
         when = f"{mean(share for each in shares for share in each):.2f}" if reached else ""
         grid = report["settings"]["rates"]
-        tried = [tuning(report, name, row) for name in shown]
-        is_tuned = all({*grid} <= runs.keys() for runs in tried)  # combinations take another row's rate
-        rates = [[runs[lr]["validation"] for lr in grid] for runs in tried] if is_tuned else []
-        worst = f"{mean(100 * (max(each) - min(each)) for each in rates):.1f}" if rates else ""
-        more = ["" if row == PLAIN else _interval(difference(cells, name, row, "discrimination")) for name in unseen]
+        rates = [[tuning(report, name, row)[lr]["validation"] for lr in grid] for name in shown]
+        worst = f"{mean(100 * (max(each) - min(each)) for each in rates):.1f}"
+        plain = [f"{100 * mean(cell['discrimination'] for cell in cells[name, PLAIN]):.1f} %" for name in unseen]
+        apart = [_interval(difference(cells, name, row, "discrimination")) for name in unseen]
+        more = plain if row == PLAIN else apart
         lines.append(f"| {' | '.join([row, f'{reached} of {runs}', when, worst, *more])} |")
     return "\n".join(lines)
 
@@ -132,8 +140,8 @@ def rivals(report: dict[str, Any]) -> str:
     targets = [name for name in report["targets"] if (name, PLAIN) in cells]
     lines = ["| | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
     for row, other in RIVALS:
-        found = [difference(cells, name, row, to=other) for name in targets]
-        if any(found):
+        if {row, other} <= {*report["rows"]}:
+            found = [difference(cells, name, row, to=other) for name in targets]
             lines.append(f"| {row} - {other} | " + " | ".join(map(_interval, found)) + " |")
     return "\n".join(lines)
 
@@ -180,11 +188,10 @@ def rules() -> str:
 
 
 def side_by_side(heading: str, names: Sequence[str], of: Callable[[Cells, str], Any]) -> str:
-    """A line for every target and setting, of targets that there are several settings of."""
+    """A line for every target and setting, of targets that there are several settings of, and rows that all have."""
     found = compared(names, of)
-    runs = [(base, name, cells) for base, lines in found.items() for _, name, cells in lines]
-    known = Counter((base, row) for base, name, cells in runs for row in ROWS if (name, row) in cells)
-    rows = [row for row in ROWS if row != PLAIN and any(known[base, row] > 1 for base in found)]
+    runs = [(name, cells) for lines in found.values() for _, name, cells in lines]
+    rows = [row for row in ROWS if row != PLAIN and all((name, row) in cells for name, cells in runs)]
     table = [f"| | {heading} | {PLAIN} | {' | '.join(rows)} |", "|---" * (len(rows) + 3) + "|"]
     for base, lines in found.items():
         for value, name, cells in lines:
@@ -221,14 +228,20 @@ def _interval(found: tuple[float, float] | None) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "matrix": lambda: markdown(read("transfer")),
+    "matrix": lambda: markdown(whole(read("transfer"))),
     "summary": lambda: markdown(
-        {**(report := read("transfer")), "rows": [row for row in report["rows"] if row in (PLAIN, PROBE, *LINES)]}
+        {
+            **(report := whole(read("transfer"))),
+            "rows": [row for row in report["rows"] if row in (PLAIN, PROBE, *LINES)],
+        }
     ),
-    "qualities": lambda: qualities(read("transfer")),
-    "rivals": lambda: rivals(read("transfer")),
+    "qualities": lambda: qualities(whole(read("transfer"))),
+    "rivals": lambda: rivals(whole(read("transfer"))),
     "defaults": lambda: defaults(read("transfer")),
     "combined": lambda: markdown(read("combined")),
+    "combined near": lambda: markdown({**read("transfer"), "targets": ["near"], "rows": COMBINED}),
+    "combined rivals": lambda: rivals({**read("transfer"), "targets": ["near"], "rows": COMBINED}),
+    "full": lambda: markdown(read("full")),
     "shots": lambda: side_by_side("images of a class", SHOTS, shots),
     "lengths": lambda: side_by_side("steps", STEPS, steps),
     "labels": lambda: side_by_side("images of the classes", LABELS, labels),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import t as student  # type: ignore[import-untyped]
-from transfer_data import SKEWED
+from transfer_data import SKEWED, skewed
 
 PLAIN, PROBE = "fine-tuning", "linear probe"
 FOLDER = Path(__file__).with_name("results")
@@ -121,7 +121,11 @@ def steps(cells: Cells, target: str) -> float:
 
 def labels(cells: Cells, target: str) -> str:
     """How many images each class has to learn from."""
-    return "the first class ten times the last" if target.endswith(SKEWED) else "even"
+    plain = cells[target, PLAIN][0]
+    if not target.endswith(SKEWED):
+        return f"{plain['shots']} of each"
+    sizes = skewed(plain["shots"], plain["classes"])
+    return f"{sizes[0]} of the first to {sizes[-1]} of the last"
 
 
 def compared(names: Sequence[str], of: Callable[[Cells, str], Any]) -> dict[str, list[tuple[Any, str, Cells]]]:
