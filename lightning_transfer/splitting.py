@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import structure
@@ -35,12 +35,17 @@ def groups_of(dataset: Any) -> list[Any] | None:
     if isinstance(dataset, Subset):
         inner = groups_of(dataset.dataset)
         return None if inner is None else [inner[index] for index in dataset.indices]
+    if isinstance(dataset, ConcatDataset):  # of a part that names no groups each image is one
+        sizes = np.diff([0, *dataset.cumulative_sizes])
+        parts = [(groups_of(part), range(size)) for part, size in zip(dataset.datasets, sizes, strict=True)]
+        inside = [(number, group) for number, (named, each) in enumerate(parts) for group in named or each]
+        return inside if any(named for named, _ in parts) else None
     groups = getattr(dataset, "groups", None)
     if groups is not None and len(groups) != len(dataset):
         raise TransferConfigError(
             f"{type(dataset).__name__}.groups names {len(groups)} groups for {len(dataset)} images; give one for each."
         )
-    return None if groups is None else list(groups)
+    return None if groups is None else [*getattr(groups, "tolist", lambda: groups)()]  # a tensor's numbers are objects
 
 
 def _class_number(sample: Any, dataset: Any, index: int) -> int:

@@ -66,11 +66,11 @@ def judged() -> dict[str, tuple[list[str], Counts, Counts]]:
     """
     known = [Known(**each) for each in evidence()]
     found: dict[str, tuple[list[str], Counts, Counts]] = {}
-    for setting in known:
+    for setting, (name, cells) in zip(known, settings(), strict=True):
         strangers = [each for each in known if each.target != setting.target]
         unrelated = [each for each in known if each.target not in relatives(setting.target)]
         counts, places, said = np.zeros((2, 3, 2), dtype=int), [], set()
-        for each in looks(setting.target, setting.shots):
+        for each in looks(name, setting.shots, cells[name, PLAIN][0]["lr"]):
             measured = Measured(**{field.name: each[field.name] for field in fields(Measured) if field.name in each})
             places.append(place(measured.distance))
             judgements = right(setting, expect(measured, strangers, INDEPENDENT))
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     jobs: list[tuple[str, int | None, int, float]] = []
     for name, cells in settings():
         plain = cells[name, PLAIN][0]
-        there = [look for look in looks(name, shots(cells, name)) if look["lr"] == plain["lr"]]
+        there = looks(name, shots(cells, name), plain["lr"])
         seeds = {*SEEDS} - {look["seed"] for look in there}
         kept += there
         jobs += [(name, plain["shots"], seed, plain["lr"]) for seed in sorted(seeds)]

@@ -227,7 +227,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         parser.error(f"--steps {plan.steps}; expected {LOOKS} at least, the points of a learning curve.")
     for data in {"cifar100", *map(set_of, options.targets)}:
         check_there(data, plan.data)  # before hours have gone by
-    jobs = [(row, name) for row in options.rows for name in options.targets]
+    rows = [*dict.fromkeys(["fine-tuning", *options.rows])]  # which all others are held against
+    jobs = [(row, name) for row in rows for name in options.targets]
     for row, name in jobs:
         earlier_rate(plan, EVERY[row].tuned_as or row, name)  # or none of them begins
     with ProcessPoolExecutor(options.workers, get_context("spawn"), signal.signal, INTERRUPTS_IGNORED) as pool:
@@ -237,16 +238,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             waiting = [pool.submit(run_row, plan, *job) for job in jobs]
             for number, done in enumerate(as_completed(waiting), start=1):
                 print(f"[{number}/{len(jobs)}] {done.result()}", flush=True)
-                report(plan, options.rows, options.targets, options.out)
+                report(plan, rows, options.targets, options.out)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in active_children():
                 worker.kill()  # Lightning would let a training that is asked to end go on
-            report(plan, options.rows, options.targets, options.out)
+            report(plan, rows, options.targets, options.out)
             raise SystemExit(f"Broken off. What is finished is in {options.out}; the same command goes on.") from None
     if options.quick:
         print("These few short runs show that everything works; their differences mean nothing.")
-    return report(plan, options.rows, options.targets, options.out)
+    return report(plan, rows, options.targets, options.out)
 
 
 def report(plan: Plan, rows: Sequence[str], targets: Sequence[str], path: Path) -> dict[str, Any]:

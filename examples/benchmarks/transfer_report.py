@@ -123,7 +123,7 @@ def qualities(report: dict[str, Any]) -> str:
             continue
         shares = [share_to_plain(cells, name, row) for name in shown]
         reached, runs = sum(map(len, shares)), sum(len(cells[name, row]) for name in shown)
-        when = f"{mean(share for each in shares for share in each):.2f}" if reached else ""
+        when = f"{EVERY[row].length * mean(share for each in shares for share in each):.2f}" if reached else ""
         grid = report["settings"]["rates"]
         rates = [[tuning(report, name, row)[lr]["validation"] for lr in grid] for name in shown]
         worst = f"{mean(100 * (max(each) - min(each)) for each in rates):.1f}"

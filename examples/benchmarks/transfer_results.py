@@ -140,7 +140,7 @@ def evidence() -> list[dict[str, Any]]:
     """What `lightning_transfer.advise` knows: of each setting, what it has seen of it, and how rows did there."""
     found = []
     for name, cells in settings():
-        mine = looks(name, shots(cells, name))
+        mine = looks(name, shots(cells, name), cells[name, PLAIN][0]["lr"])
         here = {key: runs for key, runs in cells.items() if key[0] == name}
         rows = [row for _, row in here if row != PLAIN]
         found.append(
@@ -156,6 +156,7 @@ def evidence() -> list[dict[str, Any]]:
     return found
 
 
-def looks(target: str, shots: float) -> list[dict[str, Any]]:
-    """What advise() has measured of a target's draws of so many images of a class."""
-    return [look for look in read("advice") if (look["target"], look["images"] / look["classes"]) == (target, shots)]
+def looks(target: str, shots: float, lr: float) -> list[dict[str, Any]]:
+    """What advise() has measured of a target's draws of so many images of a class, at that learning rate."""
+    wanted = target, shots, lr
+    return [look for look in read("advice") if (look["target"], look["images"] / look["classes"], look["lr"]) == wanted]

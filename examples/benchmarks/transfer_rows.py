@@ -126,11 +126,12 @@ class Setting:
 
     def gap(self) -> float:
         """The domain gap, by as many images as the package takes."""
-        sides = []
-        for images, most in ((self.seen(), TARGET_IMAGES), (self.source, SOURCE_IMAGES)):
+        drawn = []
+        for images, most in ((self.target.train, TARGET_IMAGES), (self.source, SOURCE_IMAGES)):
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-            sides.append(features(self.network, images.only(order[:most])))
-        return lt.functional.domain_gap(*sides)
+            drawn.append(images.only(order[:most]))
+        mine, theirs = (features(self.network, images) for images in drawn)
+        return lt.functional.domain_gap(mine, theirs, target_groups=drawn[0].groups)
 
 
 Callbacks = Callable[[Setting], Sequence[Any]]

@@ -16,7 +16,7 @@ from lightning_transfer.advising.evidence import (
     place,
     weigh,
 )
-from lightning_transfer.advising.measuring import ADAPT, Measured, Question, measure
+from lightning_transfer.advising.measuring import ADAPT, STEPS, Measured, Question, measure
 from lightning_transfer.errors import TransferConfigError, check_count
 from lightning_transfer.progress import no_progress, tqdm_progress
 from lightning_transfer.source.datasets import AnyDataset
@@ -31,7 +31,7 @@ ALONE = {
     "collaborative": "callbacks=[lt.CollaborativeFinetuning([another_pretrained_network])]",
     "ensemble of two": "callbacks=[lt.CollaborativeFinetuning([another_pretrained_network], weight=0.0)]",
 }
-SELECTIVE = "lt.SelectiveJointFinetuning(source, neighbors=100"
+SELECTIVE = "lt.SelectiveJointFinetuning(source, neighbors=100, target=images_without_augmentation"
 ALWAYS = "weight=lt.Schedule(1.0, 1.0)"
 JOINT = '  # source: lt.SourceTask(..., forward="joint")'
 WITH_SOURCE = {
@@ -104,12 +104,18 @@ class Advice:
         if not self.is_known:
             known = "Nothing in the benchmarks is much like it, so nothing is expected of any method."
         is_close = seen.gap is None or is_near(seen.gap)
+        guess = f"Without a forward of the module's, images were run {seen.guess}: write one if your step does more."
+        length = (
+            f"Fine-tuning had {seen.steps} steps, {STEPS} in what it is held against: with few a target looks near."
+        )
         return [
             f"{seen.images} labelled images, {seen.classes} classes, {seen.fewest} of the rarest.",
             f"Linear probe {seen.probe:.1%}, fine-tuning {seen.tuned:.1%}: {seen.distance:+.1f} +- "
             f"{196 * seen.error:.1f} points, on {seen.scored} images that were held out in turns.",
             f"Domain gap: {'not measured (pass source=)' if seen.gap is None else _of_gap(seen.gap)}.",
             *([] if is_close else [seen.pixels]),
+            *([guess] if seen.guess else []),
+            *([length] if seen.steps < STEPS else []),
             says,
             *([] if seen.falls_short else [known]),
         ]
@@ -128,7 +134,7 @@ def advise(
     *,
     source: SourceTask | None = None,
     unaugmented: AnyDataset | None = None,
-    steps: int = 300,
+    steps: int = STEPS,
     head: str = "auto",
     adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
     trainer: Mapping[str, Any] | None = None,
@@ -152,6 +158,9 @@ def advise(
 
     Raises:
         TransferConfigError: the images cannot be split, or the module has no head that takes one row an image.
+
+    Returns:
+        What was measured and what is expected of each method; `print` shows it with the lines to write.
     """
     if not isinstance(source, SourceTask | None):
         raise TransferConfigError(

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from statistics import NormalDist, mean, stdev
+from statistics import mean, stdev
 from typing import Any, Literal
 
 from lightning_transfer.advising.measuring import Measured
+from lightning_transfer.advising.student import quantile
 from lightning_transfer.source.gap import is_near
 
 GAP, DISTANCE, DOUBLINGS = 0.05, 10.0, 2.0  # differences in gap, points and shots that count alike
@@ -55,6 +56,17 @@ class Setting:
         """How much it differs from what was measured; what is known but roughly counts for less."""
         shots, error = measured.images / measured.classes, 100 * measured.error
         return self.apart(gap=measured.gap, distance=measured.distance, shots=shots, error=error)
+
+    def may_be_unlike(self, measured: Measured, gaps: Sequence[float]) -> float:
+        """By how much it may differ, up to `UNLIKE`: what was measured but roughly counts for more, not for less.
+
+        Args:
+            measured: what was measured.
+            gaps: those that it may have.
+        """
+        shots, error = measured.images / measured.classes, 100 * measured.error
+        known = self.apart(gap=None, distance=measured.distance, shots=shots) + (error / DISTANCE) ** 2
+        return min(known + mean(((self.gap - gap) / GAP) ** 2 for gap in gaps), UNLIKE)
 
     def apart(self, *, gap: float | None, distance: float, shots: float, error: float = 0.0) -> float:
         """The same of numbers: squares of what it differs by, in steps that count alike."""
@@ -114,7 +126,7 @@ def expect(measured: Measured, settings: Sequence[Setting], methods: Sequence[st
     """What each method is expected to change, the best first.
 
     The mean over settings, by how similar they are. Its interval has what seeds differ by, and what settings differ by
-    the more, the less they are alike.
+    the more, the less they are alike or are known to be.
 
     Args:
         measured: what was seen of the target.
@@ -124,6 +136,7 @@ def expect(measured: Measured, settings: Sequence[Setting], methods: Sequence[st
     rows = {method: MEASURED.get(method, method) for method in methods}
     steps = {row: step for row in rows.values() if (step := spread(settings, row)) is not None}
     most = max(steps.values(), default=0.0)  # for a method known in one setting alone
+    gaps = [each.gap for each in settings] if measured.gap is None else [measured.gap]
     found = []
     for method, row in rows.items():
         known = [each for each in settings if row in each.differences and each.unlike(measured) < UNLIKE]
@@ -136,11 +149,11 @@ def expect(measured: Measured, settings: Sequence[Setting], methods: Sequence[st
         points = sum(share * mean(each.differences[row]) for share, each in shares)
         points = min(points, 100 * (1 - measured.tuned))  # no more than is left
         seeds = sum((share * each.error(row)) ** 2 for share, each in shares)
-        unlike = sum(share * each.unlike(measured) for share, each in shares)  # as if all erred alike
+        unlike = sum(share * each.may_be_unlike(measured, gaps) for share, each in shares)  # as if all erred alike
         freedom = min(len(each.differences[row]) for each in known) - 1
         cost = sum(share * each.costs[row] for share, each in shares)
         error = (seeds + steps.get(row, most) * unlike) ** 0.5
-        found.append(Expected(method, points, _quantile(freedom) * error, cost))
+        found.append(Expected(method, points, quantile(freedom) * error, cost))
     return sorted(found, key=lambda expected: -expected.points)
 
 
@@ -155,12 +168,3 @@ def spread(settings: Sequence[Setting], method: str) -> float | None:
         surplus += change**2 - one.error(method) ** 2 - other.error(method) ** 2
         apart += min(one.apart(gap=other.gap, distance=other.distance, shots=other.shots), UNLIKE)
     return max(surplus / apart, 0.0) if apart else None
-
-
-def _quantile(freedom: int) -> float:
-    """Student's t at 97.5 %, from 4 degrees of freedom on within .3 % (Cornish and Fisher's expansion)."""
-    z = NormalDist().inv_cdf(0.975)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3

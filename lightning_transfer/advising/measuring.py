@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
+from lightning_transfer.advising.student import quantile
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import proxy
 from lightning_transfer.glue.base import AnyCallback
@@ -24,10 +26,10 @@ from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, Extent, 
 from lightning_transfer.source.reading import readable
 from lightning_transfer.source.stream import collate, seeded
 from lightning_transfer.source.task import SourceTask
-from lightning_transfer.splitting import held_out
 from lightning_transfer.tracing import evaluating, images_and_labels
 
 FOLDS = 4
+STEPS = 300  # of those that the benchmarks know
 ENOUGH = 250  # scored images, behind which no further fold is trained
 MOST = 1000  # images of the target that are scored in a fold
 MOST_PROBED = 5000  # that the probe learns from
@@ -47,9 +49,12 @@ class Measured:
         scored: how many were held out from a training, in turns, and scored.
         probe: accuracy of a linear classifier on the features of the network as it came.
         tuned: accuracy of plain fine-tuning.
-        error: standard error of their difference, which is paired; images of one group stand for one.
+        error: standard error of their difference, which is paired; images of one group stand for one. Where there are
+            few it is so much larger that 1.96 of it are half of Student's 95 % interval all the same.
         gap: the domain gap to the source; None without one.
         pixels: the least and the largest of both sides, where the gap was measured.
+        guess: how images were run, where the module does not say.
+        steps: of each training.
     """
 
     images: int
@@ -61,6 +66,8 @@ class Measured:
     error: float
     gap: float | None
     pixels: str = ""
+    guess: str = ""
+    steps: int = STEPS
 
     @property
     def distance(self) -> float:
@@ -125,16 +132,18 @@ def measure(module: Any, data: Any, question: Question, *, progress: Progress) -
             "quarter of them is held out in turns."
         )
     folds = fold(trials.labels, trials.groups)
-    found: list[tuple[Tensor, Tensor, float | None, str]] = []
+    found: list[_Looking] = []
     with progress("Fine-tuning, to see how far it goes", question.steps * len(folds), unit="steps") as step:
         for out in folds:
             kept = sorted({*range(len(trials.labels))} - {*out})
-            loaders = trials.held(some(kept, MOST_PROBED)), trials.held(some(out, MOST))
-            looks = _Looking(*loaders, question if not found else replace(question, source=None), step)
+            probed = some(kept, MOST_PROBED)
+            groups = None if trials.groups is None else [trials.groups[index] for index in probed]
+            asked = question if not found else replace(question, source=None)
+            looks = _Looking(trials.held(probed), trials.held(some(out, MOST)), asked, groups, step)
             trials.train(copy.deepcopy(module), kept, [looks], steps=question.steps, seed=0)
-            found.append((looks.probed, looks.tuned, looks.gap, looks.pixels))  # not the callback: it holds its copy
-    *sides, (gap, *_), (pixels, *_) = zip(*found, strict=True)
-    probe, tuned = (torch.cat(side).double() for side in sides)
+            del looks.look  # which holds its copy
+            found.append(looks)
+    probe, tuned = (torch.cat([getattr(each, side) for each in found]).double() for side in ("probed", "tuned"))
     scored = [index for out in folds for index in some(out, MOST)]
     return Measured(
         images=len(trials.labels),
@@ -144,8 +153,10 @@ def measure(module: Any, data: Any, question: Question, *, progress: Progress) -
         probe=float(probe.mean()),
         tuned=float(tuned.mean()),
         error=_error(tuned - probe, scored if trials.groups is None else [trials.groups[index] for index in scored]),
-        gap=gap,
-        pixels=pixels,
+        gap=found[0].gap,
+        pixels=found[0].pixels,
+        guess=found[0].guess,
+        steps=question.steps,
     )
 
 
@@ -155,28 +166,35 @@ def fold(labels: list[int], groups: list[Any] | None) -> list[list[int]]:
     Raises:
         TransferConfigError: all images belong to one group.
     """
-    num_folds = min(FOLDS, len(labels) if groups is None else len({*groups}))
+    members: dict[Any, list[int]] = {}
+    for index, group in enumerate(range(len(labels)) if groups is None else groups):
+        members.setdefault(group, []).append(index)
+    num_folds = min(FOLDS, len(members))
     if num_folds < 2:
         raise TransferConfigError(
             f"All {len(labels)} training images are of one group, so none can be held out from the others. Give at "
             "least two groups."
         )
-    rest = list(range(len(labels)))
-    folds: list[list[int]] = []
-    while sum(len(part) for part in folds) < ENOUGH or _num_groups(folds, groups) < 2:
-        left = num_folds - len(folds)
-        if left == 1:
-            return [*folds, rest]
-        inner = None if groups is None else [groups[index] for index in rest]
-        out = {rest[place] for place in held_out([labels[index] for index in rest], 1 / left, groups=inner)}
-        folds.append(sorted(out))
-        rest = [index for index in rest if index not in out]
-    return folds
+    order = list(members.values())
+    drawn = [order[place] for place in np.random.default_rng(0).permutation(len(order))]
+    folds: list[list[int]] = [[] for _ in range(num_folds)]
+    counts = [Counter[int]() for _ in folds]
+    for inside in sorted(drawn, key=len, reverse=True):  # each to where its classes are fewest, and the fold smallest
+        classes = Counter(labels[index] for index in inside)
+        crowd = [(sum(count[label] * number for label, number in classes.items()), count.total()) for count in counts]
+        place = crowd.index(min(crowd))
+        folds[place] += inside
+        counts[place] += classes
+    needed = 1
+    while needed < num_folds and not _are_enough(folds[:needed], groups):
+        needed += 1
+    return [sorted(part) for part in folds[:needed]]
 
 
-def _num_groups(folds: list[list[int]], groups: list[Any] | None) -> int:
-    """Of how many groups the images are that are held out: an error of the mean needs two at least."""
-    return len({index if groups is None else groups[index] for part in folds for index in part})
+def _are_enough(folds: list[list[int]], groups: list[Any] | None) -> bool:
+    """Whether no more have to be scored: of enough images, and of two groups, without which a mean has no error."""
+    scored = [index for part in folds for index in some(part, MOST)]
+    return len(scored) >= ENOUGH and len({index if groups is None else groups[index] for index in scored}) > 1
 
 
 def some(indices: list[int], most: int) -> list[int]:
@@ -186,12 +204,12 @@ def some(indices: list[int], most: int) -> list[int]:
 
 
 def _error(apart: Tensor, groups: list[Any]) -> float:
-    """The standard error of a mean over images of which those of a group are not independent, or a step of it."""
+    """The error of a mean over images of which those of a group are not independent, or a step of it."""
     sums: dict[Any, float] = {}
     for value, group in zip((apart - apart.mean()).tolist(), groups, strict=True):
         sums[group] = sums.get(group, 0.0) + value
     spread = sum(value**2 for value in sums.values()) * len(sums) / (len(sums) - 1)
-    return max(math.sqrt(spread), 1.0) / len(apart)
+    return max(math.sqrt(spread), 1.0) / len(apart) * quantile(len(sums) - 1) / 1.96
 
 
 class _Looking(AnyCallback):
@@ -200,12 +218,20 @@ class _Looking(AnyCallback):
     gap: float | None = None
     pixels = ""
 
-    def __init__(self, probed: DataLoader[Any], scored: DataLoader[Any], question: Question, step: Step) -> None:
-        self.probed_on, self.scored_on, self.question, self.step = probed, scored, question, step
+    def __init__(
+        self,
+        probed: DataLoader[Any],
+        scored: DataLoader[Any],
+        question: Question,
+        groups: list[Any] | None,
+        step: Step,
+    ) -> None:
+        self.probed_on, self.scored_on, self.question, self.groups, self.step = probed, scored, question, groups, step
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """What the network as it came knows."""
         self.look = look = _Look(trainer, pl_module, self.question, self.scored_on)
+        self.guess = look.guess
         mine, others = look.at(self.probed_on), look.at(self.scored_on)
         num_classes = int(max(mine.labels.max(), others.labels.max())) + 1
         if num_classes > mine.logits.shape[1]:
@@ -215,12 +241,16 @@ class _Looking(AnyCallback):
             )
         says = fit_linear(mine.features, mine.labels, num_classes=num_classes, penalty=PROBE_PENALTY)
         self.probed = says(others.features).argmax(1) == others.labels
-        if self.question.source is not None:
-            chosen = mine.features[some(list(range(len(mine.features))), TARGET_IMAGES)]
+        source = self.question.source
+        if source is not None:
+            chosen = some(list(range(len(mine.features))), TARGET_IMAGES)
             # its augmentation would move the state that training draws from
-            with seeded(self.question.source.seed, 0):
-                theirs, extent = look.of_source(self.question.source, like=mine.images)
-            self.gap, self.pixels = domain_gap(chosen, theirs), pixel_hint(mine.extent, extent)
+            with seeded(source.seed, 0):
+                theirs, extent = look.of_source(source, like=mine.images)
+            features = look.by_forward(source, self.probed_on) if callable(source.forward) else mine.features
+            groups = None if self.groups is None else [self.groups[place] for place in chosen]
+            self.gap = domain_gap(features[chosen], theirs, target_groups=groups)
+            self.pixels = pixel_hint(mine.extent, extent)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Show how far it is."""
@@ -251,8 +281,10 @@ class _Look:
         self.head = find_head(module, question.head, probe=probe)
         path = entry_of(module, self.head)
         self.entry: Callable[[Tensor], Any] = module.get_submodule(path)
+        self.guess = f"through {path!r}" if path else ""
         if path and path != self.head.network_path:  # it ends in front of the head
             self.entry = nn.Sequential(self.entry, self.head.module)
+            self.guess += f" and {self.head.path!r}"
 
     def at(self, loader: DataLoader[Any]) -> _Seen:
         """What is seen of all images of a loader."""
@@ -284,6 +316,12 @@ class _Look:
             parts.append(self._run(own or self.entry, images, gives_features=own is not None)[0])
             extent.see(images)
         return torch.cat(parts), extent
+
+    def by_forward(self, source: SourceTask, loader: DataLoader[Any]) -> Tensor:
+        """Features of the target's images, run as the source's are, which a measured weight does too."""
+        assert callable(source.forward)  # else images are run as the module runs them
+        run = partial(source.forward, self.module)
+        return torch.cat([self._run(run, self._read(batch)[0], gives_features=True)[0] for batch in loader])
 
     def _try(self, loader: DataLoader[Any]) -> None:
         """Run an image."""

@@ -29,6 +29,7 @@ from lightning_transfer.source.gap import (
 )
 from lightning_transfer.source.reading import Samples, readable
 from lightning_transfer.source.stream import collate, seeded
+from lightning_transfer.splitting import groups_of
 
 if TYPE_CHECKING:
     from lightning_transfer.glue.source_term import SourceTerm
@@ -59,10 +60,13 @@ class _Side:
     collate: Callable[[Samples], Any]
     forgives: bool = False
 
-    def batches(self, size: int) -> Iterator[Any]:
-        """Images drawn from the dataset, with the random state that is current."""
+    def draw(self) -> list[int]:
+        """Indices, drawn with the random state that is current."""
         check_random_access(self.dataset, self.name)
-        drawn = torch.randperm(len(self.dataset))[: self.most].tolist()
+        return torch.randperm(len(self.dataset))[: self.most].tolist()
+
+    def batches(self, drawn: list[int], size: int) -> Iterator[Any]:
+        """Images, a batch at a time."""
         some = readable(self.dataset, drawn, of=self.name, size=size, workers=self.workers, forgives=self.forgives)
         yield from map(self.collate, some)
 
@@ -79,7 +83,7 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
             like = None if callable(term.source.forward) else mine.images  # which may bring both to one size
             theirs = _features(term, module, source, like=like)
             step(SOURCE_IMAGES)
-        gap = domain_gap(mine.features, theirs.features)
+        gap = domain_gap(mine.features, theirs.features, target_groups=mine.groups)
         then = "kept" if is_near(gap) else "left out"
         scale = f"(.5 near, {NEAR} too far, 1 far)"
         says = f"Domain gap {gap:.2f}, by {len(mine.features)} target images {scale}: the source is {then}."
@@ -134,9 +138,10 @@ def _plainly(name: str) -> Callable[[Samples], Any]:
 
 
 class _Seen(NamedTuple):
-    """What was seen of a side: (n, D) features, the last images, and how far pixels run."""
+    """What was seen of a side: (n, D) features, what images belong to, the last of them, and how far pixels run."""
 
     features: Tensor
+    groups: list[Any] | None
     images: Tensor
     extent: Extent
 
@@ -148,14 +153,16 @@ def _features(term: "SourceTerm", module: Any, side: _Side, *, like: Tensor | No
     """
     found, extent = [], Extent()
     with seeded(term.source.seed, 0):
-        for batch in side.batches(term.drawing.batch_size(module.trainer)):
+        drawn = side.draw()
+        for batch in side.batches(drawn, term.drawing.batch_size(module.trainer)):
             with looking(module.trainer):
                 images = _images(term, to_device(module.trainer, batch, hooks=side.hooks), side.name)
             if like is not None:
                 check_alike(like, images)
             found.append(term.features(module, images).float().flatten(1).cpu())
             extent.see(images)
-    return _Seen(torch.cat(found), images, extent)
+    groups = groups_of(side.dataset) if side.name == "target" else None
+    return _Seen(torch.cat(found), groups and [groups[index] for index in drawn], images, extent)
 
 
 def _images(term: "SourceTerm", batch: Any, name: str) -> Tensor:

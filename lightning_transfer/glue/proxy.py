@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import AnyCallback
-from lightning_transfer.glue.trainer import looking, to_device
+from lightning_transfer.glue.trainer import looking, served, to_device
 from lightning_transfer.source.stream import seeded
 from lightning_transfer.splitting import groups_of, labels_of
 
@@ -29,6 +29,7 @@ QUIET = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
+EVEN = (RandomSampler, SequentialSampler, SubsetRandomSampler, DistributedSampler)
 ACCELERATORS = {"cuda": "gpu"}  # a device's name, where Lightning's is another
 
 
@@ -95,7 +96,7 @@ def check_loader(loader: Any) -> None:
             f"A part of the training images is to be held out, and the train loader, a {found}, cannot be split. Give "
             "a DataLoader with batch_size= of a dataset with a length."
         )
-    if not isinstance(loader.sampler, RandomSampler | SequentialSampler | DistributedSampler):
+    if not isinstance(loader.sampler, EVEN):
         warnings.warn(
             f"Trials are trained on images drawn evenly, not by the loader's {type(loader.sampler).__name__}.",
             stacklevel=2,
@@ -106,7 +107,7 @@ def part_of(loader: Any, indices: Sequence[int], *, dataset: Any = None) -> Data
     """A loader of some of the images; of those of another dataset, in order, where one is given."""
     leaves_one = len(indices) % loader.batch_size == 1  # which BatchNorm cannot train on, and no fault of the user's
     return DataLoader(
-        Subset(loader.dataset if dataset is None else dataset, indices),
+        Subset(served(loader) if dataset is None else dataset, indices),
         batch_size=loader.batch_size,
         shuffle=dataset is None and not isinstance(loader.sampler, SequentialSampler),
         drop_last=dataset is None and (loader.drop_last or leaves_one) and len(indices) >= loader.batch_size,
@@ -170,9 +171,10 @@ class Trials:
     ) -> None:
         check_loader(loader)
         self.loader, self.make, self.options, self.datamodule = loader, make, options, datamodule
-        self.clean: Any = loader.dataset if unaugmented is None else unaugmented
+        self.dataset = served(loader)
+        self.clean: Any = self.dataset if unaugmented is None else served(loader, unaugmented)
         with seeded(0, 0):  # images may have to be loaded, and augmented at random
-            self.labels, self.groups = labels_of(loader.dataset), groups_of(loader.dataset)
+            self.labels, self.groups = labels_of(self.dataset), groups_of(self.dataset)
         if len(self.clean) != len(self.labels):
             raise TransferConfigError(
                 f"unaugmented has {len(self.clean)} images, the training data {len(self.labels)}; give the same, in "

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.progress import Progress, Step, no_progress, rich_progress, tqdm_progress
@@ -180,6 +180,19 @@ def log(trainer: Any, values: dict[str, Tensor]) -> None:
     trainer._logger_connector.log_metrics(values)  # private: all loggers, at the Trainer's own step number
 
 
+def served(loader: DataLoader[Any], dataset: Any = None) -> Any:
+    """Of a loader's dataset, or of another with as many images, those that it serves.
+
+    The others of a loader that draws from a list of indices may be somebody's validation images.
+    """
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # private: shared out by Lightning
+    indices: Any = getattr(sampler, "indices", None)
+    found: Any = loader.dataset if dataset is None else dataset
+    is_whole = indices is None or len(found) != len(loader.dataset)  # type: ignore[arg-type]
+    return found if is_whole else Subset(found, [int(index) for index in indices])
+
+
 def target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:
     """The target's training images.
 
@@ -194,7 +207,8 @@ def target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:
             f"The train loader, a {type(loader).__name__}, does not tell its dataset. Pass target=, where the "
             "callback takes it: the target's training images without augmentation."
         )
-    return loader.dataset
+    dataset: Dataset[Any] = served(loader)
+    return dataset
 
 
 def train_batch_size(trainer: Any) -> int:

@@ -1,7 +1,9 @@
 """How far a target lies from a source: how well frozen features tell images of the one from the other (ours)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,9 @@ NEAR = 0.8  # a source loss has helped up to .86 and hurt from .81 on: see examp
 TARGET_IMAGES, SOURCE_IMAGES = 200, 1000  # at most: the more there are to learn from, the better they are told apart
 
 
-def domain_gap(target_features: Tensor, source_features: Tensor) -> float:
+def domain_gap(
+    target_features: Tensor, source_features: Tensor, *, target_groups: Sequence[Any] | None = None
+) -> float:
     """How well target images can be told from source images.
 
     The balanced accuracy, cross-validated in five folds, of a logistic regression on standardised features: about one
@@ -26,12 +30,15 @@ def domain_gap(target_features: Tensor, source_features: Tensor) -> float:
     Args:
         target_features: (n, D), of a frozen network.
         source_features: (m, D), of the same network.
+        target_groups: (n,) what each target image belongs to, a patient or a track, say: images of one group are alike
+            for that alone, so a fold has all of it or nothing.
 
     Returns:
         A number from 0 to 1; the same images in another order may change it slightly.
 
     Raises:
-        TransferConfigError: there are fewer images than folds, or the features do not fit together.
+        TransferConfigError: there are fewer images than folds, the features do not fit together, or all of the target
+            is one group.
 
     Example:
         >>> features = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
@@ -48,15 +55,24 @@ def domain_gap(target_features: Tensor, source_features: Tensor) -> float:
             f"{len(target_features)} target and {len(source_features)} source images; a gap is told from {FOLDS} of "
             "each at least."
         )
+    groups = list(range(len(target_features))) if target_groups is None else list(target_groups)
+    number = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    if len(groups) != len(target_features) or len(number) < 2:
+        raise TransferConfigError(
+            f"{len(target_features)} target images of {len(number)} groups, {len(groups)} of them named; expected one "
+            "name an image, and two groups at least, or how alike a group's images are is told in place of the target."
+        )
     random = torch.Generator().manual_seed(0)
     features = torch.cat([target_features, source_features]).double().cpu()
     if not bool(torch.isfinite(features).all()):
         raise TransferConfigError("Some features are not finite, so nothing can be told by them.")
     sizes = len(target_features), len(source_features)
     labels = torch.tensor([1, 0]).repeat_interleave(torch.tensor(sizes))
-    folds = torch.cat([torch.randperm(size, generator=random) % FOLDS for size in sizes])
+    num_folds = min(FOLDS, len(number))
+    mine, theirs = (torch.randperm(size, generator=random) % num_folds for size in (len(number), len(source_features)))
+    folds = torch.cat([mine[[number[group] for group in groups]], theirs])
     right = torch.zeros(len(labels), dtype=torch.bool)
-    for fold in range(FOLDS):
+    for fold in range(num_folds):
         out = folds == fold
         says = fit_linear(features[~out], labels[~out], num_classes=2, penalty=PENALTY, is_balanced=True)
         right[out] = says(features[out]).argmax(1) == labels[out]

@@ -51,7 +51,8 @@ class SourceTask:
         loss: mean loss of (logits, labels).
         forward: "separate" runs source images in a pass of their own; "joint" appends them to the target's, so that
             one pass serves both; a function of (module, images) runs modules whose forward does not end in the head:
-            it either reaches the head or returns the features.
+            it either reaches the head or returns the features. What looks at the target beside training, a measured
+            weight, a selection, advice, runs its images so too.
         batchnorm: "protect" keeps BatchNorm's running statistics the target's; "update" lets separate source passes
             move them. A joint pass always sees both domains.
         num_workers: loader workers for source images.

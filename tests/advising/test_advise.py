@@ -3,14 +3,17 @@
 import copy
 import math
 import random
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from lightning.pytorch import LightningDataModule
+from scipy import stats
 from sklearn.linear_model import LogisticRegression
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import lightning_transfer as lt
 from lightning_transfer.advising import measuring
@@ -41,6 +44,31 @@ def test_every_image_is_held_out_once_and_groups_stay_together():
     )
     plain = fold(labels, None)
     assert [[labels[index] for index in fold].count(0) for fold in plain] == [5, 5, 5, 5]
+
+
+@pytest.mark.parametrize("shots", [1, 2, 3])
+@pytest.mark.parametrize("num_classes", [8, 10])
+def test_few_images_of_a_class_can_be_held_out(shots, num_classes):
+    labels = [label for label in range(num_classes) for _ in range(shots)]
+    folds = fold(labels, None)
+    assert sorted(index for part in folds for index in part) == list(range(len(labels)))
+    assert max(map(len, folds)) - min(map(len, folds)) <= num_classes // 4
+    assert all(len({labels[index] for index in part}) == len(part) for part in folds)  # else a class has none to learn
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3, 3), (40, 2, 2, 2), (9, 7, 3, 2, 1), (5, 5)])
+def test_groups_of_any_sizes_can_be_held_out(sizes):
+    groups = [group for group, size in enumerate(sizes) for _ in range(size)]
+    folds = fold([index % 2 for index in range(len(groups))], groups)
+    assert len(folds) == min(4, len(sizes))
+    assert sum(len({groups[index] for index in part}) for part in folds) == len(sizes)
+
+
+def test_a_small_group_beside_a_large_one_may_not_be_drawn_and_then_more_is_scored(monkeypatch):
+    monkeypatch.setattr(measuring, "MOST", 300)
+    groups = [index // 900 for index in range(3600)] + [4, 5]
+    folds = fold([index % 2 for index in range(3602)], groups)
+    assert len({groups[index] for part in folds for index in measuring.some(part, 300)}) > 1
 
 
 def test_a_single_large_group_is_not_all_that_is_scored():
@@ -116,7 +144,8 @@ def test_probe_and_fine_tuning_are_what_a_hand_written_loop_finds():
     assert found.probe == pytest.approx(np.mean(probed))
     assert found.tuned == pytest.approx(np.mean(tuned))
     apart = np.array(tuned, float) - np.array(probed, float)
-    assert found.error == pytest.approx(max(apart.std(ddof=1) / 40**0.5, 1 / 40))
+    error = max(stats.sem(apart), 1 / 40) * stats.t.ppf(0.975, 39) / 1.96
+    assert found.error == pytest.approx(error, rel=1e-3)
     assert found.distance == pytest.approx(100 * (np.mean(tuned) - np.mean(probed)))
     assert (found.images, found.classes, found.gap) == (40, 5, None)
     assert found.fewest == int(torch.bincount(labels).min())
@@ -210,8 +239,8 @@ def test_both_namespaces_and_a_module_without_forward():
 
     expected = advise(source=source()).measured
     assert advise(toys.PlToy(), source=source()).measured == expected
-    assert advise(Headless(), source=source()).measured == expected
-    assert advise(Apart(), source=source()).measured == expected
+    assert replace(advise(Headless(), source=source()).measured, guess="") == expected
+    assert replace(advise(Apart(), source=source()).measured, guess="") == expected
 
 
 def test_unaugmented_images_are_what_is_looked_at():
@@ -294,8 +323,46 @@ def test_fine_tuning_that_goes_wrong_is_named():
     assert wrong.expected == ()
     assert "most like" not in str(wrong)
     assert "Nothing is shown" not in str(wrong)
-    assert "too few steps" in str(advise(toys.LitToy(), data, steps=40))
+    assert "too few steps" in str(advise(toys.LitToy(), data, steps=10))
     assert "too few steps" not in str(advise(toys.LitToy(), data, steps=200))
+
+
+def test_a_module_without_a_forward_is_told_how_it_was_run_and_few_steps_are_named():
+    class Headless(toys.LitToy):
+        forward = pl.LightningModule.forward
+
+        def training_step(self, batch, batch_idx):
+            return torch.nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+    assert "were run through 'model'" in str(advise(Headless()))
+    assert "without a forward" not in str(advise()).lower()
+    assert "Fine-tuning had 3 steps, 300 in what it is held against" in str(advise(steps=3))
+    assert "it is held against" not in str(lt.advising.advise.Advice(seen(), "near", {"a": 1.0}, True, ()))
+
+
+def test_only_what_a_loader_serves_is_looked_at():
+    data = toys.Recorder(toys.images(60, toys.TARGET_CLASSES, seed=5))
+    served = list(range(0, 60, 3))
+    loader = DataLoader(data, batch_size=4, sampler=SubsetRandomSampler(served))
+    found = advise(data=loader).measured
+    assert (found.images, found.scored) == (20, 20)
+    assert {*data.loaded} == {*served}
+    clean = toys.Recorder(data.dataset)
+    advise(data=loader, unaugmented=clean)
+    assert {*clean.loaded} == {*served}
+
+
+def test_a_forward_of_the_source_runs_target_images_too():
+    images, labels = toys.source_data().tensors
+    far = lt.SourceTask(
+        TensorDataset(images * 40, labels), num_classes=7, forward=lambda module, images: module.model(images / 40)
+    )
+    loader = DataLoader(toys.images(60, toys.TARGET_CLASSES, seed=5), batch_size=20)
+    callback = lt.SoftFinetuning(far)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", lt.NoEffectWarning)
+        toys.fit(toys.LitToy(), [callback], loader=loader)
+    assert advise(data=loader, source=far).measured.gap == pytest.approx(callback.part.gap, abs=0.15)
 
 
 def test_what_is_not_right_is_refused_by_name():
@@ -397,20 +464,35 @@ def test_a_difference_that_never_varies_is_no_certainty():
     data = TensorDataset(20 * marks, torch.arange(24) % 2)  # told apart by anything
     seen = advise(data=DataLoader(data, batch_size=4), steps=40).measured
     assert seen.probe == seen.tuned == 1.0
-    assert seen.error == pytest.approx(1 / 24)
+    assert seen.error == pytest.approx(stats.t.ppf(0.975, 23) / 1.96 / 24, rel=1e-3)
 
 
-def test_images_of_one_group_stand_for_one():
-    class Grouped(TensorDataset):
-        groups = [index // 4 for index in range(40)]  # noqa: RUF012
+class Grouped(TensorDataset):
+    groups = [index // 4 for index in range(40)]  # noqa: RUF012
 
+
+def test_images_of_one_group_stand_for_one(monkeypatch):
+    asked, folds = [], []
+    error = measuring._error
+    monkeypatch.setattr(measuring, "_error", lambda apart, groups: asked.append(groups) or error(apart, groups))
+    monkeypatch.setattr(measuring, "fold", lambda *args: folds.append(fold(*args)) or folds[-1])
     single = toys.images(40, toys.TARGET_CLASSES, seed=5)
     found = advise(data=DataLoader(Grouped(*single.tensors), batch_size=8), steps=9).measured
     assert found.scored == 40
+    assert asked == [[index // 4 for part in folds[0] for index in part]]
+    assert sum(len({index // 4 for index in part}) for part in folds[0]) == 10
     apart, groups = torch.tensor([1.0, 1.0, 0.0, 0.0, -1.0, 0.0]), [0, 0, 1, 1, 2, 2]
     by_group = [1.0 + 1.0 - 2 / 6, -2 / 6, -1.0 - 2 / 6]
     expected = (sum(value**2 for value in by_group) * 3 / 2) ** 0.5 / 6
-    assert measuring._error(apart.double(), groups) == pytest.approx(expected)
+    assert error(apart.double(), groups) == pytest.approx(expected * stats.t.ppf(0.975, 2) / 1.96, rel=1e-3)
+
+
+def test_few_groups_of_images_that_have_nothing_to_tell_have_an_interval_that_holds():
+    random, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        apart = torch.from_numpy(100 * random.normal(size=4)).repeat_interleave(5)
+        held += abs(apart.mean()) < 1.96 * measuring._error(apart, [place // 5 for place in range(20)])
+    assert 0.92 < held / 400 < 0.98
 
 
 def test_a_head_by_name_only_is_not_taken_for_the_classifier():
@@ -443,7 +525,7 @@ def test_images_to_score_are_drawn_from_all_classes(monkeypatch):
             return super().forward(images)
 
     found = advise(Scored(), DataLoader(TensorDataset(pixels[order], labels[order]), batch_size=16), steps=1).measured
-    assert found.scored == 30
+    assert found.scored == 40
     assert len({labels[(pixels == image).all((1, 2, 3))].item() for image in torch.cat(seen)}) == 5
 
 

@@ -12,6 +12,7 @@ from scipy import stats
 from lightning_transfer.advising import evidence
 from lightning_transfer.advising.evidence import Expected, Setting, expect, known_settings, weigh
 from lightning_transfer.advising.measuring import Measured
+from lightning_transfer.advising.student import quantile
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "examples/benchmarks"
 
@@ -76,10 +77,19 @@ def test_what_settings_differ_by_widens_the_interval():
         unlike += ((gaps[one] - gaps[other]) / 0.05) ** 2
     apart = ((gaps - 0.61) / 0.05) ** 2
     shares = np.exp(-apart / 2) / np.exp(-apart / 2).sum()
-    variance = ((shares * errors) ** 2).sum() + surplus / unlike * (shares * apart).sum()
+    may_be = apart + (2 / 10) ** 2  # what was measured has an error of two points
+    variance = ((shares * errors) ** 2).sum() + surplus / unlike * (shares * may_be).sum()
     assert evidence.spread(settings, "soft") == pytest.approx(surplus / unlike)
     assert found.points == pytest.approx(shares @ means)
-    assert found.interval == pytest.approx(evidence._quantile(2) * variance**0.5)
+    assert found.interval == pytest.approx(stats.t.ppf(0.975, 2) * variance**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("vague", [{"error": 0.3}, {"gap": None}])
+def test_the_less_is_known_of_a_target_the_wider_the_interval(vague):
+    runs = {0.60: [1.0, 2.0, 3.0], 0.65: [-4.0, -2.0, 0.0], 0.70: [0.0, 0.5, 1.0]}
+    settings = [setting(str(gap), gap=gap, distance=100 * gap - 60, soft=values) for gap, values in runs.items()]
+    sure, unsure = (expect(measured(**{"gap": 0.65, **more}), settings, ["soft"])[0] for more in ({}, vague))
+    assert unsure.interval > sure.interval
 
 
 def test_where_a_method_has_one_setting_others_tell_by_how_much_settings_differ():
@@ -90,7 +100,7 @@ def test_where_a_method_has_one_setting_others_tell_by_how_much_settings_differ(
     assert evidence.spread(settings, "soft") == pytest.approx(0.5**2, rel=0.05)  # a step of the gap is .05
     (found,) = expect(measured(gap=0.67), settings, ["selective", "none"])[-1:]
     alone = expect(measured(gap=0.67), settings[3:], ["selective"])[0]
-    assert alone.interval == pytest.approx(evidence._quantile(1) * stats.sem([1.0, 1.2]))
+    assert alone.interval == pytest.approx(stats.t.ppf(0.975, 1) * stats.sem([1.0, 1.2]), rel=1e-3)
     both = [each for each in expect(measured(gap=0.67), settings, ["selective", "soft"]) if each.method == "selective"]
     assert both[0].interval > alone.interval == found.interval
     same = [setting(str(gap), gap=gap, soft=[1.0, 3.0]) for gap in gaps]
@@ -131,9 +141,9 @@ def test_a_measured_weight_is_the_method_near_and_nothing_far():
     assert far["soft"].points < -2
 
 
-@pytest.mark.parametrize("freedom", [4, 9, 14, 100])
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 14, 100])
 def test_quantiles_are_students(freedom):
-    assert evidence._quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=3e-3)
+    assert quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=3e-3)
 
 
 def test_best_first_and_places():

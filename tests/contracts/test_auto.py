@@ -1,11 +1,12 @@
 """A weight that is measured: near the source it is kept, far from it the run is plain fine-tuning."""
 
 import re
+import warnings
 from contextlib import nullcontext
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import lightning_transfer as lt
 from lightning_transfer.functional import domain_gap
@@ -340,3 +341,33 @@ def test_a_step_that_asks_for_no_joint_loss_is_said_to_have_no_effect():
     with pytest.warns(lt.NoEffectWarning, match=r"Forgetful.training_step did not call self.joint_loss") as said:
         fit(Forgetful(), loader=shuffled(near_data()), max_steps=3)
     assert len([each for each in said if each.category is lt.NoEffectWarning]) == 1
+
+
+class Grouped(TensorDataset):
+    """Ten patients, say, each of whose images are alike."""
+
+    groups = torch.arange(10).repeat_interleave(12)
+
+
+def test_groups_of_the_target_stay_together_where_the_gap_is_measured():
+    places = torch.randn(10, 3, 6, 6, generator=torch.Generator().manual_seed(4)).repeat_interleave(12, 0)
+    given = places, torch.arange(120) % toys.TARGET_CLASSES
+    callbacks = [lt.SoftFinetuning(source()) for _ in range(2)]
+    for callback, kind in zip(callbacks, (TensorDataset, Grouped), strict=True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", lt.NoEffectWarning)
+            fit(LitToy(), [callback], loader=DataLoader(kind(*given), batch_size=4))
+    plain, grouped = (callback.part.gap for callback in callbacks)
+    assert grouped < plain - 0.03
+
+
+@pytest.mark.parametrize("wrap", [list, torch.tensor])
+@pytest.mark.filterwarnings("ignore::lightning_transfer.errors.NoEffectWarning")
+def test_only_images_that_the_loader_serves_are_looked_at(wrap):
+    recorder = Recorder(near_data())
+    loader = DataLoader(recorder, batch_size=4, sampler=SubsetRandomSampler(wrap(list(range(0, 60, 3)))))
+    fit(LitToy(), [lt.SoftFinetuning(source())], loader=loader)
+    assert {*map(int, recorder.loaded)} == {*range(0, 60, 3)}
+    recorder.loaded.clear()
+    fit(LitToy(), [lt.SelectiveJointFinetuning(source(), neighbors=borrowed(every=1))], loader=loader)
+    assert {*map(int, recorder.loaded)} == {*range(0, 60, 3)}

@@ -42,6 +42,18 @@ def test_near_is_a_half_and_far_is_one():
     assert domain_gap(target + 1000, source) == 1.0
 
 
+def test_images_of_a_group_that_are_alike_for_that_alone_are_no_gap():
+    random = np.random.default_rng(0)
+    places = random.normal(size=(20, 128)).repeat(10, 0)
+    target = torch.from_numpy(places + 0.1 * random.normal(size=(200, 128)))
+    source, groups = torch.from_numpy(random.normal(size=(1000, 128))), np.arange(20).repeat(10)
+    assert domain_gap(target, source) > 0.9
+    assert domain_gap(target, source, target_groups=groups) < 0.65
+    assert domain_gap(target + 9, source, target_groups=groups) > 0.95
+    alone = [domain_gap(target, source, target_groups=given) for given in (None, range(200))]
+    assert alone[0] == alone[1]
+
+
 def test_random_state_is_left_alone_and_gradients_may_be_off():
     before = torch.get_rng_state()
     with torch.no_grad():
@@ -55,5 +67,8 @@ def test_what_cannot_be_told_apart_is_refused():
         domain_gap(torch.rand(4, 2), torch.rand(9, 2))
     with pytest.raises(lt.TransferConfigError, match="of one network"):
         domain_gap(torch.rand(9, 2), torch.rand(9, 3))
+    for groups in ([0] * 9, range(8)):
+        with pytest.raises(lt.TransferConfigError, match="expected one name an image, and two groups at least"):
+            domain_gap(torch.rand(9, 2), torch.rand(9, 2), target_groups=groups)
     with pytest.raises(lt.TransferConfigError, match="not finite"):
         domain_gap(torch.full((9, 2), float("nan")), torch.rand(9, 2))

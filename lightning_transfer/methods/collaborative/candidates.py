@@ -67,7 +67,7 @@ class Candidates:
         with seeded(search.seed, 0):
             self.networks = {name: loaded(source) for name, source in named(using.sources).items()}
             self._check_batch(next(iter(self.rest())))
-            seen = [_fingerprint(dataset) for dataset in (loader.dataset, trials.clean)]
+            seen = [_fingerprint(dataset) for dataset in (trials.dataset, trials.clean)]
         twin = copy.deepcopy(module)
         apply_collaborative(twin, self.networks, model=using.model)
         found = find_ensemble(twin)
