@@ -57,15 +57,14 @@ def table(capitals: Any, small: Any, seed: int, steps: Path) -> dict[Layers, flo
     search = lt.LayerSearch(proxy_epochs=3, validation=0.5)
     candidates = Candidates(search, module, using, trials_of(module, loader, options, unaugmented=None))
     known = json.loads(steps.read_text()) if steps.exists() else {}
+    scores = {}
     for layers in itertools.product(*(range(number + 1) for number in candidates.most.values())):
         key = f"{seed}: {layers}"
         if key not in known:
             known[key] = candidates.evaluate(layers).accuracy
             steps.write_text(json.dumps(known))
-    return {
-        layers: known[f"{seed}: {layers}"]
-        for layers in itertools.product(*(range(number + 1) for number in candidates.most.values()))
-    }
+        scores[layers] = known[key]
+    return scores
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

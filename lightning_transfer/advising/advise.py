@@ -148,7 +148,8 @@ def advise(
 
     Args:
         module: the LightningModule that is to be trained, with its pretrained network.
-        data: its DataModule, or its train loader.
+        data: its DataModule, or its train loader. Images of one group, where the dataset has a list `groups`, stay
+            together.
         source: what the network was pretrained on, where it is at hand.
         unaugmented: the training images without augmentation; those of the loader where left out.
         steps: of each of at most four trainings; a schedule that is laid out over epochs is over when they are.
