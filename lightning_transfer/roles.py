@@ -202,9 +202,9 @@ def _ambiguous(module: nn.Module, candidates: list[str], *, likely: str) -> Tran
             f"No classifier found in {type(module).__name__}, which has: {children}. Expected a network "
             "that ends in a Linear layer, one row an image; detectors and per-pixel heads are not supported."
         )
-    return TransferConfigError(
-        f"The head of {type(module).__name__} is ambiguous: {', '.join(candidates)}. Pass one: head={likely!r}."
-    )
+    several = f"ambiguous: {', '.join(candidates)}. Pass one"
+    found = several if len(candidates) > 1 else f"not sure to be {candidates[0]!r}. Pass it"
+    return TransferConfigError(f"The head of {type(module).__name__} is {found}: head={likely!r}.")
 
 
 def find_network(module: nn.Module, backbone: str = "auto", *, argument: str = "backbone") -> tuple[str, nn.Module]:

@@ -27,25 +27,32 @@ def labels_of(dataset: Dataset[Any]) -> list[int]:
 
 
 def groups_of(dataset: Any) -> list[Any] | None:
-    """What each image belongs to, as `dataset.groups` says; None where it does not.
+    """What each image belongs to, as `dataset.groups` says, or that of the parts it is made of; None where none does.
+
+    The same name in two parts of a `ConcatDataset` is one group.
 
     Raises:
-        TransferConfigError: there are more or fewer than images.
+        TransferConfigError: it is no list, or names more or fewer than images.
     """
-    if isinstance(dataset, Subset):
+    groups = getattr(dataset, "groups", None)
+    if groups is None and isinstance(dataset, Subset):
         inner = groups_of(dataset.dataset)
         return None if inner is None else [inner[index] for index in dataset.indices]
-    if isinstance(dataset, ConcatDataset):  # of a part that names no groups each image is one
+    if groups is None and isinstance(dataset, ConcatDataset):
+        parts = [groups_of(part) for part in dataset.datasets]
         sizes = np.diff([0, *dataset.cumulative_sizes])
-        parts = [(groups_of(part), range(size)) for part, size in zip(dataset.datasets, sizes, strict=True)]
-        inside = [(number, group) for number, (named, each) in enumerate(parts) for group in named or each]
-        return inside if any(named for named, _ in parts) else None
-    groups = getattr(dataset, "groups", None)
-    if groups is not None and len(groups) != len(dataset):
+        alone = [[(number, index) for index in range(size)] for number, size in enumerate(sizes)]  # each its own
+        named = [each if part is None else part for part, each in zip(parts, alone, strict=True)]
+        return None if all(part is None for part in parts) else [group for each in named for group in each]
+    if groups is None:
+        return None
+    names = getattr(groups, "tolist", lambda: groups)()  # of a tensor, whose numbers are objects of their own
+    if not isinstance(names, Sequence) or len(names) != len(dataset):
+        found = f"names {len(names)} groups" if isinstance(names, Sequence) else f"is a {type(groups).__name__}"
         raise TransferConfigError(
-            f"{type(dataset).__name__}.groups names {len(groups)} groups for {len(dataset)} images; give one for each."
+            f"{type(dataset).__name__}.groups {found} for {len(dataset)} images; give a list with one for each."
         )
-    return None if groups is None else [*getattr(groups, "tolist", lambda: groups)()]  # a tensor's numbers are objects
+    return [*names]
 
 
 def _class_number(sample: Any, dataset: Any, index: int) -> int:

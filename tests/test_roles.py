@@ -125,7 +125,7 @@ def test_parts_of_ours_are_no_candidates():
 
 def test_a_probe_that_fails_tells_nothing():
     module = wrapped(a=nn.Linear(2, 2))
-    with pytest.raises(lt.TransferConfigError, match="ambiguous: a"):
+    with pytest.raises(lt.TransferConfigError, match="not sure to be 'a'"):
         find_head(module, probe=lambda: module(1))
 
 

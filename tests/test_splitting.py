@@ -50,11 +50,19 @@ def test_groups_follow_a_subset_and_are_one_for_each_image():
     assert groups_of(torch.utils.data.Subset(data, [5, 0])) == ["c", "a"]
     assert groups_of(toys.target_data()) is None
     both = torch.utils.data.ConcatDataset([data, toys.target_data(), data])
-    assert groups_of(both)[:7] == [*((0, group) for group in "aabbcc"), (1, 0)]
-    assert len({*groups_of(both)}) == 3 + 24 + 3
+    assert groups_of(both)[:7] == [*"aabbcc", (1, 0)]
+    assert len({*groups_of(both)}) == 3 + 24
     assert groups_of(torch.utils.data.ConcatDataset([toys.target_data()] * 2)) is None
     Grouped.groups = torch.tensor([0, 0, 1, 1, 2, 2])
     assert groups_of(data) == [0, 0, 1, 1, 2, 2]
+    both.groups = ["x"] * 36
+    assert groups_of(both) == ["x"] * 36  # its own come first
+    subset = torch.utils.data.Subset(data, [5, 0])
+    subset.groups = ["y", "z"]
+    assert groups_of(subset) == ["y", "z"]
+    Grouped.groups = dict(enumerate("aabbcc"))
+    with pytest.raises(lt.TransferConfigError, match=r"Grouped.groups is a dict for 6 images; give a list"):
+        groups_of(data)
     Grouped.groups = "ab"
     with pytest.raises(lt.TransferConfigError, match="names 2 groups for 6 images"):
         groups_of(data)

@@ -104,16 +104,18 @@ class Advice:
         if not self.is_known:
             known = "Nothing in the benchmarks is much like it, so nothing is expected of any method."
         is_close = seen.gap is None or is_near(seen.gap)
+        of_none = f"not measured ({seen.remark or 'pass source='})"
+        of = "" if seen.groups is None else f" of {seen.groups} groups"
         guess = f"Without a forward of the module's, images were run {seen.guess}: write one if your step does more."
         length = (
             f"Fine-tuning had {seen.steps} steps, {STEPS} in what it is held against: with few a target looks near."
         )
         return [
-            f"{seen.images} labelled images, {seen.classes} classes, {seen.fewest} of the rarest.",
+            f"{seen.images} labelled images{of}, {seen.classes} classes, {seen.fewest} of the rarest.",
             f"Linear probe {seen.probe:.1%}, fine-tuning {seen.tuned:.1%}: {seen.distance:+.1f} +- "
             f"{196 * seen.error:.1f} points, on {seen.scored} images that were held out in turns.",
-            f"Domain gap: {'not measured (pass source=)' if seen.gap is None else _of_gap(seen.gap)}.",
-            *([] if is_close else [seen.pixels]),
+            f"Domain gap: {of_none if seen.gap is None else _of_gap(seen.gap)}.",
+            *([] if is_close else [seen.remark]),
             *([guess] if seen.guess else []),
             *([length] if seen.steps < STEPS else []),
             says,

@@ -52,9 +52,10 @@ class Measured:
         error: standard error of their difference, which is paired; images of one group stand for one. Where there are
             few it is so much larger that 1.96 of it are half of Student's 95 % interval all the same.
         gap: the domain gap to the source; None without one.
-        pixels: the least and the largest of both sides, where the gap was measured.
+        remark: what else may be behind a wide gap, or why none could be measured.
         guess: how images were run, where the module does not say.
         steps: of each training.
+        groups: that images belong to, where the dataset says so.
     """
 
     images: int
@@ -65,9 +66,10 @@ class Measured:
     tuned: float
     error: float
     gap: float | None
-    pixels: str = ""
+    remark: str = ""
     guess: str = ""
     steps: int = STEPS
+    groups: int | None = None
 
     @property
     def distance(self) -> float:
@@ -154,9 +156,10 @@ def measure(module: Any, data: Any, question: Question, *, progress: Progress) -
         tuned=float(tuned.mean()),
         error=_error(tuned - probe, scored if trials.groups is None else [trials.groups[index] for index in scored]),
         gap=found[0].gap,
-        pixels=found[0].pixels,
+        remark=found[0].remark,
         guess=found[0].guess,
         steps=question.steps,
+        groups=None if trials.groups is None else len({*trials.groups}),
     )
 
 
@@ -216,7 +219,7 @@ class _Looking(AnyCallback):
     """Scores a linear probe before the first step, and the network behind the last."""
 
     gap: float | None = None
-    pixels = ""
+    remark = ""
 
     def __init__(
         self,
@@ -249,8 +252,11 @@ class _Looking(AnyCallback):
                 theirs, extent = look.of_source(source, like=mine.images)
             features = look.by_forward(source, self.probed_on) if callable(source.forward) else mine.features
             groups = None if self.groups is None else [self.groups[place] for place in chosen]
-            self.gap = domain_gap(features[chosen], theirs, target_groups=groups)
-            self.pixels = pixel_hint(mine.extent, extent)
+            self.remark = pixel_hint(mine.extent, extent)
+            if groups is not None and len({*groups}) < 2:
+                self.remark = "beside those held out, all images are of one group"
+            else:
+                self.gap = domain_gap(features[chosen], theirs, target_groups=groups)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Show how far it is."""

@@ -86,7 +86,8 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
         gap = domain_gap(mine.features, theirs.features, target_groups=mine.groups)
         then = "kept" if is_near(gap) else "left out"
         scale = f"(.5 near, {NEAR} too far, 1 far)"
-        says = f"Domain gap {gap:.2f}, by {len(mine.features)} target images {scale}: the source is {then}."
+        of = "" if mine.groups is None else f" of {len({*mine.groups})} groups"
+        says = f"Domain gap {gap:.2f}, by {len(mine.features)} target images{of} {scale}: the source is {then}."
         say(trainer, says)
         if not is_near(gap):
             warnings.warn(

@@ -145,8 +145,9 @@ class SourceTerm(TransferPart):
                 "weight would jump. Keep the length, or from the start lay it out in steps: Schedule(until_steps=...)."
             )
         self._num_steps = num_steps
-        if self.is_left_out:
-            say(trainer, f"Domain gap {self.gap:.2f} when this run began: it goes on without the source.")
+        if self.gap is not None:
+            goes_on = "without" if self.is_left_out else "with"
+            say(trainer, f"Domain gap {self.gap:.2f} when this run began: it goes on {goes_on} the source.")
         if self.chooser is not None and (self.weight.start or self.weight.end):
             self.chooser.check(trainer)
         if not optimizers.trains_any(trainer, trains_before(trainer.lightning_module, self.head_path)):

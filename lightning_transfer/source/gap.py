@@ -57,10 +57,12 @@ def domain_gap(
         )
     groups = list(range(len(target_features))) if target_groups is None else list(target_groups)
     number = {group: place for place, group in enumerate(dict.fromkeys(groups))}
-    if len(groups) != len(target_features) or len(number) < 2:
+    if len(groups) != len(target_features):
+        raise TransferConfigError(f"{len(groups)} groups are named for {len(target_features)} target images.")
+    if len(number) < 2:
         raise TransferConfigError(
-            f"{len(target_features)} target images of {len(number)} groups, {len(groups)} of them named; expected one "
-            "name an image, and two groups at least, or how alike a group's images are is told in place of the target."
+            f"All {len(target_features)} target images are of one group ({groups[0]!r}), so how far the target lies "
+            "cannot be told from how alike a group's images are. Give two groups at least, or none."
         )
     random = torch.Generator().manual_seed(0)
     features = torch.cat([target_features, source_features]).double().cpu()

@@ -495,6 +495,15 @@ def test_few_groups_of_images_that_have_nothing_to_tell_have_an_interval_that_ho
     assert 0.92 < held / 400 < 0.98
 
 
+def test_two_groups_leave_no_gap_to_measure_and_the_page_says_so():
+    class Halves(TensorDataset):
+        groups = [index % 2 for index in range(40)]  # noqa: RUF012
+
+    page = str(advise(data=DataLoader(Halves(*toys.images(40, 5, seed=5).tensors), batch_size=8), source=source()))
+    assert "40 labelled images of 2 groups, 5 classes" in page
+    assert "Domain gap: not measured (beside those held out, all images are of one group)." in page
+
+
 def test_a_head_by_name_only_is_not_taken_for_the_classifier():
     class Hidden(toys.LitToy):
         def __init__(self):

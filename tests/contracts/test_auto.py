@@ -130,6 +130,9 @@ def test_resumed_far_from_the_source_it_says_again_that_it_goes_on_without(tmp_p
     monkeypatch.setattr("lightning_transfer.glue.source_term.say", lambda trainer, line: said.append(line))
     fit(LitToy(), [soft(far_data())], loader=loader, ckpt_path=tmp_path / "step=12.ckpt")
     assert re.match(r"Domain gap \S+ when this run began: it goes on without the source\.", said[0])
+    fit(LitToy(), [soft(), toys.SaveEveryStep(tmp_path / "near")], loader=DataLoader(near_data(), batch_size=5))
+    fit(LitToy(), [soft()], loader=DataLoader(near_data(), batch_size=5), ckpt_path=tmp_path / "near/step=12.ckpt")
+    assert "it goes on with the source." in said[-1]
 
 
 def test_it_is_logged_and_the_mixins_too():

@@ -67,8 +67,9 @@ def test_what_cannot_be_told_apart_is_refused():
         domain_gap(torch.rand(4, 2), torch.rand(9, 2))
     with pytest.raises(lt.TransferConfigError, match="of one network"):
         domain_gap(torch.rand(9, 2), torch.rand(9, 3))
-    for groups in ([0] * 9, range(8)):
-        with pytest.raises(lt.TransferConfigError, match="expected one name an image, and two groups at least"):
-            domain_gap(torch.rand(9, 2), torch.rand(9, 2), target_groups=groups)
+    with pytest.raises(lt.TransferConfigError, match=r"All 9 target images are of one group \('p'\)"):
+        domain_gap(torch.rand(9, 2), torch.rand(9, 2), target_groups="p" * 9)
+    with pytest.raises(lt.TransferConfigError, match="8 groups are named for 9 target images"):
+        domain_gap(torch.rand(9, 2), torch.rand(9, 2), target_groups=range(8))
     with pytest.raises(lt.TransferConfigError, match="not finite"):
         domain_gap(torch.full((9, 2), float("nan")), torch.rand(9, 2))
