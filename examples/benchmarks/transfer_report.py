@@ -73,6 +73,7 @@ RIVALS = (
     ("selective and gated transfer", "selective"),
 )
 COMBINED = (PLAIN, "selective", "ensemble of two", "selective and gated transfer", "two networks, each selective")
+ANNEALED = (PLAIN, "selective", "selective, annealed")
 RULED, RULES = ("soft", "joint, random source"), (0.75, 0.8, 0.85)
 
 
@@ -241,7 +242,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "combined": lambda: markdown(read("combined")),
     "combined near": lambda: markdown({**read("transfer"), "targets": ["near"], "rows": COMBINED}),
     "combined rivals": lambda: rivals({**read("transfer"), "targets": ["near"], "rows": COMBINED}),
-    "full": lambda: markdown(read("full")),
+    "full": lambda: markdown(whole(read("full"))),
+    "full near": lambda: varied({**read("full"), "targets": ["near"], "rows": ANNEALED}),
+    "full, measured": lambda: markdown(read("full-measured")),
     "shots": lambda: side_by_side("images of a class", SHOTS, shots),
     "lengths": lambda: side_by_side("steps", STEPS, steps),
     "labels": lambda: side_by_side("images of the classes", LABELS, labels),
