@@ -1,19 +1,17 @@
 """How far a target lies from what a network knows: fine-tuning against a linear probe, and the domain gap (ours)."""
 
 import copy
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
-from lightning_transfer.advising.student import quantile
+from lightning_transfer.advising.parts import FOLDS, error, fold, some, to_score
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import proxy
 from lightning_transfer.glue.base import AnyCallback
@@ -28,10 +26,7 @@ from lightning_transfer.source.stream import collate, seeded
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.tracing import evaluating, images_and_labels
 
-FOLDS = 4
 STEPS = 300  # of those that the benchmarks know
-ENOUGH = 250  # scored images, behind which no further fold is trained
-MOST = 1000  # images of the target that are scored in a fold
 MOST_PROBED = 5000  # that the probe learns from
 ADAPT = "Say where they are: advise(..., adapt=lambda batch: (batch['image'], batch['label']))."
 LOST = 10.0  # points below a linear probe, from which fine-tuning itself looks wrong
@@ -141,12 +136,12 @@ def measure(module: Any, data: Any, question: Question, *, progress: Progress) -
             probed = some(kept, MOST_PROBED)
             groups = None if trials.groups is None else [trials.groups[index] for index in probed]
             asked = question if not found else replace(question, source=None)
-            looks = _Looking(trials.held(probed), trials.held(some(out, MOST)), asked, groups, step)
+            looks = _Looking(trials.held(probed), trials.held(to_score(out)), asked, groups, step)
             trials.train(copy.deepcopy(module), kept, [looks], steps=question.steps, seed=0)
             del looks.look  # which holds its copy
             found.append(looks)
     probe, tuned = (torch.cat([getattr(each, side) for each in found]).double() for side in ("probed", "tuned"))
-    scored = [index for out in folds for index in some(out, MOST)]
+    scored = [index for out in folds for index in to_score(out)]
     return Measured(
         images=len(trials.labels),
         classes=len(counts),
@@ -154,65 +149,13 @@ def measure(module: Any, data: Any, question: Question, *, progress: Progress) -
         scored=len(scored),
         probe=float(probe.mean()),
         tuned=float(tuned.mean()),
-        error=_error(tuned - probe, scored if trials.groups is None else [trials.groups[index] for index in scored]),
+        error=error(tuned - probe, scored if trials.groups is None else [trials.groups[index] for index in scored]),
         gap=found[0].gap,
         remark=found[0].remark,
         guess=found[0].guess,
         steps=question.steps,
         groups=None if trials.groups is None else len({*trials.groups}),
     )
-
-
-def fold(labels: list[int], groups: list[Any] | None) -> list[list[int]]:
-    """Parts to hold out in turns, each a quarter, or a group where there are fewer, until enough images are scored.
-
-    Raises:
-        TransferConfigError: all images belong to one group.
-    """
-    members: dict[Any, list[int]] = {}
-    for index, group in enumerate(range(len(labels)) if groups is None else groups):
-        members.setdefault(group, []).append(index)
-    num_folds = min(FOLDS, len(members))
-    if num_folds < 2:
-        raise TransferConfigError(
-            f"All {len(labels)} training images are of one group, so none can be held out from the others. Give at "
-            "least two groups."
-        )
-    order = list(members.values())
-    drawn = [order[place] for place in np.random.default_rng(0).permutation(len(order))]
-    folds: list[list[int]] = [[] for _ in range(num_folds)]
-    counts = [Counter[int]() for _ in folds]
-    for inside in sorted(drawn, key=len, reverse=True):  # each to where its classes are fewest, and the fold smallest
-        classes = Counter(labels[index] for index in inside)
-        crowd = [(sum(count[label] * number for label, number in classes.items()), count.total()) for count in counts]
-        place = crowd.index(min(crowd))
-        folds[place] += inside
-        counts[place] += classes
-    needed = 1
-    while needed < num_folds and not _are_enough(folds[:needed], groups):
-        needed += 1
-    return [sorted(part) for part in folds[:needed]]
-
-
-def _are_enough(folds: list[list[int]], groups: list[Any] | None) -> bool:
-    """Whether no more have to be scored: of enough images, and of two groups, without which a mean has no error."""
-    scored = [index for part in folds for index in some(part, MOST)]
-    return len(scored) >= ENOUGH and len({index if groups is None else groups[index] for index in scored}) > 1
-
-
-def some(indices: list[int], most: int) -> list[int]:
-    """At most so many of them, drawn evenly, in order."""
-    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:most]
-    return [indices[place] for place in order.sort().values.tolist()]
-
-
-def _error(apart: Tensor, groups: list[Any]) -> float:
-    """The error of a mean over images of which those of a group are not independent, or a step of it."""
-    sums: dict[Any, float] = {}
-    for value, group in zip((apart - apart.mean()).tolist(), groups, strict=True):
-        sums[group] = sums.get(group, 0.0) + value
-    spread = sum(value**2 for value in sums.values()) * len(sums) / (len(sums) - 1)
-    return max(math.sqrt(spread), 1.0) / len(apart) * quantile(len(sums) - 1) / 1.96
 
 
 class _Looking(AnyCallback):

@@ -16,9 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import lightning_transfer as lt
-from lightning_transfer.advising import measuring
+from lightning_transfer.advising import measuring, parts
 from lightning_transfer.advising.evidence import Setting
-from lightning_transfer.advising.measuring import Measured, fold
+from lightning_transfer.advising.measuring import Measured
+from lightning_transfer.advising.parts import fold
 from tests import toys
 
 QUIET = {"accelerator": "cpu"}
@@ -65,10 +66,10 @@ def test_groups_of_any_sizes_can_be_held_out(sizes):
 
 
 def test_a_small_group_beside_a_large_one_may_not_be_drawn_and_then_more_is_scored(monkeypatch):
-    monkeypatch.setattr(measuring, "MOST", 300)
+    monkeypatch.setattr(parts, "MOST", 300)
     groups = [index // 900 for index in range(3600)] + [4, 5]
     folds = fold([index % 2 for index in range(3602)], groups)
-    assert len({groups[index] for part in folds for index in measuring.some(part, 300)}) > 1
+    assert len({groups[index] for part in folds for index in parts.some(part, 300)}) > 1
 
 
 def test_a_single_large_group_is_not_all_that_is_scored():
@@ -162,7 +163,7 @@ def test_the_gap_is_that_of_the_features_in_front_of_the_head(monkeypatch):
     with torch.no_grad():
         net = module.model.eval()
         sides = [net.features(toys.target_data().tensors[0][kept]), net.features(toys.source_data().tensors[0])]
-        some = [measuring.some(list(range(len(side))), most) for side, most in zip(sides, limits, strict=True)]
+        some = [parts.some(list(range(len(side))), most) for side, most in zip(sides, limits, strict=True)]
         assert [len(chosen) for chosen in some] == [*limits]
     assert found.gap == lt.functional.domain_gap(*(side[chosen] for side, chosen in zip(sides, some, strict=True)))
     with pytest.raises(ZeroDivisionError):
@@ -473,8 +474,8 @@ class Grouped(TensorDataset):
 
 def test_images_of_one_group_stand_for_one(monkeypatch):
     asked, folds = [], []
-    error = measuring._error
-    monkeypatch.setattr(measuring, "_error", lambda apart, groups: asked.append(groups) or error(apart, groups))
+    error = parts.error
+    monkeypatch.setattr(measuring, "error", lambda apart, groups: asked.append(groups) or error(apart, groups))
     monkeypatch.setattr(measuring, "fold", lambda *args: folds.append(fold(*args)) or folds[-1])
     single = toys.images(40, toys.TARGET_CLASSES, seed=5)
     found = advise(data=DataLoader(Grouped(*single.tensors), batch_size=8), steps=9).measured
@@ -491,7 +492,7 @@ def test_few_groups_of_images_that_have_nothing_to_tell_have_an_interval_that_ho
     random, held = np.random.default_rng(0), 0
     for _ in range(400):
         apart = torch.from_numpy(100 * random.normal(size=4)).repeat_interleave(5)
-        held += abs(apart.mean()) < 1.96 * measuring._error(apart, [place // 5 for place in range(20)])
+        held += abs(apart.mean()) < 1.96 * parts.error(apart, [place // 5 for place in range(20)])
     assert 0.92 < held / 400 < 0.98
 
 
@@ -522,7 +523,7 @@ def test_a_head_by_name_only_is_not_taken_for_the_classifier():
 
 
 def test_images_to_score_are_drawn_from_all_classes(monkeypatch):
-    monkeypatch.setattr(measuring, "MOST", 10)
+    monkeypatch.setattr(parts, "MOST", 10)
     pixels, labels = toys.images(400, toys.TARGET_CLASSES, seed=5).tensors
     order = labels.argsort()
     seen = []
