@@ -55,6 +55,18 @@ def groups_of(dataset: Any) -> list[Any] | None:
     return [*names]
 
 
+def together(number: int, groups: Sequence[Any] | None) -> list[list[int]]:
+    """So many images by what they belong to, in the order of the first of each; each by itself without groups.
+
+    >>> together(3, ["a", "b", "a"])
+    [[0, 2], [1]]
+    """
+    members: dict[Any, list[int]] = {}
+    for index, group in enumerate(range(number) if groups is None else groups):
+        members.setdefault(group, []).append(index)
+    return list(members.values())
+
+
 def _class_number(sample: Any, dataset: Any, index: int) -> int:
     try:
         label = torch.as_tensor(sample[1])
@@ -85,12 +97,9 @@ def held_out(labels: Sequence[int], share: float, *, groups: Sequence[Any] | Non
         >>> held_out([0, 0, 0, 0, 1, 1, 1, 1], 0.25, groups=list("aabbccdd"))
         [0, 1, 4, 5]
     """
-    members: dict[Any, list[int]] = {}
-    for index, group in enumerate(range(len(labels)) if groups is None else groups):
-        members.setdefault(group, []).append(index)
+    order = together(len(labels), groups)
     wanted = {label: share * number for label, number in Counter(labels).items()}
     found: list[int] = []
-    order = list(members.values())
     for place in np.random.default_rng(seed).permutation(len(order)):
         inside = Counter(labels[index] for index in order[place])
         gain = sum(abs(wanted[label]) - abs(wanted[label] - number) for label, number in inside.items())
@@ -100,7 +109,7 @@ def held_out(labels: Sequence[int], share: float, *, groups: Sequence[Any] | Non
                 wanted[label] -= number
     if not 0 < len(found) < len(labels):
         raise TransferConfigError(
-            f"Of {len(labels)} training images in {len(members)} groups, {len(found)} would be held out "
+            f"Of {len(labels)} training images in {len(order)} groups, {len(found)} would be held out "
             f"as a share of {share:g}. Give more images, or another share."
         )
     return sorted(found)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_transfer.advising.student import quantile
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.splitting import together
 
 FOLDS = 4
 ENOUGH = 250  # scored images, behind which no further fold is trained
@@ -22,16 +23,13 @@ def fold(labels: list[int], groups: list[Any] | None) -> list[list[int]]:
     Raises:
         TransferConfigError: all images belong to one group.
     """
-    members: dict[Any, list[int]] = {}
-    for index, group in enumerate(range(len(labels)) if groups is None else groups):
-        members.setdefault(group, []).append(index)
-    num_folds = min(FOLDS, len(members))
+    order = together(len(labels), groups)
+    num_folds = min(FOLDS, len(order))
     if num_folds < 2:
         raise TransferConfigError(
             f"All {len(labels)} training images are of one group, so none can be held out from the others. Give at "
             "least two groups."
         )
-    order = list(members.values())
     drawn = [order[place] for place in np.random.default_rng(0).permutation(len(order))]
     folds: list[list[int]] = [[] for _ in range(num_folds)]
     counts = [Counter[int]() for _ in folds]
