@@ -20,7 +20,7 @@ from lightning_transfer.advising.measuring import ADAPT, STEPS, Measured, Questi
 from lightning_transfer.errors import TransferConfigError, check_count
 from lightning_transfer.progress import no_progress, tqdm_progress
 from lightning_transfer.source.datasets import AnyDataset
-from lightning_transfer.source.gap import NEAR, is_near
+from lightning_transfer.source.gap import NEAR, SCALE, is_near
 from lightning_transfer.source.task import SourceTask
 
 # method, as the matrix calls it: the line to write, with the options that it was run with
@@ -91,41 +91,52 @@ class Advice:
 
     def _seen(self) -> list[str]:
         """What was measured, and what it is held against."""
-        seen, says = self.measured, f"By what fine-tuning adds, your target is {self.place}."
-        if seen.falls_short:
-            says = (
-                "Fine-tuning falls far short of the probe: its learning rate is too high, or it has too few steps or "
-                "images. Until it does better take the probe; nothing is said of methods that build on it."
-            )
-        elif seen.gap is not None:
-            says += " Whether to keep the source goes by the gap."
-        shares = "; ".join(f"{name} ({share:.0%})" for name, share in self.alike.items())
-        known = f"Of what the benchmarks have seen it is most like {shares}; not every method was run there."
-        if not self.is_known:
-            known = "Nothing in the benchmarks is much like it, so nothing is expected of any method."
-        is_close = seen.gap is None or is_near(seen.gap)
-        of_none = f"not measured ({seen.remark or 'pass source='})"
+        seen = self.measured
         of = "" if seen.groups is None else f" of {seen.groups} groups"
-        guess = f"Without a forward of the module's, images were run {seen.guess}: write one if your step does more."
-        length = (
-            f"Fine-tuning had {seen.steps} steps, {STEPS} in what it is held against: with few a target looks near."
-        )
-        return [
+        of_none = f"not measured ({seen.remark or 'pass source='})"
+        lines = [
             f"{seen.images} labelled images{of}, {seen.classes} classes, {seen.fewest} of the rarest.",
             f"Linear probe {seen.probe:.1%}, fine-tuning {seen.tuned:.1%}: {seen.distance:+.1f} +- "
             f"{196 * seen.error:.1f} points, on {seen.scored} images that were held out in turns.",
             f"Domain gap: {of_none if seen.gap is None else _of_gap(seen.gap)}.",
-            *([] if is_close else [seen.remark]),
-            *([guess] if seen.guess else []),
-            *([length] if seen.steps < STEPS else []),
-            says,
-            *([] if seen.falls_short else [known]),
+        ]
+        if seen.gap is not None and not is_near(seen.gap):
+            lines.append(seen.remark)
+        if seen.is_guessing:
+            lines.append(
+                f"Neither is better than to say the most common class each time ({seen.commonest:.1%}): look whether "
+                "images and labels belong together."
+            )
+        if seen.guess:
+            lines.append(
+                f"Without a forward of the module's, images were run {seen.guess}: write one if your step does more."
+            )
+        if seen.steps < STEPS:
+            lines.append(
+                f"Fine-tuning had {seen.steps} of the {STEPS} steps of what it is held against: with few a target "
+                "looks near."
+            )
+        return lines + self._compared()
+
+    def _compared(self) -> list[str]:
+        if self.measured.falls_short:
+            return [
+                "Fine-tuning falls far short of the probe: its learning rate is too high, or it has too few steps or "
+                "images. Until it does better take the probe; nothing is said of methods that build on it."
+            ]
+        by_gap = "" if self.measured.gap is None else " Whether to keep the source goes by the gap."
+        shares = "; ".join(f"{name} ({share:.0%})" for name, share in self.alike.items())
+        return [
+            f"By what fine-tuning adds, your target is {self.place}.{by_gap}",
+            f"Of what the benchmarks have seen it is most like {shares}; not every method was run there."
+            if self.is_known
+            else "Nothing in the benchmarks is much like it, so nothing is expected of any method.",
         ]
 
 
 def _of_gap(gap: float) -> str:
     then = "keep" if is_near(gap) else "leave out"
-    says = f'{gap:.2f} (.5 near, {NEAR} too far, 1 far); weight="auto" would, by this, {then} the source'
+    says = f'{gap:.2f} ({SCALE}); weight="auto" would, by this, {then} the source'
     is_close = abs(gap - NEAR) < CLOSE
     return f"{says}, but a run draws other images, by which it may come out on the other side" if is_close else says
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from lightning_transfer.linear import fit_linear
 from lightning_transfer.naming import structure
 from lightning_transfer.progress import Progress, Step
 from lightning_transfer.roles import entry_of, find_head, has_forward
-from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, Extent, check_alike, domain_gap, pixel_hint
+from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, Extent, domain_gap, look, pixel_hint
 from lightning_transfer.source.reading import readable
 from lightning_transfer.source.stream import collate, seeded
 from lightning_transfer.source.task import SourceTask
@@ -51,6 +51,7 @@ class Measured:
         guess: how images were run, where the module does not say.
         steps: of each training.
         groups: that images belong to, where the dataset says so.
+        commonest: share of the most common class.
     """
 
     images: int
@@ -65,11 +66,17 @@ class Measured:
     guess: str = ""
     steps: int = STEPS
     groups: int | None = None
+    commonest: float = 0.0
 
     @property
     def distance(self) -> float:
         """How far the network has to move: points that fine-tuning is above the probe."""
         return 100 * (self.tuned - self.probe)
+
+    @property
+    def is_guessing(self) -> bool:
+        """Whether neither the probe nor fine-tuning is better than the one answer that is right most often."""
+        return max(self.probe, self.tuned) <= self.commonest
 
     @property
     def falls_short(self) -> bool:
@@ -155,6 +162,7 @@ def measure(module: Any, data: Any, question: Question, *, progress: Progress) -
         guess=found[0].guess,
         steps=question.steps,
         groups=None if trials.groups is None else len({*trials.groups}),
+        commonest=most / len(trials.labels),
     )
 
 
@@ -176,30 +184,32 @@ class _Looking(AnyCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """What the network as it came knows."""
-        self.look = look = _Look(trainer, pl_module, self.question, self.scored_on)
-        self.guess = look.guess
-        mine, others = look.at(self.probed_on), look.at(self.scored_on)
+        self.look = _Look(trainer, pl_module, self.question, self.scored_on)
+        self.guess = self.look.guess
+        mine, others = self.look.at(self.probed_on), self.look.at(self.scored_on)
         num_classes = int(max(mine.labels.max(), others.labels.max())) + 1
         if num_classes > mine.logits.shape[1]:
             raise TransferConfigError(
-                f"Labels run to {num_classes - 1}, and the head {look.head.path!r} gives {mine.logits.shape[1]} "
+                f"Labels run to {num_classes - 1}, and the head {self.look.head.path!r} gives {mine.logits.shape[1]} "
                 "numbers; expected one a class, numbered from 0."
             )
         says = fit_linear(mine.features, mine.labels, num_classes=num_classes, penalty=PROBE_PENALTY)
         self.probed = says(others.features).argmax(1) == others.labels
-        source = self.question.source
-        if source is not None:
-            chosen = some(list(range(len(mine.features))), TARGET_IMAGES)
-            # its augmentation would move the state that training draws from
-            with seeded(source.seed, 0):
-                theirs, extent = look.of_source(source, like=mine.images)
-            features = look.by_forward(source, self.probed_on) if callable(source.forward) else mine.features
-            groups = None if self.groups is None else [self.groups[place] for place in chosen]
-            self.remark = pixel_hint(mine.extent, extent)
-            if groups is not None and len({*groups}) < 2:
-                self.remark = "beside those held out, all images are of one group"
-            else:
-                self.gap = domain_gap(features[chosen], theirs, target_groups=groups)
+        if self.question.source is not None:
+            self._measure_gap(self.question.source, mine)
+
+    def _measure_gap(self, source: SourceTask, mine: "_Seen") -> None:
+        chosen = some(list(range(len(mine.features))), TARGET_IMAGES)
+        run, has_own = self.look.run_of(source), callable(source.forward)  # which may bring both sides to one size
+        features = look(self.look.images(self.probed_on), run).features if has_own else mine.features
+        with seeded(source.seed, 0):  # its augmentation would move the state that training draws from
+            theirs = look(self.look.images_of(source), run, like=None if has_own else mine.images)
+        groups = None if self.groups is None else [self.groups[place] for place in chosen]
+        self.remark = pixel_hint(mine.extent, theirs.extent)
+        if groups is not None and len({*groups}) < 2:
+            self.remark = "beside those held out, all images are of one group"
+        else:
+            self.gap = domain_gap(features[chosen], theirs.features, target_groups=groups)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Show how far it is."""
@@ -250,27 +260,27 @@ class _Look:
         features, logits, labels = (torch.cat(part) for part in zip(*parts, strict=True))
         return _Seen(features, logits, labels, images, extent)
 
-    def of_source(self, source: SourceTask, *, like: Tensor) -> tuple[Tensor, Extent]:
-        """Features of source images, whose shape has to be like the target's, and how far their pixels run."""
-        own = partial(source.forward, self.module) if callable(source.forward) else None
+    def images(self, loader: DataLoader[Any]) -> Iterator[Tensor]:
+        """The images of a loader alone."""
+        for batch in loader:
+            yield self._read(batch)[0]
+
+    def images_of(self, source: SourceTask) -> Iterator[Tensor]:
+        """Some of a source's images."""
         dataset = source.dataset if self.question.unaugmented is None else source.plain_dataset  # as the target's are
         chosen, workers = some(list(range(source.num_images)), SOURCE_IMAGES), {"num_workers": source.num_workers}
-        parts, extent = [], Extent()
         for samples in readable(dataset, chosen, of="source", size=100, workers=workers):
             batch = collate(samples, of="source")
             with looking(self.trainer):
                 images, _ = source.unpack(to_device(self.trainer, batch, hooks=source.batch_hooks))
-            if own is None:
-                check_alike(like, images)
-            parts.append(self._run(own or self.entry, images, gives_features=own is not None)[0])
-            extent.see(images)
-        return torch.cat(parts), extent
+            yield images
 
-    def by_forward(self, source: SourceTask, loader: DataLoader[Any]) -> Tensor:
-        """Features of the target's images, run as the source's are, which a measured weight does too."""
-        assert callable(source.forward)  # else images are run as the module runs them
-        run = partial(source.forward, self.module)
-        return torch.cat([self._run(run, self._read(batch)[0], gives_features=True)[0] for batch in loader])
+    def run_of(self, source: SourceTask) -> Callable[[Tensor], Tensor]:
+        """How images are run where sides are compared: as the source says, or as the module runs them."""
+        own = source.forward
+        if callable(own):
+            return lambda images: self._run(partial(own, self.module), images, gives_features=True)[0]
+        return lambda images: self._run(self.entry, images)[0]
 
     def _try(self, loader: DataLoader[Any]) -> None:
         """Run an image."""

@@ -6,7 +6,8 @@ The rule is ours: see examples/benchmarks/README.md for what it was chosen on.
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,13 +19,13 @@ from lightning_transfer.glue.trainer import looking, progress_of, say, target_da
 from lightning_transfer.naming import structure
 from lightning_transfer.source.datasets import check_random_access
 from lightning_transfer.source.gap import (
-    NEAR,
+    SCALE,
     SOURCE_IMAGES,
     TARGET_IMAGES,
-    Extent,
-    check_alike,
+    Seen,
     domain_gap,
     is_near,
+    look,
     pixel_hint,
 )
 from lightning_transfer.source.reading import Samples, readable
@@ -78,16 +79,15 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
     def measured() -> float:
         with progress_of(trainer)("How far the target lies from the source", TARGET_IMAGES + SOURCE_IMAGES) as step:
             target, source = _target_side(term, trainer), _source_side(term)
-            mine = _features(term, module, target)
+            mine, groups = _look(term, module, target)
             step(TARGET_IMAGES)
             like = None if callable(term.source.forward) else mine.images  # which may bring both to one size
-            theirs = _features(term, module, source, like=like)
+            theirs, _ = _look(term, module, source, like=like)
             step(SOURCE_IMAGES)
-        gap = domain_gap(mine.features, theirs.features, target_groups=mine.groups)
+        gap = domain_gap(mine.features, theirs.features, target_groups=groups)
         then = "kept" if is_near(gap) else "left out"
-        scale = f"(.5 near, {NEAR} too far, 1 far)"
-        of = "" if mine.groups is None else f" of {len({*mine.groups})} groups"
-        says = f"Domain gap {gap:.2f}, by {len(mine.features)} target images{of} {scale}: the source is {then}."
+        of = "" if groups is None else f" of {len({*groups})} groups"
+        says = f"Domain gap {gap:.2f}, by {len(mine.features)} target images{of} ({SCALE}): the source is {then}."
         say(trainer, says)
         if not is_near(gap):
             warnings.warn(
@@ -138,35 +138,25 @@ def _plainly(name: str) -> Callable[[Samples], Any]:
     return lambda samples: collate(samples, of=name)
 
 
-class _Seen(NamedTuple):
-    """What was seen of a side: (n, D) features, what images belong to, the last of them, and how far pixels run."""
-
-    features: Tensor
-    groups: list[Any] | None
-    images: Tensor
-    extent: Extent
-
-
-def _features(term: "SourceTerm", module: Any, side: _Side, *, like: Tensor | None = None) -> _Seen:
-    """Look at a side's images; no random state of the program's moves.
-
-    Where others are given that they have to be like, shapes are compared before the network meets them.
-    """
-    found, extent = [], Extent()
+def _look(term: "SourceTerm", module: Any, side: _Side, *, like: Tensor | None = None) -> tuple[Seen, list[Any] | None]:
+    """What is seen of a side's images, and what they belong to; no random state of the program's moves."""
     with seeded(term.source.seed, 0):
         drawn = side.draw()
-        for batch in side.batches(drawn, term.drawing.batch_size(module.trainer)):
-            with looking(module.trainer):
-                images = _images(term, to_device(module.trainer, batch, hooks=side.hooks), side.name)
-            if like is not None:
-                check_alike(like, images)
-            found.append(term.features(module, images).float().flatten(1).cpu())
-            extent.see(images)
+        batches = side.batches(drawn, term.drawing.batch_size(module.trainer))
+        seen = look(_images(term, module.trainer, side, batches), partial(term.features, module), like=like)
     groups = groups_of(side.dataset) if side.name == "target" else None
-    return _Seen(torch.cat(found), groups and [groups[index] for index in drawn], images, extent)
+    return seen, groups and [groups[index] for index in drawn]
 
 
-def _images(term: "SourceTerm", batch: Any, name: str) -> Tensor:
+def _images(term: "SourceTerm", trainer: Any, side: _Side, batches: Iterator[Any]) -> Iterator[Tensor]:
+    """The images of batches, on the device and behind the user's hooks."""
+    for batch in batches:
+        with looking(trainer):
+            images = _unpacked(term, to_device(trainer, batch, hooks=side.hooks), side.name)
+        yield images
+
+
+def _unpacked(term: "SourceTerm", batch: Any, name: str) -> Tensor:
     """The images of a batch: a target's is read as the source's are."""
     try:
         return term.source.unpack(batch)[0]

@@ -30,7 +30,7 @@ from lightning_transfer.naming import name_of
 from lightning_transfer.roles import find_head, out_width
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import check_hyperparameters
-from lightning_transfer.source.gap import is_near
+from lightning_transfer.source.gap import Extent, is_near
 from lightning_transfer.source.passes import SourcePass, trains_before
 from lightning_transfer.source.stream import collate, load, seeded
 from lightning_transfer.source.task import SourceTask
@@ -73,7 +73,7 @@ class SourceTerm(TransferPart):
             )
         self.source = source
         self.chooser = chooser
-        self.pixel_range: tuple[float, float] | None = None  # of the first source batch
+        self.first_pixels: Extent | None = None  # of the first source batch
         self.weight = self._given = weight
         self.measured = measured
         self.gap: float | None = None
@@ -247,7 +247,7 @@ class SourceTerm(TransferPart):
         if not torch.isfinite(loss):
             raise FloatingPointError(non_finite(loss, images, indices, module.trainer.global_step))
         if self.drawing.is_at_first_batch:
-            self.pixel_range = float(images.detach().min()), float(images.detach().max())
+            self.first_pixels = Extent().see(images.detach())
             introduce(self, module, float(loss.detach()), images, labels)
         return loss
 

@@ -1,9 +1,9 @@
 """How far a target lies from a source: how well frozen features tell images of the one from the other (ours)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from lightning_transfer.linear import fit_linear
 FOLDS = 5
 PENALTY = 2.0  # on the weights of either side, which are each other's negative: 1 on those of a binary regression
 NEAR = 0.8  # a source loss has helped up to .86 and hurt from .81 on: see examples/benchmarks/README.md
+SCALE = f".5 alike, {NEAR} too unlike, 1 nothing alike"
 TARGET_IMAGES, SOURCE_IMAGES = 200, 1000  # at most: the more there are to learn from, the better they are told apart
 
 
@@ -104,13 +105,36 @@ class Extent:
     least: float = math.inf
     largest: float = -math.inf
 
-    def see(self, images: Tensor) -> None:
-        """Some more images."""
+    def see(self, images: Tensor) -> "Extent":
+        """Some more images; gives itself."""
         self.least = min(self.least, float(images.min()))
         self.largest = max(self.largest, float(images.max()))
+        return self
 
     def __str__(self) -> str:
         return f"from {self.least:.2f} to {self.largest:.2f}"
+
+
+class Seen(NamedTuple):
+    """What was seen of a side: (n, D) features, the last of the images, and how far pixels run."""
+
+    features: Tensor
+    images: Tensor
+    extent: Extent
+
+
+def look(batches: Iterable[Tensor], run: Callable[[Tensor], Tensor], *, like: Tensor | None = None) -> Seen:
+    """Look at images, a batch at a time.
+
+    Where others are given that they have to be like, shapes are compared before the network meets them.
+    """
+    found, extent = [], Extent()
+    for images in batches:
+        if like is not None:
+            check_alike(like, images)
+        found.append(run(images).float().flatten(1).cpu())
+        extent.see(images)
+    return Seen(torch.cat(found), images, extent)
 
 
 def pixel_hint(target: Extent, source: Extent) -> str:

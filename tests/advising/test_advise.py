@@ -337,8 +337,21 @@ def test_a_module_without_a_forward_is_told_how_it_was_run_and_few_steps_are_nam
 
     assert "were run through 'model'" in str(advise(Headless()))
     assert "without a forward" not in str(advise()).lower()
-    assert "Fine-tuning had 3 steps, 300 in what it is held against" in str(advise(steps=3))
+    assert "Fine-tuning had 3 of the 300 steps of what it is held against" in str(advise(steps=3))
     assert "it is held against" not in str(lt.advising.advise.Advice(seen(), "near", {"a": 1.0}, True, ()))
+
+
+def test_answers_that_are_no_better_than_the_most_common_class_are_named():
+    def page(**changes):
+        return str(lt.advising.advise.Advice(seen(commonest=0.4, **changes), "near", {"a": 1.0}, True, ()))
+
+    assert "say the most common class each time (40.0%)" in page(probe=0.3, tuned=0.4)
+    assert "most common class" not in page(probe=0.3, tuned=0.41)
+    assert "most common class" not in page(probe=0.41, tuned=0.3)
+    images, labels = toys.images(24, 3, seed=5).tensors
+    labels = torch.tensor([0] * 12 + [1] * 8 + [2] * 4)
+    measured = advise(data=DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=8), steps=1).measured
+    assert measured.commonest == 0.5
 
 
 def test_only_what_a_loader_serves_is_looked_at():

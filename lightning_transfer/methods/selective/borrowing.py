@@ -23,6 +23,7 @@ from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import Job
 from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.source.datasets import AnyDataset, known_labels
+from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.stream import seeded
 from lightning_transfer.source.task import SourceTask
 
@@ -257,12 +258,11 @@ class Borrowed:
                         "the network is right, which takes class indices. Pass target= with such labels, or "
                         "Neighbors(rounds=0)."
                     )
-                asked, seen = (float(images.min()), float(images.max())), term.pixel_range
+                asked, seen = Extent().see(images), term.first_pixels
                 if not share[1:] and seen is not None and is_scaled(asked) != is_scaled(seen):
                     raise TransferConfigError(
-                        f"Target pixels run from {asked[0]:.2f} to {asked[1]:.2f}, the source's in training from "
-                        f"{seen[0]:.2f} to {seen[1]:.2f}. Rounds show the target to the network: give target= as "
-                        "validation sees it, normalised alike (for a bank of a model with "
+                        f"Target pixels run {asked}, the source's in training {seen}. Rounds show the target to the "
+                        "network: give target= as validation sees it, normalised alike (for a bank of a model with "
                         "FilterBank.from_model(..., normalize=False))."
                     )
                 logits = term.target_logits(module, images).float()

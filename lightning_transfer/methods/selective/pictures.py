@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, default_collate
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import structure
 from lightning_transfer.source.datasets import check_random_access
+from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.reading import in_order
 from lightning_transfer.source.stream import seeded
 
@@ -148,17 +149,18 @@ def spread(num: int, wanted: int) -> list[int]:
     return found
 
 
-def pixel_range(pictures: Pictures) -> tuple[float, float] | None:
-    """The lowest and the highest of some pixels; None where none can be read."""
+def extent_of(pictures: Pictures) -> Extent | None:
+    """How far pixels run in some of them; None where none can be read."""
     some = [pictures[index].pixels for index in spread(len(pictures), PROBED)]
-    found = [(float(pixels.min()), float(pixels.max())) for pixels in some if isinstance(pixels, Tensor)]
-    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+    seen, extent = [pixels for pixels in some if isinstance(pixels, Tensor)], Extent()
+    for pixels in seen:
+        extent.see(pixels)
+    return extent if seen else None
 
 
-def is_scaled(pixel_range: tuple[float, float]) -> tuple[bool, bool]:
+def is_scaled(extent: Extent) -> tuple[bool, bool]:
     """Whether pixels are normalised to both sides of 0, and whether they are raw numbers of 0 to 255."""
-    low, high = pixel_range
-    return low < 0, high > RAW
+    return extent.least < 0, extent.largest > RAW
 
 
 def typical_side(pictures: Pictures) -> float:
