@@ -195,6 +195,10 @@ def cell(plan: Plan, row: str, name: str, *, seed: int, lr: float) -> dict[str, 
     return entry
 
 
+class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Lines as they are written, and what is taken where nothing is said."""
+
+
 def be_quiet() -> None:
     """One thread, and no lines of Lightning's."""
     torch.set_num_threads(1)
@@ -204,7 +208,7 @@ def be_quiet() -> None:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Pretrain, run what is missing, write what is known; returns that."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--data", type=Path, help="folder of .npz files; torchvision's sets are loaded without")
     parser.add_argument("--work", type=Path, default=Path("transfer_runs"), help="where finished work is kept")
     parser.add_argument("--out", type=Path, default=Path("transfer.json"))

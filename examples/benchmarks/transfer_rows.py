@@ -40,6 +40,16 @@ class Probe(L.Callback):
         pl_module.eval()
 
 
+class KeptStatistics(L.Callback):
+    """BatchNorm goes by the means and variances of pretraining; what it multiplies and adds is trained."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """No statistics move."""
+        for layer in pl_module.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eval()
+
+
 class L2SP(L.Callback):
     """Weights are drawn to where they began, in place of zero (arXiv 1802.01483)."""
 
@@ -228,6 +238,9 @@ TRIED = {  # in search of better defaults, at the learning rate of the row that 
     "AdaFilter, gate bias 2": _adafilter("fine-tuning", gate_bias=2.0),
     "AdaFilter, gate rate .001": _adafilter(gate_lr=0.001),
     "AdaFilter, gate rate .1": _adafilter(gate_lr=0.1),
+    "AdaFilter, early half": _adafilter(gated=["layer1.*", "layer2.*"]),
+    "AdaFilter, statistics kept": Row(lambda setting: [lt.AdaFilter(), KeptStatistics()], tuned_as="AdaFilter"),
+    "fine-tuning, statistics kept": Row(lambda setting: [KeptStatistics()], tuned_as="fine-tuning"),
     "gated transfer, dropout .2": _gated(dropout=0.2, gate_dropout=0.2),
     "gated transfer, no dropout": _gated(dropout=0.0, gate_dropout=0.0),
     "gated transfer, warm-up": _gated(warmup_epochs=10),
