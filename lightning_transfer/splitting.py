@@ -55,10 +55,10 @@ def groups_of(dataset: Any) -> list[Any] | None:
     return [*names]
 
 
-def together(number: int, groups: Sequence[Any] | None) -> list[list[int]]:
-    """So many images by what they belong to, in the order of the first of each; each by itself without groups.
+def by_group(number: int, groups: Sequence[Any] | None) -> list[list[int]]:
+    """Indices of so many images, a list for each group, in the order of their first; without groups each is alone.
 
-    >>> together(3, ["a", "b", "a"])
+    >>> by_group(3, ["a", "b", "a"])
     [[0, 2], [1]]
     """
     members: dict[Any, list[int]] = {}
@@ -97,7 +97,7 @@ def held_out(labels: Sequence[int], share: float, *, groups: Sequence[Any] | Non
         >>> held_out([0, 0, 0, 0, 1, 1, 1, 1], 0.25, groups=list("aabbccdd"))
         [0, 1, 4, 5]
     """
-    order = together(len(labels), groups)
+    order = by_group(len(labels), groups)
     wanted = {label: share * number for label, number in Counter(labels).items()}
     found: list[int] = []
     for place in np.random.default_rng(seed).permutation(len(order)):

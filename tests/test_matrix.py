@@ -86,6 +86,19 @@ def test_rows_begin_with_the_same_head_and_see_the_same_images(matrix, tmp_path)
         assert images.equal(seen[0][1])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("row", ["AdaFilter", "AdaFilter, statistics kept"])
+def test_statistics_move_unless_they_are_kept(matrix, tmp_path, row):
+    _saved(tmp_path)
+    network = matrix.networks.small_resnet(4)
+    draw = matrix.data.target("trashnet", tmp_path, shots=2, seed=1)
+    setting = matrix.rows.Setting(draw, draw.train, network, network, tmp_path, "made", 6)
+    module, *_ = matrix.training._fit(matrix.rows.EVERY[row], setting, seed=3, lr=0.01)
+    norms = [layer for layer in module.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert len(norms) >= 12
+    assert all(bool((norm.running_mean == 0).all()) == (row != "AdaFilter") for norm in norms)
+
+
 def test_an_interval_is_students(matrix):
     from scipy import stats
 

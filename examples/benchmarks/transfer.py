@@ -195,10 +195,6 @@ def cell(plan: Plan, row: str, name: str, *, seed: int, lr: float) -> dict[str, 
     return entry
 
 
-class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Lines as they are written, and what is taken where nothing is said."""
-
-
 def be_quiet() -> None:
     """One thread, and no lines of Lightning's."""
     torch.set_num_threads(1)
@@ -208,18 +204,20 @@ def be_quiet() -> None:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Pretrain, run what is missing, write what is known; returns that."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of .npz files; torchvision's sets are loaded without")
-    parser.add_argument("--work", type=Path, default=Path("transfer_runs"), help="where finished work is kept")
-    parser.add_argument("--out", type=Path, default=Path("transfer.json"))
-    parser.add_argument("--rows", nargs="+", choices=[*EVERY], default=[*ROWS], metavar="ROW")
-    parser.add_argument("--targets", nargs="+", default=[*TARGETS], metavar="TARGET")
-    parser.add_argument("--shots", type=int, default=10, help="of each class; 0 for all")
-    parser.add_argument("--steps", type=int, default=Plan.steps)
-    parser.add_argument("--epochs", type=int, default=Plan.epochs, help="of pretraining")
-    parser.add_argument("--seeds", type=int, default=Plan.seeds)
+    parser.add_argument("--work", type=Path, default=Path("transfer_runs"), help="for finished work: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("transfer.json"), help="the report: %(default)s")
+    some = "all but those that were tried for better defaults, where left out"
+    parser.add_argument("--rows", nargs="+", choices=[*EVERY], default=[*ROWS], metavar="ROW", help=some)
+    where = f"{', '.join(TARGETS)} where left out"
+    parser.add_argument("--targets", nargs="+", default=[*TARGETS], metavar="TARGET", help=where)
+    parser.add_argument("--shots", type=int, default=10, help="of each class; 0 for all: %(default)s")
+    parser.add_argument("--steps", type=int, default=Plan.steps, help="of fine-tuning: %(default)s")
+    parser.add_argument("--epochs", type=int, default=Plan.epochs, help="of pretraining: %(default)s")
+    parser.add_argument("--seeds", type=int, default=Plan.seeds, help="final runs of each row: %(default)s")
     parser.add_argument("--rates", type=Path, help="an earlier report, whose learning rates are taken, not chosen anew")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each: %(default)s")
     parser.add_argument("--quick", action="store_true", help="three rows, near and far, two seeds, fewer steps")
     options = parser.parse_args(argv)
     if options.quick:

@@ -62,7 +62,8 @@ class Advice:
         place: "near", "middle" or "far", or between which two its distance may lie.
         alike: the most similar settings, and by what share of 1 each counts.
         is_known: whether any is similar at all.
-        expected: of each method, the best first; of none where fine-tuning itself falls far short of the probe.
+        expected: of each method, the best first; of none where nothing is learned, or fine-tuning itself falls far
+            short of the probe.
     """
 
     measured: Measured
@@ -82,7 +83,7 @@ class Advice:
                 lines.append("  " + ("" if verdict == "not known" else change) + each.method)
                 if verdict in ("recommended", "may help"):
                     lines.append(f"      {LINES[each.method]}")
-        if not self.measured.falls_short and all(each.verdict != "recommended" for each in self.expected):
+        if self.expected and all(each.verdict != "recommended" for each in self.expected):
             says = "Nothing is shown to help: stay with plain fine-tuning, or with the probe where that is as good."
             lines += ["", says]
         if self.expected:
@@ -102,23 +103,24 @@ class Advice:
         ]
         if seen.gap is not None and not is_near(seen.gap):
             lines.append(seen.remark)
-        if seen.is_guessing:
-            lines.append(
-                f"Neither is better than to say the most common class each time ({seen.commonest:.1%}): look whether "
-                "images and labels belong together."
-            )
         if seen.guess:
             lines.append(
                 f"Without a forward of the module's, images were run {seen.guess}: write one if your step does more."
             )
         if seen.steps < STEPS:
             lines.append(
-                f"Fine-tuning had {seen.steps} of the {STEPS} steps of what it is held against: with few a target "
-                "looks near."
+                f"Fine-tuning had {seen.steps} steps, the benchmarks that it is held against had {STEPS}: with few a "
+                "target looks near."
             )
         return lines + self._compared()
 
     def _compared(self) -> list[str]:
+        if self.measured.is_guessing:
+            return [
+                "Neither is shown to be better than to say the most common class each time "
+                f"({self.measured.commonest:.1%}): images and labels may not belong together, or images are too few or "
+                "classes too uneven to tell. Nothing is said of any method."
+            ]
         if self.measured.falls_short:
             return [
                 "Fine-tuning falls far short of the probe: its learning rate is too high, or it has too few steps or "
@@ -187,7 +189,7 @@ def advise(
     question = Question(source, unaugmented, head, adapt, steps, trainer or {})
     is_seen = not isinstance(trainer, Mapping) or trainer.get("enable_progress_bar", True)
     measured = measure(module, data, question, progress=tqdm_progress if is_seen else no_progress)
-    settings = known_settings()
+    settings, methods = known_settings(), [*(LINES if source else ALONE)]
     shares = weigh(measured, settings)
     low, high = (place(measured.distance + side * 196 * measured.error) for side in (-1, 1))
     return Advice(
@@ -195,5 +197,5 @@ def advise(
         place=low if low == high else f"between {low} and {high}",
         alike={f"{each.target} at {each.shots:.0f} a class": share for share, each in shares if share >= NOTABLE},
         is_known=shares[0][1].unlike(measured) < UNLIKE,
-        expected=() if measured.falls_short else tuple(expect(measured, settings, [*(LINES if source else ALONE)])),
+        expected=() if measured.is_guessing or measured.falls_short else tuple(expect(measured, settings, methods)),
     )

@@ -1,6 +1,7 @@
 """How far a target lies from what a network knows: fine-tuning against a linear probe, and the domain gap (ours)."""
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -51,7 +52,7 @@ class Measured:
         guess: how images were run, where the module does not say.
         steps: of each training.
         groups: that images belong to, where the dataset says so.
-        commonest: share of the most common class.
+        commonest: share of the most common class, where it is known.
     """
 
     images: int
@@ -66,7 +67,7 @@ class Measured:
     guess: str = ""
     steps: int = STEPS
     groups: int | None = None
-    commonest: float = 0.0
+    commonest: float | None = None
 
     @property
     def distance(self) -> float:
@@ -75,8 +76,13 @@ class Measured:
 
     @property
     def is_guessing(self) -> bool:
-        """Whether neither the probe nor fine-tuning is better than the one answer that is right most often."""
-        return max(self.probe, self.tuned) <= self.commonest
+        """Whether neither is shown to be better than the one answer that is right most often."""
+        if self.commonest is None:
+            return False
+        scored = self.scored if self.groups is None else min(self.scored, self.groups)  # images of one stand for one
+        return max(self.probe, self.tuned) <= self.commonest + 1.96 * math.sqrt(
+            self.commonest * (1 - self.commonest) / scored
+        )
 
     @property
     def falls_short(self) -> bool:
@@ -145,7 +151,7 @@ def measure(module: Any, data: Any, question: Question, *, progress: Progress) -
             asked = question if not found else replace(question, source=None)
             looks = _Looking(trials.held(probed), trials.held(to_score(out)), asked, groups, step)
             trials.train(copy.deepcopy(module), kept, [looks], steps=question.steps, seed=0)
-            del looks.look  # which holds its copy
+            del looks.runner  # which holds its copy
             found.append(looks)
     probe, tuned = (torch.cat([getattr(each, side) for each in found]).double() for side in ("probed", "tuned"))
     scored = [index for out in folds for index in to_score(out)]
@@ -184,13 +190,13 @@ class _Looking(AnyCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """What the network as it came knows."""
-        self.look = _Look(trainer, pl_module, self.question, self.scored_on)
-        self.guess = self.look.guess
-        mine, others = self.look.at(self.probed_on), self.look.at(self.scored_on)
+        self.runner = _Runner(trainer, pl_module, self.question, self.scored_on)
+        self.guess = self.runner.guess
+        mine, others = self.runner.at(self.probed_on), self.runner.at(self.scored_on)
         num_classes = int(max(mine.labels.max(), others.labels.max())) + 1
         if num_classes > mine.logits.shape[1]:
             raise TransferConfigError(
-                f"Labels run to {num_classes - 1}, and the head {self.look.head.path!r} gives {mine.logits.shape[1]} "
+                f"Labels run to {num_classes - 1}, and the head {self.runner.head.path!r} gives {mine.logits.shape[1]} "
                 "numbers; expected one a class, numbered from 0."
             )
         says = fit_linear(mine.features, mine.labels, num_classes=num_classes, penalty=PROBE_PENALTY)
@@ -198,12 +204,16 @@ class _Looking(AnyCallback):
         if self.question.source is not None:
             self._measure_gap(self.question.source, mine)
 
-    def _measure_gap(self, source: SourceTask, mine: "_Seen") -> None:
+    def _measure_gap(self, source: SourceTask, mine: "_Answers") -> None:
         chosen = some(list(range(len(mine.features))), TARGET_IMAGES)
-        run, has_own = self.look.run_of(source), callable(source.forward)  # which may bring both sides to one size
-        features = look(self.look.images(self.probed_on), run).features if has_own else mine.features
-        with seeded(source.seed, 0):  # its augmentation would move the state that training draws from
-            theirs = look(self.look.images_of(source), run, like=None if has_own else mine.images)
+        run, features = self.runner.run_of(source), mine.features
+        like: Tensor | None = mine.images
+        if callable(source.forward):
+            like = None  # it may bring both sides to one size
+            with seeded(source.seed, 0):  # opening a loader would move the state that training draws from
+                features = look(self.runner.images(self.probed_on), run).features
+        with seeded(source.seed, 0):  # and so would the source's augmentation
+            theirs = look(self.runner.images_of(source), run, like=like)
         groups = None if self.groups is None else [self.groups[place] for place in chosen]
         self.remark = pixel_hint(mine.extent, theirs.extent)
         if groups is not None and len({*groups}) < 2:
@@ -217,11 +227,11 @@ class _Looking(AnyCallback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """What it has learned."""
-        seen = self.look.at(self.scored_on)
+        seen = self.runner.at(self.scored_on)
         self.tuned = seen.logits.argmax(1) == seen.labels
 
 
-class _Seen(NamedTuple):
+class _Answers(NamedTuple):
     """What a head takes and gives, of images with labels; some of the images, and how far pixels run."""
 
     features: Tensor
@@ -231,7 +241,7 @@ class _Seen(NamedTuple):
     extent: Extent
 
 
-class _Look:
+class _Runner:
     """Runs images through a module outside of training, and takes what its head takes and gives."""
 
     def __init__(self, trainer: Any, module: Any, question: Question, loader: DataLoader[Any]) -> None:
@@ -245,7 +255,7 @@ class _Look:
             self.entry = nn.Sequential(self.entry, self.head.module)
             self.guess += f" and {self.head.path!r}"
 
-    def at(self, loader: DataLoader[Any]) -> _Seen:
+    def at(self, loader: DataLoader[Any]) -> _Answers:
         """What is seen of all images of a loader."""
         parts, extent = [], Extent()
         for batch in loader:
@@ -258,7 +268,7 @@ class _Look:
             parts.append((*self._run(self.entry, images), labels.cpu()))
             extent.see(images)
         features, logits, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-        return _Seen(features, logits, labels, images, extent)
+        return _Answers(features, logits, labels, images, extent)
 
     def images(self, loader: DataLoader[Any]) -> Iterator[Tensor]:
         """The images of a loader alone."""

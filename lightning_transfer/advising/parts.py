@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_transfer.advising.student import quantile
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.splitting import together
+from lightning_transfer.splitting import by_group
 
 FOLDS = 4
 ENOUGH = 250  # scored images, behind which no further fold is trained
@@ -23,7 +23,7 @@ def fold(labels: list[int], groups: list[Any] | None) -> list[list[int]]:
     Raises:
         TransferConfigError: all images belong to one group.
     """
-    order = together(len(labels), groups)
+    order = by_group(len(labels), groups)
     num_folds = min(FOLDS, len(order))
     if num_folds < 2:
         raise TransferConfigError(

@@ -73,7 +73,7 @@ class SourceTerm(TransferPart):
             )
         self.source = source
         self.chooser = chooser
-        self.first_pixels: Extent | None = None  # of the first source batch
+        self.first_extent: Extent | None = None  # of the first source batch
         self.weight = self._given = weight
         self.measured = measured
         self.gap: float | None = None
@@ -247,7 +247,7 @@ class SourceTerm(TransferPart):
         if not torch.isfinite(loss):
             raise FloatingPointError(non_finite(loss, images, indices, module.trainer.global_step))
         if self.drawing.is_at_first_batch:
-            self.first_pixels = Extent().see(images.detach())
+            self.first_extent = Extent().see(images.detach())
             introduce(self, module, float(loss.detach()), images, labels)
         return loss
 

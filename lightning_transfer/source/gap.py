@@ -14,7 +14,7 @@ from lightning_transfer.linear import fit_linear
 FOLDS = 5
 PENALTY = 2.0  # on the weights of either side, which are each other's negative: 1 on those of a binary regression
 NEAR = 0.8  # a source loss has helped up to .86 and hurt from .81 on: see examples/benchmarks/README.md
-SCALE = f".5 alike, {NEAR} too unlike, 1 nothing alike"
+SCALE = f"0.5 not told apart, {NEAR} too unlike, 1 always told apart"
 TARGET_IMAGES, SOURCE_IMAGES = 200, 1000  # at most: the more there are to learn from, the better they are told apart
 
 

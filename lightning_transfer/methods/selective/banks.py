@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError, check_count, nearest
 from lightning_transfer.methods.selective.descriptors import filter_responses
+from lightning_transfer.source.gap import Extent
 
 SIZES = (7, 11, 15, 19)
 SIGMA, ASPECT = 0.56, 0.5  # of the wavelength; of the envelope's sides
@@ -163,8 +164,8 @@ class _ModelBank(FilterBank):
     def forward(self, images: Tensor) -> list[Tensor]:
         if self.normalize and bool(((images < 0) | (images > 1)).any()):
             raise TransferConfigError(
-                f"Found pixels from {float(images.min()):.2f} to {float(images.max()):.2f}, so normalised already, "
-                "which the bank would do again. Write FilterBank.from_model(..., normalize=False)."
+                f"Found pixels {Extent().see(images)}, so normalised already, which the bank would do again. Write "
+                "FilterBank.from_model(..., normalize=False)."
             )
         if images.shape[1] == 1 != self.channels:
             images = images.expand(-1, self.channels, -1, -1)

@@ -258,13 +258,8 @@ class Borrowed:
                         "the network is right, which takes class indices. Pass target= with such labels, or "
                         "Neighbors(rounds=0)."
                     )
-                asked, seen = Extent().see(images), term.first_pixels
-                if not share[1:] and seen is not None and is_scaled(asked) != is_scaled(seen):
-                    raise TransferConfigError(
-                        f"Target pixels run {asked}, the source's in training {seen}. Rounds show the target to the "
-                        "network: give target= as validation sees it, normalised alike (for a bank of a model with "
-                        "FilterBank.from_model(..., normalize=False))."
-                    )
+                if not share[1:] and term.first_extent is not None:
+                    _check_scaled_alike(Extent().see(images), term.first_extent)
                 logits = term.target_logits(module, images).float()
                 entropy = torch.special.entr(logits.softmax(1)).sum(1)
                 share.append(torch.stack([(logits.argmax(1) == labels).float(), entropy], 1).cpu())
@@ -332,3 +327,12 @@ class Borrowed:
 
 def _dataset(pictures: Dataset[Any] | None) -> Dataset[Any] | None:
     return pictures.dataset if isinstance(pictures, Pictures) else pictures
+
+
+def _check_scaled_alike(asked: Extent, seen: Extent) -> None:
+    if is_scaled(asked) != is_scaled(seen):
+        raise TransferConfigError(
+            f"Target pixels run {asked}, the source's in training {seen}. Rounds show the target to the network: give "
+            "target= as validation sees it, normalised alike (for a bank of a model with "
+            "FilterBank.from_model(..., normalize=False))."
+        )

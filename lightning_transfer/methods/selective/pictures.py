@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -149,13 +150,16 @@ def spread(num: int, wanted: int) -> list[int]:
     return found
 
 
+def _probed(pictures: Pictures) -> list[Tensor]:
+    """The pixels of some of them, as far as they can be read."""
+    some = [pictures[index].pixels for index in spread(len(pictures), PROBED)]
+    return [pixels for pixels in some if isinstance(pixels, Tensor)]
+
+
 def extent_of(pictures: Pictures) -> Extent | None:
     """How far pixels run in some of them; None where none can be read."""
-    some = [pictures[index].pixels for index in spread(len(pictures), PROBED)]
-    seen, extent = [pixels for pixels in some if isinstance(pixels, Tensor)], Extent()
-    for pixels in seen:
-        extent.see(pixels)
-    return extent if seen else None
+    some = _probed(pictures)
+    return reduce(Extent.see, some, Extent()) if some else None
 
 
 def is_scaled(extent: Extent) -> tuple[bool, bool]:
@@ -165,8 +169,7 @@ def is_scaled(extent: Extent) -> tuple[bool, bool]:
 
 def typical_side(pictures: Pictures) -> float:
     """The root of the mean area of some pictures; 0 where none can be read."""
-    some = [pictures[index].pixels for index in spread(len(pictures), PROBED)]
-    areas = [pixels.shape[1] * pixels.shape[2] for pixels in some if isinstance(pixels, Tensor)]
+    areas = [pixels.shape[1] * pixels.shape[2] for pixels in _probed(pictures)]
     return math.sqrt(sum(areas) / max(len(areas), 1))
 
 
