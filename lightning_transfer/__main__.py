@@ -3,7 +3,6 @@
 from typing import Any
 
 from lightning_transfer import ranks
-from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.launching import launch
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.pictures import Pictures
@@ -47,9 +46,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         from jsonargparse import CLI  # type: ignore[attr-defined]
     except ModuleNotFoundError:
-        raise TransferConfigError(
-            "The command line needs jsonargparse: pip install 'lightning_transfer[cli]'."
-        ) from None
+        raise SystemExit("The command line needs jsonargparse: pip install 'lightning_transfer[cli]'.") from None
     CLI({"select": select}, args=args, as_positional=False)
 
 

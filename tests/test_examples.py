@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
@@ -53,6 +54,21 @@ def test_collaborative_searches_and_compares(tmp_path, monkeypatch):
     assert len(found) == 5
     assert all(0 < accuracy < 1 for accuracy in found.values())
     assert (tmp_path / "search.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--only", "D=35,200"], "D=35,200, k=20 runs only with --wide"),
+        (["--only", "half of each", "--quick"], "half of each frozen / one plain step runs only without --quick"),
+        (["--only", "nothing like it"], "no row has 'nothing like it' in its name; the rows are:"),
+    ],
+)
+def test_costs_says_how_a_row_is_run(capsys, options, says):
+    costs = runpy.run_path(str(EXAMPLES / "benchmarks/costs.py"))
+    with pytest.raises(SystemExit):
+        costs["main"](options)
+    assert says in capsys.readouterr().err
 
 
 def test_costs_measures_every_row_against_its_bar(tmp_path):

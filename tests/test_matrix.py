@@ -137,6 +137,10 @@ def test_signs_of_one_track_stay_together(matrix, tmp_path, monkeypatch):
         (["--targets", "nera"], "There is no target 'nera'; known: near"),
         (["--targets", "near"], "There is no cifar100_32.npz in"),
         (["--steps", "5"], "--steps 5; expected 6 at least"),
+        (["--seeds", "0"], "--seeds and --workers take 1 or more"),
+        (["--workers", "0"], "--seeds and --workers take 1 or more"),
+        (["--shots", "-1"], "--shots 0 or more"),
+        (["--rates", "missing.json"], "--rates missing.json: there is no such report"),
     ],
 )
 def test_what_cannot_be_run_is_said_before_anything_runs(matrix, tmp_path, capsys, options, says):

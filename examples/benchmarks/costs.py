@@ -94,11 +94,13 @@ def main(argv: Sequence[str] | None = None, settings: Settings | None = None) ->
         "--wide", action="store_true", help="also the widest descriptors: a quarter of an hour, 5 GB of disk"
     )
     parser.add_argument("--only", default="", metavar="WORDS", help="only rows that have these words in their names")
-    parser.add_argument("--out", type=Path, default=Path("costs.json"))
+    parser.add_argument("--out", type=Path, default=Path("costs.json"), help="the report: %(default)s")
     args = parser.parse_args(argv)
     settings = settings or replace(QUICK if args.quick else FULL, wide=args.wide)
-    asked = [row for row in ROWS if args.only in row.name and not (args.quick and row.is_slow)]
-    rows = [row for row in asked if settings.wide or row.size != "wide"]
+    named = [row for row in ROWS if args.only in row.name]
+    rows = [row for row in named if (settings.wide or row.size != "wide") and not (args.quick and row.is_slow)]
+    if named and not rows:
+        parser.error(f"{named[0].name} runs only {'with --wide' if named[0].size == 'wide' else 'without --quick'}")
     if not rows:
         parser.error(f"no row has {args.only!r} in its name; the rows are: {'; '.join(row.name for row in ROWS)}")
     with ExitStack() as undo, warnings.catch_warnings():

@@ -195,6 +195,17 @@ def cell(plan: Plan, row: str, name: str, *, seed: int, lr: float) -> dict[str, 
     return entry
 
 
+def cannot_run(plan: Plan, workers: int) -> str:
+    """What is wrong with a plan; nothing if it can be run."""
+    if min(plan.seeds, workers, plan.shots or 1) < 1:
+        return "--seeds and --workers take 1 or more, --shots 0 or more"
+    if plan.rates is not None and not plan.rates.exists():
+        return f"--rates {plan.rates}: there is no such report"
+    if plan.steps < LOOKS:
+        return f"--steps {plan.steps}; expected {LOOKS} at least, the points of a learning curve."
+    return ""
+
+
 def be_quiet() -> None:
     """One thread, and no lines of Lightning's."""
     torch.set_num_threads(1)
@@ -224,11 +235,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         vars(options).update(QUICK, steps=min(options.steps, 100), epochs=min(options.epochs, 1))
     sizes = options.shots or None, options.steps, options.epochs, options.seeds
     plan = Plan(options.data, options.work, *sizes, options.rates)
-    plan.cells.mkdir(parents=True, exist_ok=True)
-    if plan.steps < LOOKS:
-        parser.error(f"--steps {plan.steps}; expected {LOOKS} at least, the points of a learning curve.")
+    if wrong := cannot_run(plan, options.workers):
+        parser.error(wrong)
     for data in {"cifar100", *map(set_of, options.targets)}:
         check_there(data, plan.data)  # before hours have gone by
+    plan.cells.mkdir(parents=True, exist_ok=True)
     rows = [*dict.fromkeys(["fine-tuning", *options.rows])]  # which all others are held against
     jobs = [(row, name) for row in rows for name in options.targets]
     for row, name in jobs:

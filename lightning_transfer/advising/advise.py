@@ -44,9 +44,9 @@ WITH_SOURCE = {
 LINES = {**ALONE, **WITH_SOURCE}
 TITLES: dict[Verdict, str] = {
     "recommended": "Recommended",
-    "may help": f"May help, which is not shown: more than {NOTICED:.0f} point is expected, and the interval holds 0",
+    "may help": f"May help, which is not shown: {NOTICED:.0f} point or more is expected, and the interval holds 0",
     "no difference shown": "No difference shown to plain fine-tuning",
-    "advised against": f"Advised against: a loss is shown, or one of more than {NOTICED:.0f} point expected",
+    "advised against": f"Advised against: a loss is shown, or one of {NOTICED:.0f} point or more expected",
     "not known": "Not known well enough",
 }
 NOTABLE = 0.1  # of all that is known, from which share on a setting is named
@@ -83,11 +83,14 @@ class Advice:
                 lines.append("  " + ("" if verdict == "not known" else change) + each.method)
                 if verdict in ("recommended", "may help"):
                     lines.append(f"      {LINES[each.method]}")
-        if self.expected and all(each.verdict != "recommended" for each in self.expected):
-            says = "Nothing is shown to help: stay with plain fine-tuning, or with the probe where that is as good."
-            lines += ["", says]
-        if self.expected:
-            lines += ["", "This was seen on small networks and images: a hint, not a promise."]
+        if not self.expected:
+            return "\n".join(lines)
+        verdicts = {each.verdict for each in self.expected}
+        if "recommended" not in verdicts:
+            stay = "Nothing is shown to help: stay with plain fine-tuning, or with the probe where that is as good"
+            lines += ["", f"{stay}, or try what may." if "may help" in verdicts else f"{stay}."]
+        where = "examples/benchmarks/README.md says on which"
+        lines += ["", f"This was seen on small networks and images ({where}): a hint, not a promise."]
         return "\n".join(lines)
 
     def _seen(self) -> list[str]:
@@ -101,8 +104,6 @@ class Advice:
             f"{196 * seen.error:.1f} points, on {seen.scored} images that were held out in turns.",
             f"Domain gap: {of_none if seen.gap is None else _of_gap(seen.gap)}.",
         ]
-        if seen.gap is not None and not is_near(seen.gap):
-            lines.append(seen.remark)
         if seen.guess:
             lines.append(
                 f"Without a forward of the module's, images were run {seen.guess}: write one if your step does more."
@@ -110,7 +111,7 @@ class Advice:
         if seen.steps < STEPS:
             lines.append(
                 f"Fine-tuning had {seen.steps} steps, the benchmarks that it is held against had {STEPS}: with few a "
-                "target looks near."
+                f"target looks near. Ask with steps={STEPS}."
             )
         return lines + self._compared()
 
@@ -180,8 +181,8 @@ def advise(
     """
     if not isinstance(source, SourceTask | None):
         raise TransferConfigError(
-            f"source is a {type(source).__name__}; write advise(module, datamodule, source=lt.SourceTask(dataset, "
-            "num_classes=...))."
+            f"source is a {type(source).__name__}; wrap the dataset: source=lt.SourceTask.from_timm(network, dataset), "
+            "before the network's classifier is replaced, or lt.SourceTask(dataset, head=pretrained_classifier)."
         )
     check_count("steps", steps, least=1)
     if adapt is not None and not callable(adapt):

@@ -21,7 +21,7 @@ from lightning_transfer.linear import fit_linear
 from lightning_transfer.naming import structure
 from lightning_transfer.progress import Progress, Step
 from lightning_transfer.roles import entry_of, find_head, has_forward
-from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, Extent, domain_gap, look, pixel_hint
+from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, Extent, domain_gap, look, unlike_pixels
 from lightning_transfer.source.reading import readable
 from lightning_transfer.source.stream import collate, seeded
 from lightning_transfer.source.task import SourceTask
@@ -48,7 +48,7 @@ class Measured:
         error: standard error of their difference, which is paired; images of one group stand for one. Where there are
             few it is so much larger that 1.96 of it are half of Student's 95 % interval all the same.
         gap: the domain gap to the source; None without one.
-        remark: what else may be behind a wide gap, or why none could be measured.
+        remark: why none could be measured.
         guess: how images were run, where the module does not say.
         steps: of each training.
         groups: that images belong to, where the dataset says so.
@@ -141,6 +141,8 @@ def measure(module: Any, data: Any, question: Question, *, progress: Progress) -
             f"There are {len(trials.labels)} labelled training images; advice takes {2 * FOLDS} at least, since a "
             "quarter of them is held out in turns."
         )
+    if trials.groups is not None:
+        _check_spread(trials.labels, trials.groups)
     folds = fold(trials.labels, trials.groups)
     found: list[_Looking] = []
     with progress("Fine-tuning, to see how far it goes", question.steps * len(folds), unit="steps") as step:
@@ -170,6 +172,17 @@ def measure(module: Any, data: Any, question: Question, *, progress: Progress) -
         groups=None if trials.groups is None else len({*trials.groups}),
         commonest=most / len(trials.labels),
     )
+
+
+def _check_spread(labels: list[int], groups: list[Any]) -> None:
+    spread = Counter(label for label, _ in {*zip(labels, groups, strict=True)})
+    alone = sum(number == 1 for number in spread.values())
+    if len(spread) - alone < 2:
+        raise TransferConfigError(
+            f"Of {len(spread)} classes {alone} have images of one group only, so where these are held out nothing has "
+            "shown their class. Let groups say what images belong to beside their class, a patient or a track, or give "
+            "none."
+        )
 
 
 class _Looking(AnyCallback):
@@ -215,10 +228,10 @@ class _Looking(AnyCallback):
         with seeded(source.seed, 0):  # and so would the source's augmentation
             theirs = look(self.runner.images_of(source), run, like=like)
         groups = None if self.groups is None else [self.groups[place] for place in chosen]
-        self.remark = pixel_hint(mine.extent, theirs.extent)
+        self.remark = unlike_pixels(mine.extent, theirs.extent)
         if groups is not None and len({*groups}) < 2:
             self.remark = "beside those held out, all images are of one group"
-        else:
+        if not self.remark:
             self.gap = domain_gap(features[chosen], theirs.features, target_groups=groups)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:

@@ -26,7 +26,7 @@ from lightning_transfer.source.gap import (
     domain_gap,
     is_near,
     look,
-    pixel_hint,
+    unlike_pixels,
 )
 from lightning_transfer.source.reading import Samples, readable
 from lightning_transfer.source.stream import collate, seeded
@@ -90,12 +90,9 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
         says = f"Domain gap {gap:.2f}, by {len(mine.features)} target images{of} ({SCALE}): the source is {then}."
         say(trainer, says)
         if not is_near(gap):
-            warnings.warn(
-                f"{says} This run is plain fine-tuning. {pixel_hint(mine.extent, theirs.extent)} To keep the source "
-                f"all the same: weight=lt.{term.weight!r}.",
-                NoEffectWarning,
-                stacklevel=2,
-            )
+            unlike = unlike_pixels(mine.extent, theirs.extent)
+            line = f"That may be scaling alone: {unlike}." if unlike else f"To keep it: weight=lt.{term.weight!r}."
+            warnings.warn(f"{says} This run is plain fine-tuning. {line}", NoEffectWarning, stacklevel=2)
         return gap
 
     try:

@@ -22,10 +22,12 @@ def check_source(source: SourceTask, weight: Schedule) -> None:
     """
     if not isinstance(source, SourceTask):
         raise TransferConfigError(
-            f"source is a {type(source).__name__}; wrap the data: SourceTask(dataset, head=pretrained_classifier)."
+            f"source is a {type(source).__name__}; wrap the dataset: lt.SourceTask.from_timm(network, dataset), before "
+            "the network's classifier is replaced, or lt.SourceTask(dataset, head=pretrained_classifier)."
         )
     if not isinstance(weight, Schedule):
-        line = f"Schedule({weight}, {weight})" if isinstance(weight, int | float) else "Schedule(start, end, shape=...)"
+        known = {int: f"{weight}, {weight}", float: f"{weight}, {weight}", str: f"shape={weight!r}"}
+        line = f"lt.Schedule({known.get(type(weight), '1.0, 0.0, shape=...')})"
         raise TransferConfigError(f'weight={weight!r} is no Schedule; write {line}, or "auto".')
 
 

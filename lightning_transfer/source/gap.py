@@ -15,6 +15,7 @@ FOLDS = 5
 PENALTY = 2.0  # on the weights of either side, which are each other's negative: 1 on those of a binary regression
 NEAR = 0.8  # a source loss has helped up to .86 and hurt from .81 on: see examples/benchmarks/README.md
 SCALE = f"0.5 not told apart, {NEAR} too unlike, 1 always told apart"
+BELOW, RAW = -0.2, 32.0  # pixels below what resizing overshoots, and beyond any normalisation
 TARGET_IMAGES, SOURCE_IMAGES = 200, 1000  # at most: the more there are to learn from, the better they are told apart
 
 
@@ -111,6 +112,11 @@ class Extent:
         self.largest = max(self.largest, float(images.max()))
         return self
 
+    @property
+    def scale(self) -> tuple[bool, bool]:
+        """Whether pixels are normalised to both sides of 0, and whether they are raw numbers of 0 to 255."""
+        return self.least < BELOW, self.largest > RAW
+
     def __str__(self) -> str:
         return f"from {self.least:.2f} to {self.largest:.2f}"
 
@@ -137,12 +143,11 @@ def look(batches: Iterable[Tensor], run: Callable[[Tensor], Tensor], *, like: Te
     return Seen(torch.cat(found), images, extent)
 
 
-def pixel_hint(target: Extent, source: Extent) -> str:
-    """What else may be behind a wide gap."""
-    return (
-        f"Pixels run {target} in the target, {source} in the source: if one side is normalised or augmented otherwise "
-        "than the other, that may be all of the gap."
-    )
+def unlike_pixels(target: Extent, source: Extent) -> str:
+    """What is wrong with sides of which one is scaled otherwise than the other, by which anybody tells them apart."""
+    if target.scale == source.scale:
+        return ""
+    return f"pixels run {target} in the target, {source} in the source: give the source the target's transform"
 
 
 def is_near(gap: float) -> bool:

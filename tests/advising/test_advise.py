@@ -286,13 +286,25 @@ def test_what_is_said_has_what_was_measured_and_the_lines_to_write():
     assert "pass source=" in str(advise())
 
 
-def test_a_wide_gap_names_the_pixels_of_both_sides():
+@pytest.mark.parametrize("change", [lambda images: images.abs(), lambda images: 40 * images])
+def test_a_source_that_is_scaled_otherwise_is_not_taken_for_a_far_one(change):
     images, labels = toys.source_data().tensors
-    shifted = advise(source=lt.SourceTask(TensorDataset(images + 9, labels), head=toys.source_head()))
-    theirs = images + 9
-    assert shifted.measured.gap > 0.8
-    assert f" in the target, from {theirs.min():.2f} to {theirs.max():.2f} in the source" in str(shifted)
-    assert "Pixels" not in str(advise())
+    theirs = change(images)
+    wrong = advise(source=lt.SourceTask(TensorDataset(theirs, labels), head=toys.source_head()))
+    assert wrong.measured.gap is None
+    assert f" in the target, from {theirs.min():.2f} to {theirs.max():.2f} in the source: give" in str(wrong)
+    assert "pixels" not in str(advise(source=source()))
+
+
+def test_groups_that_say_no_more_than_classes_do_are_refused():
+    data = toys.images(24, 3, seed=5)
+    data.groups = [int(label) for label in data.tensors[1]]
+    with pytest.raises(lt.TransferConfigError, match="Of 3 classes 3 have images of one group only"):
+        advise(data=DataLoader(data, batch_size=8))
+    data.groups[:4] = range(10, 14)
+    data.groups[4:8] = range(20, 24)
+    assert len({int(label) for label in data.tensors[1][:8]}) > 1
+    assert advise(data=DataLoader(data, batch_size=8)).measured.images == 24
 
 
 def seen(**changes):
@@ -392,7 +404,7 @@ def test_only_what_a_loader_serves_is_looked_at():
 def test_a_forward_of_the_source_runs_target_images_too():
     images, labels = toys.source_data().tensors
     far = lt.SourceTask(
-        TensorDataset(images * 40, labels), num_classes=7, forward=lambda module, images: module.model(images / 40)
+        TensorDataset(images * 4, labels), num_classes=7, forward=lambda module, images: module.model(images / 4)
     )
     loader = DataLoader(toys.images(60, toys.TARGET_CLASSES, seed=5), batch_size=20)
     callback = lt.SoftFinetuning(far)
@@ -403,7 +415,7 @@ def test_a_forward_of_the_source_runs_target_images_too():
 
 
 def test_what_is_not_right_is_refused_by_name():
-    with pytest.raises(lt.TransferConfigError, match="source is a TensorDataset; write advise"):
+    with pytest.raises(lt.TransferConfigError, match="source is a TensorDataset; wrap the dataset: source="):
         advise(source=toys.source_data())
     with pytest.raises(lt.TransferConfigError, match="steps=0"):
         advise(steps=0)

@@ -203,6 +203,16 @@ def test_budgets_never_exceed_the_source():
     assert {*follow.budgets[-1]} <= {6, 9}
 
 
+def test_borrowing_nearly_all_of_the_source_is_said(monkeypatch):
+    said = []
+    monkeypatch.setattr(borrowing, "say", lambda trainer, line: said.append(line))
+    for k in (1, 19):
+        fit(LitToy(), [selective(neighbors=borrowed(k=k, limit=k, rounds=0))], max_steps=1)
+    few, all_but_one = [line for line in said if "together they borrow" in line]
+    assert few.endswith("of 20.")
+    assert "of 20, nearly all of it: with fewer neighbors=" in all_but_one
+
+
 def test_a_small_source_lends_what_is_left_of_it():
     """Of 20 images some are protected; six neighbors are asked for, and are there."""
     target = toys.target_data()

@@ -17,9 +17,10 @@ def source():
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        (toys.source_data(), {}, r"source is a TensorDataset; wrap the data: SourceTask\("),
-        (None, {"weight": 0.5}, r"weight=0.5 is no Schedule; write Schedule\(0.5, 0.5\)"),
-        (None, {"weight": lambda p: 1 - p}, r"write Schedule\(start, end, shape="),
+        (toys.source_data(), {}, r"source is a TensorDataset; wrap the dataset: lt.SourceTask.from_timm\("),
+        (None, {"weight": 0.5}, r"weight=0.5 is no Schedule; write lt.Schedule\(0.5, 0.5\)"),
+        (None, {"weight": lambda p: 1 - p}, r"write lt.Schedule\(1.0, 0.0, shape="),
+        (None, {"weight": "cosine"}, r"write lt.Schedule\(shape='cosine'\)"),
         (None, {"weight": lt.Schedule(0.1, 0.5)}, "would rise from 0.1 to 0.5"),
         (None, {"mix": "ad"}, "Did you mean 'add'"),
         (None, {"mix": "convex", "weight": lt.Schedule(2.0)}, "mix='convex' takes weights up to 1, not 2"),

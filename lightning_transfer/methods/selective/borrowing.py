@@ -18,7 +18,7 @@ from lightning_transfer.methods.selective.functional import neighbor_budget
 from lightning_transfer.methods.selective.identity import identity
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.order import NeighborOrder
-from lightning_transfer.methods.selective.pictures import Pictures, is_scaled
+from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import Job
 from lightning_transfer.methods.selective.selection import Selection
@@ -27,6 +27,7 @@ from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.stream import seeded
 from lightning_transfer.source.task import SourceTask
 
+NEARLY = 0.9  # of the source, beyond which it is as good as all
 SURE = 1e-6  # nats: who is as sure as that is not called hard, whatever the quantile
 
 
@@ -136,12 +137,14 @@ class Borrowed:
             self._round(term, module)
         if self._order is None:
             self._order = self._make_order(trainer)
-            counts = self._order.counts.float()
+            counts, drawn = self._order.counts.float(), len(self._order.pool.unique())
+            nearly = drawn > NEARLY * self.source.num_images
+            much = ", nearly all of it: with fewer neighbors= there is something to choose" if nearly else ""
             say(
                 trainer,
                 f"A target image borrows {counts.mean():.0f} source images on average, {int(counts.min())} to "
-                f"{int(counts.max())}; together they borrow {len(self._order.pool.unique()):,} of "
-                f"{self.source.num_images:,}.",
+                f"{int(counts.max())}; together they borrow {drawn:,} of "
+                f"{self.source.num_images:,}{much}.",
             )
         return self._order
 
@@ -330,7 +333,7 @@ def _dataset(pictures: Dataset[Any] | None) -> Dataset[Any] | None:
 
 
 def _check_scaled_alike(asked: Extent, seen: Extent) -> None:
-    if is_scaled(asked) != is_scaled(seen):
+    if asked.scale != seen.scale:
         raise TransferConfigError(
             f"Target pixels run {asked}, the source's in training {seen}. Rounds show the target to the network: give "
             "target= as validation sees it, normalised alike (for a bank of a model with "

@@ -20,7 +20,6 @@ from lightning_transfer.source.stream import seeded
 
 CHANNELS = (1, 2, 3, 4)  # grey and colour, with or without transparency
 READ = 64  # pictures a batch
-RAW = 32.0  # a pixel beyond any normalisation
 PROBED, READINGS = 8, 3  # samples that are read several times, to see whether they are always the same
 
 
@@ -160,11 +159,6 @@ def extent_of(pictures: Pictures) -> Extent | None:
     """How far pixels run in some of them; None where none can be read."""
     some = _probed(pictures)
     return reduce(Extent.see, some, Extent()) if some else None
-
-
-def is_scaled(extent: Extent) -> tuple[bool, bool]:
-    """Whether pixels are normalised to both sides of 0, and whether they are raw numbers of 0 to 255."""
-    return extent.least < 0, extent.largest > RAW
 
 
 def typical_side(pictures: Pictures) -> float:

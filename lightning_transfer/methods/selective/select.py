@@ -29,7 +29,7 @@ from lightning_transfer.methods.selective.duplicates import COMPARED, near_dupli
 from lightning_transfer.methods.selective.exact import exact_neighbors, nearest_first, search_bytes
 from lightning_transfer.methods.selective.identity import digest_of, identity
 from lightning_transfer.methods.selective.options import Neighbors
-from lightning_transfer.methods.selective.pictures import Picture, Pictures, extent_of, is_scaled, typical_side
+from lightning_transfer.methods.selective.pictures import Picture, Pictures, extent_of, typical_side
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.search import plain_arithmetic
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
@@ -171,7 +171,7 @@ class Job:
             )
         sides = {pictures.name: extent_of(pictures) for pictures in (self.target, self.source)}
         extents = {name: seen for name, seen in sides.items() if seen is not None}
-        if len({is_scaled(extent) for extent in extents.values()}) > 1:
+        if len({extent.scale for extent in extents.values()}) > 1:
             shown = " and ".join(f"{name} pixels run {extent}" for name, extent in extents.items())
             raise TransferConfigError(
                 f"The {shown}: one is normalised and the other is not, so that their statistics say nothing of each "
