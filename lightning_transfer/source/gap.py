@@ -15,7 +15,7 @@ FOLDS = 5
 PENALTY = 2.0  # on the weights of either side, which are each other's negative: 1 on those of a binary regression
 NEAR = 0.8  # a source loss has helped up to .86 and hurt from .81 on: see examples/benchmarks/README.md
 SCALE = f"0.5 not told apart, {NEAR} too unlike, 1 always told apart"
-BELOW, RAW = -0.2, 32.0  # pixels below what resizing overshoots, and beyond any normalisation
+RAW = 32.0  # a pixel beyond any normalisation
 TARGET_IMAGES, SOURCE_IMAGES = 200, 1000  # at most: the more there are to learn from, the better they are told apart
 
 
@@ -115,7 +115,7 @@ class Extent:
     @property
     def scale(self) -> tuple[bool, bool]:
         """Whether pixels are normalised to both sides of 0, and whether they are raw numbers of 0 to 255."""
-        return self.least < BELOW, self.largest > RAW
+        return self.least < 0, self.largest > RAW
 
     def __str__(self) -> str:
         return f"from {self.least:.2f} to {self.largest:.2f}"

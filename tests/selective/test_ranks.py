@@ -105,7 +105,7 @@ def test_rounds_on_two_processes_give_the_budgets_of_one(ranks):
     """Asked in shares of 12 and 11 target images."""
     told, written = ranks
     assert told["rounds-1"] == [0]
-    assert told["rounds-2"] == [0, 0]
+    assert told["rounds-2"] == [0, 0], written("rounds-2-0")
     alone, *shared = (written(name)["budgets"] for name in ("rounds-1-0", "rounds-2-0", "rounds-2-1"))
     assert {*alone[1].tolist()} == {1.0}
     assert {*alone[2].tolist()} == {1.0, 3.0, 5.0}
