@@ -40,8 +40,8 @@ class SelectiveJointFinetuning(TransferCallback):
         protect: datasets, such as the target's test set, whose near duplicates are left out of the source.
         cache: file that keeps the selection, and gives it back to the next run with the same data and options.
         weight: of the source loss, as a `Schedule`. "auto" is `Schedule(1.0, 1.0)`, always 1, if the target lies near
-            enough to the source, which is measured before the first step, else 0 (ours). It does not know how long
-            there is to train: with thousands of images and few passes over them borrowing has lost near, too.
+            enough to the source, which is measured before the first step, else 0 (ours). It does not know how many
+            labels there are: with thousands of images borrowing has lost near, too.
         head: dotted path of the target head, or "auto".
 
     Raises:
