@@ -32,8 +32,8 @@ class AdaFilter(TransferCallback):
         gate_bias: where the gates' logits start, to some hundredths: from .05 on all filters begin tuned, from -.05
             frozen.
         gated: which convolutions: a pattern of their names such as "layer4.*", several, or a function of name and
-            convolution; all but the stem by default, which loses on a target far from the source, the first stages
-            alone hardly (examples/benchmarks/README.md).
+            convolution; all but the stem by default. On a target far from the source the first stages alone lose less
+            (examples/benchmarks/README.md).
         gate_lr: learning rate of the gate, in a group of its own; by default it is in a group with gated filters.
         temperature: of the "gumbel" estimator.
 
