@@ -77,6 +77,20 @@ def test_far_from_the_source_it_is_plain_finetuning_to_the_bit(make, forward):
 
 
 @each
+def test_the_warning_names_what_to_write(make):
+    images, labels = near_data().tensors
+    striped = TensorDataset(images + torch.linspace(-20, 20, 6), labels)  # both sides run to both sides of 0
+    with pytest.warns(lt.NoEffectWarning, match=r"To keep it: weight=lt.Schedule\(start=1.0") as told:
+        fit(LitToy(), [make(striped)], loader=shuffled(striped), max_steps=2)
+    assert not any("scaling" in str(each.message) for each in told)
+    with pytest.warns(
+        lt.NoEffectWarning, match="scaling alone: pixels run from .* give the source the target's"
+    ) as told:
+        fit(LitToy(), [make(far_data())], loader=shuffled(far_data()), max_steps=2)
+    assert not any("To keep it" in str(each.message) for each in told)
+
+
+@each
 @each_forward
 def test_near_the_source_it_is_the_schedule_to_the_bit(make, forward):
     measured, given = LitToy(), LitToy()
