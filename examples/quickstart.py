@@ -46,7 +46,7 @@ METHODS: dict[str, Callable[[lt.SourceTask, torch.nn.Module], list[L.Callback]]]
 }
 # ---------------------------------------------------------------------------------------------------------------------
 
-SOURCE = "0123456789ABCDEFGHIJKLMNPQRSTUVWXYZ"  # no O, which nobody can tell from zero
+SOURCE = "0123456789ABCDEFGHIJKLMNPQRSTUVWXYZ"  # no O, which looks like zero
 SMALL = "cijklmpsuvwxyz"  # what a second network has learned to read, for the method that takes several
 UNSEEN = "abdefghnqrt"  # small letters that do not look like their capital: neither task trains on them
 FONTS = ("DejaVuSans[!D]*", "DejaVuSerif[!D]*", "STIXGeneral*", "cm[brt]*", "cmss*")  # no symbol fonts
@@ -60,7 +60,7 @@ LR = 0.01
 
 
 class LitDigits(L.LightningModule):
-    """An ordinary image classifier, as anybody would write it: nothing in it knows of lightning_transfer."""
+    """An ordinary image classifier: nothing in it knows of lightning_transfer."""
 
     def __init__(self, model: torch.nn.Module, lr: float) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ class NoEffectWarning(UserWarning):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint naming the known names, the likeliest first.
+    """Return a hint with the known names and the likeliest of them.
 
     >>> nearest("linaer", ["cosine", "linear"])
     "Did you mean 'linear'? Known: 'cosine', 'linear'."
@@ -30,7 +30,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def differences(
     theirs: Mapping[str, object], mine: Mapping[str, object], *, there: str = "in the checkpoint", here: str = "now"
 ) -> list[str]:
-    """What differs between options that were written down and those that are given.
+    """Return what differs between saved options and those that are given.
 
     >>> differences({"seed": 0, "k": 3}, {"seed": 1, "k": 3})
     ['seed: 0 in the checkpoint, 1 now']

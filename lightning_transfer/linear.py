@@ -12,7 +12,7 @@ STEPS = 100
 def fit_linear(
     features: Tensor, labels: Tensor, *, num_classes: int, penalty: float = 1.0, is_balanced: bool = False
 ) -> Callable[[Tensor], Tensor]:
-    """Multinomial logistic regression on standardised features, in float64.
+    """Fit a multinomial logistic regression on standardised features, in float64.
 
     Args:
         features: (n, D).
@@ -22,7 +22,7 @@ def fit_linear(
         is_balanced: whether classes count alike, however many images they have.
 
     Returns:
-        Tells the scores (m, num_classes) of other features (m, D).
+        A function from other features (m, D) to their scores (m, num_classes).
 
     Example:
         >>> says = fit_linear(torch.tensor([[0.0], [1.0], [8.0], [9.0]]), torch.tensor([0, 0, 1, 1]), num_classes=2)

@@ -1,4 +1,4 @@
-"""General discrimination: how well features tell apart what the network was never trained on."""
+"""General discrimination: how well features separate classes that the network was never trained on."""
 
 from typing import Any
 
@@ -80,7 +80,7 @@ class GeneralDiscrimination(Metric):
         self.indices.append(torch.full_like(labels, -1) if indices is None else indices.to(labels))
 
     def compute(self) -> Tensor:
-        """The share of images whose k nearest others vote for their class."""
+        """Return the share of images whose k nearest others vote for their class."""
         features, labels = _in_one_order(_joined(self.features), _joined(self.labels), _joined(self.indices))
         if len(features) <= self.k:
             raise TransferConfigError(f"k={self.k} needs more than {self.k} different images; found {len(features)}.")
@@ -96,7 +96,7 @@ class GeneralDiscrimination(Metric):
 
 
 def _joined(state: Tensor | list[Tensor]) -> Tensor:
-    """A list state as one tensor; after a sync of several processes it already is one."""
+    """Return a list state as one tensor; after a sync of several processes it already is one."""
     if isinstance(state, Tensor):
         return state
     if not state:
@@ -105,7 +105,7 @@ def _joined(state: Tensor | list[Tensor]) -> Tensor:
 
 
 def _in_one_order(features: Tensor, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows in an order that only their own values decide; of those with one index the first."""
+    """Return rows in an order that depends on their values alone; of those with the same index, the first."""
     rows = torch.cat([indices[:, None], labels[:, None], features.double()], dim=1).cpu().numpy()
     order = np.lexsort(rows.T[::-1])
     index = rows[order, 0]
@@ -115,6 +115,6 @@ def _in_one_order(features: Tensor, labels: Tensor, indices: Tensor) -> tuple[Te
 
 
 def _majority(votes: Tensor) -> Tensor:
-    """The most frequent class in each row of (n, k) votes, nearest first; among equals the one that comes first."""
+    """Return the most frequent class in each row of (n, k) votes, nearest first; ties go to the first."""
     counts = (votes[:, :, None] == votes[:, None, :]).sum(2)
     return votes.gather(1, counts.argmax(1, keepdim=True))[:, 0]

@@ -1,4 +1,4 @@
-"""What a user sees of long work: a bar of the kind that is in use."""
+"""Progress bars for long work, of the kind that the Trainer shows."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,28 +6,28 @@ from typing import Protocol
 
 
 class Step(Protocol):
-    """Told how many more are done, and what is worth saying of it."""
+    """Takes how many more are done, and a note to show."""
 
     def __call__(self, more: int, note: str = "", /) -> object:
-        """Go on."""
+        """Advance the bar."""
 
 
 class Progress(Protocol):
-    """Makes a bar: of what work, how much there is, and of what things."""
+    """Makes a bar from the name of the work, its amount and its unit."""
 
     def __call__(self, name: str, total: int, /, unit: str = "images") -> AbstractContextManager[Step]:
-        """The bar, while it lasts."""
+        """Return the bar as a context."""
 
 
 @contextmanager
 def no_progress(name: str, total: int, /, unit: str = "images") -> Iterator[Step]:
-    """Nothing to be seen."""
+    """Show nothing."""
     yield lambda more, note="": None
 
 
 @contextmanager
 def tqdm_progress(name: str, total: int, /, unit: str = "images") -> Iterator[Step]:
-    """A bar on the terminal, gone when it is full."""
+    """Show a bar on the terminal, removed when it is full."""
     from tqdm.auto import tqdm
 
     with tqdm(total=total, desc=name, unit=f" {unit}", dynamic_ncols=True, leave=False) as bar:
@@ -42,7 +42,7 @@ def tqdm_progress(name: str, total: int, /, unit: str = "images") -> Iterator[St
 
 @contextmanager
 def rich_progress(name: str, total: int, /, unit: str = "images") -> Iterator[Step]:
-    """A bar of rich's, gone when it is full."""
+    """Show a bar of rich's, removed when it is full."""
     from rich.errors import LiveError
     from rich.progress import Progress as Bars
 

@@ -1,4 +1,4 @@
-"""What the processes of a run, one or many, tell each other; an error of one is everybody's, so that nobody waits."""
+"""What the processes of a run exchange; an error in one is raised in all, so that none waits for ever."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,17 +13,17 @@ PATIENCE = timedelta(days=365)
 
 
 def rank() -> int:
-    """Number of this process."""
+    """Return the number of this process."""
     return dist.get_rank() if _are_many() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return how many processes there are."""
     return dist.get_world_size() if _are_many() else 1
 
 
 def gather(value: T, group: Any = None) -> list[T]:
-    """Every process' value, in the order of ranks."""
+    """Return every process' value, in the order of ranks."""
     if not _are_many():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -32,11 +32,11 @@ def gather(value: T, group: Any = None) -> list[T]:
 
 
 def together(act: Callable[[], T], group: Any = None) -> T:
-    """Act, in every process; where it fails in one it fails in all.
+    """Run a function in every process; if it fails in one, it fails in all.
 
     Args:
-        act: what to do.
-        group: through which processes talk; the one they have by default.
+        act: the function.
+        group: of processes; the default group otherwise.
 
     Raises:
         RuntimeError: it failed in another process; TransferConfigError where it did so there.
@@ -60,11 +60,11 @@ def together(act: Callable[[], T], group: Any = None) -> T:
 
 
 def from_first(act: Callable[[], T], *, patiently: bool = False) -> T:
-    """What the first process makes of an act, in every process.
+    """Run a function in the first process and return its result in every process.
 
     Args:
-        act: what to do.
-        patiently: whether it may take longer than processes wait for each other.
+        act: the function.
+        patiently: whether it may take longer than the processes' usual time-out.
     """
     if not _are_many():
         return act()

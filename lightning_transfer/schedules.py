@@ -23,10 +23,10 @@ SHAPES: dict[str, Callable[[float], float]] = {
 def anneal(
     progress: float, *, start: float = 1.0, end: float = 0.0, shape: Shape = "linear", until: float = 0.5
 ) -> float:
-    """The value of an annealed number at a share of training.
+    """Return the value of an annealed number at a share of training.
 
     Exactly `start` at progress 0 and exactly `end` from `until` on; in between `end + (start - end) * shape(u)`,
-    where `u = progress / until`. That the paper's weight falls is the paper's; the shapes are ours.
+    where `u = progress / until`. The falling weight is the paper's; the shapes are ours.
 
     Args:
         progress: share of training that is done, 0 to 1.
@@ -36,7 +36,7 @@ def anneal(
         until: the share of training at which `end` is reached.
 
     Raises:
-        TransferConfigError: the shape is not known, or `until` is no share of training.
+        TransferConfigError: the shape is not known, or `until` is not a share of training.
 
     Example:
         >>> [anneal(p) for p in (0.0, 0.25, 0.5, 1.0)]
@@ -97,7 +97,7 @@ class Schedule:
             check_choice("shape", self.shape, SHAPES)
 
     def __call__(self, progress: float) -> float:
-        """The value when `progress` (0 to 1) of training is done."""
+        """Return the value when `progress` (0 to 1) of training is done."""
         return anneal(progress, start=self.start, end=self.end, shape=self.shape, until=self.until)
 
     @property
@@ -106,14 +106,14 @@ class Schedule:
         return self.start == self.end
 
     def at(self, step: float, num_steps: float) -> float:
-        """The value at an optimizer step of a training of `num_steps` steps."""
+        """Return the value at an optimizer step of a training of `num_steps` steps."""
         if self.until_steps is None:
             return self(step / num_steps)
         return self.end if step >= self.until_steps else self(self.until * step / self.until_steps)
 
 
 def _check_falls(shape: Callable[[float], float]) -> None:
-    """Raise unless a function falls from 1, within [0, 1], as far as 101 points of it tell."""
+    """Raise unless a function falls from 1, within [0, 1], checked at 101 points."""
     values = [shape(u / 100) for u in range(101)]
     for u, value in enumerate(values):
         check_number(f"shape({u / 100})", value, most=1)

@@ -1,4 +1,4 @@
-"""A part of the training images held out: of each class as much as of any, and no group on both sides (ours)."""
+"""Hold out a part of the training images: the same share of each class, and no group on both sides (ours)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from lightning_transfer.source.stream import load
 
 
 def labels_of(dataset: Dataset[Any]) -> list[int]:
-    """The class of every image: as the dataset lists them, or by loading each.
+    """Return the class of every image, as the dataset lists them or by loading each.
 
     Raises:
         TransferConfigError: an image has no class number.
@@ -27,12 +27,12 @@ def labels_of(dataset: Dataset[Any]) -> list[int]:
 
 
 def groups_of(dataset: Any) -> list[Any] | None:
-    """What each image belongs to, as `dataset.groups` says, or that of the parts it is made of; None where none does.
+    """Return the group of each image from `dataset.groups`, or from the datasets it is made of; None if there are none.
 
     The same name in two parts of a `ConcatDataset` is one group.
 
     Raises:
-        TransferConfigError: it is no list, or names more or fewer than images.
+        TransferConfigError: it is not a list, or does not have one entry for each image.
     """
     groups = getattr(dataset, "groups", None)
     if groups is None and isinstance(dataset, Subset):
@@ -56,7 +56,7 @@ def groups_of(dataset: Any) -> list[Any] | None:
 
 
 def by_group(number: int, groups: Sequence[Any] | None) -> list[list[int]]:
-    """Indices of so many images, a list for each group, in the order of their first; without groups each is alone.
+    """Return the indices of `number` images as one list for each group; without groups each image is alone.
 
     >>> by_group(3, ["a", "b", "a"])
     [[0, 2], [1]]
@@ -82,7 +82,7 @@ def _class_number(sample: Any, dataset: Any, index: int) -> int:
 
 
 def held_out(labels: Sequence[int], share: float, *, groups: Sequence[Any] | None = None, seed: int = 0) -> list[int]:
-    """Which images to hold out.
+    """Return which images to hold out.
 
     Args:
         labels: class of each image.

@@ -1,4 +1,4 @@
-"""Layers of somebody's network replaced by others, all at once or not at all, and told apart afterwards."""
+"""Replace layers of a user's network, all at once or not at all, and find them again afterwards."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -59,7 +59,7 @@ def find_all(module: nn.Module, kind: type[M]) -> dict[str, M]:
 
 
 def is_ours(module: nn.Module) -> bool:
-    """Whether this package attached a module to somebody's."""
+    """Return whether this package attached the module."""
     return hasattr(module, "is_transfer_part")
 
 

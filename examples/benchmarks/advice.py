@@ -1,7 +1,7 @@
 """What `lightning_transfer.advise` measures on the targets of the matrix; how good its advice is, the report says.
 
 Three draws of each setting, the learning rate that the matrix has chosen for plain fine-tuning. Needs the networks that
-transfer.py has pretrained; what is measured is kept, and a run that is broken off goes on.
+transfer.py has pretrained; what is measured is kept, and an interrupted run resumes.
 
     python examples/benchmarks/advice.py --data FOLDER --work FOLDER
 """

@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None, settings: Settings | None = None) ->
         machine = {"gpu": torch.cuda.is_available(), "instructions": torch.backends.cpu.get_cpu_capability()}
         sizes = {name: value for name, value in asdict(settings).items() if name != "folder"}
         about = {"versions": versions, **machine, "settings": sizes}
-        for row in rows:  # written at once: it stays when the rest is broken off
+        for row in rows:  # written at once: it stays when the rest is interrupted
             results.append(row.measure(settings))
             report = {**about, "is_complete": len(results) == len(rows), "rows": results}
             args.out.write_text(json.dumps(report, indent=1))

@@ -24,7 +24,7 @@ TARGET_CLASSES = 10
 
 
 class Classifier(lightning.LightningModule):
-    """Anybody's plain project."""
+    """An ordinary project without this package."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Clock(lightning.Callback):
             self.marks.append(torch.cuda.current_stream().record_event(event))
 
     def seconds(self) -> float:
-        """The median over the steps behind the warm-up."""
+        """Return the median over the steps after the warm-up."""
         marks = self.marks[WARMUP - 1 :]
         if not isinstance(marks[0], float):
             torch.cuda.synchronize()

@@ -207,7 +207,7 @@ def against(settings: Settings, slow: Slow) -> tuple[Run, Run]:
 
 @Row("Neighbors, numpy broadcasting / ours", least=15.0, most=5, size="full")
 def broadcasting(settings: Settings) -> tuple[Run, Run]:
-    """All source rows at once, in float32, with logarithms that somebody else has taken."""
+    """All source rows at once, in float32, with logarithms that were taken before."""
 
     def slow(queries: InMemory, source: InMemory, k: int) -> Callable[[], object]:
         p, q = queries.histograms.numpy(), source.histograms.numpy()
@@ -266,7 +266,7 @@ def peak_of_this_process(folder: Path, written: int, num_rows: int, num_queries:
         Search(queries, source, min(100, num_rows), prune)()
     store.close()
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would tell what the process that began this one held
+    if status.exists():  # getrusage would report what the parent process held
         return 1024.0 * int(re.findall(r"VmHWM:\s*(\d+)", status.read_text())[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if platform.system() == "Darwin" else 1024.0)
 

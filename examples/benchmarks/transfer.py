@@ -3,8 +3,8 @@
 Networks are pretrained on 80 classes of CIFAR-100; targets are its other 20 classes (near), trashnet (middle), and
 gtsrb and signdigits (far). Each row has the same grid of learning rates (combinations take borrowing's choice), chosen
 on a part of the training split with a seed that counts for nothing else, the same steps, the same new heads and the
-same images. The test split is read once for each cell. What is finished is kept, cell by cell, and a run that is broken
-off goes on.
+same images. The test split is read once for each cell. What is finished is kept, cell by cell, and an interrupted run
+resumes.
 
     python examples/benchmarks/transfer.py --data FOLDER          # all of it: hours
     python examples/benchmarks/transfer.py --data FOLDER --quick  # three rows, near and far, two seeds: minutes
@@ -178,7 +178,7 @@ def cell(plan: Plan, row: str, name: str, *, seed: int, lr: float) -> dict[str, 
         return there
     parent = parent_process()
     if parent is not None and not parent.is_alive():
-        raise SystemExit  # a run that was broken off
+        raise SystemExit  # interrupted
     images, (network, second), unseen = material(plan)
     draw = target(name, plan.data, shots=plan.shots, seed=seed)
     draw_name = f"{name}-{plan.shots}-{seed}" if plan.shots else f"{name}-all"  # the same images for every seed
@@ -257,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             for worker in active_children():
                 worker.kill()  # Lightning would let a training that is asked to end go on
             report(plan, rows, options.targets, options.out)
-            raise SystemExit(f"Broken off. What is finished is in {options.out}; the same command goes on.") from None
+            raise SystemExit(f"Interrupted. What is finished is in {options.out}; the same command resumes.") from None
     if options.quick:
         print("These few short runs show that everything works; their differences mean nothing.")
     return report(plan, rows, options.targets, options.out)

@@ -36,7 +36,7 @@ def small_resnet(num_classes: int) -> ResNet:
 
 
 class Classifier(L.LightningModule):
-    """Anybody's project: SGD with momentum, whose rate falls to zero along a cosine."""
+    """An ordinary project: SGD with momentum, whose rate falls to zero along a cosine."""
 
     def __init__(self, network: nn.Module, lr: float) -> None:
         super().__init__()

@@ -268,7 +268,7 @@ def tables(page: str) -> dict[str, str]:
 
 
 def begin(name: str) -> str:
-    """The mark in front of a table's place."""
+    """Return the mark before a table's place."""
     return f"<!-- table: {name}; made by transfer_report.py -->"
 
 

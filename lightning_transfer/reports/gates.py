@@ -72,7 +72,7 @@ def _count(module: nn.Module, gates: Any, loader: Iterable[Any]) -> tuple[dict[s
         raise TransferConfigError("The loader gave no images.")
     of_images = torch.cat(labels)
     if of_images.ndim != 1 or of_images.is_floating_point() or int(of_images.min()) < 0:
-        raise TransferConfigError("The loader's labels are no class numbers from 0 on. Pass (images, labels).")
+        raise TransferConfigError("The loader's labels are not class numbers from 0 on. Pass (images, labels).")
     counts = of_images.bincount()
     sums = {
         name: torch.zeros(len(counts), parts[0].shape[1]).index_add_(0, of_images, torch.cat(parts).float())

@@ -32,7 +32,7 @@ def layer_search(plan: Any, path: str | os.PathLike[str]) -> None:
     if not getattr(plan, "evaluations", None):
         raise TransferConfigError(
             f"{'This LayerPlan' if hasattr(plan, 'frozen') else repr(plan)} holds no search to draw. Pass "
-            "callback.plan behind a fit with search=..., or LayerPlan.load(path)."
+            "callback.plan after a fit with search=..., or LayerPlan.load(path)."
         )
     names = list(plan.num_layers)
     layers = np.array([evaluation.layers for evaluation in plan.evaluations])

@@ -205,9 +205,9 @@ def test_hooks_are_gone_after_an_error():
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        (["conv1.00"], "'conv1.00' is no convolution of ResNet. Did you mean 'conv1.0'"),
-        (["conv1.0", "conv1.1"], "'conv1.1' is no convolution of ResNet. Did you mean 'conv1"),
-        (["conv1"], "'conv1' is no convolution"),
+        (["conv1.00"], "'conv1.00' is not a convolution of ResNet. Did you mean 'conv1.0'"),
+        (["conv1.0", "conv1.1"], "'conv1.1' is not a convolution of ResNet. Did you mean 'conv1"),
+        (["conv1"], "'conv1' is not a convolution"),
         ([], r"layers is empty; write layers=\['conv1.0', 'conv1.3'\]"),
     ],
 )

@@ -46,7 +46,7 @@ def find_depths(network: nn.Module, example: Any = None, *, head: str = "") -> D
     Args:
         network: takes (1, channels, height, width).
         example: a batch to run it on in place of a blank picture.
-        head: dotted name of the classifier, which is no layer to count where it is a convolution.
+        head: dotted name of the classifier, which is not counted if it is a convolution.
 
     Raises:
         TransferConfigError: it does not run.

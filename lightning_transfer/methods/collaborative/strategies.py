@@ -19,7 +19,7 @@ FASTEST = 5.0  # theirs, layers an iteration
 
 
 class Strategy(Protocol):
-    """Something that can be asked what to try, and told how it did."""
+    """Proposes a candidate, and takes its score."""
 
     def ask(self) -> Layers:
         """The next candidate."""

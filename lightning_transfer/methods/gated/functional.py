@@ -11,7 +11,7 @@ def gate_features(
     """Weigh every feature by how much it is to be trusted.
 
     Args:
-        features: (B, D) behind the global pool.
+        features: (B, D) after the global pool.
         squeeze: (D / ratio, D), the paper's W1.
         expand: (D, D / ratio), the paper's W2.
         dropout: share of the squeezed numbers that are dropped in training.

@@ -1,4 +1,4 @@
-"""The transfer module in front of a head, and the classifier on an earlier stage that helps to train (1810.12521)."""
+"""The transfer module before a head, and the auxiliary classifier on an earlier stage (arXiv 1810.12521)."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ class TransferModule(nn.Module):
     Args:
         num_features: D.
         ratio: W1 squeezes to D / ratio.
-        dropout: in front of W2.
+        dropout: before W2.
 
     Example:
         >>> import torch
@@ -82,7 +82,7 @@ class AuxiliaryClassifier(nn.Module):
 
 
 class GatedHead(Structure):
-    """A head with a transfer module in front of it: Wc dropout(w * f).
+    """A head with a transfer module before it: Wc dropout(w * f).
 
     Args:
         head: the user's own.
@@ -106,7 +106,7 @@ class GatedHead(Structure):
         return logits
 
     def __getattr__(self, name: str) -> Any:
-        """The head's own, where somebody asks for its weight or its width."""
+        """Return the head's own attribute, such as its weight or its width."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -115,7 +115,7 @@ class GatedHead(Structure):
             return getattr(self.head, name)
 
     def spec(self) -> dict[str, Any]:
-        """What stands in front of the head."""
+        """Return the transfer module, or None."""
         transfer = self.transfer
         return {
             "ratio": None if transfer is None else transfer.squeeze.in_features // transfer.squeeze.out_features,
@@ -134,7 +134,7 @@ class GatedHead(Structure):
 def put_in_front(
     root: nn.Module, path: str, *, ratio: int | None, gate_dropout: float | None, dropout: float
 ) -> GatedHead:
-    """Put a transfer module in front of the Linear at a path."""
+    """Put a transfer module before the Linear at a path."""
     head: Any = root.get_submodule(path)
     transfer = None
     if ratio is not None:

@@ -82,7 +82,7 @@ class FilterBank(nn.Module, ABC):
                 (ImageNet's mean and deviation where it has none); False where the dataset does it.
 
         Raises:
-            TransferConfigError: a layer is no convolution of the model.
+            TransferConfigError: a layer is not a convolution of the model.
 
         Example:
             >>> import timm
@@ -143,7 +143,7 @@ class _ModelBank(FilterBank):
         for name in layers:
             if name not in convolutions:
                 raise TransferConfigError(
-                    f"{name!r} is no convolution of {type(model).__name__}. {nearest(name, convolutions)}"
+                    f"{name!r} is not a convolution of {type(model).__name__}. {nearest(name, convolutions)}"
                 )
         if not layers:
             raise TransferConfigError(f"layers is empty; write layers={list(convolutions)[:2]}.")
@@ -194,7 +194,7 @@ class _ModelBank(FilterBank):
     def describe(self) -> str:
         found = hashlib.sha256()
         names = [name for name, child in self.model.named_modules() if not any(child.children())]
-        for name in names[: 1 + max(map(names.index, self.layers))]:  # what stands behind does not matter
+        for name in names[: 1 + max(map(names.index, self.layers))]:  # later layers do not matter
             child = self.model.get_submodule(name)
             found.update(f"{name} {child} {digest(child)}".encode())
         scale = digest(self, deep=False) if self.normalize else "raw"

@@ -35,7 +35,7 @@ class Descriptions:
         describer: the bank.
         binning: the target's bins.
         most_positions: that a filter has in an image.
-        identity: of everything that descriptors are made of; work that was broken off is found by it.
+        identity: of everything that descriptors are made of; interrupted work is found by it.
         undo: lets go of files, and of a temporary folder.
     """
 
@@ -76,7 +76,7 @@ class Descriptions:
 
         Args:
             pictures: images of which descriptors are wanted.
-            name: of the store, and of nothing else: it tells the identity of the images too.
+            name: of the store; it holds the identity of the images too.
             is_shared: whether each process describes a share; else each describes everything.
 
         Returns:
@@ -128,11 +128,9 @@ class Descriptions:
 
             there = sum(len(blocks[block]) for block, who in enumerate(holders) if who)
             if there:
-                self.scan.say(
-                    f"{there:,} of {len(pictures):,} images are described already, by a run that was broken off."
-                )
+                self.scan.say(f"{there:,} of {len(pictures):,} images are described already, by an interrupted run.")
             step(there)
-            for start in range(0, len(todo), len(held)):  # in step, so that nobody waits long, or for one who failed
+            for start in range(0, len(todo), len(held)):  # in step: no process waits long
                 ranks.together(partial(turn, todo[start : start + len(held)]))
         kept = sorted({*mine, *(block for block, who in enumerate(holders) if who and who[block % len(who)] == me)})
         here = torch.cat([torch.empty(0, dtype=torch.int64), *(torch.tensor(blocks[block]) for block in kept)])

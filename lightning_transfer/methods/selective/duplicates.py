@@ -33,7 +33,7 @@ def near_duplicates(
         target: pictures.
         source: pictures.
         num_workers: that read pictures.
-        step: told how many more pictures were compared.
+        step: called with how many more pictures were compared.
     """
     wanted = indices.unique()
     of_source = _thumbnails(source, wanted.tolist(), num_workers, step)
@@ -47,7 +47,7 @@ def near_duplicates(
 
 
 def _thumbnails(pictures: Dataset[Picture], indices: Sequence[int], num_workers: int, step: Step) -> Tensor:
-    """(pictures, SIDE * SIDE) grey, of zero mean and unit length; a flat or unreadable one is nobody's likeness."""
+    """(pictures, SIDE * SIDE) grey, of zero mean and unit length; a flat or unreadable one resembles none."""
     found = []
     for _, batch in read_batches(pictures, indices, num_workers=num_workers):
         for pixels, _ in batch:

@@ -21,7 +21,7 @@ class Scan:
 
     Args:
         cache: file that keeps the selection and gives it back when everything it was made of is the same (a source is
-            known by its length and 64 of its images); work that was broken off goes on from a folder beside it.
+            known by its length and 64 of its images); interrupted work resumes from a folder beside it.
         num_workers: processes that read images.
         device: where filters run.
         progress: makes a progress bar of a name and a total.
