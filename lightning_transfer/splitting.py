@@ -10,8 +10,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import structure
-from lightning_transfer.source.datasets import known_labels
-from lightning_transfer.source.stream import load
+from lightning_transfer.source.datasets import known_labels, load
 
 
 def labels_of(dataset: Dataset[Any]) -> list[int]:

@@ -21,6 +21,7 @@ from lightning_transfer.linear import fit_linear
 from lightning_transfer.naming import structure
 from lightning_transfer.progress import Progress, Step
 from lightning_transfer.roles import entry_of, find_head, has_forward
+from lightning_transfer.source.datasets import load
 from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, Extent, domain_gap, look, unlike_pixels
 from lightning_transfer.source.reading import readable
 from lightning_transfer.source.stream import collate, seeded
@@ -307,7 +308,7 @@ class _Runner:
 
     def _try(self, loader: DataLoader[Any]) -> None:
         """Run an image."""
-        images, _ = self._read((loader.collate_fn or default_collate)([loader.dataset[0]]))
+        images, _ = self._read((loader.collate_fn or default_collate)([load(loader.dataset, 0, of="target")]))
         with evaluating(self.module):
             self.module(images)
 

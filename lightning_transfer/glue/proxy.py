@@ -17,6 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import AnyCallback
 from lightning_transfer.glue.trainer import looking, served, to_device
+from lightning_transfer.source.datasets import Loaded
 from lightning_transfer.source.stream import seeded
 from lightning_transfer.splitting import groups_of, labels_of
 
@@ -107,7 +108,7 @@ def part_of(loader: Any, indices: Sequence[int], *, dataset: Any = None) -> Data
     """A loader of some of the images; of those of another dataset, in order, where one is given."""
     leaves_one = len(indices) % loader.batch_size == 1  # which BatchNorm cannot train on, and no fault of the user's
     return DataLoader(
-        Subset(served(loader) if dataset is None else dataset, indices),
+        Subset(Loaded(served(loader) if dataset is None else dataset, "target"), indices),
         batch_size=loader.batch_size,
         shuffle=dataset is None and not isinstance(loader.sampler, SequentialSampler),
         drop_last=dataset is None and (loader.drop_last or leaves_one) and len(indices) >= loader.batch_size,

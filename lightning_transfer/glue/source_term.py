@@ -30,9 +30,10 @@ from lightning_transfer.naming import name_of
 from lightning_transfer.roles import find_head, out_width
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import check_hyperparameters
+from lightning_transfer.source.datasets import load
 from lightning_transfer.source.gap import Extent, is_near
 from lightning_transfer.source.passes import SourcePass, trains_before
-from lightning_transfer.source.stream import collate, load, seeded
+from lightning_transfer.source.stream import collate, seeded
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.stamps import check_stamp, stamp
 

@@ -1,4 +1,4 @@
-"""Any dataset of images: whether it can be drawn from at random, and the labels that it lists."""
+"""Any dataset of images: whether it can be drawn from at random, its samples, and the labels that it lists."""
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -33,6 +33,48 @@ def check_random_access(dataset: Any, name: str) -> None:
         )
     if not len(dataset):
         raise TransferConfigError(f"The {name} dataset {kind} is empty.")
+
+
+class ControlFlowError(TransferConfigError):
+    """A sample that raised what ends a loop or a program, which no reader may take for that or pass over."""
+
+
+def load(dataset: Dataset[Any], index: int, *, of: str) -> Any:
+    """Return one sample; an error names its index, and whose it is.
+
+    Raises:
+        ControlFlowError: the dataset raised StopIteration, say, which would end an epoch early and in silence.
+    """
+    try:
+        return dataset[index]
+    except (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit) as error:
+        kind = type(error).__name__
+        raise ControlFlowError(
+            f"{of.capitalize()} sample {index} raised {kind}, which would end the loop that reads it. Let "
+            f"{type(dataset).__name__}.__getitem__ return a sample for every index below its length, or raise what "
+            f"went wrong (a next() without a default raises StopIteration)."
+        ) from error
+    except Exception as error:
+        error.add_note(f"This happened while loading {of} sample {index}.")
+        raise
+
+
+class Loaded(Dataset[Any]):
+    """The samples of a dataset, each read by `load`: for loaders that are given a dataset alone.
+
+    Args:
+        dataset: of the samples.
+        of: "target" or "source", for messages.
+    """
+
+    def __init__(self, dataset: Dataset[Any], of: str) -> None:
+        self.dataset, self.of = dataset, of
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        return load(self.dataset, index, of=self.of)
 
 
 def known_labels(dataset: Dataset[Any]) -> Tensor | None:

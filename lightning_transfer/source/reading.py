@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.source.stream import load
+from lightning_transfer.source.datasets import ControlFlowError, load
 
 Samples = list[tuple[int, Any]]  # each with its index
 
@@ -69,6 +69,6 @@ class _Tried(Dataset[tuple[int, Any, str]]):
         try:
             return index, load(self.dataset, index, of=self.of), ""
         except Exception as error:
-            if not self.forgives:
+            if not self.forgives or isinstance(error, ControlFlowError):
                 raise
             return index, None, f"{type(error).__name__}: {error}"

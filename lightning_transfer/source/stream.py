@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import structure
+from lightning_transfer.source.datasets import load
 from lightning_transfer.source.task import SourceTask
 
 Key = tuple[int, int]  # (position in the endless order, index in the dataset)
@@ -143,15 +144,6 @@ class _Reproducible(Dataset[SourceBatch]):
     def __getitems__(self, keys: list[Key]) -> list[tuple[int, Any]]:
         with seeded(self.seed, keys[0][0]):
             return [(index, load(self.dataset, index, of="source")) for _, index in keys]
-
-
-def load(dataset: Dataset[Any], index: int, *, of: str) -> Any:
-    """One sample; an error names its index, and whose it is."""
-    try:
-        return dataset[index]
-    except Exception as error:
-        error.add_note(f"This happened while loading {of} sample {index}.")
-        raise
 
 
 def _collate(samples: list[tuple[int, Any]]) -> SourceBatch:

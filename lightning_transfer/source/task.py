@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
 from lightning_transfer.naming import name_of, structure
 from lightning_transfer.roles import in_width, linear_layers, out_width
-from lightning_transfer.source.datasets import AnyDataset, check_random_access, known_labels
+from lightning_transfer.source.datasets import AnyDataset, check_random_access, known_labels, load
 
 SourceForward: TypeAlias = Literal["separate", "joint"] | Callable[[nn.Module, Tensor], Tensor]
 
@@ -260,7 +260,7 @@ class SourceTask:
         given = labels[wrong].clone()  # the list may be the dataset's own memory
         for place, index in enumerate(wrong.tolist()):
             with contextlib.suppress(Exception):  # a sample that cannot be read says so when it is drawn
-                given[place] = self.dataset[index][1]
+                given[place] = load(self.dataset, index, of="source")[1]
         if len(wrong):
             self.check_labels(given, num_classes, wrong)
 

@@ -204,9 +204,11 @@ def test_a_file_that_is_torn_says_why(tmp_path):
     assert "cannot identify" in found[2]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_an_interruption_is_no_unreadable_picture(error):
-    with pytest.raises(error):
+@pytest.mark.parametrize(
+    ("error", "seen"), [(KeyboardInterrupt, KeyboardInterrupt), (SystemExit, lt.TransferConfigError)]
+)
+def test_an_interruption_is_no_unreadable_picture(error, seen):
+    with pytest.raises(seen):
         Pictures(Files({2: error()}), "source")[2]
 
 

@@ -19,7 +19,8 @@ from lightning_transfer.methods.collaborative.plan import Evaluation, LayerPlan
 from lightning_transfer.methods.collaborative.strategies import Layers
 from lightning_transfer.naming import name_of
 from lightning_transfer.roles import has_forward
-from lightning_transfer.source.stream import load, seeded
+from lightning_transfer.source.datasets import load
+from lightning_transfer.source.stream import seeded
 from lightning_transfer.splitting import held_out
 from lightning_transfer.tracing import evaluating
 

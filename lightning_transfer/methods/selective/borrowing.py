@@ -22,7 +22,7 @@ from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import Job
 from lightning_transfer.methods.selective.selection import Selection
-from lightning_transfer.source.datasets import AnyDataset, known_labels
+from lightning_transfer.source.datasets import AnyDataset, Loaded, known_labels
 from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.stream import seeded
 from lightning_transfer.source.task import SourceTask
@@ -245,7 +245,7 @@ class Borrowed:
         data = target_dataset(self.options.target, trainer)
         mine = range(ranks.rank(), len(data), ranks.world_size())  # type: ignore[arg-type]
         loader = DataLoader(
-            Subset(data, mine),
+            Subset(Loaded(data, "target"), mine),
             batch_size=term.drawing.batch_size(trainer),
             num_workers=self.source.num_workers,
             generator=torch.Generator(),

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, default_collate
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import structure
-from lightning_transfer.source.datasets import check_random_access
+from lightning_transfer.source.datasets import ControlFlowError, check_random_access, load
 from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.reading import in_order
 from lightning_transfer.source.stream import seeded
@@ -69,10 +69,12 @@ class Pictures(Dataset[Picture]):
         """One picture; what cannot be read or is no picture says why."""
         try:
             with seeded(seed, index):
-                sample = self.dataset[index]
+                sample = load(self.dataset, index, of=self.name)
             image, label = self._split(sample)
             pixels = _pixels(image)
             return Picture(pixels.flip(-1) if self.is_mirrored else pixels, label)
+        except ControlFlowError:
+            raise  # not an unreadable image, of which some are forgiven
         except Exception as error:
             return Picture(f"{type(error).__name__}: {error}")
 
