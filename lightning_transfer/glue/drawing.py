@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import optimizers
+from lightning_transfer.glue.batch_hooks import check_unmixed
 from lightning_transfer.glue.trainer import to_device, train_batch_size
 from lightning_transfer.naming import structure
 from lightning_transfer.source.stream import Order, SourceStream
@@ -63,8 +64,9 @@ class Drawing:
         if self._stream is None:
             self._stream = self._open(trainer, part)
         indices, samples = self._stream.next_batch()
+        were_set: dict[str, Any] = {}
         try:
-            moved = to_device(trainer, samples, hooks=self.source.batch_hooks)
+            moved = to_device(trainer, samples, hooks=self.source.batch_hooks, were_set=were_set)
         except Exception as error:
             if self.source.batch_hooks:
                 error.add_note(
@@ -73,6 +75,7 @@ class Drawing:
                 )
             raise
         images, labels = self.source.unpack(moved)
+        check_unmixed(were_set, (samples, moved), len(images))
         if self.source.has_class_labels:
             self.source.check_labels(labels, self.num_classes, indices)
         self.batch = images, labels, indices

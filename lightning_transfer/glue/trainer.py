@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.batch_hooks import forgotten
 from lightning_transfer.progress import Progress, Step, no_progress, rich_progress, tqdm_progress
 from lightning_transfer.schedules import Schedule
 
@@ -137,13 +138,14 @@ def is_trial(trainer: Any) -> bool:
     return bool(trainer.fast_dev_run or finders)
 
 
-def to_device(trainer: Any, batch: Any, *, hooks: bool) -> Any:
+def to_device(trainer: Any, batch: Any, *, hooks: bool, were_set: dict[str, Any] | None = None) -> Any:
     """Convert and move a batch as the training loop does its own.
 
     Args:
         trainer: the Trainer.
         batch: as the loader gave it.
-        hooks: whether the user's batch-transfer hooks see it.
+        hooks: whether the user's batch-transfer hooks see it; what these set is put back, as far as `forgotten` can.
+        were_set: filled with the attributes that hooks have set.
     """
     module = trainer.lightning_module
     batch = trainer.precision_plugin.convert_input(batch)
@@ -151,8 +153,12 @@ def to_device(trainer: Any, batch: Any, *, hooks: bool) -> Any:
         device = trainer.strategy.root_device
         return tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
     # the loop's own three steps: 64-true and bf16-true convert the input, DataModule hooks are found by the selector
-    batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
-    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+    with forgotten(trainer) as found:
+        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+    if were_set is not None:
+        were_set |= found
+    return batch
 
 
 @contextmanager

@@ -59,7 +59,9 @@ class SourceTask:
         seed: of the order of source images, their augmentation and a new head.
         adapt: turns what the dataset's collated samples look like into (images, labels); where a weight or a selection
             looks at the target, it reads target batches too.
-        batch_hooks: whether source batches pass through the user's batch-transfer hooks, as target batches do.
+        batch_hooks: whether source batches pass through the user's batch-transfer hooks, as target batches do. What
+            hooks set on the module or the DataModule is put back for the target's loss; mixup, which keeps partners
+            there for its loss, is refused.
         unaugmented: where the dataset augments at random, the same images in the same order without that: what a
             selection compares.
 

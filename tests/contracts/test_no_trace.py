@@ -1,6 +1,9 @@
 """Source images leave no trace: not in loops that a sample could end, not in what the user's batch hooks remember."""
 
+import numpy as np
 import pytest
+import torch
+from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset
 
 import lightning_transfer as lt
@@ -118,3 +121,129 @@ def test_ctrl_c_stays_ctrl_c():
             toys.target_data(), Ending(toys.source_data(), KeyboardInterrupt()), bank=borrowed().bank, k=3
         )
     assert caught.type is KeyboardInterrupt
+
+
+class Remembering(LitToy):
+    """Hooks that keep the mean of the last batch, for the loss, and count batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+        self.num_batches = 0
+        self.used = []
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        self.mean, self.scale = batch[0].mean(), batch[0].std()
+        self.num_batches += 1
+        return batch
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.used.append((self.mean.item(), self.scale.item()))
+        return loss * self.scale
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.used.append((self.mean.item(), self.scale.item()))
+
+
+class RememberingData(LightningDataModule):
+    def __init__(self):
+        super().__init__()
+        self.kept = []
+
+    def train_dataloader(self):
+        return toys.target_loader()
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        self.kept = [batch[0].mean()]
+        return batch
+
+
+def expected(statistic):
+    """A numpy loop over the target's batches, twice each: in the step, and after it."""
+    pixels = toys.target_data().tensors[0].numpy()
+    return [statistic(pixels[start : start + 4]) for start in [*range(0, 24, 4)] * 2 for _ in range(2)]
+
+
+def soft(**options):
+    return lt.SoftFinetuning(task(toys.source_data(), **options), weight=ALWAYS)
+
+
+def selective(**options):
+    source = task(toys.source_data(), **options)
+    return lt.SelectiveJointFinetuning(source, neighbors=borrowed(), target=toys.target_data(), weight=ALWAYS)
+
+
+KINDS = {
+    "separate": soft,
+    "joint": lambda: soft(forward="joint"),
+    "measured": lambda: lt.SoftFinetuning(task(toys.source_data())),
+    "rounds": selective,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hooks_remember_the_targets_batch_when_its_loss_is_computed(kind):
+    """D3."""
+    module = Remembering()
+    fit(module, [KINDS[kind]()])
+    np.testing.assert_allclose([mean for mean, _ in module.used], expected(np.mean), rtol=1e-4)
+    np.testing.assert_allclose([std for _, std in module.used], expected(lambda part: part.std(ddof=1)), rtol=1e-4)
+    assert module.num_batches == 12
+
+
+def test_a_datamodules_hooks_remember_the_targets_batch_too():
+    """D3."""
+    data, seen = RememberingData(), []
+
+    class Looking(LitToy):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            seen.append(data.kept[0].item())
+            return loss
+
+    toys.trainer([soft(forward="joint")]).fit(Looking(), datamodule=data)
+    np.testing.assert_allclose(seen, expected(np.mean)[::2], rtol=1e-4)
+
+
+KEPT = {
+    "permutation": lambda images, labels, order: order,
+    "numpy": lambda images, labels, order: order.numpy(),
+    "list": lambda images, labels, order: order.tolist(),
+    "partners": lambda images, labels, order: (labels, labels[order], 0.3),
+    "shares": lambda images, labels, order: torch.rand(len(images), 1, 1, 1),
+    "soft labels": lambda images, labels, order: torch.eye(toys.SOURCE_CLASSES)[labels],
+}
+
+
+def keeping(keep):
+    class Mixing(LitToy):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            images, labels = batch
+            order = torch.arange(len(images)).flip(0)
+            self.kept = keep(images, labels, order)
+            return 0.7 * images + 0.3 * images[order], labels
+
+    return Mixing()
+
+
+@pytest.mark.parametrize("make", [soft, selective])
+@pytest.mark.parametrize("forward", ["separate", "joint"])
+@pytest.mark.parametrize("kept", KEPT)
+def test_mixup_that_the_source_loss_does_not_know_is_refused(kept, forward, make):
+    """D3."""
+    module = keeping(KEPT[kept])
+    with pytest.raises(lt.TransferConfigError, match=r"set 'kept' to .*SourceTask\(batch_hooks=False\)"):
+        fit(module, [make(forward=forward)])
+    module = keeping(KEPT[kept])
+    fit(module, [make(forward=forward, batch_hooks=False)])
+    assert len(module.losses) == 12
+
+
+def test_what_is_kept_of_a_batch_without_mixing_is_allowed():
+    def keep(images, labels, order):
+        return images, labels, labels[:2], len(images), [0.1] * len(images), images.mean((1, 2))[:, :, None].clone()
+
+    module = keeping(keep)
+    fit(module, [soft()])
+    assert len(module.losses) == 12
