@@ -14,7 +14,7 @@ from lightning_transfer.glue import checkpoints, optimizers
 from lightning_transfer.glue.dispatcher import StepDispatcher
 from lightning_transfer.glue.optimizers import AsBefore, OwnGroup
 from lightning_transfer.glue.part import TransferPart
-from lightning_transfer.glue.standin import Afterwards, Before, StandIn
+from lightning_transfer.glue.standin import Afterwards, Before, StandIn, WithoutHooks
 from lightning_transfer.glue.structures import rebuild_from
 from lightning_transfer.glue.trainer import check_launcher, check_supported, say
 from lightning_transfer.stamps import BEGIN_ANEW, check_stamp, stamp
@@ -191,6 +191,7 @@ class TransferCallback(AnyCallback):
             OwnGroup(module, "configure_optimizers", part.own_group(module)),
             Afterwards(module, "configure_optimizers", with_optimizers),
             Before(module, "configure_optimizers", self._check_still_there),
+            WithoutHooks(trainer.strategy, module),
         )
         if (
             type(part).before_optimizer_step is not TransferPart.before_optimizer_step

@@ -16,6 +16,7 @@ from lightning_transfer.glue.drawing import Drawing
 from lightning_transfer.glue.first_batch import introduce, non_finite
 from lightning_transfer.glue.gap import measure_gap
 from lightning_transfer.glue.part import TransferPart
+from lightning_transfer.glue.standin import keep_hooks_out
 from lightning_transfer.glue.trainer import (
     WeakTrainer,
     check_supported,
@@ -163,6 +164,7 @@ class SourceTerm(TransferPart):
         """Check in the first step of a run, where no hook of a callback's tells of its start."""
         if not self._checked_for.is_of(trainer):
             self.check(trainer)
+            keep_hooks_out(trainer)
 
     def begin(self, module: Any, batch: Any = None) -> None:
         """See to it that the right images are drawn; let a joint pass take them along."""

@@ -1,8 +1,20 @@
 """Hooks of somebody's module, stood in for on the instance, and put back exactly as they were."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Any
+
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+HOOKS = (  # private: where torch keeps a layer's hooks, and what it knows of them, by number
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
 
 
 class StandIn(ABC):
@@ -45,7 +57,7 @@ class StandIn(ABC):
             top = top.own
 
     def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
-        return (_itself, (self.hook,))
+        return (itemgetter(0), ((self.hook,),))  # the hook itself, by nothing that only this package could load
 
 
 class Afterwards(StandIn):
@@ -75,5 +87,54 @@ class Before(StandIn):
         return self.hook(*args, **kwargs)
 
 
-def _itself(hook: Any) -> Any:
-    return hook
+class WithoutHooks(StandIn):
+    """Takes this package's hooks out of a network while a strategy writes a checkpoint, which may hold the network.
+
+    Saved hyperparameters often do; pickled, a hook would ask for this package wherever the checkpoint is loaded, and be
+    a part of the loaded network for good. The Trainer collects a checkpoint first and has the strategy write it then,
+    whoever asked for it and whether or not for weights alone.
+
+    Args:
+        strategy: the Trainer's.
+        network: what holds the hooks.
+    """
+
+    def __init__(self, strategy: Any, network: nn.Module) -> None:
+        super().__init__(strategy, "save_checkpoint")
+        self.network = network
+
+    def act(self, *args: Any, **kwargs: Any) -> Any:
+        """Write without hooks, and put them back where they were among the user's own."""
+        taken = [pair for layer in self.network.modules() for pair in _take_hooks(layer)]
+        try:
+            result = self.hook(*args, **kwargs)
+            plugin = self.module.checkpoint_io
+            is_async = any(cls.__name__ == "AsyncCheckpointIO" for cls in type(plugin).__mro__)
+            if is_async and taken and any(isinstance(leaf, nn.Module) for leaf in tree_leaves((args, kwargs))):
+                plugin.teardown()  # wait for its thread, which pickles the network; the next call starts another
+            return result
+        finally:
+            for hooks, before in taken:
+                hooks.clear()
+                hooks.update(before)
+
+
+def keep_hooks_out(trainer: Any) -> None:
+    """Write checkpoints without hooks for as long as a Trainer lives, for parts that stay in a module."""
+    if not isinstance(vars(trainer.strategy).get("save_checkpoint"), WithoutHooks):
+        WithoutHooks(trainer.strategy, trainer.lightning_module)
+
+
+def _take_hooks(layer: nn.Module) -> Iterator[tuple[dict[int, Any], dict[int, Any]]]:
+    """Take this package's hooks out of a layer; give each dictionary that held some, and what was in it."""
+    every: list[dict[int, Any]] = [getattr(layer, kind) for kind in HOOKS]
+    numbers = {number for hooks in every for number, hook in hooks.items() if _is_our_hook(hook)}
+    for hooks in every:
+        if numbers & hooks.keys():
+            yield hooks, dict(hooks)
+            for number in numbers & hooks.keys():
+                del hooks[number]
+
+
+def _is_our_hook(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).partition(".")[0] == "lightning_transfer"

@@ -1,12 +1,20 @@
 """Source images leave no trace: not in loops that a sample could end, not in what the user's batch hooks remember."""
 
+import importlib
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch.utils.data import Dataset
 
 import lightning_transfer as lt
+from lightning_transfer.glue.standin import HOOKS
 from tests import toys
 from tests.methods import borrowed
 from tests.toys import LitToy, fit
@@ -247,3 +255,139 @@ def test_what_is_kept_of_a_batch_without_mixing_is_allowed():
     module = keeping(keep)
     fit(module, [soft()])
     assert len(module.losses) == 12
+
+
+PLAIN = """
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5)
+        self.again = False
+
+    def body(self, pixels):
+        return F.relu(self.bn(self.conv(pixels))).mean((2, 3))
+
+    def forward(self, pixels):
+        return self.fc(checkpoint(self.body, pixels, use_reentrant=False) if self.again else self.body(pixels))
+
+
+class Lit(LightningModule):
+    def __init__(self, network):
+        super().__init__()
+        self.save_hyperparameters()
+        self.model = network
+
+    def forward(self, pixels):
+        return self.model(pixels)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+"""
+
+ELSEWHERE = """
+import sys
+
+sys.modules["lightning_transfer"] = None
+import torch
+from plain_project import Lit
+
+for path in sys.argv[1:]:
+    checkpoint = torch.load(path, weights_only=False)
+    network = checkpoint["hyper_parameters"]["network"]
+    assert all(not layer._forward_pre_hooks and not layer._forward_hooks for layer in network.modules())
+    assert all(not layer._forward_pre_hooks_with_kwargs for layer in network.modules())
+    module = Lit.load_from_checkpoint(path, weights_only=False)
+    module.model.again = True
+    module(torch.rand(4, 3, 6, 6)).sum().backward()
+    assert module.model.conv.weight.grad is not None
+"""
+
+
+@pytest.fixture
+def plain_project(tmp_path, monkeypatch):
+    (tmp_path / "plain_project.py").write_text(PLAIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("plain_project")
+    del sys.modules["plain_project"]
+
+
+def hooks_of(module):
+    kinds = (*HOOKS, "_backward_hooks")
+    return [[(kind, *getattr(layer, kind).items()) for kind in kinds] for layer in module.modules()]
+
+
+class Saving(Callback):
+    """Writes in the ways that there are, and sees that the hooks are back."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == 2:
+            before = hooks_of(module)
+            trainer.save_checkpoint(self.folder / "all.ckpt")
+            trainer.save_checkpoint(self.folder / "weights.ckpt", weights_only=True)
+            assert hooks_of(module) == before
+            assert "lightning_transfer" in str(before)
+
+
+@pytest.mark.filterwarnings("ignore:Attribute 'network' is an instance of `nn.Module`")
+def test_a_checkpoint_that_holds_the_network_loads_without_the_package(plain_project, tmp_path):
+    """S6."""
+    written = []
+    ways = {
+        "separate": (lambda: soft(), []),
+        "joint": (lambda: soft(forward="joint"), []),
+        "selective": (selective, []),
+        "async": (lambda: soft(), [AsyncCheckpointIO()]),
+    }
+    for name, (make, plugins) in ways.items():
+        folder = tmp_path / name
+        kept = ModelCheckpoint(folder, filename="kept", save_weights_only=name == "joint", every_n_train_steps=3)
+        network = plain_project.Net()
+        network.load_state_dict(toys.toy_net().state_dict())
+        module = plain_project.Lit(network)
+        callbacks = [make(), Saving(folder), kept]
+        fit(module, callbacks, plugins=plugins, enable_checkpointing=True, max_steps=5)
+        assert "lightning_transfer" not in str(hooks_of(module))
+        written += [folder / "all.ckpt", folder / "weights.ckpt", folder / "kept.ckpt"]
+    run = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, *map(str, written)],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.filterwarnings("ignore:Attribute 'network' is an instance of `nn.Module`")
+def test_a_mixins_checkpoint_holds_the_network_without_hooks(tmp_path):
+    """S6."""
+
+    class Own(lt.SourceTaskMixin, LitToy):
+        def __init__(self, network):
+            super().__init__()
+            self.save_hyperparameters()
+            self.model = network
+            self.add_source_task(task(toys.source_data()), weight=ALWAYS)
+
+        def training_step(self, batch, batch_idx):
+            return self.joint_loss(super().training_step(batch, batch_idx))
+
+    module = Own(toys.toy_net())
+    fit(module, [toys.SaveEveryStep(tmp_path)], max_steps=2)
+    fit(module, [toys.SaveEveryStep(tmp_path / "again")], max_steps=1)
+    assert "lightning_transfer" in str(hooks_of(module))
+    for name in ("step=1", "step=2", "again/step=1"):
+        network = torch.load(tmp_path / f"{name}.ckpt", weights_only=False)["hyper_parameters"]["network"]
+        assert not any(hooks for layer in hooks_of(network) for _, *hooks in layer)
