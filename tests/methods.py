@@ -42,6 +42,10 @@ class MethodCase:
 
     Attributes:
         name: shown in test ids.
+        has_source: whether it trains on source images beside the target's.
+        is_joint: whether one forward takes both.
+        changes_layers: whether it leaves other layers in the user's network.
+        tolerance: how far the weights may be from the hand-written loop's; 0 is to the bit.
         callback: makes the callback, effective on a `ToySteps` module, from a source dataset and a kept head.
         off: makes the same callback with everything turned off.
         always: makes the same callback with another weight.
@@ -55,6 +59,10 @@ class MethodCase:
     """
 
     name: str
+    has_source: bool
+    is_joint: bool
+    changes_layers: bool
+    tolerance: float
     callback: Callable[..., Any]
     off: Callable[..., Any]
     always: Callable[..., Any]
@@ -86,6 +94,10 @@ def _soft(forward, mix):
     schedule = lt.Schedule(until_steps=UNTIL)
     return MethodCase(
         name=f"soft-{forward}-{mix}",
+        has_source=True,
+        is_joint=forward == "joint",
+        changes_layers=False,
+        tolerance=0.0,
         callback=lambda data=None, **options: lt.SoftFinetuning(
             _source(data, forward=forward, **options), weight=schedule, mix=mix
         ),
@@ -134,6 +146,10 @@ def _selective(forward):
 
     return MethodCase(
         name=f"selective-{forward}",
+        has_source=True,
+        is_joint=forward == "joint",
+        changes_layers=False,
+        tolerance=0.0,
         callback=make,
         off=lambda data=None: make(data, weight=lt.Schedule(0, 0)),
         always=lambda weight, data=None, **options: make(data, weight=weight, **options),
@@ -205,6 +221,10 @@ def _adafilter():
 
     return MethodCase(
         name="adafilter",
+        has_source=False,
+        is_joint=False,
+        changes_layers=True,
+        tolerance=5e-5,
         callback=lambda data=None, **_: lt.AdaFilter(**options),
         off=lambda data=None: lt.AdaFilter(gated="conv", estimator="all_tuned"),
         always=lambda weight, data=None, **_: lt.AdaFilter(**options),
@@ -233,6 +253,10 @@ def _gated():
 
     return MethodCase(
         name="gated",
+        has_source=False,
+        is_joint=False,
+        changes_layers=True,
+        tolerance=5e-5,
         callback=lambda data=None, **_: lt.GatedTransfer(**options),
         off=lambda data=None: lt.GatedTransfer(ratio=None, dropout=0.0, aux_weight=0),
         always=lambda weight, data=None, **_: lt.GatedTransfer(**options),
@@ -283,6 +307,10 @@ def _collaborative():
 
     return MethodCase(
         name="collaborative",
+        has_source=False,
+        is_joint=False,
+        changes_layers=True,
+        tolerance=5e-5,
         callback=lambda data=None, **_: lt.CollaborativeFinetuning([toys.OtherNet()], frozen_layers=frozen),
         off=lambda data=None: lt.CollaborativeFinetuning([]),
         always=lambda weight, data=None, **_: lt.CollaborativeFinetuning([toys.OtherNet()], frozen_layers=frozen),
@@ -302,6 +330,27 @@ def _collaborative():
     )
 
 
-SOURCED = [_soft("separate", "add"), _soft("joint", "convex"), _selective("separate"), _selective("joint")]
-LAYERED = [_adafilter(), _gated(), _collaborative()]
-METHODS = [*SOURCED, *LAYERED]
+METHODS = [
+    _soft("separate", "add"),
+    _soft("joint", "convex"),
+    _selective("separate"),
+    _selective("joint"),
+    _adafilter(),
+    _gated(),
+    _collaborative(),
+]
+
+
+def chosen(**flags: bool | str) -> list[MethodCase]:
+    """Return the rows whose flags are these."""
+    return [row for row in METHODS if all(getattr(row, name) == value for name, value in flags.items())]
+
+
+def each(**flags: bool | str) -> pytest.MarkDecorator:
+    """Run a test for every row, or for those whose flags are these."""
+    return pytest.mark.parametrize("method", chosen(**flags), ids=str)
+
+
+def one(**flags: bool | str) -> MethodCase:
+    """Return the first of these rows, for what does not depend on the method."""
+    return chosen(**flags)[0]

@@ -1,50 +1,107 @@
-"""A training run for test_resume.py, in a process that can be killed."""
+"""Training runs for test_resume.py that kill themselves.
 
+Each is forked from this process, which imports what they need once and computes nothing: a fork of threads hangs.
+"""
+
+import hashlib
 import json
+import logging
 import os
 import pathlib
 import signal
 import sys
+import traceback
 import warnings
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests import toys
-from tests.methods import SOURCED
+from tests.methods import METHODS
 
 
-class Written(toys.LitToy):
-    """Writes each step's target loss and source pixels to a file."""
-
-    def __init__(self, folder, kill_at):
-        super().__init__()
-        self.folder, self.kill_at, self.drawn = folder, kill_at, []
+class Writing:
+    """Writes each step's weights, target loss and source pixels to a file."""
 
     def note_source(self, batch):
         self.drawn.append(batch[0].flatten(1).sum(1).tolist())
         return batch
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
+        super().on_train_batch_end(outputs, batch, batch_idx)
         step = self.trainer.global_step - 1
-        entry = {"step": step, "loss": self.losses[-1], "source": self.drawn.pop() if self.drawn else None}
+        values = (value.numpy().tobytes() for value in self.state_dict().values() if isinstance(value, torch.Tensor))
+        entry = {
+            "step": step,
+            "weights": hashlib.sha256(b"".join(values)).hexdigest(),
+            "losses": self.losses[-1:],
+            "source": self.drawn[-1:],
+        }
+        self.drawn.clear()
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(entry) + "\n")
         if step == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(folder, workers, kill_at, ckpt_path):
+class Written(Writing, toys.LitToy):
+    pass
+
+
+def train(method, way, folder, kill_at, ckpt_path):
+    """One run by the callback, with loader workers or without, or by the mixin."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(os.getpid())  # the program's own random state is another one in every process
-    module = Written(pathlib.Path(folder), int(kill_at))
-    data = toys.Augmented(toys.source_data())
-    callback = SOURCED[0].callback(data, num_workers=int(workers), adapt=module.note_source)
+    data, callbacks = toys.Augmented(toys.source_data()), []
+    if way == "mixin":
+        module = method.mixin(data)
+        module.__class__ = type("WrittenMixin", (Writing, type(module)), {})
+        module.losses = getattr(module, "losses", [])
+    else:
+        module = Written()
+        callbacks = [method.callback(data, num_workers=2 if way == "workers" else 0, adapt=module.note_source)]
+    module.folder, module.kill_at, module.drawn = folder, kill_at, []
     saving = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=1)
-    options = {"loader": toys.StatefulLoader(), "ckpt_path": ckpt_path or None, "enable_checkpointing": True}
-    toys.fit(module, [callback, saving], **options)
+    toys.fit(module, [*callbacks, saving], loader=toys.StatefulLoader(), ckpt_path=ckpt_path, enable_checkpointing=True)
+
+
+def ways(method):
+    """How a method is run: by its callback, by its mixin, and with loader workers, where there is a second loader."""
+    return ["callback", "mixin", *(["workers"] if method.has_source else [])]
+
+
+def forked(*run):
+    """The exit code of a run in a process of its own."""
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    code = 1
+    try:
+        train(*run)
+        code = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def main(folder, kill_at):
+    """Three runs of every method in every way: whole, killed, and resumed from the last checkpoint of that."""
+    codes = {}
+    for method in METHODS:
+        for way in ways(method):
+            whole, killed = (folder / f"{method}-{way}-{name}" for name in ("whole", "killed"))
+            whole.mkdir()
+            killed.mkdir()
+            codes[f"{method}-{way}"] = [
+                forked(method, way, whole, None, None),
+                forked(method, way, killed, kill_at, None),
+                forked(method, way, killed, None, killed / "last.ckpt"),
+            ]
+    (folder / "codes.json").write_text(json.dumps(codes))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]))

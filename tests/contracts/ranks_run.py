@@ -11,7 +11,7 @@ from torch import nn
 
 import lightning_transfer as lt
 from tests import toys
-from tests.methods import METHODS
+from tests.methods import METHODS, one
 
 warnings.simplefilter("ignore")
 
@@ -70,7 +70,8 @@ def results(num_ranks: int) -> dict:
 
 def pairs(size: int) -> dict:
     """Methods of different seams together, and what only several steps or ranks bring to light."""
-    soft, _, selective, _, adafilter, gated, _ = METHODS
+    names = ("soft-separate-add", "selective-separate", "adafilter", "gated")
+    soft, selective, adafilter, gated = (one(name=name) for name in names)
     return {
         "selective and adafilter": [selective.callback(batch_size=size), adafilter.callback()],
         "soft and gated": [soft.callback(batch_size=size), gated.callback()],

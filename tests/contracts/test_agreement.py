@@ -6,11 +6,11 @@ import torch.nn.functional as F
 
 import lightning_transfer as lt
 from tests import toys
-from tests.methods import LAYERED, SOURCED, UNTIL
+from tests.methods import UNTIL, each, one
 from tests.toys import LitToy, Recorder, assert_same, fit, weights
 
-each_sourced = pytest.mark.parametrize("method", SOURCED, ids=str)
-each_layered = pytest.mark.parametrize("method", LAYERED, ids=str)
+each_sourced = each(has_source=True)
+each_layered = each(changes_layers=True)
 
 
 def run(method, module=None, **options):
@@ -77,7 +77,7 @@ def test_mixin_in_automatic_optimization_is_bit_equal_to_the_callback(method):
 
 
 def test_functional_is_bit_equal_to_the_callback():
-    method = SOURCED[0]
+    method = one(has_source=True)
     module, source_indices = run(method)
     net, head = toys.toy_net(), toys.source_head()
     optimizer = torch.optim.SGD([*net.parameters(), *head.parameters()], lr=0.1, momentum=0.9, weight_decay=1e-3)

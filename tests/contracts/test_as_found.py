@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests import toys
-from tests.methods import METHODS, SOURCED
+from tests.methods import each
 from tests.toys import LitToy, fit, trainer
 
-each_method = pytest.mark.parametrize("method", METHODS, ids=str)
-each_sourced = pytest.mark.parametrize("method", SOURCED, ids=str)
+each_method = each()
+each_sourced = each(has_source=True)
 
 
 def anatomy(module):
@@ -58,7 +58,7 @@ def test_after_fit_validate_test_and_a_second_fit(method):
     runner = trainer([method.callback()])
     for _ in range(2):
         runner.fit(module, toys.target_loader())
-        assert method not in SOURCED or anatomy(module) == before
+        assert not method.has_source or anatomy(module) == before
         runner.fit_loop.max_epochs += 2
     runner.validate(module, toys.target_loader(), verbose=False)
     runner.test(module, toys.target_loader(), verbose=False)

@@ -6,11 +6,11 @@ from lightning.pytorch import callbacks
 
 import lightning_transfer as lt
 from tests import toys
-from tests.methods import LAYERED, METHODS, SOURCED
-from tests.toys import LitToy, SaveEveryStep, StatefulLoader, assert_same, fit, trainer, weights
+from tests.methods import chosen, each, one
+from tests.toys import LitToy, SaveEveryStep, assert_same, fit, trainer, weights
 
-each_layered = pytest.mark.parametrize("method", LAYERED, ids=str)
-each_sourced = pytest.mark.parametrize("method", SOURCED, ids=str)
+each_layered = each(changes_layers=True)
+each_sourced = each(has_source=True)
 
 
 def named(method):
@@ -114,7 +114,7 @@ def averaging_callbacks():
         yield callbacks.WeightAveraging
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@each()
 @pytest.mark.parametrize("averaging", list(averaging_callbacks()))
 @pytest.mark.filterwarnings("ignore:Swapping scheduler")
 def test_weight_averaging_behind_us_works_and_in_front_is_refused(method, averaging):
@@ -153,17 +153,6 @@ def test_the_mixins_class_loads_it_by_itself(method, tmp_path):
 
 
 @each_layered
-def test_mixin_resumes_exactly(method, tmp_path):
-    whole = method.mixin()
-    fit(whole, [SaveEveryStep(tmp_path)], loader=StatefulLoader())
-    for cut in (2, 6, 9):
-        module = method.mixin()
-        fit(module, loader=StatefulLoader(), ckpt_path=tmp_path / f"step={cut}.ckpt")
-        assert_same(weights(module), weights(whole))
-        assert module.losses == whole.losses[cut:]
-
-
-@each_layered
 def test_test_and_predict_read_a_changed_network(method, written):
     module, folder = written(method)
     runner = trainer([method.callback()])
@@ -183,7 +172,7 @@ def test_a_checkpoint_of_another_structure_is_refused_by_name(method, written, t
         fit(PlainRun(), ckpt_path=folder / "step=3.ckpt")  # not ours to say; the keys tell
     with pytest.raises(lt.TransferConfigError, match="holds a changed network"):
         lt.strip_checkpoint(folder / "step=3.ckpt", tmp_path / "out.ckpt")
-    other = next(row for row in LAYERED if row is not method)
+    other = next(row for row in chosen(changes_layers=True) if row is not method)
     with pytest.raises(lt.TransferConfigError, match="holds (FilterGates|GatedHead|CollaborativeEns)|written without"):
         fit(PlainRun(), [other.callback()], ckpt_path=folder / "step=3.ckpt")
 
@@ -230,7 +219,7 @@ def test_of_a_second_callback_or_another_place_nothing_is_silent(method):
 
 
 def test_a_checkpoint_of_two_methods_is_refused_where_one_is_missing(tmp_path):
-    gates, gated, _ = LAYERED
+    gates, gated = one(name="adafilter"), one(name="gated")
     fit(LitToy(), [gates.callback(), gated.callback(), SaveEveryStep(tmp_path)], max_epochs=1)
     for method, missing in zip((gates, gated), ("GatedHead", "FilterGates"), strict=True):
         with pytest.raises(lt.TransferConfigError, match=f"holds {missing}. Give the callback"):

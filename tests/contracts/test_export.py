@@ -6,11 +6,11 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from tests import toys
-from tests.methods import LAYERED
+from tests.methods import chosen
 from tests.toys import LitToy, fit
 
 
-@pytest.fixture(params=LAYERED, ids=str)
+@pytest.fixture(params=chosen(changes_layers=True), ids=str)
 def network(request):
     module = LitToy()
     fit(module, [request.param.callback()])

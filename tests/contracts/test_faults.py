@@ -14,13 +14,14 @@ from torch.optim import lr_scheduler
 import lightning_transfer as lt
 from tests import toys
 from tests.contracts.test_as_found import anatomy
-from tests.methods import SOURCED
+from tests.methods import each, one
 from tests.toys import LitToy, SaveEveryStep, assert_same, fit, weights
 
-each_method = pytest.mark.parametrize("method", SOURCED, ids=str)
+each_sourced = each(has_source=True)
+SOFT = one(has_source=True)
 
 
-@each_method
+@each_sourced
 def test_sigterm_stops_cleanly(method):
     class Terminated(LitToy):
         def on_train_batch_end(self, outputs, batch, batch_idx):
@@ -33,7 +34,7 @@ def test_sigterm_stops_cleanly(method):
     assert anatomy(module) == before
 
 
-@each_method
+@each_sourced
 def test_a_nan_pixel_stops_in_front_of_the_optimizer_and_is_named(method, tmp_path):
     data = toys.source_data()
     data.tensors[0][13] = torch.nan
@@ -44,7 +45,7 @@ def test_a_nan_pixel_stops_in_front_of_the_optimizer_and_is_named(method, tmp_pa
     assert_same(weights(module.model.conv), weights(LitToy.load_from_checkpoint(last).model.conv))
 
 
-@each_method
+@each_sourced
 def test_an_exploded_source_loss_names_the_samples(method):
     def exploding(logits, labels):
         return F.cross_entropy(logits, labels) / 0
@@ -53,13 +54,13 @@ def test_an_exploded_source_loss_names_the_samples(method):
         fit(LitToy(), [method.callback(loss=exploding)])
 
 
-@each_method
+@each_sourced
 def test_a_loss_that_is_no_mean_is_refused(method):
     with pytest.raises(lt.TransferConfigError, match=r"source loss has shape \(4,\); expected a scalar"):
         fit(LitToy(), [method.callback(loss=nn.CrossEntropyLoss(reduction="none"))])
 
 
-@each_method
+@each_sourced
 def test_a_step_that_the_gradient_scaler_skips_is_not_called_nan(method):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
     plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
@@ -69,7 +70,7 @@ def test_a_step_that_the_gradient_scaler_skips_is_not_called_nan(method):
     assert len(module.losses) == 12
 
 
-@each_method
+@each_sourced
 def test_manual_optimization_is_refused_with_the_mixins_name(method):
     module = LitToy()
     module.automatic_optimization = False
@@ -77,7 +78,7 @@ def test_manual_optimization_is_refused_with_the_mixins_name(method):
         fit(module, [method.callback()])
 
 
-@each_method
+@each_sourced
 def test_lbfgs_is_refused(method):
     class Closure(LitToy):
         def configure_optimizers(self):
@@ -87,7 +88,7 @@ def test_lbfgs_is_refused(method):
         fit(Closure(), [method.callback()])
 
 
-@each_method
+@each_sourced
 def test_training_without_an_optimizer_is_refused(method):
     class Without(LitToy):
         def configure_optimizers(self):
@@ -97,7 +98,7 @@ def test_training_without_an_optimizer_is_refused(method):
         fit(Without(), [method.callback()])
 
 
-@each_method
+@each_sourced
 def test_training_only_the_head_is_said_to_have_no_effect(method):
     class HeadOnly(LitToy):
         def configure_optimizers(self):
@@ -108,16 +109,16 @@ def test_training_only_the_head_is_said_to_have_no_effect(method):
 
 
 def test_mixin_names_the_line_for_parameters_that_nobody_trains():
-    class Forgetful(type(SOURCED[0].mixin())):
+    class Forgetful(type(SOFT.mixin())):
         def configure_optimizers(self):
             return torch.optim.SGD(self.model.parameters(), lr=0.1)
 
-    module = Forgetful(SOURCED[0].callback().source, weight=lt.Schedule(until_steps=5))
+    module = Forgetful(SOFT.callback().source, weight=lt.Schedule(until_steps=5))
     with pytest.raises(lt.TransferConfigError, match=r"\*self\.source_task\.parameters\(\)"):
         fit(module)
 
 
-@each_method
+@each_sourced
 def test_training_without_an_end_asks_for_steps(method):
     callback = lt.SoftFinetuning(method.callback().source)
     with pytest.raises(lt.TransferConfigError, match="no known end.*until_steps"):
@@ -136,7 +137,7 @@ class StopAt(L.Callback):
         trainer.should_stop = trainer.global_step >= self.step
 
 
-@each_method
+@each_sourced
 def test_a_schedule_that_ends_after_training_is_refused(method):
     callback = lt.SoftFinetuning(method.callback().source, weight=lt.Schedule(until_steps=13))
     with pytest.raises(lt.TransferConfigError, match="until_steps=13 lies behind the end of training at 12 steps"):
@@ -145,14 +146,14 @@ def test_a_schedule_that_ends_after_training_is_refused(method):
 
 def test_mixin_refuses_what_the_callback_refuses():
     def automatic(optimizer=torch.optim.SGD, **options):
-        class Automatic(type(SOURCED[0].mixin())):
+        class Automatic(type(SOFT.mixin())):
             def training_step(self, batch, batch_idx):
                 return self.joint_loss(F.cross_entropy(self(batch[0]), batch[1]))
 
             def configure_optimizers(self):
                 return optimizer(self.parameters(), lr=0.1)
 
-        module = Automatic(SOURCED[0].callback().source, **options)
+        module = Automatic(SOFT.callback().source, **options)
         module.automatic_optimization = True
         return module
 
@@ -163,7 +164,7 @@ def test_mixin_refuses_what_the_callback_refuses():
 
 
 def test_mixin_in_manual_optimization_asks_for_steps():
-    module = type(SOURCED[0].mixin())(SOURCED[0].callback().source, weight=lt.Schedule())
+    module = type(SOFT.mixin())(SOFT.callback().source, weight=lt.Schedule())
     with pytest.raises(lt.TransferConfigError, match="manual optimization.*until_steps"):
         fit(module)
 
@@ -214,8 +215,8 @@ def test_every_scheduler_gives_the_rates_of_a_run_without_us(name):
 
     plain, off, on = Scheduled(), Scheduled(), Scheduled()
     fit(plain)
-    fit(off, [SOURCED[0].off()])
-    fit(on, [SOURCED[0].callback()])
+    fit(off, [SOFT.off()])
+    fit(on, [SOFT.callback()])
     assert plain.rates == off.rates == on.rates
     assert_same(weights(off), weights(plain))
 
@@ -273,21 +274,21 @@ def test_labels_in_another_order_than_the_heads_are_pointed_out():
     images, labels = toys.source_data().tensors
     shifted = torch.utils.data.TensorDataset(images, (labels + 3) % 7)
     with pytest.warns(UserWarning, match="hardly what a pretrained classifier knows"):
-        fit(LitToy(), [SOURCED[0].callback(shifted)])
+        fit(LitToy(), [SOFT.callback(shifted)])
 
 
 def test_labels_are_checked_at_setup_where_the_dataset_lists_them():
     images, labels = toys.source_data().tensors
     labels[17] = 9
     with pytest.raises(lt.TransferConfigError, match="Source sample 17 has label 9"):
-        SOURCED[0].callback(torch.utils.data.TensorDataset(images, labels)).make_part(LitToy())
+        SOFT.callback(torch.utils.data.TensorDataset(images, labels)).make_part(LitToy())
 
 
 def test_another_loss_takes_other_labels():
     images, labels = toys.source_data().tensors
     data = torch.utils.data.TensorDataset(images, F.one_hot(labels, 7).float())
     module = LitToy()
-    fit(module, [SOURCED[0].callback(data, loss=F.binary_cross_entropy_with_logits)])
+    fit(module, [SOFT.callback(data, loss=F.binary_cross_entropy_with_logits)])
     assert len(module.losses) == 12
 
 
@@ -312,9 +313,9 @@ def test_hooks_that_do_not_know_source_batches_are_pointed_out():
 
     loader = torch.utils.data.DataLoader([{"image": image, "label": label} for image, label in toys.target_data()], 4)
     with pytest.raises(TypeError, match=r"(?s)SourceTask\(batch_hooks=False\)"):
-        fit(DictOnly(), [SOURCED[0].callback()], loader=loader)
+        fit(DictOnly(), [SOFT.callback()], loader=loader)
     module = DictOnly()
-    fit(module, [SOURCED[0].callback(batch_hooks=False)], loader=loader)
+    fit(module, [SOFT.callback(batch_hooks=False)], loader=loader)
     assert len(module.losses) == 12
 
 
@@ -342,4 +343,4 @@ def test_strategies_that_shard_are_refused_by_name(strategy):
     runner = toys.trainer()
     runner.strategy.__class__ = type(strategy, bases, {})
     with pytest.raises(lt.TransferConfigError, match=f"{strategy} is not supported.*strategy='ddp'"):
-        SOURCED[0].callback().setup(runner, LitToy(), "fit")
+        SOFT.callback().setup(runner, LitToy(), "fit")

@@ -1,17 +1,21 @@
-"""Callbacks pickle, copy and show themselves; and no method is missing from SOURCED."""
+"""Callbacks pickle, copy and show themselves; and no method is missing from METHODS."""
 
+import ast
 import copy
+import pathlib
 import pickle
 
 import pytest
 
 import lightning_transfer as lt
 from lightning_transfer.glue.base import TransferCallback
-from tests.methods import METHODS, SOURCED
+from lightning_transfer.glue.source_term import SourceTerm
+from tests import methods
+from tests.methods import METHODS, each
 from tests.toys import LitToy, assert_same, fit, weights
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@each()
 @pytest.mark.parametrize(
     "clone", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["deepcopy", "pickle"]
 )
@@ -22,11 +26,11 @@ def test_a_clone_does_the_same(method, clone):
     fit(first, [callback])
     fit(second, [twin])
     assert_same(weights(second), weights(first))
-    if method in SOURCED:
+    if method.has_source:
         assert_same(weights(clone(callback).part.head), weights(callback.part.head))
 
 
-@pytest.mark.parametrize("method", SOURCED, ids=str)
+@each(has_source=True)
 def test_repr_names_what_decides(method):
     shown = repr(method.callback())
     assert "20 images of TensorDataset" in shown
@@ -40,3 +44,31 @@ def test_no_method_is_missing_from_the_table():
     assert all(issubclass(callback, TransferCallback) for callback in public)
     bases = {base for method in METHODS for base in type(method.mixin()).__mro__}
     assert {getattr(lt.mixins, name) for name in lt.mixins.__all__} <= bases
+
+
+@each()
+def test_a_row_has_the_flags_of_what_it_is(method):
+    """So that a new method is in every test that it could fail."""
+    callback, module = method.callback(), LitToy()
+    fit(module, [callback])
+    assert method.has_source == isinstance(callback.part, SourceTerm)
+    assert method.is_joint == (method.has_source and callback.source.forward == "joint")
+    assert method.changes_layers == (module.state_dict().keys() != LitToy().state_dict().keys())
+    assert method.tolerance == 0 or method.changes_layers
+
+
+def test_contracts_take_their_methods_from_the_table_alone():
+    """A list of some methods would not see a new one: rows are chosen by flags, which every row has to set."""
+    for path in pathlib.Path(__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        imported = {
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module == "tests.methods"
+            for alias in node.names
+        }
+        lists = {name for name, value in vars(methods).items() if isinstance(value, list | tuple)}
+        assert imported & lists <= {"METHODS"}, f"{path.name} takes methods from another list"
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            named = {argument.value for argument in call.args if isinstance(argument, ast.Constant)}
+            assert "method" not in named, f"{path.name}:{call.lineno} lists methods by itself; write @each(flag=True)"

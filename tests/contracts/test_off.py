@@ -8,7 +8,7 @@ import torch
 
 import lightning_transfer as lt
 from tests import toys
-from tests.methods import METHODS, SOURCED, UNTIL
+from tests.methods import UNTIL, each
 from tests.toys import LitToy, Recorder, assert_same, fit, weights
 
 
@@ -16,7 +16,7 @@ def random_state():
     return torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@each()
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16-mixed"}, {"accumulate_grad_batches": 2}], ids=str)
 def test_off_is_bit_identical_to_no_callback(method, options):
     shuffled = torch.utils.data.DataLoader(toys.target_data(), batch_size=4, shuffle=True)
@@ -53,7 +53,7 @@ class Watched(LitToy):
         self.grads.append(self.callback.part.head.weight.grad)
 
 
-@pytest.mark.parametrize("method", SOURCED, ids=str)
+@each(has_source=True)
 def test_once_annealed_away_no_source_image_is_loaded(method):
     data = Recorder(toys.source_data())
     callback = method.callback(data)
@@ -63,7 +63,7 @@ def test_once_annealed_away_no_source_image_is_loaded(method):
     assert [grad is not None for grad in module.grads] == [0 < step <= UNTIL for step in range(12)]
 
 
-@pytest.mark.parametrize("method", SOURCED, ids=str)
+@each(has_source=True)
 def test_once_annealed_away_a_step_is_plain_finetunings(method, tmp_path):
     """The rest of the run, begun again from there without the callback, gives the same weights to the bit."""
     with_callback, plain = LitToy(), LitToy()

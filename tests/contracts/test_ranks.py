@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.contracts import ranks_run
-from tests.methods import METHODS, SOURCED, UNTIL
+from tests.methods import UNTIL, each
 from tests.toys import assert_same
 
 SCRIPT = pathlib.Path(ranks_run.__file__)
@@ -60,7 +60,7 @@ def alone(folder):
 
 
 @pytest.mark.parametrize("run", ["", " off", " bf16"])
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@each()
 def test_two_ranks_equal_each_other_after_every_step(ranks, method, run):
     first, second = (rank[f"{method}{run}"] for rank in ranks)
     assert len(first) == len(second) == 6 > UNTIL
@@ -69,7 +69,7 @@ def test_two_ranks_equal_each_other_after_every_step(ranks, method, run):
 
 
 @pytest.mark.parametrize("run", ["", " off"])
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@each()
 def test_two_ranks_equal_one_process(ranks, alone, method, run):
     for shared, single in zip(ranks[0][f"{method}{run}"], alone[f"{method}{run}"], strict=True):
         assert_same(shared, single, tolerance=1e-6)
@@ -92,7 +92,7 @@ def test_what_the_first_rank_finds_in_a_search_is_every_ranks(ranks):
         assert_same(first, second)
 
 
-@pytest.mark.parametrize("method", SOURCED, ids=str)
+@each(has_source=True)
 def test_a_checkpoint_of_two_ranks_names_the_place_where_one_process_is(ranks, alone, folder, method):
     paths = [folder / f"{method}-2/step=4.ckpt", folder / f"alone/{method}-1/step=4.ckpt"]
     states = [

@@ -9,14 +9,18 @@ import sys
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 import lightning_transfer as lt
 from tests import toys
-from tests.methods import METHODS, SOURCED, UNTIL
+from tests.contracts import killed_run
+from tests.methods import UNTIL, each, one
 from tests.toys import LitToy, Recorder, SaveEveryStep, StatefulLoader, assert_same, fit, weights
 
-each_method = pytest.mark.parametrize("method", METHODS, ids=str)
+each_method = each()
 STEPS = 12
+KILLED_AT = 3
 
 
 @each_method
@@ -25,7 +29,7 @@ def test_resume_after_every_step_equals_the_uninterrupted_run(method, tmp_path):
     data = Recorder(toys.source_data())
     whole = LitToy()
     fit(whole, [method.callback(data), SaveEveryStep(tmp_path)], loader=StatefulLoader())
-    assert len(data.loaded) == (4 * UNTIL if method in SOURCED else 0)
+    assert len(data.loaded) == (4 * UNTIL if method.has_source else 0)
     for cut in range(1, STEPS):
         rest = Recorder(toys.source_data())
         module = LitToy()
@@ -48,35 +52,36 @@ def test_resume_of_a_resumed_run(method, tmp_path):
     assert_same(weights(module), weights(whole))
 
 
-def killed_run(folder, workers, kill_at, ckpt_path=None):
-    """A run in a process of its own that writes each step's target loss and source images, and may kill itself."""
-    script = pathlib.Path(__file__).with_name("killed_run.py")
-    arguments = [str(folder), str(workers), str(kill_at), str(ckpt_path or "")]
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """What killed_run.py wrote: the exit codes of all runs, and a reader of their steps."""
+    folder = tmp_path_factory.mktemp("killed")
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-    code = subprocess.run([sys.executable, script, *arguments], env=environment, check=False).returncode
-    return code, [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    subprocess.run([sys.executable, killed_run.__file__, folder, str(KILLED_AT)], env=environment, check=True)
+
+    def steps(name):
+        return [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
+
+    return json.loads((folder / "codes.json").read_text()), steps
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_kill_nine_and_resume(workers, tmp_path):
-    """The same losses and the same source images, random augmentation included, as the run that was not killed."""
-    folders = [tmp_path / name for name in ("whole", "killed")]
-    for folder in folders:
-        folder.mkdir()
-    code, whole = killed_run(folders[0], workers, kill_at=-1)
-    assert code == 0
-    code, killed = killed_run(folders[1], workers, kill_at=3)
-    assert code == -signal.SIGKILL
-    assert killed == whole[:4]
-    code, resumed = killed_run(folders[1], workers, kill_at=-1, ckpt_path=folders[1] / "last.ckpt")
-    assert code == 0
-    steps = {entry["step"]: entry for entry in resumed}
-    assert [steps[step] for step in sorted(steps)] == whole
-    assert len(whole) == STEPS
+@each_method
+def test_kill_nine_and_resume(killed, method):
+    """The same weights, losses and source images, random augmentation included, as the run that was not killed."""
+    codes, steps = killed
+    for way in killed_run.ways(method):
+        assert codes[f"{method}-{way}"] == [0, -signal.SIGKILL, 0]
+        whole, resumed = steps(f"{method}-{way}-whole"), steps(f"{method}-{way}-killed")
+        assert [entry["step"] for entry in whole] == list(range(STEPS))
+        assert resumed == whole
+        if way != "mixin":
+            assert all(entry["losses"] for entry in whole)
+            drawn = [bool(entry["source"]) for entry in whole]
+            assert drawn == [method.has_source and step < UNTIL for step in range(STEPS)]
 
 
 def test_resume_with_other_options_is_refused_with_the_differences(tmp_path):
-    fit(LitToy(), [SOURCED[0].callback(), SaveEveryStep(tmp_path)], max_epochs=1)
+    fit(LitToy(), [one(has_source=True).callback(), SaveEveryStep(tmp_path)], max_epochs=1)
     other = lt.SoftFinetuning(
         lt.SourceTask(toys.images(9, 7, seed=0), head=toys.source_head(), seed=4),
         weight=lt.Schedule(0.5, shape="cosine"),
@@ -95,7 +100,7 @@ def test_resume_with_other_options_is_refused_with_the_differences(tmp_path):
 
 
 def test_state_of_another_version_is_refused_with_both_versions(tmp_path):
-    method = SOURCED[0]
+    method = one(has_source=True)
     fit(LitToy(), [method.callback(), SaveEveryStep(tmp_path)], max_epochs=1)
     checkpoint = torch.load(tmp_path / "step=6.ckpt", weights_only=True)
     checkpoint["lightning_transfer"] |= {"format": 0, "version": "0.0.1"}
@@ -106,16 +111,12 @@ def test_state_of_another_version_is_refused_with_both_versions(tmp_path):
         lt.load_from_checkpoint(LitToy, tmp_path / "old.ckpt")
 
 
-def test_mixin_resumes_exactly(tmp_path):
-    method = SOURCED[0]
+@each_method
+def test_mixin_resumes_exactly(method, tmp_path):
     whole = method.mixin()
     fit(whole, [SaveEveryStep(tmp_path)], loader=StatefulLoader())
     for cut in (2, 6, 9):
         module = method.mixin()
         fit(module, loader=StatefulLoader(), ckpt_path=tmp_path / f"step={cut}.ckpt")
-        for name, value in whole.state_dict().items():
-            assert (
-                value == module.state_dict()[name]
-                if "extra_state" in name
-                else (value == module.state_dict()[name]).all()
-            )
+        found, expected = (tree_map_only(Tensor, Tensor.tolist, dict(it.state_dict())) for it in (module, whole))
+        assert found == expected

@@ -16,10 +16,12 @@ import lightning_transfer as lt
 from lightning_transfer.source.stream import _Reproducible
 from tests import toys
 from tests.contracts.test_as_found import anatomy
-from tests.methods import SOURCED, SoftByHand
+from tests.methods import SoftByHand, chosen, each, one
 from tests.toys import LitToy, Recorder, SaveEveryStep, assert_same, fit, trainer, weights
 
-each_method = pytest.mark.parametrize("method", SOURCED, ids=str)
+each_sourced = each(has_source=True)
+SOFT = one(has_source=True)
+JOINT = one(is_joint=True)
 CONSTANT = lt.Schedule(1.0, 1.0)
 
 
@@ -39,7 +41,7 @@ class SharedStep(LitToy):
         self.validated.append(self.training_step(batch, batch_idx).item())
 
 
-@each_method
+@each_sourced
 def test_a_validation_step_that_calls_the_training_step_gets_the_targets_loss(method):
     data, module = Recorder(toys.source_data()), SharedStep()
     runner = trainer([always(method, data)], num_sanity_val_steps=2)
@@ -57,7 +59,7 @@ def test_joint_loss_of_a_mixin_outside_of_training_is_the_targets():
             loss = F.cross_entropy(self(batch[0]), batch[1])
             assert self.joint_loss(loss) is loss
 
-    module = Shared(SOURCED[0].callback().source, weight=CONSTANT)
+    module = Shared(SOFT.callback().source, weight=CONSTANT)
     trainer(max_epochs=1).fit(module, toys.target_loader(), toys.target_loader())
 
 
@@ -65,14 +67,14 @@ def test_joint_loss_of_a_mixin_outside_of_training_is_the_targets():
 def test_a_mixins_second_trainer_begins_again(tmp_path):
     """Also after a dry run, and from the weights of another run under other options."""
     data = Recorder(toys.source_data())
-    module, drawn = SOURCED[0].mixin(data), []
+    module, drawn = SOFT.mixin(data), []
     for _ in range(2):
         data.loaded.clear()
         fit(module)
         drawn.append(list(data.loaded))
     assert drawn[0] == drawn[1]
     assert len(drawn[0]) == 5 * 4
-    automatic = WithHyperparameters(SOURCED[0].callback().source, weight=lt.Schedule(until=1.0), ignore=["source"])
+    automatic = WithHyperparameters(SOFT.callback().source, weight=lt.Schedule(until=1.0), ignore=["source"])
     fit(automatic, fast_dev_run=True)
     fit(automatic, [SaveEveryStep(tmp_path)], max_epochs=2)
     fit(automatic, max_epochs=3)
@@ -90,7 +92,7 @@ def test_a_mixin_is_checked_where_the_user_forgets_super():
             pass
 
     with pytest.raises(lt.TransferConfigError, match="manual optimization"):
-        fit(Forgetful(SOURCED[0].callback().source, weight=lt.Schedule()))
+        fit(Forgetful(SOFT.callback().source, weight=lt.Schedule()))
 
 
 def test_hyperparameters_saved_after_the_source_task_are_seen_too():
@@ -100,7 +102,7 @@ def test_hyperparameters_saved_after_the_source_task_are_seen_too():
             self.save_hyperparameters()
 
     with pytest.raises(lt.TransferConfigError, match="ignore="):
-        fit(Late(SOURCED[0].callback().source))
+        fit(Late(SOFT.callback().source))
 
 
 def test_a_mixins_joint_pass_ends_with_its_batch():
@@ -113,7 +115,7 @@ def test_a_mixins_joint_pass_ends_with_its_batch():
         def on_train_epoch_end(self):
             self.model(toys.target_data().tensors[0][:4])
 
-    fit(Ends(SOURCED[1].callback(data).source, ignore=["source"]), max_epochs=1)
+    fit(Ends(JOINT.callback(data).source, ignore=["source"]), max_epochs=1)
     assert len(data.loaded) == 5 * 4
 
 
@@ -135,7 +137,7 @@ def test_a_network_built_twice_is_joined_once():
             self.num_params = len(self.optimizers().param_groups[0]["params"])
 
     module = Twice()
-    fit(module, [SOURCED[0].callback()])
+    fit(module, [SOFT.callback()])
     assert (module.num_hooks, module.num_params) == (1, 8)
     assert not module.model.fc._forward_pre_hooks
 
@@ -152,7 +154,7 @@ def test_looking_at_listed_labels_changes_none_of_them():
             return torch.zeros(3, 6, 6), int(self.targets[index]) - 1
 
     before = torch.get_rng_state()
-    SOURCED[0].callback(Shifted()).make_part(LitToy())
+    SOFT.callback(Shifted()).make_part(LitToy())
     assert Shifted.targets.tolist() == [1, 2, 3, 4, 5, 6, 7]
     assert (torch.get_rng_state() == before).all()
 
@@ -168,7 +170,7 @@ def test_a_body_that_is_frozen_for_now_beside_something_that_trains_is_no_fault(
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) + self.auxiliary.sum()
 
-    fit(WithAuxiliary(), [SOURCED[0].callback()])
+    fit(WithAuxiliary(), [SOFT.callback()])
 
 
 def test_an_optimizer_that_runs_its_closure_twice_is_refused():
@@ -182,7 +184,7 @@ def test_an_optimizer_that_runs_its_closure_twice_is_refused():
             return Twice(self.parameters(), lr=0.1)
 
     with pytest.raises(lt.TransferConfigError, match="second source batch in one step"):
-        fit(Careful(), [SOURCED[0].callback()])
+        fit(Careful(), [SOFT.callback()])
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -198,7 +200,7 @@ def test_a_head_learns_at_the_rate_of_its_like(kept):
             self.sizes = [len(group["params"]) for group in self.optimizers().param_groups]
 
     module = Grouped()
-    task = SOURCED[0].callback().source if kept else lt.SourceTask(toys.source_data(), num_classes=7)
+    task = SOFT.callback().source if kept else lt.SourceTask(toys.source_data(), num_classes=7)
     fit(module, [lt.SoftFinetuning(task, weight=CONSTANT)])
     assert module.sizes == ([2, 6] if kept else [4, 4])
 
@@ -210,7 +212,7 @@ def test_a_copy_made_in_mid_fit_can_be_used_again():
         def on_train_batch_end(self, trainer, module, *args):
             copies.append(copy.copy(trainer.callbacks[0]))
 
-    fit(LitToy(), [SOURCED[0].callback(), Copying()], max_epochs=1)
+    fit(LitToy(), [SOFT.callback(), Copying()], max_epochs=1)
     fit(LitToy(), [copies[0]])
 
 
@@ -219,13 +221,13 @@ def test_what_is_wrong_is_said_also_beside_a_callback_that_copies():
         def setup(self, stage):
             pass
 
-    callback = lt.SoftFinetuning(SOURCED[0].callback().source, head="model.nope")
+    callback = lt.SoftFinetuning(SOFT.callback().source, head="model.nope")
     averaging = L.callbacks.StochasticWeightAveraging(0.05)
     with pytest.raises(lt.TransferConfigError, match="(?s)head='model.nope'.*built in __init__"):
         fit(Setup(), [callback, averaging])
 
 
-@each_method
+@each_sourced
 def test_a_source_pass_without_gradients_is_refused_or_left_to_the_steps_own_call(method):
     class Cut(LitToy):
         @torch.no_grad()
@@ -254,7 +256,7 @@ def test_a_frozen_body_is_no_fault_of_the_pass():
             self.model.bn.requires_grad_(False)
 
     with pytest.warns(lt.NoEffectWarning):
-        fit(Frozen(), [SOURCED[0].callback()])
+        fit(Frozen(), [SOFT.callback()])
 
 
 class BuiltLate(LitToy):
@@ -270,7 +272,7 @@ class BuiltLate(LitToy):
         self.model = toys.toy_net()
 
 
-@each_method
+@each_sourced
 def test_a_fit_that_fails_before_the_network_is_built_leaves_nothing_for_the_next(method):
     module, plain = BuiltLate(), BuiltLate()
     fit(plain)
@@ -283,7 +285,7 @@ def test_a_fit_that_fails_before_the_network_is_built_leaves_nothing_for_the_nex
     assert module.losses == plain.losses
 
 
-@each_method
+@each_sourced
 def test_a_hook_on_the_instance_is_put_back(method):
     module = BuiltLate()
     own = module.configure_model
@@ -302,13 +304,13 @@ def test_looking_for_the_head_leaves_the_random_state_alone():
         def forward(self, pixels):
             return self.net["out"](self.net["conv"](pixels + torch.rand_like(pixels)).flatten(1))
 
-    module, callback = Noisy(), SOURCED[0].callback()
+    module, callback = Noisy(), SOFT.callback()
     before = torch.get_rng_state()
     assert callback.make_part(module).head_path == "net.out"
     assert (torch.get_rng_state() == before).all()
 
 
-@each_method
+@each_sourced
 def test_a_head_that_is_replaced_in_the_users_setup_is_the_one_that_counts(method):
     class Replacing(LitToy):
         def setup(self, stage):
@@ -328,8 +330,8 @@ def test_checkpointing_by_hand_does_not_move_protected_statistics(reentrant):
             return self.model.fc(run(pixels.requires_grad_() if torch.is_grad_enabled() else pixels))
 
     with pytest.raises(lt.TransferConfigError, match="runs again in the backward pass.*forward='joint'"):
-        fit(Checkpointed(), [SOURCED[0].callback()])
-    fit(Checkpointed(), [SOURCED[0].callback(batchnorm="update")])
+        fit(Checkpointed(), [SOFT.callback()])
+    fit(Checkpointed(), [SOFT.callback(batchnorm="update")])
 
 
 def test_a_head_may_be_called_by_keyword():
@@ -339,13 +341,13 @@ def test_a_head_may_be_called_by_keyword():
 
     results = []
     for net in (toys.toy_net(), Keyword()):
-        for method in SOURCED:
+        for method in chosen(has_source=True):
             module = LitToy()
             net.load_state_dict(toys.toy_net().state_dict())
             module.model = net
             fit(module, [method.callback()])
             results.append(weights(module))
-    half = len(SOURCED)
+    half = len(results) // 2
     for by_keyword, by_place in zip(results[half:], results[:half], strict=True):
         assert_same(by_keyword, by_place)
 
@@ -366,13 +368,13 @@ class Skipping(LitToy):
 def test_a_joint_pass_ends_with_its_step(in_front):
     data, module = Recorder(toys.source_data()), Skipping()
     module.in_front = in_front
-    callback = always(SOURCED[1], data)
+    callback = always(JOINT, data)
     runner = trainer([callback], val_check_interval=1)
     runner.fit(module, toys.target_loader(), toys.target_loader(8))
     assert len(data.loaded) == (6 if in_front else 12) * 4
 
 
-@each_method
+@each_sourced
 def test_a_longer_training_never_raises_the_weight_again(method, tmp_path):
     source = method.callback().source
     fit(LitToy(), [lt.SoftFinetuning(source), SaveEveryStep(tmp_path)])
@@ -383,7 +385,7 @@ def test_a_longer_training_never_raises_the_weight_again(method, tmp_path):
         fit(LitToy(), [lt.SoftFinetuning(source)], ckpt_path=tmp_path / "step=4.ckpt", max_epochs=8)
 
 
-@each_method
+@each_sourced
 def test_a_test_of_an_earlier_checkpoint_does_not_set_the_run_back(method, tmp_path):
     callback, module = method.callback(), LitToy()
     runner = fit(module, [callback, SaveEveryStep(tmp_path)])
@@ -392,7 +394,7 @@ def test_a_test_of_an_earlier_checkpoint_does_not_set_the_run_back(method, tmp_p
     assert callback.part.get_extra_state()["position"] == position == 20
 
 
-@each_method
+@each_sourced
 def test_a_checkpoint_of_a_plain_run_is_refused_with_the_line_to_write(method, tmp_path):
     fit(LitToy(), [SaveEveryStep(tmp_path)], max_epochs=1)
     with pytest.raises(
@@ -406,15 +408,15 @@ def test_recomputed_activations_are_refused_where_statistics_would_move():
     module = LitToy()
     module.model.grad_checkpointing = True
     with pytest.raises(lt.TransferConfigError, match="grad_checkpointing.*forward='joint'"):
-        fit(module, [SOURCED[0].callback()])
-    fit(module, [SOURCED[0].callback(batchnorm="update")])
+        fit(module, [SOFT.callback()])
+    fit(module, [SOFT.callback(batchnorm="update")])
 
 
 def test_statistics_of_instance_norm_cannot_be_protected():
     module = LitToy()
     module.model.bn = nn.InstanceNorm2d(toys.WIDTH, track_running_stats=True)
     with pytest.raises(lt.TransferConfigError, match="'model.bn', an InstanceNorm that tracks"):
-        fit(module, [SOURCED[0].callback()])
+        fit(module, [SOFT.callback()])
 
 
 @pytest.mark.parametrize(
@@ -457,14 +459,14 @@ def test_listed_labels_that_the_dataset_maps_are_not_refused():
 
 def test_a_loss_with_weights_moves_with_the_module():
     loss = nn.CrossEntropyLoss(weight=torch.ones(7))
-    part = SOURCED[0].callback(loss=loss).make_part(LitToy())
+    part = SOFT.callback(loss=loss).make_part(LitToy())
     assert part.double().loss.weight.dtype == torch.float64
     assert loss.weight.dtype == torch.float32
 
 
 def test_a_sum_is_no_mean():
     with pytest.raises(lt.TransferConfigError, match="expected the mean"):
-        SOURCED[0].callback(loss=nn.CrossEntropyLoss(reduction="sum"))
+        SOFT.callback(loss=nn.CrossEntropyLoss(reduction="sum"))
 
 
 class WithHyperparameters(lt.SourceTaskMixin, L.LightningModule):
@@ -485,7 +487,7 @@ class WithHyperparameters(lt.SourceTaskMixin, L.LightningModule):
 
 
 def test_a_mixins_checkpoint_loads_without_a_source(tmp_path):
-    source = SOURCED[0].callback().source
+    source = SOFT.callback().source
     with pytest.raises(lt.TransferConfigError, match=r"save_hyperparameters\(ignore=\['source'\]\)"):
         WithHyperparameters(source)
     module = WithHyperparameters(source, ignore=["source"])
@@ -529,10 +531,10 @@ def test_a_checkpoint_that_holds_more_than_plain_data_is_read_only_when_asked(tm
 )
 def test_a_wrong_adapt_shows_what_it_was_given(adapt, message):
     with pytest.raises(TypeError, match="(?s)" + message):
-        fit(LitToy(), [SOURCED[0].callback(adapt=adapt)])
+        fit(LitToy(), [SOFT.callback(adapt=adapt)])
 
 
-@each_method
+@each_sourced
 def test_the_anatomy_of_a_module_is_read_fully(method):
     """Guards the guard: `anatomy` sees a hook, a part and an attribute that stays behind."""
     module = LitToy()

@@ -14,10 +14,10 @@ from lightning.pytorch.cli import LightningCLI
 
 import lightning_transfer as lt
 from tests import toys
-from tests.methods import METHODS, SOURCED
+from tests.methods import METHODS, each
 from tests.toys import LitToy, PlToy, assert_same, fit, weights
 
-each_method = pytest.mark.parametrize("method", METHODS, ids=str)
+each_method = each()
 
 
 @each_method
@@ -50,7 +50,7 @@ def test_is_built_from_a_lightning_cli_file(method, tmp_path, monkeypatch):
     cli = LightningCLI(LitToy, ToyData, args=["fit", "-c", "saved/config.yaml"], save_config_callback=None)
     built = next(callback for callback in cli.trainer.callbacks if type(callback) is type(method.callback()))
     assert built.part is not None
-    if method in SOURCED:
+    if method.has_source:
         assert built.weight == lt.Schedule(shape="cosine", until_steps=5)
         assert built.source.forward == method.callback().source.forward
         assert built.part.get_extra_state()["position"] > 0

@@ -5,11 +5,11 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from tests import toys
-from tests.methods import METHODS, SOURCED, UNTIL
+from tests.methods import UNTIL, each
 from tests.toys import LitToy, fit, weights
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@each()
 def test_trains_and_differs_from_plain_training(method):
     plain, module = LitToy(), LitToy()
     fit(plain)
@@ -36,7 +36,7 @@ class Noting(Logger):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("method", SOURCED, ids=str)
+@each(has_source=True)
 def test_logs_at_the_trainers_own_interval(method, accumulate):
     logger, module = Noting(), LitToy()
     options = {"log_every_n_steps": 3, "accumulate_grad_batches": accumulate, "max_epochs": 2 * accumulate}
@@ -51,7 +51,7 @@ def test_logs_at_the_trainers_own_interval(method, accumulate):
     assert {"transfer/source_loss", "transfer/source_weight", "transfer/target_loss"} <= set(runner.callback_metrics)
 
 
-@pytest.mark.parametrize("method", SOURCED, ids=str)
+@each(has_source=True)
 def test_a_new_source_head_reaches_an_optimizer_of_chosen_parameters(method):
     class Chosen(LitToy):
         def configure_optimizers(self):
