@@ -45,6 +45,7 @@ class MethodCase:
         has_source: whether it trains on source images beside the target's.
         is_joint: whether one forward takes both.
         changes_layers: whether it leaves other layers in the user's network.
+        adds_loss: whether it adds a term to the loss.
         tolerance: how far the weights may be from the hand-written loop's; 0 is to the bit.
         callback: makes the callback, effective on a `ToySteps` module, from a source dataset and a kept head.
         off: makes the same callback with everything turned off.
@@ -62,6 +63,7 @@ class MethodCase:
     has_source: bool
     is_joint: bool
     changes_layers: bool
+    adds_loss: bool
     tolerance: float
     callback: Callable[..., Any]
     off: Callable[..., Any]
@@ -97,6 +99,7 @@ def _soft(forward, mix):
         has_source=True,
         is_joint=forward == "joint",
         changes_layers=False,
+        adds_loss=True,
         tolerance=0.0,
         callback=lambda data=None, **options: lt.SoftFinetuning(
             _source(data, forward=forward, **options), weight=schedule, mix=mix
@@ -149,6 +152,7 @@ def _selective(forward):
         has_source=True,
         is_joint=forward == "joint",
         changes_layers=False,
+        adds_loss=True,
         tolerance=0.0,
         callback=make,
         off=lambda data=None: make(data, weight=lt.Schedule(0, 0)),
@@ -224,6 +228,7 @@ def _adafilter():
         has_source=False,
         is_joint=False,
         changes_layers=True,
+        adds_loss=False,
         tolerance=5e-5,
         callback=lambda data=None, **_: lt.AdaFilter(**options),
         off=lambda data=None: lt.AdaFilter(gated="conv", estimator="all_tuned"),
@@ -256,6 +261,7 @@ def _gated():
         has_source=False,
         is_joint=False,
         changes_layers=True,
+        adds_loss=True,
         tolerance=5e-5,
         callback=lambda data=None, **_: lt.GatedTransfer(**options),
         off=lambda data=None: lt.GatedTransfer(ratio=None, dropout=0.0, aux_weight=0),
@@ -310,6 +316,7 @@ def _collaborative():
         has_source=False,
         is_joint=False,
         changes_layers=True,
+        adds_loss=True,
         tolerance=5e-5,
         callback=lambda data=None, **_: lt.CollaborativeFinetuning([toys.OtherNet()], frozen_layers=frozen),
         off=lambda data=None: lt.CollaborativeFinetuning([]),

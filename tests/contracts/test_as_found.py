@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def anatomy(module):
             (name, len(child._forward_pre_hooks), len(child._forward_hooks), len(child._load_state_dict_post_hooks))
             for name, child in module.named_modules()
         ],
-        "batchnorm": module.model.bn.track_running_stats,
+        "batchnorm": [getattr(child, "track_running_stats", None) for child in module.modules()],
         "state": list(module.state_dict()),
     }
 
@@ -65,6 +66,26 @@ def test_after_fit_validate_test_and_a_second_fit(method):
     runner.predict(module, torch.utils.data.DataLoader(torch.zeros(4, 3, 6, 6), batch_size=2))
     method.plain(module)
     assert anatomy(module) == before
+
+
+@each_method
+def test_a_mixins_module_after_fit_a_crash_and_ctrl_c(method):
+    for error in (None, RuntimeError, KeyboardInterrupt):
+        module = method.mixin()
+
+        class FailingMixin(type(module)):
+            error: type[BaseException] | None
+
+            def on_train_batch_end(self, outputs, batch, batch_idx):
+                if self.error is not None:
+                    raise self.error("in the middle")
+                super().on_train_batch_end(outputs, batch, batch_idx)
+
+        module.__class__, module.error = FailingMixin, error
+        before = anatomy(module)
+        with nullcontext() if error is None else pytest.raises((RuntimeError, SystemExit)):
+            fit(module)
+        assert anatomy(module) == before
 
 
 @each_sourced

@@ -49,11 +49,17 @@ def test_no_method_is_missing_from_the_table():
 @each()
 def test_a_row_has_the_flags_of_what_it_is(method):
     """So that a new method is in every test that it could fail."""
-    callback, module = method.callback(), LitToy()
+
+    class Seeing(LitToy):
+        def on_before_backward(self, loss):
+            backward.append(loss.item())
+
+    backward, callback, module = [], method.callback(), Seeing()
     fit(module, [callback])
     assert method.has_source == isinstance(callback.part, SourceTerm)
     assert method.is_joint == (method.has_source and callback.source.forward == "joint")
     assert method.changes_layers == (module.state_dict().keys() != LitToy().state_dict().keys())
+    assert method.adds_loss == (backward[0] != module.losses[0])
     assert method.tolerance == 0 or method.changes_layers
 
 
