@@ -2,10 +2,13 @@
 
 import copy
 import multiprocessing
+import os
+import signal
 from contextlib import nullcontext
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from tests import toys
 from tests.methods import each
@@ -69,21 +72,24 @@ def test_after_fit_validate_test_and_a_second_fit(method):
 
 
 @each_method
-def test_a_mixins_module_after_fit_a_crash_and_ctrl_c(method):
-    for error in (None, RuntimeError, KeyboardInterrupt):
+def test_a_mixins_module_after_fit_a_crash_ctrl_c_and_sigterm(method):
+    ends = [nullcontext(), pytest.raises(RuntimeError), pytest.raises(SystemExit), pytest.raises(SIGTERMException)]
+    for number, end in enumerate(ends):
         module = method.mixin()
 
-        class FailingMixin(type(module)):
-            error: type[BaseException] | None
+        class Ending(type(module)):
+            number = 0
 
             def on_train_batch_end(self, outputs, batch, batch_idx):
-                if self.error is not None:
-                    raise self.error("in the middle")
+                if self.number == 1:
+                    raise RuntimeError("in the middle")
+                if self.number:
+                    os.kill(os.getpid(), [signal.SIGINT, signal.SIGTERM][self.number - 2])
                 super().on_train_batch_end(outputs, batch, batch_idx)
 
-        module.__class__, module.error = FailingMixin, error
+        module.__class__, module.number = Ending, number
         before = anatomy(module)
-        with nullcontext() if error is None else pytest.raises((RuntimeError, SystemExit)):
+        with end:
             fit(module)
         assert anatomy(module) == before
 
