@@ -177,6 +177,26 @@ def test_a_checkpoint_of_another_structure_is_refused_by_name(method, written, t
         fit(PlainRun(), [other.callback()], ckpt_path=folder / "step=3.ckpt")
 
 
+@pytest.mark.parametrize(
+    ("name", "other", "difference"),
+    [
+        ("gated", lambda: lt.GatedTransfer(tap="model.bn", ratio=4), "ratio: 2 in the checkpoint, 4 now"),
+        ("gated", lambda: lt.GatedTransfer(tap="model.bn", ratio=2), "dropout: 0.0 in the checkpoint, 0.5 now"),
+        ("gated", lambda: lt.GatedTransfer(ratio=2, gate_dropout=0, dropout=0), "tap: model.bn in the checkpoint"),
+        (
+            "collaborative",
+            lambda: lt.CollaborativeFinetuning([toys.OtherNet()], frozen_layers={"source1": 1}, weight=0.5),
+            "weight: 0.2 in the checkpoint, 0.5 now",
+        ),
+        ("collaborative", lambda: lt.CollaborativeFinetuning([toys.OtherNet()]), "frozen.*in the checkpoint"),
+    ],
+)
+def test_a_checkpoint_of_other_options_is_refused_with_the_difference(written, name, other, difference):
+    _, folder = written(one(name=name))
+    with pytest.raises(lt.TransferConfigError, match=difference):
+        fit(PlainRun(), [other()], ckpt_path=folder / "step=3.ckpt")
+
+
 def test_other_options_of_a_changed_network_are_refused_with_the_differences(tmp_path):
     fit(LitToy(), [lt.AdaFilter(gated="conv", gate_width=4), SaveEveryStep(tmp_path)], max_epochs=1)
     with pytest.raises(lt.TransferConfigError, match="width: 4 in the checkpoint, 8 now"):

@@ -1,5 +1,6 @@
 """A run that resumes anywhere is the run that was never stopped, to the bit."""
 
+import copy
 import json
 import os
 import pathlib
@@ -99,8 +100,8 @@ def test_resume_with_other_options_is_refused_with_the_differences(tmp_path):
     assert "To begin a new run from its weights" in message
 
 
-def test_state_of_another_version_is_refused_with_both_versions(tmp_path):
-    method = one(has_source=True)
+@each_method
+def test_state_of_another_version_is_refused_with_both_versions(method, tmp_path):
     fit(LitToy(), [method.callback(), SaveEveryStep(tmp_path)], max_epochs=1)
     checkpoint = torch.load(tmp_path / "step=6.ckpt", weights_only=True)
     checkpoint["lightning_transfer"] |= {"format": 0, "version": "0.0.1"}
@@ -109,6 +110,17 @@ def test_state_of_another_version_is_refused_with_both_versions(tmp_path):
         fit(LitToy(), [method.callback()], ckpt_path=tmp_path / "old.ckpt")
     with pytest.raises(lt.TransferConfigError, match=r"0\.0\.1"):
         lt.load_from_checkpoint(LitToy, tmp_path / "old.ckpt")
+
+
+@pytest.mark.parametrize("cut", [2, 6, 8], ids=["in-it", "at-its-end", "after-it"])
+def test_resume_around_a_warm_up(cut, tmp_path):
+    callback = one(name="gated").callback()
+    callback.warmup_epochs = 1
+    whole, module = LitToy(), LitToy()
+    fit(whole, [copy.deepcopy(callback), SaveEveryStep(tmp_path)], loader=StatefulLoader())
+    fit(module, [callback], loader=StatefulLoader(), ckpt_path=tmp_path / f"step={cut}.ckpt")
+    assert_same(weights(module), weights(whole))
+    assert module.losses == whole.losses[cut:]
 
 
 @each_method

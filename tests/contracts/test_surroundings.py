@@ -1,8 +1,10 @@
 """The same callback in both namespaces of Lightning, in a LightningCLI file, beside others, and with little around."""
 
+import pathlib
 import subprocess
 import sys
 import textwrap
+import tomllib
 from itertools import product
 
 import lightning.pytorch as L
@@ -11,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
+from packaging.requirements import Requirement
 
 import lightning_transfer as lt
 from tests import toys
@@ -150,6 +153,15 @@ def test_importing_the_package_loads_no_heavy_dependency():
     assert subprocess.check_output([sys.executable, "-c", code, *heavy], text=True).strip() == "[]"
 
 
+def test_malicious_uploads_of_lightning_are_never_installed():
+    project = tomllib.loads((pathlib.Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    found = [Requirement(line).specifier for line in lines if line.startswith(("lightning>", "pytorch_lightning>"))]
+    assert len(found) == 2
+    for specifier in found:
+        assert [specifier.contains(version) for version in ("2.6.1", "2.6.2", "2.6.3", "2.6.6")] == [1, 0, 0, 1]
+
+
 def test_functional_loads_neither_lightning_nor_heavy_dependencies():
     code = "import sys, lightning_transfer.functional; print([m for m in sys.argv[1:] if m in sys.modules])"
     heavy = ["lightning", "pytorch_lightning", "faiss", "timm", "matplotlib"]
@@ -208,7 +220,6 @@ def test_a_missing_extra_is_named():
 def test_modules_import_only_what_stands_below_them():
     """errors < schedules < roles < source < reports < methods < glue < methods' callbacks and mixins < faces."""
     import ast
-    import pathlib
 
     root = pathlib.Path(lt.__file__).parent
     layers = [

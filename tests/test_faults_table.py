@@ -1,0 +1,325 @@
+"""FAULTS and FIELD: what goes wrong in real projects, and the tests that say what a user gets then.
+
+A fault without a test, or with one that is not there any more, fails here.
+"""
+
+import ast
+import pathlib
+from functools import cache
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+
+FAULTS = {
+    1: (
+        "kill -9 at a step, then resume from last.ckpt",
+        "contracts/test_resume.py::test_kill_nine_and_resume",
+    ),
+    2: (
+        "resume in mid-epoch, at an epoch's last batch, twice, after a round, at weight 0, around a warm-up",
+        "contracts/test_resume.py::test_resume_after_every_step_equals_the_uninterrupted_run",
+        "contracts/test_resume.py::test_resume_of_a_resumed_run",
+        "contracts/test_resume.py::test_resume_around_a_warm_up",
+        "contracts/test_resume.py::test_mixin_resumes_exactly",
+        "selective/test_rounds.py::test_resume_in_any_round_is_exact",
+        "selective/test_rounds.py::test_resume_twice_and_with_workers",
+        "collaborative/test_search.py::test_resumed_it_is_not_searched_again_and_equal_to_the_bit",
+    ),
+    3: (
+        "resume without our callback",
+        "contracts/test_checkpoints.py::test_a_run_without_the_callback_resumes_it",
+        "contracts/test_checkpoints.py::test_strip_checkpoint_leaves_a_plain_run",
+        "contracts/test_checkpoints.py::test_a_checkpoint_of_another_structure_is_refused_by_name",
+        "contracts/test_checkpoints.py::test_a_checkpoint_of_two_methods_is_refused_where_one_is_missing",
+    ),
+    4: (
+        "resume with other options",
+        "contracts/test_resume.py::test_resume_with_other_options_is_refused_with_the_differences",
+        "contracts/test_checkpoints.py::test_a_checkpoint_of_other_options_is_refused_with_the_difference",
+        "contracts/test_checkpoints.py::test_other_options_of_a_changed_network_are_refused_with_the_differences",
+        "selective/test_rounds.py::test_resume_with_other_neighbors_is_refused_with_the_differences",
+        "selective/test_rounds.py::test_resume_with_another_target_is_refused",
+    ),
+    5: (
+        "a checkpoint of another version",
+        "contracts/test_resume.py::test_state_of_another_version_is_refused_with_both_versions",
+        "selective/test_selection.py::test_a_file_of_another_version_or_kind_is_refused",
+    ),
+    6: (
+        "SIGTERM in training, and while images are selected",
+        "contracts/test_faults.py::test_sigterm_stops_cleanly",
+        "contracts/test_as_found.py::test_a_mixins_module_after_fit_a_crash_ctrl_c_and_sigterm",
+        "selective/test_faults.py::test_a_run_behind_kill_nine_sigterm_or_ctrl_c_describes_only_what_is_missing",
+        "selective/test_faults.py::test_a_trainer_that_is_told_to_stop_while_selecting_stops_cleanly",
+    ),
+    7: (
+        "NaN or infinity in a term",
+        "contracts/test_faults.py::test_a_nan_pixel_stops_in_front_of_the_optimizer_and_is_named",
+        "contracts/test_faults.py::test_a_nan_pixel_of_the_target_stops_before_the_optimizer_and_the_term_is_named",
+        "contracts/test_faults.py::test_an_exploded_source_loss_names_the_samples",
+        "selective/test_rounds.py::test_answers_that_are_not_finite_stop_the_run",
+        "collaborative/test_training.py::test_a_loss_that_is_no_number_stops_before_the_step_and_names_the_networks",
+        "gated/test_invariants.py::test_a_nan_stops_in_front_of_the_optimizer",
+    ),
+    8: (
+        "steps that the gradient scaler skips",
+        "contracts/test_faults.py::test_a_step_that_the_gradient_scaler_skips_is_not_called_nan",
+    ),
+    9: (
+        "the Trainer's debugging options, and training without an end",
+        "contracts/test_surroundings.py::test_debugging_options_of_the_trainer",
+        "contracts/test_faults.py::test_training_without_an_end_asks_for_steps",
+        "selective/test_rounds.py::test_training_without_an_end_asks_for_steps_between_rounds",
+        "collaborative/test_search.py::test_a_dry_run_tries_one_candidate_and_keeps_nothing",
+    ),
+    10: (
+        "manual optimization, LBFGS, several optimizers",
+        "contracts/test_faults.py::test_manual_optimization_is_refused_with_the_mixins_name",
+        "contracts/test_faults.py::test_lbfgs_is_refused",
+        "contracts/test_silence.py::test_an_optimizer_that_runs_its_closure_twice_is_refused",
+        "adafilter/test_optimizers.py::test_several_optimizers_in_manual_optimization_by_the_mixin",
+    ),
+    11: (
+        "an optimizer that holds only some parameters",
+        "contracts/test_faults.py::test_training_only_the_head_is_said_to_have_no_effect",
+        "contracts/test_faults.py::test_mixin_names_the_line_for_parameters_that_nobody_trains",
+        "contracts/test_faults.py::test_training_without_an_optimizer_is_refused",
+        "contracts/test_trains.py::test_a_new_source_head_reaches_an_optimizer_of_chosen_parameters",
+        "glue/test_optimizers.py::test_in_every_form_that_configure_optimizers_may_return",
+        "adafilter/test_optimizers.py::test_a_mixins_gate_that_no_optimizer_holds_is_named",
+        "adafilter/test_optimizers.py::test_only_the_head_trained_is_said_to_have_no_effect",
+        "collaborative/test_training.py::test_new_networks_reach_an_optimizer_of_groups_each_at_its_neighbors_rate",
+        "gated/test_invariants.py::test_what_is_new_learns_as_fast_as_the_head",
+    ),
+    12: (
+        "every scheduler of torch's",
+        "contracts/test_faults.py::test_every_scheduler_gives_the_rates_of_a_run_without_us",
+        "adafilter/test_optimizers.py::test_schedulers_move_the_gates_rate_as_the_others_and_resume",
+        "adafilter/test_optimizers.py::test_a_list_of_lambdas_for_the_users_groups_fails_loudly",
+    ),
+    13: (
+        "fit twice, then validate, test and predict",
+        "contracts/test_as_found.py::test_after_fit_validate_test_and_a_second_fit",
+        "contracts/test_as_found.py::test_a_new_trainer_starts_anew",
+        "contracts/test_as_found.py::test_a_second_fit_of_the_same_trainer_goes_on",
+        "contracts/test_silence.py::test_a_mixins_second_trainer_begins_again",
+    ),
+    14: (
+        "two of our callbacks, and ours beside Lightning's",
+        "contracts/test_surroundings.py::test_every_pair_composes_or_is_refused_by_name",
+        "contracts/test_surroundings.py::test_beside_lightnings_own_the_numbers_are_as_without_them",
+        "contracts/test_checkpoints.py::test_weight_averaging_behind_us_works_and_in_front_is_refused",
+        "adafilter/test_optimizers.py::test_beside_lightnings_backbone_finetuning",
+    ),
+    15: (
+        "BatchNorm that is frozen",
+        "source/test_passes.py::test_frozen_and_untracked_batchnorm_stay_what_they_are",
+        "adafilter/test_invariants.py::test_freezing_survives_train_and_thawing",
+        "adafilter/test_gradients.py::test_synchronized_batch_norm_takes_the_tuned_one_and_leaves_the_frozen",
+        "collaborative/test_depths.py::test_norms_that_rest_survive_train_and_conversion_and_come_back",
+        "gated/test_invariants.py::test_a_norm_of_the_users_that_rests_is_not_woken_by_the_warm_up",
+    ),
+    16: (
+        "networks of every make: no BatchNorm, transformers, tied weights, odd convolutions, lazy layers",
+        "contracts/test_user_modules.py::test_first_gradient_is_the_sum_of_both_tasks",
+        "contracts/test_silence.py::test_statistics_of_instance_norm_cannot_be_protected",
+        "adafilter/test_sites.py::test_networks_that_people_use",
+        "adafilter/test_sites.py::test_what_stands_in_the_way_is_named",
+        "adafilter/test_sites.py::test_what_is_not_right_is_refused_by_name",
+        "collaborative/test_depths.py::test_weights_that_are_shared_with_a_layer_above_the_cut_learn",
+        "collaborative/test_ensemble.py::test_networks_of_any_make_join",
+    ),
+    17: (
+        "gates that have collapsed",
+        "gated/test_invariants.py::test_a_collapse_of_the_filters_gates_is_said",
+        "gated/test_invariants.py::test_a_dead_gate_is_said_to_be_dead",
+    ),
+    18: (
+        "compiled modules and activation checkpointing",
+        "contracts/test_user_modules.py::test_a_whole_compiled_module",
+        "contracts/test_user_modules.py::test_a_compiled_network_follows_the_whole_schedule",
+        "contracts/test_as_found.py::test_a_compiled_modules_own_step_comes_back",
+        "contracts/test_silence.py::test_checkpointing_by_hand_does_not_move_protected_statistics",
+        "contracts/test_silence.py::test_recomputed_activations_are_refused_where_statistics_would_move",
+        "adafilter/test_gradients.py::test_activation_checkpointing",
+        "adafilter/test_gradients.py::test_reentrant_checkpointing_is_refused",
+        "adafilter/test_gradients.py::test_two_passes_with_checkpointing_are_refused",
+        "adafilter/test_gradients.py::test_compiled",
+        "collaborative/test_training.py::test_compiled_it_trains_the_same",
+        "collaborative/test_training.py::test_reentrant_checkpointing_is_refused_and_the_other_is_right",
+        "gated/test_invariants.py::test_the_body_rests_under_activation_checkpointing_too",
+    ),
+    19: (
+        "two processes, also with gates shut everywhere and a weight that reaches 0",
+        "contracts/test_ranks.py::test_two_ranks_equal_each_other_after_every_step",
+        "contracts/test_ranks.py::test_two_ranks_equal_one_process",
+        "contracts/test_ranks.py::test_methods_together_on_two_ranks_equal_each_other_and_one_process",
+        "selective/test_ranks.py::test_rounds_on_two_processes_give_the_budgets_of_one",
+    ),
+    20: (
+        "strategies that shard, and spawned processes",
+        "contracts/test_faults.py::test_strategies_that_shard_are_refused_by_name",
+        "contracts/test_checkpoints.py::test_spawned_processes_cannot_hand_changed_layers_back",
+    ),
+    21: (
+        "ranks with unequal shares, another number of them on resume, one that fails",
+        "source/test_stream.py::test_another_number_of_ranks_goes_on_at_the_same_place",
+        "selective/test_ranks.py::test_every_process_has_the_selection_of_one",
+        "selective/test_ranks.py::test_another_number_of_processes_goes_on_where_some_were_killed",
+        "selective/test_ranks.py::test_where_one_process_fails_all_end_and_say_which",
+        "contracts/test_ranks.py::test_general_discrimination_is_the_same_on_two_processes",
+    ),
+    22: (
+        "two jobs that write one cache",
+        "selective/test_faults.py::test_processes_that_save_at_once_never_leave_a_mixed_file",
+        "selective/test_faults.py::test_two_jobs_with_one_cache_do_not_disturb_each_other",
+    ),
+    23: (
+        "an empty source, no neighbor, more neighbors than images, batches larger than the source, one image",
+        "source/test_task.py::test_refused_at_construction",
+        "contracts/test_faults.py::test_batches_larger_than_the_source_draw_it_again",
+        "selective/test_functional.py::test_neighbors_that_cannot_be_are_refused",
+        "selective/test_select.py::test_more_neighbors_than_there_are_is_refused_before_and_after_some_are_left_out",
+        "selective/test_rounds.py::test_more_neighbors_than_source_images_are_refused_at_construction",
+        "selective/test_rounds.py::test_a_small_source_lends_what_is_left_of_it",
+        "advising/test_advise.py::test_no_batch_of_one_image_is_trained_on",
+    ),
+    24: (
+        "a selection or its cache that is damaged, foreign, read-only, or on a full disk",
+        "selective/test_selection.py::test_a_flipped_bit_anywhere_is_seen",
+        "selective/test_selection.py::test_a_truncated_file_is_refused",
+        "selective/test_selection.py::test_a_folder_that_cannot_be_is_refused",
+        "selective/test_selection.py::test_a_full_disk_leaves_what_was_there_and_nothing_else",
+        "selective/test_select.py::test_a_cache_of_something_else_is_refused_with_the_difference",
+        "selective/test_faults.py::test_a_damaged_block_is_described_again",
+        "selective/test_faults.py::test_a_damaged_cache_is_refused_and_stays",
+        "selective/test_faults.py::test_work_of_another_selection_is_never_used",
+        "selective/test_faults.py::test_a_disk_that_fills_up_is_told_and_finished_blocks_are_used_again",
+    ),
+    25: (
+        "images that cannot be read",
+        "selective/test_select.py::test_unreadable_source_images_are_skipped_counted_and_listed",
+        "selective/test_select.py::test_above_one_percent_unreadable_is_an_error_that_names_one_and_its_reason",
+        "selective/test_select.py::test_an_unreadable_target_image_is_refused_with_its_index",
+        "selective/test_pictures.py::test_a_file_that_is_torn_says_why",
+        "contracts/test_faults.py::test_a_failing_sample_is_named_by_its_index",
+    ),
+    26: (
+        "images of every kind: grey, transparent, 16 bits, other sizes, NaN, out of range",
+        "selective/test_pictures.py::test_an_image_of_any_kind_is_a_picture",
+        "selective/test_pictures.py::test_what_is_no_picture_says_why",
+        "selective/test_select.py::test_one_normalised_side_is_refused",
+        "contracts/test_faults.py::test_source_samples_that_do_not_fit_are_named",
+        "contracts/test_faults.py::test_pixels_that_nobody_normalised_are_pointed_out",
+        "contracts/test_auto.py::test_sides_that_a_glance_tells_apart_are_refused",
+    ),
+    27: (
+        "labels that the head does not know, and a head of another width",
+        "contracts/test_faults.py::test_source_samples_that_do_not_fit_are_named",
+        "contracts/test_faults.py::test_labels_are_checked_at_setup_where_the_dataset_lists_them",
+        "contracts/test_faults.py::test_labels_in_another_order_than_the_heads_are_pointed_out",
+        "contracts/test_faults.py::test_a_source_head_of_another_width_is_refused",
+        "selective/test_rounds.py::test_labels_that_rounds_cannot_use_are_refused",
+    ),
+    28: (
+        "batches of every form",
+        "contracts/test_user_modules.py::test_first_gradient_is_the_sum_of_both_tasks",
+        "contracts/test_faults.py::test_hooks_that_do_not_know_source_batches_are_pointed_out",
+        "contracts/test_silence.py::test_a_wrong_adapt_shows_what_it_was_given",
+        "contracts/test_auto.py::test_a_target_batch_that_is_not_read_as_the_sources_is_named",
+        "collaborative/test_training.py::test_labels_may_lie_elsewhere",
+        "gated/test_invariants.py::test_labels_are_found_in_a_mapping_or_by_an_adapter_and_a_step_of_two_passes_is_refused",
+    ),
+    29: (
+        "datasets without a length",
+        "source/test_task.py::test_refused_at_construction",
+        "contracts/test_auto.py::test_a_target_that_cannot_be_looked_at_is_named_with_the_line_to_write",
+        "selective/test_pictures.py::test_what_has_no_samples_by_index_is_refused",
+    ),
+    30: (
+        "target images in the source",
+        "selective/test_select.py::test_a_planted_copy_is_the_nearest_and_is_reported",
+        "selective/test_select.py::test_protected_images_are_found_and_left_out",
+        "selective/test_select.py::test_every_copy_of_a_protected_image_is_left_out",
+        "selective/test_duplicates.py::test_a_copy_is_found",
+    ),
+    31: (
+        "a source larger than memory",
+        "selective/test_search.py::test_groups_of_queries_and_blocks_of_the_source_change_nothing",
+        "selective/test_select.py::test_lines_tell_what_the_work_takes_before_it_starts",
+        "selective/test_faults.py::test_a_disk_that_is_too_small_is_told_before_the_work",
+    ),
+    32: (
+        "checkpoints from strangers",
+        "contracts/test_silence.py::test_a_checkpoint_that_holds_more_than_plain_data_is_read_only_when_asked",
+        "selective/test_selection.py::test_a_checkpoint_of_pickles_is_never_unpickled",
+    ),
+    33: (
+        "head, backbone or tap that is not found or not clear",
+        "test_roles.py::test_what_is_unclear_lists_the_candidates",
+        "adafilter/test_sites.py::test_what_is_not_right_is_refused_by_name",
+        "gated/test_invariants.py::test_what_is_not_right_is_refused_by_name",
+        "collaborative/test_ensemble.py::test_what_cannot_be_joined_is_named_and_the_module_is_as_found",
+    ),
+    34: (
+        "networks of other widths, sizes and normalisation",
+        "contracts/test_faults.py::test_a_source_head_of_another_width_is_refused",
+        "contracts/test_auto.py::test_a_forward_that_brings_both_to_one_size_is_not_refused",
+        "collaborative/test_ensemble.py::test_pictures_are_normalised_and_sized_as_each_network_knows_them",
+    ),
+    35: (
+        "candidates of a search that fail, and a search that is interrupted",
+        "collaborative/test_search.py::test_a_candidate_that_fails_costs_only_itself",
+        "collaborative/test_search.py::test_where_all_fail_nothing_is_frozen_and_that_is_said",
+        "collaborative/test_search.py::test_ctrl_c_in_mid_candidate_keeps_what_is_finished",
+        "collaborative/test_search.py::test_broken_off_and_begun_again_it_ends_with_the_same_plan",
+        "collaborative/test_strategies.py::test_the_same_seed_asks_the_same_and_another_asks_other",
+    ),
+    36: (
+        "options that are misspelt or out of range",
+        "test_schedules.py::test_what_cannot_be_right_is_refused_at_construction",
+        "soft/test_options.py::test_refused_at_construction",
+        "selective/test_options.py::test_bad_values_are_refused_by_name",
+        "adafilter/test_optimizers.py::test_options_are_refused_at_construction",
+        "gated/test_invariants.py::test_options_are_refused_at_construction",
+        "collaborative/test_ensemble.py::test_wrong_options_are_refused_when_it_is_made",
+        "contracts/test_faults.py::test_a_schedule_that_ends_after_training_is_refused",
+    ),
+    37: (
+        "no logger, no bar, a missing extra, one namespace of Lightning alone",
+        "contracts/test_surroundings.py::test_runs_the_same_in_pytorch_lightning",
+        "contracts/test_surroundings.py::test_pytorch_lightning_alone_is_enough",
+        "contracts/test_surroundings.py::test_importing_the_package_loads_no_heavy_dependency",
+        "contracts/test_surroundings.py::test_a_missing_extra_is_named",
+        "collaborative/test_strategies.py::test_optuna_missing_names_the_extra",
+    ),
+    38: (
+        "malicious uploads of Lightning",
+        "contracts/test_surroundings.py::test_malicious_uploads_of_lightning_are_never_installed",
+    ),
+}
+
+FIELD: dict[str, tuple[str, ...]] = {}
+
+
+@cache
+def defined_tests(path: pathlib.Path) -> set[str]:
+    """The test functions that a file defines."""
+    body = ast.parse(path.read_text()).body
+    return {node.name for node in body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+
+
+@pytest.mark.parametrize(
+    ("table", "numbers"),
+    [(FAULTS, range(1, 39)), (FIELD, ())],
+    ids=["faults", "field"],
+)
+def test_every_fault_has_tests_that_exist(table, numbers):
+    assert set(table) == set(numbers)
+    for number, (text, *names) in table.items():
+        assert text, number
+        assert names, f"{number}, {text}, has no test"
+        for name in names:
+            file, _, test = name.partition("::")
+            assert test in defined_tests(HERE / file), f"{number}: there is no {name}"
