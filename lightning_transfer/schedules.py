@@ -53,7 +53,8 @@ def anneal(
     if not callable(shape):
         check_choice("shape", shape, SHAPES)
         shape = SHAPES[shape]
-    return end + (start - end) * shape(progress / until)
+    value = end + (start - end) * shape(progress / until)
+    return min(max(value, min(start, end)), max(start, end))  # rounded, it may lie past either end
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,17 @@ import logging
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
+
+
+# the same examples on every machine; `pytest tests/fuzz --hypothesis-profile=long` draws others, for about an hour
+_SHARED = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("ci", max_examples=200, derandomize=True, database=None, **_SHARED)
+settings.register_profile("long", max_examples=20000, **_SHARED)
+settings.load_profile("ci")
 
 
 @pytest.fixture(autouse=True)
