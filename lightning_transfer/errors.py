@@ -49,10 +49,11 @@ def check_choice(argument: str, value: object, known: Iterable[str]) -> None:
         raise TransferConfigError(f"{argument}={value!r} is not known. {nearest(str(value), names)}")
 
 
-def check_count(argument: str, value: object, *, least: int) -> None:
-    """Raise unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise TransferConfigError(f"{argument}={value!r}; it takes a whole number of at least {least}.")
+def check_count(argument: str, value: object, *, least: int, most: float = math.inf) -> None:
+    """Raise unless `value` is a whole number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        largest = "" if most == math.inf else f" and at most {most:g}"
+        raise TransferConfigError(f"{argument}={value!r}; it takes a whole number of at least {least}{largest}.")
 
 
 def check_number(argument: str, value: object, *, most: float = math.inf) -> None:

@@ -1,30 +1,94 @@
-"""What every state of this package begins with, and the refusal of one that is of another form."""
+"""What every state of this package begins with, and the refusal of one that is of another form or damaged."""
 
+import hashlib
+from collections.abc import Mapping
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.version import __version__
 
-FORMAT = 1  # raised when a reader of the old form would go wrong
+FORMAT = 2  # raised when a reader of the old form would go wrong
+KEYS = frozenset({"format", "version", "checksum"})
 BEGIN_ANEW = (
     "To begin a new run from its weights, load them and fit without ckpt_path: "
     "trainer.fit(lightning_transfer.load_from_checkpoint(YourModule, path), ...)."
 )
 
 
-def stamp() -> dict[str, Any]:
-    """The form and the version that writes it."""
-    return {"format": FORMAT, "version": __version__}
+def stamp(content: Any) -> dict[str, Any]:
+    """Return the form, the version that writes it, and a checksum of what is written."""
+    return {"format": FORMAT, "version": __version__, "checksum": checksum(content)}
 
 
-def check_stamp(state: dict[str, Any]) -> None:
-    """Refuse a state that another version of this package wrote in a form that this one cannot read.
+def stamped(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return content with its stamp among it."""
+    return {**stamp(content), **content}
+
+
+def check_stamp(found: Any, content: Any, what: str = "This checkpoint") -> None:
+    """Refuse content that another version of this package wrote in a form that this one cannot read, or that changed.
+
+    Args:
+        found: the stamp that was found with it.
+        content: plain data and tensors.
+        what: holds them, for messages.
 
     Raises:
-        TransferConfigError: naming both versions.
+        TransferConfigError: naming both versions, or the damage.
     """
-    if state["format"] != FORMAT:
+    if not is_stamped(found):
+        raise TransferConfigError(f"{what} is damaged: what lightning_transfer wrote has lost its stamp. {BEGIN_ANEW}")
+    if found["format"] != FORMAT:
         raise TransferConfigError(
-            f"This checkpoint was written by lightning_transfer {state['version']} (format {state['format']}); this is "
+            f"{what} was written by lightning_transfer {found['version']} (format {found['format']}); this is "
             f"{__version__} (format {FORMAT}). Install that version. {BEGIN_ANEW}"
         )
+    if found.get("checksum") != checksum(content):
+        raise TransferConfigError(f"{what} is damaged: its checksum is wrong. Take another copy of it. {BEGIN_ANEW}")
+
+
+def unstamped(state: Any, what: str = "This checkpoint") -> dict[str, Any]:
+    """Return the content of what `stamped` gave.
+
+    Raises:
+        TransferConfigError: it is of another form, or damaged.
+    """
+    content = {key: value for key, value in state.items() if key not in KEYS} if isinstance(state, Mapping) else {}
+    check_stamp(state, content, what)
+    return content
+
+
+def is_stamped(state: Any) -> bool:
+    """Return whether something has a stamp, of whatever version; those of the first form had no checksum."""
+    return isinstance(state, Mapping) and {"format", "version"} <= state.keys()
+
+
+def checksum(content: Any) -> str:
+    """Return a digest of plain data and tensors: equal for equal values, whatever order a dictionary has.
+
+    >>> checksum({"a": (1, 0.5), "b": None}) == checksum({"b": None, "a": [1, 0.5]})
+    True
+    """
+    found = hashlib.sha256()
+    _add(found, content)
+    return found.hexdigest()
+
+
+def _add(found: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        found.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, Mapping):
+        found.update(f"mapping {len(value)}".encode())
+        for key, item in sorted(value.items(), key=lambda pair: repr(pair[0])):
+            found.update(f"{key!r}:".encode())
+            _add(found, item)
+    elif isinstance(value, list | tuple):
+        found.update(f"sequence {len(value)}".encode())
+        for item in value:
+            _add(found, item)
+    else:
+        found.update(f"{value!r},".encode())

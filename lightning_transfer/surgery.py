@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError, differences
-from lightning_transfer.stamps import check_stamp, stamp
+from lightning_transfer.stamps import KEYS, stamped, unstamped
 
 SEED = 0  # of new weights
+MARKS = (b'"format"', b'"version"', b'"checksum"', b'"kind"')  # of a spec, by which a damaged one is known
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -77,7 +78,8 @@ class Structure(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """The spec, with its kind and the version of this package."""
-        return torch.tensor(list(json.dumps({**stamp(), "kind": type(self).__name__, **self.spec()}).encode()))
+        content = json.loads(json.dumps({"kind": type(self).__name__, **self.spec()}))  # as it will be read
+        return torch.tensor(list(json.dumps(stamped(content)).encode()))
 
     def set_extra_state(self, state: Tensor) -> None:
         """Refuse the state of another structure.
@@ -88,9 +90,7 @@ class Structure(nn.Module):
         theirs, mine = read_spec(state) or {}, read_spec(self.get_extra_state()) or {}
         if not theirs:
             raise TransferConfigError(f"The state of a {type(self).__name__} is unreadable: {str(state)[:60]}.")
-        check_stamp(theirs)
-        form = stamp().keys()
-        different = differences(*({key: spec[key] for key in spec.keys() - form} for spec in (theirs, mine)))
+        different = differences(*({key: spec[key] for key in spec.keys() - KEYS} for spec in (theirs, mine)))
         if different:
             raise TransferConfigError(
                 f"The checkpoint's network was changed in another way: {'; '.join(different)}. Give the old options, "
@@ -99,14 +99,23 @@ class Structure(nn.Module):
 
 
 def read_spec(state: Any) -> dict[str, Any] | None:
-    """The spec in a structure's state; None for anything else."""
+    """Return the spec in a structure's state, with its stamp; None for anything else.
+
+    Raises:
+        TransferConfigError: it is a spec of another version, or a damaged one.
+    """
     if not isinstance(state, Tensor) or state.ndim != 1 or state.dtype != torch.int64:
         return None
-    try:
-        spec = json.loads(bytes(state.tolist()))
-    except ValueError:
+    numbers = state.tolist()
+    text = bytes(number & 255 for number in numbers)
+    if sum(mark in text for mark in MARKS) < 2:
         return None
-    return spec if isinstance(spec, dict) and spec.keys() >= stamp().keys() else None
+    try:
+        spec = json.loads(bytes(numbers))
+    except (ValueError, RecursionError):
+        spec = None
+    unstamped(spec, "This network's state")
+    return spec  # type: ignore[no-any-return]
 
 
 def structures_in(weights: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

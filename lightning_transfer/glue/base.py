@@ -250,13 +250,15 @@ class TransferCallback(AnyCallback):
         """The part's weights and what else its run needs."""
         if self.part is None:
             return {}
-        return {checkpoints.KEY: stamp(), "part": dict(self.part.state_dict())}
+        part = dict(self.part.state_dict())
+        return {checkpoints.KEY: stamp(part), "part": part}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state; outside of fit there is nothing to go on with, and what a fit left is kept."""
         if state_dict and self.part is not None and self._stand_ins:
-            check_stamp(state_dict[checkpoints.KEY])
-            self.part.load_state_dict(state_dict["part"])
+            part = state_dict.get("part", {})
+            check_stamp(state_dict.get(checkpoints.KEY), part)
+            self.part.load_state_dict(part)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Keep our parameters out of the optimizer's state, which a run without us would refuse."""

@@ -4,15 +4,15 @@ import os
 import pickle
 import warnings
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError, differences
+from lightning_transfer.files import reading, write_atomically
 from lightning_transfer.glue.structures import rebuild
-from lightning_transfer.stamps import BEGIN_ANEW, check_stamp, stamp
+from lightning_transfer.stamps import BEGIN_ANEW, is_stamped, stamped, unstamped
 from lightning_transfer.surgery import Structure, structures_in
 
 KEY = "lightning_transfer"
@@ -116,7 +116,7 @@ def hide_optimizer_states(optimizers: list[torch.optim.Optimizer], checkpoint: d
         state = {new_number[key]: value for key, value in packed["state"].items() if key in new_number}
         checkpoint["optimizer_states"][number] = {**packed, "state": state, "param_groups": groups}
     in_order = list(dict.fromkeys(entry["owner"] for entry in hidden))
-    checkpoint[KEY] = {**stamp(), "owners": in_order, "optimizer": hidden}
+    checkpoint[KEY] = stamped({"owners": in_order, "optimizer": hidden})
 
 
 def _without(items: list[str] | None, drop: list[bool]) -> list[str] | None:
@@ -136,7 +136,7 @@ def unhide_optimizer_states(owners: list[str], checkpoint: dict[str, Any]) -> No
     ours = checkpoint.pop(KEY, None)
     if ours is None or "optimizer_states" not in checkpoint:
         return
-    check_stamp(ours)
+    ours = unstamped(ours)
     before = [name for name in ours["owners"] if name in owners]
     now = [name for name in owners if name in before]
     if before != now:
@@ -160,20 +160,22 @@ def unhide_optimizer_states(owners: list[str], checkpoint: dict[str, Any]) -> No
         checkpoint["optimizer_states"][number] = {**packed, "state": state, "param_groups": groups}
 
 
-def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], *, weights_only: bool = True) -> None:
     """Write a copy of a checkpoint without anything of this package in it.
 
     What remains of a callback's run is the user's own: the network, its optimizers, loops and callbacks. Of a mixin's
-    run the weights remain, for a class without the mixin. Read with weights_only, written in one move.
+    run the weights remain, for a class without the mixin. Written in one move.
 
     Args:
         path: the checkpoint.
         out: where the copy goes.
+        weights_only: False reads any object, such as a network among the hyperparameters, and runs whatever the file
+            says: for files that you made, or whose maker you trust.
 
     Raises:
         TransferConfigError: the file is no Lightning checkpoint, or holds more than plain data.
     """
-    checkpoint = _read(path)
+    checkpoint = _read(path, weights_only=weights_only)
     weights, callbacks = checkpoint["state_dict"], checkpoint.get("callbacks", {})
     for name, spec in structures_in(weights):
         raise TransferConfigError(
@@ -181,8 +183,8 @@ def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str]) 
             "lightning_transfer.load_from_checkpoint, make it plain by functional.remove_adafilter, "
             "remove_gated_transfer or remove_collaborative, and save that."
         )
-    parts = [key.removesuffix(EXTRA) for key, state in weights.items() if key.endswith(EXTRA) and _is_ours(state)]
-    ours = [key for key, state in callbacks.items() if _is_ours(state.get(KEY) if isinstance(state, dict) else None)]
+    parts = [key.removesuffix(EXTRA) for key, state in weights.items() if key.endswith(EXTRA) and is_stamped(state)]
+    ours = [key for key, state in callbacks.items() if is_stamped(state.get(KEY) if isinstance(state, dict) else None)]
     if not (parts or ours or KEY in checkpoint):
         warnings.warn(f"{path} holds nothing of lightning_transfer: copied as it is.", NoEffectWarning, stacklevel=2)
     checkpoint.pop(KEY, None)
@@ -190,25 +192,26 @@ def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str]) 
         del callbacks[key]
     for key in [key for key in weights if key.startswith(tuple(parts))]:
         del weights[key]
-    part = Path(out).with_name(Path(out).name + ".part")
-    torch.save(checkpoint, part)
-    os.replace(part, out)
+    write_atomically(
+        out, lambda file: torch.save(checkpoint, file), what="the checkpoint", fix="Pass another path as out."
+    )
 
 
-def _is_ours(state: Any) -> bool:
-    return isinstance(state, dict) and state.keys() >= stamp().keys()
-
-
-def _read(path: str | os.PathLike[str], *, weights_only: bool = True) -> dict[str, Any]:
-    """A Lightning checkpoint on the CPU."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
-    except pickle.UnpicklingError as error:
-        raise TransferConfigError(
-            f"{path} is no checkpoint, or holds more than tensors and plain data, often hyperparameters such as "
-            "a Path. If you trust it, allow its classes: torch.serialization.add_safe_globals([...])."
-        ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+def _read(path: str | os.PathLike[str], *, weights_only: bool) -> dict[str, Any]:
+    """Return a Lightning checkpoint on the CPU."""
+    with reading(path, what="Lightning checkpoint", fix="Take another copy of it, or name another file."):
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
+        except pickle.UnpicklingError as error:
+            if "Unsupported" not in str(error):  # torch's words for a class that is not on its list
+                raise
+            raise TransferConfigError(
+                f"{path} holds more than tensors and plain data, often a hyperparameter such as a network or a Path. "
+                "If you made this file or trust whoever made it, pass weights_only=False; it then runs whatever the "
+                "file says, so never do that with a stranger's. New checkpoints hold none of it with "
+                "self.save_hyperparameters(ignore=[...])."
+            ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise TransferConfigError(f"{path} is no Lightning checkpoint: it has no 'state_dict'.")
     return checkpoint
 
@@ -221,14 +224,15 @@ def load_from_checkpoint(cls: type[T], path: str | os.PathLike[str], **kwargs: A
     Args:
         cls: the user's LightningModule class.
         path: the checkpoint.
-        kwargs: handed to `cls.load_from_checkpoint`; `weights_only=False` is for files that you trust.
+        kwargs: handed to `cls.load_from_checkpoint`. `weights_only=False` reads any object, such as a network among the
+            hyperparameters, and runs whatever the file says: for files that you made, or whose maker you trust.
 
     Raises:
         TransferConfigError: the checkpoint is in a form of another version, or is none.
     """
     checkpoint = _read(path, weights_only=kwargs.get("weights_only") is not False)
     if KEY in checkpoint:
-        check_stamp(checkpoint[KEY])
+        unstamped(checkpoint[KEY])
     if not any(structures_in(checkpoint["state_dict"])):
         loaded: T = cls.load_from_checkpoint(path, **kwargs)  # type: ignore[attr-defined]
         return loaded

@@ -36,7 +36,7 @@ from lightning_transfer.source.gap import Extent, is_near
 from lightning_transfer.source.passes import SourcePass, trains_before
 from lightning_transfer.source.stream import collate, seeded
 from lightning_transfer.source.task import SourceTask
-from lightning_transfer.stamps import check_stamp, stamp
+from lightning_transfer.stamps import stamped, unstamped
 
 
 class SourceTerm(TransferPart):
@@ -299,14 +299,13 @@ class SourceTerm(TransferPart):
     def get_extra_state(self) -> dict[str, Any]:
         """What a resumed run needs beside the head's weights."""
         state = {
-            **stamp(),
             "position": self.drawing.position,
             "is_over": self._is_over,
             "num_steps": self._num_steps,
             "options": self._options,
             "gap": self.gap,
         }
-        return state if self.chooser is None else {**state, "chosen": self.chooser.get_state()}
+        return stamped(state if self.chooser is None else {**state, "chosen": self.chooser.get_state()})
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on where a run was left; whether the options still are its options is seen when training starts.
@@ -314,7 +313,7 @@ class SourceTerm(TransferPart):
         Raises:
             TransferConfigError: it was another version's run.
         """
-        check_stamp(state)
+        state = unstamped(state)
         self._checked_for = WeakTrainer()
         self.drawing.seek(state["position"])
         self._is_over = state["is_over"]

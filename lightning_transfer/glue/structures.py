@@ -32,7 +32,7 @@ def rebuild(module: nn.Module, weights: Mapping[str, Any]) -> None:
             )
         try:
             KINDS[spec["kind"]].rebuild(module, path, spec)
-        except AttributeError as error:
+        except (AttributeError, LookupError, TypeError) as error:
             raise TransferConfigError(
                 f"The checkpoint's {path!r} has no place in this {type(module).__name__}: {error}. Build the network "
                 "in __init__ or configure_model, with the options of the run that wrote it."

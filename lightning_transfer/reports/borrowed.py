@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.reports.curves import COLORS, empty_figure
+from lightning_transfer.reports.curves import COLORS, empty_figure, printable, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ class _Side:
     def class_name(self, label: int) -> str:
         known = self.names or ()
         in_names = label in known if isinstance(known, Mapping) else 0 <= label < len(known)
-        name = " ".join(str(known[label] if in_names else f"class {label}").split())
+        name = " ".join(printable(known[label] if in_names else f"class {label}").split())
         return "unknown" if label < 0 else name if len(name) <= 15 else f"{name[:14]}…"
 
     def caption(self, index: int) -> str:
@@ -94,9 +94,7 @@ def borrowed_images(
     source = _Side(source_image, _array("source_labels", source_labels, num_source, more=True), source_names)
     marked = _pairs(duplicates, len(indices))
     figure = _page(indices.cpu().numpy(), distances.detach().cpu().double().numpy(), target, source, marked)
-    # a PDF would carry the time of day otherwise, and no two would be equal
-    metadata = {"CreationDate": None} if os.fspath(path).lower().endswith(".pdf") else None
-    figure.savefig(path, dpi=140, metadata=metadata)
+    save_figure(figure, path)
 
 
 def _check(indices: Tensor, distances: Tensor) -> None:

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.files import write_atomically
 from lightning_transfer.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -70,7 +71,32 @@ def learning_curves(
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.align_ylabels()
-    figure.savefig(path, dpi=140)
+    save_figure(figure, path)
+
+
+def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    """Write a figure; the ending of its path says the format, PNG where there is none.
+
+    Raises:
+        TransferConfigError: the ending is not one of a picture, or nothing can be written there.
+    """
+    ending = os.path.splitext(path)[1].lower().removeprefix(".")
+    known = figure.canvas.get_supported_filetypes()
+    if ending and ending not in known:
+        raise TransferConfigError(f"A picture cannot end in .{ending}. Known: {', '.join(sorted(known))}.")
+    path = path if ending else f"{os.fspath(path)}.png"
+    # a PDF would carry the time of day otherwise, and no two would be equal
+    metadata = {"CreationDate": None} if ending == "pdf" else None
+
+    def write(file: BinaryIO) -> None:
+        figure.savefig(file, format=ending or "png", dpi=140, metadata=metadata)
+
+    write_atomically(path, write, what="the picture", fix="Pass another path.")
+
+
+def printable(name: object) -> str:
+    """Return a name that any font can be asked for: of a folder, it may hold bytes that are not text."""
+    return str(name).encode("utf-8", "replace").decode()
 
 
 def empty_figure(*, size: tuple[float, float] = (7, 5)) -> "Figure":

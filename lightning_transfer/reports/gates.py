@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.reports.curves import empty_figure
+from lightning_transfer.reports.curves import empty_figure, printable, save_figure
 from lightning_transfer.tracing import evaluating, images_and_labels
 
 HEIGHT = 200  # rows of a column of filters, however many it has
@@ -51,8 +51,8 @@ def gate_map(
     of_class = np.stack([rows[seen].mean(1) / counts[seen] for rows in by_class.values()], 1)
     if class_names is not None and len(class_names) < len(counts):
         raise TransferConfigError(f"class_names has {len(class_names)} names, and labels go up to {len(counts) - 1}.")
-    names = [str(label) if class_names is None else class_names[label] for label in seen.tolist()]
-    _draw(totals, of_class, names).savefig(path, dpi=140)
+    names = [printable(label if class_names is None else class_names[label]) for label in seen.tolist()]
+    save_figure(_draw(totals, of_class, names), path)
     return {name: float(shares.mean()) for name, shares in totals.items()}
 
 
@@ -108,7 +108,9 @@ def _draw(totals: Mapping[str, Shares], of_class: Shares, class_names: Sequence[
     top.set_title("How often each filter is the tuned one", loc="left", fontweight="bold")
     top.legend(frameon=True, loc="lower right", fontsize="small")
     below.imshow(of_class, interpolation="nearest", **shown)
-    below.set_yticks(range(len(class_names)) if is_named else [], class_names if is_named else [], fontsize="small")
+    below.set_yticks(
+        range(len(class_names)) if is_named else [], class_names if is_named else [], fontsize="small", parse_math=False
+    )
     below.set_ylabel("class" if is_named else f"{len(class_names)} classes")
     below.set_xlabel("layers, in the order of the network")
     step = -(-len(layers) // NAMED)

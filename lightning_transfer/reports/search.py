@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.reports.curves import COLORS, empty_figure
+from lightning_transfer.reports.curves import COLORS, empty_figure, save_figure
 
 SHADES = "viridis"  # of accuracy: dark is bad, bright is good
 FROZEN, TUNED, BEST = COLORS[2], COLORS[1], COLORS[5]
@@ -67,7 +67,7 @@ def layer_search(plan: Any, path: str | os.PathLike[str]) -> None:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.align_ylabels()
-    figure.savefig(path, dpi=140)
+    save_figure(figure, path)
 
 
 def _cuts(axes: Any, plan: Any) -> None:

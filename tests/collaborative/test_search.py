@@ -359,10 +359,10 @@ def test_a_cache_of_another_search_is_refused_with_the_differences(monkeypatch, 
         fit(other, [searching(cache=cache)], max_steps=1)
     for content in ("{", "[]", '{"format": 1, "version": "0"}'):
         (tmp_path / "search.json").write_text(content)
-        with pytest.raises(lt.TransferConfigError, match="is no LayerPlan"):
+        with pytest.raises(lt.TransferConfigError, match="not a LayerPlan|is damaged|format 1"):
             fit(Deep(), [searching(cache=cache)], max_steps=1)
     with pytest.raises(lt.TransferConfigError, match="Cannot write the search"):
-        fit(Deep(), [searching(cache=str(tmp_path / "no/folder.json"))], max_steps=1)
+        fit(Deep(), [searching(cache=str(tmp_path / "search.json/below"))], max_steps=1)
 
 
 def test_a_plan_is_saved_and_given():

@@ -276,6 +276,12 @@ class FullDisk:
     def __getattr__(self, name):
         return getattr(self.file, name)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
     def write(self, data):
         self.file.write(data[: len(data) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -284,7 +290,7 @@ class FullDisk:
 @pytest.mark.parametrize("what", ["counts", "mark"])
 def test_a_disk_that_fills_up_is_told_and_finished_blocks_are_used_again(small_blocks, tmp_path, monkeypatch, what):
     cache = tmp_path / "chosen"
-    write, write_mark, calls = store.Store.write, pathlib.Path.write_bytes, []
+    write, opened, calls = store.Store.write, pathlib.Path.open, []
 
     def filling(self, number, counts, labels):
         calls.append(number)
@@ -292,15 +298,13 @@ def test_a_disk_that_fills_up_is_told_and_finished_blocks_are_used_again(small_b
             self._file = FullDisk(self._file)
         write(self, number, counts, labels)
 
-    def filling_mark(self, data):
-        if len(calls) == 4 and what == "mark":
-            write_mark(self, data[:9])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write_mark(self, data)
+    def opening(self, mode, **options):
+        file = opened(self, mode, **options)
+        return FullDisk(file) if len(calls) == 4 and what == "mark" else file
 
     with monkeypatch.context() as patch:
         patch.setattr(store.Store, "write", filling)
-        patch.setattr(pathlib.Path, "write_bytes", filling_mark)
+        patch.setattr(pathlib.Path, "open", opening)
         with pytest.raises(lt.TransferConfigError, match="No space left on device.*cache="):
             selected(protect=[], cache=cache)
     again = source_data()

@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import Dataset
@@ -169,7 +168,7 @@ class LayerSearch:
         return plan
 
     def _cached(self, mine: LayerPlan) -> tuple[Evaluation, ...]:
-        if self.cache is None or not Path(self.cache).exists():
+        if self.cache is None or not os.path.exists(self.cache):  # Path's raises on what no path can be
             return ()
         found = LayerPlan.load(self.cache)
         different = differences(found.settings, mine.settings, there="there", here="here")

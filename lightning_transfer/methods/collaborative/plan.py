@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.stamps import check_stamp, stamp
+from lightning_transfer.errors import TransferConfigError, check_count, check_number
+from lightning_transfer.files import reading, write_atomically
+from lightning_transfer.stamps import stamped, unstamped
 
 
 @dataclass(frozen=True)
@@ -64,45 +65,57 @@ class LayerPlan:
         return f"best {best:.1%}, frozen {frozen}" if math.isfinite(best) else "all have failed"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it down, in one move.
+        """Write a file with a checksum, whole or not at all.
 
         Raises:
             TransferConfigError: the disk is full or cannot be written.
         """
-        part = Path(path).with_name(Path(path).name + f".{os.getpid()}.part")
-        try:
-            part.write_text(json.dumps({**stamp(), **self.as_data()}, indent=1))
-            part.replace(path)
-        except OSError as error:
-            raise TransferConfigError(f"Cannot write the search to {path}: {error}. Choose another place.") from error
+        text = json.dumps(self.as_data(), indent=1).encode()
+        write_atomically(path, lambda file: file.write(text), what="the search", fix="Choose another place.")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "LayerPlan":
-        """Read it again.
+        """Read what `save` wrote.
 
         Raises:
-            TransferConfigError: the file is missing, is no plan, or is one of another version.
+            TransferConfigError: there is no such file, it is damaged, or it is of another version of this package.
         """
-        try:
-            found = json.loads(Path(path).read_text())
-            check_stamp(found)
-            return cls.from_data(found)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, TransferConfigError):
-                raise
-            raise TransferConfigError(
-                f"{path} is no LayerPlan: {error!r}. Search again, or name another file."
-            ) from error
+        with reading(path, what="LayerPlan", fix="Search again, or name another file."):
+            return cls.from_data(json.loads(Path(path).read_bytes()), what=str(path))
 
     def as_data(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
+        """Return plain data, with a checksum."""
+        return stamped(json.loads(json.dumps(asdict(self))))
 
     @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> "LayerPlan":
-        """From plain data."""
+    def from_data(cls, data: Any, what: str = "This LayerPlan") -> "LayerPlan":
+        """Return the plan that `as_data` gave.
+
+        Raises:
+            TransferConfigError: it was changed since, is of another version, or holds what no search finds.
+        """
+        content = unstamped(data, what)
         evaluations = tuple(
-            Evaluation(tuple(int(number) for number in entry["layers"]), entry["accuracy"], entry["failure"])
-            for entry in data["evaluations"]
+            Evaluation(tuple(entry["layers"]), entry["accuracy"], entry["failure"]) for entry in content["evaluations"]
         )
-        return cls(data["frozen"], data["num_layers"], evaluations, data["settings"])
+        plan = cls(content["frozen"], content["num_layers"], evaluations, content["settings"])
+        plan._check()
+        return plan
+
+    def _check(self) -> None:
+        """Raise unless every number can be one of a search."""
+        if not self.frozen.keys() <= self.num_layers.keys():
+            raise TransferConfigError(f"A LayerPlan freezes {list(self.frozen)}, and knows {list(self.num_layers)}.")
+        for name, number in self.num_layers.items():
+            check_count(f"num_layers[{name!r}]", number, least=0)
+            check_count(f"frozen[{name!r}]", self.frozen.get(name, 0), least=0, most=number)
+        for evaluation in self.evaluations:
+            for number, most in zip(evaluation.layers, self.num_layers.values(), strict=True):
+                check_count("layers", number, least=0, most=most)
+            if evaluation.accuracy is not None:
+                check_number("accuracy", evaluation.accuracy, most=1)
+            if not isinstance(evaluation.failure, str):
+                raise TransferConfigError(f"failure={evaluation.failure!r}; it takes a text.")
+        for name, setting in self.settings.items():
+            if not isinstance(setting, str):
+                raise TransferConfigError(f"settings[{name!r}]={setting!r}; it takes a text.")

@@ -9,7 +9,7 @@ from lightning_transfer.glue.checkpoints import KEY, TrainingOnly
 from lightning_transfer.glue.labels import Labels, find_labels
 from lightning_transfer.methods.gated.apply import apply_gated_transfer
 from lightning_transfer.methods.gated.auxiliary import AuxiliaryTerm, aux_weight_of
-from lightning_transfer.stamps import check_stamp, stamp
+from lightning_transfer.stamps import stamped, unstamped
 
 STATE = f"{KEY}_gated"  # where a checkpoint has what only training needs
 
@@ -120,12 +120,11 @@ class GatedTransferMixin:
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write down what only training needs."""
-        checkpoint[STATE] = {**stamp(), "part": dict(self._term.state_dict())}
+        checkpoint[STATE] = stamped({"part": dict(self._term.state_dict())})
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from it; a checkpoint of weights alone has none."""
         if STATE in checkpoint:
-            check_stamp(checkpoint[STATE])
-            self._term.load_state_dict(checkpoint[STATE]["part"])
+            self._term.load_state_dict(unstamped(checkpoint[STATE])["part"])
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]

@@ -1,5 +1,6 @@
 """Selective joint fine-tuning as a callback: one line in a Trainer."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ class SelectiveJointFinetuning(TransferCallback):
             return None
         found = self._borrowed.selection if self.part is not None else None
         cache = self.borrowing.cache
-        return Selection.load(cache) if found is None and cache is not None and Path(cache).exists() else found
+        return Selection.load(cache) if found is None and cache is not None and os.path.exists(cache) else found
 
     @property
     def target_weights(self) -> Tensor:

@@ -5,13 +5,13 @@ as whole numbers on disk; then a search that reads them in blocks. Several proce
 """
 
 import hashlib
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -218,7 +218,7 @@ class Job:
 
     def _cached(self, fingerprint: dict[str, str]) -> Selection | None:
         path = self.scan.cache
-        if path is None or not Path(path).exists():
+        if path is None or not os.path.exists(path):  # Path's raises on what no path can be
             return None
         found = Selection.load(path)
         differences = [

@@ -1,10 +1,8 @@
 """Which source images lie nearest to each target image: found once, kept in a file, looked at."""
 
-import contextlib
 import hashlib
 import json
 import os
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.files import reading, write_atomically
 from lightning_transfer.methods.selective.pictures import Pictures, for_display
 
 FORMAT = "1"  # of the file; raised when a reader of the old form would go wrong
@@ -78,16 +77,8 @@ class Selection:
         tensors = {name: getattr(self, name).contiguous().clone() for name in TENSORS}  # none may share memory
         facts = {"format": FORMAT, "fingerprint": json.dumps(self.fingerprint, sort_keys=True)}
         facts["checksum"] = _checksum(tensors, facts)
-        path = Path(path)
-        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(save(tensors, metadata=facts))
-            part.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise TransferConfigError(f"Cannot write the selection to {path}: {error}. Pass another path.") from error
+        data = save(tensors, metadata=facts)
+        write_atomically(path, lambda file: file.write(data), what="the selection", fix="Pass another path.")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Selection":
@@ -99,31 +90,24 @@ class Selection:
         Raises:
             TransferConfigError: there is no such file, it is damaged, or it is of another version of this package.
         """
-        from safetensors import SafetensorError
         from safetensors.torch import load
 
-        try:
+        with reading(path, what="selection", fix="Delete it and select again."):
             data = Path(path).read_bytes()  # once: another job may put a new file in its place
             tensors: dict[str, Any] = load(data)
-            facts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-        except FileNotFoundError:
-            raise TransferConfigError(f"There is no selection at {path}.") from None
-        except (SafetensorError, OSError, ValueError) as error:
-            raise TransferConfigError(
-                f"{path} is no selection, or damaged: {error}. Delete it and select again."
-            ) from error
-        if facts.get("format") != FORMAT:
-            raise TransferConfigError(
-                f"{path} is no selection of this version: format {facts.get('format')}, this one reads {FORMAT}. "
-                "Delete it and select again."
-            )
-        if (
-            set(tensors) != set(TENSORS)
-            or "fingerprint" not in facts
-            or facts.get("checksum") != _checksum(tensors, facts)
-        ):
-            raise TransferConfigError(f"{path} is damaged: its checksum is wrong. Delete it and select again.")
-        return cls(fingerprint=json.loads(facts["fingerprint"]), **tensors)
+            facts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+            if facts.get("format") != FORMAT:
+                raise TransferConfigError(
+                    f"{path} is not a selection of this version: format {facts.get('format')}, this one reads "
+                    f"{FORMAT}. Delete it and select again."
+                )
+            if (
+                set(tensors) != set(TENSORS)
+                or "fingerprint" not in facts
+                or facts.get("checksum") != _checksum(tensors, facts)
+            ):
+                raise TransferConfigError(f"{path} is damaged: its checksum is wrong. Delete it and select again.")
+            return cls(fingerprint=json.loads(facts["fingerprint"]), **tensors)
 
     def report(
         self,

@@ -1,7 +1,6 @@
 """Descriptors of a source of any size, in one file, as whole numbers; finished blocks are found again after a crash."""
 
 import shutil
-import uuid
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.files import write_atomically
 from lightning_transfer.methods.selective.descriptors import to_histograms
 from lightning_transfer.methods.selective.search import cached
 
+FULL = "Make room, or pass another cache=; blocks that are finished are used again."
 BLOCK = 1024  # images that are described, and lost in a crash, together
 
 
@@ -48,7 +49,9 @@ class Store:
                 )
             (folder / "counts").touch()
             self._file = (folder / "counts").open("r+b", buffering=0)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: what cannot be a path
+            if isinstance(error, TransferConfigError):
+                raise
             raise TransferConfigError(f"Cannot write descriptors to {folder}: {error}. Pass another cache=.") from error
 
     @property
@@ -77,20 +80,14 @@ class Store:
             )
         data = counts.cpu().numpy().astype(self.dtype).tobytes()
         mark = labels.numpy().astype(np.int64).tobytes()
-        path = self._mark(number)
-        part = path.with_suffix(f".{uuid.uuid4().hex}.part")
         try:
             self._file.seek(number * BLOCK * self.row_bytes)
             if self._file.write(data) != len(data):
                 raise OSError("the disk took only a part")
-            path.parent.mkdir(parents=True, exist_ok=True)  # another job, first to finish, may have tidied up
-            part.write_bytes(zlib.crc32(data + mark).to_bytes(4, "big") + mark)
-            part.replace(path)
         except OSError as error:
-            raise TransferConfigError(
-                f"Cannot write descriptors to {self.folder}: {error}. Make room, or pass another cache=; blocks that "
-                "are finished are used again."
-            ) from error
+            raise TransferConfigError(f"Cannot write descriptors to {self.folder}: {error}. {FULL}") from error
+        content = zlib.crc32(data + mark).to_bytes(4, "big") + mark
+        write_atomically(self._mark(number), lambda file: file.write(content), what="descriptors", fix=FULL)
 
     def _mark(self, number: int) -> Path:
         return self.folder / f"block{number:06d}"
