@@ -41,12 +41,12 @@ def check_stamp(found: Any, content: Any, what: str = "This checkpoint") -> None
     """
     if not is_stamped(found):
         raise TransferConfigError(f"{what} is damaged: what lightning_transfer wrote has lost its stamp. {BEGIN_ANEW}")
-    if found["format"] != FORMAT:
+    if str(found["format"]) != str(FORMAT):  # by their text: damaged, they may be tensors, which compare otherwise
         raise TransferConfigError(
             f"{what} was written by lightning_transfer {found['version']} (format {found['format']}); this is "
             f"{__version__} (format {FORMAT}). Install that version. {BEGIN_ANEW}"
         )
-    if found.get("checksum") != checksum(content):
+    if str(found.get("checksum")) != checksum(content):
         raise TransferConfigError(f"{what} is damaged: its checksum is wrong. Take another copy of it. {BEGIN_ANEW}")
 
 

@@ -255,9 +255,10 @@ class TransferCallback(AnyCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state; outside of fit there is nothing to go on with, and what a fit left is kept."""
-        if state_dict and self.part is not None and self._stand_ins:
-            part = state_dict.get("part", {})
-            check_stamp(state_dict.get(checkpoints.KEY), part)
+        if self.part is not None and self._stand_ins and state_dict != {}:
+            state = state_dict if isinstance(state_dict, dict) else {}
+            part = state.get("part", {})
+            check_stamp(state.get(checkpoints.KEY), part)
             self.part.load_state_dict(part)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:

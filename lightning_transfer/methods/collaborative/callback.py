@@ -202,7 +202,7 @@ class CollaborativeFinetuning(TransferCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state."""
         super().load_state_dict(state_dict)
-        if "plan" in state_dict:
+        if isinstance(state_dict, dict) and "plan" in state_dict:
             self.plan = LayerPlan.from_data(state_dict["plan"])
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
