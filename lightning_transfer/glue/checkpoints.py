@@ -133,10 +133,9 @@ def unhide_optimizer_states(owners: list[str], checkpoint: dict[str, Any]) -> No
     Raises:
         TransferConfigError: another version's checkpoint, or callbacks in another order, whose states would be swapped.
     """
-    ours = checkpoint.pop(KEY, None)
-    if ours is None or "optimizer_states" not in checkpoint:
+    if KEY not in checkpoint or "optimizer_states" not in checkpoint:
         return
-    ours = unstamped(ours)
+    ours = unstamped(checkpoint.pop(KEY))
     before = [name for name in ours["owners"] if name in owners]
     now = [name for name in owners if name in before]
     if before != now:
@@ -212,7 +211,7 @@ def _read(path: str | os.PathLike[str], *, weights_only: bool) -> dict[str, Any]
                 "self.save_hyperparameters(ignore=[...])."
             ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise TransferConfigError(f"{path} is no Lightning checkpoint: it has no 'state_dict'.")
+        raise TransferConfigError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'.")
     return checkpoint
 
 

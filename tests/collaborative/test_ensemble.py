@@ -252,7 +252,7 @@ def test_names_of_timms_are_loaded_with_pretrained_weights(monkeypatch):
         ([toys.OtherNet()], {"labels": 1}, "labels=1"),
         ([toys.OtherNet()], {"search": 5}, r"search=5; it takes a LayerSearch"),
         ([toys.OtherNet()], {"search": lt.LayerSearch(), "frozen_layers": {"own": 1}}, "not both"),
-        ([toys.OtherNet()], {"frozen_layers": "missing.json"}, "missing.json is no LayerPlan"),
+        ([toys.OtherNet()], {"frozen_layers": "missing.json"}, "There is no LayerPlan at missing.json"),
         ([toys.OtherNet()], {"frozen_layers": 4}, "frozen_layers=4; it takes counts by network"),
     ],
 )

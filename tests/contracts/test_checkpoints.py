@@ -104,7 +104,7 @@ def test_strip_checkpoint_leaves_a_plain_run(method, written, tmp_path):
 
 def test_strip_checkpoint_refuses_another_file(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(lt.TransferConfigError, match="no Lightning checkpoint"):
+    with pytest.raises(lt.TransferConfigError, match="not a Lightning checkpoint"):
         lt.strip_checkpoint(tmp_path / "list.pt", tmp_path / "out.ckpt")
 
 
