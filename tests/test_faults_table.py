@@ -300,7 +300,45 @@ FAULTS = {
     ),
 }
 
-FIELD: dict[str, tuple[str, ...]] = {}
+FIELD: dict[str, tuple[str, ...]] = {
+    "S6": (
+        "a checkpoint that holds the user's network",
+        "contracts/test_no_trace.py::test_a_checkpoint_that_holds_the_network_loads_without_the_package",
+        "contracts/test_no_trace.py::test_a_mixins_checkpoint_holds_the_network_without_hooks",
+    ),
+    "M1": (
+        "hyperparameters that are more than plain data",
+        "test_files.py::test_hyperparameters_that_are_not_plain_ask_for_weights_only_false_and_for_no_class",
+    ),
+    "D2": (
+        "a sample that raises what ends a loop or a program",
+        "contracts/test_no_trace.py::test_a_sample_that_would_end_the_loop_is_an_error_that_names_it",
+        "contracts/test_no_trace.py::test_the_same_where_workers_read",
+    ),
+    "D3": (
+        "batch hooks with memory",
+        "contracts/test_no_trace.py::test_hooks_remember_the_targets_batch_when_its_loss_is_computed",
+        "contracts/test_no_trace.py::test_a_datamodules_hooks_remember_the_targets_batch_too",
+        "contracts/test_no_trace.py::test_mixup_that_the_source_loss_does_not_know_is_refused",
+    ),
+    "D7": (
+        "a LayerPlan that is damaged, or that no search could find",
+        "test_files.py::test_a_plan_that_no_search_could_find_is_refused_whatever_its_checksum",
+        "test_files.py::test_a_plan_of_before_checksums_is_refused_and_says_so",
+        "test_mutations.py::test_a_damaged_file_or_state_is_refused_or_read_right",
+    ),
+    "D17": (
+        "files that are not files of ours, and places where none can be written",
+        "test_files.py::test_what_is_not_a_file_of_ours_is_refused_by_name",
+        "test_files.py::test_a_truncated_checkpoint_is_refused_by_name",
+        "test_files.py::test_what_cannot_be_written_is_refused_by_name_and_leaves_nothing",
+        "test_files.py::test_a_link_stays_one_and_what_it_names_is_written",
+        "test_files.py::test_a_picture_goes_into_a_new_folder_and_an_ending_that_is_not_one_is_named",
+        "test_files.py::test_class_names_that_are_not_text_are_drawn",
+        "test_files.py::test_a_selection_with_another_type_in_its_header_is_refused",
+        "test_files.py::test_a_selection_with_other_metadata_is_refused",
+    ),
+}
 
 
 @cache
@@ -312,7 +350,7 @@ def defined_tests(path: pathlib.Path) -> set[str]:
 
 @pytest.mark.parametrize(
     ("table", "numbers"),
-    [(FAULTS, range(1, 39)), (FIELD, ())],
+    [(FAULTS, range(1, 39)), (FIELD, ("S6", "M1", "D2", "D3", "D7", "D17"))],
     ids=["faults", "field"],
 )
 def test_every_fault_has_tests_that_exist(table, numbers):

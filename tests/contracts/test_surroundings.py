@@ -224,7 +224,7 @@ def test_modules_import_only_what_stands_below_them():
     root = pathlib.Path(lt.__file__).parent
     layers = [
         ("version", "errors"),
-        ("schedules", "progress", "stamps", "ranks", "linear", "naming"),
+        ("schedules", "progress", "stamps", "files", "ranks", "linear", "naming"),
         ("roles", "tracing", "surgery"),
         ("source", "splitting"),
         ("reports",),
