@@ -1,6 +1,6 @@
 """Training runs for test_resume.py that kill themselves.
 
-Each is forked from this process, which imports what they need once and computes nothing: a fork of threads hangs.
+Each is forked from this process, which imports what they need once, on one thread: a fork of several may hang.
 """
 
 import hashlib
@@ -51,7 +51,6 @@ class Written(Writing, toys.LitToy):
 def train(method, way, folder, kill_at, ckpt_path):
     """One run by the callback, with loader workers or without, or by the mixin."""
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
     torch.manual_seed(os.getpid())  # the program's own random state is another one in every process
     data, callbacks = toys.Augmented(toys.source_data()), []
     if way == "mixin":
@@ -72,10 +71,10 @@ def ways(method):
 
 
 def forked(*run):
-    """The exit code of a run in a process of its own."""
+    """A run in a process of its own."""
     pid = os.fork()
     if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return pid
     code = 1
     try:
         train(*run)
@@ -86,19 +85,23 @@ def forked(*run):
         os._exit(code)
 
 
+def codes_of(*pids):
+    """Wait for processes; their exit codes."""
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
 def main(folder, kill_at):
-    """Three runs of every method in every way: whole, killed, and resumed from the last checkpoint of that."""
+    """Run every method in every way: whole, killed, and resumed from the last checkpoint of that."""
+    torch.set_num_threads(1)
+    toys.toy_net()  # is trained once, for all
     codes = {}
     for method in METHODS:
         for way in ways(method):
             whole, killed = (folder / f"{method}-{way}-{name}" for name in ("whole", "killed"))
             whole.mkdir()
             killed.mkdir()
-            codes[f"{method}-{way}"] = [
-                forked(method, way, whole, None, None),
-                forked(method, way, killed, kill_at, None),
-                forked(method, way, killed, None, killed / "last.ckpt"),
-            ]
+            first = codes_of(forked(method, way, whole, None, None), forked(method, way, killed, kill_at, None))
+            codes[f"{method}-{way}"] = first + codes_of(forked(method, way, killed, None, killed / "last.ckpt"))
     (folder / "codes.json").write_text(json.dumps(codes))
 
 

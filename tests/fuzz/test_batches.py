@@ -1,0 +1,136 @@
+"""Batches and labels of any form are read right or refused with what was found, and can always be named."""
+
+import contextlib
+import dataclasses
+from collections import OrderedDict, namedtuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import lightning_transfer as lt
+from lightning_transfer.glue.labels import find_labels
+from lightning_transfer.naming import structure
+from tests import toys
+
+WHOLE = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+OTHER = [torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
+DTYPES = st.sampled_from(WHOLE + OTHER)
+
+
+@dataclasses.dataclass
+class Sample:
+    image: object
+    label: object
+
+
+Pair = namedtuple("Pair", ["image", "label"])
+
+
+class Odd:
+    """Cannot be shown, compared or measured."""
+
+    def __repr__(self):
+        raise RuntimeError("not to be shown")
+
+    __str__ = __len__ = __eq__ = __repr__
+    __hash__ = object.__hash__
+
+
+def empty(dtype, shape):
+    return torch.zeros(shape, dtype=dtype)
+
+
+LEAVES = st.one_of(
+    st.builds(empty, DTYPES, st.lists(st.integers(0, 4), max_size=4)),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.binary(max_size=3),
+    st.builds(lambda shape: np.zeros(shape), st.lists(st.integers(0, 3), max_size=3)),
+    st.builds(Odd),
+    st.builds(set),
+    st.just(torch.zeros(2, device="meta")),
+    st.just(torch.zeros(2).to_sparse()),
+)
+KEYS = st.sampled_from(["image", "label", "labels", "target", "x", 0, 1, None, ("a", 1)])
+
+
+def nested(inner):
+    return st.one_of(
+        st.lists(inner, max_size=6),
+        st.lists(inner, max_size=6).map(tuple),
+        st.dictionaries(KEYS, inner, max_size=4),
+        st.dictionaries(KEYS, inner, max_size=4).map(OrderedDict),
+        st.builds(Sample, inner, inner),
+        st.builds(Pair, inner, inner),
+    )
+
+
+BATCHES = st.recursive(LEAVES, nested, max_leaves=12)
+
+
+@given(BATCHES)
+def test_every_structure_has_a_name(batch):
+    shown = structure(batch)
+    assert isinstance(shown, str)
+    assert shown
+    if isinstance(batch, Tensor):
+        assert str(tuple(batch.shape)) in shown
+
+
+@given(BATCHES)
+def test_a_source_batch_is_read_or_refused_with_its_structure(batch):
+    task = lt.SourceTask(toys.source_data(), num_classes=7)
+    is_pair = isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
+    if is_pair:
+        images, labels = task.unpack(batch)
+        assert images is batch[0]
+        assert labels is batch[1]
+    else:
+        with pytest.raises(lt.TransferConfigError) as refused:
+            task.unpack(batch)
+        assert structure(batch) in str(refused.value)
+        assert "adapt=" in str(refused.value)
+
+
+@given(BATCHES)
+def test_labels_are_found_or_refused(batch):
+    with contextlib.suppress(lt.TransferConfigError):
+        found = find_labels(batch)
+        assert isinstance(found, Tensor)
+        assert found.ndim == 1
+        assert not found.is_floating_point()
+
+
+@given(
+    DTYPES,
+    st.sampled_from([(), (0,), (1,), (5,), (5, 1), (1, 5), (5, 7), (5, 7, 1)]),
+    st.integers(2, 8),
+    st.integers(0, 2**32),
+    st.sampled_from([(0, 2), (0, 7), (-100, 1), (-1, 8), (0, 127)]),
+)
+def test_labels_that_pass_are_class_numbers_that_a_loss_takes(dtype, shape, num_classes, seed, span):
+    values = np.random.default_rng(seed).integers(*span, size=shape)
+    labels = torch.from_numpy(np.asarray(values)).to(dtype)
+    indices = torch.arange(100, 100 + labels.numel())
+    task = lt.SourceTask(toys.source_data(), num_classes=num_classes)
+    is_right = dtype in WHOLE and labels.ndim == 1
+    values = labels.numpy().astype(np.int64) if is_right else None
+    if not is_right:
+        with pytest.raises(lt.TransferConfigError, match="Source labels have shape"):
+            task.check_labels(labels, num_classes, indices)
+    elif ((values < 0) | (values >= num_classes)).any():
+        place = int(((values < 0) | (values >= num_classes)).argmax())
+        with pytest.raises(lt.TransferConfigError, match=f"Source sample {100 + place} has label {values[place]};"):
+            task.check_labels(labels, num_classes, indices)
+    else:
+        task.check_labels(labels, num_classes, indices)
+        if len(labels):
+            assert F.cross_entropy(torch.zeros(len(labels), num_classes), labels).isfinite()
