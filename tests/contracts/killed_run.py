@@ -70,14 +70,15 @@ def ways(method):
     return ["callback", "mixin", *(["workers"] if method.has_source else [])]
 
 
-def forked(*run):
-    """A run in a process of its own."""
+def forked(*runs):
+    """Start runs, one after the other, in a process of their own."""
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        train(*run)
+        for run in runs:
+            train(*run)
         code = 0
     except Exception:
         traceback.print_exc()
@@ -85,23 +86,24 @@ def forked(*run):
         os._exit(code)
 
 
-def codes_of(*pids):
-    """Wait for processes; their exit codes."""
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+def code_of(pid):
+    """Wait for a process."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def main(folder, kill_at):
     """Run every method in every way: whole, killed, and resumed from the last checkpoint of that."""
     torch.set_num_threads(1)
     toys.toy_net()  # is trained once, for all
-    codes = {}
-    for method in METHODS:
-        for way in ways(method):
-            whole, killed = (folder / f"{method}-{way}-{name}" for name in ("whole", "killed"))
-            whole.mkdir()
-            killed.mkdir()
-            first = codes_of(forked(method, way, whole, None, None), forked(method, way, killed, kill_at, None))
-            codes[f"{method}-{way}"] = first + codes_of(forked(method, way, killed, None, killed / "last.ckpt"))
+    cases = [(method, way, folder / f"{method}-{way}") for method in METHODS for way in ways(method)]
+    for *_, path in cases:
+        (path / "whole").mkdir(parents=True)
+        (path / "killed").mkdir()
+    whole = forked(*((method, way, path / "whole", None, None) for method, way, path in cases))
+    codes = {path.name: code_of(forked((method, way, path / "killed", kill_at, None))) for method, way, path in cases}
+    killed = ((method, way, path / "killed") for method, way, path in cases)
+    resumed = forked(*((method, way, path, None, path / "last.ckpt") for method, way, path in killed))
+    codes |= {"whole": code_of(whole), "resumed": code_of(resumed)}
     (folder / "codes.json").write_text(json.dumps(codes))
 
 

@@ -70,9 +70,10 @@ def killed(tmp_path_factory):
 def test_kill_nine_and_resume(killed, method):
     """The same weights, losses and source images, random augmentation included, as the run that was not killed."""
     codes, steps = killed
+    assert (codes["whole"], codes["resumed"]) == (0, 0)
     for way in killed_run.ways(method):
-        assert codes[f"{method}-{way}"] == [0, -signal.SIGKILL, 0]
-        whole, resumed = steps(f"{method}-{way}-whole"), steps(f"{method}-{way}-killed")
+        assert codes[f"{method}-{way}"] == -signal.SIGKILL
+        whole, resumed = steps(f"{method}-{way}/whole"), steps(f"{method}-{way}/killed")
         assert [entry["step"] for entry in whole] == list(range(STEPS))
         assert resumed == whole
         if way != "mixin":
