@@ -18,7 +18,7 @@ from lightning_transfer.naming import structure
 from tests import toys
 
 WHOLE = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
-OTHER = [torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
+OTHER = [torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64]
 DTYPES = st.sampled_from(WHOLE + OTHER)
 
 
