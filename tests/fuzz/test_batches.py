@@ -14,6 +14,7 @@ from torch import Tensor
 
 import lightning_transfer as lt
 from lightning_transfer.glue.labels import find_labels
+from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.naming import structure
 from tests import toys
 
@@ -134,3 +135,50 @@ def test_labels_that_pass_are_class_numbers_that_a_loss_takes(dtype, shape, num_
         task.check_labels(labels, num_classes, indices)
         if len(labels) and dtype in (torch.uint8, torch.int64):
             assert F.cross_entropy(torch.zeros(len(labels), num_classes), labels).isfinite()
+
+
+KINDS = {"bool": 1, "uint8": 255, "float16": 1, "float32": 1, "float64": 1}  # and what white is
+
+
+def as_picture(values, is_tensor, white):
+    """(channels, height, width) without transparency in float64; None where it cannot be an image."""
+    if values.ndim == 2:
+        values = values[None] if is_tensor else values[:, :, None]
+    if values.ndim != 3:
+        return None
+    places = (0, 2) if is_tensor else (2, 0)  # where channels are looked for first
+    place = next((place for place in places if values.shape[place] in (1, 2, 3, 4)), None)
+    if place is None:
+        return None
+    channels = np.moveaxis(values, place, 0).astype(np.float64) / white
+    channels = channels[: 3 if len(channels) > 2 else 1]
+    return channels if np.isfinite(channels).all() else None
+
+
+@given(
+    st.sampled_from([*KINDS]),
+    st.booleans(),
+    st.lists(st.integers(1, 6), max_size=4),
+    st.integers(0, 2**32),
+    st.sampled_from([None, np.nan, np.inf]),
+    st.one_of(st.none(), st.integers(-200, 200), st.floats(), st.text(max_size=2), st.lists(st.integers(), max_size=2)),
+    st.sampled_from([lambda it: it, np.array, lambda it: torch.tensor(it) if isinstance(it, int) else it]),
+)
+def test_a_picture_is_read_right_or_says_why(kind, is_tensor, shape, seed, spoiled, label, form):
+    random = np.random.default_rng(seed)
+    values = np.asarray(random.integers(0, 256, shape) if kind == "uint8" else 4 * random.random(shape) - 2)
+    if spoiled is not None and kind.startswith("float") and values.size:
+        values.reshape(-1)[random.integers(values.size)] = spoiled
+    values = values.astype(kind)
+    image = torch.from_numpy(values) if is_tensor else values
+    before = values.copy()
+    found = Pictures([(image, form(label))], "source").read(0, seed=0)
+    expected = as_picture(values, is_tensor, KINDS[kind])
+    if expected is None:
+        assert isinstance(found.pixels, str)
+        return
+    assert found.pixels.dtype == torch.float32
+    assert found.pixels.is_contiguous()
+    np.testing.assert_array_equal(found.pixels.numpy(), expected.astype(np.float32))
+    np.testing.assert_array_equal(values, before)
+    assert found.label == (max(label, -1) if isinstance(label, int) and form(label) is not None else -1)

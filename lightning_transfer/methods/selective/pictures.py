@@ -84,6 +84,7 @@ class Pictures(Dataset[Picture]):
             sample = images[0], labels[0]
         label: Any
         image, label = sample if isinstance(sample, tuple | list) and len(sample) == 2 else (sample, None)
+        label = torch.as_tensor(label) if isinstance(label, np.ndarray) and label.dtype.kind in "iu" else label
         is_class = isinstance(label, int | np.integer) or (
             isinstance(label, Tensor) and label.ndim == 0 and not label.is_floating_point()
         )
@@ -108,7 +109,7 @@ def _pixels(image: Any) -> Tensor:
     """(channels, height, width) in float32; whole numbers are brought to 0..1."""
     given = image if isinstance(image, Tensor) else np.array(_without_palette(image))
     if given.ndim == 2:
-        given = given[None]
+        given = given[None] if isinstance(given, Tensor) else given[..., None]  # where channels are looked for first
     if given.ndim != 3 or (given.shape[0] not in CHANNELS and given.shape[2] not in CHANNELS):
         raise TransferConfigError(
             f"expected an image (channels, height, width) or a PIL image, found {structure(image)}; for samples of "
