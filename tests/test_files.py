@@ -154,7 +154,7 @@ def test_a_link_stays_one_and_what_it_names_is_written(writer):
         assert [path.name for path in Path("elsewhere").iterdir()] == ["real.png"]
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ["selection", "plan", "strip"])  # matplotlib does not promise to draw in threads
 def test_two_that_write_at_once_do_not_share_a_name_and_a_long_name_has_room(writer):
     torch.save({"state_dict": {}, "lightning_transfer": {}}, "plain.ckpt")
     name = "x" * 251 + ".png"
