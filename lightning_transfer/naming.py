@@ -1,6 +1,7 @@
 """What values are called in messages and checkpoints."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,3 +30,31 @@ def name_of(function: Callable[..., Any]) -> str:
     'structure'
     """
     return getattr(function, "__qualname__", type(function).__name__)
+
+
+def options_of(thing: object) -> dict[str, bool | int | float | str | None]:
+    """Return what an object of this package was made with, as plain values: those of an option's own options too.
+
+    >>> from lightning_transfer.schedules import Schedule
+    >>> options_of(Schedule(end=0.5))
+    {'start': 1.0, 'end': 0.5, 'shape': 'linear', 'until': 0.5, 'until_steps': None}
+    """
+    kept = {**getattr(thing, "options", {})}
+    names = inspect.signature(type(thing)).parameters
+    kept |= {name: getattr(thing, name) for name in names if hasattr(thing, name)}
+    return dict(pair for name in names if name in kept for pair in _plain(name, kept[name]))
+
+
+def _plain(name: str, value: Any) -> Iterator[tuple[str, bool | int | float | str | None]]:
+    if value is None or isinstance(value, bool | int | float | str):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _plain(f"{name}/{key}", item)
+    elif isinstance(value, list | tuple):
+        yield from _plain(name, dict(enumerate(value)))
+    elif type(value).__module__.startswith("lightning_transfer.") and not isinstance(value, torch.nn.Module):
+        for key, item in options_of(value).items():
+            yield f"{name}/{key}", item
+    else:
+        yield name, name_of(value)

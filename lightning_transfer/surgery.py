@@ -70,6 +70,7 @@ class Structure(nn.Module):
     The state is a tensor, so that whatever takes a state_dict for tensors goes on working.
     """
 
+    callback: str  # the name of the one that makes it
     composes = True  # with other changes of layers, and with a source task
 
     def spec(self) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from lightning_transfer.glue.optimizers import AsBefore, OwnGroup
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import Afterwards, Before, StandIn, WithoutHooks
 from lightning_transfer.glue.structures import rebuild_from
-from lightning_transfer.glue.trainer import check_launcher, check_supported, say
+from lightning_transfer.glue.trainer import check_launcher, check_supported, is_running, log_options, say
+from lightning_transfer.naming import options_of
 from lightning_transfer.stamps import BEGIN_ANEW, check_stamp, stamp
 from lightning_transfer.surgery import Structure
 
@@ -50,6 +51,8 @@ else:
 
 # these copy the module in their own setup and then pair parameters by order, so our parts must be there before
 COPYING_CALLBACKS = {"WeightAveraging", "StochasticWeightAveraging"}
+# these list parameters in their own setup: of layers that change afterwards, or of layers that are not the user's
+SCHEDULING_CALLBACKS, PRUNING_CALLBACKS = {"FinetuningScheduler"}, {"ModelPruning"}
 
 
 class TransferCallback(AnyCallback):
@@ -59,7 +62,8 @@ class TransferCallback(AnyCallback):
     built only later, right behind `configure_model`; what is changed already stays. Outside of fit nothing is changed
     but what a checkpoint holds. The part joins at the same moment. It reaches into the network when the optimizers are
     made, the last moment at which the user may have replaced a layer, and leaves with the fit. A run's part is its own:
-    a Trainer that starts at step 0 gets a fresh one.
+    a Trainer that starts at step 0 gets a fresh one, and so does another module. Whatever another Trainer does with the
+    module, or with this callback, in the middle of a fit leaves that fit's part alone.
     """
 
     mixin: str  # what does the same in manual optimization
@@ -113,6 +117,7 @@ class TransferCallback(AnyCallback):
         """Change layers and join, when the stage is fit."""
         if stage == "fit":
             check_supported(trainer)
+            self._check_free(trainer, pl_module)
             if not pl_module.automatic_optimization:
                 raise TransferConfigError(
                     f"{type(pl_module).__name__} optimizes by hand, where {type(self).__name__} has no say. Use "
@@ -123,38 +128,69 @@ class TransferCallback(AnyCallback):
         except TransferConfigError as error:
             if not _is_built_later(pl_module):
                 raise
-            if _copying(trainer.callbacks):
+            if _named(trainer.callbacks, COPYING_CALLBACKS):
                 error.add_note("Beside a callback that copies the module, the network has to be built in __init__.")
                 raise
-            self._leave(pl_module)
-            late = Afterwards(pl_module, "configure_model", lambda _: self._join(trainer, pl_module, stage))
+            self._leave(trainer)
+            late = Afterwards(pl_module, "configure_model", trainer, lambda _: self._join(trainer, pl_module, stage))
             self._stand_ins += (late,)
 
+    def _check_free(self, trainer: Any, module: Any) -> None:
+        """Refuse to join while another Trainer's fit of this module, or with this callback, goes on."""
+        mine = [] if self._dispatcher is None or self.part is None else [self.part]
+        for part in [*mine, *(child for child in module.modules() if isinstance(child, TransferPart))]:
+            other = part.run.get()
+            if other is not None and other is not trainer and is_running(other):
+                raise TransferConfigError(
+                    f"{part.title} is in the middle of another Trainer's fit. Fit a copy of the module with "
+                    f"callbacks of its own, copy.deepcopy(module) and another {type(self).__name__}(...)."
+                )
+
+    def _is_in(self, trainer: Any) -> bool:
+        """Whether this is the Trainer whose fit the part is in."""
+        return self._dispatcher is not None and self._dispatcher.run.is_of(trainer)
+
     def _join(self, trainer: Any, module: Any, stage: str) -> None:
-        if hasattr(module, self.part_name):  # a setup of the user's may call configure_model too
+        if self._is_in(trainer):  # a setup of the user's may call configure_model too
             return
         if stage == "fit":
-            copying = _copying(trainer.callbacks[: trainer.callbacks.index(self)])
-            if copying:
-                raise TransferConfigError(
-                    f"{type(copying[0]).__name__} copies the module before {type(self).__name__} has joined it. "
-                    f"Put {type(self).__name__} first in callbacks."
-                )
+            if hasattr(module, self.part_name):  # the module is a copy that was made in the middle of a fit
+                delattr(module, self.part_name)
+            self._check_order(trainer.callbacks)
             self._enter(trainer, module)
-        elif self.structure is not None:  # what is tested is what a checkpoint holds, or the module as it is
-            self._stand_ins += (Before(module, "on_load_checkpoint", self.read_layers),)
+        elif self.structure is not None and not hasattr(
+            module, self.part_name
+        ):  # what is tested is what a checkpoint holds, or the module as it is
+            self._stand_ins += (Before(module, "on_load_checkpoint", trainer, self.read_layers),)
+
+    def _check_order(self, callbacks: list[Any]) -> None:
+        """Refuse others on the wrong side of this one in the Trainer's list."""
+        name, place, is_layered = type(self).__name__, callbacks.index(self), self.structure is not None
+        for other in _named(callbacks[:place], COPYING_CALLBACKS):
+            raise TransferConfigError(
+                f"{other} copies the module before {name} has joined it. Put {name} first in callbacks."
+            )
+        for other in _named(callbacks[:place], SCHEDULING_CALLBACKS if is_layered else set()):
+            raise TransferConfigError(
+                f"{other} lists the module's parameters before {name} has changed its layers. In callbacks put {name} "
+                f"before {other}."
+            )
+        for other in _named(callbacks[place:], PRUNING_CALLBACKS if is_layered else SCHEDULING_CALLBACKS):
+            raise TransferConfigError(
+                f"{other} would list what {name} has added among the module's own parameters. In callbacks put {other} "
+                f"before {name}."
+            )
 
     def _enter(self, trainer: Any, module: Any) -> None:
         self._check_company(trainer, module)
         if self.structure is not None:
             check_launcher(trainer, type(self).__name__)
         has_changed = self.change_layers(trainer, module)
-        if self.structure is not None:
-            check = partial(checkpoints.check_structure, name=type(self).__name__, kind=self.structure.__name__)
-            self._stand_ins += (
-                Before(module, "on_load_checkpoint", self.resume_layers),
-                Before(module, "on_load_checkpoint", check),
-            )
+        check = partial(checkpoints.check_structure, name=type(self).__name__, structure=self.structure)
+        self._stand_ins += (
+            Before(module, "on_load_checkpoint", trainer, self.resume_layers),
+            Before(module, "on_load_checkpoint", trainer, check),
+        )
         try:
             self._take_part(trainer, module)
         except Exception:
@@ -163,7 +199,7 @@ class TransferCallback(AnyCallback):
             raise
         if type(self).before_optimizers is not TransferCallback.before_optimizers:
             first = partial(self._before_strategy, trainer, module, has_changed)
-            self._stand_ins += (Before(trainer.strategy, "setup", first),)
+            self._stand_ins += (Before(trainer.strategy, "setup", trainer, first),)
 
     def _before_strategy(self, trainer: Any, module: Any, has_changed: bool, *_: Any) -> None:
         try:
@@ -174,12 +210,13 @@ class TransferCallback(AnyCallback):
             raise
 
     def _take_part(self, trainer: Any, module: Any) -> None:
-        if self.part is None or trainer.global_step == 0:
+        if self.part is None or trainer.global_step == 0 or not self.part.is_of(trainer, module):
             self.part = self.make_part(module)
         part = self.part
+        part.join(trainer, module)
         say(trainer, f"{type(self).__name__}: {part.introduction}")
+        self._dispatcher = StepDispatcher.add(module, self.part_name, part, trainer)
         setattr(module, self.part_name, checkpoints.TrainingOnly(type(self).__name__, part))
-        self._dispatcher = StepDispatcher.add(module, self.part_name, part)
 
         def with_optimizers(made: Any) -> None:
             for name, added in {self.part_name: part, **part.added(module)}.items():
@@ -187,17 +224,18 @@ class TransferCallback(AnyCallback):
             part.attach(module)
 
         self._stand_ins += (
-            AsBefore(module, "configure_optimizers", part.renamed(module)),
-            OwnGroup(module, "configure_optimizers", part.own_group(module)),
-            Afterwards(module, "configure_optimizers", with_optimizers),
-            Before(module, "configure_optimizers", self._check_still_there),
-            WithoutHooks(trainer.strategy, module),
+            AsBefore(module, "configure_optimizers", trainer, part.renamed(module)),
+            OwnGroup(module, "configure_optimizers", trainer, part.own_group(module)),
+            Afterwards(module, "configure_optimizers", trainer, with_optimizers),
+            Before(module, "configure_optimizers", trainer, self._check_still_there),
+            WithoutHooks(trainer, module),
         )
         if (
             type(part).before_optimizer_step is not TransferPart.before_optimizer_step
         ):  # each hook costs a step its time
-            late = Afterwards(module, "on_before_optimizer_step", lambda _: part.before_optimizer_step(module))
-            self._stand_ins += (late,)
+            self._stand_ins += (
+                Afterwards(module, "on_before_optimizer_step", trainer, lambda _: part.before_optimizer_step(module)),
+            )
 
     def _check_company(self, trainer: Any, module: Any) -> None:
         """Refuse what only works alone beside anything else of this package."""
@@ -218,29 +256,35 @@ class TransferCallback(AnyCallback):
                 "configure_model."
             )
 
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Give the loggers what this callback was made with."""
+        options = options_of(self)
+        log_options(trainer, {f"transfer/{type(self).__name__}/{name}": value for name, value in options.items()})
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what only now is known, such as how long training takes."""
-        assert self.part is not None  # joined in setup or behind configure_model
+        assert self.part is not None  # joined in setup or after configure_model
         self.part.check(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the module as it was found."""
-        self._leave(pl_module)
+        self._leave(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """The same after a crash or Ctrl-C, when Lightning calls no teardown."""
-        self._leave(pl_module)
+        self._leave(trainer)
 
-    def _leave(self, module: Any) -> None:
+    def _leave(self, trainer: Any) -> None:
+        """Take away what was put in place for this Trainer's run."""
         for stand_in in reversed(self._stand_ins):
-            stand_in.remove()
-        self._stand_ins = ()
-        if self._dispatcher is not None:
+            if stand_in.run.is_of(trainer):
+                stand_in.remove()
+        self._stand_ins = tuple(stand_in for stand_in in self._stand_ins if not stand_in.is_removed)
+        if self._dispatcher is not None and self.part is not None and self._is_in(trainer):
+            module = self._dispatcher.module
             self._dispatcher.discard(self.part_name)
             self._dispatcher = None
-        if self.part is not None:
             self.part.detach()
-        if hasattr(module, self.part_name):
             delattr(module, self.part_name)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -255,7 +299,7 @@ class TransferCallback(AnyCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state; outside of fit there is nothing to go on with, and what a fit left is kept."""
-        if self.part is not None and self._stand_ins and state_dict != {}:
+        if self.part is not None and self._dispatcher is not None and state_dict != {}:
             state = state_dict if isinstance(state_dict, dict) else {}
             part = state.get("part", {})
             check_stamp(state.get(checkpoints.KEY), part)
@@ -271,7 +315,9 @@ class TransferCallback(AnyCallback):
         Raises:
             TransferConfigError: the checkpoint is of a run without this callback.
         """
-        if not hasattr(pl_module, self.part_name):
+        if not self._is_in(trainer):
+            if self._dispatcher is not None:  # in another Trainer's fit, whose state this is not
+                checkpoint.get("callbacks", {}).pop(self.state_key, None)
             return
         if not checkpoint.get("callbacks", {}).get(self.state_key):
             raise TransferConfigError(
@@ -282,8 +328,10 @@ class TransferCallback(AnyCallback):
         checkpoints.unhide_optimizer_states(owners, checkpoint)
 
 
-def _copying(callbacks: list[Any]) -> list[Any]:
-    return [callback for callback in callbacks if COPYING_CALLBACKS & {cls.__name__ for cls in type(callback).__mro__}]
+def _named(callbacks: list[Any], names: set[str]) -> list[str]:
+    """The class names of callbacks that are, or inherit from, one of these."""
+    found = [type(one) for one in callbacks if names & {cls.__name__ for cls in type(one).__mro__}]
+    return [cls.__name__ for cls in found]
 
 
 def _is_built_later(module: Any) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError, differences
 from lightning_transfer.files import reading, write_atomically
-from lightning_transfer.glue.structures import rebuild
+from lightning_transfer.glue.structures import KINDS, rebuild
 from lightning_transfer.stamps import BEGIN_ANEW, is_stamped, stamped, unstamped
 from lightning_transfer.surgery import Structure, structures_in
 
@@ -62,20 +62,28 @@ def check_options(name: str, saved: dict[str, str], current: dict[str, str]) -> 
         )
 
 
-def check_structure(module: Any, checkpoint: dict[str, Any], *, name: str, kind: str) -> None:
+def check_structure(module: Any, checkpoint: dict[str, Any], *, name: str, structure: type[Structure] | None) -> None:
     """Refuse a checkpoint whose network was not changed, or was changed by something that is not there.
+
+    Args:
+        module: the user's.
+        checkpoint: of a run that is to go on.
+        name: of a callback.
+        structure: what the callback leaves in a network, or None.
 
     Raises:
         TransferConfigError: naming the callback, in place of a list of keys that do not fit.
     """
     theirs = {spec["kind"] for _, spec in structures_in(checkpoint["state_dict"])}
     mine = {type(child).__name__ for child in module.modules() if isinstance(child, Structure)}
-    if kind not in theirs:
+    if structure is not None and structure.__name__ not in theirs:
         raise TransferConfigError(f"This checkpoint was written without {name}: its layers are others. {BEGIN_ANEW}")
     if theirs - mine:
+        missing = sorted(KINDS[kind].callback if kind in KINDS else kind for kind in theirs - mine)
         raise TransferConfigError(
-            f"This checkpoint's network holds {', '.join(sorted(theirs - mine))}. Give the callback that put it there, "
-            "or load the module by lightning_transfer.load_from_checkpoint."
+            f"This checkpoint's network was changed by {' and '.join(missing)}, which is not in callbacks. Give it "
+            f"beside {name}, with the options of the run that wrote the checkpoint. Or begin a new run with the module "
+            "that lightning_transfer.load_from_checkpoint loads."
         )
 
 

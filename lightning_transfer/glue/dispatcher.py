@@ -35,16 +35,17 @@ class StepDispatcher(StandIn):
     reads the step's signature, so it is kept.
     """
 
-    def __init__(self, module: Any) -> None:
-        super().__init__(module, STEP)
+    def __init__(self, module: Any, trainer: Any) -> None:
+        super().__init__(module, STEP, trainer)
         self.terms: dict[str, LossTerm] = {}
         functools.update_wrapper(self, self.hook, updated=())
 
     @classmethod
-    def add(cls, module: Any, name: str, term: LossTerm) -> "StepDispatcher":
+    def add(cls, module: Any, name: str, term: LossTerm, trainer: Any) -> "StepDispatcher":
         """Add a term to the module's step, in place of one of the same name, and give the object that holds it."""
         top = vars(module).get(STEP)
-        dispatcher = top if isinstance(top, cls) and not top.is_removed else cls(module)
+        is_at_hand = isinstance(top, cls) and not top.is_removed and top.run.is_of(trainer)
+        dispatcher: StepDispatcher = top if is_at_hand else cls(module, trainer)
         dispatcher.terms[name] = term
         return dispatcher
 
@@ -56,7 +57,7 @@ class StepDispatcher(StandIn):
 
     def act(self, *args: Any, **kwargs: Any) -> Any:
         """The user's step with every term added; a step without a loss is a skipped batch and stays one."""
-        if not self.module.trainer.training:  # a validation_step may call the step too
+        if not self.run.get().training:  # a validation_step may call the step too
             return self.hook(*args, **kwargs)
         try:
             for term in self.terms.values():

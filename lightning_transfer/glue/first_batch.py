@@ -20,9 +20,9 @@ UNNORMALISED = 32.0  # pixel values beyond any normalisation's
 def introduce(term: "SourceTerm", module: Any, loss: float, images: Tensor, labels: Tensor) -> None:
     """One line on the first source batch, and warnings on what looks wrong with it."""
     chance = math.log(term.num_classes)
-    step = module.trainer.global_step
+    step = term.trainer.global_step
     say(
-        module.trainer,
+        term.trainer,
         f"Source loss at step {step}: {loss:.3f}; guessing: ln({term.num_classes}) = {chance:.3f}.",
     )
     if term.source.head is not None and term.source.has_class_labels and loss > UNTRAINED * chance:

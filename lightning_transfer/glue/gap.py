@@ -74,7 +74,7 @@ class _Side:
 
 def measure_gap(term: "SourceTerm", module: Any) -> float:
     """The domain gap by the features of the network as it is, in front of its head; the same in every process."""
-    trainer = module.trainer
+    trainer = term.trainer
 
     def measured() -> float:
         with progress_of(trainer)("How far the target lies from the source", TARGET_IMAGES + SOURCE_IMAGES) as step:
@@ -139,8 +139,8 @@ def _look(term: "SourceTerm", module: Any, side: _Side, *, like: Tensor | None =
     """What is seen of a side's images, and what they belong to; no random state of the program's moves."""
     with seeded(term.source.seed, 0):
         drawn = side.draw()
-        batches = side.batches(drawn, term.drawing.batch_size(module.trainer))
-        seen = look(_images(term, module.trainer, side, batches), partial(term.features, module), like=like)
+        batches = side.batches(drawn, term.drawing.batch_size(term.trainer))
+        seen = look(_images(term, term.trainer, side, batches), partial(term.features, module), like=like)
     groups = groups_of(side.dataset) if side.name == "target" else None
     return seen, groups and [groups[index] for index in drawn]
 

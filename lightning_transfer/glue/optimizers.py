@@ -102,11 +102,12 @@ class OwnGroup(StandIn):
     Args:
         module: the user's module.
         name: of the hook.
+        trainer: whose run it is.
         group: the group's parameters and learning rate; None for nothing of ours.
     """
 
-    def __init__(self, module: Any, name: str, group: tuple[list[nn.Parameter], float] | None) -> None:
-        super().__init__(module, name)
+    def __init__(self, module: Any, name: str, trainer: Any, group: tuple[list[nn.Parameter], float] | None) -> None:
+        super().__init__(module, name, trainer)
         self.group = group
 
     def act(self, *args: Any, **kwargs: Any) -> Any:
@@ -169,11 +170,12 @@ class AsBefore(StandIn):
     Args:
         module: the user's module.
         name: of the hook.
+        trainer: whose run it is.
         renamed: what names in the module begin with now, and what they began with before.
     """
 
-    def __init__(self, module: Any, name: str, renamed: Mapping[str, str]) -> None:
-        super().__init__(module, name)
+    def __init__(self, module: Any, name: str, trainer: Any, renamed: Mapping[str, str]) -> None:
+        super().__init__(module, name, trainer)
         self.renamed = renamed
 
     def act(self, *args: Any, **kwargs: Any) -> Any:

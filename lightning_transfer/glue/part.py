@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import check_options
+from lightning_transfer.glue.trainer import Weakly
 
 
 class TransferPart(nn.Module, ABC):
@@ -16,6 +18,31 @@ class TransferPart(nn.Module, ABC):
     title = "The method"  # in messages
     is_transfer_part = True  # `roles` looks for the user's modules only
     options: Mapping[str, str] = MappingProxyType({})  # that decide what the run computes
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run = self.of_module = Weakly()  # the Trainer whose fit it is in, and what is fitted
+
+    def join(self, trainer: Any, module: Any) -> None:
+        """Belong to a Trainer's fit of a module from here on; whatever else runs the module, the fit is this one's."""
+        if not self.is_of(trainer, module):
+            self.run, self.of_module = Weakly(trainer), Weakly(module)
+
+    def is_of(self, trainer: Any, module: Any) -> bool:
+        """Whether it joined this Trainer's fit of this module."""
+        return self.run.is_of(trainer) and self.of_module.is_of(module)
+
+    @property
+    def trainer(self) -> Any:
+        """The Trainer whose fit it joined, which `module.trainer` is not after another one has run the module.
+
+        Raises:
+            TransferConfigError: it has joined none.
+        """
+        trainer = self.run.get()
+        if trainer is None:
+            raise TransferConfigError(f"{self.title} has joined no Trainer. Run it in Trainer.fit.")
+        return trainer
 
     @property
     @abstractmethod

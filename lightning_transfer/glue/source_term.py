@@ -18,7 +18,7 @@ from lightning_transfer.glue.gap import measure_gap
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import keep_hooks_out
 from lightning_transfer.glue.trainer import (
-    WeakTrainer,
+    Weakly,
     check_supported,
     current_value,
     is_log_due,
@@ -92,7 +92,7 @@ class SourceTerm(TransferPart):
         self._is_over = False  # whether the weight is 0 for good
         self._num_steps: float | None = None  # of the training that the weight was laid out over
         self._saved_options: dict[str, str] | None = None
-        self._checked_for = WeakTrainer()
+        self._checked_for = Weakly()
         if weight.start or weight.end:
             with seeded(source.seed, 0):
                 source.check_all_labels(self.num_classes)
@@ -128,7 +128,7 @@ class SourceTerm(TransferPart):
 
     def check(self, trainer: Any) -> None:
         """Raise or warn, at the start of training, on what only now is known."""
-        self._checked_for = WeakTrainer(trainer)
+        self._checked_for = Weakly(trainer)
         check_supported(trainer)
         if trainer.global_step == 0:  # a new run, whatever this part was in before
             self.drawing.seek(0)
@@ -170,16 +170,16 @@ class SourceTerm(TransferPart):
         """See to it that the right images are drawn; let a joint pass take them along."""
         if self.measured and self.gap is None:
             self._decide(measure_gap(self, module))
-        if not self._weight(module.trainer):
+        if not self._weight(self.trainer):
             return
         if self.chooser is not None:
             self.drawing.follow(self.chooser.order(self, module))
         if self.source.forward == "joint":
-            self._source_pass.arm(lambda: self.drawing.draw(module.trainer, self))
+            self._source_pass.arm(lambda: self.drawing.draw(self.trainer, self))
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
         """The step's loss with the source loss in it; at weight 0 exactly the step's own."""
-        trainer = module.trainer
+        trainer = self.trainer
         weight = self._weight(trainer)
         source_loss = self._loss(module) if weight else None
         if is_log_due(trainer):
@@ -238,7 +238,7 @@ class SourceTerm(TransferPart):
                     "once a step."
                 )
         else:
-            features = self._source_pass.separate(module, self.drawing.draw(module.trainer, self))
+            features = self._source_pass.separate(module, self.drawing.draw(self.trainer, self))
         assert self.drawing.batch is not None
         images, labels, indices = self.drawing.batch
         loss: Tensor = self.loss(self.head(features), labels)
@@ -248,7 +248,7 @@ class SourceTerm(TransferPart):
                 "Pass SourceTask(loss=) that reduces."
             )
         if not torch.isfinite(loss):
-            raise FloatingPointError(non_finite(loss, images, indices, module.trainer.global_step))
+            raise FloatingPointError(non_finite(loss, images, indices, self.trainer.global_step))
         if self.drawing.is_at_first_batch:
             self.first_extent = Extent().see(images.detach())
             introduce(self, module, float(loss.detach()), images, labels)
@@ -268,7 +268,7 @@ class SourceTerm(TransferPart):
         try:
             for layer, _ in layers:
                 layer.training = False  # not by eval(), which is the user's to override
-            with torch.no_grad(), module.trainer.precision_plugin.forward_context():
+            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
                 given: Tensor = head(self._source_pass.separate(module, images))
         finally:
             for layer, was_training in layers:
@@ -314,7 +314,7 @@ class SourceTerm(TransferPart):
             TransferConfigError: it was another version's run.
         """
         state = unstamped(state)
-        self._checked_for = WeakTrainer()
+        self._checked_for = Weakly()
         self.drawing.seek(state["position"])
         self._is_over = state["is_over"]
         self._num_steps = state["num_steps"]

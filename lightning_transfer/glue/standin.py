@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_transfer.glue.trainer import Weakly, is_run_by
+
 HOOKS = (  # private: where torch keeps a layer's hooks, and what it knows of them, by number
     "_forward_pre_hooks",
     "_forward_hooks",
@@ -24,14 +26,18 @@ class StandIn(ABC):
     under another lets everything pass from then on. A copy of the module, pickled or deep, gets the user's own hook
     back, bound to the copy.
 
+    While another Trainer runs the module, one that validates it in the middle of a fit, say, everything passes too.
+
     Args:
         module: the user's module.
         name: the hook's name.
+        trainer: whose run it is.
     """
 
-    def __init__(self, module: Any, name: str) -> None:
+    def __init__(self, module: Any, name: str, trainer: Any) -> None:
         self.module = module
         self.name = name
+        self.run = Weakly(trainer)
         self.own = vars(module).get(name)  # a compiled module, say, already owns a step on the instance
         self.hook: Callable[..., Any] = getattr(module, name)
         self.is_removed = False
@@ -40,7 +46,10 @@ class StandIn(ABC):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the user's hook does, and more of ours."""
-        return self.hook(*args, **kwargs) if self.is_removed else self.act(*args, **kwargs)
+        trainer = self.run.get()
+        if self.is_removed or trainer is None or not is_run_by(trainer, self.module):
+            return self.hook(*args, **kwargs)
+        return self.act(*args, **kwargs)
 
     @abstractmethod
     def act(self, *args: Any, **kwargs: Any) -> Any:
@@ -63,8 +72,8 @@ class StandIn(ABC):
 class Afterwards(StandIn):
     """Runs the user's hook, then something of ours with what it returned."""
 
-    def __init__(self, module: Any, name: str, then: Callable[[Any], None]) -> None:
-        super().__init__(module, name)
+    def __init__(self, module: Any, name: str, trainer: Any, then: Callable[[Any], None]) -> None:
+        super().__init__(module, name, trainer)
         self.then = then
 
     def act(self, *args: Any, **kwargs: Any) -> Any:
@@ -77,8 +86,8 @@ class Afterwards(StandIn):
 class Before(StandIn):
     """Looks at what the user's hook is given, then runs it."""
 
-    def __init__(self, module: Any, name: str, first: Callable[..., None]) -> None:
-        super().__init__(module, name)
+    def __init__(self, module: Any, name: str, trainer: Any, first: Callable[..., None]) -> None:
+        super().__init__(module, name, trainer)
         self.first = first
 
     def act(self, *args: Any, **kwargs: Any) -> Any:
@@ -95,12 +104,12 @@ class WithoutHooks(StandIn):
     whoever asked for it and whether or not for weights alone.
 
     Args:
-        strategy: the Trainer's.
+        trainer: whose strategy it is.
         network: what holds the hooks.
     """
 
-    def __init__(self, strategy: Any, network: nn.Module) -> None:
-        super().__init__(strategy, "save_checkpoint")
+    def __init__(self, trainer: Any, network: nn.Module) -> None:
+        super().__init__(trainer.strategy, "save_checkpoint", trainer)
         self.network = network
 
     def act(self, *args: Any, **kwargs: Any) -> Any:
@@ -122,7 +131,7 @@ class WithoutHooks(StandIn):
 def keep_hooks_out(trainer: Any) -> None:
     """Write checkpoints without hooks for as long as a Trainer lives, for parts that stay in a module."""
     if not isinstance(vars(trainer.strategy).get("save_checkpoint"), WithoutHooks):
-        WithoutHooks(trainer.strategy, trainer.lightning_module)
+        WithoutHooks(trainer, trainer.lightning_module)
 
 
 def _take_hooks(layer: nn.Module) -> Iterator[tuple[dict[int, Any], dict[int, Any]]]:

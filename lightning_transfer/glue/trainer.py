@@ -1,6 +1,7 @@
 """What callbacks and mixins ask of a Trainer, in one place for both namespaces of Lightning."""
 
 import importlib
+import inspect
 import logging
 import weakref
 from collections.abc import Iterator
@@ -20,18 +21,36 @@ SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 REFUSED_STRATEGIES = ("DeepSpeedStrategy",)  # a DDPStrategy by inheritance, but it shards the optimizer
 
 
-class WeakTrainer:
-    """Remembers which Trainer something was done for; a copy, pickled or deep, has forgotten it."""
+class Weakly:
+    """Remembers a Trainer or a module without keeping it alive; a copy, pickled or deep, has forgotten it."""
 
-    def __init__(self, trainer: Any = None) -> None:
-        self._reference = None if trainer is None else weakref.ref(trainer)
+    def __init__(self, thing: Any = None) -> None:
+        self._reference = None if thing is None else weakref.ref(thing)
 
-    def is_of(self, trainer: Any) -> bool:
-        """Whether it is that Trainer."""
-        return self._reference is not None and self._reference() is trainer
+    def get(self) -> Any:
+        """Return what is remembered, or None."""
+        return None if self._reference is None else self._reference()
 
-    def __reduce__(self) -> tuple[type["WeakTrainer"], tuple[()]]:
-        return (WeakTrainer, ())
+    def is_of(self, thing: Any) -> bool:
+        """Whether it is that one."""
+        return self._reference is not None and self._reference() is thing
+
+    def __reduce__(self) -> tuple[type["Weakly"], tuple[()]]:
+        return (Weakly, ())
+
+
+def is_running(trainer: Any) -> bool:
+    """Whether a Trainer is in the middle of fit, validate, test or predict."""
+    return bool(trainer.state.status == "running")
+
+
+def is_run_by(trainer: Any, module: Any) -> bool:
+    """Whether this Trainer runs the module now, and not another one in the middle of its run.
+
+    Lightning leaves `module.trainer` at the last Trainer, also after that one has finished.
+    """
+    last = getattr(module, "_trainer", None)  # private: the property raises where there is none
+    return last is trainer or last is None or not is_running(last)
 
 
 def say(trainer: Any, message: str) -> None:
@@ -172,18 +191,41 @@ def looking(trainer: Any) -> Iterator[None]:
 
 
 def is_log_due(trainer: Any) -> bool:
+    """Whether values of this step are wanted: by the loggers, or by what monitors them when it is done."""
+    return _is_at_interval(trainer) or _is_monitored(trainer)
+
+
+def _is_monitored(trainer: Any) -> bool:
+    """Whether an epoch's end or a validation comes after this step."""
+    loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch  # infinite, or None, if not counted in batches
+    number = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
+    return trainer.is_last_batch or bool(every and (number + 1) % every == 0)
+
+
+def _is_at_interval(trainer: Any) -> bool:
     """Whether the Trainer logs this step."""
     # private: the Trainer's own clock, which counts batches that stepped, not steps of all optimizers
     return trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate()
 
 
 def log(trainer: Any, values: dict[str, Tensor]) -> None:
-    """Give values to the loggers and to whoever monitors them.
+    """Give values to callbacks that monitor them and, at the Trainer's interval and in a validation, to the loggers.
 
-    `module.log` would do the same, but costs as much as a small network's step, and slows every step behind it.
+    `module.log` would do the same, but costs as much as a small network's step, and slows every step after it.
     """
     trainer.callback_metrics.update(values)
-    trainer._logger_connector.log_metrics(values)  # private: all loggers, at the Trainer's own step number
+    if not trainer.training or _is_at_interval(trainer):
+        trainer._logger_connector.log_metrics(values)  # private: all loggers, at the Trainer's own step number
+
+
+def log_options(trainer: Any, options: dict[str, Any]) -> None:
+    """Give options to the loggers, beside the module's own hyperparameters, if the Trainer logs those."""
+    if not trainer.is_global_zero or not getattr(trainer, "enable_autolog_hparams", True):
+        return
+    for logger in trainer.loggers:
+        # with no metrics TensorBoard writes no second hp_metric, and no summary in place of the module's
+        takes_metrics = "metrics" in inspect.signature(logger.log_hyperparams).parameters
+        logger.log_hyperparams(options, **({"metrics": {}} if takes_metrics else {}))
 
 
 def served(loader: DataLoader[Any], dataset: Any = None) -> Any:

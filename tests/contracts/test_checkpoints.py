@@ -241,6 +241,6 @@ def test_of_a_second_callback_or_another_place_nothing_is_silent(method):
 def test_a_checkpoint_of_two_methods_is_refused_where_one_is_missing(tmp_path):
     gates, gated = one(name="adafilter"), one(name="gated")
     fit(LitToy(), [gates.callback(), gated.callback(), SaveEveryStep(tmp_path)], max_epochs=1)
-    for method, missing in zip((gates, gated), ("GatedHead", "FilterGates"), strict=True):
-        with pytest.raises(lt.TransferConfigError, match=f"holds {missing}. Give the callback"):
+    for method, missing in zip((gates, gated), ("GatedTransfer", "AdaFilter"), strict=True):
+        with pytest.raises(lt.TransferConfigError, match=f"changed by {missing}, which is not in callbacks"):
             fit(LitToy(), [method.callback()], ckpt_path=tmp_path / "step=3.ckpt")

@@ -5,7 +5,6 @@ import functools
 import inspect
 import pickle
 from collections import UserDict
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +17,18 @@ from tests.toys import LitToy
 BATCH = (torch.ones(2, 3, 6, 6).double(), torch.tensor([0, 1]))
 
 
-def in_training(module, training=True):
-    module.trainer = SimpleNamespace(training=training)
+class Running:
+    """What of a Trainer the dispatcher asks for."""
+
+    def __init__(self, training=True):
+        self.training = training
+
+
+TRAINS, VALIDATES = Running(), Running(training=False)
+
+
+def in_training(module, trainer=TRAINS):
+    module.trainer = trainer
     return module.double()
 
 
@@ -44,13 +53,13 @@ class Plus:
 def test_terms_add_up_and_leave_in_any_order():
     module, log = in_training(LitToy()), []
     plain = module.training_step(BATCH, 0).item()
-    dispatcher = StepDispatcher.add(module, "one", Plus(1, log))
-    assert StepDispatcher.add(module, "ten", Plus(10, log)) is dispatcher
+    dispatcher = StepDispatcher.add(module, "one", Plus(1, log), TRAINS)
+    assert StepDispatcher.add(module, "ten", Plus(10, log), TRAINS) is dispatcher
     assert module.training_step(BATCH, 0).item() == pytest.approx(plain + 11, abs=1e-12)
     assert log == [("begin", 1), ("begin", 10), ("add", 1), ("add", 10), ("end", 1), ("end", 10)]
     dispatcher.discard("one")
     assert module.training_step(BATCH, 0).item() == pytest.approx(plain + 10, abs=1e-12)
-    StepDispatcher.add(module, "ten", Plus(20, log))
+    StepDispatcher.add(module, "ten", Plus(20, log), TRAINS)
     assert module.training_step(BATCH, 0).item() == pytest.approx(plain + 20, abs=1e-12)
     dispatcher.discard("ten")
     dispatcher.discard("ten")
@@ -64,7 +73,7 @@ def test_a_dictionary_is_copied_not_changed():
             return self.output
 
     module = in_training(DictStep())
-    StepDispatcher.add(module, "one", Plus(1, []))
+    StepDispatcher.add(module, "one", Plus(1, []), TRAINS)
     found = module.training_step(BATCH, 0)
     assert found["loss"] == module.output["loss"] + 1
     assert found["extra"] == 1
@@ -77,14 +86,14 @@ def test_any_mapping_with_a_loss_will_do():
 
     module = in_training(MappingStep())
     plain = module.training_step(BATCH, 0)["loss"]
-    StepDispatcher.add(module, "one", Plus(1, []))
+    StepDispatcher.add(module, "one", Plus(1, []), TRAINS)
     assert module.training_step(BATCH, 0)["loss"] == plain + 1
 
 
 def test_outside_of_training_the_step_is_the_users():
-    module, log = in_training(LitToy(), training=False), []
+    module, log = in_training(LitToy(), VALIDATES), []
     plain = module.training_step(BATCH, 0)
-    StepDispatcher.add(module, "one", Plus(1, log))
+    StepDispatcher.add(module, "one", Plus(1, log), VALIDATES)
     assert module.training_step(BATCH, 0) == plain
     assert log == []
 
@@ -97,7 +106,7 @@ def test_terms_end_when_a_step_fails_or_gives_none():
             raise RuntimeError("in the middle")
 
     module, log = in_training(Failing()), []
-    StepDispatcher.add(module, "one", Plus(1, log))
+    StepDispatcher.add(module, "one", Plus(1, log), TRAINS)
     assert module.training_step(None, 0) is None
     with pytest.raises(RuntimeError):
         module.training_step(BATCH, 0)
@@ -111,14 +120,14 @@ def test_the_signature_is_the_users():
 
     module = OneArgument()
     before = inspect.signature(module.training_step)
-    StepDispatcher.add(module, "one", Plus(1, []))
+    StepDispatcher.add(module, "one", Plus(1, []), TRAINS)
     assert inspect.signature(module.training_step) == before
 
 
 def test_copies_get_the_users_own_step_bound_to_them():
     for clone in (copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))):
         module = LitToy()
-        StepDispatcher.add(module, "one", Plus(1, []))
+        StepDispatcher.add(module, "one", Plus(1, []), TRAINS)
         twin = clone(module)
         assert twin.training_step.__self__ is twin
         assert twin.training_step.__func__ is LitToy.training_step
@@ -130,7 +139,7 @@ def test_a_step_without_a_loss_is_handed_back_as_it_is():
             return {"loss": None, "extra": 1}
 
     module = in_training(NoLoss())
-    StepDispatcher.add(module, "one", Plus(1, []))
+    StepDispatcher.add(module, "one", Plus(1, []), TRAINS)
     assert module.training_step(BATCH, 0) == {"loss": None, "extra": 1}
 
 
@@ -139,7 +148,7 @@ def test_under_somebody_elses_wrapper_ours_falls_silent(wraps):
     """Theirs stays, as they put it there; ours adds nothing any more, and does not come back with what they restore."""
     module, log = in_training(LitToy()), []
     plain = module.training_step(BATCH, 0)
-    dispatcher = StepDispatcher.add(module, "one", Plus(1, log))
+    dispatcher = StepDispatcher.add(module, "one", Plus(1, log), TRAINS)
     ours = module.training_step
 
     def theirs(batch, batch_idx):
@@ -153,13 +162,13 @@ def test_under_somebody_elses_wrapper_ours_falls_silent(wraps):
     module.training_step = ours  # what they found, put back
     assert module.training_step(BATCH, 0) == plain
     assert log == []
-    assert StepDispatcher.add(module, "two", Plus(2, log)) is not dispatcher
+    assert StepDispatcher.add(module, "two", Plus(2, log), TRAINS) is not dispatcher
 
 
 def test_stand_ins_leave_in_any_order():
     module, seen = LitToy(), []
     for first in (0, 1):
-        stand_ins = [Afterwards(module, "configure_optimizers", seen.append) for _ in range(2)]
+        stand_ins = [Afterwards(module, "configure_optimizers", TRAINS, seen.append) for _ in range(2)]
         module.configure_optimizers()
         assert len(seen) == 2
         stand_ins[first].remove()

@@ -28,6 +28,7 @@ class FilterGates(Structure):
         bias: where the gates' logits start.
     """
 
+    callback = "AdaFilter"
     is_transfer_part = True
 
     def __init__(

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.mixin import PartMixin
 from lightning_transfer.methods.adafilter.apply import FilterGates, apply_adafilter
 from lightning_transfer.methods.adafilter.functional import Estimator
 from lightning_transfer.methods.adafilter.modules import Fixed
@@ -11,7 +12,7 @@ from lightning_transfer.methods.adafilter.watching import GateWatch
 from lightning_transfer.surgery import SurgeryReport
 
 
-class AdaFilterMixin:
+class AdaFilterMixin(PartMixin):
     """Gated filters inside a LightningModule: what `AdaFilter` does, called by hand.
 
     The gates are a part of the network, so the module's own load_from_checkpoint reads its checkpoints. In
@@ -82,7 +83,7 @@ class AdaFilterMixin:
 
     def on_train_start(self) -> None:
         """Check what the optimizers hold."""
-        self._gate_watch.check(self.trainer)  # type: ignore[attr-defined]
+        self._gate_watch.check(self._fitting)
         super().on_train_start()  # type: ignore[misc]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
@@ -91,9 +92,14 @@ class AdaFilterMixin:
         parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
         return parent
 
+    def on_after_backward(self) -> None:
+        """Log how many gates are open, before anything else may run the network."""
+        self._gate_watch.look(self._fitting)
+        super().on_after_backward()  # type: ignore[misc]
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log how many gates are open."""
-        self._gate_watch.look(self.trainer)  # type: ignore[attr-defined]
+        """Log it where the backward was not Lightning's."""
+        self._gate_watch.look(self._fitting)
         super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
 
     def on_train_end(self) -> None:

@@ -36,6 +36,7 @@ class GateWatch(TransferPart):
         self._introduction = introduction
         self._rate = rate
         self._num_collapsed = 0
+        self._has_looked = False  # in this step
         self.options = {**{key: str(value) for key, value in found[1].spec().items()}, "gate_lr": str(rate)}
 
     @property
@@ -93,15 +94,17 @@ class GateWatch(TransferPart):
     def begin(self, module: Any, batch: Any = None) -> None:
         """Forget the last step's pass."""
         self.detach()
+        self._has_looked = False
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
         """The loss as it is."""
-        self.look(module.trainer)
+        self.look(self.trainer)
         return loss
 
     def look(self, trainer: Any) -> None:
-        """Log how many gates are open, when the Trainer logs."""
-        chosen = self.gates.last_gates() if is_log_due(trainer) else {}
+        """Log how many gates are open, when the Trainer logs, once a step."""
+        chosen = self.gates.last_gates() if is_log_due(trainer) and not self._has_looked else {}
+        self._has_looked = True
         if chosen:
             shares = {f"transfer/tuned/{path}": gates.mean() for path, gates in chosen.items()}
             mean = torch.cat([gates.flatten() for gates in chosen.values()]).mean()

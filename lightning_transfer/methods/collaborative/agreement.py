@@ -12,7 +12,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.labels import Labels
 from lightning_transfer.glue.part import TransferPart
-from lightning_transfer.glue.trainer import is_log_due, log
+from lightning_transfer.glue.trainer import is_log_due, is_run_by, log
 from lightning_transfer.methods.collaborative.apply import find_ensemble
 from lightning_transfer.methods.collaborative.functional import Criterion, collaborative_loss, disagreement
 from lightning_transfer.methods.collaborative.members import OWN, classifier
@@ -135,17 +135,17 @@ class Agreement(TransferPart):
                 "labels=lambda batch: ..., one for each image."
             )
         joint = self.criterion(logits.mean(0), labels)
-        if not self._is_foreign and (module.trainer.global_step == 0 or is_log_due(module.trainer)):
+        if not self._is_foreign and (self.trainer.global_step == 0 or is_log_due(self.trainer)):
             self._compare(loss, joint, CLOSE.get(logits.dtype, CLOSE_AT_HALF))
         together = collaborative_loss(logits, labels, weight=self.weight, loss=self.criterion)
         if not torch.isfinite(together):
             losses = [float(self.criterion(each, labels).detach()) for each in logits]
             raise FloatingPointError(
-                f"The collaborative loss is {float(together.detach())} in step {module.trainer.global_step}: the "
+                f"The collaborative loss is {float(together.detach())} in step {self.trainer.global_step}: the "
                 f"losses of {', '.join(self.ensemble.names)} are {losses}."
             )
-        if is_log_due(module.trainer):
-            self._log(module.trainer, logits.detach(), labels)
+        if is_log_due(self.trainer):
+            self._log(self.trainer, logits.detach(), labels)
         return loss + (together - joint)
 
     def _last_pass(self) -> Tensor:
@@ -185,6 +185,10 @@ class Agreement(TransferPart):
         """Nothing of a step is left for the next one."""
         self._batch = None
         self.ensemble.passes.end()
+
+    def begin_validation(self, trainer: Any, module: Any) -> None:
+        """Follow what each network says in a validation step, and not while another Trainer runs the module."""
+        self.ensemble.passes.begin(lambda: is_run_by(trainer, module))
 
     def count(self, batch: Any) -> None:
         """Count, behind a validation step, what each network has right in it."""

@@ -96,6 +96,11 @@ class CollaborativeFinetuning(TransferCallback):
         self._before: Any = None  # the module that a search tries candidates on
         self._must_search = False
 
+    @property
+    def frozen_layers(self) -> dict[str, int]:
+        """How many convolutions of which network are frozen, as it was given."""
+        return dict(self.frozen.frozen)
+
     def candidate(self, networks: dict[str, Any], frozen: dict[str, int]) -> "CollaborativeFinetuning":
         """The same, with other layers frozen, and networks that are loaded."""
         twin = CollaborativeFinetuning(networks, model=self.model, weight=self.weight, frozen_layers=frozen)
@@ -207,18 +212,23 @@ class CollaborativeFinetuning(TransferCallback):
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
         """Follow what each network says."""
-        if self.part is not None and self._stand_ins:
-            self.part.ensemble.passes.begin()
+        if (part := self._followed(trainer, pl_module)) is not None:
+            part.begin_validation(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         """Count what each has right."""
-        if self.part is not None and self._stand_ins:
-            self.part.count(batch)
+        if (part := self._followed(trainer, pl_module)) is not None:
+            part.count(batch)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log it."""
-        if self.part is not None and self._stand_ins:
-            self.part.validated(trainer)
+        if (part := self._followed(trainer, pl_module)) is not None:
+            part.validated(trainer)
+
+    def _followed(self, trainer: Any, module: Any) -> Agreement | None:
+        """The part, unless it is in another Trainer's fit, or of another module."""
+        is_ours = any(stand_in.run.is_of(trainer) for stand_in in self._stand_ins)
+        return self.part if is_ours and self.part is not None and self.part.of_module.is_of(module) else None
 
     def __repr__(self) -> str:
         shown = f"weight={self.weight!r}, frozen_layers={dict(self.frozen.frozen) or None!r}, search={self.search!r}"

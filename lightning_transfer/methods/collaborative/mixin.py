@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_transfer.errors import TransferConfigError, check_number
 from lightning_transfer.glue.checkpoints import TrainingOnly
 from lightning_transfer.glue.labels import Labels, find_labels
+from lightning_transfer.glue.mixin import PartMixin
 from lightning_transfer.methods.collaborative.agreement import Agreement
 from lightning_transfer.methods.collaborative.apply import Frozen, apply_collaborative
 from lightning_transfer.methods.collaborative.functional import Criterion
@@ -15,7 +16,7 @@ from lightning_transfer.methods.collaborative.members import Sources
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 
 
-class CollaborativeMixin:
+class CollaborativeMixin(PartMixin):
     """Several networks inside a LightningModule: what `CollaborativeFinetuning` does, by hand.
 
     The networks are a part of the module, so its own load_from_checkpoint reads its checkpoints.
@@ -83,23 +84,24 @@ class CollaborativeMixin:
         Args:
             loss: scalar, of the networks' mean.
         """
-        if not self.trainer.training:  # type: ignore[attr-defined]
+        if not self._is_training():
             return loss
-        if self._agreement.has_added:
+        agreement = self._joined(self._agreement)
+        if agreement.has_added:
             raise TransferConfigError(
                 "collaborative_loss was called twice in a step. Call it once, with the whole loss."
             )
-        self._agreement.stepped()
-        return self._agreement.add_to(self, loss)
+        agreement.stepped()
+        return agreement.add_to(self, loss)
 
     def on_train_start(self) -> None:
         """Check what only now is known."""
-        self._agreement.check(self.trainer)  # type: ignore[attr-defined]
+        self._agreement.check(self._fitting)
         super().on_train_start()  # type: ignore[misc]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Follow what each network says."""
-        self._agreement.begin(self, batch)
+        self._joined(self._agreement).begin(self, batch)
         parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
         return parent
 
@@ -115,15 +117,18 @@ class CollaborativeMixin:
 
     def on_validation_batch_start(self, batch: Any, *args: Any) -> None:
         """Follow what each network says."""
-        self._agreement.ensemble.passes.begin()
+        if not self._is_lent():
+            self._agreement.begin_validation(self._running, self)
         super().on_validation_batch_start(batch, *args)  # type: ignore[misc]
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, *args: Any) -> None:
         """Count what each has right."""
-        self._agreement.count(batch)
+        if not self._is_lent():
+            self._agreement.count(batch)
         super().on_validation_batch_end(outputs, batch, *args)  # type: ignore[misc]
 
     def on_validation_epoch_end(self) -> None:
         """Log it."""
-        self._agreement.validated(self.trainer)  # type: ignore[attr-defined]
+        if not self._is_lent():
+            self._agreement.validated(self._running)
         super().on_validation_epoch_end()  # type: ignore[misc]

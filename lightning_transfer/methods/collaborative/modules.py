@@ -1,7 +1,7 @@
 """Several networks as one: mean logits out, some of their layers frozen, and each to be had alone again."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -39,16 +39,22 @@ class Passes:
         finally:
             self.end()
 
-    def begin(self) -> None:
-        """Write passes down from here on: the last one, and how many there are."""
+    def begin(self, is_ours: Callable[[], bool] = lambda: True) -> None:
+        """Write passes down from here on: the last one, and how many there are.
+
+        Args:
+            is_ours: whether a pass is one of those to follow; all by default.
+        """
+        self._is_ours = is_ours
         self.logits: Tensor | None = None
         self.number = 0
         self.is_followed = True
 
     def note(self, logits: Tensor) -> None:
         """One more pass."""
-        self.logits = logits
-        self.number += 1
+        if self._is_ours():
+            self.logits = logits
+            self.number += 1
 
     def end(self) -> None:
         """Let go of what was written down."""
@@ -107,6 +113,7 @@ class CollaborativeEnsemble(Structure):
         torch.Size([5, 2])
     """
 
+    callback = "CollaborativeFinetuning"
     composes = False  # a source head, or gates, are for one network
 
     def __init__(self, members: Mapping[str, nn.Module]) -> None:

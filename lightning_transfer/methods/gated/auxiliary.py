@@ -120,7 +120,7 @@ class AuxiliaryTerm(TransferPart):
         self.wake()
         self._batch, self.has_added = batch, False
         self._is_listening = self.classifier is not None
-        if self._is_warming(module.trainer):
+        if self._is_warming(self.trainer):
             body = (layer for layer in self._body(module) if isinstance(layer, _NormBase) and layer.training)
             for norm in body:
                 norm.training = False
@@ -133,7 +133,7 @@ class AuxiliaryTerm(TransferPart):
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
         """The loss with the auxiliary classifier's."""
-        trainer = module.trainer
+        trainer = self.trainer
         self.has_added = True
         values = {}
         if self.classifier is not None:
@@ -191,7 +191,7 @@ class AuxiliaryTerm(TransferPart):
         Its parameters keep their requires_grad, which may not change once DDP has seen them.
         """
         self.wake()
-        if self._is_warming(module.trainer):
+        if self._is_warming(self.trainer):
             for param in self._body_parameters(module):
                 param.grad = None
 

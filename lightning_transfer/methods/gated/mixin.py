@@ -7,6 +7,7 @@ from torch import Tensor
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import KEY, TrainingOnly
 from lightning_transfer.glue.labels import Labels, find_labels
+from lightning_transfer.glue.mixin import PartMixin
 from lightning_transfer.methods.gated.apply import apply_gated_transfer
 from lightning_transfer.methods.gated.auxiliary import AuxiliaryTerm, aux_weight_of
 from lightning_transfer.stamps import stamped, unstamped
@@ -14,7 +15,7 @@ from lightning_transfer.stamps import stamped, unstamped
 STATE = f"{KEY}_gated"  # where a checkpoint has what only training needs
 
 
-class GatedTransferMixin:
+class GatedTransferMixin(PartMixin):
     """A transfer module and an auxiliary classifier inside a LightningModule: what `GatedTransfer` does, by hand.
 
     The transfer module is a part of the network, so the module's own load_from_checkpoint reads its checkpoints. The
@@ -84,21 +85,22 @@ class GatedTransferMixin:
         Args:
             loss: scalar, of the target batch.
         """
-        if not self.trainer.training:  # type: ignore[attr-defined]
+        if not self._is_training():
             return loss
-        if self._term.has_added:
+        term = self._joined(self._term)
+        if term.has_added:
             raise TransferConfigError("gated_loss was called twice in a step. Call it once, with the whole loss.")
-        self._term.stepped()
-        return self._term.add_to(self, loss)
+        term.stepped()
+        return term.add_to(self, loss)
 
     def on_train_start(self) -> None:
         """Check what only now is known."""
-        self._term.check(self.trainer)  # type: ignore[attr-defined]
+        self._term.check(self._fitting)
         super().on_train_start()  # type: ignore[misc]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Listen at the tap; in the warm-up let the body rest."""
-        self._term.begin(self, batch)
+        self._joined(self._term).begin(self, batch)
         parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
         return parent
 
@@ -110,12 +112,12 @@ class GatedTransferMixin:
                 "learns nothing. Return self.gated_loss(loss), or add_gated_transfer(aux_weight=0)."
             )
         self._term.end()
-        self._term.before_optimizer_step(self)  # no gradient of a warm-up is left for a later step
+        self._joined(self._term).before_optimizer_step(self)  # no gradient of a warm-up is left for a later step
         super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """In the warm-up the body has no gradients."""
-        self._term.before_optimizer_step(self)
+        self._joined(self._term).before_optimizer_step(self)
         super().on_before_optimizer_step(optimizer)  # type: ignore[misc]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

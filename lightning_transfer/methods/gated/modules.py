@@ -90,6 +90,7 @@ class GatedHead(Structure):
         dropout: between the two.
     """
 
+    callback = "GatedTransfer"
     is_whole_head = True  # a source head takes its place, not that of the Linear in it
 
     def __init__(self, head: nn.Linear, transfer: TransferModule | None, dropout: float) -> None:

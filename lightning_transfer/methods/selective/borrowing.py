@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from lightning_transfer import ranks
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.source_term import SourceTerm
-from lightning_transfer.glue.trainer import is_trial, looking, progress_of, say, target_dataset, to_device
+from lightning_transfer.glue.trainer import Weakly, is_trial, looking, progress_of, say, target_dataset, to_device
 from lightning_transfer.methods.selective.functional import neighbor_budget
 from lightning_transfer.methods.selective.identity import identity
 from lightning_transfer.methods.selective.options import Neighbors
@@ -86,6 +86,7 @@ class Borrowed:
                 f"neighbors<={source.num_images}."
             )
         self.selection: Selection | None = None
+        self._loader = Weakly()  # whose images are the target, where none were given
         self.reset()
 
     @property
@@ -127,7 +128,9 @@ class Borrowed:
 
     def order(self, term: SourceTerm, module: Any) -> "NeighborOrder":
         """The order to draw in at this step; another object where a round has changed it."""
-        trainer = module.trainer
+        trainer = term.trainer
+        if self.options.target is None and not self._loader.is_of(trainer.train_dataloader):
+            self._see_target(trainer)
         if not len(self.lists):
             self._select(trainer)
         if self._saved_identity:
@@ -148,9 +151,17 @@ class Borrowed:
             )
         return self._order
 
+    def _see_target(self, trainer: Any) -> None:
+        """Have the lists checked where a second fit, or a reloaded loader, may serve other images than the last."""
+        data = target_dataset(None, trainer)
+        is_known = self.selection is not None and _is_same(_dataset(self.selection.target), data)
+        if len(self.lists) and not is_known:
+            self._saved_identity = self._made_of
+        self._loader = Weakly(trainer.train_dataloader)
+
     def _select(self, trainer: Any) -> None:
         data = target_dataset(self.options.target, trainer)
-        if self.selection is None or _dataset(self.selection.target) is not data:
+        if self.selection is None or not _is_same(_dataset(self.selection.target), data):
             self.selection = self._selected(trainer, data)
         self.lists = self.selection.indices.int()
         if self.neighbors.min_per_class:
@@ -168,7 +179,7 @@ class Borrowed:
         if found != self._saved_identity:
             raise TransferConfigError(
                 f"This run's neighbors were selected with {self._saved_identity}; now there are {found}. Give the same "
-                "images in the same order, or begin a new run without ckpt_path."
+                "images in the same order, or begin a new run: another Trainer, without ckpt_path."
             )
         self._saved_identity = ""
 
@@ -233,7 +244,7 @@ class Borrowed:
         self._order = None
         unsure = is_correct & (entropy >= hard_entropy)
         say(
-            module.trainer,
+            term.trainer,
             f"Round {self.rounds_done} of {self.neighbors.rounds}: of {len(before):,} target images "
             f"{int((~is_correct).sum()):,} "
             f"are wrong, {int(unsure.sum()):,} right but unsure (entropy from {hard_entropy:.3f} on).",
@@ -241,7 +252,7 @@ class Borrowed:
 
     def _asked(self, term: SourceTerm, module: Any) -> Tensor:
         """(share, 2): whether the network is right, and its entropy, on this process' share of the target images."""
-        trainer = module.trainer
+        trainer = term.trainer
         data = target_dataset(self.options.target, trainer)
         mine = range(ranks.rank(), len(data), ranks.world_size())  # type: ignore[arg-type]
         loader = DataLoader(
@@ -330,6 +341,13 @@ class Borrowed:
 
 def _dataset(pictures: Dataset[Any] | None) -> Dataset[Any] | None:
     return pictures.dataset if isinstance(pictures, Pictures) else pictures
+
+
+def _is_same(before: Any, data: Any) -> bool:
+    """Whether two datasets are one, or the same part of one."""
+    if isinstance(before, Subset) and isinstance(data, Subset) and before.dataset is data.dataset:
+        return list(before.indices) == list(data.indices)
+    return before is data
 
 
 def _check_scaled_alike(asked: Extent, seen: Extent) -> None:

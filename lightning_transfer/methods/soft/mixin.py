@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.choosing import Borrows
+from lightning_transfer.glue.mixin import PartMixin
 from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.methods.soft.options import check_soft_options
 from lightning_transfer.schedules import Schedule
@@ -16,7 +17,7 @@ from lightning_transfer.source.task import SourceTask
 USUAL, ALWAYS = Schedule(), Schedule(1.0, 1.0)
 
 
-class SourceTaskMixin:
+class SourceTaskMixin(PartMixin):
     """A source task inside a LightningModule: the numbers of the callbacks, called by hand.
 
     Annealed away it is `SoftFinetuning`; with `borrow=Borrowing(...)` it is `SelectiveJointFinetuning`.
@@ -75,8 +76,9 @@ class SourceTaskMixin:
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Let a joint pass take source images along."""
         if hasattr(self, "source_task"):
-            self.source_task.check_once(self.trainer)  # type: ignore[attr-defined]
-            self.source_task.begin(self)
+            part = self._joined(self.source_task)
+            part.check_once(part.trainer)
+            part.begin(self)
         parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
         return parent
 
@@ -91,18 +93,18 @@ class SourceTaskMixin:
         Raises:
             TransferConfigError: no source task was added.
         """
-        trainer: Any = self.trainer  # type: ignore[attr-defined]
-        if not trainer.training:
+        if not self._is_training():
             return target_loss
         if not hasattr(self, "source_task"):
             raise TransferConfigError(
                 f"{type(self).__name__} has no source task. In __init__, behind the network, write "
                 "self.add_source_task(source)."
             )
-        self.source_task.check_once(trainer)
-        self.source_task.was_asked = True
-        loss = self.source_task.add_to(self, target_loss)
-        self.source_task.end()
+        part = self._joined(self.source_task)
+        part.check_once(part.trainer)
+        part.was_asked = True
+        loss = part.add_to(self, target_loss)
+        part.end()
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

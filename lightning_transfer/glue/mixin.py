@@ -1,0 +1,63 @@
+"""How a module with parts of its own learns which Trainer fits it."""
+
+from typing import Any, TypeVar
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.part import TransferPart
+from lightning_transfer.glue.trainer import Weakly, is_run_by, is_running
+
+Part = TypeVar("Part", bound=TransferPart)
+
+
+class PartMixin:
+    """Remembers the Trainer of a fit, whichever other one runs the module in the middle of it; for the mixins.
+
+    Lightning calls no hook early enough: a callback of the user's may validate the module in another Trainer before the
+    module's first hook. The moment at which a Trainer is attached comes before all of them.
+    """
+
+    _fit = Weakly()
+
+    @property
+    def trainer(self) -> Any:
+        """The last Trainer that ran the module, as Lightning has it."""
+        return super().trainer  # type: ignore[misc]
+
+    @trainer.setter
+    def trainer(self, trainer: Any) -> None:
+        if trainer is not None and trainer.state.fn == "fit" and is_running(trainer):
+            mine = self._fit.get()
+            if mine is not None and mine is not trainer and is_running(mine):
+                raise TransferConfigError(
+                    f"{type(self).__name__} is in the middle of another Trainer's fit. Fit a copy of it, "
+                    "copy.deepcopy(module)."
+                )
+            self._fit = Weakly(trainer)
+        super(PartMixin, type(self)).trainer.fset(self, trainer)  # type: ignore[misc]
+
+    @property
+    def _fitting(self) -> Any:
+        """The Trainer that fits the module; the last one, where none has."""
+        mine = self._fit.get()
+        return self.trainer if mine is None else mine
+
+    @property
+    def _running(self) -> Any:
+        """The Trainer that fits the module, in the middle of its fit; otherwise the last one."""
+        trainer = self._fitting
+        return trainer if is_running(trainer) else self.trainer
+
+    def _is_training(self) -> bool:
+        """Whether this is a step of the fit: not of its validation, and not of another Trainer's run."""
+        trainer = self._fitting
+        return bool(trainer.training and is_run_by(trainer, self))
+
+    def _is_lent(self) -> bool:
+        """Whether another Trainer runs the module in the middle of the fit."""
+        trainer = self._fitting
+        return is_running(trainer) and not is_run_by(trainer, self)
+
+    def _joined(self, part: Part) -> Part:
+        """Return a part that has joined the fit."""
+        part.join(self._fitting, self)
+        return part

@@ -1,0 +1,63 @@
+"""What stands beside ours on the wrong side, or is missing in a resumed run, is named in place of a raw error."""
+
+import lightning.pytorch as L
+import pytest
+from lightning.pytorch.callbacks import ModelPruning
+
+import lightning_transfer as lt
+from tests import toys
+from tests.methods import chosen, each
+from tests.toys import LitToy, fit
+
+
+class FinetuningScheduler(L.Callback):
+    """Lists parameters in its own setup and thaws those alone, as the project of this name does."""
+
+    def setup(self, trainer, module, stage):
+        self.params = list(module.named_parameters())
+
+
+class Subclass(FinetuningScheduler):
+    pass
+
+
+@each()
+@pytest.mark.parametrize("kind", [FinetuningScheduler, Subclass])
+def test_a_finetuning_scheduler_lists_the_users_parameters_as_they_are_trained(method, kind):
+    ours, other = method.callback(), kind()
+    right, wrong = ([ours, other], [other, ours]) if method.changes_layers else ([other, ours], [ours, other])
+    names = [type(callback).__name__ for callback in right]
+    with pytest.raises(
+        lt.TransferConfigError, match=rf"lists?.*parameters.*In callbacks put {names[0]} before {names[1]}"
+    ):
+        fit(LitToy(), wrong)
+    module = LitToy()
+    fit(module, right)
+    listed = {id(param) for _, param in other.params}
+    assert method.changes_layers or not any("lightning_transfer" in name for name, _ in other.params)
+    assert all(id(param) in listed for param in module.parameters())
+
+
+@each()
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step:UserWarning")
+def test_pruning_comes_first_where_layers_change(method):
+    def pruning():
+        return ModelPruning("l1_unstructured", amount=0.3)
+
+    module, name = LitToy(), type(method.callback()).__name__
+    if method.changes_layers:
+        with pytest.raises(lt.TransferConfigError, match=f"In callbacks put ModelPruning before {name}"):
+            fit(module, [method.callback(), pruning()])
+    module = LitToy()
+    fit(module, [pruning(), method.callback()])
+    assert any((param == 0).float().mean() > 0.2 for param in module.parameters())
+
+
+@each(changes_layers=True)
+@pytest.mark.parametrize("sourced", chosen(has_source=True, is_joint=False), ids=str)
+def test_a_changed_networks_checkpoint_with_a_source_method_alone_names_who_is_missing(method, sourced, tmp_path):
+    ours = method.callback()
+    fit(LitToy(), [ours, toys.SaveEveryStep(tmp_path)], max_epochs=1)
+    expected = rf"changed by {type(ours).__name__}, which is not in callbacks.*load_from_checkpoint"
+    with pytest.raises(lt.TransferConfigError, match=expected):
+        fit(LitToy(), [sourced.callback()], ckpt_path=tmp_path / "step=2.ckpt")
