@@ -15,7 +15,7 @@ from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.glue.trainer import Weakly, is_trial, looking, progress_of, say, target_dataset, to_device
 from lightning_transfer.methods.selective.functional import neighbor_budget
-from lightning_transfer.methods.selective.identity import identity
+from lightning_transfer.methods.selective.identity import identity, is_same
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.order import NeighborOrder
 from lightning_transfer.methods.selective.pictures import Pictures
@@ -154,14 +154,14 @@ class Borrowed:
     def _see_target(self, trainer: Any) -> None:
         """Have the lists checked where a second fit, or a reloaded loader, may serve other images than the last."""
         data = target_dataset(None, trainer)
-        is_known = self.selection is not None and _is_same(_dataset(self.selection.target), data)
+        is_known = self.selection is not None and is_same(self.selection.target, data)
         if len(self.lists) and not is_known:
             self._saved_identity = self._made_of
         self._loader = Weakly(trainer.train_dataloader)
 
     def _select(self, trainer: Any) -> None:
         data = target_dataset(self.options.target, trainer)
-        if self.selection is None or not _is_same(_dataset(self.selection.target), data):
+        if self.selection is None or not is_same(self.selection.target, data):
             self.selection = self._selected(trainer, data)
         self.lists = self.selection.indices.int()
         if self.neighbors.min_per_class:
@@ -337,17 +337,6 @@ class Borrowed:
         self.lists, self.labels, self.budget = state["lists"].cpu(), state["labels"].cpu(), state["budget"].cpu()
         self.rounds_done = state["rounds_done"]
         self._made_of = self._saved_identity = state["made_of"]
-
-
-def _dataset(pictures: Dataset[Any] | None) -> Dataset[Any] | None:
-    return pictures.dataset if isinstance(pictures, Pictures) else pictures
-
-
-def _is_same(before: Any, data: Any) -> bool:
-    """Whether two datasets are one, or the same part of one."""
-    if isinstance(before, Subset) and isinstance(data, Subset) and before.dataset is data.dataset:
-        return list(before.indices) == list(data.indices)
-    return before is data
 
 
 def _check_scaled_alike(asked: Extent, seen: Extent) -> None:

@@ -2,8 +2,10 @@
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
+from torch.utils.data import Dataset, Subset
 
 from lightning_transfer.methods.selective.pictures import Picture, Pictures, spread
 
@@ -24,3 +26,11 @@ def digest_of(pictures: Iterable[Picture]) -> str:
         if isinstance(pixels, Tensor):
             found.update(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def is_same(before: Dataset[Any] | None, data: Dataset[Any]) -> bool:
+    """Return whether two datasets are one, or the same part of one, without a look at an image."""
+    before = before.dataset if isinstance(before, Pictures) else before
+    if isinstance(before, Subset) and isinstance(data, Subset) and before.dataset is data.dataset:
+        return list(before.indices) == list(data.indices)
+    return before is data
