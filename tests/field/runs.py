@@ -137,8 +137,7 @@ def untouched(shape):
 def as_found(module, *, besides=()):
     """Assert that nothing is left of a method in a module."""
     found, expected = anatomy(module), untouched(type(module))
-    for what in found.keys() - {*besides}:
-        assert found[what] == expected[what], what
+    assert [what for what in found if what not in besides and found[what] != expected[what]] == []
 
 
 @contextmanager
@@ -319,10 +318,9 @@ def is_plain(shape, callback, remove):
 
 def adafilter(shape, options):
     """All gates open it is fine-tuning, to the bit; else gates and all that was tuned before move."""
-    given = for_callback(options)
-    is_plain(shape, lt.AdaFilter(estimator="all_tuned", **given), lt.functional.remove_adafilter)
+    is_plain(shape, lt.AdaFilter(estimator="all_tuned", **options), lt.functional.remove_adafilter)
     module = build(shape)
-    runner, watch = fit(module, lt.AdaFilter(gate_width=4, gate_bias=0.1, **given))
+    runner, watch = fit(module, lt.AdaFilter(gate_width=4, gate_bias=0.1, **options))
     assert any(".gate." in name for name in watch.moved)
     run_all(runner, module)
     lt.functional.remove_adafilter(module)
@@ -332,11 +330,10 @@ def adafilter(shape, options):
 
 def gated(shape, options):
     """Without a module it is fine-tuning, to the bit; else the transfer module and all that was tuned before move."""
-    given = for_callback(options)
-    nothing = lt.GatedTransfer(ratio=None, dropout=0.0, aux_weight=0, **given)
+    nothing = lt.GatedTransfer(ratio=None, dropout=0.0, aux_weight=0, **options)
     is_plain(shape, nothing, lt.functional.remove_gated_transfer)
     module = build(shape)
-    runner, watch = fit(module, lt.GatedTransfer(ratio=4, gate_dropout=0.0, dropout=0.0, **given))
+    runner, watch = fit(module, lt.GatedTransfer(ratio=4, gate_dropout=0.0, dropout=0.0, **options))
     parts = {"squeeze", "expand"}
     assert {name.split(".")[-2] for name in watch.moved} >= parts
     run_all(runner, module)
@@ -362,11 +359,12 @@ def keeping(module, keep):
 def aux(shape, options):
     """The first loss is the plain run's and .2 of the auxiliary classifier's, by hand."""
     module = build(shape)
-    callback = lt.GatedTransfer(ratio=None, dropout=0.0, aux_weight=0.2, **for_callback(options))
+    callback = lt.GatedTransfer(ratio=None, dropout=0.0, aux_weight=0.2, **options)
     keep = keeping(module, lambda _: callback.part.classifier)
     runner, watch = fit(module, callback, keep)
     run_all(runner, module)
     twin, heard = built(shape), []
+    twin.hparams.clear()  # which may hold the network that is listened to
     twin.get_submodule(callback.part.tap).register_forward_hook(lambda layer, args, given: heard.append(given))
     _, own = fit(twin, max_steps=1)
     aux_loss = F.cross_entropy(keep.kept(heard[0]), target(shape).labels[:BATCH])
@@ -378,11 +376,11 @@ def aux(shape, options):
 
 def several(shape, options):
     """The first loss is each network's own and .2 of what they disagree by, by hand; alone it is plain fine-tuning."""
-    given, alone = for_callback(options), lt.functional.remove_collaborative
-    is_plain(shape, lt.CollaborativeFinetuning([], **given), alone)
+    alone = lt.functional.remove_collaborative
+    is_plain(shape, lt.CollaborativeFinetuning([], **options), alone)
     module = build(shape)
     keep = keeping(module, lambda module: ensemble_in(module).members["other"])
-    runner, watch = fit(module, lt.CollaborativeFinetuning({"other": nets.Other()}, **given), keep)
+    runner, watch = fit(module, lt.CollaborativeFinetuning({"other": nets.Other()}, **options), keep)
     run_all(runner, module)
     assert any(".other." in name for name in watch.moved)
     twin = built(shape).train()
@@ -414,6 +412,17 @@ def advise(shape, options):
     assert 0 <= advice.measured.gap <= 1
     assert anatomy(module) == anatomy(untouched)
     toys.assert_same(toys.weights(module), toys.weights(untouched))
+
+
+def take_out(module):
+    """Take out what a method has put into the network."""
+    kinds = {type(child).__name__ for child in module.modules()}
+    if "FilterGates" in kinds:
+        lt.functional.remove_adafilter(module)
+    if "GatedHead" in kinds:
+        lt.functional.remove_gated_transfer(module)
+    if "CollaborativeEnsemble" in kinds:
+        lt.functional.remove_collaborative(module)
 
 
 METHODS = {

@@ -390,12 +390,17 @@ class LayersOnTheModule(Shape):
         return self.block3(self.block2(self.block1(x))).mean((2, 3))
 
 
+def binary(logits, labels):
+    return F.binary_cross_entropy_with_logits(logits.squeeze(1), labels.float())
+
+
 class OneLogit(Shape):
     """One logit, binary cross-entropy"""
 
     def __init__(self):
         super().__init__()
         self.model = nets.timm_resnet(num_classes=1)
+        nn.init.constant_(self.model.fc.bias, 0.5)  # so that it says 1 of most
 
     @staticmethod
     def sample(image, label, index, classes):
@@ -403,11 +408,11 @@ class OneLogit(Shape):
 
     @staticmethod
     def criterion(logits, labels, classes):
-        return F.binary_cross_entropy_with_logits(logits.squeeze(1), (labels % 2).float())
+        return binary(logits, labels % 2)
 
     def training_step(self, batch, batch_idx):
         x, y = batch
-        return F.binary_cross_entropy_with_logits(self(x).squeeze(1), y.float())
+        return binary(self(x), y)
 
 
 def multi_hot(label, classes):
@@ -521,18 +526,20 @@ class LossTimesBatch(Shape):
         return F.cross_entropy(self(x), y) * x.shape[0]
 
 
+def weighted():
+    return nn.CrossEntropyLoss(weight=torch.tensor([0.5, 1.0, 2.0, 1.0, 0.5]))
+
+
 class ClassWeights(Shape):
     """A criterion with class weights"""
 
-    weights = (0.5, 1.0, 2.0, 1.0, 0.5)
-
     def __init__(self):
         super().__init__()
-        self.loss_of = nn.CrossEntropyLoss(weight=torch.tensor(self.weights))
+        self.loss_of = weighted()
 
     @staticmethod
     def criterion(logits, labels, classes):
-        return F.cross_entropy(logits, labels, weight=torch.tensor(ClassWeights.weights))
+        return weighted()(logits, labels)
 
     def training_step(self, batch, batch_idx):
         x, y = batch

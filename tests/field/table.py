@@ -56,12 +56,150 @@ def row(*, sourced=WORKS, **cells):
 
 BCE = F.binary_cross_entropy_with_logits
 ALONE = refused("self.model = network")  # no other network can stand beside a backbone without its head
-NO_TAP = "Name the last stage but one: tap='...'"
+NO_LAYERS = senseless("no convolutions")
+
+
+def not_found(path):
+    return refused(f"head={path!r}", head=path)
+
+
+def no_tap(path):
+    return refused("tap=", path, tap=path)
+
+
 DICTS = refused("adapt=", adapt=lambda batch: (batch["image"], batch["label"]))
 TRIPLES = refused("adapt=", adapt=lambda batch: (batch[0], batch[1]))
 PATHS = refused("adapt=", adapt=lambda batch: (batch[0][1], batch[1]))
-ONE_HOT = {"adapt": lambda batch: (batch[0], batch[1].argmax(1))}
-SEVERAL_LABELS = {"loss": BCE}
-NOT_SEEN = refused("forward='separate'")
-FROZEN = warned("requires_grad")
-NO_LAYERS = senseless("has no convolutions")
+OF_BATCH = refused("SourceTask(forward=", forward=lambda module, images: module.model(images))
+VIEWS = refused("adapt=", adapt=lambda batch: (batch[0][0] if isinstance(batch[0], list) else batch[0], batch[1]))
+NUMBERS = refused("adapt=", "argmax(1)", adapt=lambda batch: (batch[0], batch[1].argmax(1)))
+MIXED = warned("mixup")
+SUM = warned("mean")
+PER_PIXEL = senseless("per-pixel heads are not supported")
+NO_PARAMETER = warned("No parameter", "self.parameters()")
+
+
+def criterion(loss):
+    return warned("loss=", loss=loss)
+
+
+TABLE = {
+    "TimmClassifier": row(),
+    "BackboneAndHead": row(several=ALONE),
+    "SequentialOfChildren": row(
+        gated=not_found("model.9"), aux=refused("head='model.9'", head="model.9", tap="model.6")
+    ),
+    "ThawedFromTheEnd": row(joint=refused("forward='separate'"), aux=no_tap("feature_extractor.6"), several=ALONE),
+    "InjectedNetwork": row(aux=no_tap("net.layer3")),
+    "ForwardOfBatch": row(soft=OF_BATCH, auto=OF_BATCH, selective=OF_BATCH, advise=OF_BATCH),
+    "ConvolutionalClassifier": row(
+        sourced=refused("head="),
+        gated=refused("head="),
+        aux=refused("head="),
+        several=refused("head="),
+        advise=refused("head="),
+    ),
+    "GradientsSwitchedInForward": row(several=ALONE),
+    "TransformerWithoutHead": row(adafilter=NO_LAYERS, aux=senseless("aux_weight=0"), several=ALONE),
+    "VisionTransformer": row(adafilter=NO_LAYERS, aux=senseless("aux_weight=0")),
+    "TorchvisionClassifier": row(aux=no_tap("model.features.1")),
+    "DictBatches": row(sourced=DICTS, advise=DICTS),
+    "TransformsOnDevice": row(),
+    "HeadOnSequential": row(
+        joint=refused("forward='separate'"),
+        gated=not_found("classification_head"),
+        aux=refused("head=", head="classification_head", tap="backbone.6"),
+        several=ALONE,
+    ),
+    "LinearProbe": row(
+        sourced=NO_PARAMETER,
+        auto=WORKS,
+        adafilter=warned("self.parameters()"),
+        gated=not_found("classification_head"),
+        aux=refused("head="),
+        several=ALONE,
+    ),
+    "LayersOnTheModule": row(joint=refused("forward="), aux=no_tap("block2"), several=ALONE),
+    "OneLogit": row(
+        aux=refused("aux_weight=0"), several=refused("loss=", loss=shapes.binary), advise=senseless("one a class")
+    ),
+    "MultiLabel": row(
+        sourced=refused("SourceTask(loss=", loss=BCE),
+        auto=WORKS,
+        selective=senseless("rounds=0"),
+        aux=refused("labels="),
+        several=refused("labels=", "loss=", labels=lambda batch: batch[1], loss=BCE),
+        advise=senseless("class numbers"),
+    ),
+    "OneHot": row(
+        sourced=NUMBERS,
+        auto=WORKS,
+        aux=refused("labels=", labels=lambda batch: batch[1].argmax(1)),
+        several=refused("labels=", "loss=", labels=lambda batch: batch[1], loss=BCE),
+        advise=NUMBERS,
+    ),
+    "SigmoidAtTheEnd": row(
+        sourced=refused("SourceTask(loss=", loss=BCE),
+        auto=WORKS,
+        selective=senseless("rounds=0"),
+        aux=refused("tap="),
+        several=refused("sigmoid"),
+        advise=senseless("class numbers"),
+    ),
+    "SoftmaxAtTheEnd": row(aux=refused("tap=", tap="model.0.layer3"), several=refused("softmax")),
+    "MixupInTheStep": row(aux=refused("aux_weight=0"), several=MIXED),
+    "MixupInTheHook": row(
+        sourced=refused("batch_hooks=False", batch_hooks=False), auto=WORKS, aux=refused("aux_weight=0"), several=MIXED
+    ),
+    "LossTimesBatch": row(sourced=SUM, auto=WORKS, aux=SUM, several=SUM),
+    "ClassWeights": row(several=criterion(shapes.weighted())),
+    "LabelSmoothing": row(several=criterion(nn.CrossEntropyLoss(label_smoothing=0.1))),
+    "DictStep": row(),
+    "OneArgumentStep": row(),
+    "ThreeTuples": row(sourced=TRIPLES, advise=TRIPLES),
+    "PathImageLabel": row(sourced=PATHS, advise=PATHS),
+    "MetricLearning": row(
+        auto=VIEWS,
+        selective=refused("adapt="),
+        joint=refused("forward='separate'"),
+        gated=not_found("projection_head.2"),
+        aux=senseless("head="),
+        several=senseless("self.model = network"),
+        advise=senseless("head="),
+    ),
+    "Segmentation": row(sourced=PER_PIXEL, gated=PER_PIXEL, aux=PER_PIXEL, several=PER_PIXEL, advise=PER_PIXEL),
+    "FrozenConvNeXt": row(
+        sourced=warned("requires_grad"), auto=WORKS, adafilter=warned("requires_grad"), several=warned("frozen")
+    ),
+    "ConvNeXt": row(),
+    "ReturnsFeatures": row(joint=refused("forward='separate'"), several=refused("as self.model(images)")),
+    "ForwardOfTuple": row(),
+    "WithoutForward": row(),
+    "ApartWithoutForward": row(several=ALONE),
+    "UnusualNames": row(
+        joint=refused("forward='separate'"),
+        gated=not_found("net.to_classes"),
+        aux=refused("head=", head="net.to_classes", tap="net.to_features.layer3"),
+        several=refused("self.model = network"),
+    ),
+    "BuiltInConfigureModel": row(),
+    "BuiltInSetup": row(),
+    "OldNamespace": row(),
+}
+
+
+def cells():
+    """Every cell: the module, the method and what is expected."""
+    for shape, expected in TABLE.items():
+        for method, cell in expected.items():
+            yield SHAPES[shape], method, cell
+
+
+def counts():
+    """By method: cells in which it makes sense, of these such that work, and such that work as they come."""
+    found = {}
+    for method in METHODS:
+        mine = [expected[method] for expected in TABLE.values() if expected[method].kind != "senseless"]
+        as_it_comes = sum(cell.kind == "works" for cell in mine)
+        found[method] = (len(mine), as_it_comes + sum(bool(cell.cure) for cell in mine), as_it_comes)
+    return found
