@@ -343,4 +343,4 @@ class _Runner:
                 "told of its features."
             )
         taken, given = calls[-1] if calls else (output, output)
-        return taken.float().flatten(1).cpu(), given.float().cpu()
+        return taken.detach().float().flatten(1).cpu(), given.detach().float().cpu()  # forward may enable gradients

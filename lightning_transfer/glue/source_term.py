@@ -274,7 +274,7 @@ class SourceTerm(TransferPart):
             for layer, was_training in layers:
                 layer.training = was_training
             torch.clear_autocast_cache()  # of weights cast without gradients, which the step would go on with
-        return given
+        return given.detach()  # a forward of the user's may enable gradients
 
     @property
     def _source_pass(self) -> SourcePass:

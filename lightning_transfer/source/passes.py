@@ -87,6 +87,11 @@ class _AppendSource(_Hook):
                 "not images. Use forward='separate'."
             )
         source_images = draw()
+        if images.ndim != source_images.ndim:
+            raise TransferConfigError(
+                f"forward='joint' found an input of shape {tuple(images.shape)} where {type(network).__name__} holds the "
+                "head: it stands apart from the network that takes the images. Use forward='separate'."
+            )
         if images.shape[1:] != source_images.shape[1:]:
             raise TransferConfigError(
                 f"forward='joint' needs source and target images of one shape; found {tuple(source_images.shape[1:])} "
@@ -178,12 +183,9 @@ class SourcePass:
         self.entry = "" if callable(source.forward) else entry_of(module, head)
         if source.batchnorm == "protect" and source.forward != "joint":
             _check_protectable(module)
-        self._handles: list[RemovableHandle] = [
-            head.module.register_forward_pre_hook(_TakeAtHead(self.tap), with_kwargs=True)
-        ]
-        if source.forward == "joint":
-            self._handles += self._joint_hooks(module)
-        elif source.batchnorm == "protect":
+        self._handles: list[RemovableHandle] = self._joint_hooks(module) if source.forward == "joint" else []
+        self._handles += [head.module.register_forward_pre_hook(_TakeAtHead(self.tap), with_kwargs=True)]
+        if source.forward != "joint" and source.batchnorm == "protect":
             norms = (layer for layer in module.modules() if isinstance(layer, _BatchNorm))
             self._handles += [norm.register_forward_pre_hook(_refuse_again) for norm in norms]
 
@@ -262,8 +264,10 @@ class SourcePass:
         return None if features is None else self._checked(features)
 
     def _checked(self, features: Tensor) -> Tensor:
-        """Features that the head can take."""
+        """Features that the head can take; pooled to pictures of one pixel they are flattened, as the user's code does."""
         width = in_width(self.head.module)
+        if isinstance(self.head.module, nn.Linear) and features[0].numel() == width:
+            features = features.flatten(1)
         if width not in features.shape[1:]:
             raise TransferConfigError(
                 f"Source features of shape {tuple(features.shape)} do not fit the head {self.head.path!r}, which takes "

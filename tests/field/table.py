@@ -56,7 +56,7 @@ def row(*, sourced=WORKS, **cells):
 
 BCE = F.binary_cross_entropy_with_logits
 ALONE = refused("self.model = network")  # no other network can stand beside a backbone without its head
-NO_LAYERS = senseless("no convolutions")
+ONE_LAYER = senseless("only a stem")
 
 
 def not_found(path):
@@ -100,13 +100,12 @@ TABLE = {
         advise=refused("head="),
     ),
     "GradientsSwitchedInForward": row(several=ALONE),
-    "TransformerWithoutHead": row(adafilter=NO_LAYERS, aux=senseless("aux_weight=0"), several=ALONE),
-    "VisionTransformer": row(adafilter=NO_LAYERS, aux=senseless("aux_weight=0")),
+    "TransformerWithoutHead": row(adafilter=ONE_LAYER, aux=senseless("aux_weight=0"), several=ALONE),
+    "VisionTransformer": row(adafilter=ONE_LAYER, aux=senseless("aux_weight=0")),
     "TorchvisionClassifier": row(aux=no_tap("model.features.1")),
     "DictBatches": row(sourced=DICTS, advise=DICTS),
     "TransformsOnDevice": row(),
     "HeadOnSequential": row(
-        joint=refused("forward='separate'"),
         gated=not_found("classification_head"),
         aux=refused("head=", head="classification_head", tap="backbone.6"),
         several=ALONE,

@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.methods.gated.modules import GatedHead, put_in_front
-from lightning_transfer.roles import find_head, find_network
+from lightning_transfer.roles import find_head, find_network, has_forward
 from lightning_transfer.surgery import SurgeryReport, find_all, replace_modules
 from lightning_transfer.tracing import trace
 
@@ -93,7 +93,8 @@ def find_tap(module: nn.Module, tap: str, head: str) -> tuple[str, int]:
     """
     path = (head if tap == "auto" else tap).partition(".")[0]
     network = getattr(module, path, None)
-    if not (isinstance(network, nn.Module) and any(isinstance(part, nn.Conv2d) for part in network.modules())):
+    is_network = isinstance(network, nn.Module) and has_forward(network) and path != tap
+    if not (is_network and any(isinstance(part, nn.Conv2d) for part in network.modules())):
         path, network = find_network(module)  # the head stands apart, or the path leads nowhere
     elif not hasattr(module, "training_step"):
         path, network = "", module

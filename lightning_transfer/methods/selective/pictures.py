@@ -107,7 +107,10 @@ class Pictures(Dataset[Picture]):
 
 def _pixels(image: Any) -> Tensor:
     """(channels, height, width) in float32; whole numbers are brought to 0..1."""
-    given = image if isinstance(image, Tensor) else np.array(_without_palette(image))
+    try:
+        given = image if isinstance(image, Tensor) else np.array(_without_palette(image))
+    except ValueError:  # parts of several shapes
+        given = np.array(0)
     if given.ndim == 2:
         given = given[None] if isinstance(given, Tensor) else given[..., None]  # where channels are looked for first
     if given.ndim != 3 or (given.shape[0] not in CHANNELS and given.shape[2] not in CHANNELS):
