@@ -93,6 +93,21 @@ def trains_any(trainer: Any, params: Iterable[nn.Parameter]) -> bool:
     return any(id(param) in held and param.requires_grad for param in params)
 
 
+def why_untrained(trainer: Any, params: Iterable[nn.Parameter]) -> str:
+    """What to change where no optimizer trains any of these parameters; "" where one does.
+
+    What a callback of the user's (BackboneFinetuning, say) has frozen it may thaw, so nothing is said of that.
+    """
+    params = list(params)
+    if trains_any(trainer, params):
+        return ""
+    if any(param.requires_grad for param in params):
+        return "In configure_optimizers give the optimizer self.parameters()."
+    if any("BaseFinetuning" in {cls.__name__ for cls in type(each).__mro__} for each in trainer.callbacks):
+        return ""
+    return "They are frozen: leave requires_grad=True for some of them."
+
+
 class OwnGroup(StandIn):
     """Runs the user's configure_optimizers so that the first optimizer gets a group of ours.
 

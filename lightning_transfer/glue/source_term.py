@@ -152,10 +152,11 @@ class SourceTerm(TransferPart):
             say(trainer, f"Domain gap {self.gap:.2f} when this run began: it goes on {goes_on} the source.")
         if self.chooser is not None and (self.weight.start or self.weight.end):
             self.chooser.check(trainer)
-        if not optimizers.trains_any(trainer, trains_before(trainer.lightning_module, self.head_path)):
+        reason = optimizers.why_untrained(trainer, trains_before(trainer.lightning_module, self.head_path))
+        if reason:
             warnings.warn(
                 "No parameter in front of the head is trained, so the source task changes nothing of the target's. "
-                "In configure_optimizers give the optimizer self.parameters().",
+                f"{reason}",
                 NoEffectWarning,
                 stacklevel=2,
             )

@@ -17,6 +17,7 @@ from lightning_transfer.roles import Head, entry_of, find_backbone, in_width, us
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.tracing import is_run_again
 
+MISUSE = (TypeError, ValueError, LookupError, AttributeError)  # by a forward that takes a batch, or more than images
 Draw = Callable[[], Tensor]
 Act = TypeVar("Act", bound=Callable[..., Any])
 
@@ -180,6 +181,7 @@ class SourcePass:
         self.source = source
         self.head = head
         self.tap = Tap()
+        self._has_run = False  # whether images alone have gone through
         self.entry = "" if callable(source.forward) else entry_of(module, head)
         if source.batchnorm == "protect" and source.forward != "joint":
             _check_protectable(module)
@@ -219,10 +221,13 @@ class SourcePass:
             ends_at_features = forward is not None or self.entry not in ("", self.head.network_path)
             features = self.tap.features if reached or not ends_at_features else output
         except Exception as error:
+            if forward is None and not self._has_run and isinstance(error, MISUSE):
+                raise TransferConfigError(_takes_more(module, self.head, error)) from error
             error.add_note(f"This happened in a separate pass of images, {images.dtype} {tuple(images.shape)}.")
             raise
         finally:
             self.tap.reset()
+        self._has_run = True
         if features is None:
             ran = "SourceTask.forward" if forward else f"{type(module).__name__}.forward"
             raise TransferConfigError(
@@ -274,6 +279,16 @@ class SourcePass:
                 f"{width} features. Use forward='separate', or SourceTask(forward=lambda module, images: features)."
             )
         return features
+
+
+def _takes_more(module: nn.Module, head: Head, error: Exception) -> str:
+    """What to write where a module's forward takes something else than images."""
+    path = head.network_path if head.network_path != head.path else find_backbone(module, head)[0]
+    name = type(module).__name__
+    return (
+        f"{name}.forward does not run on images alone ({type(error).__name__}: {error}). Say how images run: "
+        f"SourceTask(forward=lambda module, images: module.{path}(images))."
+    )
 
 
 def trains_before(module: nn.Module, head_path: str) -> Iterator[nn.Parameter]:

@@ -91,7 +91,7 @@ def test_a_list_of_lambdas_for_the_users_groups_fails_loudly():
     ],
     ids=["generator", "groups", "named", "head-only"],
 )
-@pytest.mark.filterwarnings("ignore:No optimizer holds a gated filter")
+@pytest.mark.filterwarnings("ignore:No gated filter is trained")
 @pytest.mark.parametrize("rate", [None, GATE_RATE])
 def test_the_gate_is_in_one_group_of_any_optimizer(make, rate):
     found = {}
@@ -159,7 +159,7 @@ def test_only_the_head_trained_is_said_to_have_no_effect():
         def configure_optimizers(self):
             return torch.optim.SGD(self.model.fc.parameters(), lr=0.1)
 
-    with pytest.warns(lt.NoEffectWarning, match="No optimizer holds a gated filter"):
+    with pytest.warns(lt.NoEffectWarning, match="No gated filter is trained"):
         fit(HeadOnly(), [lt.AdaFilter(gated="conv", gate_width=4)])
 
 

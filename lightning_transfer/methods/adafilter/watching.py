@@ -79,10 +79,10 @@ class GateWatch(TransferPart):
 
     def check(self, trainer: Any) -> None:
         """Warn where no gated filter is trained."""
-        if self.gates.estimator != "all_frozen" and not optimizers.trains_any(trainer, self._tuned()):
+        reason = "" if self.gates.estimator == "all_frozen" else optimizers.why_untrained(trainer, self._tuned())
+        if reason:
             warnings.warn(
-                "No optimizer holds a gated filter, so both of its copies stay alike and AdaFilter changes nothing. "
-                "In configure_optimizers give the optimizer self.parameters().",
+                f"No gated filter is trained, so both of its copies stay alike and AdaFilter changes nothing. {reason}",
                 NoEffectWarning,
                 stacklevel=2,
             )
