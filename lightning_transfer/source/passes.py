@@ -271,7 +271,7 @@ class SourcePass:
     def _checked(self, features: Tensor) -> Tensor:
         """Features that the head can take; pooled to pictures of one pixel they are flattened, as the user's code does."""
         width = in_width(self.head.module)
-        if isinstance(self.head.module, nn.Linear) and features[0].numel() == width:
+        if isinstance(self.head.module, nn.Linear) and features.shape[1:].numel() == features.shape[1] == width:
             features = features.flatten(1)
         if width not in features.shape[1:]:
             raise TransferConfigError(

@@ -22,6 +22,8 @@ class FilterGates(Structure):
     Args:
         network: whose layers are replaced.
         sites: which.
+        host: holds the network, and this in its place where the network is a Sequential: those are sliced by position.
+        name: of the network in its host.
         estimator: how gates are decided.
         width: of the gate's state.
         temperature: of the "gumbel" estimator.
@@ -36,12 +38,16 @@ class FilterGates(Structure):
         network: nn.Module,
         sites: list[Site],
         *,
+        host: nn.Module | None = None,
+        name: str = "",
         estimator: Estimator | Fixed,
         width: int = 128,
         temperature: float = 1.0,
         bias: float = 0.0,
     ) -> None:
         super().__init__()
+        self._network = (network,)  # in a tuple: it is not a part of this
+        self.name = name
         self.sites = sites
         self.estimator = estimator
         self.temperature = temperature
@@ -65,10 +71,15 @@ class FilterGates(Structure):
             layer.decide_by(self.gate or cast(Fixed, estimator), number)
         behind = {path: _activation(norm) for path, norm in self._norms.items()}
         replace_modules(network, {**{site.conv: layer for site, layer in zip(sites, gated, strict=True)}, **behind})
-        network.add_module(NAME, self.train(network.training))
+        (host or network).add_module(NAME, self.train(network.training))
+
+    @property
+    def network(self) -> nn.Module:
+        """The network whose layers were replaced."""
+        return self._network[0]
 
     def forward(self, features: Any) -> Any:
-        """Nothing: a network that is a Sequential runs all that is in it."""
+        """Return the features: a Sequential that nothing holds runs all that is in it."""
         return features
 
     def spec(self) -> dict[str, Any]:
@@ -80,16 +91,19 @@ class FilterGates(Structure):
             "estimator": self.estimator,
             "temperature": self.temperature,
             "width": width,
+            **({"network": self.name} if self.name else {}),
         }
 
     @classmethod
     def rebuild(cls, root: nn.Module, path: str, spec: dict[str, Any]) -> None:
         """Change a plain network as a spec says; the weights come with the state that the spec was read from."""
-        network = root.get_submodule(path.rpartition(".")[0])
-        if not isinstance(getattr(network, NAME, None), FilterGates):
+        host, name = root.get_submodule(path.rpartition(".")[0]), spec.get("network", "")
+        if not isinstance(getattr(host, NAME, None), FilterGates):
+            network: Any = host.get_submodule(name)
+            network = getattr(network, "_orig_mod", network)
             sites = [Site(conv, norm) for conv, norm in zip(spec["convolutions"], spec["norms"], strict=True)]
             options = {"width": spec["width"]} if spec["width"] else {}
-            cls(network, sites, estimator=spec["estimator"], temperature=spec["temperature"], **options)
+            cls(network, sites, host=host, name=name, estimator=spec["estimator"], temperature=spec["temperature"], **options)
 
     def layers(self, network: nn.Module) -> list[GatedConv2d]:
         """The gated layers of the network that this is in."""
@@ -106,10 +120,10 @@ class FilterGates(Structure):
         pairs = zip(self.sites, slots, strict=False)
         return {site.conv: slot.gates.float() for site, slot in pairs if slot is not None}
 
-    def take_out(self, network: nn.Module) -> None:
-        """Put everything back, with the tuned filters."""
+    def take_out(self, root: nn.Module) -> None:
+        """Put everything back, with the tuned filters; `root` holds the network."""
         places: dict[str, nn.Module] = {}
-        for site, layer in zip(self.sites, self.layers(network), strict=True):
+        for site, layer in zip(self.sites, self.layers(self.network), strict=True):
             places[site.conv] = layer.tuned
             if layer.norm is not None:
                 norm = self._norms[site.norm].to(layer.norm.frozen.running_mean)
@@ -118,8 +132,8 @@ class FilterGates(Structure):
                 places[site.norm] = norm
         for param in self._trained:
             param.requires_grad = True
-        replace_modules(network, places)
-        delattr(network, NAME)
+        replace_modules(self.network, places)
+        delattr(next(child for child in root.modules() if getattr(child, NAME, None) is self), NAME)
 
 
 def apply_adafilter(
@@ -167,12 +181,16 @@ def apply_adafilter(
     check_options(estimator, gate_bias, temperature, gated)
     path, network = find_network(module, backbone)
     prefix = f"{path}." if path else ""
-    if isinstance(getattr(network, NAME, None), FilterGates):
+    is_held = bool(path) and isinstance(network, nn.Sequential)
+    parent, _, name = path.rpartition(".")
+    host = module.get_submodule(parent) if is_held else network
+    if isinstance(getattr(host, NAME, None), FilterGates):
         raise TransferConfigError(f"{type(network).__name__} is gated already. Call remove_adafilter(module) first.")
-    if hasattr(network, NAME):
-        raise TransferConfigError(f"{type(network).__name__} has an attribute {NAME!r} of its own. Rename it.")
+    if hasattr(host, NAME):
+        raise TransferConfigError(f"{type(host).__name__} has an attribute {NAME!r} of its own. Rename it.")
     sites, left = find_sites(network, gated, getattr(module, "example_input_array", None))
-    gates = FilterGates(network, sites, estimator=estimator, width=gate_width, temperature=temperature, bias=gate_bias)
+    options: dict[str, Any] = {"width": gate_width, "temperature": temperature, "bias": gate_bias}
+    gates = FilterGates(network, sites, host=host, name=name if is_held else "", estimator=estimator, **options)
     return SurgeryReport(
         tuple(prefix + site.conv for site in sites),
         sum(param.numel() for param in gates.parameters()),
@@ -202,8 +220,8 @@ def check_options(estimator: str, gate_bias: float, temperature: float, gated: G
 def gates_of(module: nn.Module) -> tuple[nn.Module, FilterGates] | None:
     """The gated network inside of a module, and its gates."""
     holders = (child for child in module.modules() if isinstance(getattr(child, NAME, None), FilterGates))
-    found = next(holders, None)
-    return None if found is None else (found, getattr(found, NAME))
+    found: Any = next(holders, None)
+    return None if found is None else (getattr(found, NAME).network, getattr(found, NAME))
 
 
 def _plain(norm: Any) -> nn.BatchNorm2d:

@@ -71,7 +71,7 @@ def remove_adafilter(
     elif keep == "frozen":
         for layer in layers:
             _thaw(layer)
-    gates.take_out(network)
+    gates.take_out(module)
     return Removal(before, _run(module, None, loader)[1])
 
 

@@ -20,8 +20,9 @@ def respond(conv: nn.Conv2d, features: Tensor) -> Tensor:
     A GPU would have to wait to know which filters are left, so there, and in a traced graph, it runs as it is.
     """
     is_graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    is_inference = torch.is_inference_mode_enabled()  # in which a forward of the user's may enable gradients
-    if features.device.type != "cpu" or is_graph or is_inference or not torch.is_grad_enabled():
+    if features.device.type != "cpu" or is_graph or not torch.is_grad_enabled():
+        return conv(features)  # type: ignore[no-any-return]
+    if torch.is_inference_mode_enabled():  # in which a forward of the user's has enabled gradients
         return conv(features)  # type: ignore[no-any-return]
     with _Sparing():
         return conv(features)  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ from lightning_transfer.errors import NoEffectWarning
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, log
-from lightning_transfer.methods.adafilter.apply import NAME, FilterGates, gates_of
+from lightning_transfer.methods.adafilter.apply import FilterGates, gates_of
 
 COLLAPSED = 10  # looks in a row at which no gate differs from any other
 
@@ -62,7 +62,8 @@ class GateWatch(TransferPart):
 
     def renamed(self, module: Any) -> dict[str, str]:
         """The tuned filters and norms."""
-        prefix = self._path.removesuffix(NAME)
+        path = next(path for path, child in module.named_modules() if child is self._watched[0])
+        prefix = f"{path}." if path else ""
         return {prefix + new: prefix + old for new, old in self.gates.renamed().items()}
 
     def own_group(self, module: Any) -> tuple[list[nn.Parameter], float] | None:
