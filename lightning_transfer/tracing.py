@@ -131,13 +131,12 @@ def _pictures(network: nn.Module) -> Iterator[Tensor]:
         yield torch.zeros(1, number, size, size, dtype=convs[0].weight.dtype, device=convs[0].weight.device)
 
 
-def run_on_a_picture(network: nn.Module) -> None:
-    """Run a network on the first blank picture that goes through."""
+def run_on_a_picture(network: nn.Module) -> Any:
+    """Run a network on the first blank picture that goes through, and return what it gives."""
     failure: Exception | None = None
     for images in _pictures(network):
         try:
-            network(images)
-            return
+            return network(images)
         except Exception as error:  # whatever it says to a picture of the wrong kind
             failure = error
     raise TransferConfigError(f"{type(network).__name__} does not run on a picture.") from failure

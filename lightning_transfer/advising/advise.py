@@ -166,7 +166,7 @@ def advise(
         module: the LightningModule that is to be trained, with its pretrained network.
         data: its DataModule, or its train loader. Images of one group, where the dataset has a list `groups`, stay
             together.
-        source: what the network was pretrained on, where it is at hand.
+        source: what the network was pretrained on, where it is at hand. If it has a `forward`, all images run by that.
         unaugmented: the training images without augmentation; those of the loader where left out.
         steps: of each of at most four trainings; a schedule that is laid out over epochs is over when they are.
         head: dotted path of the classifier, or "auto".
@@ -187,7 +187,8 @@ def advise(
     check_count("steps", steps, least=1)
     if adapt is not None and not callable(adapt):
         raise TransferConfigError(f"adapt={adapt!r} is no function. {ADAPT}")
-    question = Question(source, unaugmented, head, adapt, steps, trainer or {})
+    forward: Any = source.forward if source is not None and callable(source.forward) else None
+    question = Question(source, unaugmented, head, adapt, steps, trainer or {}, forward)
     is_seen = not isinstance(trainer, Mapping) or trainer.get("enable_progress_bar", True)
     measured = measure(module, data, question, progress=tqdm_progress if is_seen else no_progress)
     settings, methods = known_settings(), [*(LINES if source else ALONE)]

@@ -23,6 +23,7 @@ from lightning_transfer.progress import Progress, Step
 from lightning_transfer.roles import entry_of, find_head, has_forward
 from lightning_transfer.source.datasets import load
 from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, Extent, domain_gap, look, unlike_pixels
+from lightning_transfer.source.passes import is_misuse, takes_more
 from lightning_transfer.source.reading import readable
 from lightning_transfer.source.stream import collate, seeded
 from lightning_transfer.source.task import SourceTask
@@ -102,6 +103,7 @@ class Question:
         adapt: turns a batch of the user's into images and labels; None where it is both.
         steps: of each training.
         options: of the Trainer.
+        forward: runs images, where the module's own forward does not take them.
     """
 
     source: SourceTask | None
@@ -110,6 +112,7 @@ class Question:
     adapt: Callable[[Any], tuple[Tensor, Tensor]] | None
     steps: int
     options: Mapping[str, Any]
+    forward: Callable[[nn.Module, Tensor], Tensor] | None = None
 
 
 def measure(module: Any, data: Any, question: Question, *, progress: Progress) -> Measured:
@@ -220,20 +223,15 @@ class _Looking(AnyCallback):
 
     def _measure_gap(self, source: SourceTask, mine: "_Answers") -> None:
         chosen = some(list(range(len(mine.features))), TARGET_IMAGES)
-        run, features = self.runner.run_of(source), mine.features
-        like: Tensor | None = mine.images
-        if callable(source.forward):
-            like = None  # it may bring both sides to one size
-            with seeded(source.seed, 0):  # opening a loader would move the state that training draws from
-                features = look(self.runner.images(self.probed_on), run).features
-        with seeded(source.seed, 0):  # and so would the source's augmentation
-            theirs = look(self.runner.images_of(source), run, like=like)
+        like = None if callable(source.forward) else mine.images  # which may bring both sides to one size
+        with seeded(source.seed, 0):  # its augmentation would move the state that training draws from
+            theirs = look(self.runner.images_of(source), self.runner.features, like=like)
         groups = None if self.groups is None else [self.groups[place] for place in chosen]
         self.remark = unlike_pixels(mine.extent, theirs.extent)
         if groups is not None and len({*groups}) < 2:
             self.remark = "beside those held out, all images are of one group"
         if not self.remark:
-            self.gap = domain_gap(features[chosen], theirs.features, target_groups=groups)
+            self.gap = domain_gap(mine.features[chosen], theirs.features, target_groups=groups)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Show how far it is."""
@@ -262,8 +260,12 @@ class _Runner:
         self.trainer, self.module, self.question = trainer, module, question
         probe = partial(self._try, loader) if has_forward(module) else None
         self.head = find_head(module, question.head, probe=probe)
+        self.guess = ""
+        if question.forward is not None:
+            self.entry: Callable[[Tensor], Any] = partial(question.forward, module)
+            return
         path = entry_of(module, self.head)
-        self.entry: Callable[[Tensor], Any] = module.get_submodule(path)
+        self.entry = module.get_submodule(path)
         self.guess = f"through {path!r}" if path else ""
         if path and path != self.head.network_path:  # it ends in front of the head
             self.entry = nn.Sequential(self.entry, self.head.module)
@@ -279,15 +281,10 @@ class _Runner:
                     f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}; expected (B,) class numbers. "
                     "Leave mixing of images out of the loader that advice is asked for."
                 )
-            parts.append((*self._run(self.entry, images), labels.cpu()))
+            parts.append((*self._run(images), labels.cpu()))
             extent.see(images)
         features, logits, labels = (torch.cat(part) for part in zip(*parts, strict=True))
         return _Answers(features, logits, labels, images, extent)
-
-    def images(self, loader: DataLoader[Any]) -> Iterator[Tensor]:
-        """The images of a loader alone."""
-        for batch in loader:
-            yield self._read(batch)[0]
 
     def images_of(self, source: SourceTask) -> Iterator[Tensor]:
         """Some of a source's images."""
@@ -299,12 +296,9 @@ class _Runner:
                 images, _ = source.unpack(to_device(self.trainer, batch, hooks=source.batch_hooks))
             yield images
 
-    def run_of(self, source: SourceTask) -> Callable[[Tensor], Tensor]:
-        """How images are run where sides are compared: as the source says, or as the module runs them."""
-        own = source.forward
-        if callable(own):
-            return lambda images: self._run(partial(own, self.module), images, gives_features=True)[0]
-        return lambda images: self._run(self.entry, images)[0]
+    def features(self, images: Tensor) -> Tensor:
+        """What the head takes."""
+        return self._run(images)[0]
 
     def _try(self, loader: DataLoader[Any]) -> None:
         """Run an image."""
@@ -321,10 +315,8 @@ class _Runner:
         made = f"adapt= made that of {structure(moved)}."
         return images_and_labels(self.question.adapt(moved), self.trainer.strategy.root_device, otherwise=made)
 
-    def _run(
-        self, run: Callable[[Tensor], Any], images: Tensor, *, gives_features: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """What the head takes and gives; a run that ends in front of it gives the features."""
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head takes and gives; a `SourceTask(forward=)` may end before it."""
         calls: list[tuple[Tensor, Tensor]] = []
 
         def hear(head: Any, args: Any, kwargs: Any, given: Tensor) -> None:
@@ -333,14 +325,25 @@ class _Runner:
         handle = self.head.module.register_forward_hook(hear, with_kwargs=True)
         try:
             with evaluating(self.module), self.trainer.precision_plugin.forward_context():
-                output = run(images)
+                output = self.entry(images)
+                if not calls and self.question.forward is not None:
+                    self.head.module(output)  # which is heard
+        except Exception as error:
+            if self.question.forward is None and is_misuse(error):
+                raise TransferConfigError(takes_more(self.module, self.head, error)) from error
+            raise
         finally:
             handle.remove()
             torch.clear_autocast_cache()
-        if not calls and not gives_features:
+        if not calls:
             raise TransferConfigError(
                 f"{type(self.module).__name__} does not run its head {self.head.path!r} on images, so nothing can be "
                 "told of its features."
             )
-        taken, given = calls[-1] if calls else (output, output)
+        taken, given = calls[-1]
+        if given.ndim != 2 and given.shape[1:].numel() != given.shape[1]:
+            raise TransferConfigError(
+                f"The head {self.head.path!r} gives {tuple(given.shape[1:])} for an image; expected one row of classes."
+            )
+        given = given.flatten(1)
         return taken.detach().float().flatten(1).cpu(), given.detach().float().cpu()  # forward may enable gradients

@@ -17,7 +17,6 @@ from lightning_transfer.roles import Head, entry_of, find_backbone, in_width, us
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.tracing import is_run_again
 
-MISUSE = (TypeError, ValueError, LookupError, AttributeError)  # by a forward that takes a batch, or more than images
 Draw = Callable[[], Tensor]
 Act = TypeVar("Act", bound=Callable[..., Any])
 
@@ -90,8 +89,8 @@ class _AppendSource(_Hook):
         source_images = draw()
         if images.ndim != source_images.ndim:
             raise TransferConfigError(
-                f"forward='joint' found an input of shape {tuple(images.shape)} where {type(network).__name__} holds the "
-                "head: it stands apart from the network that takes the images. Use forward='separate'."
+                f"forward='joint' found an input of shape {tuple(images.shape)} where {type(network).__name__} holds "
+                "the head, apart from the network that takes the images. Use forward='separate'."
             )
         if images.shape[1:] != source_images.shape[1:]:
             raise TransferConfigError(
@@ -221,8 +220,8 @@ class SourcePass:
             ends_at_features = forward is not None or self.entry not in ("", self.head.network_path)
             features = self.tap.features if reached or not ends_at_features else output
         except Exception as error:
-            if forward is None and not self._has_run and isinstance(error, MISUSE):
-                raise TransferConfigError(_takes_more(module, self.head, error)) from error
+            if forward is None and not self._has_run and is_misuse(error):
+                raise TransferConfigError(takes_more(module, self.head, error)) from error
             error.add_note(f"This happened in a separate pass of images, {images.dtype} {tuple(images.shape)}.")
             raise
         finally:
@@ -269,10 +268,15 @@ class SourcePass:
         return None if features is None else self._checked(features)
 
     def _checked(self, features: Tensor) -> Tensor:
-        """Features that the head can take; pooled to pictures of one pixel they are flattened, as the user's code does."""
+        """Features that the head can take; pictures of one pixel are flattened, as the user's code does."""
         width = in_width(self.head.module)
         if isinstance(self.head.module, nn.Linear) and features.shape[1:].numel() == features.shape[1] == width:
             features = features.flatten(1)
+        if isinstance(self.head.module, nn.Conv2d | nn.Sequential) and features.shape[2:].numel() > 1:
+            raise TransferConfigError(
+                f"The head {self.head.path!r} is a convolution over pictures, {tuple(features.shape[1:])}; a source "
+                "head takes one row an image. Pool before the head, and let it end in a Linear layer."
+            )
         if width not in features.shape[1:]:
             raise TransferConfigError(
                 f"Source features of shape {tuple(features.shape)} do not fit the head {self.head.path!r}, which takes "
@@ -281,8 +285,14 @@ class SourcePass:
         return features
 
 
-def _takes_more(module: nn.Module, head: Head, error: Exception) -> str:
-    """What to write where a module's forward takes something else than images."""
+def is_misuse(error: Exception) -> bool:
+    """Return whether a forward that takes a batch, or more than images, may have raised this when it got images."""
+    kinds = (TypeError, ValueError, LookupError, AttributeError)
+    return isinstance(error, kinds) and not isinstance(error, TransferConfigError)
+
+
+def takes_more(module: nn.Module, head: Head, error: Exception) -> str:
+    """Return what to write if a module's forward takes something else than images."""
     path = head.network_path if head.network_path != head.path else find_backbone(module, head)[0]
     name = type(module).__name__
     return (

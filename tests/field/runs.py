@@ -407,7 +407,10 @@ def advise(shape, options):
     mine = {key: value for key, value in options.items() if key in ("head", "adapt")}
     packed = task(source(shape), {key: value for key, value in options.items() if key != "head"})
     advice = lt.advise(module, data, source=packed, steps=1, trainer=quiet, **mine)
-    assert (advice.measured.images, advice.measured.classes) == (len(data.dataset), len({*data.dataset.labels.tolist()}))
+    assert (advice.measured.images, advice.measured.classes) == (
+        len(data.dataset),
+        len({*data.dataset.labels.tolist()}),
+    )
     assert advice.measured.scored == len(data.dataset)
     assert 0 <= advice.measured.gap <= 1
     assert anatomy(module) == anatomy(untouched)

@@ -251,9 +251,9 @@ class GradientsSwitchedInForward(Shape):
         self.classifier = nn.Linear(nets.WIDTH, CLASSES)
         self.finetune = True
 
-    def forward(self, X):
+    def forward(self, x):
         with torch.set_grad_enabled(self.finetune):
-            feats = self.backbone(X)
+            feats = self.backbone(x)
         return {"logits": self.classifier(feats), "feats": feats}
 
     def training_step(self, batch, batch_idx):
@@ -271,8 +271,8 @@ class TransformerWithoutHead(GradientsSwitchedInForward):
         super().__init__()
         self.backbone = nets.vit(num_classes=0)
 
-    def forward(self, X):
-        feats = self.backbone(X)
+    def forward(self, x):
+        feats = self.backbone(x)
         return {"logits": self.classifier(feats), "feats": feats}
 
 

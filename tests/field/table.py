@@ -30,7 +30,7 @@ class Cell:
         """In the README's table."""
         if self.cure:
             return "with " + ", ".join(f"`{name}=`" for name in self.cure)
-        return {"works": "yes", "senseless": "–"}.get(self.kind, self.kind)
+        return {"works": "yes", "senseless": "-"}.get(self.kind, self.kind)
 
 
 WORKS = Cell()
@@ -75,6 +75,7 @@ VIEWS = refused("adapt=", adapt=lambda batch: (batch[0][0] if isinstance(batch[0
 NUMBERS = refused("adapt=", "argmax(1)", adapt=lambda batch: (batch[0], batch[1].argmax(1)))
 MIXED = warned("mixup")
 SUM = warned("mean")
+NO_LINEAR = refused("ends in a Linear layer")
 PER_PIXEL = senseless("per-pixel heads are not supported")
 NO_PARAMETER = warned("No parameter", "self.parameters()")
 
@@ -93,11 +94,7 @@ TABLE = {
     "InjectedNetwork": row(aux=no_tap("net.layer3")),
     "ForwardOfBatch": row(soft=OF_BATCH, auto=OF_BATCH, selective=OF_BATCH, advise=OF_BATCH),
     "ConvolutionalClassifier": row(
-        sourced=refused("head="),
-        gated=refused("head="),
-        aux=refused("head="),
-        several=refused("head="),
-        advise=refused("head="),
+        sourced=NO_LINEAR, gated=NO_LINEAR, aux=NO_LINEAR, several=NO_LINEAR, advise=NO_LINEAR
     ),
     "GradientsSwitchedInForward": row(several=ALONE),
     "TransformerWithoutHead": row(adafilter=ONE_LAYER, aux=senseless("aux_weight=0"), several=ALONE),
@@ -168,7 +165,10 @@ TABLE = {
     ),
     "Segmentation": row(sourced=PER_PIXEL, gated=PER_PIXEL, aux=PER_PIXEL, several=PER_PIXEL, advise=PER_PIXEL),
     "FrozenConvNeXt": row(
-        sourced=warned("requires_grad"), auto=WORKS, adafilter=warned("requires_grad"), several=warned("frozen")
+        sourced=warned("requires_grad"),
+        auto=WORKS,
+        adafilter=warned("requires_grad"),
+        several=warned("frozen", "requires_grad_(False)"),
     ),
     "ConvNeXt": row(),
     "ReturnsFeatures": row(joint=refused("forward='separate'"), several=refused("as self.model(images)")),

@@ -103,7 +103,8 @@ class FilterGates(Structure):
             network = getattr(network, "_orig_mod", network)
             sites = [Site(conv, norm) for conv, norm in zip(spec["convolutions"], spec["norms"], strict=True)]
             options = {"width": spec["width"]} if spec["width"] else {}
-            cls(network, sites, host=host, name=name, estimator=spec["estimator"], temperature=spec["temperature"], **options)
+            options |= {key: spec[key] for key in ("estimator", "temperature")}
+            cls(network, sites, host=host, name=name, **options)
 
     def layers(self, network: nn.Module) -> list[GatedConv2d]:
         """The gated layers of the network that this is in."""

@@ -113,6 +113,15 @@ class Agreement(TransferPart):
         """Refuse to train networks that no optimizer holds."""
         for name in self.ensemble.names[1:]:
             optimizers.check_held(trainer, self._member(name))
+        if optimizers.why_untrained(trainer, self.neighbors(trainer.lightning_module, "")):
+            heads = {id(param) for head in self._heads().values() for param in head.parameters()}
+            for name in self.ensemble.names[1:]:
+                if any(param.requires_grad and id(param) not in heads for param in self._member(name).parameters()):
+                    warnings.warn(
+                        f"Of your network only the head is trained, its body is frozen; of {name!r} all is trained. If "
+                        f"that is not meant, freeze it before you pass it: {name}.requires_grad_(False).",
+                        stacklevel=2,
+                    )
 
     def begin(self, module: Any, batch: Any = None) -> None:
         """Follow what each network says."""

@@ -7,7 +7,7 @@ from typing import TypeAlias
 from torch import nn
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.methods.collaborative.members import OWN, Sources, classifier, make_members, named
+from lightning_transfer.methods.collaborative.members import OWN, Sources, last_classifier, make_members, named
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 from lightning_transfer.methods.collaborative.plan import LayerPlan
 from lightning_transfer.roles import find_network
@@ -43,7 +43,7 @@ def apply_collaborative(
     """
     path, own = _find(module, model)
     try:
-        classifier(own, OWN)
+        last_classifier(own, OWN)
     except TransferConfigError as error:
         raise TransferConfigError(
             f"{path!r} of {type(module).__name__} gives no logits. Other networks are put beside one that turns "

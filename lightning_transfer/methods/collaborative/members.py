@@ -13,7 +13,7 @@ from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.methods.collaborative.depths import find_depths
 from lightning_transfer.roles import Head, find_head, out_width
 from lightning_transfer.surgery import own_randomness, replace_modules
-from lightning_transfer.tracing import run_on_a_picture
+from lightning_transfer.tracing import evaluating, run_on_a_picture
 
 OWN = "own"  # the user's network among the members
 Sources: TypeAlias = Mapping[str, nn.Module | str] | Sequence[nn.Module | str]
@@ -139,12 +139,12 @@ def make_members(own: nn.Module, sources: Mapping[str, nn.Module | str], example
     Raises:
         TransferConfigError: a network has no head that can be told, or takes other channels.
     """
-    own_head = classifier(own, OWN)
+    own_head = last_classifier(own, OWN)
     members = {OWN: Member(own)}
     with own_randomness():
         for name, source in sources.items():
             network = copy.deepcopy(loaded(source))
-            head = classifier(network, name)
+            head = last_classifier(network, name)
             if (mine := _channels(own, example)) != (theirs := _channels(network)):
                 raise TransferConfigError(
                     f"{name} takes {theirs} channels, and the pictures of your network have {mine}."
@@ -184,6 +184,39 @@ def classifier(network: nn.Module, name: str) -> Head:
             f"{name}: its head {head.path!r} is a {type(head.module).__name__}; expected a Linear."
         )
     return head
+
+
+def last_classifier(network: nn.Module, name: str) -> Head:
+    """Return the classifier of a network that gives its logits, as far as a blank picture shows.
+
+    Raises:
+        TransferConfigError: there is none, or what the network gives is not its logits.
+    """
+    head, inner = classifier(network, name), getattr(network, "_orig_mod", network)
+    heard: list[Any] = []
+    handle = head.module.register_forward_hook(lambda layer, args, logits: heard.append(logits))
+    try:
+        with evaluating(inner):
+            given = run_on_a_picture(inner)
+    except TransferConfigError:
+        return head  # it runs on other pictures
+    finally:
+        handle.remove()
+    if isinstance(given, Tensor) and heard and not _are_same_logits(given.flatten(1), heard[-1].flatten(1)):
+        raise TransferConfigError(
+            f"{name}, a {type(inner).__name__}, does not give the logits of its last layer {head.path!r}, but features "
+            "(num_classes=0), or probabilities after a softmax or sigmoid. Logits are averaged: let each network end "
+            "in its classifier, and leave softmax and sigmoid to the loss."
+        )
+    return head
+
+
+def _are_same_logits(given: Tensor, logits: Tensor) -> bool:
+    """Whether both rank and weigh classes alike: after a log-softmax they differ by one number an image."""
+    if given.shape != logits.shape:
+        return False
+    apart = given - logits
+    return torch.allclose(apart, apart[:, :1].expand_as(apart), atol=1e-4) and (given.shape[1] > 1 or not apart.any())
 
 
 def renew_head(network: nn.Module, head: Head, num_classes: int) -> None:
