@@ -122,7 +122,7 @@ FAULTS = {
     ),
     16: (
         "networks of every make: no BatchNorm, transformers, tied weights, odd convolutions, lazy layers",
-        "contracts/test_user_modules.py::test_first_gradient_is_the_sum_of_both_tasks",
+        "field/test_field.py::test_as_it_comes",
         "contracts/test_silence.py::test_statistics_of_instance_norm_cannot_be_protected",
         "adafilter/test_sites.py::test_networks_that_people_use",
         "adafilter/test_sites.py::test_what_stands_in_the_way_is_named",
@@ -137,8 +137,8 @@ FAULTS = {
     ),
     18: (
         "compiled modules and activation checkpointing",
-        "contracts/test_user_modules.py::test_a_whole_compiled_module",
-        "contracts/test_user_modules.py::test_a_compiled_network_follows_the_whole_schedule",
+        "field/test_compiled.py::test_a_whole_compiled_module",
+        "field/test_compiled.py::test_a_compiled_network_follows_the_whole_schedule",
         "contracts/test_as_found.py::test_a_compiled_modules_own_step_comes_back",
         "contracts/test_silence.py::test_checkpointing_by_hand_does_not_move_protected_statistics",
         "contracts/test_silence.py::test_recomputed_activations_are_refused_where_statistics_would_move",
@@ -224,7 +224,7 @@ FAULTS = {
     ),
     28: (
         "batches of every form",
-        "contracts/test_user_modules.py::test_first_gradient_is_the_sum_of_both_tasks",
+        "field/test_field.py::test_as_it_comes",
         "contracts/test_faults.py::test_hooks_that_do_not_know_source_batches_are_pointed_out",
         "contracts/test_silence.py::test_a_wrong_adapt_shows_what_it_was_given",
         "contracts/test_auto.py::test_a_target_batch_that_is_not_read_as_the_sources_is_named",

@@ -108,14 +108,16 @@ class UNetLike(nn.Module):
 class Other(nn.Module):
     """The second network of several; it was trained on other classes."""
 
-    def __init__(self):
+    def __init__(self, num_classes=9):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(4)
             self.conv1, self.bn1 = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
             self.conv2 = nn.Conv2d(6, 7, 3)
-            self.fc = nn.Linear(7, 9)
+            self.fc = nn.Linear(7, num_classes)
+
+    def features(self, pixels):
+        return F.relu(self.conv2(F.relu(self.bn1(self.conv1(pixels))))).mean((2, 3))
 
     def forward(self, pixels):
-        features = F.relu(self.conv2(F.relu(self.bn1(self.conv1(pixels)))))
-        return self.fc(features.mean((2, 3)))
+        return self.fc(self.features(pixels))

@@ -116,38 +116,7 @@ TABLE = {
         several=ALONE,
     ),
     "LayersOnTheModule": row(joint=refused("forward="), aux=no_tap("block2"), several=ALONE),
-    "OneLogit": row(
-        aux=refused("aux_weight=0"), several=refused("loss=", loss=shapes.binary), advise=senseless("one a class")
-    ),
-    "MultiLabel": row(
-        sourced=refused("SourceTask(loss=", loss=BCE),
-        auto=WORKS,
-        selective=senseless("rounds=0"),
-        aux=refused("labels="),
-        several=refused("labels=", "loss=", labels=lambda batch: batch[1], loss=BCE),
-        advise=senseless("class numbers"),
-    ),
-    "OneHot": row(
-        sourced=NUMBERS,
-        auto=WORKS,
-        aux=refused("labels=", labels=lambda batch: batch[1].argmax(1)),
-        several=refused("labels=", "loss=", labels=lambda batch: batch[1], loss=BCE),
-        advise=NUMBERS,
-    ),
-    "SigmoidAtTheEnd": row(
-        sourced=refused("SourceTask(loss=", loss=BCE),
-        auto=WORKS,
-        selective=senseless("rounds=0"),
-        aux=refused("tap="),
-        several=refused("sigmoid"),
-        advise=senseless("class numbers"),
-    ),
     "SoftmaxAtTheEnd": row(aux=refused("tap=", tap="model.0.layer3"), several=refused("softmax")),
-    "MixupInTheStep": row(aux=refused("aux_weight=0"), several=MIXED),
-    "MixupInTheHook": row(
-        sourced=refused("batch_hooks=False", batch_hooks=False), auto=WORKS, aux=refused("aux_weight=0"), several=MIXED
-    ),
-    "LossTimesBatch": row(sourced=SUM, auto=WORKS, aux=SUM, several=SUM),
     "ClassWeights": row(several=criterion(shapes.weighted())),
     "LabelSmoothing": row(several=criterion(nn.CrossEntropyLoss(label_smoothing=0.1))),
     "DictStep": row(),
@@ -192,6 +161,30 @@ def cells():
     for shape, expected in TABLE.items():
         for method, cell in expected.items():
             yield SHAPES[shape], method, cell
+
+
+TITLES = {
+    "soft": "soft",
+    "auto": "soft, measured weight",
+    "selective": "selective",
+    "joint": '`forward="joint"`',
+    "adafilter": "AdaFilter",
+    "gated": "gated",
+    "aux": "its auxiliary classifier",
+    "several": "several networks",
+    "advise": "`advise`",
+}
+
+
+def page():
+    """The README's table, and below it in how many of the modules a method works, of those in which it makes sense."""
+    yield f"| your module | {' | '.join(TITLES[method] for method in METHODS)} |"
+    yield "|---" * (1 + len(METHODS)) + "|"
+    for shape, expected in TABLE.items():
+        says = SHAPES[shape].__doc__.partition("\n")[0]
+        yield f"| {says} | {' | '.join(expected[method].shown for method in METHODS)} |"
+    shares = (f"{works} of {of}" for of, works, _ in counts().values())
+    yield f"| **works, of those where it makes sense** | {' | '.join(shares)} |"
 
 
 def counts():
