@@ -8,7 +8,7 @@ import runpy
 import pytest
 import torch
 
-from tests.field.table import page
+from tests.field import table
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 BENCHMARKS = README.parent / "examples/benchmarks"
@@ -47,5 +47,5 @@ def test_the_table_of_searches_is_made_of_its_results():
 
 
 def test_the_table_of_modules_is_the_field_suites():
-    table = README.read_text().partition("### Modules it has been put into, unmodified")[2].partition("\n#")[0]
-    assert [line for line in table.splitlines() if line.startswith("|")] == list(page())
+    section = README.read_text().partition("### Modules it has been put into, unmodified")[2].partition("\n#")[0]
+    assert [line for line in section.splitlines() if line.startswith("|")] == list(table.page())
