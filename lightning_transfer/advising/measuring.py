@@ -268,7 +268,7 @@ class _Runner:
         self.entry = module.get_submodule(path)
         self.guess = f"through {path!r}" if path else ""
         if path and path != self.head.network_path:  # it ends in front of the head
-            self.entry = nn.Sequential(self.entry, self.head.module)
+            self.entry = nn.Sequential(module.get_submodule(path), self.head.module)
             self.guess += f" and {self.head.path!r}"
 
     def at(self, loader: DataLoader[Any]) -> _Answers:

@@ -294,10 +294,9 @@ def is_misuse(error: Exception) -> bool:
 def takes_more(module: nn.Module, head: Head, error: Exception) -> str:
     """Return what to write if a module's forward takes something else than images."""
     path = head.network_path if head.network_path != head.path else find_backbone(module, head)[0]
-    name = type(module).__name__
     return (
-        f"{name}.forward does not run on images alone ({type(error).__name__}: {error}). Say how images run: "
-        f"SourceTask(forward=lambda module, images: module.{path}(images))."
+        f"{type(module).__name__}.forward does not run on images alone ({type(error).__name__}: {error}). Say how images "
+        f"run: SourceTask(forward=lambda module, images: module.{path}(images))."
     )
 
 

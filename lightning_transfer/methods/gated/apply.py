@@ -92,7 +92,7 @@ def find_tap(module: nn.Module, tap: str, head: str) -> tuple[str, int]:
         TransferConfigError: timm names no stages, or what runs there gives no (B, C, H, W); the candidates are listed.
     """
     path = (head if tap == "auto" else tap).partition(".")[0]
-    network = getattr(module, path, None)
+    network: Any = getattr(module, path, None)
     is_network = isinstance(network, nn.Module) and has_forward(network) and path != tap
     if not (is_network and any(isinstance(part, nn.Conv2d) for part in network.modules())):
         path, network = find_network(module)  # the head stands apart, or the path leads nowhere
