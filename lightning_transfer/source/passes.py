@@ -295,8 +295,8 @@ def takes_more(module: nn.Module, head: Head, error: Exception) -> str:
     """Return what to write if a module's forward takes something else than images."""
     path = head.network_path if head.network_path != head.path else find_backbone(module, head)[0]
     return (
-        f"{type(module).__name__}.forward does not run on images alone ({type(error).__name__}: {error}). Say how images "
-        f"run: SourceTask(forward=lambda module, images: module.{path}(images))."
+        f"{type(module).__name__}.forward does not run on images alone ({type(error).__name__}: {error}). Say how "
+        f"images run: SourceTask(forward=lambda module, images: module.{path}(images))."
     )
 
 
