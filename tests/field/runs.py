@@ -383,6 +383,8 @@ def several(shape, options):
     runner, watch = fit(module, lt.CollaborativeFinetuning({"other": nets.Other()}, **options), keep)
     run_all(runner, module)
     assert any(".other." in name for name in watch.moved)
+    own = accuracy_of_the_first(module)
+    assert abs(ensemble_in(module).accuracies["own"] - own) < 1e-6
     twin = built(shape).train()
     images, labels = twin.seen(target(shape).images[:BATCH]), target(shape).labels[:BATCH]
     logits = [twin.get_submodule(shape.head_path)(twin.features(images)), keep.kept(images)]
@@ -393,6 +395,16 @@ def several(shape, options):
     alone(module)
     moved_as_plain(shape, module)
     as_found(module)
+
+
+def accuracy_of_the_first(module):
+    """Of the user's own network among others, by hand, on the images of the last validation."""
+    module.eval()
+    with torch.no_grad():
+        logits = ensemble_in(module).members["own"](module.seen(target(type(module)).images))
+    says = logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
+    module.train()
+    return float((says == target(type(module)).labels % max(logits.shape[1], 2)).float().mean())
 
 
 def ensemble_in(module):

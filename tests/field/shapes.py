@@ -390,6 +390,31 @@ class LayersOnTheModule(Shape):
         return self.block3(self.block2(self.block1(x))).mean((2, 3))
 
 
+def binary(logits, labels):
+    return F.binary_cross_entropy_with_logits(logits.squeeze(1), labels.float())
+
+
+class OneLogit(Shape):
+    """One logit, binary cross-entropy"""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nets.timm_resnet(num_classes=1)
+        nn.init.constant_(self.model.fc.bias, 0.5)  # so that it says 1 of most
+
+    @staticmethod
+    def sample(image, label, index, classes):
+        return (image, label % 2) if classes == CLASSES else (image, label)
+
+    @staticmethod
+    def criterion(logits, labels, classes):
+        return binary(logits, labels % 2)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return binary(self(x), y)
+
+
 class SoftmaxAtTheEnd(Shape):
     """A network that ends in a softmax, cross-entropy on top"""
 

@@ -116,6 +116,9 @@ TABLE = {
         several=ALONE,
     ),
     "LayersOnTheModule": row(joint=refused("forward="), aux=no_tap("block2"), several=ALONE),
+    "OneLogit": row(
+        aux=refused("aux_weight=0"), several=refused("loss=", loss=shapes.binary), advise=senseless("one a class")
+    ),
     "SoftmaxAtTheEnd": row(aux=refused("tap=", tap="model.0.layer3"), several=refused("softmax")),
     "ClassWeights": row(several=criterion(shapes.weighted())),
     "LabelSmoothing": row(several=criterion(nn.CrossEntropyLoss(label_smoothing=0.1))),

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
@@ -14,10 +15,11 @@ from lightning_transfer.glue.labels import Labels
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, is_run_by, log
 from lightning_transfer.methods.collaborative.apply import find_ensemble
-from lightning_transfer.methods.collaborative.functional import Criterion, collaborative_loss, disagreement
+from lightning_transfer.methods.collaborative.functional import Criterion, collaborative_loss, disagreement, predicted
 from lightning_transfer.methods.collaborative.members import OWN, classifier
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 from lightning_transfer.naming import name_of
+from lightning_transfer.roles import out_width
 
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}  # share by which two ways to the same loss may differ
 CLOSE_AT_HALF = 0.02  # and at half precision
@@ -46,6 +48,12 @@ class Agreement(TransferPart):
         self._batch: Any = None
         self._is_foreign = False  # whether the step's loss was seen to be something else
         self.has_added = False  # to the loss of this step
+        own: Any = self.ensemble.members[self.ensemble.names[0]].network
+        if len(self.ensemble.names) > 1 and loss is F.cross_entropy and out_width(classifier(own, OWN).module) == 1:
+            raise TransferConfigError(
+                "The networks give one logit, and cross_entropy takes one for each class. Pass your step's criterion: "
+                "loss=lambda logits, labels: F.binary_cross_entropy_with_logits(logits.squeeze(1), labels.float())."
+            )
         self._right: Tensor | None = None  # of each network, in this validation
         self._num_seen = 0
         self.options = {"model": self.path, "weight": str(weight), "loss": name_of(loss)}
@@ -183,8 +191,8 @@ class Agreement(TransferPart):
     def _log(self, trainer: Any, logits: Tensor, labels: Tensor) -> None:
         values = {"transfer/disagreement": disagreement(logits)}
         if labels.ndim == 1:
-            values["transfer/ensemble_accuracy"] = (logits.mean(0).argmax(1) == labels).float().mean()
-            right = (logits.argmax(2) == labels).float().mean(1)
+            values["transfer/ensemble_accuracy"] = (predicted(logits.mean(0)) == labels).float().mean()
+            right = (predicted(logits) == labels).float().mean(1)
             values |= {
                 f"transfer/accuracy/{name}": share for name, share in zip(self.ensemble.names, right, strict=True)
             }
@@ -208,7 +216,7 @@ class Agreement(TransferPart):
         except (TransferConfigError, TypeError, LookupError, AttributeError):
             return  # a validation may be of anything
         if logits is not None and number == 1 and labels.ndim == 1 and logits.shape[1] == len(labels):
-            right = (logits.argmax(2) == labels).sum(1)
+            right = (predicted(logits) == labels).sum(1)
             self._right = right if self._right is None else self._right + right
             self._num_seen += len(labels)
 

@@ -53,3 +53,13 @@ def collaborative_loss(
     if own.ndim > 1:
         raise ValueError(f"loss gives {tuple(own.shape[1:])} numbers; expected one, the mean over images.")
     return own.sum() + weight * disagreement(logits)
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """Return the class of each row of logits (..., classes); one logit alone is that of class 1.
+
+    Example:
+        >>> predicted(torch.tensor([[0.5], [-0.5]])), predicted(torch.tensor([[0.5, 2.0]]))
+        (tensor([1, 0]), tensor([1]))
+    """
+    return (logits[..., 0] > 0).long() if logits.shape[-1] == 1 else logits.argmax(-1)

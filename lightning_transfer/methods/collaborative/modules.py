@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_transfer.errors import TransferConfigError, check_count, nearest
 from lightning_transfer.methods.collaborative.depths import Depths, find_depths
+from lightning_transfer.methods.collaborative.functional import predicted
 from lightning_transfer.methods.collaborative.members import (
     Member,
     adapted,
@@ -274,7 +275,7 @@ class CollaborativeEnsemble(Structure):
             for batch in loader:
                 images, labels = images_and_labels(batch, device)
                 logits = self.each(images)
-                right += (logits.argmax(2) == labels).sum(1).cpu()
+                right += (predicted(logits) == labels).sum(1).cpu()
                 total += len(labels)
         if not total:
             raise TransferConfigError("The loader gave no images.")

@@ -55,6 +55,11 @@ class AuxiliaryTerm(TransferPart):
         self.labels = labels
         self.classifier: AuxiliaryClassifier | None = None
         self.tap = ""
+        if weight and found[1].head.out_features == 1:
+            raise TransferConfigError(
+                "The network gives one logit, and the auxiliary classifier learns by cross_entropy, which takes one "
+                "for each class. Do without it: aux_weight=0."
+            )
         if weight:
             self.tap, num_features = find_tap(module, tap, self.head_path)
             with own_randomness():

@@ -275,6 +275,8 @@ class Borrowed:
                 if not share[1:] and term.first_extent is not None:
                     _check_scaled_alike(Extent().see(images), term.first_extent)
                 logits = term.target_logits(module, images).float()
+                if logits.shape[1] == 1:  # that of class 1, beside class 0 at 0
+                    logits = torch.cat([torch.zeros_like(logits), logits], 1)
                 entropy = torch.special.entr(logits.softmax(1)).sum(1)
                 share.append(torch.stack([(logits.argmax(1) == labels).float(), entropy], 1).cpu())
                 step(len(labels))
