@@ -338,6 +338,33 @@ FIELD: dict[str, tuple[str, ...]] = {
         "test_files.py::test_a_selection_with_another_type_in_its_header_is_refused",
         "test_files.py::test_a_selection_with_other_metadata_is_refused",
     ),
+    "D1": (
+        "a second Trainer that runs the module inside of a fit",
+        "contracts/test_another_trainer.py::test_a_fit_goes_on_as_if_another_trainer_had_not_run_the_module",
+        "contracts/test_another_trainer.py::test_a_warm_up_lasts_as_many_epochs_as_its_own_trainer_counts",
+        "contracts/test_another_trainer.py::test_a_callback_that_another_trainer_is_given_too_stays_in_its_fit",
+        "contracts/test_another_trainer.py::test_a_mixin_goes_by_the_trainer_that_fits_it",
+        "contracts/test_another_trainer.py::test_a_second_fit_inside_of_the_first_is_refused_by_name",
+    ),
+    "D8": (
+        "a target that changes within a run",
+        "contracts/test_another_trainer.py::test_other_data_in_a_second_fit_is_refused_where_images_are_borrowed_for_the_first",
+        "contracts/test_another_trainer.py::test_a_reloaded_loader_with_other_images_is_refused_too",
+        "contracts/test_another_trainer.py::test_the_same_dataset_in_a_second_fit_is_known_without_a_look",
+    ),
+    "D12": (
+        "a checkpoint of a method that changes layers, resumed with a source method alone",
+        "glue/test_company.py::test_a_changed_networks_checkpoint_with_a_source_method_alone_names_who_is_missing",
+    ),
+    "D13": (
+        "another module in a Trainer's second fit",
+        "contracts/test_another_trainer.py::test_another_module_in_a_second_fit_gets_a_part_of_its_own",
+    ),
+    "D18": (
+        "finetuning-scheduler and pruning beside ours",
+        "glue/test_company.py::test_a_finetuning_scheduler_lists_the_users_parameters_as_they_are_trained",
+        "glue/test_company.py::test_pruning_comes_first_where_layers_change",
+    ),
 }
 
 

@@ -21,7 +21,7 @@ each_sourced = each(has_source=True)
 def anatomy(module):
     """Everything of a module that a callback could leave something in."""
     return {
-        "attributes": {name for name in vars(module) if name != "_hparams"},
+        "attributes": set(vars(module)) - {"_hparams", "_fit"},  # _fit: which Trainer a mixin was in, as _trainer
         "step": module.training_step.__func__,
         "modules": [(name, type(child)) for name, child in module.named_modules()],
         "parameters": [(name, parameter.requires_grad) for name, parameter in module.named_parameters()],
