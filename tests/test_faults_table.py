@@ -5,9 +5,12 @@ A fault without a test, or with one that is not there any more, fails here.
 
 import ast
 import pathlib
+import re
 from functools import cache
 
 import pytest
+
+from tests.field.table import TABLE
 
 HERE = pathlib.Path(__file__).parent
 
@@ -365,6 +368,81 @@ FIELD: dict[str, tuple[str, ...]] = {
         "glue/test_company.py::test_a_finetuning_scheduler_lists_the_users_parameters_as_they_are_trained",
         "glue/test_company.py::test_pruning_comes_first_where_layers_change",
     ),
+    "S1": (
+        "a Sequential whose children are counted by position",
+        "field/test_field.py::test_as_it_comes[ThawedFromTheEnd-adafilter]",
+    ),
+    "S2": (
+        "accuracies of several networks with one logit",
+        "field/test_field.py::test_with_what_the_message_names[OneLogit-several]",
+    ),
+    "S3": (
+        "a transformer without a head beside other networks",
+        "field/test_field.py::test_as_it_comes[TransformerWithoutHead-several]",
+    ),
+    "S7": (
+        "a trained network beside a body that its user froze",
+        "field/test_field.py::test_as_it_comes[FrozenConvNeXt-several]",
+    ),
+    "C1": (
+        "a forward that switches gradients on, where the network is looked at",
+        "field/test_field.py::test_as_it_comes[GradientsSwitchedInForward-auto]",
+        "field/test_field.py::test_as_it_comes[GradientsSwitchedInForward-advise]",
+    ),
+    "C2": (
+        "the same with gated filters",
+        "field/test_field.py::test_as_it_comes[GradientsSwitchedInForward-adafilter]",
+    ),
+    "C3": (
+        "a forward that takes a batch",
+        "field/test_field.py::test_as_it_comes[ForwardOfBatch-soft]",
+        "field/test_field.py::test_as_it_comes[ForwardOfBatch-advise]",
+        "field/test_field.py::test_with_what_the_message_names[ForwardOfBatch-soft]",
+        "field/test_field.py::test_with_what_the_message_names[ForwardOfBatch-advise]",
+    ),
+    "C4": (
+        "one logit: several networks, and the auxiliary classifier",
+        "field/test_field.py::test_as_it_comes[OneLogit-several]",
+        "field/test_field.py::test_as_it_comes[OneLogit-aux]",
+    ),
+    "C6": (
+        "a classifier that is a convolution",
+        "field/test_field.py::test_as_it_comes[ConvolutionalClassifier-soft]",
+        "field/test_field.py::test_as_it_comes[ConvolutionalClassifier-advise]",
+    ),
+    "C9": (
+        "a network that ends in a softmax or a sigmoid",
+        "field/test_field.py::test_as_it_comes[SoftmaxAtTheEnd-several]",
+    ),
+    "M3": (
+        "a frozen body, and a source that could not change it",
+        "field/test_field.py::test_as_it_comes[FrozenConvNeXt-soft]",
+    ),
+    "M4": (
+        "one pass for both where backbone and head are apart",
+        "field/test_field.py::test_as_it_comes[ThawedFromTheEnd-joint]",
+        "field/test_field.py::test_as_it_comes[LayersOnTheModule-joint]",
+    ),
+    "M5": (
+        "batches of three for a selection",
+        "field/test_field.py::test_as_it_comes[ThreeTuples-selective]",
+        "field/test_field.py::test_with_what_the_message_names[ThreeTuples-selective]",
+    ),
+    "M6": (
+        "batches that are dictionaries",
+        "field/test_field.py::test_as_it_comes[DictBatches-soft]",
+        "field/test_field.py::test_with_what_the_message_names[DictBatches-soft]",
+    ),
+    "M8": (
+        "a head that is asked for, then refused",
+        "field/test_field.py::test_as_it_comes[ConvolutionalClassifier-gated]",
+        "field/test_field.py::test_as_it_comes[ConvolutionalClassifier-several]",
+    ),
+    "M9": (
+        "gated filters where there is only a stem",
+        "field/test_field.py::test_as_it_comes[VisionTransformer-adafilter]",
+        "field/test_field.py::test_as_it_comes[TransformerWithoutHead-adafilter]",
+    ),
 }
 
 
@@ -412,5 +490,9 @@ def test_every_fault_has_tests_that_exist(table):
         assert text, number
         assert names, f"{number}, {text}, has no test"
         for name in names:
-            file, _, test = name.partition("::")
+            file, test, cell = re.fullmatch(r"(.*)::(\w+)(?:\[(.*)\])?", name).groups()
             assert test in defined_tests(HERE / file), f"{number}: there is no {name}"
+            if cell is not None:
+                shape, method = cell.split("-")
+                assert method in TABLE[shape], f"{number}: there is no {name}"
+                assert test == "test_as_it_comes" or TABLE[shape][method].cure, f"{number}: there is no {name}"
