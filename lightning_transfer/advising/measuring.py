@@ -279,7 +279,8 @@ class _Runner:
             if labels.ndim != 1 or labels.is_floating_point():
                 raise TransferConfigError(
                     f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}; expected (B,) class numbers. "
-                    "Leave mixing of images out of the loader that advice is asked for."
+                    "Leave mixing of images out of the loader that advice is asked for; of one-hot labels make "
+                    "numbers: adapt=lambda batch: (batch[0], batch[1].argmax(1))."
                 )
             parts.append((*self._run(images), labels.cpu()))
             extent.see(images)

@@ -22,6 +22,12 @@ def find_labels(batch: Any) -> Tensor:
     elif isinstance(batch, list | tuple) and len(batch) > 1:
         labels = batch[1]
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        if isinstance(labels, Tensor):
+            raise TransferConfigError(
+                f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}; expected (B,) class numbers. Pass "
+                "labels=lambda batch: ... to make them (of one-hot labels: batch[1].argmax(1)); several networks take "
+                "others beside their criterion: labels=lambda batch: batch[1], loss=..."
+            )
         raise TransferConfigError(
             f"No labels found in a batch that is a {type(batch).__name__}; expected (B,) class numbers. Pass "
             "labels=lambda batch: ..., or give batches (images, labels)."

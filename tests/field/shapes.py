@@ -415,6 +415,22 @@ class OneLogit(Shape):
         return binary(self(x), y)
 
 
+class OneHot(Shape):
+    """One-hot labels, binary cross-entropy"""
+
+    @staticmethod
+    def sample(image, label, index, classes):
+        return image, F.one_hot(torch.tensor(label), classes).float()
+
+    @staticmethod
+    def criterion(logits, labels, classes):
+        return F.binary_cross_entropy_with_logits(logits, F.one_hot(labels, classes).float())
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.binary_cross_entropy_with_logits(self(x), y)
+
+
 class SoftmaxAtTheEnd(Shape):
     """A network that ends in a softmax, cross-entropy on top"""
 

@@ -119,6 +119,13 @@ TABLE = {
     "OneLogit": row(
         aux=refused("aux_weight=0"), several=refused("loss=", loss=shapes.binary), advise=senseless("one a class")
     ),
+    "OneHot": row(
+        sourced=NUMBERS,
+        auto=WORKS,
+        aux=refused("labels=", labels=lambda batch: batch[1].argmax(1)),
+        several=refused("labels=", "loss=", labels=lambda batch: batch[1], loss=BCE),
+        advise=NUMBERS,
+    ),
     "SoftmaxAtTheEnd": row(aux=refused("tap=", tap="model.0.layer3"), several=refused("softmax")),
     "ClassWeights": row(several=criterion(shapes.weighted())),
     "LabelSmoothing": row(several=criterion(nn.CrossEntropyLoss(label_smoothing=0.1))),
