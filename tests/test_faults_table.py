@@ -63,7 +63,6 @@ FAULTS = {
         "contracts/test_faults.py::test_an_exploded_source_loss_names_the_samples",
         "selective/test_rounds.py::test_answers_that_are_not_finite_stop_the_run",
         "collaborative/test_training.py::test_a_loss_that_is_no_number_stops_before_the_step_and_names_the_networks",
-        "gated/test_invariants.py::test_a_nan_stops_in_front_of_the_optimizer",
     ),
     8: (
         "steps that the gradient scaler skips",
