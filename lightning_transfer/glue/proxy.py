@@ -226,10 +226,22 @@ class Trials:
         devices = range(torch.cuda.device_count())
         with silent(), seeded(seed, 1), torch.random.fork_rng(devices):
             torch.cuda.manual_seed_all(seed)  # for dropout there
-            if self.datamodule is None:
-                self.make(**options).fit(module, loader)
-            else:
-                self.make(**options).fit(module, datamodule=_serving(self.datamodule, loader))
+            data = loader if self.datamodule is None else _serving(self.datamodule, loader)
+            with _named(options["max_epochs"]):
+                self.make(**options).fit(module, data)
+
+
+@contextmanager
+def _named(epochs: int) -> Iterator[None]:
+    """Say of an error that it came in a trial, which is shorter than the user's training."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            f"This happened in a trial of {epochs} epochs; where a schedule needs more, ask for more steps=, or for "
+            "more proxy_epochs= of a search."
+        )
+        raise
 
 
 def _unheard(namespace: str, folder: Any) -> Any:

@@ -638,3 +638,17 @@ def test_a_schedule_over_epochs_has_them():
 
     advise(Counting(), steps=7, trainer={**QUIET, "accumulate_grad_batches": 2, "limit_train_batches": 1})
     assert set(steps) == {7}
+
+
+def test_a_schedule_that_the_trial_is_too_short_for_is_said_to_be_in_a_trial():
+    class OneCycle(toys.LitToy):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            rates = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, 0.1, total_steps=99, pct_start=5 / self.trainer.max_epochs
+            )
+            return [optimizer], [{"scheduler": rates, "interval": "step"}]
+
+    with pytest.raises(ValueError, match=r"(?s)pct_start.*in a trial of [23] epochs; .*more steps="):
+        advise(OneCycle(), steps=12)
+    advise(OneCycle(), steps=60)
