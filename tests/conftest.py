@@ -11,7 +11,7 @@ for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric"):
 # the same examples on every machine; `pytest tests/fuzz --hypothesis-profile=long` draws others, for about an hour
 _SHARED = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("ci", max_examples=200, derandomize=True, database=None, **_SHARED)
-settings.register_profile("long", max_examples=20_000, database=None, print_blob=True, **_SHARED)
+settings.register_profile("long", max_examples=40_000, database=None, print_blob=True, **_SHARED)
 settings.load_profile("ci")
 
 
