@@ -7,6 +7,13 @@ from hypothesis import HealthCheck, settings
 for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
 
+LONGEST = ("test_examples.py", "test_resume.py", "test_ranks.py", "test_readme.py")  # each a minute or less on a core
+
+
+def pytest_collection_modifyitems(items):
+    """Start with the longest files, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)  # stable: the others keep their order
+
 
 # the same examples on every machine; `pytest tests/fuzz --hypothesis-profile=long` draws others, for about an hour
 _SHARED = {"deadline": None, "suppress_health_check": list(HealthCheck)}
