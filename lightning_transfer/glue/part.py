@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.checkpoints import check_options
+from lightning_transfer.glue.checkpoints import EXTRA, check_options
 from lightning_transfer.glue.trainer import Weakly
 
 
@@ -22,6 +22,7 @@ class TransferPart(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.run = self.of_module = Weakly()  # the Trainer whose fit it is in, and what is fitted
+        self.register_load_state_dict_pre_hook(_check_same_keys)  # type: ignore[no-untyped-call]
 
     def join(self, trainer: Any, module: Any) -> None:
         """Belong to a Trainer's fit of a module from here on; whatever else runs the module, the fit is this one's."""
@@ -106,3 +107,11 @@ class TransferPart(nn.Module, ABC):
     @abstractmethod
     def end(self) -> None:
         """Called behind every step, also one that failed or returned None."""
+
+
+def _check_same_keys(part: TransferPart, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Name the options that differ if a state has other keys than a part, such as those of another loss's buffers."""
+    saved = state.get(f"{prefix}{EXTRA}")
+    theirs = {key for key in state if key.startswith(prefix)}
+    if isinstance(saved, dict) and theirs != {f"{prefix}{key}" for key in part.state_dict()}:
+        check_options(part.title, saved["options"], part.get_extra_state()["options"])

@@ -27,7 +27,6 @@ from lightning_transfer.glue.trainer import (
     schedule_length,
 )
 from lightning_transfer.methods.soft.functional import joint_loss
-from lightning_transfer.naming import name_of
 from lightning_transfer.roles import find_head, out_width
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import check_hyperparameters
@@ -37,6 +36,7 @@ from lightning_transfer.source.passes import SourcePass, trains_before
 from lightning_transfer.source.stream import collate, seeded
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.stamps import stamped, unstamped
+from lightning_transfer.values import value_of
 
 
 class SourceTerm(TransferPart):
@@ -293,7 +293,7 @@ class SourceTerm(TransferPart):
             "head": self.head_path,
             "mix": self.mix,
             "weight": f"{'if near, ' if self.measured else ''}{self.weight.start:g} to {self.weight.end:g}",
-            "weight shape": shape if isinstance(shape, str) else name_of(shape),
+            "weight shape": shape if isinstance(shape, str) else value_of(shape),
             "weight until": f"step {self.weight.until_steps}" if self.weight.until_steps else f"{self.weight.until:g}",
         }
 

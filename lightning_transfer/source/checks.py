@@ -1,34 +1,50 @@
-"""What everybody who takes a source task refuses."""
+"""What every method that takes a source task accepts and refuses."""
 
 from typing import Any, Literal, TypeAlias
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.options import made
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.task import SourceTask
 
-Weight: TypeAlias = Schedule | Literal["auto"]
+Weight: TypeAlias = Schedule | float | Literal["auto"]
 
 
-def as_schedule(weight: Weight, usual: Schedule) -> tuple[Schedule, bool]:
-    """The schedule that a weight stands for, and whether a domain gap decides if it is followed."""
-    return (usual, True) if isinstance(weight, str) and weight == "auto" else (weight, False)
-
-
-def check_source(source: SourceTask, weight: Schedule) -> None:
-    """Raise unless they are a source task and a schedule.
+def as_weight(weight: Weight) -> Schedule | Literal["auto"]:
+    """Return a weight as a `Schedule` or "auto": a number is held, a mapping has a schedule's arguments.
 
     Raises:
-        TransferConfigError: naming the option.
+        TransferConfigError: it is something else.
     """
+    found = made(Schedule, weight, argument="weight")
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        found = Schedule(found, found)
+    if isinstance(found, Schedule):
+        return found
+    if isinstance(found, str) and found == "auto":
+        return "auto"
+    line = f"shape={found!r}" if isinstance(found, str) else "1.0, 0.0, shape=..."
+    raise TransferConfigError(f'weight={found!r} is not a weight; write lt.Schedule({line}), a number, or "auto".')
+
+
+def as_schedule(weight: Schedule | Literal["auto"], usual: Schedule) -> tuple[Schedule, bool]:
+    """Return the schedule that a weight stands for, and whether a domain gap decides if it is followed."""
+    return (weight, False) if isinstance(weight, Schedule) else (usual, True)
+
+
+def as_source(source: Any) -> SourceTask:
+    """Return a source task, also one that is given as a mapping of its arguments.
+
+    Raises:
+        TransferConfigError: it is something else.
+    """
+    source = made(SourceTask, source, argument="source")
     if not isinstance(source, SourceTask):
         raise TransferConfigError(
             f"source is a {type(source).__name__}; wrap the dataset: lt.SourceTask.from_timm(network, dataset), before "
             "the network's classifier is replaced, or lt.SourceTask(dataset, head=pretrained_classifier)."
         )
-    if not isinstance(weight, Schedule):
-        known = {int: f"{weight}, {weight}", float: f"{weight}, {weight}", str: f"shape={weight!r}"}
-        line = f"lt.Schedule({known.get(type(weight), '1.0, 0.0, shape=...')})"
-        raise TransferConfigError(f'weight={weight!r} is no Schedule; write {line}, or "auto".')
+    return source
 
 
 def check_hyperparameters(module: Any) -> None:

@@ -17,6 +17,7 @@ from lightning_transfer.errors import TransferConfigError, check_choice, check_c
 from lightning_transfer.naming import name_of, structure
 from lightning_transfer.roles import in_width, linear_layers, out_width
 from lightning_transfer.source.datasets import AnyDataset, check_random_access, known_labels, load
+from lightning_transfer.values import value_of
 
 SourceForward: TypeAlias = Literal["separate", "joint"] | Callable[[nn.Module, Tensor], Tensor]
 
@@ -198,11 +199,11 @@ class SourceTask:
             "source head": "new" if self.head is None else "kept",
             "source batch_size": str(self.batch_size),
             "source labels": "unlisted" if (labels := known_labels(self.dataset)) is None else _digest(labels),
-            "source loss": name_of(self.loss),
-            "source forward": self.forward if isinstance(self.forward, str) else name_of(self.forward),
+            "source loss": value_of(self.loss),
+            "source forward": self.forward if isinstance(self.forward, str) else value_of(self.forward),
             "source batchnorm": self.batchnorm,
             "source seed": str(self.seed),
-            "source adapt": "None" if self.adapt is None else name_of(self.adapt),
+            "source adapt": "None" if self.adapt is None else value_of(self.adapt),
             "source batch_hooks": str(self.batch_hooks),
         }
 

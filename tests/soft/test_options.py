@@ -18,7 +18,8 @@ def source():
     ("task", "options", "message"),
     [
         (toys.source_data(), {}, r"source is a TensorDataset; wrap the dataset: lt.SourceTask.from_timm\("),
-        (None, {"weight": 0.5}, r"weight=0.5 is no Schedule; write lt.Schedule\(0.5, 0.5\)"),
+        (None, {"weight": True}, "weight=True is not a weight; write lt.Schedule"),
+        (None, {"weight": {"strat": 1.0}}, "weight has no option 'strat'. Did you mean 'start'"),
         (None, {"weight": lambda p: 1 - p}, r"write lt.Schedule\(1.0, 0.0, shape="),
         (None, {"weight": "cosine"}, r"write lt.Schedule\(shape='cosine'\)"),
         (None, {"weight": lt.Schedule(0.1, 0.5)}, "would rise from 0.1 to 0.5"),

@@ -10,6 +10,7 @@ from lightning_transfer.methods.adafilter.functional import ESTIMATORS, Estimato
 from lightning_transfer.methods.adafilter.gate import RecurrentFilterGate
 from lightning_transfer.methods.adafilter.modules import FIXED, Fixed, GatedConv2d
 from lightning_transfer.methods.adafilter.sites import Gated, Site, find_sites
+from lightning_transfer.options import is_list
 from lightning_transfer.roles import find_network
 from lightning_transfer.surgery import Structure, SurgeryReport, own_randomness, replace_modules
 
@@ -210,7 +211,7 @@ def check_options(estimator: str, gate_bias: float, temperature: float, gated: G
         raise TransferConfigError(f"gate_bias={gate_bias!r}; it takes a finite number.")
     if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
         raise TransferConfigError(f"temperature={temperature!r}; it takes a positive number.")
-    patterns = gated if isinstance(gated, list | tuple) else [gated]
+    patterns = gated if is_list(gated) else [gated]
     if not (gated is None or callable(gated) or all(isinstance(pattern, str) for pattern in patterns)):
         raise TransferConfigError(
             f"gated={gated!r}; it takes a pattern of names, such as 'layer4.*', a list of them, or a function of name "

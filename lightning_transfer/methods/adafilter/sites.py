@@ -1,7 +1,7 @@
 """Where in a network filters can be gated: convolutions and the BatchNorms that follow them, in the order of a pass."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,7 +16,7 @@ from lightning_transfer.tracing import Call, trace
 
 STEM = 0.25  # of the convolutions at most (ours)
 
-Chosen = str | list[str] | Callable[[str, nn.Module], bool]
+Chosen = str | Sequence[str] | Callable[[str, nn.Module], bool]
 Gated = Chosen | None  # which convolutions; by default all but the stem
 
 

@@ -18,8 +18,8 @@ from lightning_transfer.methods.collaborative.apply import find_ensemble
 from lightning_transfer.methods.collaborative.functional import Criterion, collaborative_loss, disagreement, predicted
 from lightning_transfer.methods.collaborative.members import OWN, classifier
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
-from lightning_transfer.naming import name_of
 from lightning_transfer.roles import out_width
+from lightning_transfer.values import value_of
 
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}  # share by which two ways to the same loss may differ
 CLOSE_AT_HALF = 0.02  # and at half precision
@@ -56,7 +56,7 @@ class Agreement(TransferPart):
             )
         self._right: Tensor | None = None  # of each network, in this validation
         self._num_seen = 0
-        self.options = {"model": self.path, "weight": str(weight), "loss": name_of(loss)}
+        self.options = {"model": self.path, "weight": str(weight), "loss": value_of(loss)}
 
     @property
     def ensemble(self) -> CollaborativeEnsemble:

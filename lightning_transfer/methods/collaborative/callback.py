@@ -25,6 +25,7 @@ from lightning_transfer.methods.collaborative.layer_search import LayerSearch
 from lightning_transfer.methods.collaborative.members import Sources, named
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 from lightning_transfer.methods.collaborative.plan import LayerPlan
+from lightning_transfer.options import made
 from lightning_transfer.stamps import BEGIN_ANEW
 from lightning_transfer.surgery import structures_in
 
@@ -77,6 +78,7 @@ class CollaborativeFinetuning(TransferCallback):
     ) -> None:
         named(sources)
         check_number("weight", weight)
+        search = made(LayerSearch, search, argument="search")
         if search is not None and not isinstance(search, LayerSearch):
             raise TransferConfigError(f"search={search!r}; it takes a LayerSearch(...).")
         if search is not None and frozen_layers is not None:

@@ -17,12 +17,12 @@ from lightning_transfer.methods.collaborative.apply import apply_collaborative, 
 from lightning_transfer.methods.collaborative.members import loaded, named
 from lightning_transfer.methods.collaborative.plan import Evaluation, LayerPlan
 from lightning_transfer.methods.collaborative.strategies import Layers
-from lightning_transfer.naming import name_of
 from lightning_transfer.roles import has_forward
 from lightning_transfer.source.datasets import load
 from lightning_transfer.source.stream import seeded
 from lightning_transfer.splitting import held_out
 from lightning_transfer.tracing import evaluating
+from lightning_transfer.values import value_of
 
 SETTINGS = ("strategy", "particles", "iterations", "proxy_epochs", "seed", "validation")  # that decide what is found
 STEPPING = {  # options of a Trainer that decide what a step does, as they are by default
@@ -86,7 +86,7 @@ class Candidates:
             "hyperparameters": re.sub(" at 0x[0-9a-f]+", "", str(dict(getattr(module, "hparams", {})))),
             "trainer": str({key: trials.options.get(key, usual) for key, usual in STEPPING.items()}),
             "weight": str(using.weight),
-            "loss": name_of(using.loss),
+            "loss": value_of(using.loss),
         }
 
     def plan(self, evaluations: Sequence[Evaluation]) -> LayerPlan:

@@ -22,6 +22,7 @@ from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import Job
 from lightning_transfer.methods.selective.selection import Selection
+from lightning_transfer.options import is_list, made
 from lightning_transfer.source.datasets import AnyDataset, Loaded, known_labels
 from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.stream import seeded
@@ -52,11 +53,11 @@ class Borrowing:
     cache: str | Path | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.neighbors, int):
-            object.__setattr__(self, "neighbors", Neighbors(k=self.neighbors))
+        given = made(Neighbors, self.neighbors, argument="neighbors")
+        object.__setattr__(self, "neighbors", Neighbors(k=given) if isinstance(given, int) else given)
         if not isinstance(self.neighbors, Neighbors):
             raise TransferConfigError(f"neighbors={self.neighbors!r}; write a number, or Neighbors(k=300).")
-        if isinstance(self.protect, Dataset):
+        if isinstance(self.protect, Dataset) or not is_list(self.protect):
             raise TransferConfigError("protect takes a list of datasets; write protect=[test_dataset].")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Borrowing":

@@ -14,7 +14,7 @@ from lightning_transfer.methods.selective.borrowing import Borrowed, Borrowing
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.schedules import Schedule
-from lightning_transfer.source.checks import Weight, as_schedule, check_source
+from lightning_transfer.source.checks import Weight, as_schedule, as_source, as_weight
 from lightning_transfer.source.datasets import AnyDataset
 from lightning_transfer.source.task import SourceTask
 
@@ -40,9 +40,9 @@ class SelectiveJointFinetuning(TransferCallback):
             default the train loader's dataset, whose transform then must not be random.
         protect: datasets, such as the target's test set, whose near duplicates are left out of the source.
         cache: file that keeps the selection, and gives it back to the next run with the same data and options.
-        weight: of the source loss, as a `Schedule`. "auto" is `Schedule(1.0, 1.0)`, always 1, if the target lies near
-            enough to the source, which is measured before the first step, else 0 (ours). It does not know how many
-            labels there are: with thousands of images borrowing has lost near, too.
+        weight: of the source loss, as a `Schedule`, or a number that is held. "auto" is `Schedule(1.0, 1.0)`, always 1,
+            if the target lies near enough to the source, which is measured before the first step, else 0 (ours). It
+            does not know how many labels there are: with thousands of images borrowing has lost near, too.
         head: dotted path of the target head, or "auto".
 
     Raises:
@@ -68,11 +68,10 @@ class SelectiveJointFinetuning(TransferCallback):
         weight: Weight = "auto",
         head: str = "auto",
     ) -> None:
-        check_source(source, as_schedule(weight, USUAL)[0])
-        self.source = source
+        self.source = as_source(source)
         self.borrowing = Borrowing(neighbors, target, protect, cache)
-        self.borrowing.open(source)  # refuses more neighbors than there are images
-        self.weight = weight
+        self.borrowing.open(self.source)  # refuses more neighbors than there are images
+        self.weight = as_weight(weight)
         self.head = head
 
     @property

@@ -6,7 +6,7 @@ from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.methods.soft.options import check_soft_options
 from lightning_transfer.schedules import Schedule
-from lightning_transfer.source.checks import Weight, as_schedule
+from lightning_transfer.source.checks import Weight, as_schedule, as_source, as_weight
 from lightning_transfer.source.task import SourceTask
 
 USUAL = Schedule()
@@ -25,9 +25,9 @@ class SoftFinetuning(TransferCallback):
 
     Args:
         source: the task the network was pretrained on.
-        weight: of the source loss, as a `Schedule`. "auto" is `Schedule()`, from 1 to 0 over the first half of
-            training, if the target lies near enough to the source, which is measured before the first step, else 0
-            (ours).
+        weight: of the source loss, as a `Schedule`, or a number that is held. "auto" is `Schedule()`, from 1 to 0 over
+            the first half of training, if the target lies near enough to the source, which is measured before the first
+            step, else 0 (ours).
         mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
         head: dotted path of the target head, or "auto".
 
@@ -51,9 +51,9 @@ class SoftFinetuning(TransferCallback):
         mix: Literal["add", "convex"] = "add",
         head: str = "auto",
     ) -> None:
-        check_soft_options(source, as_schedule(weight, USUAL)[0], mix)
-        self.source = source
-        self.weight = weight
+        self.source = as_source(source)
+        self.weight = as_weight(weight)
+        check_soft_options(as_schedule(self.weight, USUAL)[0], mix)
         self.mix = mix
         self.head = head
 

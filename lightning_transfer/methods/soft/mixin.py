@@ -11,7 +11,7 @@ from lightning_transfer.glue.mixin import PartMixin
 from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.methods.soft.options import check_soft_options
 from lightning_transfer.schedules import Schedule
-from lightning_transfer.source.checks import Weight, as_schedule, check_hyperparameters
+from lightning_transfer.source.checks import Weight, as_schedule, as_source, as_weight, check_hyperparameters
 from lightning_transfer.source.task import SourceTask
 
 USUAL, ALWAYS = Schedule(), Schedule(1.0, 1.0)
@@ -55,8 +55,8 @@ class SourceTaskMixin(PartMixin):
 
         Args:
             source: the task the network was pretrained on.
-            weight: of the source loss, as a `Schedule`; in manual optimization with `until_steps`. "auto" is what it is
-                in the callbacks.
+            weight: of the source loss, as a `Schedule`, in manual optimization with `until_steps`, or a number that is
+                held. "auto" is what it is in the callbacks.
             mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
             head: dotted path of the target head, or "auto".
             borrow: `Borrowing(...)` for selective joint fine-tuning.
@@ -64,8 +64,9 @@ class SourceTaskMixin(PartMixin):
         Raises:
             TransferConfigError: an option does not fit, no head is found, or the source task is a hyperparameter.
         """
-        schedule, measured = as_schedule(weight, USUAL if borrow is None else ALWAYS)
-        check_soft_options(source, schedule, mix)
+        source = as_source(source)
+        schedule, measured = as_schedule(as_weight(weight), USUAL if borrow is None else ALWAYS)
+        check_soft_options(schedule, mix)
         check_hyperparameters(self)
         chooser = None if borrow is None else borrow.open(source)
         self.source_task = SourceTerm(

@@ -2,17 +2,14 @@
 
 from lightning_transfer.errors import TransferConfigError, check_choice
 from lightning_transfer.schedules import Schedule
-from lightning_transfer.source.checks import check_source
-from lightning_transfer.source.task import SourceTask
 
 
-def check_soft_options(source: SourceTask, weight: Schedule, mix: str) -> None:
+def check_soft_options(weight: Schedule, mix: str) -> None:
     """Raise unless the options describe a source loss that is annealed away.
 
     Raises:
         TransferConfigError: naming the option.
     """
-    check_source(source, weight)
     check_choice("mix", mix, ("add", "convex"))
     if weight.end > weight.start:
         raise TransferConfigError(

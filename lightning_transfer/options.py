@@ -1,0 +1,48 @@
+"""Options as people's tools hand them over: mappings of an options object's arguments, and sequences of any type."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, TypeGuard, TypeVar
+
+from lightning_transfer.errors import TransferConfigError, nearest
+
+Options = TypeVar("Options")
+
+
+def made(cls: type[Options], given: Any, *, argument: str) -> Any:
+    """Return an options object made from a mapping of its arguments; anything else as it is.
+
+    A configuration tool's mapping, such as omegaconf's `DictConfig`, is not a `dict`.
+
+    Args:
+        cls: a dataclass of options.
+        given: what the user passed.
+        argument: what the user calls it.
+
+    Raises:
+        TransferConfigError: a key is not an argument of `cls`, or one that has no default is missing.
+
+    Example:
+        >>> from lightning_transfer.schedules import Schedule
+        >>> made(Schedule, {"start": 0.5}, argument="weight").start
+        0.5
+    """
+    if not isinstance(given, Mapping):
+        return given
+    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    for key in given:
+        if key not in known:
+            raise TransferConfigError(f"{argument} has no option {key!r}. {nearest(str(key), known)}")
+    try:
+        return cls(**given)
+    except TypeError as error:
+        raise TransferConfigError(f"{argument}={dict(given)!r} is not a {cls.__name__}: {error}.") from error
+
+
+def is_list(given: object) -> TypeGuard[Sequence[Any]]:
+    """Return whether a value is a sequence of things, of whatever type, and not one text.
+
+    >>> is_list(("a", "b")), is_list("ab")
+    (True, False)
+    """
+    return isinstance(given, Sequence) and not isinstance(given, str | bytes)

@@ -1,0 +1,117 @@
+"""Options as configuration tools hand them over: omegaconf's mappings and lists are not dict and list."""
+
+import pytest
+from omegaconf import OmegaConf
+from torch import nn
+
+import lightning_transfer as lt
+from tests import toys
+from tests.toys import LitToy, assert_same, fit, weights
+
+conf = OmegaConf.create
+
+
+def source(**options):
+    return lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4, **options)
+
+
+@pytest.mark.parametrize("make", [lt.SoftFinetuning, lt.SelectiveJointFinetuning])
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (conf({"start": 0.5, "shape": "cosine"}), lt.Schedule(0.5, shape="cosine")),
+        ({"start": 0.5, "until_steps": 7}, lt.Schedule(0.5, until_steps=7)),
+        (0.25, lt.Schedule(0.25, 0.25)),
+        (1, lt.Schedule(1, 1)),
+        (0, lt.Schedule(0, 0)),
+        ("auto", "auto"),
+    ],
+)
+def test_a_weight_is_a_schedule_a_number_or_a_mapping_alike_everywhere(make, given, meant):
+    few = {} if make is lt.SoftFinetuning else {"neighbors": 4}
+    assert make(source(), weight=given, **few).weight == meant
+
+
+class ByHand(lt.SourceTaskMixin, LitToy):
+    def __init__(self, **options):
+        super().__init__()
+        self.add_source_task(source(), **options)
+
+
+@pytest.mark.parametrize("given", [conf({"start": 0.5, "end": 0.5}), 0.5])
+def test_a_mixins_weight_too(given):
+    assert ByHand(weight=given).source_task.weight == lt.Schedule(0.5, 0.5)
+
+
+def test_a_run_with_mappings_is_the_run_with_objects():
+    ends = []
+    for weight in (conf({"start": 0.5, "until_steps": 3}), lt.Schedule(0.5, until_steps=3)):
+        module = LitToy()
+        fit(module, [lt.SoftFinetuning(source(), weight=weight)], max_epochs=1)
+        ends.append(weights(module))
+    assert_same(*ends)
+
+
+def test_neighbors_a_source_and_a_search_are_taken_as_mappings():
+    given = {"dataset": toys.source_data(), "num_classes": 7}  # omegaconf holds no datasets
+    callback = lt.SelectiveJointFinetuning(given, neighbors=conf({"k": 5, "rounds": 0}), protect=())
+    assert callback.neighbors == lt.Neighbors(k=5, rounds=0)
+    assert callback.source.num_classes == 7
+    assert lt.SoftFinetuning(given).source.num_images == 20
+    several = lt.CollaborativeFinetuning([toys.OtherNet()], search=conf({"particles": 2, "iterations": 1}))
+    assert several.search == lt.LayerSearch(particles=2, iterations=1)
+
+
+def test_lists_and_mappings_of_omegaconfs_go_where_lists_and_mappings_go():
+    gated = LitToy()
+    report = lt.functional.apply_adafilter(gated, gated=conf(["con*"]), gate_width=4)
+    assert report.replaced == ("model.conv",)
+    assert lt.AdaFilter(gated=conf(["con*"])).options["gated"] == ["con*"]
+    module = LitToy()
+    fit(module, [lt.AdaFilter(gated=conf(["con*"]), gate_width=4)], max_epochs=1)
+    frozen = lt.CollaborativeFinetuning([toys.OtherNet()], frozen_layers=conf({"source1": 1}))
+    fit(LitToy(), [frozen], max_epochs=1)
+    bank = lt.FilterBank.from_model(nn.Sequential(nn.Conv2d(3, 4, 3)), layers=conf(["0"]), normalize=False)
+    assert bank.num_filters == (4,)
+    names = conf({"one": "resnet10t"})
+    assert "one" in repr(lt.CollaborativeFinetuning(names))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: lt.SoftFinetuning(source(), weight=conf({"strat": 1.0})),
+            "weight has no option 'strat'. Did you mean 'start'",
+        ),
+        (lambda: lt.SoftFinetuning({"num_classes": 3}), "source=.* is not a SourceTask: .*'dataset'"),
+        (lambda: lt.SoftFinetuning({"data": 3}), "source has no option 'data'.*'dataset'"),
+        (lambda: lt.SoftFinetuning(source(), weight=[1.0]), "is not a weight; write lt.Schedule"),
+        (lambda: lt.SoftFinetuning(source(), weight=-1.0), "start=-1.0; it takes a finite number from 0"),
+        (lambda: lt.SelectiveJointFinetuning(source(), neighbors=conf({"kk": 3})), "neighbors has no option 'kk'.*'k'"),
+        (lambda: lt.CollaborativeFinetuning([], search=conf({"particle": 3})), "Did you mean 'particles'"),
+        (lambda: lt.SelectiveJointFinetuning(source(), neighbors=4, protect=3), "protect takes a list of datasets"),
+    ],
+)
+def test_what_a_mapping_cannot_be_is_refused_by_name(make, message):
+    with pytest.raises(lt.TransferConfigError, match=message):
+        make()
+
+
+@pytest.mark.filterwarnings("ignore")  # jsonargparse's own
+@pytest.mark.parametrize("written", ["0.5", "{start: 0.5, end: 0.5}"])
+def test_a_weight_in_a_lightning_cli_file(written, tmp_path):
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(lt.SoftFinetuning, "callback")
+    (tmp_path / "file.yaml").write_text(
+        "class_path: lightning_transfer.SoftFinetuning\n"
+        "init_args:\n"
+        "  source: {dataset: {class_path: tests.methods.SourceData}, num_classes: 7}\n"
+        f"  weight: {written}\n"
+    )
+    config = parser.parse_args([f"--callback={tmp_path / 'file.yaml'}"])
+    assert parser.instantiate_classes(config).callback.weight == lt.Schedule(0.5, 0.5)
+    again = parser.parse_string(parser.dump(config))
+    assert parser.instantiate_classes(again).callback.weight == lt.Schedule(0.5, 0.5)
