@@ -244,7 +244,10 @@ def find_network(module: nn.Module, backbone: str = "auto", *, argument: str = "
     if holders and has_forward(module):
         return "", module
     if not holders:
-        raise TransferConfigError(f"{type(module).__name__} has no convolutions.")
+        raise TransferConfigError(
+            f"{type(module).__name__} has no convolutions, by which the part that takes images is found. Name it: "
+            f"{argument}='...'."
+        )
     known = ", ".join(repr(name) for name, _ in holders)
     raise TransferConfigError(
         f"{type(module).__name__} has several parts with convolutions: {known}. Name one: {argument}={holders[0][0]!r}."

@@ -105,7 +105,7 @@ def why_untrained(trainer: Any, params: Iterable[nn.Parameter]) -> str:
         return "In configure_optimizers give the optimizer self.parameters()."
     if any("BaseFinetuning" in {cls.__name__ for cls in type(each).__mro__} for each in trainer.callbacks):
         return ""
-    return "They are frozen: leave requires_grad=True for some of them."
+    return "They are frozen now: leave requires_grad=True for some of them, or let your own code thaw them later."
 
 
 class OwnGroup(StandIn):

@@ -1,6 +1,7 @@
 """What METHODS promises of AdaFilter: at the start, with all gates open or shut, and for permuted images."""
 
 import copy
+import pickle
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import nn
 
 import lightning_transfer as lt
 from lightning_transfer.functional import apply_adafilter, mix_filters, remove_adafilter, straight_through_gate
-from lightning_transfer.methods.adafilter.apply import FilterGates
+from lightning_transfer.glue.structures import rebuild
+from lightning_transfer.methods.adafilter.apply import FilterGates, gates_of
 from lightning_transfer.nn import RecurrentFilterGate
 from tests.adafilter.nets import SITES, batch, chain, gated_chain, gradients, move
 
@@ -263,3 +265,50 @@ def test_new_weights_are_the_same_whatever_the_random_state_and_leave_it_alone()
         assert torch.equal(torch.get_rng_state(), before)
         states.append(net.adafilter.gate.cell.weight_ih)
     assert torch.equal(*states)
+
+
+def sequential():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2)]
+        return nn.Sequential(*parts)
+
+
+@pytest.mark.parametrize(
+    ("build", "backbone", "holder"),
+    [
+        (sequential, "auto", "1"),
+        (lambda: nn.Sequential(sequential(), nn.Identity()), "0", "0.1"),
+        (lambda: nn.ModuleDict({"nets": nn.ModuleList([sequential()])}), "nets.0", "nets.0.1"),
+        (lambda: Around(nn.Sequential(sequential(), nn.Identity())), "net.0", ""),
+        (lambda: Around(nn.ModuleList([sequential()])), "net.0", ""),
+    ],
+)
+def test_containers_that_are_read_by_position_keep_their_children(build, backbone, holder):
+    """Slices, counts and loops over them see as many as before; the gates are rebuilt, copied and taken out."""
+    root, plain, images = build(), build(), torch.rand(2, 3, 8, 8)
+    kinds = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    apply_adafilter(root, backbone=backbone, gate_width=4)
+    for path, container in plain.named_modules():
+        if isinstance(container, kinds):
+            assert [name for name, _ in root.get_submodule(path).named_children()] == [*container._modules]
+    assert [path for path, child in root.named_modules() if isinstance(child, FilterGates)] == [
+        f"{holder}.adafilter".lstrip(".")
+    ]
+    with pytest.raises(lt.TransferConfigError, match="gated already"):
+        apply_adafilter(root, backbone=backbone)
+    rebuild(plain, root.state_dict())
+    plain.load_state_dict(root.state_dict())
+    network, path = gates_of(plain)[0], "" if backbone == "auto" else backbone
+    assert network is plain.get_submodule(path)
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(plain)))
+    assert gates_of(twin)[0] is twin.get_submodule(path)
+    assert torch.equal(gates_of(twin)[0](images), root.get_submodule(path)(images))
+    remove_adafilter(plain)
+    assert list(plain.state_dict()) == list(build().state_dict())
+
+
+class Around(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net

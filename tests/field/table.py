@@ -56,7 +56,7 @@ def row(*, sourced=WORKS, **cells):
 
 BCE = F.binary_cross_entropy_with_logits
 ALONE = refused("self.model = network")  # no other network can stand beside a backbone without its head
-ONE_LAYER = senseless("only a stem")
+ONE_LAYER = senseless("only a patch embedding. The other methods", "GatedTransfer")
 
 
 def not_found(path):

@@ -9,12 +9,13 @@ from lightning_transfer.errors import TransferConfigError, check_choice
 from lightning_transfer.methods.adafilter.functional import ESTIMATORS, Estimator
 from lightning_transfer.methods.adafilter.gate import RecurrentFilterGate
 from lightning_transfer.methods.adafilter.modules import FIXED, Fixed, GatedConv2d
-from lightning_transfer.methods.adafilter.sites import Gated, Site, find_sites
+from lightning_transfer.methods.adafilter.sites import Gated, Site, find_sites, without_filters
 from lightning_transfer.options import is_list
 from lightning_transfer.roles import find_network
 from lightning_transfer.surgery import Structure, SurgeryReport, own_randomness, replace_modules
 
 NAME = "adafilter"  # of what comes into the network, and so of its keys in a state_dict
+POSITIONAL = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # whose children are sliced, counted or iterated over
 
 
 class FilterGates(Structure):
@@ -23,8 +24,8 @@ class FilterGates(Structure):
     Args:
         network: whose layers are replaced.
         sites: which.
-        host: holds the network, and this in its place where the network is a Sequential: those are sliced by position.
-        name: of the network in its host.
+        host: holds this; by default the network, or its last gated layer if the network is read by position.
+        name: dotted, of the network in its host.
         estimator: how gates are decided.
         width: of the gate's state.
         temperature: of the "gumbel" estimator.
@@ -72,16 +73,13 @@ class FilterGates(Structure):
             layer.decide_by(self.gate or cast(Fixed, estimator), number)
         behind = {path: _activation(norm) for path, norm in self._norms.items()}
         replace_modules(network, {**{site.conv: layer for site, layer in zip(sites, gated, strict=True)}, **behind})
-        (host or network).add_module(NAME, self.train(network.training))
+        host = host or (gated[-1] if isinstance(network, POSITIONAL) else network)
+        host.add_module(NAME, self.train(network.training))
 
     @property
     def network(self) -> nn.Module:
         """The network whose layers were replaced."""
         return self._network[0]
-
-    def forward(self, features: Any) -> Any:
-        """Return the features: a Sequential that nothing holds runs all that is in it."""
-        return features
 
     def spec(self) -> dict[str, Any]:
         """Which layers, and what decides."""
@@ -98,9 +96,12 @@ class FilterGates(Structure):
     @classmethod
     def rebuild(cls, root: nn.Module, path: str, spec: dict[str, Any]) -> None:
         """Change a plain network as a spec says; the weights come with the state that the spec was read from."""
-        host, name = root.get_submodule(path.rpartition(".")[0]), spec.get("network", "")
+        place, name = path.rpartition(".")[0], spec.get("network", "")
+        host: nn.Module | None = root.get_submodule(place)
         if not isinstance(getattr(host, NAME, None), FilterGates):
-            network: Any = host.get_submodule(name)
+            if isinstance(host, nn.Conv2d):  # the last gated layer, before it was gated
+                host, place = None, place.removesuffix(spec["convolutions"][-1]).rstrip(".")
+            network: Any = root.get_submodule(f"{place}.{name}".strip("."))
             network = getattr(network, "_orig_mod", network)
             sites = [Site(conv, norm) for conv, norm in zip(spec["convolutions"], spec["norms"], strict=True)]
             options = {"width": spec["width"]} if spec["width"] else {}
@@ -134,8 +135,8 @@ class FilterGates(Structure):
                 places[site.norm] = norm
         for param in self._trained:
             param.requires_grad = True
-        replace_modules(self.network, places)
         delattr(next(child for child in root.modules() if getattr(child, NAME, None) is self), NAME)
+        replace_modules(self.network, places)
 
 
 def apply_adafilter(
@@ -181,23 +182,36 @@ def apply_adafilter(
         (('2',), {'0': 'it is the stem'})
     """
     check_options(estimator, gate_bias, temperature, gated)
+    if not any(isinstance(layer, nn.Conv2d) for layer in module.modules()):
+        raise without_filters(module, "none")
     path, network = find_network(module, backbone)
     prefix = f"{path}." if path else ""
-    is_held = bool(path) and isinstance(network, nn.Sequential)
-    parent, _, name = path.rpartition(".")
-    host = module.get_submodule(parent) if is_held else network
-    if isinstance(getattr(host, NAME, None), FilterGates):
+    host, name = _host(module, path, network)
+    if gates_of(network) is not None or isinstance(getattr(host, NAME, None), FilterGates):
         raise TransferConfigError(f"{type(network).__name__} is gated already. Call remove_adafilter(module) first.")
     if hasattr(host, NAME):
         raise TransferConfigError(f"{type(host).__name__} has an attribute {NAME!r} of its own. Rename it.")
     sites, left = find_sites(network, gated, getattr(module, "example_input_array", None))
     options: dict[str, Any] = {"width": gate_width, "temperature": temperature, "bias": gate_bias}
-    gates = FilterGates(network, sites, host=host, name=name if is_held else "", estimator=estimator, **options)
+    gates = FilterGates(network, sites, host=host, name=name, estimator=estimator, **options)
     return SurgeryReport(
         tuple(prefix + site.conv for site in sites),
         sum(param.numel() for param in gates.parameters()),
         {prefix + name: reason for name, reason in left.items()},
     )
+
+
+def _host(module: nn.Module, path: str, network: nn.Module) -> tuple[nn.Module | None, str]:
+    """Return the innermost module around a network, itself first, that is not read by position; the network's name there.
+
+    None if there is none.
+    """
+    names = path.split(".") if path else []
+    for depth in range(len(names), -1, -1):
+        host = network if depth == len(names) else module.get_submodule(".".join(names[:depth]))
+        if not isinstance(host, POSITIONAL):
+            return host, ".".join(names[depth:])
+    return None, ""
 
 
 def check_options(estimator: str, gate_bias: float, temperature: float, gated: Gated) -> None:

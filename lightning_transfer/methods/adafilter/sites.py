@@ -105,13 +105,24 @@ def _choose(network: nn.Module, paths: list[str], left: dict[str, str], gated: G
                 raise TransferConfigError(f"gated={pattern!r} cannot be gated: {left[pattern]}.")
             if not any(fnmatchcase(path, pattern) for path in [*paths, *left]):
                 raise TransferConfigError(f"gated={pattern!r} matches no convolution. {nearest(pattern, paths)}")
-    if not chosen:
-        reasons = "; ".join(f"{path}: {reason}" for path, reason in left.items()) or "it has no convolutions"
-        raise TransferConfigError(
-            f"Nothing to gate in {type(network).__name__}: {reasons if left or not paths else 'only a stem'}. Pass "
-            f"gated='...', a pattern of the names {', '.join(paths) or 'of another network: backbone=...'}."
-        )
-    return chosen
+    if chosen:
+        return chosen
+    is_transformer = any(isinstance(layer, nn.LayerNorm) for layer in network.modules())
+    if len(paths) + len(left) <= is_transformer:
+        raise without_filters(network, "only a patch embedding" if is_transformer else "none")
+    reasons = "; ".join(f"{path}: {reason}" for path, reason in left.items())
+    raise TransferConfigError(
+        f"Nothing to gate in {type(network).__name__}: {reasons or 'only a stem'}. Pass "
+        f"gated='...', a pattern of the names {', '.join(paths) or 'of another network: backbone=...'}."
+    )
+
+
+def without_filters(network: nn.Module, found: str) -> TransferConfigError:
+    """Return the error about a network of another kind than AdaFilter is for."""
+    return TransferConfigError(
+        f"AdaFilter gates the filters of convolutions, and {type(network).__name__} has {found}. The other methods "
+        "take networks of any kind: SoftFinetuning, SelectiveJointFinetuning, GatedTransfer, CollaborativeFinetuning."
+    )
 
 
 def chosen_by(gated: Chosen, network: nn.Module, paths: list[str]) -> list[str]:

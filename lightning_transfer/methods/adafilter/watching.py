@@ -54,7 +54,8 @@ class GateWatch(TransferPart):
         return self._tuned()
 
     def _tuned(self) -> list[nn.Parameter]:
-        return [param for layer in self.gates.layers(self._watched[0]) for param in layer.parameters()]
+        layers = self.gates.layers(self._watched[0])
+        return [param for layer in layers for part in (layer.tuned, layer.norm) if part for param in part.parameters()]
 
     def added(self, module: Any) -> dict[str, nn.Module]:
         """The gate."""
@@ -83,7 +84,8 @@ class GateWatch(TransferPart):
         reason = "" if self.gates.estimator == "all_frozen" else optimizers.why_untrained(trainer, self._tuned())
         if reason:
             warnings.warn(
-                f"No gated filter is trained, so both of its copies stay alike and AdaFilter changes nothing. {reason}",
+                "No gated filter is trained, so both of its copies stay alike, and until one is AdaFilter changes "
+                f"nothing. {reason}",
                 NoEffectWarning,
                 stacklevel=2,
             )
