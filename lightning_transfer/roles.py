@@ -1,5 +1,6 @@
 """Which part of somebody else's network plays which role; where that is unclear, one helpful error."""
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_transfer.errors import TransferConfigError, nearest
-from lightning_transfer.tracing import evaluating
+from lightning_transfer.tracing import LAYERS, evaluating, run_on_a_picture
 
 HEAD_NAMES = ("fc", "classifier", "head", "heads")
 HOW = "Say how images run: a forward of {}, or SourceTask(forward=lambda module, images: module.backbone(images))."
@@ -68,7 +69,7 @@ def find_head(
     """Find the head of a user's network.
 
     `"auto"` asks timm's `get_classifier()`, then looks for the usual names (fc, classifier, head, heads), then takes
-    the last Linear that `probe` reaches.
+    the last Linear that `probe` reaches, or else a blank picture.
 
     Args:
         module: the user's module.
@@ -106,7 +107,7 @@ def _searched(module: nn.Module, probe: Callable[[], object] | None, narrow: boo
             return chosen
         if found:
             raise _ambiguous(module, [candidate.path for candidate in found], likely=found[0].path)
-    reached = _last_linear(module, probe) if probe else None
+    reached = _last_linear(module, probe)
     if reached is None:
         names = [name for name, layer in linear_layers(module) if isinstance(layer, nn.Linear)]
         raise _ambiguous(module, names, likely=names[-1] if names else "")
@@ -121,7 +122,7 @@ def _check_is_last(module: nn.Module, chosen: Head, probe: Callable[[], object] 
         for name, layer in linear_layers(module)
         if isinstance(layer, nn.Linear) and id(layer) not in inside and layer.in_features == out_width(chosen.module)
     ]
-    last = _last_linear(module, probe) if takes_its_output and probe else None
+    last = _last_linear(module, probe) if takes_its_output else None
     if last is not None and last.path in takes_its_output:
         raise _ambiguous(module, [chosen.path, last.path], likely=last.path)
 
@@ -176,13 +177,38 @@ def _narrowed(head: Head) -> Head:
     return Head(f"{head.path}.{name}".rstrip("."), layer)
 
 
-def _last_linear(module: nn.Module, probe: Callable[[], object]) -> Head | None:
-    """The last Linear that runs when `probe` does, in eval mode and without a trace left behind."""
+def _last_linear(module: nn.Module, probe: Callable[[], object] | None) -> Head | None:
+    """Return the Linear that runs last when `probe` does, or else when a copy of the module runs on a blank picture."""
+    found = _reached(module, probe) if probe else None
+    try:
+        twin = None if found else copy.deepcopy(module)
+    except Exception:  # whatever of the user's cannot be copied
+        twin = None
+    if twin is not None and has_forward(twin):
+        found = _reached(twin, lambda: run_on_a_picture(twin))
+    if twin is not None and found is None:  # its forward takes no picture alone; does one part that holds all Linears?
+        path, part = _whole_network(twin)
+        found = _reached(twin, lambda: run_on_a_picture(part)) if path else None
+    return found and Head(found.path, module.get_submodule(found.path))
+
+
+def _whole_network(module: nn.Module) -> tuple[str, nn.Module]:
+    """Return the child that can be called and holds every Linear, and its name; "" and the module without one."""
+    names = {name.partition(".")[0] for name, layer in linear_layers(module) if isinstance(layer, nn.Linear)}
+    parts = [(name, module.get_submodule(name)) for name in names if name]
+    return parts[0] if len(parts) == 1 and has_forward(parts[0][1]) else ("", module)
+
+
+def _reached(module: nn.Module, probe: Callable[[], object]) -> Head | None:
+    """Return the layer that runs last when `probe` does, if it is a Linear; in eval mode and without a trace.
+
+    After the last Linear of a transformer without a head its last norm runs.
+    """
     reached: list[Head] = []
     handles = [
         layer.register_forward_hook(lambda layer, args, output, name=name: reached.append(Head(name, layer)))
-        for name, layer in linear_layers(module)
-        if isinstance(layer, nn.Linear)
+        for name, layer in users_modules(module)
+        if isinstance(layer, (*LAYERS, nn.GroupNorm, nn.RMSNorm))
     ]
     try:
         with evaluating(module):
@@ -192,7 +218,7 @@ def _last_linear(module: nn.Module, probe: Callable[[], object]) -> Head | None:
     finally:
         for handle in handles:
             handle.remove()
-    return reached[-1] if reached else None
+    return reached[-1] if reached and isinstance(reached[-1].module, nn.Linear) else None
 
 
 def _ambiguous(module: nn.Module, candidates: list[str], *, likely: str) -> TransferConfigError:

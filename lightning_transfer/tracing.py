@@ -136,7 +136,8 @@ def run_on_a_picture(network: nn.Module) -> Any:
     failure: Exception | None = None
     for images in _pictures(network):
         try:
-            return network(images)
+            with torch.random.fork_rng():
+                return network(images)
         except Exception as error:  # whatever it says to a picture of the wrong kind
             failure = error
     raise TransferConfigError(f"{type(network).__name__} does not run on a picture.") from failure

@@ -129,6 +129,36 @@ def test_a_probe_that_fails_tells_nothing():
         find_head(module, probe=lambda: module(1))
 
 
+class OfBatch(nn.Module):
+    """Takes a batch, and holds a network in which no name says what the head is."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 2)]
+        self.net = nn.Sequential(*layers)
+
+    def forward(self, batch):
+        images, _ = batch
+        return self.net(images)
+
+
+class OfImages(OfBatch):
+    """Takes images."""
+
+    def forward(self, images):
+        return self.net(images + torch.rand(()))
+
+
+@pytest.mark.parametrize("build", [OfBatch, OfImages])
+@pytest.mark.parametrize("probe", [None, lambda: 1 / 0])
+def test_without_an_example_or_with_one_that_fails_a_blank_picture_runs(build, probe):
+    module = build()
+    state = torch.get_rng_state()
+    assert find_head(module, probe=probe).path == "net.4"
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(child._forward_hooks for child in module.modules())
+
+
 def test_has_forward():
     class Steps(LitToy):
         forward = nn.Module.forward

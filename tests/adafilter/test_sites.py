@@ -173,6 +173,6 @@ def test_a_network_is_found_in_a_module():
     assert apply_adafilter(several, backbone="teacher").replaced[0] == "teacher.layer1.0.conv1"
     with pytest.raises(
         lt.TransferConfigError,
-        match="AdaFilter gates the filters of convolutions, and Module has none. The other methods",
+        match="filters of convolutions, and Module has none. The other",
     ):
         apply_adafilter(none)

@@ -59,14 +59,6 @@ ALONE = refused("self.model = network")  # no other network can stand beside a b
 ONE_LAYER = senseless("only a patch embedding. The other methods", "GatedTransfer")
 
 
-def not_found(path):
-    return refused(f"head={path!r}", head=path)
-
-
-def no_tap(path):
-    return refused("tap=", path, tap=path)
-
-
 DICTS = refused("adapt=", adapt=lambda batch: (batch["image"], batch["label"]))
 TRIPLES = refused("adapt=", adapt=lambda batch: (batch[0], batch[1]))
 PATHS = refused("adapt=", adapt=lambda batch: (batch[0][1], batch[1]))
@@ -87,11 +79,9 @@ def criterion(loss):
 TABLE = {
     "TimmClassifier": row(),
     "BackboneAndHead": row(several=ALONE),
-    "SequentialOfChildren": row(
-        gated=not_found("model.9"), aux=refused("head='model.9'", head="model.9", tap="model.6")
-    ),
-    "ThawedFromTheEnd": row(joint=refused("forward='separate'"), aux=no_tap("feature_extractor.6"), several=ALONE),
-    "InjectedNetwork": row(aux=no_tap("net.layer3")),
+    "SequentialOfChildren": row(),
+    "ThawedFromTheEnd": row(joint=refused("forward='separate'"), several=ALONE),
+    "InjectedNetwork": row(),
     "ForwardOfBatch": row(soft=OF_BATCH, auto=OF_BATCH, selective=OF_BATCH, advise=OF_BATCH),
     "ConvolutionalClassifier": row(
         sourced=NO_LINEAR, gated=NO_LINEAR, aux=NO_LINEAR, several=NO_LINEAR, advise=NO_LINEAR
@@ -99,23 +89,18 @@ TABLE = {
     "GradientsSwitchedInForward": row(several=ALONE),
     "TransformerWithoutHead": row(adafilter=ONE_LAYER, aux=senseless("aux_weight=0"), several=ALONE),
     "VisionTransformer": row(adafilter=ONE_LAYER, aux=senseless("aux_weight=0")),
-    "TorchvisionClassifier": row(aux=no_tap("model.features.1")),
+    "TorchvisionClassifier": row(),
     "DictBatches": row(sourced=DICTS, advise=DICTS),
     "TransformsOnDevice": row(),
-    "HeadOnSequential": row(
-        gated=not_found("classification_head"),
-        aux=refused("head=", head="classification_head", tap="backbone.6"),
-        several=ALONE,
-    ),
+    "HeadOnSequential": row(several=ALONE),
     "LinearProbe": row(
         sourced=NO_PARAMETER,
         auto=WORKS,
         adafilter=warned("self.parameters()"),
-        gated=not_found("classification_head"),
-        aux=refused("head="),
+        aux=senseless("aux_weight=0"),
         several=ALONE,
     ),
-    "LayersOnTheModule": row(joint=refused("forward="), aux=no_tap("block2"), several=ALONE),
+    "LayersOnTheModule": row(joint=refused("forward="), several=ALONE),
     "OneLogit": row(
         aux=refused("aux_weight=0"), several=refused("loss=", loss=shapes.binary), advise=senseless("one a class")
     ),
@@ -126,7 +111,7 @@ TABLE = {
         several=refused("labels=", "loss=", labels=lambda batch: batch[1], loss=BCE),
         advise=NUMBERS,
     ),
-    "SoftmaxAtTheEnd": row(aux=refused("tap=", tap="model.0.layer3"), several=refused("softmax")),
+    "SoftmaxAtTheEnd": row(several=refused("softmax")),
     "ClassWeights": row(several=criterion(shapes.weighted())),
     "LabelSmoothing": row(several=criterion(nn.CrossEntropyLoss(label_smoothing=0.1))),
     "DictStep": row(),
@@ -137,10 +122,9 @@ TABLE = {
         auto=VIEWS,
         selective=refused("adapt="),
         joint=refused("forward='separate'"),
-        gated=not_found("projection_head.2"),
-        aux=senseless("head="),
+        aux=senseless("aux_weight=0"),
         several=senseless("self.model = network"),
-        advise=senseless("head="),
+        advise=senseless("adapt="),
     ),
     "Segmentation": row(sourced=PER_PIXEL, gated=PER_PIXEL, aux=PER_PIXEL, several=PER_PIXEL, advise=PER_PIXEL),
     "FrozenConvNeXt": row(
@@ -154,12 +138,7 @@ TABLE = {
     "ForwardOfTuple": row(),
     "WithoutForward": row(),
     "ApartWithoutForward": row(several=ALONE),
-    "UnusualNames": row(
-        joint=refused("forward='separate'"),
-        gated=not_found("net.to_classes"),
-        aux=refused("head=", head="net.to_classes", tap="net.to_features.layer3"),
-        several=refused("self.model = network"),
-    ),
+    "UnusualNames": row(joint=refused("forward='separate'"), several=refused("self.model = network")),
     "BuiltInConfigureModel": row(),
     "BuiltInSetup": row(),
     "OldNamespace": row(),

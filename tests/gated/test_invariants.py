@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,6 +17,7 @@ from lightning_transfer.functional import apply_gated_transfer, gate_features, r
 from lightning_transfer.methods.gated.apply import find_tap
 from lightning_transfer.nn import AuxiliaryClassifier, TransferModule
 from tests import toys
+from tests.field import nets
 from tests.toys import LitToy, assert_same, fit, weights
 
 OPTIONS = {"tap": "model.bn", "ratio": 2}
@@ -201,7 +203,8 @@ def test_the_tap_is_timms_last_stage_but_one(name, tap, channels):
         (lambda: toys.toy_net(), {"tap": "model.bm", "ratio": 2}, "tap='model.bm' gives no .*Did you mean 'model.bn'"),
         (lambda: toys.toy_net(), {"tap": "model.bn", "ratio": 16}, "ratio=16 does not divide the 8 features.*ratio=8"),
         (lambda: toys.toy_net(), {"tap": "model.bn", "ratio": 2, "head": "model.bn"}, "without a Linear layer"),
-        (lambda: timm.create_model("resnet18", num_classes=0), {}, "No classifier found|is ambiguous|head"),
+        (lambda: timm.create_model("resnet18", num_classes=0), {}, "No classifier found"),
+        (lambda: nets.vit(num_classes=0), {}, "ambiguous: model.blocks.0.attn.qkv.*Pass one"),
     ],
 )
 def test_what_is_not_right_is_refused_by_name(make, options, message):
@@ -390,6 +393,24 @@ def test_a_head_answers_for_the_linear_inside_of_it():
     assert net.fc.out_features == toys.TARGET_CLASSES
     with pytest.raises(AttributeError):
         net.fc.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "tap", "channels"),
+    [
+        ("resnet18", "layer3", 256),
+        ("densenet121", "features.denseblock3", 1024),
+        ("mobilenet_v3_small", "features.8", 48),
+        ("regnet_y_400mf", "trunk_output.block3", 208),
+    ],
+)
+def test_without_timms_list_the_last_part_with_larger_pictures_is_tapped(name, tap, channels):
+    network = torchvision.models.get_model(name)
+    assert find_tap(module_of(network), "auto", "model.fc") == (f"model.{tap}", channels)
+    if name == "resnet18":
+        children = nn.Sequential(*list(network.children())[:-1])
+        assert find_tap(module_of(children), "auto", "fc") == ("model.6", channels)
+        assert find_tap(nn.ModuleDict({"a": timm.create_model("resnet10t")})["a"], "auto", "fc") == ("layer3", 256)
 
 
 def test_stages_with_channels_last_are_not_tapped_by_mistake():

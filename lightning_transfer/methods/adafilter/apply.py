@@ -202,9 +202,9 @@ def apply_adafilter(
 
 
 def _host(module: nn.Module, path: str, network: nn.Module) -> tuple[nn.Module | None, str]:
-    """Return the innermost module around a network, itself first, that is not read by position; the network's name there.
+    """Return the innermost module around a network, itself first, that is not read by position, and its name there.
 
-    None if there is none.
+    Without such a module, None.
     """
     names = path.split(".") if path else []
     for depth in range(len(names), -1, -1):

@@ -174,7 +174,7 @@ def classifier(network: nn.Module, name: str) -> Head:
     """
     inner = getattr(network, "_orig_mod", network)
     try:
-        head = find_head(inner, probe=lambda: run_on_a_picture(inner))
+        head = find_head(inner)
     except TransferConfigError as error:
         raise TransferConfigError(
             f"{name}, a {type(inner).__name__}, has to be an image classifier that ends in one Linear. {error}"

@@ -1,6 +1,5 @@
 """A gated transfer network made of somebody's network, and made plain again."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -85,11 +84,12 @@ def find_tap(module: nn.Module, tap: str, head: str) -> tuple[str, int]:
 
     Args:
         module: the user's module.
-        tap: a dotted name; "auto" takes the last stage but one that timm names.
+        tap: a dotted name; "auto" takes the last stage but one that timm names, or else the last part that gives larger
+            pictures than the last one does (layer3 of torchvision's ResNets).
         head: dotted name of the head.
 
     Raises:
-        TransferConfigError: timm names no stages, or what runs there gives no (B, C, H, W); the candidates are listed.
+        TransferConfigError: no stages are found, or what runs there gives no (B, C, H, W); the candidates are listed.
     """
     path = (head if tap == "auto" else tap).partition(".")[0]
     network: Any = getattr(module, path, None)
@@ -100,14 +100,13 @@ def find_tap(module: nn.Module, tap: str, head: str) -> tuple[str, int]:
         path, network = "", module
     prefix = f"{path}." if path else ""
     gives = {
-        call.path: call.given.shape[1]
+        call.path: (call.given.shape[1], call.given.shape[2])
         for call in trace(network, getattr(module, "example_input_array", None), watched=lambda layer: True)
         if call.path and call.given.ndim == 4 and call.given.shape[2] == call.given.shape[3] > 1
     }
-    stages = list(_feature_info(network))
-    name = (stages[-2]["module"] if len(stages) > 1 else "") if tap == "auto" else tap.removeprefix(prefix)
-    if name in gives and (tap != "auto" or gives[name] == stages[-2]["num_chs"]):  # else channels come last
-        return prefix + name, gives[name]
+    name = _last_stage_but_one(network, gives) if tap == "auto" else tap.removeprefix(prefix)
+    if name in gives:
+        return prefix + name, gives[name][0]
     known = [prefix + name for name in gives if network.get_submodule(name)._modules] or [prefix + n for n in gives]
     skipped = any(getattr(layer, "grad_checkpointing", False) for layer in network.modules())
     reason = " Its grad_checkpointing runs stages piece by piece, where nobody can listen." if skipped else ""
@@ -125,7 +124,19 @@ def find_tap(module: nn.Module, tap: str, head: str) -> tuple[str, int]:
     )
 
 
-def _feature_info(network: nn.Module) -> Iterator[dict[str, Any]]:
-    """Timm's list of stages."""
-    info = getattr(network, "feature_info", None) or []
-    return iter(info.info if hasattr(info, "info") else info)
+def _last_stage_but_one(network: nn.Module, gives: dict[str, tuple[int, int]]) -> str:
+    """Return the name of the stage by timm's list, or by the (channels, height) of what parts give; "" for none."""
+    for path, part in network.named_modules():
+        info: Any = getattr(part, "feature_info", None) or []
+        listed = list(info.info if hasattr(info, "info") else info)
+        if len(listed) > 1:
+            name: str = f"{path}.{listed[-2]['module']}".lstrip(".")
+            return name if gives.get(name, [None])[0] == listed[-2]["num_chs"] else ""  # else channels come last
+    parts = [name for name in gives if network.get_submodule(name)._modules]
+    stages: list[str] = []
+    while parts:
+        stages = [name for name in parts if not any(name.startswith(f"{other}.") for other in parts)]
+        inside = [name for name in parts if name.startswith(f"{stages[-1]}.")]
+        parts = inside if 2 * len(inside) >= len(parts) else []  # then the last, such as `features`, holds the stages
+    larger = [name for name in stages if gives[name][1] > gives[stages[-1]][1]]
+    return (larger or stages[:-1] or [""])[-1]

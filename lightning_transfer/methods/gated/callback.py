@@ -25,7 +25,8 @@ class GatedTransfer(TransferCallback):
 
     Args:
         head: dotted path of the Linear that gives the logits, or "auto".
-        tap: where the auxiliary classifier listens; "auto" takes the last stage but one that timm names.
+        tap: where the auxiliary classifier listens; "auto" takes the last stage but one, by timm's list or by the size
+            of pictures.
         ratio: by how much the module squeezes the features; None for no module: dropout and auxiliary classifier alone.
         gate_dropout: inside of the module.
         dropout: between the module and the head.
