@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from lightning_transfer.advising.parts import FOLDS, error, fold, some, to_score
+from lightning_transfer.batches import class_numbers, label_hint
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import proxy
 from lightning_transfer.glue.base import AnyCallback
@@ -275,13 +276,11 @@ class _Runner:
         """What is seen of all images of a loader."""
         parts, extent = [], Extent()
         for batch in loader:
-            images, labels = self._read(batch)
-            if labels.ndim != 1 or labels.is_floating_point():
-                raise TransferConfigError(
-                    f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}; expected (B,) class numbers. "
-                    "Leave mixing of images out of the loader that advice is asked for; of one-hot labels make "
-                    "numbers: adapt=lambda batch: (batch[0], batch[1].argmax(1))."
-                )
+            images, given = self._read(batch)
+            labels = class_numbers(given)
+            if labels is None:
+                found = f"Labels have shape {tuple(given.shape)} and type {given.dtype}; expected (B,) class numbers."
+                raise TransferConfigError(f"{found} {label_hint(given, 'adapt=lambda batch: (batch[0], {})')}")
             parts.append((*self._run(images), labels.cpu()))
             extent.see(images)
         features, logits, labels = (torch.cat(part) for part in zip(*parts, strict=True))

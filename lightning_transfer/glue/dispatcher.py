@@ -18,8 +18,8 @@ class LossTerm(Protocol):
     def begin(self, module: Any, batch: Any) -> None:
         """Called in front of the user's step, with its batch."""
 
-    def stepped(self) -> None:
-        """Called when the user's step has run and nothing has been added to its loss."""
+    def stepped(self, loss: Tensor | None) -> None:
+        """Called after the user's step, with its loss, to which nothing has been added; None where it has none."""
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
         """The loss with this term in it."""
@@ -63,9 +63,9 @@ class StepDispatcher(StandIn):
             for term in self.terms.values():
                 term.begin(self.module, args[0] if args else kwargs.get("batch"))
             output = self.hook(*args, **kwargs)
-            for term in self.terms.values():
-                term.stepped()
             loss = output.get("loss") if isinstance(output, Mapping) else output
+            for term in self.terms.values():
+                term.stepped(loss)
             if loss is None:
                 return output
             for term in self.terms.values():

@@ -77,7 +77,7 @@ class Drawing:
         images, labels = self.source.unpack(moved)
         check_unmixed(were_set, (samples, moved), len(images))
         if self.source.has_class_labels:
-            self.source.check_labels(labels, self.num_classes, indices)
+            labels = self.source.check_labels(labels, self.num_classes, indices)
         self.batch = images, labels, indices
         return images
 

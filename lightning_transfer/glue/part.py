@@ -97,8 +97,8 @@ class TransferPart(nn.Module, ABC):
     def begin(self, module: Any, batch: Any) -> None:
         """Called in front of the user's step, with its batch."""
 
-    def stepped(self) -> None:
-        """Called when the user's step has run and nothing has been added to its loss; does nothing by default."""
+    def stepped(self, loss: Tensor | None) -> None:
+        """Called after the user's step, with its own loss, or None; does nothing by default."""
 
     @abstractmethod
     def add_to(self, module: Any, loss: Tensor) -> Tensor:

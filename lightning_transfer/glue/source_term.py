@@ -14,6 +14,7 @@ from lightning_transfer.glue.checkpoints import check_options, sum_of_zeros
 from lightning_transfer.glue.choosing import Chooser
 from lightning_transfer.glue.drawing import Drawing
 from lightning_transfer.glue.first_batch import introduce, non_finite
+from lightning_transfer.glue.first_loss import FirstLoss, refuse_sum
 from lightning_transfer.glue.gap import measure_gap
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import keep_hooks_out
@@ -93,6 +94,7 @@ class SourceTerm(TransferPart):
         self._num_steps: float | None = None  # of the training that the weight was laid out over
         self._saved_options: dict[str, str] | None = None
         self._checked_for = Weakly()
+        self._first_loss = FirstLoss()
         if weight.start or weight.end:
             with seeded(source.seed, 0):
                 source.check_all_labels(self.num_classes)
@@ -129,6 +131,7 @@ class SourceTerm(TransferPart):
     def check(self, trainer: Any) -> None:
         """Raise or warn, at the start of training, on what only now is known."""
         self._checked_for = Weakly(trainer)
+        self._first_loss.reset()
         check_supported(trainer)
         if trainer.global_step == 0:  # a new run, whatever this part was in before
             self.drawing.seek(0)
@@ -177,6 +180,14 @@ class SourceTerm(TransferPart):
             self.drawing.follow(self.chooser.order(self, module))
         if self.source.forward == "joint":
             self._source_pass.arm(lambda: self.drawing.draw(self.trainer, self))
+        if batch is not None and max(self.weight.start, self.weight.end) <= 1:
+            self._first_loss.listen(module.get_submodule(self.head_path), batch)
+
+    def stepped(self, loss: Tensor | None) -> None:
+        """Refuse a first loss that is a sum: the source loss is a mean."""
+        if loss is not None:
+            do = "pass weight= times the batch size" if self.mix == "add" else "use mix='add' with a larger weight="
+            refuse_sum(loss, self._first_loss.criteria(), to_do=do)
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
         """The step's loss with the source loss in it; at weight 0 exactly the step's own."""
@@ -204,6 +215,7 @@ class SourceTerm(TransferPart):
         """Nothing of a step is left for the next one, or for a validation in between."""
         if self._pass is not None:
             self._pass.disarm()
+        self._first_loss.end()
         self.drawing.batch = None
 
     def _decide(self, gap: float) -> None:

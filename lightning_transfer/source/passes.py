@@ -21,7 +21,7 @@ Draw = Callable[[], Tensor]
 Act = TypeVar("Act", bound=Callable[..., Any])
 
 
-def _outside_graphs(act: Act) -> Act:
+def outside_graphs(act: Act) -> Act:
     """Keep an act out of compiled graphs: what it does changes from step to step, which a graph would freeze."""
     disabled: Act = torch.compiler.disable(act)
     return disabled
@@ -75,7 +75,7 @@ class _Hook(ABC):
 class _AppendSource(_Hook):
     """Forward pre-hook on the network: its first call in an armed step gets the source images behind its own."""
 
-    @_outside_graphs
+    @outside_graphs
     def act(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.tap.draw is None or not torch.is_grad_enabled():  # without gradients it is not the step's own call
             return None
@@ -107,7 +107,7 @@ class _AppendSource(_Hook):
 class _TakeAtHead(_Hook):
     """Forward pre-hook on the head."""
 
-    @_outside_graphs
+    @outside_graphs
     def act(self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tap, features = self.tap, args[0] if args else next(iter(kwargs.values()))
         tap.is_cut = not torch.is_grad_enabled()
@@ -128,7 +128,7 @@ class _TakeAtHead(_Hook):
 class _TakeBehindBackbone(_Hook):
     """Forward hook on a backbone that stands apart from its head."""
 
-    @_outside_graphs
+    @outside_graphs
     def act(self, backbone: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not self.tap.is_split_due:
             return None
@@ -144,7 +144,7 @@ class _TakeBehindBackbone(_Hook):
 class _RefuseLeak(_Hook):
     """Forward hook on the network that holds the head: no source row may reach the user's own code."""
 
-    @_outside_graphs
+    @outside_graphs
     def act(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self.tap.num_source or self.tap.features is None:
             return

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_transfer.batches import class_numbers, label_hint
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
 from lightning_transfer.naming import name_of, structure
 from lightning_transfer.roles import in_width, linear_layers, out_width
@@ -235,13 +236,14 @@ class SourceTask:
         """Whether labels are class indices; another loss than cross-entropy may take other labels."""
         return self.loss is F.cross_entropy
 
-    def check_labels(self, labels: Tensor, num_classes: int, indices: Tensor) -> None:
-        """Raise unless `labels` (n,) are class indices below `num_classes`; `indices` (n,) name the samples."""
-        if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-            hint = " One-hot labels: adapt=lambda batch: (batch[0], batch[1].argmax(1))." if labels.ndim == 2 else ""
+    def check_labels(self, given: Tensor, num_classes: int, indices: Tensor) -> Tensor:
+        """Return labels (n,), below `num_classes`, of those given, or raise; `indices` (n,) name the samples."""
+        labels = class_numbers(given)
+        if labels is None:
+            hint = label_hint(given, "adapt=lambda batch: (batch[0], {})")
             raise TransferConfigError(
-                f"Source labels have shape {tuple(labels.shape)} and type {labels.dtype}; cross_entropy takes class "
-                f"indices, (batch,) of integers.{hint} For another loss pass SourceTask(loss=)."
+                f"Source labels have shape {tuple(given.shape)} and type {given.dtype}; cross_entropy takes class "
+                f"indices, (batch,) of integers. {hint} For another loss pass SourceTask(loss=)."
             )
         wrong = (labels < 0) | (labels >= num_classes)
         if wrong.any():
@@ -251,6 +253,7 @@ class SourceTask:
                 f"{num_classes - 1}. Drop unlabelled samples, and give the labels in the head's own order; is it the "
                 "pretrained head, taken before reset_classifier?"
             )
+        return labels
 
     def check_all_labels(self, num_classes: int) -> None:
         """Check every label at once where the dataset lists them, as it gives them: a list may be of raw numbers."""
@@ -294,6 +297,10 @@ class SourceTask:
 
 def _ends(batch: Any) -> str:
     """The line that takes images and labels out of a batch, as far as its form tells."""
+    if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Tensor):
+        is_pair = isinstance(batch[1], tuple | list) and all(isinstance(part, Tensor) for part in batch[1])
+        labels = "batch[1][0]" if is_pair else "torch.tensor([NUMBERS[name] for name in batch[1]])"
+        return f"(batch[0], {labels})"
     return "(batch[0], batch[1])" if isinstance(batch, tuple | list) else "(batch['image'], batch['label'])"
 
 

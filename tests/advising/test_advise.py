@@ -429,7 +429,7 @@ def test_what_is_not_right_is_refused_by_name():
         advise(unaugmented=toys.source_data())
     with pytest.raises(lt.TransferConfigError, match=r"loader gives a dict.*adapt=lambda batch"):
         advise(data=DataLoader(Named(), batch_size=4))
-    with pytest.raises(lt.TransferConfigError, match=r"Labels have shape \(4, 5\).*mixing"):
+    with pytest.raises(lt.TransferConfigError, match=r"Labels have shape \(4, 5\).*argmax"):
         advise(data=DataLoader(toys.target_data(), batch_size=4, collate_fn=_mixed))
     with pytest.raises(lt.TransferConfigError, match=r"trainer= has callbacks, max_epochs, devices=2"):
         advise(trainer={"callbacks": [], "max_epochs": 1, "devices": 2})

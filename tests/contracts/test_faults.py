@@ -270,7 +270,7 @@ def dataset(images, labels=None):
         (dataset(torch.rand(10, 3, 6, 6), [0, 1, 2, 7, 3] * 2), r"Source sample [38] has label 7; .*0 to 6"),
         (dataset(torch.rand(10, 3, 6, 6), [-100] * 10), "has label -100"),
         (dataset(torch.rand(10, 3, 6, 6), [0.5] * 10), "type torch.float64; cross_entropy takes class indices"),
-        (dataset(torch.rand(10, 3, 6, 6), torch.eye(10)[:, :7]), "One-hot labels"),
+        (dataset(torch.rand(10, 3, 6, 6), torch.eye(7).repeat(2, 1)[:10]), "One-hot labels"),
         (dataset(torch.rand(10, 3, 6, 6), [True] * 10), "type torch.bool"),
     ],
     ids=["sizes", "grey", "uint8", "paths", "dict", "out-of-range", "ignored", "float", "one-hot", "bool"],

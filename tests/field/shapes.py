@@ -431,6 +431,92 @@ class OneHot(Shape):
         return F.binary_cross_entropy_with_logits(self(x), y)
 
 
+def multi_hot(label, classes):
+    return F.one_hot(torch.tensor([label, (label + 1) % classes]), classes).sum(0).float()
+
+
+class MultiLabel(Shape):
+    """Several labels an image, binary cross-entropy"""
+
+    @staticmethod
+    def sample(image, label, index, classes):
+        return image, multi_hot(label, classes)
+
+    @staticmethod
+    def criterion(logits, labels, classes):
+        targets = torch.stack([multi_hot(int(label), classes) for label in labels])
+        return F.binary_cross_entropy_with_logits(logits, targets)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.binary_cross_entropy_with_logits(self(x), y)
+
+
+class SigmoidAtTheEnd(MultiLabel):
+    """A network that ends in a sigmoid, `BCELoss`"""
+
+    head_path = "model.0.fc"
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(nets.timm_resnet(), nn.Sigmoid())
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.binary_cross_entropy(self(x), y)
+
+    def features(self, x):
+        return self.model[0].forward_head(self.model[0].forward_features(x), pre_logits=True)
+
+
+class MixupInTheStep(Shape):
+    """Mixup inside `training_step`"""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        share, order = 0.7, torch.randperm(len(x))
+        logits = self(share * x + (1 - share) * x[order])
+        return share * F.cross_entropy(logits, y) + (1 - share) * F.cross_entropy(logits, y[order])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+
+class MixupInTheHook(Shape):
+    """Mixup in `on_after_batch_transfer`, the permutation kept for the step"""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        x, y = batch
+        if not self.trainer.training:
+            return batch
+        self.order = torch.randperm(len(x))
+        return [0.7 * x + 0.3 * x[self.order], y]
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        logits = self(x)
+        return 0.7 * F.cross_entropy(logits, y) + 0.3 * F.cross_entropy(logits, y[self.order])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+
+def times_batch(logits, labels):
+    return F.cross_entropy(logits, labels) * len(labels)
+
+
+class LossTimesBatch(Shape):
+    """The loss times the batch size"""
+
+    @staticmethod
+    def criterion(logits, labels, classes):
+        return times_batch(logits, labels)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.cross_entropy(self(x), y) * x.shape[0]
+
+
 class SoftmaxAtTheEnd(Shape):
     """A network that ends in a softmax, cross-entropy on top"""
 

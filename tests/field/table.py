@@ -66,7 +66,8 @@ OF_BATCH = refused("SourceTask(forward=", forward=lambda module, images: module.
 VIEWS = refused("adapt=", adapt=lambda batch: (batch[0][0] if isinstance(batch[0], list) else batch[0], batch[1]))
 NUMBERS = refused("adapt=", "argmax(1)", adapt=lambda batch: (batch[0], batch[1].argmax(1)))
 MIXED = warned("mixup")
-SUM = warned("mean")
+SUM = refused("mean")
+MEANT = warned("aux_weight=0", "labels=", labels=lambda batch: batch[1])
 NO_LINEAR = refused("ends in a Linear layer")
 PER_PIXEL = senseless("per-pixel heads are not supported")
 NO_PARAMETER = warned("No parameter", "self.parameters()")
@@ -111,9 +112,30 @@ TABLE = {
         several=refused("labels=", "loss=", labels=lambda batch: batch[1], loss=BCE),
         advise=NUMBERS,
     ),
-    "SoftmaxAtTheEnd": row(several=refused("softmax")),
-    "ClassWeights": row(several=criterion(shapes.weighted())),
-    "LabelSmoothing": row(several=criterion(nn.CrossEntropyLoss(label_smoothing=0.1))),
+    "MultiLabel": row(
+        sourced=refused("SourceTask(loss=", loss=BCE),
+        auto=WORKS,
+        selective=senseless("rounds=0"),
+        aux=refused("labels="),
+        several=refused("labels=", "loss=", labels=lambda batch: batch[1], loss=BCE),
+        advise=senseless("class numbers"),
+    ),
+    "SigmoidAtTheEnd": row(
+        sourced=refused("SourceTask(loss=", loss=BCE),
+        auto=WORKS,
+        selective=senseless("rounds=0"),
+        aux=refused("labels="),
+        several=refused("sigmoid"),
+        advise=senseless("class numbers"),
+    ),
+    "MixupInTheStep": row(aux=warned("aux_weight=0"), several=MIXED),
+    "MixupInTheHook": row(
+        sourced=refused("batch_hooks=False", batch_hooks=False), auto=WORKS, aux=warned("aux_weight=0"), several=MIXED
+    ),
+    "LossTimesBatch": row(sourced=SUM, auto=WORKS, aux=SUM, several=refused("mean", "loss=", loss=shapes.times_batch)),
+    "SoftmaxAtTheEnd": row(aux=MEANT, several=refused("softmax")),
+    "ClassWeights": row(aux=MEANT, several=criterion(shapes.weighted())),
+    "LabelSmoothing": row(aux=MEANT, several=criterion(nn.CrossEntropyLoss(label_smoothing=0.1))),
     "DictStep": row(),
     "OneArgumentStep": row(),
     "ThreeTuples": row(sourced=TRIPLES, advise=TRIPLES),

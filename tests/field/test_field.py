@@ -40,4 +40,4 @@ def test_every_method_works_on_most_modules():
     shares = {method: works / of for method, (of, works, _) in counts().items()}
     print("\n".join(page()))  # shown by pytest -s
     assert {method for method, share in shares.items() if share < 0.7} <= {"several"}
-    assert shares["several"] > 0.6
+    assert shares["several"] >= 0.6

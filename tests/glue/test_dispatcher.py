@@ -43,7 +43,7 @@ class Plus:
         self.log.append(("add", self.amount))
         return loss + self.amount
 
-    def stepped(self):
+    def stepped(self, loss):
         pass
 
     def end(self):

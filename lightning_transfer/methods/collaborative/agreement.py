@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import optimizers
+from lightning_transfer.glue.first_loss import Criterion as Mean
+from lightning_transfer.glue.first_loss import is_close, refuse_sum
 from lightning_transfer.glue.labels import Labels
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, is_run_by, log
@@ -21,8 +23,7 @@ from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemb
 from lightning_transfer.roles import out_width
 from lightning_transfer.values import value_of
 
-CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}  # share by which two ways to the same loss may differ
-CLOSE_AT_HALF = 0.02  # and at half precision
+FAR_BELOW = 0.2  # of the validation images, and the error of a share: so far below, a network draws the mean down
 
 
 class Agreement(TransferPart):
@@ -46,6 +47,7 @@ class Agreement(TransferPart):
         self.criterion = copy.deepcopy(loss)  # where it is a module with buffers, it moves to the device with us
         self.labels = labels
         self._batch: Any = None
+        self._has_warned = False  # of a network far below the others
         self._is_foreign = False  # whether the step's loss was seen to be something else
         self.has_added = False  # to the loss of this step
         own: Any = self.ensemble.members[self.ensemble.names[0]].network
@@ -136,7 +138,7 @@ class Agreement(TransferPart):
         self._batch, self.has_added = batch, False
         self.ensemble.passes.begin()
 
-    def stepped(self) -> None:
+    def stepped(self, loss: Tensor | None) -> None:
         """What runs from here on is not the step's own pass."""
         self.ensemble.passes.is_followed = False
 
@@ -153,7 +155,7 @@ class Agreement(TransferPart):
             )
         joint = self.criterion(logits.mean(0), labels)
         if not self._is_foreign and (self.trainer.global_step == 0 or is_log_due(self.trainer)):
-            self._compare(loss, joint, CLOSE.get(logits.dtype, CLOSE_AT_HALF))
+            self._compare(loss, joint, logits)
         together = collaborative_loss(logits, labels, weight=self.weight, loss=self.criterion)
         if not torch.isfinite(together):
             losses = [float(self.criterion(each, labels).detach()) for each in logits]
@@ -175,10 +177,12 @@ class Agreement(TransferPart):
             )
         return passes.logits
 
-    def _compare(self, loss: Tensor, joint: Tensor, close: float) -> None:
-        """Warn, once, where the step's loss is not the criterion of what the networks say together."""
+    def _compare(self, loss: Tensor, joint: Tensor, logits: Tensor) -> None:
+        """Warn, once, where the step's loss is not the criterion of what the networks say together; refuse a sum."""
         found, expected = float(loss.detach()), float(joint.detach())
-        if abs(found - expected) > close * max(abs(found), abs(expected)):
+        if not is_close(found, expected, logits.dtype):
+            mean = Mean(self.options["loss"], expected, (logits.shape[1], logits[0].numel()))
+            refuse_sum(loss, [mean], to_do="pass that sum: loss=lambda logits, labels: ...")
             self._is_foreign = True
             warnings.warn(
                 f"training_step gives a loss of {found:.4f}, and {self.options['loss']} of the networks' mean is "
@@ -233,3 +237,16 @@ class Agreement(TransferPart):
             shares = dict(zip(self.ensemble.names, (counts[:-1] / counts[-1]).tolist(), strict=True))
             self.ensemble.accuracies = shares
             log(trainer, {f"transfer/val_accuracy/{name}": torch.tensor(share) for name, share in shares.items()})
+            self._warn_of_one_below(shares, float(counts[-1]))
+
+    def _warn_of_one_below(self, shares: dict[str, float], num_images: float) -> None:
+        """Say, once, that a network draws the mean down, where the images are enough to know."""
+        best, worst = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
+        if shares[best] - shares[worst] > FAR_BELOW + num_images**-0.5 and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{worst!r} has {shares[worst]:.0%} of the validation images right and {best!r} {shares[best]:.0%}, "
+                "which their mean suffers from. Does it get images of the size, and normalised, as it was pretrained "
+                "on, and does it learn as fast? If it stays so, leave it out.",
+                stacklevel=2,
+            )

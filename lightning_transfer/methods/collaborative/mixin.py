@@ -91,7 +91,7 @@ class CollaborativeMixin(PartMixin):
             raise TransferConfigError(
                 "collaborative_loss was called twice in a step. Call it once, with the whole loss."
             )
-        agreement.stepped()
+        agreement.stepped(loss)
         return agreement.add_to(self, loss)
 
     def on_train_start(self) -> None:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError, check_number
 from lightning_transfer.glue import optimizers
+from lightning_transfer.glue.first_loss import FirstLoss, is_close, refuse_sum
 from lightning_transfer.glue.labels import Labels, find_labels
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, is_trial, log
@@ -53,6 +54,7 @@ class AuxiliaryTerm(TransferPart):
         self.weight = weight
         self.warmup_epochs = warmup_epochs
         self.labels = labels
+        self._first_loss = FirstLoss(labels)
         self.classifier: AuxiliaryClassifier | None = None
         self.tap = ""
         if weight and found[1].head.out_features == 1:
@@ -112,6 +114,7 @@ class AuxiliaryTerm(TransferPart):
     def check(self, trainer: Any) -> None:
         """Refuse a warm-up that never ends, and a classifier that nobody trains."""
         optimizers.check_held(trainer, self)
+        self._first_loss.reset()
         self._joint = [part for part in trainer.lightning_module.modules() if hasattr(part, "num_joint")]
         num_epochs = trainer.max_epochs  # -1 or None: nobody knows
         if num_epochs is not None and 0 < num_epochs <= self.warmup_epochs and not is_trial(trainer):
@@ -125,15 +128,19 @@ class AuxiliaryTerm(TransferPart):
         self.wake()
         self._batch, self.has_added = batch, False
         self._is_listening = self.classifier is not None
+        if self._is_listening:
+            self._first_loss.listen(self._gated[0], batch)
         if self._is_warming(self.trainer):
             body = (layer for layer in self._body(module) if isinstance(layer, _NormBase) and layer.training)
             for norm in body:
                 norm.training = False
                 self._resting.append(norm)
 
-    def stepped(self) -> None:
+    def stepped(self, loss: Tensor | None) -> None:
         """What runs through the network from here on is not the step's own pass."""
         self._is_listening = False
+        if loss is not None:
+            self._look(loss)
         self._num_source = sum(part.num_joint for part in self._joint)
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
@@ -152,6 +159,24 @@ class AuxiliaryTerm(TransferPart):
                 self._warn_of_death(float(values["transfer/gate_spread"]))
             log(trainer, values)
         return loss
+
+    def _look(self, loss: Tensor) -> None:
+        """Refuse a first loss that is a sum, and warn of one by which the classifier does not learn."""
+        found = self._first_loss.criteria()
+        if self.weight <= AUX_WEIGHT:
+            refuse_sum(loss, found, to_do="pass aux_weight= times the batch size")
+        if not found or loss.numel() > 1 or self.labels is not find_labels:  # labels= says what it learns by
+            return
+        value = float(loss.detach())
+        if not any(is_close(value, known.mean, known.dtype) for known in found):
+            warnings.warn(
+                f"training_step gives a loss of {value:.4f}, and {found[-1].name} of the head's logits and the batch's "
+                f"labels is {found[-1].mean:.4f}, by which the auxiliary classifier learns. If images are mixed, it "
+                "would learn labels that are not theirs: pass aux_weight=0, or labels=lambda batch: ... for them. "
+                "With a regulariser, class weights or label smoothing it is as it should be: labels=lambda batch: "
+                "batch[1] says so.",
+                stacklevel=2,
+            )
 
     def _loss(self) -> Tensor:
         assert self.classifier is not None
@@ -182,6 +207,7 @@ class AuxiliaryTerm(TransferPart):
     def end(self) -> None:
         """Nothing of a step is left for the next one."""
         self._batch, self._is_listening = None, False
+        self._first_loss.end()
         self._tapped = []
 
     def wake(self) -> None:

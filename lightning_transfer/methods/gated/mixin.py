@@ -90,7 +90,7 @@ class GatedTransferMixin(PartMixin):
         term = self._joined(self._term)
         if term.has_added:
             raise TransferConfigError("gated_loss was called twice in a step. Call it once, with the whole loss.")
-        term.stepped()
+        term.stepped(None if hasattr(self, "source_task") else loss)  # which joint_loss may have added to
         return term.add_to(self, loss)
 
     def on_train_start(self) -> None:

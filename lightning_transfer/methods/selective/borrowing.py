@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from lightning_transfer import ranks
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.source_term import SourceTerm
-from lightning_transfer.glue.trainer import Weakly, is_trial, looking, progress_of, say, target_dataset, to_device
+from lightning_transfer.glue.trainer import Weakly, is_trial, progress_of, say, target_dataset
+from lightning_transfer.methods.selective.asking import check_labels, check_scaled_alike, read
 from lightning_transfer.methods.selective.functional import neighbor_budget
 from lightning_transfer.methods.selective.identity import identity, is_same
 from lightning_transfer.methods.selective.options import Neighbors
@@ -162,6 +163,8 @@ class Borrowed:
 
     def _select(self, trainer: Any) -> None:
         data = target_dataset(self.options.target, trainer)
+        if self.neighbors.rounds:
+            check_labels(data, self.source, trainer)
         if self.selection is None or not is_same(self.selection.target, data):
             self.selection = self._selected(trainer, data)
         self.lists = self.selection.indices.int()
@@ -265,16 +268,9 @@ class Borrowed:
         share = [torch.empty(0, 2, dtype=torch.float32)]
         with seeded(self.source.seed, 0), progress_of(trainer)("Which target images are hard", len(mine)) as step:
             for batch in loader:
-                with looking(trainer):
-                    images, labels = self.source.unpack(to_device(trainer, batch, hooks=self.source.batch_hooks))
-                if labels.ndim != 1 or labels.is_floating_point():
-                    raise TransferConfigError(
-                        f"Target labels have shape {tuple(labels.shape)} and type {labels.dtype}; rounds ask whether "
-                        "the network is right, which takes class indices. Pass target= with such labels, or "
-                        "Neighbors(rounds=0)."
-                    )
+                images, labels = read(batch, self.source, trainer)
                 if not share[1:] and term.first_extent is not None:
-                    _check_scaled_alike(Extent().see(images), term.first_extent)
+                    check_scaled_alike(Extent().see(images), term.first_extent)
                 logits = term.target_logits(module, images).float()
                 if logits.shape[1] == 1:  # that of class 1, beside class 0 at 0
                     logits = torch.cat([torch.zeros_like(logits), logits], 1)
@@ -340,12 +336,3 @@ class Borrowed:
         self.lists, self.labels, self.budget = state["lists"].cpu(), state["labels"].cpu(), state["budget"].cpu()
         self.rounds_done = state["rounds_done"]
         self._made_of = self._saved_identity = state["made_of"]
-
-
-def _check_scaled_alike(asked: Extent, seen: Extent) -> None:
-    if asked.scale != seen.scale:
-        raise TransferConfigError(
-            f"Target pixels run {asked}, the source's in training {seen}. Rounds show the target to the network: give "
-            "target= as validation sees it, normalised alike (for a bank of a model with "
-            "FilterBank.from_model(..., normalize=False))."
-        )

@@ -79,7 +79,7 @@ class SourceTaskMixin(PartMixin):
         if hasattr(self, "source_task"):
             part = self._joined(self.source_task)
             part.check_once(part.trainer)
-            part.begin(self)
+            part.begin(self, batch)
         parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
         return parent
 
@@ -104,6 +104,7 @@ class SourceTaskMixin(PartMixin):
         part = self._joined(self.source_task)
         part.check_once(part.trainer)
         part.was_asked = True
+        part.stepped(target_loss)
         loss = part.add_to(self, target_loss)
         part.end()
         return loss
