@@ -21,9 +21,10 @@ KNOWN_BY_NAME = ("torch", "builtins", "lightning_transfer")  # their functions c
 def value_of(function: Callable[..., Any]) -> str:
     """Return a name that differs where a function, a module or another callable computes something else.
 
-    A function is compared by its code and by what it closes over and is bound to, a module without parameters, such as
-    a criterion, by its attributes and buffers. Names that code takes from its module are not followed, and a module
-    with parameters, which training moves, is compared by its layers alone. Equal in every process of one Python.
+    A function is compared by its code and by what it closes over and is bound to, a callable object by its attributes,
+    a module without parameters, such as a criterion, by its attributes and buffers. Names that code takes from its
+    module are not followed. What changes in a run is not compared: a module with parameters counts by its layers, any
+    other object by its class. Equal in every process of one Python.
 
     >>> value_of(torch.nn.functional.cross_entropy)
     'cross_entropy'
@@ -47,6 +48,11 @@ def _is_known_by_name(thing: Any) -> bool:
 
 def _is_word(key: str, value: Any) -> bool:
     return not key.startswith("_") and key != "training" and isinstance(value, bool | int | float | str)
+
+
+def _is_value(thing: Any) -> bool:
+    """Return whether an object stands for a function; others, such as a callback, change in a run."""
+    return callable(thing) and hasattr(thing, "__dict__")
 
 
 def _digest(content: bytes) -> str:
@@ -97,5 +103,5 @@ KINDS: list[tuple[Any, Callable[[Any, Of], Any]]] = [
     (FunctionType, _of_function),
     (nn.Module, _of_module),
     (Dataset, lambda dataset, of: type(dataset).__qualname__),  # may be of any size
-    (object, lambda thing, of: (type(thing).__qualname__, of(getattr(thing, "__dict__", {})))),
+    (object, lambda thing, of: (type(thing).__qualname__, of(vars(thing) if _is_value(thing) else None))),
 ]

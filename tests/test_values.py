@@ -96,6 +96,23 @@ def test_a_function_that_holds_itself_has_a_value():
     assert value_of(scaled(loop)) == value_of(scaled(loop))
 
 
+class Counting:
+    def __init__(self):
+        self.count = 0
+
+    def adapt(self, batch):
+        self.count += 1
+        return batch
+
+
+def test_what_an_object_counts_in_a_run_does_not_change_the_value_of_its_method():
+    counting = Counting()
+    before = value_of(counting.adapt)
+    counting.adapt(None)
+    assert value_of(counting.adapt) == before
+    assert value_of(Callable(0.5).half) != before
+
+
 def test_training_a_network_does_not_change_its_value():
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     before = value_of(network)
