@@ -81,11 +81,11 @@ def _of_function(function: FunctionType, of: Of) -> Any:
 
 
 def _of_module(module: nn.Module, of: Of) -> Any:
-    is_fixed = next(module.parameters(), None) is None
-    own = {name: value for name, value in vars(module).items() if name[0] != "_" and name != "training"}
-    own = own if is_fixed else {name: value for name, value in own.items() if _is_word(name, value)}
-    buffers = module._buffers if is_fixed else {}
-    return type(module).__qualname__, *map(of, (own, dict(buffers), dict(module.named_children())))
+    own = buffers = None
+    if next(module.parameters(), None) is None:
+        own = {name: value for name, value in vars(module).items() if name[0] != "_" and name != "training"}
+        buffers = dict(module._buffers)
+    return type(module).__qualname__, *map(of, (own, buffers, dict(module.named_children())))
 
 
 # the first that fits
