@@ -1,7 +1,7 @@
 """Hold out a part of the training images: the same share of each class, and no group on both sides (ours)."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,12 @@ from lightning_transfer.naming import structure
 from lightning_transfer.source.datasets import known_labels, load
 
 
-def labels_of(dataset: Dataset[Any]) -> list[int]:
+def labels_of(dataset: Dataset[Any], read: Callable[[Any], Any] | None = None) -> list[int]:
     """Return the class of every image, as the dataset lists them or by loading each.
+
+    Args:
+        dataset: the images.
+        read: turns a sample into a batch of one image and its label; by default the sample is (image, label).
 
     Raises:
         TransferConfigError: an image has no class number.
@@ -22,7 +26,8 @@ def labels_of(dataset: Dataset[Any]) -> list[int]:
     known = known_labels(dataset)
     if known is not None and known.ndim == 1 and not known.is_floating_point():
         return known.tolist()
-    return [_class_number(load(dataset, index, of="target"), dataset, index) for index in range(len(dataset))]  # type: ignore[arg-type]
+    samples = ((index, load(dataset, index, of="target")) for index in range(len(dataset)))  # type: ignore[arg-type]
+    return [_class_number(sample, dataset, index, read) for index, sample in samples]
 
 
 def groups_of(dataset: Any) -> list[Any] | None:
@@ -66,16 +71,16 @@ def by_group(number: int, groups: Sequence[Any] | None) -> list[list[int]]:
     return list(members.values())
 
 
-def _class_number(sample: Any, dataset: Any, index: int) -> int:
+def _class_number(sample: Any, dataset: Any, index: int, read: Callable[[Any], Any] | None) -> int:
     try:
-        label = torch.as_tensor(sample[1])
+        label = torch.as_tensor(sample[1] if read is None else read(sample)[1][0])
         if label.ndim or label.is_floating_point():
-            raise TypeError(f"label {sample[1]!r}")
+            raise TypeError(f"label {label!r}")
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise TransferConfigError(
             f"Image {index} of the training data, a {type(dataset).__name__}, is {structure(sample)}; expected (image, "
-            "class number), so that a part can be held out by class. List the classes, as whole numbers, as "
-            "dataset.targets."
+            "class number), so that a part can be held out by class. Say where they are, as whole numbers: advise(..., "
+            "adapt=lambda batch: (batch['image'], batch['label'])), or list the classes as dataset.targets."
         ) from error
     return int(label)
 

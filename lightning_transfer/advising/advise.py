@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_transfer.advising.evidence import (
     NOTICED,
@@ -16,7 +16,7 @@ from lightning_transfer.advising.evidence import (
     place,
     weigh,
 )
-from lightning_transfer.advising.measuring import ADAPT, STEPS, Measured, Question, measure
+from lightning_transfer.advising.measuring import ADAPT, FORWARD, STEPS, Measured, Question, measure
 from lightning_transfer.errors import TransferConfigError, check_count
 from lightning_transfer.progress import no_progress, tqdm_progress
 from lightning_transfer.source.datasets import AnyDataset
@@ -153,6 +153,7 @@ def advise(
     steps: int = STEPS,
     head: str = "auto",
     adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
+    forward: Callable[[nn.Module, Tensor], Tensor] | None = None,
     trainer: Mapping[str, Any] | None = None,
 ) -> Advice:
     """Say which methods are likely to help on somebody's own data, and which to hurt.
@@ -166,11 +167,12 @@ def advise(
         module: the LightningModule that is to be trained, with its pretrained network.
         data: its DataModule, or its train loader. Images of one group, where the dataset has a list `groups`, stay
             together.
-        source: what the network was pretrained on, where it is at hand. If it has a `forward`, all images run by that.
+        source: what the network was pretrained on, where it is at hand.
         unaugmented: the training images without augmentation; those of the loader where left out.
         steps: of each of at most four trainings; a schedule that is laid out over epochs is over when they are.
         head: dotted path of the classifier, or "auto".
         adapt: turns a batch into (images, labels), where it is a dictionary, say.
+        forward: runs images through the module, if its own forward takes more than images; by default the source's.
         trainer: options of the Trainer, such as {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}.
 
     Raises:
@@ -187,7 +189,10 @@ def advise(
     check_count("steps", steps, least=1)
     if adapt is not None and not callable(adapt):
         raise TransferConfigError(f"adapt={adapt!r} is no function. {ADAPT}")
-    forward: Any = source.forward if source is not None and callable(source.forward) else None
+    if forward is not None and not callable(forward):
+        raise TransferConfigError(f"forward={forward!r} is not a function. {FORWARD.format('module.model(images)')}")
+    if forward is None and source is not None and callable(source.forward):
+        forward = source.forward
     question = Question(source, unaugmented, head, adapt, steps, trainer or {}, forward)
     is_seen = not isinstance(trainer, Mapping) or trainer.get("enable_progress_bar", True)
     measured = measure(module, data, question, progress=tqdm_progress if is_seen else no_progress)

@@ -21,10 +21,10 @@ from lightning_transfer.glue.trainer import looking, to_device
 from lightning_transfer.linear import fit_linear
 from lightning_transfer.naming import structure
 from lightning_transfer.progress import Progress, Step
-from lightning_transfer.roles import entry_of, find_head, has_forward
+from lightning_transfer.roles import entry_of, find_head
 from lightning_transfer.source.datasets import load
+from lightning_transfer.source.explaining import explain
 from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, Extent, domain_gap, look, unlike_pixels
-from lightning_transfer.source.passes import is_misuse, takes_more
 from lightning_transfer.source.reading import readable
 from lightning_transfer.source.stream import collate, seeded
 from lightning_transfer.source.task import SourceTask
@@ -33,6 +33,7 @@ from lightning_transfer.tracing import evaluating, images_and_labels
 STEPS = 300  # of those that the benchmarks know
 MOST_PROBED = 5000  # that the probe learns from
 ADAPT = "Say where they are: advise(..., adapt=lambda batch: (batch['image'], batch['label']))."
+FORWARD = "Say how images run: advise(..., forward=lambda module, images: {})."
 LOST = 10.0  # points below a linear probe, from which fine-tuning itself looks wrong
 PROBE_PENALTY = 10.0  # of .1 to 1,000 about the best on four targets with ten images of a class
 
@@ -128,7 +129,7 @@ def measure(module: Any, data: Any, question: Question, *, progress: Progress) -
     Raises:
         TransferConfigError: the images cannot be split, or the module has no head.
     """
-    trials = proxy.trials_of(module, data, question.options, unaugmented=question.unaugmented)
+    trials = proxy.trials_of(module, data, question.options, unaugmented=question.unaugmented, adapt=question.adapt)
     counts = Counter(trials.labels)
     if min(counts, default=0) < 0:
         raise TransferConfigError(
@@ -259,8 +260,7 @@ class _Runner:
 
     def __init__(self, trainer: Any, module: Any, question: Question, loader: DataLoader[Any]) -> None:
         self.trainer, self.module, self.question = trainer, module, question
-        probe = partial(self._try, loader) if has_forward(module) else None
-        self.head = find_head(module, question.head, probe=probe)
+        self.head = find_head(module, question.head, probe=partial(self._try, loader))
         self.guess = ""
         if question.forward is not None:
             self.entry: Callable[[Tensor], Any] = partial(question.forward, module)
@@ -310,10 +310,10 @@ class _Runner:
         """Images and labels, on the device and behind the user's hooks."""
         with looking(self.trainer):
             moved = to_device(self.trainer, batch, hooks=True)
-        if self.question.adapt is None:
-            return images_and_labels(moved, self.trainer.strategy.root_device, otherwise=ADAPT)
-        made = f"adapt= made that of {structure(moved)}."
-        return images_and_labels(self.question.adapt(moved), self.trainer.strategy.root_device, otherwise=made)
+        adapt = self.question.adapt
+        made = ADAPT if adapt is None else f"adapt= made that of {structure(moved)}."
+        given = moved if adapt is None else adapt(moved)
+        return images_and_labels(given, self.trainer.strategy.root_device, otherwise=made)
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What the head takes and gives; a `SourceTask(forward=)` may end before it."""
@@ -329,21 +329,21 @@ class _Runner:
                 if not calls and self.question.forward is not None:
                     self.head.module(output)  # which is heard
         except Exception as error:
-            if self.question.forward is None and is_misuse(error):
-                raise TransferConfigError(takes_more(self.module, self.head, error)) from error
+            if self.question.forward is None:
+                explain(error, self.module, self.head, images, how=FORWARD)
             raise
         finally:
             handle.remove()
             torch.clear_autocast_cache()
         if not calls:
             raise TransferConfigError(
-                f"{type(self.module).__name__} does not run its head {self.head.path!r} on images, so nothing can be "
-                "told of its features."
+                f"{type(self.module).__name__} does not run its head {self.head.path!r} on images. {FORWARD}".format(
+                    "..."
+                )
             )
         taken, given = calls[-1]
         if given.ndim != 2 and given.shape[1:].numel() != given.shape[1]:
             raise TransferConfigError(
                 f"The head {self.head.path!r} gives {tuple(given.shape[1:])} for an image; expected one row of classes."
             )
-        given = given.flatten(1)
-        return taken.detach().float().flatten(1).cpu(), given.detach().float().cpu()  # forward may enable gradients
+        return taken.detach().float().flatten(1).cpu(), given.detach().float().flatten(1).cpu()  # else with a graph

@@ -8,7 +8,6 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.batch_hooks import check_unmixed
 from lightning_transfer.glue.trainer import to_device, train_batch_size
-from lightning_transfer.naming import structure
 from lightning_transfer.source.stream import Order, SourceStream
 from lightning_transfer.source.task import SourceTask
 
@@ -65,15 +64,7 @@ class Drawing:
             self._stream = self._open(trainer, part)
         indices, samples = self._stream.next_batch()
         were_set: dict[str, Any] = {}
-        try:
-            moved = to_device(trainer, samples, hooks=self.source.batch_hooks, were_set=were_set)
-        except Exception as error:
-            if self.source.batch_hooks:
-                error.add_note(
-                    f"This happened while a source batch, {structure(samples)}, went through the batch-transfer hooks. "
-                    "If they are not meant for it: SourceTask(batch_hooks=False)."
-                )
-            raise
+        moved = to_device(trainer, samples, hooks=self.source.batch_hooks, were_set=were_set)
         images, labels = self.source.unpack(moved)
         check_unmixed(were_set, (samples, moved), len(images))
         if self.source.has_class_labels:

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -162,20 +162,29 @@ class Trials:
         options: of it.
         datamodule: the user's, whose hooks move batches; None where there is none.
         unaugmented: the images to be scored, without augmentation; None for the loader's own.
+        adapt: turns a batch into images and labels, if the dataset does not list labels; None if it is both.
 
     Raises:
         TransferConfigError: the loader cannot be split, or the images are others.
     """
 
     def __init__(
-        self, loader: Any, make: type, options: Mapping[str, Any], *, datamodule: Any = None, unaugmented: Any = None
+        self,
+        loader: Any,
+        make: type,
+        options: Mapping[str, Any],
+        *,
+        datamodule: Any = None,
+        unaugmented: Any = None,
+        adapt: Callable[[Any], Any] | None = None,
     ) -> None:
         check_loader(loader)
         self.loader, self.make, self.options, self.datamodule = loader, make, options, datamodule
         self.dataset = served(loader)
         self.clean: Any = self.dataset if unaugmented is None else served(loader, unaugmented)
         with seeded(0, 0):  # images may have to be loaded, and augmented at random
-            self.labels, self.groups = labels_of(self.dataset), groups_of(self.dataset)
+            self.groups = groups_of(self.dataset)
+            self.labels = labels_of(self.dataset, adapt and (lambda sample: adapt(loader.collate_fn([sample]))))
         if len(self.clean) != len(self.labels):
             raise TransferConfigError(
                 f"unaugmented has {len(self.clean)} images, the training data {len(self.labels)}; give the same, in "
@@ -250,7 +259,14 @@ def _unheard(namespace: str, folder: Any) -> Any:
     return type("Unheard", (logger,), {"save_dir": folder, "log_dir": folder})()
 
 
-def trials_of(module: Any, data: Any, options: Mapping[str, Any], *, unaugmented: Any) -> Trials:
+def trials_of(
+    module: Any,
+    data: Any,
+    options: Mapping[str, Any],
+    *,
+    unaugmented: Any,
+    adapt: Callable[[Any], Any] | None = None,
+) -> Trials:
     """Trials ahead of training: of a DataModule or a train loader, by a Trainer with these options on one device.
 
     Raises:
@@ -273,7 +289,8 @@ def trials_of(module: Any, data: Any, options: Mapping[str, Any], *, unaugmented
     make, given = trainer_class(module), {"devices": 1, **options}
     with seeded(0, 0):  # a DataModule may split at random
         loader = loader_of(data, make, given)
-    return Trials(loader, make, given, datamodule=None if loader is data else data, unaugmented=unaugmented)
+    datamodule = None if loader is data else data
+    return Trials(loader, make, given, datamodule=datamodule, unaugmented=unaugmented, adapt=adapt)
 
 
 def _serving(datamodule: Any, loader: Any) -> Any:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.batch_hooks import forgotten
+from lightning_transfer.naming import structure
 from lightning_transfer.progress import Progress, Step, no_progress, rich_progress, tqdm_progress
 from lightning_transfer.schedules import Schedule
 
@@ -173,8 +174,17 @@ def to_device(trainer: Any, batch: Any, *, hooks: bool, were_set: dict[str, Any]
         return tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
     # the loop's own three steps: 64-true and bf16-true convert the input, DataModule hooks are found by the selector
     with forgotten(trainer) as found:
-        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
-        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        try:
+            batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        except Exception as error:
+            error.add_note(
+                f"This happened while a batch, {structure(batch)}, went through the batch-transfer hooks. If it is a "
+                "source batch, let the source dataset give samples like the target's, and read them by "
+                "SourceTask(adapt=lambda batch: (images, labels)). SourceTask(batch_hooks=False) skips the hooks, and "
+                "with them whatever they do, such as normalising."
+            )
+            raise
     if were_set is not None:
         were_set |= found
     return batch

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.roles import Head, entry_of, find_backbone, in_width, users_modules
+from lightning_transfer.source.explaining import explain
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.tracing import is_run_again
 
@@ -220,8 +221,8 @@ class SourcePass:
             ends_at_features = forward is not None or self.entry not in ("", self.head.network_path)
             features = self.tap.features if reached or not ends_at_features else output
         except Exception as error:
-            if forward is None and not self._has_run and is_misuse(error):
-                raise TransferConfigError(takes_more(module, self.head, error)) from error
+            if forward is None and not self._has_run:
+                explain(error, module, self.head, images)
             error.add_note(f"This happened in a separate pass of images, {images.dtype} {tuple(images.shape)}.")
             raise
         finally:
@@ -283,21 +284,6 @@ class SourcePass:
                 f"{width} features. Use forward='separate', or SourceTask(forward=lambda module, images: features)."
             )
         return features
-
-
-def is_misuse(error: Exception) -> bool:
-    """Return whether a forward that takes a batch, or more than images, may have raised this when it got images."""
-    kinds = (TypeError, ValueError, LookupError, AttributeError)
-    return isinstance(error, kinds) and not isinstance(error, TransferConfigError)
-
-
-def takes_more(module: nn.Module, head: Head, error: Exception) -> str:
-    """Return what to write if a module's forward takes something else than images."""
-    path = head.network_path if head.network_path != head.path else find_backbone(module, head)[0]
-    return (
-        f"{type(module).__name__}.forward does not run on images alone ({type(error).__name__}: {error}). Say how "
-        f"images run: SourceTask(forward=lambda module, images: module.{path}(images))."
-    )
 
 
 def trains_before(module: nn.Module, head_path: str) -> Iterator[nn.Parameter]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
@@ -486,8 +487,34 @@ def test_batches_that_are_adapted_say_the_same():
             return super().training_step((batch["image"], batch["label"]), batch_idx)
 
     pairs = advise(data=DataLoader(toys.target_data(), batch_size=4))
-    named = advise(ByName(), DataLoader(Named(), batch_size=4), adapt=lambda batch: (batch["image"], batch["label"]))
-    assert named.measured == pairs.measured
+    adapt = {"adapt": lambda batch: (batch["image"], batch["label"])}
+    assert advise(ByName(), DataLoader(Named(), batch_size=4), **adapt).measured == pairs.measured
+    unlisted = [Named()[index] for index in range(len(Named()))]  # no list of labels: they are read by adapt, too
+    assert advise(ByName(), DataLoader(unlisted, batch_size=4), **adapt).measured == pairs.measured
+    with pytest.raises(lt.TransferConfigError, match=r"class number.*advise\(\.\.\., adapt=lambda batch"):
+        advise(ByName(), DataLoader(unlisted, batch_size=4))
+
+
+class OfBatch(toys.LitToy):
+    """A forward that takes a batch."""
+
+    def forward(self, batch):
+        images, _ = batch
+        return self.model(images)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch), batch[1])
+
+
+def test_a_forward_that_takes_a_batch_is_told_how_images_run_without_a_source_too():
+    with pytest.raises(
+        lt.TransferConfigError, match=r"advise\(\.\.\., forward=lambda module, images: module.model\(images\)\)"
+    ):
+        advise(OfBatch())
+    asked = advise(OfBatch(), forward=lambda module, images: module.model(images))
+    assert asked.measured == advise().measured
+    with pytest.raises(lt.TransferConfigError, match="forward='model' is not a function"):
+        advise(forward="model")
 
 
 def test_a_step_that_asks_for_its_logger_gets_one_that_does_nothing():

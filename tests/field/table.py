@@ -62,7 +62,8 @@ ONE_LAYER = senseless("only a patch embedding. The other methods", "GatedTransfe
 DICTS = refused("adapt=", adapt=lambda batch: (batch["image"], batch["label"]))
 TRIPLES = refused("adapt=", adapt=lambda batch: (batch[0], batch[1]))
 PATHS = refused("adapt=", adapt=lambda batch: (batch[0][1], batch[1]))
-OF_BATCH = refused("SourceTask(forward=", forward=lambda module, images: module.model(images))
+BY_MODEL = {"forward": lambda module, images: module.model(images)}
+OF_BATCH = refused("SourceTask(forward=", **BY_MODEL)
 VIEWS = refused("adapt=", adapt=lambda batch: (batch[0][0] if isinstance(batch[0], list) else batch[0], batch[1]))
 NUMBERS = refused("adapt=", "argmax(1)", adapt=lambda batch: (batch[0], batch[1].argmax(1)))
 MIXED = warned("mixup")
@@ -83,7 +84,9 @@ TABLE = {
     "SequentialOfChildren": row(),
     "ThawedFromTheEnd": row(joint=refused("forward='separate'"), several=ALONE),
     "InjectedNetwork": row(),
-    "ForwardOfBatch": row(soft=OF_BATCH, auto=OF_BATCH, selective=OF_BATCH, advise=OF_BATCH),
+    "ForwardOfBatch": row(
+        soft=OF_BATCH, auto=OF_BATCH, selective=OF_BATCH, advise=refused("advise(..., forward=", **BY_MODEL)
+    ),
     "ConvolutionalClassifier": row(
         sourced=NO_LINEAR, gated=NO_LINEAR, aux=NO_LINEAR, several=NO_LINEAR, advise=NO_LINEAR
     ),

@@ -65,6 +65,16 @@ def test_a_forward_that_does_not_end_in_the_head_is_refused(forward, message):
     assert source_pass(LitToy()).tap.features is None
 
 
+def test_another_error_of_a_forward_gets_a_note_that_says_how_images_run():
+    def forward(self, pixels):
+        raise RuntimeError("the size of tensor a must match")
+
+    module = type("Odd", (LitToy,), {"forward": forward})()
+    with pytest.raises(RuntimeError) as caught:
+        source_pass(module).separate(module, IMAGES)
+    assert "SourceTask(forward=lambda module, images: module.model(images))" in "".join(caught.value.__notes__)
+
+
 @pytest.mark.parametrize("features", [lambda module, x: [x], lambda module, x: module.model.features(x)[:, :5]])
 def test_a_function_that_gives_no_features_is_refused(features):
     module = LitToy()
