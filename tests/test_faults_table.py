@@ -408,6 +408,7 @@ FIELD: dict[str, tuple[str, ...]] = {
         "a trained network beside a body that its user froze",
         "field/test_field.py::test_as_it_comes[FrozenConvNeXt-several]",
         "glue/test_first_loss.py::test_a_network_far_below_the_others_is_named_once",
+        "glue/test_first_loss.py::test_the_warning_comes_of_validation",
     ),
     "C1": (
         "a forward that switches gradients on, where the network is looked at",

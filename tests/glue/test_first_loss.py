@@ -155,6 +155,19 @@ def test_a_network_far_below_the_others_is_named_once():
     agreement._warn_of_one_below({"own": 0.9, "other": 0.5}, 1000)
 
 
+def test_the_warning_comes_of_validation():
+    module, images = LitToy(), toys.images(800, 5, seed=1).tensors[0]
+    with torch.no_grad():
+        labels = module.eval()(images).argmax(1)
+    images, labels = images[labels != labels.mode()[0]], labels[labels != labels.mode()[0]]  # no guess
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=50)
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=1e-9)
+    module.train()
+    runner = toys.trainer([several()], max_epochs=1)
+    with pytest.warns(UserWarning, match="of the validation images right"):
+        runner.fit(module, data, data)
+
+
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
