@@ -1,0 +1,117 @@
+"""The pretrained networks of the regime benchmark, the module that tunes them, and what is asked of them."""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import timm
+import torch
+import torch.nn.functional as F
+from regime_data import Photos, centre
+from torch import Tensor, nn
+
+from lightning_transfer.tracing import evaluating
+
+MOMENTUM, DECAY, WARM_UP = 0.9, 5e-4, 0.05  # of SGD; warm-up as a share of training
+HEAD = "classifier"
+
+
+class Rates(NamedTuple):
+    """Learning rates: the body's, and how many times that the new head's is."""
+
+    body: float
+    times: float
+
+
+def pretrained(name: str, weights: Path | None) -> nn.Module:
+    """Load a timm network, of which the classifier is kept; from a file, or as timm does."""
+    given = {"pretrained": True} if weights is None else {"checkpoint_path": str(weights)}
+    network: nn.Module = timm.create_model(name, **given)  # type: ignore[arg-type]
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+class Fading(torch.optim.lr_scheduler.LRScheduler):
+    """A short linear warm-up, then a cosine to zero; groups that a callback adds later are that callback's."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        self.steps, self.warm_up = steps, max(1, round(WARM_UP * steps))
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[Any]:
+        """Return the rate of each group at this step."""
+        done = self.last_epoch
+        share = min(1.0, (done + 1) / self.warm_up) * (1 + math.cos(math.pi * done / self.steps)) / 2
+        return [
+            group["initial_lr"] * share if "initial_lr" in group else group["lr"]
+            for group in self.optimizer.param_groups
+        ]
+
+
+class Tuning(L.LightningModule):
+    """An ordinary project: SGD with momentum, one rate for the body and one for the new head.
+
+    Args:
+        network: pretrained, with a new head.
+        rates: of the body and the head.
+        depth_decay: by how much the rate falls from one stage of the network to the one before it.
+    """
+
+    def __init__(self, network: Any, rates: Rates, *, depth_decay: float = 1.0) -> None:
+        super().__init__()
+        self.model = network
+        self.rates = rates
+        self.depth_decay = depth_decay
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the cross-entropy."""
+        return F.cross_entropy(self.model(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        """Give every parameter that is trained the rate of its place."""
+        groups: dict[float, list[nn.Parameter]] = {self.rates.body: []}  # the first group is where callbacks add theirs
+        for name, param in self.named_parameters():
+            if param.requires_grad:
+                groups.setdefault(self.rate_of(name.split(".")), []).append(param)
+        filled = [{"params": params, "lr": rate} for rate, params in groups.items() if params]
+        optimizer = torch.optim.SGD(filled, lr=self.rates.body, momentum=MOMENTUM, weight_decay=DECAY)
+        fading = Fading(optimizer, int(self.trainer.max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": fading, "interval": "step"}}
+
+    def rate_of(self, path: list[str]) -> float:
+        """Return the learning rate of a parameter."""
+        if HEAD in path:
+            return self.rates.body * self.rates.times
+        if self.depth_decay == 1:
+            return self.rates.body
+        stages = len(self.model.blocks)
+        if "blocks" in path:
+            depth = stages - int(path[path.index("blocks") + 1])
+        else:
+            depth = stages + 1 if path[-2] in ("conv_stem", "bn1") else 0
+        return self.rates.body * self.depth_decay**depth
+
+    @property
+    def backbone(self) -> nn.Module:
+        """Return all but the head, for Lightning's own callback."""
+        return nn.ModuleList(child for name, child in self.model.named_children() if name != HEAD)
+
+
+def answers(network: nn.Module, images: Photos) -> Tensor:
+    """Return the logits (n, classes) of images' centres."""
+    device = next(network.parameters()).device
+    with evaluating(network):
+        return torch.cat([network(centre(pixels.to(device))).float().cpu() for pixels in images.pixels.split(100)])
+
+
+def accuracy(network: nn.Module, images: Photos) -> float:
+    """Return the share of images that are right."""
+    return float((answers(network, images).argmax(1) == images.targets).float().mean())
+
+
+def features(network: Any, images: Photos) -> Tensor:
+    """Return what a network gives its head, (n, width) of images' centres."""
+    device = next(network.parameters()).device
+    with evaluating(network):
+        some = [network.forward_features(centre(pixels.to(device))) for pixels in images.pixels.split(100)]
+        return torch.cat([network.forward_head(each, pre_logits=True) for each in some]).float().cpu()

@@ -1,0 +1,253 @@
+"""The rows of the regime benchmark: each a way to tune a pretrained network, in an ordinary LightningModule."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import BackboneFinetuning
+from regime_data import Draw, Photos
+from regime_network import DECAY, HEAD, Rates, Tuning, answers, features
+from sklearn.linear_model import LogisticRegressionCV  # type: ignore[import-untyped]
+from torch import Tensor, nn
+
+import lightning_transfer as lt
+from lightning_transfer.tracing import evaluating
+
+BATCH, NEIGHBORS = 24, 20
+ALWAYS, TO_THE_END = lt.Schedule(1.0, 1.0), lt.Schedule(until=1.0)
+L2SP_WEIGHT = 0.01  # what the authors' script takes unless told otherwise
+FIRST_LAYERS = ["conv_stem", "blocks.0.0.conv_dw"]
+PENALTIES, FOLDS = (1e-3, 1e-2, 1e-1, 1.0, 10.0), 5  # of the probe: scikit-learn's C, a small one is a strong penalty
+WARM_UP = 0.2  # of training, for which callbacks that can keep the body frozen do so
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one training is given.
+
+    Attributes:
+        draw: the target's images.
+        source: what the networks were pretrained on, as far as it is at hand.
+        network: pretrained, with its classifier.
+        second: loads another one.
+        folder: for what is selected and for probes.
+        steps: of plain fine-tuning.
+    """
+
+    draw: Draw
+    source: Photos
+    network: Any
+    second: Callable[[], nn.Module]
+    folder: Path
+    steps: int
+
+    @property
+    def epochs(self) -> float:
+        """How many passes over the target plain fine-tuning makes."""
+        return self.steps / max(1, len(self.draw.train) // BATCH)
+
+    def task(self) -> lt.SourceTask:
+        """Return the source, with the classifier that was pretrained on it."""
+        augmented = Photos(self.source.pixels, self.source.targets, augmented=True)
+        return lt.SourceTask(augmented, head=copy.deepcopy(self.network.classifier), unaugmented=self.source)
+
+    def selective(self, kind: str = "gabor") -> lt.SelectiveJointFinetuning:
+        """Return selective joint fine-tuning by one of two banks of filters."""
+        bank: Any = kind
+        if kind == "network":
+            bank = lt.FilterBank.from_model(self.network, layers=FIRST_LAYERS, normalize=False)
+        neighbors, cache = lt.Neighbors(NEIGHBORS, bank=bank), self.folder / f"{self.draw.name}-{kind}.safetensors"
+        return lt.SelectiveJointFinetuning(
+            self.task(), neighbors=neighbors, target=self.draw.train, cache=cache, weight=ALWAYS
+        )
+
+    def probe(self) -> nn.Linear:
+        """Return a linear classifier of the pretrained features, its penalty chosen by cross-validation; made once."""
+        path, head = self.folder / f"{self.draw.name}-probe.pt", nn.Linear(1, 1)
+        if not path.exists():
+            torch.save(fitted(features(self.network, self.draw.train), self.draw.train.targets), path)
+        weight, bias = torch.load(path, weights_only=True)
+        head.weight, head.bias = nn.Parameter(weight), nn.Parameter(bias)
+        head.out_features, head.in_features = weight.shape
+        return head
+
+
+def fitted(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight (classes, width) and bias of logistic regression with a cross-validated penalty."""
+    folds = min(FOLDS, int(labels.bincount().min()))
+    options = {"Cs": PENALTIES, "cv": folds, "max_iter": 300, "scoring": "neg_log_loss", "use_legacy_attributes": False}
+    found = LogisticRegressionCV(l1_ratios=(0.0,), **options).fit(inputs.numpy(), labels.numpy())
+    return torch.from_numpy(found.coef_).float(), torch.from_numpy(found.intercept_).float()
+
+
+class L2SP(L.Callback):
+    """Weights are drawn to where they began, in place of zero (arXiv 1802.01483)."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember where."""
+        body = [param for name, param in pl_module.named_parameters() if HEAD not in name.split(".")]
+        self.start = [(param, param.detach().clone()) for param in body]
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
+        """Add the penalty's gradient; the weight decay that the optimizer has for the body is taken back."""
+        for param, start in self.start:
+            if param.grad is not None:
+                param.grad += L2SP_WEIGHT * (param.detach() - start) - DECAY * param.detach()
+
+
+class KeptHead(Tuning):
+    """Fine-tuning that also learns what the kept classifier should say of the target's images; abstract.
+
+    Args:
+        network: pretrained, with a new head.
+        rates: of the body, which the kept classifier shares, and of the new head.
+        kept: the pretrained classifier.
+        weight: of the second loss.
+    """
+
+    temperature = 1.0
+
+    def __init__(self, network: Any, rates: Rates, *, kept: nn.Module, weight: float) -> None:
+        super().__init__(network, rates)
+        self.kept = copy.deepcopy(kept)
+        self.weight = weight
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the cross-entropy of both heads; the kept one's is against soft labels."""
+        images, labels = batch
+        inputs = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
+        said = self.kept(inputs) / self.temperature
+        second = self.temperature**2 * F.cross_entropy(said, self.wanted(images, labels))
+        return F.cross_entropy(self.model.classifier(inputs), labels) + self.weight * second
+
+    def wanted(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the soft labels (B, source classes)."""
+        raise NotImplementedError
+
+
+class WithoutForgetting(KeptHead):
+    """Learning without forgetting (arXiv 1606.09282): the kept head says what the pretrained network says."""
+
+    temperature = 2.0
+
+    def __init__(self, network: Any, rates: Rates, *, teacher: nn.Module, **options: Any) -> None:
+        super().__init__(network, rates, **options)
+        object.__setattr__(self, "teacher", teacher)  # not a part of the module, so not trained
+
+    def wanted(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the teacher's probabilities."""
+        with evaluating(self.teacher):
+            return (self.teacher(images) / self.temperature).softmax(1)
+
+
+class CoTuning(KeptHead):
+    """Co-Tuning (NeurIPS 2020): the kept head says which source classes the target class looks like.
+
+    Args:
+        network: pretrained, with a new head.
+        rates: of the body and the head.
+        relation: (target classes, source classes) mean probabilities of the pretrained network, its authors' "direct"
+            way to learn them.
+        options: of `KeptHead`.
+    """
+
+    def __init__(self, network: Any, rates: Rates, *, relation: Tensor, **options: Any) -> None:
+        super().__init__(network, rates, **options)
+        self.register_buffer("relation", relation)
+
+    def wanted(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the source classes of each label."""
+        return self.get_buffer("relation")[labels]
+
+
+def relation(setting: Setting) -> Tensor:
+    """Return the mean probabilities (target classes, source classes) of the pretrained network on each target class."""
+    said, labels = answers(setting.network, setting.draw.train).softmax(1), setting.draw.train.targets
+    return torch.stack([said[labels == label].mean(0) for label in range(setting.draw.num_classes)])
+
+
+Callbacks = Callable[[Setting], Sequence[Any]]
+Module = Callable[[Setting, nn.Module, Rates], Tuning]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to tune.
+
+    Attributes:
+        callbacks: what it adds to a Trainer.
+        module: makes the module of a network with a new head.
+        length: of training, in that of plain fine-tuning.
+        from_probe: whether the new head begins as the linear probe.
+        is_trained: not so for the linear probe itself.
+        tuned_as: the row whose rates it takes; its own are chosen without.
+    """
+
+    callbacks: Callbacks = field(default=lambda setting: [])
+    module: Module = field(default=lambda setting, network, rates: Tuning(network, rates))
+    length: float = 1.0
+    from_probe: bool = False
+    is_trained: bool = True
+    tuned_as: str = ""
+
+
+def _soft(weight: lt.Schedule, **options: Any) -> Row:
+    return Row(lambda setting: [lt.SoftFinetuning(setting.task(), weight=weight)], **options)
+
+
+def _without_forgetting(weight: float, **options: Any) -> Row:
+    def module(setting: Setting, network: nn.Module, rates: Rates) -> Tuning:
+        mine = setting.network
+        return WithoutForgetting(network, rates, teacher=mine, kept=mine.classifier, weight=weight)
+
+    return Row(module=module, **options)
+
+
+def _cotuning(weight: float, **options: Any) -> Row:
+    def module(setting: Setting, network: nn.Module, rates: Rates) -> Tuning:
+        return CoTuning(network, rates, relation=relation(setting), kept=setting.network.classifier, weight=weight)
+
+    return Row(module=module, **options)
+
+
+def _several(weight: float, **options: Any) -> Row:
+    return Row(lambda setting: [lt.CollaborativeFinetuning([setting.second()], weight=weight)], **options)
+
+
+def _warm_up(setting: Setting) -> int:
+    return max(1, round(WARM_UP * setting.epochs))
+
+
+PLAIN, PROBE = "fine-tuning", "linear probe"
+ROWS = {  # the most telling first: this is the order in which cells are measured
+    PLAIN: Row(),
+    PROBE: Row(is_trained=False),
+    "LP-FT": Row(from_probe=True),
+    "soft": _soft(lt.Schedule()),
+    "LWF": _without_forgetting(1.0),
+    "gated transfer": Row(lambda setting: [lt.GatedTransfer()]),
+    "selective": Row(lambda setting: [setting.selective()]),
+    "Co-Tuning": _cotuning(1.0),
+    "fine-tuning, three times as long": Row(length=3.0, tuned_as=PLAIN),
+    "two networks": _several(0.0),
+    "collaborative": _several(0.2, tuned_as="two networks"),
+    "AdaFilter": Row(lambda setting: [lt.AdaFilter()]),
+    "gated transfer, warm-up": Row(
+        lambda setting: [lt.GatedTransfer(warmup_epochs=_warm_up(setting))], tuned_as="gated transfer"
+    ),
+    "joint, all of the source": _soft(ALWAYS, tuned_as="selective"),
+    "soft, to the end": _soft(TO_THE_END, tuned_as="soft"),
+    "selective, filters of the network": Row(lambda setting: [setting.selective("network")], tuned_as="selective"),
+    "LWF, weight 4": _without_forgetting(4.0, tuned_as="LWF"),
+    "Co-Tuning, weight 2.3": _cotuning(2.3, tuned_as="Co-Tuning"),
+    "L2-SP": Row(lambda setting: [L2SP()]),
+    "rate falls with depth": Row(module=lambda setting, network, rates: Tuning(network, rates, depth_decay=0.75)),
+    "BackboneFinetuning": Row(
+        lambda setting: [BackboneFinetuning(unfreeze_backbone_at_epoch=_warm_up(setting), verbose=False)]
+    ),
+}
