@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ PROTOCOL = 1  # of all that a cell depends on; cells of another are not read
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("lightning_transfer", "torch", "lightning", "timm", "numpy", "scikit-learn")
 TUNING_SEED = 0
-BODY, TIMES = (0.003, 0.01, 0.03), (1.0, 10.0)  # the grid: rates of the body, and how many times that the head's is
+BODY, TIMES = (0.001, 0.003, 0.01, 0.03, 0.1), (1.0, 10.0)  # the grid: of the body, and how many times that the head's
 SEEDS_FIRST = 3  # of every row, before any has more
+TIERS = 3, 8  # so many rows are measured on all targets, then the next on each target, then the others
 STEPS = {  # of plain fine-tuning, by target and images of a class; 0 for all of them
     "flowers": {10: 750, 5: 450, 0: 750},
     "dtd10": {10: 450, 5: 300, 0: 600},
@@ -117,8 +119,8 @@ class Plan:
 def next_rates(known: dict[Rates, float]) -> Rates | None:
     """Return the cell of the grid to look at next, by one rule for every row; None if the choice is made.
 
-    The rates of the body are compared at the usual ratio of ten, then the other ratio at the best of them, and as long
-    as a neighbor of the best cell has not been looked at, that neighbor.
+    The first is the middle rate of the body at the usual ratio of ten. As long as the best cell has a neighbor in the
+    grid that has not been looked at, that is the next: those of another rate first, then that of the other ratio.
 
     >>> next_rates({})
     Rates(body=0.01, times=10.0)
@@ -171,11 +173,11 @@ def name_of(cell: Cell) -> str:
 
 def missing(plan: Plan, cells: dict[str, Cell]) -> Iterator[Job]:
     """Yield what can be measured now, the most telling first."""
-    for shots in plan.shots:
-        for seeds in sorted({min(SEEDS_FIRST, plan.seeds), plan.seeds}):
-            for row in plan.rows:
-                for name in plan.targets:
-                    yield from of_row(plan, cells, row, name, shots, seeds)
+    tiers = [plan.rows[low:high] for low, high in pairwise((0, *TIERS, len(ROWS)))]
+    few_and_all = sorted({min(SEEDS_FIRST, plan.seeds), plan.seeds})
+    for shots, seeds, tier, name in product(plan.shots, few_and_all, tiers, plan.targets):
+        for row in tier:
+            yield from of_row(plan, cells, row, name, shots, seeds)
 
 
 def of_row(plan: Plan, cells: dict[str, Cell], row: str, name: str, shots: int, seeds: int) -> Iterator[Job]:
@@ -278,7 +280,7 @@ def gather(plan: Plan) -> None:
         mine = [cell for _, cell in sorted(cells.items()) if cell["target"] == name]
         if mine:
             report = {"versions": versions, "settings": settings, "cells": [{"target": name, **cell} for cell in mine]}
-            lines = json.dumps(report).replace('{"target": ', '\n{"target": ')  # a line for each, for short diffs
+            lines = json.dumps(report).replace(', {"target": ', ',\n{"target": ')  # a line for each, for short diffs
             (RESULTS / f"regime-{name}.json").write_text(lines + "\n")
 
 

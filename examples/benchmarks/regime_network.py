@@ -26,9 +26,9 @@ class Rates(NamedTuple):
 
 def pretrained(name: str, weights: Path | None) -> nn.Module:
     """Load a timm network, of which the classifier is kept; from a file, or as timm does."""
-    given = {"pretrained": True} if weights is None else {"checkpoint_path": str(weights)}
-    network: nn.Module = timm.create_model(name, **given)  # type: ignore[arg-type]
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    given: dict[str, Any] = {"pretrained": True} if weights is None else {"checkpoint_path": str(weights)}
+    network: nn.Module = timm.create_model(name, **given).to(memory_format=torch.channels_last)
+    return network
 
 
 class Fading(torch.optim.lr_scheduler.LRScheduler):
@@ -106,7 +106,7 @@ def answers(network: nn.Module, images: Photos) -> Tensor:
 
 def accuracy(network: nn.Module, images: Photos) -> float:
     """Return the share of images that are right."""
-    return float((answers(network, images).argmax(1) == images.targets).float().mean())
+    return int((answers(network, images).argmax(1) == images.targets).sum()) / len(images)
 
 
 def features(network: Any, images: Photos) -> Tensor:

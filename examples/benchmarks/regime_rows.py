@@ -137,12 +137,14 @@ class WithoutForgetting(KeptHead):
 
     def __init__(self, network: Any, rates: Rates, *, teacher: nn.Module, **options: Any) -> None:
         super().__init__(network, rates, **options)
-        object.__setattr__(self, "teacher", teacher)  # not a part of the module, so not trained
+        self._teacher = [teacher]  # in a list it is not a part of the module, so not trained
 
     def wanted(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the teacher's probabilities."""
-        with evaluating(self.teacher):
-            return (self.teacher(images) / self.temperature).softmax(1)
+        teacher = self._teacher[0].to(images.device)
+        with evaluating(teacher):
+            said: Tensor = teacher(images)
+        return (said / self.temperature).softmax(1)
 
 
 class CoTuning(KeptHead):
@@ -224,7 +226,7 @@ def _warm_up(setting: Setting) -> int:
 
 
 PLAIN, PROBE = "fine-tuning", "linear probe"
-ROWS = {  # the most telling first: this is the order in which cells are measured
+ROWS = {  # the most telling first
     PLAIN: Row(),
     PROBE: Row(is_trained=False),
     "LP-FT": Row(from_probe=True),

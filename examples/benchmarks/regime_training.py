@@ -51,7 +51,8 @@ def train(
     Returns:
         Accuracy on the validation part, its curve, CPU seconds; of a final run also that on the test split.
     """
-    began, looks = time.process_time(), {}
+    began = time.process_time()
+    looks: dict[str, Any] = {}
     if rates is None:
         network = copy.deepcopy(setting.network)
         network.classifier = setting.probe()

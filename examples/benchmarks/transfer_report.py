@@ -13,6 +13,7 @@ from typing import Any
 
 import measuring
 import numpy as np
+import regime_results
 from advice import hit_rate, hits
 from transfer_figures import PICTURES
 from transfer_results import (
@@ -256,6 +257,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "variants": lambda: markdown(read("variants")),
     "near variants": lambda: varied(read("near")),
     "variants' rivals": lambda: rivals(read("variants")),
+    "regime": lambda: regime_results.table(10),
+    "regime rates": lambda: regime_results.rates(10),
+    "regime lengths": regime_results.lengths,
     "costs": lambda: measuring.markdown(read("costs")["rows"]),
     "advice": hits,
     "hit rate": hit_rate,
@@ -300,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             page = insert(page, name, text)
         path.write_text(page)
     KNOWN.write_text(json.dumps(evidence(), indent=1) + "\n")
-    for name, draw in PICTURES.items():
+    for name, draw in {**PICTURES, "regime.png": regime_results.picture}.items():
         draw(FOLDER / name)
 
 

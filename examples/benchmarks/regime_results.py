@@ -1,0 +1,109 @@
+"""What the regime benchmark has measured so far: differences to plain fine-tuning, paired by seed."""
+
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+from regime import STEPS, Cell, chosen, committed, name_of, next_rates, tuning
+from regime_data import TARGETS
+from regime_network import Rates
+from regime_rows import PLAIN, PROBE, ROWS
+from transfer_results import interval
+
+from lightning_transfer.reports.curves import COLORS, empty_figure
+
+SHOTS = (10, 5, 0)
+Runs = dict[int, Cell]  # by seed
+
+
+def rates_of(row: str, target: str, shots: int) -> Rates | None:
+    """Return the rates that a row has on a target; None as long as the choice is not made."""
+    cells = {name_of(cell): cell for cell in committed()}
+    known = tuning(cells, ROWS[row].tuned_as or row, target, shots, STEPS[target][shots])
+    return None if next_rates(known) else chosen(known)
+
+
+def runs(row: str, target: str, shots: int) -> Runs:
+    """Return the runs that count, at the rates that were chosen."""
+    rates = rates_of(row, target, shots) if ROWS[row].is_trained else None
+    wanted = row, target, shots, STEPS[target][shots], rates and [*rates]
+    names = "row", "target", "shots", "steps", "rates"
+    return {
+        cell["seed"]: cell for cell in committed() if "test" in cell and tuple(cell[name] for name in names) == wanted
+    }
+
+
+def difference(row: str, target: str, shots: int) -> tuple[float, float, int] | None:
+    """Return a mean difference to plain fine-tuning in points, half its 95 % interval, and the number of seeds."""
+    mine, plain = runs(row, target, shots), runs(PLAIN, target, shots)
+    shared = sorted(mine.keys() & plain.keys())
+    if not shared:
+        return None
+    return *interval(np.array([100 * (mine[seed]["test"] - plain[seed]["test"]) for seed in shared])), len(shared)
+
+
+def cost(row: str, shots: int) -> str:
+    """Return a row's seconds in those of plain fine-tuning, on the targets that both have."""
+    pairs = [(runs(row, target, shots), runs(PLAIN, target, shots)) for target in TARGETS]
+    both = [[mean(cell["seconds"] for cell in each.values()) for each in pair] for pair in pairs if all(pair)]
+    return f"{sum(mine for mine, _ in both) / sum(plain for _, plain in both):.1f}" if both else ""
+
+
+def table(shots: int) -> str:
+    """Return the table of so many images a class: accuracies of fine-tuning, then differences to it."""
+    there = [target for target in TARGETS if runs(PLAIN, target, shots)]
+    lines = [f"| | {' | '.join(there)} | cost |", "|---" * (len(there) + 2) + "|"]
+    lines.append(f"| steps | {' | '.join(str(STEPS[target][shots]) for target in there)} | |")
+    plain = [runs(PLAIN, target, shots) for target in there]
+    said = [f"{100 * mean(cell['test'] for cell in each.values()):.1f} % ({len(each)})" for each in plain]
+    lines.append(f"| **{PLAIN}** | {' | '.join(said)} | 1 |")
+    for row in ROWS:
+        found = [difference(row, target, shots) for target in there]
+        if row != PLAIN and any(found):
+            shown = ["" if each is None else _shown(*each) for each in found]
+            lines.append(f"| {row} | {' | '.join(shown)} | {cost(row, shots)} |")
+    return "\n".join(lines)
+
+
+def _shown(apart: float, half: float, seeds: int) -> str:
+    return f"{apart:+.1f} ({seeds})" if np.isnan(half) else f"{apart:+.1f} ± {half:.1f} ({seeds})"
+
+
+def rates(shots: int) -> str:
+    """Return the table of chosen rates: of the body, and how many times that the head's is."""
+    rows = [row for row in ROWS if ROWS[row].is_trained and not ROWS[row].tuned_as]
+    lines = [f"| | {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
+    for row in rows:
+        found = [rates_of(row, target, shots) for target in TARGETS]
+        if any(found):
+            shown = ["" if each is None else f"{each.body:g} x {each.times:g}" for each in found]
+            lines.append(f"| {row} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def lengths() -> str:
+    """Return the table of how long plain fine-tuning lasts."""
+    lines = [f"| steps | {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
+    for shots in SHOTS:
+        steps = [str(STEPS[target][shots]) for target in TARGETS]
+        lines.append(f"| {shots or 'all'} of a class | {' | '.join(steps)} |")
+    return "\n".join(lines)
+
+
+def picture(path: Path) -> None:
+    """Draw each row's difference to fine-tuning on each target, at ten images of a class."""
+    found = {(row, target): difference(row, target, 10) for row in ROWS for target in TARGETS if row != PLAIN}
+    rows = [row for row in ROWS if any(found.get((row, target)) for target in TARGETS)][::-1]
+    figure = empty_figure(size=(11, 1.2 + 0.28 * len(rows)))
+    for target, axes in zip(TARGETS, figure.subplots(1, len(TARGETS), sharey=True), strict=True):
+        axes.axvline(0, color="black", linewidth=1)
+        for place, row in enumerate(rows):
+            if each := found[row, target]:
+                color = COLORS[0] if row == PROBE or ROWS[row].tuned_as == PLAIN else COLORS[2]
+                axes.errorbar(each[0], place, xerr=np.nan_to_num(each[1]), marker="o", capsize=3, color=color)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_title(target, fontsize="medium", fontweight="bold")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.supxlabel("accuracy above fine-tuning, points", fontsize="medium")
+    figure.savefig(path, dpi=90)

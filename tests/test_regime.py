@@ -1,0 +1,313 @@
+"""The regime benchmark: what is learned from is never scored, rows begin alike, the queue resumes, rates are chosen."""
+
+import dataclasses
+import io
+import json
+import pathlib
+import types
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "examples/benchmarks"
+CLASSES = 5
+
+
+@pytest.fixture
+def regime(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import regime
+    import regime_data
+    import regime_network
+    import regime_results
+    import regime_rows
+    import regime_training
+
+    caches = regime.committed, regime.of_timm, regime.read_cell, regime_data.load, regime_data.source
+    for cached in caches:
+        cached.cache_clear()
+    monkeypatch.setattr(regime, "RESULTS", tmp_path / "results")
+    regime.RESULTS.mkdir()
+    monkeypatch.setattr(regime_data, "SIDE", 32)
+    monkeypatch.setattr(regime_data, "WHOLE", 36)
+    monkeypatch.setattr(regime_rows, "FIRST_LAYERS", ["conv_stem"])
+    yield types.SimpleNamespace(
+        main=regime,
+        data=regime_data,
+        network=regime_network,
+        results=regime_results,
+        rows=regime_rows,
+        training=regime_training,
+    )
+    for cached in caches:
+        cached.cache_clear()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Made photographs: a target of five classes with 16 images each, every image another one, and a source."""
+    _save(tmp_path / "tgt_trashnet.npz", CLASSES)
+    for file in ("src_in1k", "src_in37"):
+        _save(tmp_path / f"{file}.npz", 4, imagenet_index=np.arange(4) * 3)
+    return tmp_path
+
+
+def _save(path, num_classes, **more):
+    random, parts = np.random.default_rng(0), {}
+    for split, number in (("train", 16 * num_classes), ("test", 4 * num_classes)):
+        files = []
+        for image in random.integers(0, 256, (number, 5, 5, 3), np.uint8):
+            file = io.BytesIO()
+            Image.fromarray(image).resize((40, 40)).save(file, "JPEG")
+            files.append(np.frombuffer(file.getvalue(), np.uint8))
+        parts |= {f"{split}_bytes": np.concatenate(files), f"y_{split}": np.arange(number) % num_classes}
+        parts[f"{split}_offsets"] = np.cumsum([0, *map(len, files)])
+    np.savez(path, **parts, **more)
+
+
+def _network():
+    torch.manual_seed(0)
+    return timm.create_model("test_efficientnet", num_classes=12)
+
+
+def _setting(regime, folder, steps=3):
+    draw = regime.data.target("trashnet", folder, shots=10, seed=1)
+    return regime.rows.Setting(draw, regime.data.source(folder), _network(), _network, folder, steps)
+
+
+def _plan(regime, folder, **options):
+    plan = regime.main.Plan(
+        folder, (("test_efficientnet", None),) * 2, folder / "out", targets=("trashnet",), **options
+    )
+    for name in ("cells", "claims", "made"):
+        (plan.out / name).mkdir(parents=True)
+    return plan
+
+
+def _each(photos):
+    return {image.numpy().tobytes() for image in photos.pixels}
+
+
+@pytest.mark.parametrize("shots", [5, 0])
+def test_what_is_learned_from_is_never_scored(regime, folder, shots):
+    drawn = [regime.data.target("trashnet", folder, shots=shots, seed=seed) for seed in (1, 2)]
+    for each in drawn:
+        assert _each(each.train).isdisjoint(_each(each.validation))
+        assert _each(each.train).isdisjoint(_each(each.test))
+        assert each.train.targets.bincount().tolist() == [shots or 12] * CLASSES
+    assert _each(drawn[0].validation) == _each(drawn[1].validation)
+    assert (_each(drawn[0].train) == _each(drawn[1].train)) == (not shots)
+
+
+def test_source_labels_are_places_in_the_pretrained_classifier(regime, folder):
+    assert regime.data.source(folder).targets.unique().tolist() == [0, 3, 6, 9]
+
+
+@pytest.fixture
+def plain(regime, folder, monkeypatch):
+    return _seen(regime, folder, monkeypatch, "fine-tuning")
+
+
+def _seen(regime, folder, monkeypatch, row):
+    """The head and the batches that a row has had, at a rate of 0."""
+    batches = []
+    record = lambda self, trainer, module, outputs, batch, index: batches.append(batch)  # noqa: E731
+    monkeypatch.setattr(regime.training.Looking, "on_train_batch_end", record)
+    rates = regime.network.Rates(0.0, 10.0)
+    row = regime.rows.ROWS[row]
+    module, _ = regime.training.fit(row, _setting(regime, folder), seed=3, rates=rates, device="cpu", stop=None)
+    heads = [param.detach() for param in module.parameters() if param.shape[:1] == (CLASSES,) and param.ndim == 2]
+    return heads, torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_rows_begin_with_the_same_head_and_see_the_same_batches(regime, folder, plain, monkeypatch):
+    trained = [name for name, row in regime.rows.ROWS.items() if row.is_trained]
+    assert len(trained) >= 20
+    (head,), images, labels = plain
+    for row in trained:
+        heads, mine, classes = _seen(regime, folder, monkeypatch, row)
+        assert any(each.equal(head) for each in heads) != regime.rows.ROWS[row].from_probe, row
+        assert mine[: len(images)].equal(images), row
+        assert classes[: len(labels)].equal(labels), row
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_new_head_begins_as_the_probe_where_a_row_says_so(regime, folder):
+    setting = _setting(regime, folder)
+    network = regime.training.with_new_head(setting, seed=1, from_probe=True)
+    inputs = regime.network.features(network, setting.draw.test)
+    weight, bias = _by_hand(
+        regime, regime.network.features(setting.network, setting.draw.train), setting.draw.train.targets
+    )
+    expected = (inputs @ weight.T + bias).softmax(1)
+    assert torch.allclose(regime.network.answers(network, setting.draw.test).softmax(1), expected, atol=2e-3)
+
+
+def _by_hand(regime, inputs, labels):
+    """Logistic regression with the penalty of the least log loss over five folds."""
+    folds = [*StratifiedKFold(5).split(inputs, labels)]
+
+    def loss(penalty):
+        losses = []
+        for learned, held in folds:
+            model = LogisticRegression(C=penalty, max_iter=1000).fit(inputs[learned], labels[learned])
+            losses.append(-np.log(model.predict_proba(inputs[held])[range(len(held)), labels[held]]).mean())
+        return np.mean(losses)
+
+    model = LogisticRegression(C=min(regime.rows.PENALTIES, key=loss), max_iter=1000).fit(inputs, labels)
+    return torch.from_numpy(model.coef_).float(), torch.from_numpy(model.intercept_).float()
+
+
+def test_the_penalty_is_the_one_of_least_log_loss(regime):
+    random = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    inputs = np.float32(random.normal(size=(60, 20)) + 0.8 * np.eye(3, 20)[labels])
+    for mine, expected in zip(
+        regime.rows.fitted(torch.from_numpy(inputs), torch.from_numpy(labels)),
+        _by_hand(regime, inputs, labels),
+        strict=True,
+    ):
+        assert torch.allclose(mine, expected, atol=1e-3)
+
+
+def test_rates_fall_with_depth(regime):
+    rates = regime.network.Rates(0.01, 10.0)
+    module = regime.network.Tuning(_network(), rates, depth_decay=0.5)
+    stages = len(module.model.blocks)
+    found = {name: module.rate_of(name.split(".")) for name, _ in module.named_parameters()}
+    assert found["model.classifier.weight"] == 0.1
+    assert found["model.conv_head.weight"] == found["model.bn2.weight"] == 0.01
+    assert found["model.blocks.0.0.bn1.weight"] == 0.01 * 0.5**stages
+    assert found["model.conv_stem.weight"] == found["model.bn1.weight"] == 0.01 * 0.5 ** (stages + 1)
+
+
+@pytest.mark.parametrize("name", ["LWF", "Co-Tuning"])
+def test_the_kept_head_learns_what_was_said_before(regime, folder, name):
+    setting = _setting(regime, folder)
+    images, labels = next(iter(torch.utils.data.DataLoader(setting.draw.train, 6)))
+    network = regime.training.with_new_head(setting, seed=1, from_probe=False)
+    module = regime.rows.ROWS[name].module(setting, network, regime.network.Rates(0.01, 10.0)).eval()
+    teacher = setting.network.eval()
+    with torch.no_grad():
+        said, mine = teacher(images).double(), network(images).double()
+        answers = teacher(torch.stack([setting.draw.train[index][0] for index in range(len(setting.draw.train))]))
+    loss = -mine.log_softmax(1)[range(6), labels].mean()
+    if name == "LWF":
+        soft = (said / 2).softmax(1)  # the student still says what its teacher says
+        second = 4 * -(soft * soft.log()).sum(1).mean()
+    else:
+        by_class = [answers.double().softmax(1)[setting.draw.train.targets == label].mean(0) for label in labels]
+        second = -(torch.stack(by_class) * said.log_softmax(1)).sum(1).mean()
+    assert module.training_step((images, labels), 0).item() == pytest.approx(float(loss + second), rel=1e-4)
+    assert sum(param.numel() for param in module.parameters()) == sum(
+        param.numel() for part in (network, setting.network.classifier) for param in part.parameters()
+    )
+
+
+def test_the_grid_is_walked_to_a_cell_whose_neighbors_are_all_worse(regime):
+    for best_body in regime.main.BODY:
+        for best_times in regime.main.TIMES:
+            known = {}
+            while rates := regime.main.next_rates(known):
+                assert rates not in known
+                known[rates] = -abs(np.log(rates.body / best_body)) - abs(np.log(rates.times / best_times))
+            assert regime.main.chosen(known) == (best_body, best_times)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_is_finished_is_not_measured_again(regime, folder, monkeypatch):
+    made = _network()
+    monkeypatch.setattr(regime.main, "of_timm", lambda name, weights: made)
+    options = {"rows": ("fine-tuning", "linear probe"), "seeds": 1, "steps": 5}
+    measured, plan = [], _plan(regime, folder, **options)
+
+    def interrupted(plan, job, measure=regime.main.measure):
+        measured.append(job.name)
+        if len(measured) == 4:
+            (plan.out / "cells" / "trashnet.1").write_text("{")  # what is being written when a process is killed
+            raise KeyboardInterrupt
+        return measure(plan, job)
+
+    monkeypatch.setattr(regime.main, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        regime.main.work(plan)
+    regime.main.gather(plan)  # and a part of it is among the committed results by then
+    for path in [*plan.out.glob("cells/*.json")][:2]:
+        path.unlink()
+    regime.main.committed.cache_clear()
+    regime.main.work(plan)
+    assert measured[3] == measured[4]
+    assert len(measured) == len({*measured}) + 1
+    assert not [*regime.main.missing(plan, regime.main.finished(plan))]
+    whole = regime.main.finished(plan)
+    whole_plan = dataclasses.replace(plan, out=folder / "other")
+    for name in ("cells", "claims", "made"):
+        (whole_plan.out / name).mkdir(parents=True)
+    regime.main.RESULTS = folder
+    regime.main.committed.cache_clear()
+    regime.main.work(whole_plan)
+    again = regime.main.finished(whole_plan)
+    assert again.keys() == whole.keys()
+    for name, cell in whole.items():
+        assert {**cell, "seconds": 0} == {**again[name], "seconds": 0}
+    assert sum("test" in cell for cell in whole.values()) == 2
+
+
+def test_results_hold_no_paths(regime, folder):
+    plan = _plan(regime, folder)
+    cell = {**regime.main.Job("soft", "trashnet", 10, 300, None, 1).described(), "validation": 0.5}
+    (plan.out / "cells" / "one.json").write_text(json.dumps(cell))
+    regime.main.gather(plan)
+    text = (regime.main.RESULTS / "regime-trashnet.json").read_text()
+    assert str(folder) not in text
+    assert json.loads(text)["cells"] == [cell]
+
+
+def test_cells_of_another_protocol_are_not_read(regime, folder):
+    plan = _plan(regime, folder)
+    cell = {**regime.main.Job("soft", "trashnet", 10, 300, None, 1).described(), "protocol": 0}
+    (plan.out / "cells" / "one.json").write_text(json.dumps(cell))
+    assert not regime.main.finished(plan)
+
+
+def test_a_cell_is_claimed_once(regime, folder):
+    plan, job = _plan(regime, folder), regime.main.Job("soft", "trashnet", 10, 300, None, 1)
+    with regime.main.claimed(plan, job) as first, regime.main.claimed(plan, job) as second:
+        assert (first, second) == (True, False)
+    with regime.main.claimed(plan, job) as third:
+        assert third
+
+
+def test_measuring_waits_for_as_long_as_a_file_is_there(regime, tmp_path, monkeypatch):
+    stop, slept = tmp_path / "STOP", []
+    stop.touch()
+    monkeypatch.setattr(regime.training.time, "sleep", lambda seconds: slept.append(len(slept) < 2 or stop.unlink()))
+    regime.training.wait(stop)
+    regime.training.wait(None)
+    assert len(slept) == 3
+
+
+def test_differences_are_of_shared_seeds_at_the_chosen_rates(regime, monkeypatch):
+    job, cells = regime.main.Job, []
+    for row, good in (("fine-tuning", 0.0), ("soft", 0.1)):
+        for body, times in ((0.003, 10.0), (0.01, 10.0), (0.03, 10.0), (0.01, 1.0)):
+            rates = regime.network.Rates(body, times)
+            found = {"validation": float(rates == (0.01, 10.0)), "seconds": 1.0}
+            cells.append({**job(row, "trashnet", 10, 300, rates, 0).described(), **found})
+            for seed in (1, 2, 3)[: 3 if row == "soft" else 2]:
+                test = 0.5 + (good + seed / 100) * (rates == (0.01, 10.0)) * (1 + (row == "soft"))
+                cells.append({**job(row, "trashnet", 10, 300, rates, seed).described(), **found, "test": test})
+    cells = json.loads(json.dumps(cells))
+    monkeypatch.setattr(regime.results, "committed", lambda: cells)
+    apart, half, seeds = regime.results.difference("soft", "trashnet", 10)
+    assert (apart, seeds) == (pytest.approx(21.5), 2)  # 21 and 22
+    assert half == pytest.approx(12.706 * 0.5, abs=1e-3)
+    assert "| soft | +21.5 ± 6.4 (2) |" in regime.results.table(10)
+    cells = cells[1:]  # a neighbor that fine-tuning has not looked at
+    assert regime.results.difference("soft", "trashnet", 10) is None
