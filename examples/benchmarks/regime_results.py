@@ -52,6 +52,8 @@ def cost(row: str, shots: int) -> str:
 def table(shots: int) -> str:
     """Return the table of so many images a class: accuracies of fine-tuning, then differences to it."""
     there = [target for target in TARGETS if runs(PLAIN, target, shots)]
+    if not there:
+        return "No run that counts has finished yet."
     lines = [f"| | {' | '.join(there)} | cost |", "|---" * (len(there) + 2) + "|"]
     lines.append(f"| steps | {' | '.join(str(STEPS[target][shots]) for target in there)} | |")
     plain = [runs(PLAIN, target, shots) for target in there]
