@@ -51,6 +51,19 @@ def linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, child
 
 
+def is_pooling(head: nn.Module) -> bool:
+    """Return whether a head is convolutions and then a global pool, as SqueezeNet's is: it gives one row an image."""
+    layers = list(head.modules())
+    last = max((number for number, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)), default=len(layers))
+    pools = (layer for layer in layers[last:] if isinstance(layer, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d))
+    return not has_linear(head) and any(pool.output_size in (1, (1, 1)) for pool in pools)
+
+
+def has_linear(module: nn.Module) -> bool:
+    """Return whether a Linear of the user's is inside."""
+    return any(isinstance(layer, nn.Linear) for _, layer in linear_layers(module))
+
+
 def in_width(head: nn.Module) -> int:
     """The number of features that a head takes."""
     first = next(layer for _, layer in linear_layers(head))
@@ -69,7 +82,8 @@ def find_head(
     """Find the head of a user's network.
 
     `"auto"` asks timm's `get_classifier()`, then looks for the usual names (fc, classifier, head, heads), then takes
-    the last Linear that `probe` reaches, or else a blank picture.
+    the last Linear that `probe` reaches, or else a blank picture. Without any Linear it takes convolutions with a usual
+    name that end in a global pool.
 
     Args:
         module: the user's module.
@@ -100,7 +114,8 @@ def _whole(module: nn.Module, head: Head) -> Head:
 
 
 def _searched(module: nn.Module, probe: Callable[[], object] | None, narrow: bool) -> Head:
-    for found in (_timm_classifiers(module), _usual_names(module)):
+    is_bare = not has_linear(module)
+    for found in (_timm_classifiers(module), _usual_names(module, is_pooling if is_bare else has_linear)):
         if len(found) == 1:
             chosen = _narrowed(found[0]) if narrow else found[0]
             _check_is_last(module, chosen, probe)
@@ -139,6 +154,11 @@ def _named(module: nn.Module, path: str) -> Head:
         raise TransferConfigError(
             f"head={path!r} is a {type(found).__name__} without a Linear layer: not a classifier."
         )
+    if not (isinstance(found, nn.Conv2d) or has_linear(found) or is_pooling(found)):
+        raise TransferConfigError(
+            f"head={path!r} ends in a convolution without a global pool after it: it gives a picture for each image, "
+            "where one row is expected. Per-pixel heads are not supported; name the part that pools too."
+        )
     return Head(path, found)
 
 
@@ -156,13 +176,12 @@ def _timm_classifiers(module: nn.Module) -> list[Head]:
     return list(found.values())
 
 
-def _usual_names(module: nn.Module) -> list[Head]:
+def _usual_names(module: nn.Module, is_head: Callable[[nn.Module], bool]) -> list[Head]:
     """Candidates by name, only those nearest to the surface: a block's own `fc` is no classifier."""
     named = [
         Head(name, child)
         for name, child in users_modules(module)
-        if name.rpartition(".")[2] in HEAD_NAMES
-        and any(isinstance(layer, nn.Linear) for _, layer in linear_layers(child))
+        if name.rpartition(".")[2] in HEAD_NAMES and is_head(child)
     ]
     depth = min((head.path.count(".") for head in named), default=0)
     return [head for head in named if head.path.count(".") == depth]
@@ -226,7 +245,8 @@ def _ambiguous(module: nn.Module, candidates: list[str], *, likely: str) -> Tran
         children = ", ".join(name for name, _ in module.named_children()) or "no submodules"
         return TransferConfigError(
             f"No classifier found in {type(module).__name__}, which has: {children}. Expected a network "
-            "that ends in a Linear layer, one row an image; detectors and per-pixel heads are not supported."
+            "that ends in a Linear layer, or in `classifier`, convolutions and a global pool: one row an image; "
+            "detectors and per-pixel heads are not supported."
         )
     several = f"ambiguous: {', '.join(candidates)}. Pass one"
     found = several if len(candidates) > 1 else f"not sure to be {candidates[0]!r}. Pass it"

@@ -43,6 +43,7 @@ def test_timm_models_are_asked(name, path):
         ("vgg11", "net.classifier.6"),
         ("vit_b_16", "net.heads.head"),
         ("densenet121", "net.classifier"),
+        ("squeezenet1_1", "net.classifier"),
     ],
 )
 def test_torchvision_models_are_found_by_name(name, path):
@@ -82,6 +83,12 @@ def test_the_last_linear_that_runs_is_taken_and_the_module_is_as_before():
         (wrapped(model=ToyNet()), "model.fcc", "Did you mean 'model.fc'?"),
         (wrapped(model=ToyNet()), "fc", "Did you mean 'model.fc'?"),
         (wrapped(model=ToyNet()), "model.bn", "BatchNorm2d without a Linear layer"),
+        (wrapped(classifier=nn.Sequential(nn.Conv2d(3, 2, 1))), "auto", "No classifier found.*per-pixel"),
+        (
+            wrapped(pixels=nn.Sequential(nn.Conv2d(3, 2, 1))),
+            "pixels",
+            "ends in a convolution without a global pool",
+        ),
         (
             wrapped(model=timm.create_model("deit_tiny_distilled_patch16_224", img_size=32)),
             "auto",

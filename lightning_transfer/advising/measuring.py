@@ -21,7 +21,7 @@ from lightning_transfer.glue.trainer import looking, to_device
 from lightning_transfer.linear import fit_linear
 from lightning_transfer.naming import structure
 from lightning_transfer.progress import Progress, Step
-from lightning_transfer.roles import entry_of, find_head
+from lightning_transfer.roles import entry_of, find_head, is_pooling
 from lightning_transfer.source.datasets import load
 from lightning_transfer.source.explaining import explain
 from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, Extent, domain_gap, look, unlike_pixels
@@ -346,4 +346,5 @@ class _Runner:
             raise TransferConfigError(
                 f"The head {self.head.path!r} gives {tuple(given.shape[1:])} for an image; expected one row of classes."
             )
+        taken = taken.mean((2, 3)) if is_pooling(self.head.module) else taken
         return taken.detach().float().flatten(1).cpu(), given.detach().float().flatten(1).cpu()  # else with a graph

@@ -28,7 +28,7 @@ from lightning_transfer.glue.trainer import (
     schedule_length,
 )
 from lightning_transfer.methods.soft.functional import joint_loss
-from lightning_transfer.roles import find_head, out_width
+from lightning_transfer.roles import find_head, is_pooling, out_width
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import check_hyperparameters
 from lightning_transfer.source.datasets import load
@@ -269,11 +269,13 @@ class SourceTerm(TransferPart):
 
     def target_logits(self, module: Any, images: Tensor) -> Tensor:
         """What the network as it is says to target images."""
-        return self.logits(module, images, module.get_submodule(self.head_path))
+        logits = self.logits(module, images, module.get_submodule(self.head_path))
+        return logits.flatten(1) if logits.shape[1:].numel() == logits.shape[1] else logits
 
     def features(self, module: Any, images: Tensor) -> Tensor:
         """What the network gives its head, outside of training."""
-        return self.logits(module, images, nn.Identity())
+        is_picture = is_pooling(module.get_submodule(self.head_path))
+        return self.logits(module, images, nn.AdaptiveAvgPool2d(1) if is_picture else nn.Identity())
 
     def logits(self, module: Any, images: Tensor, head: nn.Module) -> Tensor:
         """What the network with a head says outside of training: no gradient, no batch statistics, no dropout."""

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.roles import Head, entry_of, find_backbone, in_width, users_modules
+from lightning_transfer.roles import Head, entry_of, find_backbone, in_width, is_pooling, users_modules
 from lightning_transfer.source.explaining import explain
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.tracing import is_run_again
@@ -273,10 +273,11 @@ class SourcePass:
         width = in_width(self.head.module)
         if isinstance(self.head.module, nn.Linear) and features.shape[1:].numel() == features.shape[1] == width:
             features = features.flatten(1)
-        if isinstance(self.head.module, nn.Conv2d | nn.Sequential) and features.shape[2:].numel() > 1:
+        is_picture = features.shape[2:].numel() > 1 and not is_pooling(self.head.module)
+        if is_picture and isinstance(self.head.module, nn.Conv2d | nn.Sequential):
             raise TransferConfigError(
-                f"The head {self.head.path!r} is a convolution over pictures, {tuple(features.shape[1:])}; a source "
-                "head takes one row an image. Pool before the head, and let it end in a Linear layer."
+                f"The head {self.head.path!r} is a convolution over pictures, {tuple(features.shape[1:])}, and gives "
+                "one. Expected one row an image: name the part that pools too, head='...', or pool before the head."
             )
         if width not in features.shape[1:]:
             raise TransferConfigError(

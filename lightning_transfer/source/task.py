@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_transfer.batches import class_numbers, label_hint
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
 from lightning_transfer.naming import name_of, structure
-from lightning_transfer.roles import in_width, linear_layers, out_width
+from lightning_transfer.roles import has_linear, in_width, is_pooling, linear_layers, out_width
 from lightning_transfer.source.datasets import AnyDataset, check_random_access, known_labels, load
 from lightning_transfer.values import value_of
 
@@ -223,13 +223,15 @@ class SourceTask:
         if self.head is None:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(self.seed)
-                return nn.Linear(width, self.num_classes or 0)
+                new = nn.Linear(width, self.num_classes or 0)
+            return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), new) if is_pooling(target_head) else new
         if in_width(self.head) != width:
             raise TransferConfigError(
                 f"The source head takes {in_width(self.head)} features, the target head {target_path!r} takes {width}. "
                 "Keep the classifier of the network that is being tuned, or name the module it replaces: head='...'."
             )
-        return copy.deepcopy(self.head)
+        kept = copy.deepcopy(self.head)
+        return kept if has_linear(kept) else nn.Sequential(kept, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     @property
     def has_class_labels(self) -> bool:

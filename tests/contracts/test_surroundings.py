@@ -23,6 +23,24 @@ from tests.toys import LitToy, PlToy, assert_same, fit, weights
 each_method = each()
 
 
+class Enabling(LitToy):
+    """Its forward enables gradients, whatever runs it."""
+
+    def forward(self, images):
+        with torch.set_grad_enabled(True):
+            return super().forward(images)
+
+
+@each_method
+def test_a_forward_that_enables_gradients_trains_and_validates_the_same(method):
+    """Validation is in inference mode, where a graph cannot be made."""
+    plain, enabling = LitToy(), Enabling()
+    for module in (plain, enabling):
+        runner = fit(module, [method.callback()])
+        runner.validate(module, toys.target_loader(), verbose=False)
+    assert_same(weights(enabling), weights(plain))
+
+
 @each_method
 def test_runs_the_same_in_pytorch_lightning(method):
     old, new = PlToy(), LitToy()

@@ -232,7 +232,7 @@ class Asking:
             module.eval()
             with torch.no_grad():
                 features = module.features(module.seen(target(type(module)).images))
-                self.logits = module.get_submodule(type(module).head_path)(features)
+                self.logits = module.get_submodule(type(module).head_path)(features).flatten(1)
             for layer, mode in modes:
                 layer.training = mode
 
@@ -387,7 +387,7 @@ def several(shape, options):
     assert abs(ensemble_in(module).accuracies.get("own", own) - own) < 1e-6  # counted where labels are class numbers
     twin = built(shape).train()
     images, labels = twin.seen(target(shape).images[:BATCH]), target(shape).labels[:BATCH]
-    logits = [twin.get_submodule(shape.head_path)(twin.features(images)), keep.kept(images)]
+    logits = [twin.get_submodule(shape.head_path)(twin.features(images)).flatten(1), keep.kept(images)]
     mean = sum(logits) / 2
     apart = sum((each - mean).norm(dim=1).mean() for each in logits) / 2
     expected = sum(shape.criterion(each, labels, CLASSES) for each in logits) + 0.2 * apart

@@ -229,7 +229,7 @@ class ForwardOfBatch(Shape):
 class ConvolutionalClassifier(Shape):
     """A classifier that is a 1x1 convolution (SqueezeNet)"""
 
-    head_path = "model.classifier.1"
+    head_path = "model.classifier"
 
     def __init__(self):
         super().__init__()

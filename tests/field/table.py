@@ -69,7 +69,7 @@ NUMBERS = refused("adapt=", "argmax(1)", adapt=lambda batch: (batch[0], batch[1]
 MIXED = warned("mixup")
 SUM = refused("mean")
 MEANT = warned("aux_weight=0", "labels=", labels=lambda batch: batch[1])
-NO_LINEAR = refused("ends in a Linear layer")
+NO_LINEAR = senseless("before a Linear", "GatedTransfer is not for it")
 PER_PIXEL = senseless("per-pixel heads are not supported")
 NO_PARAMETER = warned("No parameter", "self.parameters()")
 
@@ -87,9 +87,7 @@ TABLE = {
     "ForwardOfBatch": row(
         soft=OF_BATCH, auto=OF_BATCH, selective=OF_BATCH, advise=refused("advise(..., forward=", **BY_MODEL)
     ),
-    "ConvolutionalClassifier": row(
-        sourced=NO_LINEAR, gated=NO_LINEAR, aux=NO_LINEAR, several=NO_LINEAR, advise=NO_LINEAR
-    ),
+    "ConvolutionalClassifier": row(gated=NO_LINEAR, aux=NO_LINEAR),
     "GradientsSwitchedInForward": row(several=ALONE),
     "TransformerWithoutHead": row(adafilter=ONE_LAYER, aux=senseless("aux_weight=0"), several=ALONE),
     "VisionTransformer": row(adafilter=ONE_LAYER, aux=senseless("aux_weight=0")),

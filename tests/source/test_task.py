@@ -92,6 +92,17 @@ def test_a_new_head_is_drawn_from_the_seed_alone():
     assert (heads[1] != heads[2]).any()
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_convolution_that_is_kept_gives_one_row_an_image(is_whole):
+    pictures, conv = torch.randn(3, 8, 4, 4), nn.Conv2d(8, 7, 1)
+    kept = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1)) if is_whole else conv
+    task = lt.SourceTask(toys.source_data(), head=kept)
+    target_head = nn.Sequential(nn.Conv2d(8, 2, 1), nn.AdaptiveAvgPool2d(1))
+    found = task.make_head(target_head, "classifier")(pictures)
+    by_hand = torch.einsum("nchw,kc->nkhw", pictures, conv.weight[:, :, 0, 0]) + conv.bias[:, None, None]
+    torch.testing.assert_close(found, (by_hand.relu() if is_whole else by_hand).mean((2, 3)))
+
+
 def test_pickles():
     task = pickle.loads(pickle.dumps(lt.SourceTask(toys.source_data(), head=toys.source_head())))
     assert task.num_images == 20

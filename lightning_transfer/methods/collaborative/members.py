@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.methods.collaborative.depths import find_depths
-from lightning_transfer.roles import Head, find_head, out_width
+from lightning_transfer.roles import Head, find_head, linear_layers, out_width
 from lightning_transfer.surgery import own_randomness, replace_modules
 from lightning_transfer.tracing import evaluating, run_on_a_picture
 
@@ -167,23 +167,18 @@ def loaded(source: nn.Module | str) -> nn.Module:
 
 
 def classifier(network: nn.Module, name: str) -> Head:
-    """The Linear or 1x1 convolution that a network ends in.
+    """The Linear that a network ends in, or convolutions and a global pool.
 
     Raises:
         TransferConfigError: there is none, or several.
     """
     inner = getattr(network, "_orig_mod", network)
     try:
-        head = find_head(inner)
+        return find_head(inner)
     except TransferConfigError as error:
         raise TransferConfigError(
             f"{name}, a {type(inner).__name__}, has to be an image classifier that ends in one Linear. {error}"
         ) from None
-    if not isinstance(head.module, nn.Linear | nn.Conv2d):
-        raise TransferConfigError(
-            f"{name}: its head {head.path!r} is a {type(head.module).__name__}; expected a Linear."
-        )
-    return head
 
 
 def last_classifier(network: nn.Module, name: str) -> Head:
@@ -221,13 +216,14 @@ def _are_same_logits(given: Tensor, logits: Tensor) -> bool:
 
 def renew_head(network: nn.Module, head: Head, num_classes: int) -> None:
     """A head of new weights for the target's classes in place of the one that was."""
-    layer: Any = head.module
+    layer: Any
+    *_, (name, layer) = linear_layers(head.module)
     has_bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
         new: nn.Module = nn.Linear(layer.in_features, num_classes, bias=has_bias)
     else:
         new = nn.Conv2d(layer.in_channels, num_classes, layer.kernel_size, bias=has_bias)
-    replace_modules(network, {head.path: new.to(layer.weight)})
+    replace_modules(network, {f"{head.path}.{name}".rstrip("."): new.to(layer.weight)})
     if hasattr(network, "num_classes"):
         network.num_classes = num_classes  # type: ignore[assignment]
 

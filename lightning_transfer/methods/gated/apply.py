@@ -50,7 +50,7 @@ def apply_gated_transfer(
     if type(found.module) is not nn.Linear:
         raise TransferConfigError(
             f"The head {found.path!r} is a {type(found.module).__name__}; the transfer module weighs (B, D) features "
-            "in front of a Linear. Name one: head='...'."
+            "before a Linear. If the network ends in one, name it: head='...'; if not, GatedTransfer is not for it."
         )
     gated = put_in_front(module, found.path, ratio=ratio, gate_dropout=gate_dropout, dropout=dropout)
     added = 0 if gated.transfer is None else sum(param.numel() for param in gated.transfer.parameters())
