@@ -4,13 +4,24 @@ import importlib
 import inspect
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    WeightedRandomSampler,
+)
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.batch_hooks import forgotten
@@ -239,16 +250,40 @@ def log_options(trainer: Any, options: dict[str, Any]) -> None:
 
 
 def served(loader: DataLoader[Any], dataset: Any = None) -> Any:
-    """Of a loader's dataset, or of another with as many images, those that it serves.
+    """Return the subset of a loader's dataset that its sampler draws; of another with as many images, the same subset.
 
-    The others of a loader that draws from a list of indices may be somebody's validation images.
+    The images that it does not draw may be the user's validation images.
+
+    Raises:
+        TransferConfigError: the sampler does not show what it draws.
     """
-    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # private: shared out by Lightning
-    indices: Any = getattr(sampler, "indices", None)
     found: Any = loader.dataset if dataset is None else dataset
-    is_whole = indices is None or len(found) != len(loader.dataset)  # type: ignore[arg-type]
-    return found if is_whole else Subset(found, [int(index) for index in indices])
+    if isinstance(loader.dataset, IterableDataset):
+        return found  # no sampler; who needs its images one by one refuses it
+    indices = _drawn(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
+    if indices is None or len(found) != len(loader.dataset):  # type: ignore[arg-type]
+        return found
+    return Subset(found, indices)
+
+
+def _drawn(sampler: Any) -> list[int] | None:
+    """The indices that a sampler draws, each once; None for all of them."""
+    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # private: shared out by Lightning
+    if type(sampler) is BatchSampler:
+        return _drawn(sampler.sampler)
+    if isinstance(sampler, WeightedRandomSampler):
+        return sampler.weights.nonzero()[:, 0].tolist()
+    indices = getattr(sampler, "indices", sampler)
+    if isinstance(indices, Sequence | Tensor | np.ndarray):
+        batches = ([int(index) for index in np.atleast_1d(batch)] for batch in indices)  # or single indices
+        return [*dict.fromkeys(index for batch in batches for index in batch)]
+    if isinstance(sampler, SequentialSampler | RandomSampler | DistributedSampler):
+        return None
+    raise TransferConfigError(
+        f"The train loader draws by a {type(sampler).__name__}, which does not show the images that it draws. Pass "
+        "target=, where the callback takes it: the target's training images without augmentation. Or give the loader "
+        "Subset(dataset, indices) and a sampler of torch's."
+    )
 
 
 def target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:

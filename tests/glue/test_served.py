@@ -1,0 +1,104 @@
+"""Which images a train loader serves: no selection, and no look at a target, may take others."""
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+import lightning_transfer as lt
+from lightning_transfer.glue.trainer import served
+from tests import toys
+from tests.methods import borrowed
+from tests.toys import LitToy, fit
+
+DATA = TensorDataset(torch.arange(12.0), torch.arange(12))
+HALF = [0, 2, 4, 6, 8, 10]
+ALL = list(range(12))
+
+
+class Halves(Sampler):
+    """A user's own, of which nothing shows what it draws."""
+
+    def __iter__(self):
+        return iter(HALF)
+
+    def __len__(self):
+        return 6
+
+
+class Balanced(Halves):
+    """A user's own, of batches."""
+
+    def __iter__(self):
+        return iter([HALF[:3], HALF[3:]])
+
+    def __len__(self):
+        return 2
+
+
+class Listed(Halves):
+    indices = HALF
+
+
+def shared_out(sampler):
+    return DistributedSamplerWrapper(sampler, num_replicas=2, rank=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ALL),
+        ({"shuffle": True}, ALL),
+        ({"sampler": SequentialSampler(DATA)}, ALL),
+        ({"sampler": RandomSampler(DATA, num_samples=3)}, ALL),  # another three in each epoch
+        ({"sampler": DistributedSampler(DATA, 2, 1)}, ALL),
+        ({"sampler": SubsetRandomSampler(HALF)}, HALF),
+        ({"sampler": SubsetRandomSampler(torch.tensor(HALF))}, HALF),
+        ({"sampler": SubsetRandomSampler(np.array(HALF))}, HALF),
+        ({"sampler": HALF}, HALF),
+        ({"sampler": Listed()}, HALF),
+        ({"sampler": WeightedRandomSampler([1.0, 0.0] * 6, 20)}, HALF),
+        ({"sampler": shared_out(SubsetRandomSampler(HALF))}, HALF),
+        ({"batch_sampler": BatchSampler(SubsetRandomSampler(HALF), 2, drop_last=False)}, HALF),
+        ({"batch_sampler": BatchSampler(shared_out(SubsetRandomSampler(HALF)), 2, drop_last=False)}, HALF),
+        ({"batch_sampler": [HALF[:3], HALF[3:]]}, HALF),
+    ],
+)
+def test_what_a_loader_draws_is_what_is_served(options, expected):
+    loader = DataLoader(DATA, **options)
+    found = served(loader)
+    assert [int(found[index][1]) for index in range(len(found))] == expected
+    drawn = {int(label) for _ in range(20) for _, labels in loader for label in labels}
+    assert drawn <= {*expected}
+    others = TensorDataset(torch.arange(12.0) + 100)
+    assert [int(served(loader, others)[index][0]) - 100 for index in range(len(expected))] == expected
+
+
+@pytest.mark.parametrize("options", [{"sampler": Halves()}, {"batch_sampler": Balanced()}])
+def test_a_sampler_that_shows_nothing_is_refused_by_name_and_target_cures_it(options):
+    name = type(next(iter(options.values()))).__name__
+    data = toys.target_data()
+    loader = DataLoader(data, **options)
+    with pytest.raises(lt.TransferConfigError, match=f"draws by a {name}, .*Pass target=.*Subset"):
+        served(loader)
+    source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4)
+    neighbors = borrowed(rounds=0)
+    with pytest.raises(lt.TransferConfigError, match=f"draws by a {name}, .*Pass target="):
+        fit(LitToy(), [lt.SelectiveJointFinetuning(source, neighbors=neighbors, weight=1.0)], loader=loader)
+    with pytest.raises(lt.TransferConfigError, match=f"draws by a {name}, .*without a look: weight=lt.Schedule"):
+        fit(LitToy(), [lt.SoftFinetuning(source)], loader=loader)
+    callback = lt.SelectiveJointFinetuning(source, neighbors=neighbors, weight=1.0, target=Subset(data, HALF))
+    fit(LitToy(), [callback], loader=loader, max_epochs=1)
+    assert len(callback.selection.indices) == len(HALF)
