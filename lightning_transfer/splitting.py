@@ -2,19 +2,26 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import structure
 from lightning_transfer.source.datasets import known_labels, load
+from lightning_transfer.source.stream import seeded
+
+PROBED = 8  # samples whose labels are compared with those that their dataset lists
 
 
 def labels_of(dataset: Dataset[Any], read: Callable[[Any], Any] | None = None) -> list[int]:
     """Return the class of every image, as the dataset lists them or by loading each.
+
+    A list is trusted if some of its samples have the labels that it lists: `__getitem__` may map them.
 
     Args:
         dataset: the images.
@@ -24,10 +31,22 @@ def labels_of(dataset: Dataset[Any], read: Callable[[Any], Any] | None = None) -
         TransferConfigError: an image has no class number.
     """
     known = known_labels(dataset)
-    if known is not None and known.ndim == 1 and not known.is_floating_point():
+    if known is not None and known.ndim == 1 and not known.is_floating_point() and _are_given(dataset, known, read):
         return known.tolist()
     samples = ((index, load(dataset, index, of="target")) for index in range(len(dataset)))  # type: ignore[arg-type]
     return [_class_number(sample, dataset, index, read) for index, sample in samples]
+
+
+def _are_given(dataset: Dataset[Any], listed: Tensor, read: Callable[[Any], Any] | None) -> bool:
+    """Return whether samples have the labels that are listed, as far as some of them can be read."""
+    with seeded(0, 0):  # reading may augment
+        for index in range(0, len(listed), max(1, len(listed) // PROBED)):
+            with suppress(Exception):  # one that cannot be read says so when it is used
+                sample = dataset[index]
+                is_pair = read is not None or len(sample) == 2  # which of three is the label, the list alone says
+                if is_pair and _class_number(sample, dataset, index, read) != int(listed[index]):
+                    return False
+    return True
 
 
 def groups_of(dataset: Any) -> list[Any] | None:

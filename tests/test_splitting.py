@@ -86,3 +86,30 @@ def test_labels_are_those_listed_or_loaded():
     assert labels_of(torch.utils.data.Subset(data, [3, 1])) == [expected[3], expected[1]]
     with pytest.raises(lt.TransferConfigError, match=r"Image 0 .* is Tensor\(3,\); expected \(image, class number\)"):
         labels_of(Unlisted(torch.rand(4, 3)))
+
+
+class Mapped(torch.utils.data.Dataset):
+    """Lists raw numbers, and gives others."""
+
+    def __init__(self, samples):
+        self.targets = [10 * index for index in range(6)]
+        self.samples = samples
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return self.samples(index)
+
+
+def test_labels_that_samples_map_are_read_from_the_samples():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert labels_of(Mapped(lambda index: (torch.rand(2), index % 3))) == [0, 1, 2, 0, 1, 2]
+    assert labels_of(Mapped(lambda index: (torch.zeros(2), 10 * index))) == [0, 10, 20, 30, 40, 50]
+    assert labels_of(Mapped(lambda index: (torch.zeros(2), 0, 10 * index))) == [0, 10, 20, 30, 40, 50]
+    read = labels_of(Mapped(lambda index: {"label": index % 2}), lambda sample: (None, torch.tensor([sample["label"]])))
+    assert read == [0, 1, 0, 1, 0, 1]
+    torch.manual_seed(3)
+    labels_of(Mapped(lambda index: (torch.rand(2), 10 * index)))
+    assert torch.equal(torch.get_rng_state(), before)
