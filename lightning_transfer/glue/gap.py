@@ -108,6 +108,12 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
         raise
 
 
+def data_of(trainer: Any) -> Any:
+    """What the train loader serves; the loader, where that is a list, of which nothing can be kept weakly."""
+    data = getattr(trainer.train_dataloader, "dataset", None)
+    return data if type(data).__weakrefoffset__ else trainer.train_dataloader
+
+
 def _target_side(term: "SourceTerm", trainer: Any) -> _Side:
     given = None if term.chooser is None else term.chooser.target
     if given is not None:  # shown as the rounds of a selection show it

@@ -15,7 +15,7 @@ from lightning_transfer.glue.choosing import Chooser
 from lightning_transfer.glue.drawing import Drawing
 from lightning_transfer.glue.first_batch import introduce, non_finite
 from lightning_transfer.glue.first_loss import FirstLoss, refuse_sum
-from lightning_transfer.glue.gap import measure_gap
+from lightning_transfer.glue.gap import data_of, measure_gap
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import keep_hooks_out
 from lightning_transfer.glue.trainer import (
@@ -80,6 +80,7 @@ class SourceTerm(TransferPart):
         self.weight = self._given = weight
         self.measured = measured
         self.gap: float | None = None
+        self._looked_at: Weakly | None = None  # the target data that the gap was measured on, in this process
         self.was_asked = False  # by a module's own step
         self.mix = mix
         target_head = find_head(module, head, probe=lambda: self._probe(module), narrow=not source.keeps_container)
@@ -150,9 +151,7 @@ class SourceTerm(TransferPart):
                 "weight would jump. Keep the length, or from the start lay it out in steps: Schedule(until_steps=...)."
             )
         self._num_steps = num_steps
-        if self.gap is not None:
-            goes_on = "without" if self.is_left_out else "with"
-            say(trainer, f"Domain gap {self.gap:.2f} when this run began: it goes on {goes_on} the source.")
+        self._recall_gap(trainer)
         if self.chooser is not None and (self.weight.start or self.weight.end):
             self.chooser.check(trainer)
         reason = optimizers.why_untrained(trainer, trains_before(trainer.lightning_module, self.head_path))
@@ -164,6 +163,16 @@ class SourceTerm(TransferPart):
                 stacklevel=2,
             )
 
+    def _recall_gap(self, trainer: Any) -> None:
+        """Go by the gap of before; measure again in a second fit that has other data."""
+        is_given = self.chooser is not None and self.chooser.target is not None
+        is_other = self._looked_at is not None and not is_given and not self._looked_at.is_of(data_of(trainer))
+        if is_other and (self.is_left_out or not self._is_over):
+            self.weight, self.gap, self._is_over = self._given, None, False
+        elif self.gap is not None:
+            goes_on = "without" if self.is_left_out else "with"
+            say(trainer, f"Domain gap {self.gap:.2f} when this run began: it goes on {goes_on} the source.")
+
     def check_once(self, trainer: Any) -> None:
         """Check in the first step of a run, where no hook of a callback's tells of its start."""
         if not self._checked_for.is_of(trainer):
@@ -174,6 +183,7 @@ class SourceTerm(TransferPart):
         """See to it that the right images are drawn; let a joint pass take them along."""
         if self.measured and self.gap is None:
             self._decide(measure_gap(self, module))
+            self._looked_at = Weakly(data_of(self.trainer))
         if not self._weight(self.trainer):
             return
         if self.chooser is not None:
@@ -334,7 +344,7 @@ class SourceTerm(TransferPart):
         self._is_over = state["is_over"]
         self._num_steps = state["num_steps"]
         self._saved_options = state["options"]
-        gap = state.get("gap")
+        self._looked_at, gap = None, state.get("gap")
         if gap is not None:
             self._decide(gap)
         if self.chooser is not None and "chosen" in state:

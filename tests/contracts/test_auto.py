@@ -136,6 +136,24 @@ def test_resumed_it_is_not_measured_again(make, tmp_path, monkeypatch):
         fit(LitToy(), [other], loader=loader, ckpt_path=tmp_path / "step=12.ckpt")
 
 
+def test_a_second_fit_with_other_data_measures_again_and_with_the_same_does_not():
+    near, far = DataLoader(near_data(), batch_size=5), DataLoader(far_data(), batch_size=5)
+    task = lt.SourceTask(source_data(), num_classes=toys.SOURCE_CLASSES, batch_size=4)
+    callback, module = lt.SoftFinetuning(task, weight="auto"), LitToy()
+    with leaving_out():
+        runner = fit(module, [callback], loader=far, max_steps=2)
+    first = callback.part.gap
+    runner.fit_loop.epoch_loop.max_steps = 4
+    runner.fit(module, DataLoader(far.dataset, batch_size=5))
+    assert callback.part.gap == first
+    assert callback.part.is_left_out
+    runner.fit_loop.epoch_loop.max_steps, runner.fit_loop.max_epochs = 20, 5
+    runner.fit(module, near)
+    assert callback.part.gap != first
+    assert not callback.part.is_left_out
+    assert callback.part.drawing.position > 0
+
+
 def test_resumed_far_from_the_source_it_says_again_that_it_goes_on_without(tmp_path, monkeypatch):
     loader = DataLoader(far_data(), batch_size=5)
     with leaving_out():
