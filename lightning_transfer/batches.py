@@ -1,11 +1,14 @@
-"""Labels of any batch: where they are, and what they are."""
+"""Labels of any batch: where they are, what they are, how they are learned, and who is right by them."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_transfer.errors import TransferConfigError
+
+Kind: TypeAlias = Literal["class numbers", "one logit", "multi-hot", "soft"]
 KEYS = ("label", "labels", "target", "targets")
 
 
@@ -17,14 +20,13 @@ def labels_in(batch: Any) -> Any:
 
 
 def class_numbers(labels: Tensor) -> Tensor | None:
-    """Return (B,) class numbers, also of labels (B, 1); None where labels are others.
+    """Return (B,) class numbers of int64, also of other whole types and of labels (B, 1); None where labels are others.
 
-    >>> class_numbers(torch.tensor([[2], [0]])).tolist()
-    [2, 0]
+    >>> class_numbers(torch.tensor([[2], [0]], dtype=torch.int16))
+    tensor([2, 0])
     """
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        return None
-    return labels if labels.ndim == 1 else labels.squeeze(1) if labels.shape[1:] == (1,) else None
+    is_whole = not labels.is_floating_point() and not labels.is_complex()
+    return labels.flatten().long() if is_whole and _is_one_each(labels) else None
 
 
 def label_hint(labels: Tensor, made: str) -> str:
@@ -34,6 +36,8 @@ def label_hint(labels: Tensor, made: str) -> str:
         labels: of a batch.
         made: the line to write, with {} where an expression of `batch[1]` stands.
     """
+    if labels.is_meta or labels.layout != torch.strided or labels.is_complex():  # without values to look at
+        return ""
     values = labels.detach().double()
     are_shares = labels.ndim == 2 and labels.shape[1] > 1 and bool(((values >= 0) & (values <= 1)).all())
     if are_shares and bool((values.sum(1) - 1).abs().max() < 1e-3):
@@ -42,8 +46,74 @@ def label_hint(labels: Tensor, made: str) -> str:
         return "These are soft labels, such as mixup makes: leave mixing of images out."
     if are_shares:
         return "These are several labels an image, which are no class numbers."
-    if labels.dtype == torch.bool or (labels.shape[1:] in ((), (1,)) and bool((values == values.round()).all())):
+    if _is_one_each(labels) and bool((values == values.round()).all()):
         return f"Class numbers of another type: {made.format('batch[1].long()')}."
     if labels.ndim == 2 and not labels.is_floating_point():
         return f"These are {labels.shape[1]} numbers an image: {made.format('batch[1][:, 0]')} takes the first."
     return ""
+
+
+def kind_of(labels: Tensor, num_outputs: int) -> Kind | None:
+    """Return of what kind labels are beside (B, num_outputs) logits; None if they do not fit. Reads values.
+
+    >>> kind_of(torch.eye(3), 3), kind_of(torch.tensor([[1.0, 1, 0]]), 3), kind_of(torch.tensor([0.0, 1]), 1)
+    ('soft', 'multi-hot', 'one logit')
+    """
+    if num_outputs > 1 and _is_one_each(labels):
+        return None if class_numbers(labels) is None else "class numbers"
+    is_fit = _is_one_each(labels) if num_outputs == 1 else labels.shape[1:] == (num_outputs,)
+    if not is_fit or labels.is_complex() or not bool(((labels >= 0) & (labels <= 1)).all()):
+        return None
+    if num_outputs == 1:
+        return "one logit"
+    return "soft" if bool(((labels.double().sum(1) - 1).abs() < 1e-3).all()) else "multi-hot"
+
+
+def criterion_of(kind: Kind) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the criterion, a mean, that labels of a kind are learned by."""
+    return _cross_entropy if kind in ("class numbers", "soft") else _binary_cross_entropy
+
+
+def is_right(logits: Tensor, labels: Tensor, kind: Kind | None = None) -> Tensor:
+    """Return how right each image's logits are, 0 or 1; of several labels an image the share of right signs.
+
+    Args:
+        logits: (..., B, outputs).
+        labels: (B,), (B, 1) or (B, outputs).
+        kind: of the labels; found by reading them if left out.
+
+    Returns:
+        (..., B) of float32.
+
+    Raises:
+        TransferConfigError: the labels do not fit the logits.
+
+    Example:
+        >>> is_right(torch.tensor([[2.0], [2.0]]), torch.tensor([1, 0])).tolist()
+        [1.0, 0.0]
+    """
+    kind = kind or kind_of(labels, logits.shape[-1])
+    if kind is None:
+        raise TransferConfigError(
+            f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}, beside {logits.shape[-1]} logits an "
+            "image; expected class numbers, one 0 or 1 for one logit, or a row of as many from 0 to 1."
+        )
+    if kind == "one logit":
+        return ((logits[..., 0] > 0) == (labels.flatten() > 0.5)).float()
+    if kind == "multi-hot":
+        return ((logits > 0) == (labels > 0.5)).float().mean(-1)
+    numbers = class_numbers(labels)
+    return (logits.argmax(-1) == (labels.argmax(-1) if numbers is None else numbers)).float()
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    numbers = class_numbers(labels)
+    return F.cross_entropy(logits, labels.to(logits.dtype) if numbers is None else numbers)
+
+
+def _binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, labels.reshape(logits.shape).to(logits.dtype))
+
+
+def _is_one_each(labels: Tensor) -> bool:
+    return labels.ndim == 1 or labels.shape[1:] == (1,)

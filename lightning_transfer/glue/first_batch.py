@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.glue.trainer import say
 from lightning_transfer.source.stream import seeded
@@ -44,11 +45,34 @@ def introduce(term: "SourceTerm", module: Any, loss: float, images: Tensor, labe
         )
 
 
-def non_finite(loss: Tensor, images: Tensor, indices: Tensor, step: int) -> str:
-    """What is said of a loss that is no number."""
-    bad = ~torch.isfinite(images.detach()).flatten(1).all(1)
+def non_finite(loss: Tensor, images: Tensor, indices: Tensor, step: int, *, target: Any) -> str:
+    """What is said of a loss that is not a number.
+
+    Args:
+        loss: of the source.
+        images: of the source.
+        indices: of these in their dataset.
+        step: in which it is.
+        target: the batch of the step.
+    """
+    bad, bad_target = _not_finite(images), _rows_not_finite(target)
     if bad.any():
         cause = f"pixels of source samples {indices[bad.cpu()].tolist()} are not finite"
+    elif bad_target:
+        cause = (
+            f"images {bad_target} of the target batch are not finite, and reach the source by what both share; source "
+            f"samples {indices.tolist()} have finite pixels"
+        )
     else:
         cause = f"source samples {indices.tolist()} have finite pixels; the learning rate may be too high"
     return f"The source loss is {loss.item()} in step {step}: {cause}. Stopped before the optimizer's step."
+
+
+def _not_finite(images: Tensor) -> Tensor:
+    return ~torch.isfinite(images.detach()).flatten(1).all(1)
+
+
+def _rows_not_finite(batch: Any) -> list[int]:
+    """Rows of a batch's images that are not finite."""
+    images = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim == 4)
+    return sorted({row for some in images for row in _not_finite(some).nonzero()[:, 0].tolist()})

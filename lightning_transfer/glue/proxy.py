@@ -142,13 +142,13 @@ class Scoring(AnyCallback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Count what it has right."""
-        right = total = 0
+        right, total = 0.0, 0
         with trainer.precision_plugin.forward_context():
             for batch in self.loader:
                 with looking(trainer):
                     moved = to_device(trainer, batch, hooks=True)
                 correct = self.score(pl_module, moved)
-                right, total = right + int(correct.sum()), total + len(correct)
+                right, total = right + float(correct.sum()), total + len(correct)
         torch.clear_autocast_cache()
         self.best = max(self.best, right / total)
 

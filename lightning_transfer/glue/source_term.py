@@ -91,6 +91,7 @@ class SourceTerm(TransferPart):
         self._options = self.describe()  # once: it reads every listed label, and checkpoints are many
         self.drawing = Drawing(source, self.num_classes)
         self._pass: SourcePass | None = None
+        self._batch: Any = None  # of the target, in this step
         self._is_over = False  # whether the weight is 0 for good
         self._num_steps: float | None = None  # of the training that the weight was laid out over
         self._saved_options: dict[str, str] | None = None
@@ -181,6 +182,7 @@ class SourceTerm(TransferPart):
 
     def begin(self, module: Any, batch: Any = None) -> None:
         """See to it that the right images are drawn; let a joint pass take them along."""
+        self._batch = batch
         if self.measured and self.gap is None:
             self._decide(measure_gap(self, module))
             self._looked_at = Weakly(data_of(self.trainer))
@@ -226,7 +228,7 @@ class SourceTerm(TransferPart):
         if self._pass is not None:
             self._pass.disarm()
         self._first_loss.end()
-        self.drawing.batch = None
+        self._batch = self.drawing.batch = None
 
     def _decide(self, gap: float) -> None:
         """Keep the weight, or far from the source take none."""
@@ -271,7 +273,8 @@ class SourceTerm(TransferPart):
                 "Pass SourceTask(loss=) that reduces."
             )
         if not torch.isfinite(loss):
-            raise FloatingPointError(non_finite(loss, images, indices, self.trainer.global_step))
+            step = self.trainer.global_step
+            raise FloatingPointError(non_finite(loss, images, indices, step, target=self._batch))
         if self.drawing.is_at_first_batch:
             self.first_extent = Extent().see(images.detach())
             introduce(self, module, float(loss.detach()), images, labels)

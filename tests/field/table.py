@@ -103,9 +103,7 @@ TABLE = {
         several=ALONE,
     ),
     "LayersOnTheModule": row(joint=refused("forward="), several=ALONE),
-    "OneLogit": row(
-        aux=refused("aux_weight=0"), several=refused("loss=", loss=shapes.binary), advise=senseless("one a class")
-    ),
+    "OneLogit": row(several=refused("loss=", loss=shapes.binary), advise=senseless("one a class")),
     "OneHot": row(
         sourced=NUMBERS,
         auto=WORKS,

@@ -122,8 +122,8 @@ def test_labels_that_pass_are_class_numbers_that_a_loss_takes(dtype, shape, num_
     labels = torch.from_numpy(np.asarray(values)).to(dtype)
     indices = torch.arange(100, 100 + labels.numel())
     task = lt.SourceTask(toys.source_data(), num_classes=num_classes)
-    is_right = dtype in WHOLE and labels.ndim == 1
-    values = labels.numpy().astype(np.int64) if is_right else None
+    is_right = dtype in [*WHOLE, torch.bool] and (labels.ndim == 1 or labels.shape[1:] == (1,))
+    values = labels.numpy().astype(np.int64).reshape(-1) if is_right else None
     if not is_right:
         with pytest.raises(lt.TransferConfigError, match="Source labels have shape"):
             task.check_labels(labels, num_classes, indices)
@@ -132,9 +132,10 @@ def test_labels_that_pass_are_class_numbers_that_a_loss_takes(dtype, shape, num_
         with pytest.raises(lt.TransferConfigError, match=f"Source sample {100 + place} has label {values[place]};"):
             task.check_labels(labels, num_classes, indices)
     else:
-        task.check_labels(labels, num_classes, indices)
-        if len(labels) and dtype in (torch.uint8, torch.int64):
-            assert F.cross_entropy(torch.zeros(len(labels), num_classes), labels).isfinite()
+        found = task.check_labels(labels, num_classes, indices)
+        assert found.tolist() == values.tolist()
+        if len(labels):
+            assert F.cross_entropy(torch.zeros(len(labels), num_classes), found).isfinite()
 
 
 KINDS = {"bool": 1, "uint8": 255, "float16": 1, "float32": 1, "float64": 1}  # and what white is

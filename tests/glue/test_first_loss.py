@@ -175,11 +175,10 @@ def test_the_warning_comes_of_validation():
         (torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.7, 0.3]]), "soft labels.*mix"),
         (torch.tensor([[1.0, 1, 0], [0, 0, 0]]), "several labels"),
         (torch.tensor([[3, 8], [1, 2]]), r"2 numbers.*\[:, 0\]"),
-        (torch.tensor([True, False]), "long"),
         (torch.tensor([[1.0], [2.0]]), r"long\(\)"),
         (torch.tensor([0.5, 0.1]), "^$"),
     ],
-    ids=["one-hot", "soft", "several", "pairs", "bool", "float column", "shares"],
+    ids=["one-hot", "soft", "several", "pairs", "float column", "shares"],
 )
 def test_labels_are_called_what_they_are(labels, says):
     hint = label_hint(labels, "labels=lambda batch: {}")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_transfer.batches import is_right
 from lightning_transfer.errors import TransferConfigError, check_choice
 from lightning_transfer.methods.adafilter.apply import FilterGates, gates_of
 from lightning_transfer.methods.adafilter.modules import GatedConv2d, folded
@@ -83,11 +84,11 @@ def _run(
         return {}, None
     device = next(module.parameters()).device
     sums: dict[str, Tensor] = {}
-    num_right = num_images = 0
+    num_right, num_images = 0.0, 0
     with evaluating(module):
         for batch in loader:
             images, labels = images_and_labels(batch, device)
-            num_right += int((module(images).argmax(1) == labels).sum())
+            num_right += float(is_right(module(images), labels).sum())
             num_images += len(labels)
             for path, chosen in ({} if gates is None else gates.last_gates()).items():
                 sums[path] = sums.get(path, 0) + chosen.double().sum(0)

@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_transfer.batches import Kind, is_right, kind_of
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.first_loss import Criterion as Mean
 from lightning_transfer.glue.first_loss import is_close, refuse_sum
 from lightning_transfer.glue.labels import Labels
 from lightning_transfer.glue.part import TransferPart
-from lightning_transfer.glue.trainer import is_log_due, is_run_by, log
+from lightning_transfer.glue.trainer import is_log_due, is_run_by, log, say
 from lightning_transfer.methods.collaborative.apply import find_ensemble
-from lightning_transfer.methods.collaborative.functional import Criterion, collaborative_loss, disagreement, predicted
+from lightning_transfer.methods.collaborative.functional import Criterion, collaborative_loss, disagreement
 from lightning_transfer.methods.collaborative.members import OWN, classifier
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 from lightning_transfer.roles import out_width
@@ -56,6 +57,7 @@ class Agreement(TransferPart):
                 "The networks give one logit, and cross_entropy takes one for each class. Pass your step's criterion: "
                 "loss=lambda logits, labels: F.binary_cross_entropy_with_logits(logits.squeeze(1), labels.float())."
             )
+        self._kinds: dict[torch.Size, Kind | None] = {}  # of labels, by the shape of one
         self._right: Tensor | None = None  # of each network, in this validation
         self._num_seen = 0
         self.options = {"model": self.path, "weight": str(weight), "loss": value_of(loss)}
@@ -153,6 +155,8 @@ class Agreement(TransferPart):
                 f"The networks ran {logits.shape[1]} images, and the batch has {len(labels)} labels. Pass "
                 "labels=lambda batch: ..., one for each image."
             )
+        if labels.shape[1:] not in self._kinds:
+            self._check_labels(labels, logits.shape[2])
         joint = self.criterion(logits.mean(0), labels)
         if not self._is_foreign and (self.trainer.global_step == 0 or is_log_due(self.trainer)):
             self._compare(loss, joint, logits)
@@ -192,11 +196,34 @@ class Agreement(TransferPart):
                 stacklevel=2,
             )
 
+    def _check_labels(self, labels: Tensor, num_outputs: int) -> None:
+        """Refuse labels that cross-entropy does not take, in the first step."""
+        kind = self._kind(labels, num_outputs)
+        if self.criterion is not F.cross_entropy:
+            return
+        if kind not in ("class numbers", "soft"):
+            raise TransferConfigError(
+                f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}, of which cross_entropy does not "
+                "learn. Pass your step's criterion beside them: labels=lambda batch: batch[1], "
+                "loss=torch.nn.functional.binary_cross_entropy_with_logits."
+            )
+        if kind == "class numbers" and int(labels.max()) >= num_outputs:
+            raise TransferConfigError(
+                f"Labels are up to {int(labels.max())}, and the networks give {num_outputs} logits. Pass "
+                "labels=lambda batch: ..., class numbers from 0."
+            )
+
+    def _kind(self, labels: Tensor, num_outputs: int) -> Kind | None:
+        """Of what kind labels are; values are read of the first ones."""
+        if labels.shape[1:] not in self._kinds:
+            self._kinds[labels.shape[1:]] = kind_of(labels, num_outputs)
+        return self._kinds[labels.shape[1:]]
+
     def _log(self, trainer: Any, logits: Tensor, labels: Tensor) -> None:
         values = {"transfer/disagreement": disagreement(logits)}
-        if labels.ndim == 1:
-            values["transfer/ensemble_accuracy"] = (predicted(logits.mean(0)) == labels).float().mean()
-            right = (predicted(logits) == labels).float().mean(1)
+        if (kind := self._kind(labels, logits.shape[2])) is not None:
+            values["transfer/ensemble_accuracy"] = is_right(logits.mean(0), labels, kind).mean()
+            right = is_right(logits, labels, kind).mean(1)
             values |= {
                 f"transfer/accuracy/{name}": share for name, share in zip(self.ensemble.names, right, strict=True)
             }
@@ -211,16 +238,18 @@ class Agreement(TransferPart):
         """Follow what each network says in a validation step, and not while another Trainer runs the module."""
         self.ensemble.passes.begin(lambda: is_run_by(trainer, module))
 
-    def count(self, batch: Any) -> None:
-        """Count, behind a validation step, what each network has right in it."""
+    def count(self, batch: Any, loader: int = 0) -> None:
+        """Count after a validation step what each network has right in it; of several loaders, in the first."""
         logits, number = self.ensemble.passes.logits, self.ensemble.passes.number
         self.ensemble.passes.end()
         try:
             labels = self.labels(batch)
         except (TransferConfigError, TypeError, LookupError, AttributeError):
             return  # a validation may be of anything
-        if logits is not None and number == 1 and labels.ndim == 1 and logits.shape[1] == len(labels):
-            right = (predicted(logits) == labels).sum(1)
+        if loader or logits is None or number != 1 or logits.shape[1] != len(labels):
+            return
+        if (kind := self._kind(labels, logits.shape[2])) is not None:
+            right = is_right(logits, labels, kind).sum(1)
             self._right = right if self._right is None else self._right + right
             self._num_seen += len(labels)
 
@@ -234,6 +263,8 @@ class Agreement(TransferPart):
             return
         counts = trainer.strategy.reduce(counts, reduce_op="sum")
         if counts[-1]:
+            if len(trainer.num_val_batches) > 1 and not self.ensemble.accuracies:
+                say(trainer, "Of several validation loaders, the first says how often each network is right.")
             shares = dict(zip(self.ensemble.names, (counts[:-1] / counts[-1]).tolist(), strict=True))
             self.ensemble.accuracies = shares
             log(trainer, {f"transfer/val_accuracy/{name}": torch.tensor(share) for name, share in shares.items()})

@@ -217,10 +217,12 @@ class CollaborativeFinetuning(TransferCallback):
         if (part := self._followed(trainer, pl_module)) is not None:
             part.begin_validation(trainer, pl_module)
 
-    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Count what each has right."""
         if (part := self._followed(trainer, pl_module)) is not None:
-            part.count(batch)
+            part.count(batch, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log it."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_transfer.batches import is_right
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import proxy
 from lightning_transfer.methods.collaborative.apply import apply_collaborative, find_ensemble
@@ -117,7 +118,7 @@ class Candidates:
         self.using.labels(batch)
 
     def _right(self, module: Any, batch: Any) -> Tensor:
-        """(B,) whether the networks together are right."""
+        """(B,) how right the networks together are, 0 to 1."""
         found = find_ensemble(module)
         assert found is not None  # it is what is trained
         with evaluating(module), found[1].passes.followed() as passes:
@@ -126,7 +127,7 @@ class Candidates:
             logits = passes.logits.mean(0)
         if not bool(torch.isfinite(logits).all()):
             raise FloatingPointError("what the networks say is not finite")
-        return logits.argmax(1) == self.using.labels(batch)
+        return is_right(logits, self.using.labels(batch))
 
 
 def _fingerprint(dataset: Any) -> str:

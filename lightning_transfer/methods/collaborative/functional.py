@@ -3,7 +3,7 @@
 L = sum_j CE(z_j, y) + weight * mean over images of (1/N) sum_j ||z_j - mean(z)||
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -31,12 +31,12 @@ def disagreement(logits: Tensor) -> Tensor:
 
 
 def collaborative_loss(
-    logits: Tensor, targets: Tensor, *, weight: float = 0.2, loss: Criterion = F.cross_entropy
+    logits: Tensor | Sequence[Tensor], targets: Tensor, *, weight: float = 0.2, loss: Criterion = F.cross_entropy
 ) -> Tensor:
     """The loss of every network by itself, and what they disagree by.
 
     Args:
-        logits: (N, B, classes), of N networks.
+        logits: (N, B, classes), of N networks, or N of (B, classes) in a list.
         targets: (B,) class numbers, or what `loss` takes.
         weight: of the disagreement; 0.2 is the authors'.
         loss: of one network's (B, classes) logits.
@@ -49,17 +49,8 @@ def collaborative_loss(
         >>> torch.isclose(collaborative_loss(logits, targets), 2 * torch.log(torch.tensor(4.0)))
         tensor(True)
     """
+    logits = logits if isinstance(logits, Tensor) else torch.stack([*logits])
     own = torch.stack([loss(each, targets) for each in logits])
     if own.ndim > 1:
         raise ValueError(f"loss gives {tuple(own.shape[1:])} numbers; expected one, the mean over images.")
     return own.sum() + weight * disagreement(logits)
-
-
-def predicted(logits: Tensor) -> Tensor:
-    """Return the class of each row of logits (..., classes); one logit alone is that of class 1.
-
-    Example:
-        >>> predicted(torch.tensor([[0.5], [-0.5]])), predicted(torch.tensor([[0.5, 2.0]]))
-        (tensor([1, 0]), tensor([1]))
-    """
-    return (logits[..., 0] > 0).long() if logits.shape[-1] == 1 else logits.argmax(-1)

@@ -124,7 +124,7 @@ class CollaborativeMixin(PartMixin):
     def on_validation_batch_end(self, outputs: Any, batch: Any, *args: Any) -> None:
         """Count what each has right."""
         if not self._is_lent():
-            self._agreement.count(batch)
+            self._agreement.count(batch, *args[1:])
         super().on_validation_batch_end(outputs, batch, *args)  # type: ignore[misc]
 
     def on_validation_epoch_end(self) -> None:

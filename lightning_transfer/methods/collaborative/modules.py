@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from lightning_transfer.batches import is_right, kind_of
 from lightning_transfer.errors import TransferConfigError, check_count, nearest
 from lightning_transfer.methods.collaborative.depths import Depths, find_depths
-from lightning_transfer.methods.collaborative.functional import predicted
 from lightning_transfer.methods.collaborative.members import (
     Member,
     adapted,
@@ -270,12 +270,13 @@ class CollaborativeEnsemble(Structure):
             loader: batches (images, labels).
         """
         device = next(self.parameters()).device
-        right, total = torch.zeros(len(self.members)), 0
+        right, total, kind = torch.zeros(len(self.members)), 0, None
         with evaluating(self):
             for batch in loader:
                 images, labels = images_and_labels(batch, device)
                 logits = self.each(images)
-                right += (predicted(logits) == labels).sum(1).cpu()
+                kind = kind or kind_of(labels, logits.shape[-1])
+                right += is_right(logits, labels, kind).sum(1).cpu()
                 total += len(labels)
         if not total:
             raise TransferConfigError("The loader gave no images.")

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from lightning_transfer.batches import Kind, criterion_of, kind_of
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError, check_number
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.first_loss import FirstLoss, is_close, refuse_sum
@@ -57,11 +57,6 @@ class AuxiliaryTerm(TransferPart):
         self._first_loss = FirstLoss(labels)
         self.classifier: AuxiliaryClassifier | None = None
         self.tap = ""
-        if weight and found[1].head.out_features == 1:
-            raise TransferConfigError(
-                "The network gives one logit, and the auxiliary classifier learns by cross_entropy, which takes one "
-                "for each class. Do without it: aux_weight=0."
-            )
         if weight:
             self.tap, num_features = find_tap(module, tap, self.head_path)
             with own_randomness():
@@ -69,11 +64,13 @@ class AuxiliaryTerm(TransferPart):
         self._handle: Any = None
         self._batch: Any = None
         self._tapped: list[Tensor] = []
+        self._kind: Kind | None = None  # of the labels, once they were seen
         self._is_listening = False
         self.has_added = False  # to the loss of this step
         self._joint: list[Any] = []  # parts that may put source images behind the target's
         self._num_source = 0  # such images in this step
         self._resting: list[_NormBase] = []
+        self._is_binary = False  # as far as the first loss shows
         self._num_dead = 0
         self.options = {**{key: str(value) for key, value in found[1].spec().items()}, "tap": self.tap}
         self.options |= {"aux_weight": str(weight), "warmup_epochs": str(warmup_epochs)}
@@ -115,6 +112,7 @@ class AuxiliaryTerm(TransferPart):
         """Refuse a warm-up that never ends, and a classifier that nobody trains."""
         optimizers.check_held(trainer, self)
         self._first_loss.reset()
+        self._kind = None
         self._joint = [part for part in trainer.lightning_module.modules() if hasattr(part, "num_joint")]
         num_epochs = trainer.max_epochs  # -1 or None: nobody knows
         if num_epochs is not None and 0 < num_epochs <= self.warmup_epochs and not is_trial(trainer):
@@ -163,6 +161,10 @@ class AuxiliaryTerm(TransferPart):
     def _look(self, loss: Tensor) -> None:
         """Refuse a first loss that is a sum, and warn of one by which the classifier does not learn."""
         found = self._first_loss.criteria()
+        binary = [known for known in found if known.name.startswith("binary")]
+        self._is_binary = any(
+            is_close(float(loss.detach()), known.mean, known.dtype) for known in binary if loss.numel() == 1
+        )
         if self.weight <= AUX_WEIGHT:
             refuse_sum(loss, found, to_do="pass aux_weight= times the batch size")
         if not found or loss.numel() > 1 or self.labels is not find_labels:  # labels= says what it learns by
@@ -194,11 +196,26 @@ class AuxiliaryTerm(TransferPart):
                 "auxiliary classifier cannot know. Pass labels=lambda batch: ..., one for each image, or do without: "
                 "aux_weight=0."
             )
-        features = features[: len(labels)]
-        loss = F.cross_entropy(self.classifier(features), labels)
+        logits = self.classifier(features[: len(labels)])
+        self._kind = self._kind or self._kind_of(labels, logits.shape[1])
+        loss = criterion_of(self._kind)(logits, labels)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"The auxiliary loss behind {self.tap!r} is {float(loss.detach())}.")
         return loss
+
+    def _kind_of(self, labels: Tensor, num_outputs: int) -> Kind:
+        """Of what kind labels are, in the first step; a row of one label is several labels if the loss is binary."""
+        kind = kind_of(labels, num_outputs)
+        if kind == "soft" and self._is_binary:
+            return "multi-hot"
+        if kind is None or (kind == "class numbers" and int(labels.max()) >= num_outputs):
+            raise TransferConfigError(
+                f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}, up to {labels.max().item()}, and "
+                f"the head {self.head_path!r} gives {num_outputs} numbers an image. The auxiliary classifier takes "
+                "class numbers, one 0 or 1 for one logit, or a row of as many from 0 to 1. Pass labels=lambda batch: "
+                "... to make them, or do without: aux_weight=0."
+            )
+        return kind
 
     def _hear(self, layer: nn.Module, args: Any, output: Any) -> None:
         if self._is_listening and torch.is_grad_enabled():

@@ -13,6 +13,8 @@ from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.stream import seeded
 from lightning_transfer.source.task import SourceTask
 
+ASKED = 16  # images: one alone may have one label of the several that others have
+
 
 def read(batch: Any, source: SourceTask, trainer: Any) -> tuple[Tensor, Tensor]:
     """Images and class numbers of a target batch, on the device.
@@ -33,13 +35,14 @@ def read(batch: Any, source: SourceTask, trainer: Any) -> tuple[Tensor, Tensor]:
 
 
 def check_labels(data: Dataset[Any], source: SourceTask, trainer: Any) -> None:
-    """Refuse a target of which no round could ask, by its first image, before anything is selected.
+    """Refuse a target of which no round could ask, by its first images, before anything is selected.
 
     Raises:
         TransferConfigError: its labels are no class numbers.
     """
     with seeded(source.seed, 0):
-        read(default_collate([load(data, 0, of="target")]), source, trainer)
+        some = [load(data, index, of="target") for index in range(min(ASKED, len(data)))]  # type: ignore[arg-type]
+        read(default_collate(some), source, trainer)
 
 
 def check_scaled_alike(asked: Extent, seen: Extent) -> None:

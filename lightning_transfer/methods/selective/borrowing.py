@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_transfer import ranks
+from lightning_transfer.batches import is_right
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.glue.trainer import Weakly, is_trial, progress_of, say, target_dataset
@@ -272,10 +273,11 @@ class Borrowed:
                 if not share[1:] and term.first_extent is not None:
                     check_scaled_alike(Extent().see(images), term.first_extent)
                 logits = term.target_logits(module, images).float()
+                right = is_right(logits, labels)
                 if logits.shape[1] == 1:  # that of class 1, beside class 0 at 0
                     logits = torch.cat([torch.zeros_like(logits), logits], 1)
                 entropy = torch.special.entr(logits.softmax(1)).sum(1)
-                share.append(torch.stack([(logits.argmax(1) == labels).float(), entropy], 1).cpu())
+                share.append(torch.stack([right, entropy], 1).cpu())
                 step(len(labels))
         answers = torch.cat(share).float()
         if not bool(torch.isfinite(answers).all()):
