@@ -68,8 +68,12 @@ def domain_gap(
         )
     random = torch.Generator().manual_seed(0)
     features = torch.cat([target_features, source_features]).double().cpu()
-    if not bool(torch.isfinite(features).all()):
-        raise TransferConfigError("Some features are not finite, so nothing can be told by them.")
+    for name, side in (("target", target_features), ("source", source_features)):
+        if bad := (~torch.isfinite(side).all(1)).nonzero()[:, 0].tolist():
+            raise TransferConfigError(
+                f"Features of {len(bad)} of {len(side)} {name} images are not finite, the first in row {bad[0]}, "
+                "so nothing can be told by them. Look for pixels that are not finite, or a network that overflows."
+            )
     sizes = len(target_features), len(source_features)
     labels = torch.tensor([1, 0]).repeat_interleave(torch.tensor(sizes))
     num_folds = min(FOLDS, len(number))

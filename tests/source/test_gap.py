@@ -73,3 +73,11 @@ def test_what_cannot_be_told_apart_is_refused():
         domain_gap(torch.rand(9, 2), torch.rand(9, 2), target_groups=range(8))
     with pytest.raises(lt.TransferConfigError, match="not finite"):
         domain_gap(torch.full((9, 2), float("nan")), torch.rand(9, 2))
+
+
+@pytest.mark.parametrize("side", ["target", "source"])
+def test_features_that_are_not_finite_are_named_by_side_and_row(side):
+    features = {"target": torch.rand(9, 2), "source": torch.rand(12, 2)}
+    features[side][[3, 7], 1] = float("nan")
+    with pytest.raises(lt.TransferConfigError, match=rf"2 of \d+ {side} images are not finite, the first .* row 3"):
+        domain_gap(features["target"], features["source"])

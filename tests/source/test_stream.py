@@ -81,3 +81,9 @@ def test_closing_keeps_the_place():
     one.close()
     draw(other, 2)
     assert draw(one, 3) == draw(other, 3)
+
+
+def test_a_label_that_is_none_is_said_to_be_one():
+    data = [(torch.rand(3, 4, 4), label) for label in (0, 1, None, 2)]
+    with pytest.raises(lt.TransferConfigError, match=r"Source sample 2 has label None"):
+        draw(stream(data=data), 1)
