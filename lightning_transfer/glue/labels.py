@@ -18,6 +18,14 @@ def find_labels(batch: Any) -> Tensor:
         TransferConfigError: there are none, or they are no class numbers.
     """
     given = labels_in(batch)
+    if isinstance(batch, list | tuple) and len(batch) > 2:
+        places = [place for place, part in enumerate(batch) if place and _are_numbers(part)]
+        if len(places) > 1:
+            raise TransferConfigError(
+                f"A batch has whole numbers, one for each image, in places {places}, of which any may be labels. Pass "
+                f"labels=lambda batch: batch[{places[-1]}], or the place where they are."
+            )
+        given = batch[places[0]] if places else given
     if not isinstance(given, Tensor):
         raise TransferConfigError(
             f"No labels found in a batch that is a {type(batch).__name__}; expected (B,) class numbers. Pass "
@@ -32,3 +40,7 @@ def find_labels(batch: Any) -> Tensor:
             "labels=lambda batch: batch[1], loss=..."
         )
     return labels
+
+
+def _are_numbers(part: Any) -> bool:
+    return isinstance(part, Tensor) and class_numbers(part) is not None

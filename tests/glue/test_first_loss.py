@@ -209,3 +209,11 @@ def test_names_and_pairs_get_advice_that_changes_something(label, says):
         fit(
             LitToy(), [lt.SoftFinetuning(lt.SourceTask(data, num_classes=3), weight=lt.Schedule(1.0, 1.0))], max_steps=1
         )
+
+
+def test_of_two_columns_of_whole_numbers_none_is_taken_for_labels():
+    images, domain, label = torch.rand(4, 3, 4, 4), torch.tensor([0, 0, 1, 1]), torch.tensor([2, 0, 1, 2])
+    with pytest.raises(lt.TransferConfigError, match=r"places \[1, 2\].*labels=lambda batch: batch\[2\]"):
+        find_labels((images, domain, label))
+    assert find_labels((images, label, ["a", "b", "c", "d"])).tolist() == label.tolist()
+    assert find_labels((images, ["a", "b", "c", "d"], label)).tolist() == label.tolist()
