@@ -378,6 +378,8 @@ FIELD: dict[str, tuple[str, ...]] = {
         "custom samplers and batch samplers",
         "glue/test_served.py::test_what_a_loader_draws_is_what_is_served",
         "glue/test_served.py::test_a_sampler_that_shows_nothing_is_refused_by_name_and_target_cures_it",
+        "glue/test_served.py::test_a_sampler_of_torchs_kind_that_draws_otherwise_is_refused_by_name",
+        "glue/test_served.py::test_images_of_weight_0_are_neither_looked_at_nor_selected_for",
     ),
     "D12": (
         "a checkpoint of a method that changes layers, resumed with a source method alone",

@@ -4,27 +4,17 @@ import importlib
 import inspect
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.batch_hooks import forgotten
+from lightning_transfer.glue.samplers import drawn_by
 from lightning_transfer.naming import structure
 from lightning_transfer.progress import Progress, Step, no_progress, rich_progress, tqdm_progress
 from lightning_transfer.schedules import Schedule
@@ -258,32 +248,10 @@ def served(loader: DataLoader[Any], dataset: Any = None) -> Any:
         TransferConfigError: the sampler does not show what it draws.
     """
     found: Any = loader.dataset if dataset is None else dataset
-    if isinstance(loader.dataset, IterableDataset):
-        return found  # no sampler; who needs its images one by one refuses it
-    indices = _drawn(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
+    indices = drawn_by(loader)
     if indices is None or len(found) != len(loader.dataset):  # type: ignore[arg-type]
         return found
     return Subset(found, indices)
-
-
-def _drawn(sampler: Any) -> list[int] | None:
-    """The indices that a sampler draws, each once; None for all of them."""
-    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # private: shared out by Lightning
-    if type(sampler) is BatchSampler:
-        return _drawn(sampler.sampler)
-    if isinstance(sampler, WeightedRandomSampler):
-        return sampler.weights.nonzero()[:, 0].tolist()
-    indices = getattr(sampler, "indices", sampler)
-    if isinstance(indices, Sequence | Tensor | np.ndarray):
-        batches = ([int(index) for index in np.atleast_1d(batch)] for batch in indices)  # or single indices
-        return [*dict.fromkeys(index for batch in batches for index in batch)]
-    if isinstance(sampler, SequentialSampler | RandomSampler | DistributedSampler):
-        return None
-    raise TransferConfigError(
-        f"The train loader draws by a {type(sampler).__name__}, which does not show the images that it draws. Pass "
-        "target=, where the callback takes it: the target's training images without augmentation. Or give the loader "
-        "Subset(dataset, indices) and a sampler of torch's."
-    )
 
 
 def target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:

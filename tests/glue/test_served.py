@@ -21,7 +21,7 @@ import lightning_transfer as lt
 from lightning_transfer.glue.trainer import served
 from tests import toys
 from tests.methods import borrowed
-from tests.toys import LitToy, fit
+from tests.toys import LitToy, Recorder, fit
 
 DATA = TensorDataset(torch.arange(12.0), torch.arange(12))
 HALF = [0, 2, 4, 6, 8, 10]
@@ -48,6 +48,25 @@ class Balanced(Halves):
         return 2
 
 
+class Named(RandomSampler):
+    """A user's own that only says more than torch's."""
+
+    def __repr__(self):
+        return "Named()"
+
+
+class Odd(RandomSampler):
+    """A user's own that draws otherwise than torch's."""
+
+    def __iter__(self):
+        return iter(range(1, 12, 2))
+
+
+class OddBatches(BatchSampler):
+    def __iter__(self):
+        yield from ([1, 3], [5, 7])
+
+
 class Listed(Halves):
     indices = HALF
 
@@ -63,7 +82,10 @@ def shared_out(sampler):
         ({"shuffle": True}, ALL),
         ({"sampler": SequentialSampler(DATA)}, ALL),
         ({"sampler": RandomSampler(DATA, num_samples=3)}, ALL),  # another three in each epoch
-        ({"sampler": DistributedSampler(DATA, 2, 1)}, ALL),
+        ({"sampler": RandomSampler(DATA, replacement=True)}, ALL),
+        ({"sampler": Named(DATA)}, ALL),
+        ({"sampler": SequentialSampler(range(5))}, ALL[:5]),
+        ({"sampler": DistributedSampler(DATA, 1, 0)}, ALL),
         ({"sampler": SubsetRandomSampler(HALF)}, HALF),
         ({"sampler": SubsetRandomSampler(torch.tensor(HALF))}, HALF),
         ({"sampler": SubsetRandomSampler(np.array(HALF))}, HALF),
@@ -84,6 +106,33 @@ def test_what_a_loader_draws_is_what_is_served(options, expected):
     assert drawn <= {*expected}
     others = TensorDataset(torch.arange(12.0) + 100)
     assert [int(served(loader, others)[index][0]) - 100 for index in range(len(expected))] == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": Odd(DATA)},
+        {"batch_sampler": BatchSampler(Odd(DATA), 2, False)},
+        {"batch_sampler": OddBatches(SequentialSampler(DATA), 2, False)},
+        {"sampler": DistributedSampler(DATA, 2, 1)},  # in one process
+    ],
+)
+def test_a_sampler_of_torchs_kind_that_draws_otherwise_is_refused_by_name(options):
+    with pytest.raises(lt.TransferConfigError, match="draws by a (Odd|OddBatches|DistributedSampler)[ ,]"):
+        served(DataLoader(DATA, **options))
+
+
+@pytest.mark.filterwarnings("ignore::lightning_transfer.errors.NoEffectWarning")
+@pytest.mark.parametrize("weight", [1.0, "auto"])
+def test_images_of_weight_0_are_neither_looked_at_nor_selected_for(weight):
+    recorder = Recorder(toys.target_data())
+    weights = [float(index % 3 == 0) for index in range(24)]
+    loader = DataLoader(recorder, batch_size=4, sampler=WeightedRandomSampler(weights, 24))
+    source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4)
+    callback = lt.SelectiveJointFinetuning(source, neighbors=borrowed(), weight=weight)
+    fit(LitToy(), [callback], loader=loader, max_epochs=1)
+    assert {*map(int, recorder.loaded)} <= {*range(0, 24, 3)}
+    assert weight == "auto" or len(callback.selection.indices) == 8
 
 
 @pytest.mark.parametrize("options", [{"sampler": Halves()}, {"batch_sampler": Balanced()}])
