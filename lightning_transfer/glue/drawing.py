@@ -7,9 +7,11 @@ from torch import Tensor, nn
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.batch_hooks import check_unmixed
-from lightning_transfer.glue.trainer import to_device, train_batch_size
-from lightning_transfer.source.stream import Order, SourceStream
+from lightning_transfer.glue.trainer import say, to_device, train_batch_size
+from lightning_transfer.source.redrawing import digests_of, redrawn
+from lightning_transfer.source.stream import Order, Shuffled, SourceStream
 from lightning_transfer.source.task import SourceTask
+from lightning_transfer.stamps import BEGIN_ANEW
 
 
 class Drawing:
@@ -28,6 +30,7 @@ class Drawing:
         self._stream: SourceStream | None = None
         self._last: tuple[int, int, int] | None = None
         self._position = 0
+        self.first: list[str] = []  # digests of the first samples of this run, where no chooser checks its own
 
     @property
     def position(self) -> int:
@@ -43,7 +46,32 @@ class Drawing:
     def seek(self, position: int) -> None:
         """Go on, or begin, at a place."""
         self.close()
-        self._position, self._last = position, None
+        self._position, self._last, self.first = position, None, []
+
+    def check_same(self, trainer: Any) -> None:
+        """Refuse to go on with a source that gives other samples than those that the run began with.
+
+        Raises:
+            TransferConfigError: naming those that are read again and are others.
+        """
+        if not self.first:
+            return
+        found = redrawn(self.source, len(self.first))
+        if not found:
+            say(
+                trainer,
+                "Source samples are not the same when they are read again, by random augmentation of their own, so it "
+                "cannot be checked whether the source is the one that this run began with.",
+            )
+        elif found != self.first:
+            order = Shuffled(self.source.num_images, self.source.seed)
+            others = [
+                order(place) for place, (now, then) in enumerate(zip(found, self.first, strict=True)) if now != then
+            ]
+            raise TransferConfigError(
+                f"The source changed since this run began, or comes in another order: samples {others} are others now. "
+                f"Give the same images in the same order. {BEGIN_ANEW}"
+            )
 
     def follow(self, order: Order) -> None:
         """Draw in an order from here on."""
@@ -63,6 +91,8 @@ class Drawing:
         if self._stream is None:
             self._stream = self._open(trainer, part)
         indices, samples = self._stream.next_batch()
+        if self.is_at_first_batch and self._order is None and trainer.is_global_zero:
+            self.first = digests_of(samples)
         were_set: dict[str, Any] = {}
         moved = to_device(trainer, samples, hooks=self.source.batch_hooks, were_set=were_set)
         images, labels = self.source.unpack(moved)

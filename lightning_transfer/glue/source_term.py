@@ -145,6 +145,8 @@ class SourceTerm(TransferPart):
         check_hyperparameters(trainer.lightning_module)
         if self._saved_options is not None:
             check_options("The source task", self._saved_options, self._options)
+        if not self._is_over and (self.weight.start or self.weight.end):
+            self.drawing.check_same(trainer)
         num_steps = schedule_length(self.weight, trainer)
         if self._num_steps not in (None, num_steps) and not self._is_over:
             raise TransferConfigError(
@@ -332,6 +334,7 @@ class SourceTerm(TransferPart):
             "num_steps": self._num_steps,
             "options": self._options,
             "gap": self.gap,
+            "first": self.drawing.first,
         }
         return stamped(state if self.chooser is None else {**state, "chosen": self.chooser.get_state()})
 
@@ -344,6 +347,7 @@ class SourceTerm(TransferPart):
         state = unstamped(state)
         self._checked_for = Weakly()
         self.drawing.seek(state["position"])
+        self.drawing.first = state.get("first", [])
         self._is_over = state["is_over"]
         self._num_steps = state["num_steps"]
         self._saved_options = state["options"]

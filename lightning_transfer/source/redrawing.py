@@ -1,0 +1,32 @@
+"""The first samples that a run draws, in a few letters: by them a resumed run knows whether its source is the same."""
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lightning_transfer.source.stream import SourceStream
+from lightning_transfer.source.task import SourceTask
+from lightning_transfer.stamps import checksum
+
+COMPARED = 6  # samples at most
+READINGS = 3  # of each, to see whether they are always the same
+
+
+def digests_of(samples: Any) -> list[str]:
+    """Return a digest of the numbers of each of the first samples of a collated batch."""
+    tensors = [leaf for leaf in tree_leaves(samples) if isinstance(leaf, Tensor) and leaf.ndim]
+    num = min((len(tensor) for tensor in tensors), default=0)
+    return [checksum([tensor[place] for tensor in tensors])[:16] for place in range(min(num, COMPARED))]
+
+
+def redrawn(source: SourceTask, num: int) -> list[str]:
+    """Return the digests of the first samples that a run draws; none where reading them again gives others."""
+    task = dataclasses.replace(source, num_workers=min(source.num_workers, 1))  # read where training reads
+    readings = []
+    for _ in range(READINGS):
+        stream = SourceStream(task, batch_size=num)
+        readings.append(digests_of(stream.next_batch().samples))
+        stream.close()
+    return readings[0] if all(reading == readings[0] for reading in readings) else []
