@@ -51,7 +51,7 @@ def _shared_out(sampler: Any) -> Iterable[int]:
     if sampler.num_replicas != ranks.world_size():
         raise TransferConfigError(
             f"The train loader draws by a {type(sampler).__name__} that shares images out among "
-            f"{sampler.num_replicas} processes, and there are {ranks.world_size()}, so that a part is never drawn. Leave "
+            f"{sampler.num_replicas} processes, and there are {ranks.world_size()}, so a part is never drawn. Leave "
             "num_replicas= and rank= out."
         )
     return range(len(sampler.dataset))
