@@ -30,7 +30,7 @@ class Drawing:
         self._stream: SourceStream | None = None
         self._last: tuple[int, int, int] | None = None
         self._position = 0
-        self.first: list[str] = []  # digests of the first samples of this run, where no chooser checks its own
+        self._first: list[str] = []  # digests of the first samples of this run, where no chooser checks its own
 
     @property
     def position(self) -> int:
@@ -46,32 +46,16 @@ class Drawing:
     def seek(self, position: int) -> None:
         """Go on, or begin, at a place."""
         self.close()
-        self._position, self._last, self.first = position, None, []
+        self._position, self._last, self._first = position, None, []
 
-    def check_same(self, trainer: Any) -> None:
-        """Refuse to go on with a source that gives other samples than those that the run began with.
+    def get_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"position": self.position, "first": self._first}
 
-        Raises:
-            TransferConfigError: naming those that are read again and are others.
-        """
-        if not self.first:
-            return
-        found = redrawn(self.source, len(self.first))
-        if not found:
-            say(
-                trainer,
-                "Source samples are not the same when they are read again, by random augmentation of their own, so it "
-                "cannot be checked whether the source is the one that this run began with.",
-            )
-        elif found != self.first:
-            order = Shuffled(self.source.num_images, self.source.seed)
-            others = [
-                order(place) for place, (now, then) in enumerate(zip(found, self.first, strict=True)) if now != then
-            ]
-            raise TransferConfigError(
-                f"The source changed since this run began, or comes in another order: samples {others} are others now. "
-                f"Give the same images in the same order. {BEGIN_ANEW}"
-            )
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where a run was left."""
+        self.seek(state["position"])
+        self._first = state.get("first", [])
 
     def follow(self, order: Order) -> None:
         """Draw in an order from here on."""
@@ -92,7 +76,7 @@ class Drawing:
             self._stream = self._open(trainer, part)
         indices, samples = self._stream.next_batch()
         if self.is_at_first_batch and self._order is None and trainer.is_global_zero:
-            self.first = digests_of(samples)
+            self._first = digests_of(samples)
         were_set: dict[str, Any] = {}
         moved = to_device(trainer, samples, hooks=self.source.batch_hooks, were_set=were_set)
         images, labels = self.source.unpack(moved)
@@ -106,10 +90,36 @@ class Drawing:
         """A stream for this fit, now that it is sure to be used."""
         optimizers.check_kind(trainer.optimizers)
         optimizers.check_held(trainer, part)
+        self._check_same(trainer)
         share = {"rank": trainer.global_rank, "num_ranks": trainer.world_size}
         stream = SourceStream(self.source, batch_size=self.batch_size(trainer), order=self._order, **share)
         stream.seek(self._position)
         return stream
+
+    def _check_same(self, trainer: Any) -> None:
+        """Refuse to go on with a source that gives other samples than those that the run began with.
+
+        Raises:
+            TransferConfigError: naming those that are read again and are others.
+        """
+        if not self._first:
+            return
+        found = redrawn(self.source, len(self._first))
+        if not found:
+            say(
+                trainer,
+                "Source samples are not the same when they are read again, by random augmentation of their own, so it "
+                "cannot be checked whether the source is the one that this run began with.",
+            )
+        elif found != self._first:
+            order = Shuffled(self.source.num_images, self.source.seed)
+            others = [
+                order(place) for place, (now, then) in enumerate(zip(found, self._first, strict=True)) if now != then
+            ]
+            raise TransferConfigError(
+                f"The source changed since this run began, or comes in another order: samples {others} are others now. "
+                f"Give the same images in the same order. {BEGIN_ANEW}"
+            )
 
     def batch_size(self, trainer: Any) -> int:
         """Source images a step: as many as target images where the task does not say."""

@@ -138,15 +138,12 @@ class SourceTerm(TransferPart):
         if trainer.global_step == 0:  # a new run, whatever this part was in before
             self.drawing.seek(0)
             self._saved_options = self._num_steps = None
-            self._is_over = False
-            self.weight, self.gap = self._given, None
+            self.weight, self.gap, self._is_over = self._given, None, False
             if self.chooser is not None:
                 self.chooser.reset()
         check_hyperparameters(trainer.lightning_module)
         if self._saved_options is not None:
             check_options("The source task", self._saved_options, self._options)
-        if not self._is_over and (self.weight.start or self.weight.end):
-            self.drawing.check_same(trainer)
         num_steps = schedule_length(self.weight, trainer)
         if self._num_steps not in (None, num_steps) and not self._is_over:
             raise TransferConfigError(
@@ -329,12 +326,11 @@ class SourceTerm(TransferPart):
     def get_extra_state(self) -> dict[str, Any]:
         """What a resumed run needs beside the head's weights."""
         state = {
-            "position": self.drawing.position,
+            **self.drawing.get_state(),
             "is_over": self._is_over,
             "num_steps": self._num_steps,
             "options": self._options,
             "gap": self.gap,
-            "first": self.drawing.first,
         }
         return stamped(state if self.chooser is None else {**state, "chosen": self.chooser.get_state()})
 
@@ -346,8 +342,7 @@ class SourceTerm(TransferPart):
         """
         state = unstamped(state)
         self._checked_for = Weakly()
-        self.drawing.seek(state["position"])
-        self.drawing.first = state.get("first", [])
+        self.drawing.set_state(state)
         self._is_over = state["is_over"]
         self._num_steps = state["num_steps"]
         self._saved_options = state["options"]
