@@ -7,15 +7,22 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from lightning_transfer.methods.selective.pictures import Picture, Pictures, spread
-
-IDENTIFIED = 64  # images whose pixels tell one large dataset from another
+from lightning_transfer.methods.selective.pictures import IDENTIFIED, Picture, Pictures, spread
+from lightning_transfer.source.datasets import known_labels
 
 
 def identity(pictures: Pictures) -> str:
-    """A short name of images in their order, by some of them."""
+    """A short name of images in their order, by some of them and all labels that their dataset lists."""
     some = (pictures[index] for index in spread(len(pictures), IDENTIFIED))
-    return f"{len(pictures)} images {digest_of(some)}"
+    labels = known_labels(pictures.dataset)
+    listed = "" if labels is None else f", labels {hashlib.sha256(repr(labels.tolist()).encode()).hexdigest()[:16]}"
+    return f"{len(pictures)} images {digest_of(some)}{listed}"
+
+
+def looked_at(pictures: Pictures) -> str:
+    """What `identity` looks at, in words."""
+    listed = "" if known_labels(pictures.dataset) is None else " and all listed labels"
+    return f"{min(len(pictures), IDENTIFIED):,} of {len(pictures):,} {pictures.name} images{listed}"
 
 
 def digest_of(pictures: Iterable[Picture]) -> str:

@@ -27,9 +27,9 @@ from lightning_transfer.methods.selective.descriptions import UNREADABLE, Descri
 from lightning_transfer.methods.selective.descriptors import Binning, num_bins
 from lightning_transfer.methods.selective.duplicates import COMPARED, near_duplicates
 from lightning_transfer.methods.selective.exact import exact_neighbors, nearest_first, search_bytes
-from lightning_transfer.methods.selective.identity import digest_of, identity
+from lightning_transfer.methods.selective.identity import digest_of, identity, looked_at
 from lightning_transfer.methods.selective.options import Neighbors
-from lightning_transfer.methods.selective.pictures import Picture, Pictures, extent_of, typical_side
+from lightning_transfer.methods.selective.pictures import Picture, Pictures, check_white, extent_of, typical_side
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.search import plain_arithmetic
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
@@ -177,6 +177,8 @@ class Job:
                 f"The {shown}: one is normalised and the other is not, so that their statistics say nothing of each "
                 "other. Give both the same processing."
             )
+        if white := check_white((self.target, self.source, *self.protect)):
+            self.scan.say(white)
         target_side, source_side = (typical_side(pictures) for pictures in (self.target, self.source))
         if max(target_side, source_side) > LARGER * min(target_side, source_side) > 0:
             warnings.warn(
@@ -230,7 +232,7 @@ class Job:
             raise TransferConfigError(
                 f"{path} keeps another selection: {'; '.join(differences)}. Delete it, or pass another cache=."
             )
-        self.scan.say(f"The selection in {path} is used: {found!r}.")
+        self.scan.say(f"The selection in {path} is used: {found!r}. Compared were {looked_at(self.source)}.")
         return found
 
     def _select(self, descriptions: Descriptions, fingerprint: dict[str, str]) -> Selection:
