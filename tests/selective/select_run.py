@@ -128,8 +128,8 @@ def select_in_few_blocks(folder, rank):
     return values(selected())
 
 
-# how often a source image is read before the first is described: whether it is always the same, its range, its white, its size,
-# its identity
+# how often a source image is read before the first is described: whether it is always the same, its range, its white,
+# its size, its identity
 READ_BEFORE = 4 * 8 + 8 + 8 + 64
 
 
