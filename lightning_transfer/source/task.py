@@ -241,7 +241,7 @@ class SourceTask:
     def check_labels(self, given: Tensor, num_classes: int, indices: Tensor) -> Tensor:
         """Return labels (n,), below `num_classes`, of those given, or raise; `indices` (n,) name the samples."""
         labels = class_numbers(given)
-        if labels is None:
+        if labels is None or (given.dtype == torch.bool and num_classes > 2):  # two classes are surely no and yes
             hint = label_hint(given, "adapt=lambda batch: (batch[0], {})")
             raise TransferConfigError(
                 f"Source labels have shape {tuple(given.shape)} and type {given.dtype}; cross_entropy takes class "

@@ -122,7 +122,8 @@ def test_labels_that_pass_are_class_numbers_that_a_loss_takes(dtype, shape, num_
     labels = torch.from_numpy(np.asarray(values)).to(dtype)
     indices = torch.arange(100, 100 + labels.numel())
     task = lt.SourceTask(toys.source_data(), num_classes=num_classes)
-    is_right = dtype in [*WHOLE, torch.bool] and (labels.ndim == 1 or labels.shape[1:] == (1,))
+    types = [*WHOLE, torch.bool] if num_classes == 2 else WHOLE
+    is_right = dtype in types and (labels.ndim == 1 or labels.shape[1:] == (1,))
     values = labels.numpy().astype(np.int64).reshape(-1) if is_right else None
     if not is_right:
         with pytest.raises(lt.TransferConfigError, match="Source labels have shape"):
