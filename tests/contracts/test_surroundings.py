@@ -242,7 +242,7 @@ def test_modules_import_only_what_stands_below_them():
     root = pathlib.Path(lt.__file__).parent
     layers = [
         ("version", "errors"),
-        ("schedules", "progress", "stamps", "files", "ranks", "linear", "naming"),
+        ("schedules", "progress", "stamps", "files", "ranks", "linear", "naming", "options", "values", "batches"),
         ("roles", "tracing", "surgery"),
         ("source", "splitting"),
         ("reports",),
@@ -252,6 +252,7 @@ def test_modules_import_only_what_stands_below_them():
             "callback@methods",
             "mixin@methods",
             "borrowing@methods",
+            "asking@methods",
             "watching@methods",
             "auxiliary@methods",
             "agreement@methods",
