@@ -329,17 +329,6 @@ FIELD: dict[str, tuple[str, ...]] = {
         "glue/test_first_loss.py::test_labels_in_a_column_are_class_numbers_everywhere",
         "glue/test_first_loss.py::test_names_and_pairs_get_advice_that_changes_something",
     ),
-    "D5": (
-        "pixels of every type",
-        "selective/test_data_identity.py::test_an_images_own_copy_is_its_nearest_neighbor_in_numbers_of_any_type",
-        "selective/test_data_identity.py::test_copies_of_protected_images_are_found_in_numbers_of_another_type",
-        "selective/test_data_identity.py::test_whole_numbers_of_two_ranges_are_refused",
-    ),
-    "D10": (
-        "a kept selection of a source that changed",
-        "selective/test_data_identity.py::"
-        "test_a_kept_selection_is_refused_where_a_listed_label_changed_that_no_probe_sees",
-    ),
     "D6": (
         "options of one name and other values",
         "test_values.py::test_the_same_made_again_has_the_same_value_and_all_others_another",
@@ -396,6 +385,17 @@ FIELD: dict[str, tuple[str, ...]] = {
         "glue/test_served.py::test_a_sampler_that_shows_nothing_is_refused_by_name_and_target_cures_it",
         "glue/test_served.py::test_a_sampler_of_torchs_kind_that_draws_otherwise_is_refused_by_name",
         "glue/test_served.py::test_images_of_weight_0_are_neither_looked_at_nor_selected_for",
+    ),
+    "D5": (
+        "whole numbers and floats of every type and range",
+        "selective/test_data_identity.py::test_an_images_own_copy_is_its_nearest_neighbor_in_numbers_of_any_type",
+        "selective/test_data_identity.py::test_copies_of_protected_images_are_found_in_numbers_of_another_type",
+        "selective/test_data_identity.py::test_sides_whose_ranges_differ_by_orders_are_refused_with_what_was_found_on_both",
+    ),
+    "D10": (
+        "a kept selection whose source changed where no probe looks",
+        "selective/test_data_identity.py::test_a_kept_selection_is_refused_where_what_is_listed_changed_that_no_probe_sees",
+        "selective/test_data_identity.py::test_where_nothing_is_listed_it_says_that_only_some_images_were_compared",
     ),
     "D11": (
         "a source that was reordered, whose labels are not listed",

@@ -128,9 +128,8 @@ def select_in_few_blocks(folder, rank):
     return values(selected())
 
 
-# how often a source image is read before the first is described: whether it is always the same, its range, its white,
-# its size, its identity
-READ_BEFORE = 4 * 8 + 8 + 8 + 64
+# how often a source image is read before the first is described: what some say of all, and whether they are always the same
+READ_BEFORE = 64 + 3 * 8
 
 
 def killed(folder, rank):
@@ -160,7 +159,7 @@ def fails_in_target(folder, rank):
 def fails_in_protected(folder, rank):
     """It can be told who it is, but not be described."""
     tests = small(4, 3)
-    selected(protect=[Faulty(tests, fails_after=4 * 4 + 4 if rank == 1 else None)])
+    selected(protect=[Faulty(tests, fails_after=4 + 3 * 4 if rank == 1 else None)])
 
 
 def fails_to_write(folder, rank):

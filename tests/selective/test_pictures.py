@@ -323,7 +323,7 @@ def test_batches_come_in_the_order_that_is_asked_for(workers):
         assert len(indices) == len(batch) <= 64
         asked += indices
         labels += [picture.label for picture in batch]
-        values += [picture.pixels[0, 0, 0].item() for picture in batch]
+        values += [round(picture.pixels[0, 0, 0].item() * 255) for picture in batch]
     assert asked == labels == values == order
 
 

@@ -7,21 +7,18 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from lightning_transfer.methods.selective.pictures import IDENTIFIED, Picture, Pictures, spread
-from lightning_transfer.source.datasets import known_labels
+from lightning_transfer.methods.selective.pictures import IDENTIFIED, Picture, Pictures
 
 
 def identity(pictures: Pictures) -> str:
-    """A short name of images in their order, by some of them and all labels that their dataset lists."""
-    some = (pictures[index] for index in spread(len(pictures), IDENTIFIED))
-    labels = known_labels(pictures.dataset)
-    listed = "" if labels is None else f", labels {hashlib.sha256(repr(labels.tolist()).encode()).hexdigest()[:16]}"
-    return f"{len(pictures)} images {digest_of(some)}{listed}"
+    """Return a short name of images in their order, by some of them and by what their dataset lists of all."""
+    listed = "".join(f", {name} {digest}" for name, digest in pictures.listed.items())
+    return f"{len(pictures)} images {pictures.glance.digest}{listed}"
 
 
 def looked_at(pictures: Pictures) -> str:
-    """What `identity` looks at, in words."""
-    listed = "" if known_labels(pictures.dataset) is None else " and all listed labels"
+    """Return what `identity` looks at, in words."""
+    listed = "".join(f", {name}" for name in pictures.listed)
     return f"{min(len(pictures), IDENTIFIED):,} of {len(pictures):,} {pictures.name} images{listed}"
 
 

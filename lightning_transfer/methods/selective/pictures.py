@@ -1,9 +1,8 @@
 """Any dataset's samples as pictures, in the dataset's order: what filters are laid over, and eyes look at."""
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,16 +11,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.methods.selective.ranges import Glance
 from lightning_transfer.naming import structure
 from lightning_transfer.source.datasets import ControlFlowError, check_random_access, load
-from lightning_transfer.source.gap import Extent
+from lightning_transfer.source.listing import listed_by
 from lightning_transfer.source.reading import in_order
 from lightning_transfer.source.stream import seeded
 
-BYTE, WORD = 255.0, 65535.0  # white in 8 and in 16 bits
 CHANNELS = (1, 2, 3, 4)  # grey and colour, with or without transparency
 READ = 64  # pictures a batch
-IDENTIFIED = 64  # images whose pixels tell one large dataset from another
+IDENTIFIED = 64  # images that tell one large dataset from another, and what is white in it
 PROBED, READINGS = 8, 3  # samples that are read several times, to see whether they are always the same
 
 
@@ -29,7 +28,8 @@ class Picture(NamedTuple):
     """One sample.
 
     Attributes:
-        pixels: (channels, height, width), 0..1 or as the dataset normalises them; a string says why there is none.
+        pixels: (channels, height, width), 0..1 by the dataset's white, or as the dataset normalises them; a string says
+            why there is none.
         label: its class, -1 where it is no whole number.
     """
 
@@ -54,7 +54,6 @@ class Pictures(Dataset[Picture]):
         self.name = name
         self.adapt = adapt
         self.is_mirrored = False
-        self.found_white: float | None = None
 
     def mirrored(self) -> "Pictures":
         """The same, each picture as in a mirror."""
@@ -70,39 +69,39 @@ class Pictures(Dataset[Picture]):
 
     def read(self, index: int, seed: int) -> Picture:
         """One picture; what cannot be read or is no picture says why."""
+        glance = self.glance
         try:
-            image, label = self._load(index, seed)
-            pixels = _pixels(image, self.white)
+            given, label = self._given(index, seed)
+            pixels = glance.scaled(given).contiguous()
             return Picture(pixels.flip(-1) if self.is_mirrored else pixels, label)
         except ControlFlowError:
             raise  # not an unreadable image, of which some are forgiven
         except Exception as error:
             return Picture(f"{type(error).__name__}: {error}")
 
-    def white(self) -> float:
-        """Return the white point of whole numbers whose type does not say it: one for all images, by some of them.
+    @cached_property
+    def glance(self) -> Glance:
+        """What some images say of all: the same in every process, for it looks at the same images."""
+        found = Glance()
+        for index in spread(len(self), IDENTIFIED):
+            try:
+                found.see(*self._given(index, seed=0))
+            except ControlFlowError:
+                raise
+            except Exception:  # said where it is read
+                found.see(None, -1)
+        return found
 
-        Every process finds the same one, for it looks at the same images.
-        """
-        if self.found_white is None:
-            largest = 0.0
-            for index in spread(len(self), IDENTIFIED):
-                try:
-                    image, _ = self._load(index, seed=0)
-                    array = image if isinstance(image, Tensor) else torch.as_tensor(np.array(image))
-                except ControlFlowError:
-                    raise
-                except Exception:  # said where it is read as a picture
-                    continue
-                if array.numel() and _is_uncertain(array.dtype):
-                    largest = max(largest, float(array.float().max()))
-            self.found_white = BYTE if largest <= BYTE else WORD
-        return self.found_white
+    @cached_property
+    def listed(self) -> dict[str, str]:
+        """Digests of what the dataset lists of its images, by what that is."""
+        return listed_by(self.dataset)
 
-    def _load(self, index: int, seed: int) -> tuple[Any, int]:
+    def _given(self, index: int, seed: int) -> tuple[Tensor, int]:
         with seeded(seed, index):
             sample = load(self.dataset, index, of=self.name)
-        return self._split(sample)
+        image, label = self._split(sample)
+        return _pixels(image), label
 
     def _split(self, sample: Any) -> tuple[Any, int]:
         if self.adapt is not None:
@@ -131,8 +130,8 @@ class Pictures(Dataset[Picture]):
                 )
 
 
-def _pixels(image: Any, white: Callable[[], float]) -> Tensor:
-    """(channels, height, width) in float32; whole numbers are brought to 0..1, by `white` where their type is wide."""
+def _pixels(image: Any) -> Tensor:
+    """(channels, height, width) in the numbers that were given."""
     try:
         given = image if isinstance(image, Tensor) else np.array(_without_palette(image))
     except ValueError:  # parts of several shapes
@@ -148,31 +147,13 @@ def _pixels(image: Any, white: Callable[[], float]) -> Tensor:
     if array.shape[0] not in CHANNELS or (not isinstance(image, Tensor) and array.shape[2] in CHANNELS):
         array = array.permute(2, 0, 1)
     array = array[: {1: 1, 2: 1, 3: 3, 4: 3}[array.shape[0]]]  # without transparency
-    if not array.is_floating_point():
-        array = array.float() / _white(array, white)
-    if not bool(torch.isfinite(array).all()):
+    if not bool(torch.isfinite(array.float()).all()):
         raise TransferConfigError("it has NaN or infinite pixels")
-    return array.float().contiguous()
+    return array
 
 
 def _without_palette(image: Any) -> Any:
     return image.convert("RGB") if getattr(image, "mode", None) in ("P", "CMYK", "YCbCr", "HSV", "LAB") else image
-
-
-def _is_uncertain(kind: torch.dtype) -> bool:
-    return not kind.is_floating_point and not kind.is_complex and kind not in (torch.bool, torch.uint8)
-
-
-def _white(array: Tensor, white: Callable[[], float]) -> float:
-    if not _is_uncertain(array.dtype):
-        return 1.0 if array.dtype == torch.bool else BYTE
-    found, largest = white(), float(array.float().max())
-    if largest > found == BYTE:
-        raise TransferConfigError(
-            f"its pixels run to {largest:.0f}, those of the images that were probed to {BYTE:.0f} at most; expected "
-            "one range in all images of a dataset. Give 8 bits as uint8, or bring all images to floats of 0..1"
-        )
-    return found
 
 
 def read_batches(
@@ -189,44 +170,6 @@ def spread(num: int, wanted: int) -> list[int]:
     """Some of so many places, first and last among them."""
     found: list[int] = torch.linspace(0, num - 1, min(num, wanted)).long().tolist()
     return found
-
-
-def _probed(pictures: Pictures) -> list[Tensor]:
-    """The pixels of some of them, as far as they can be read."""
-    some = [pictures[index].pixels for index in spread(len(pictures), PROBED)]
-    return [pixels for pixels in some if isinstance(pixels, Tensor)]
-
-
-def extent_of(pictures: Pictures) -> Extent | None:
-    """How far pixels run in some of them; None where none can be read."""
-    some = _probed(pictures)
-    return reduce(Extent.see, some, Extent()) if some else None
-
-
-def check_white(sides: Sequence[Pictures]) -> str:
-    """Return what was found to be white in whole numbers whose type does not say it; empty where there are none.
-
-    Raises:
-        TransferConfigError: they are of 0 to 255 on one side, and of 0 to 65535 on another.
-    """
-    for pictures in sides:
-        _probed(pictures)
-    found = [(pictures.name, pictures.found_white) for pictures in sides if pictures.found_white is not None]
-    shown = "By the images that were probed, white is " + ", ".join(
-        f"{white:.0f} in the {name}" for name, white in found
-    )
-    if {BYTE, WORD} <= {white for _, white in found}:
-        raise TransferConfigError(
-            f"{shown}: their whole numbers differ in range, and their types do not say which. Give 8 bits as uint8, or "
-            "bring both to floats of 0..1."
-        )
-    return f"{shown}." if found else ""
-
-
-def typical_side(pictures: Pictures) -> float:
-    """The root of the mean area of some pictures; 0 where none can be read."""
-    areas = [pixels.shape[1] * pixels.shape[2] for pixels in _probed(pictures)]
-    return math.sqrt(sum(areas) / max(len(areas), 1))
 
 
 def for_display(pixels: Tensor) -> np.ndarray[Any, Any]:

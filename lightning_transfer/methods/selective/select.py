@@ -29,7 +29,7 @@ from lightning_transfer.methods.selective.duplicates import COMPARED, near_dupli
 from lightning_transfer.methods.selective.exact import exact_neighbors, nearest_first, search_bytes
 from lightning_transfer.methods.selective.identity import digest_of, identity, looked_at
 from lightning_transfer.methods.selective.options import Neighbors
-from lightning_transfer.methods.selective.pictures import Picture, Pictures, check_white, extent_of, typical_side
+from lightning_transfer.methods.selective.pictures import Picture, Pictures
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.search import plain_arithmetic
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
@@ -169,22 +169,33 @@ class Job:
             raise TransferConfigError(
                 f"k={self.k} exceeds the {len(self.source):,} source images; pass k<={len(self.source)}."
             )
-        sides = {pictures.name: extent_of(pictures) for pictures in (self.target, self.source)}
-        extents = {name: seen for name, seen in sides.items() if seen is not None}
-        if len({extent.scale for extent in extents.values()}) > 1:
-            shown = " and ".join(f"{name} pixels run {extent}" for name, extent in extents.items())
-            raise TransferConfigError(
-                f"The {shown}: one is normalised and the other is not, so that their statistics say nothing of each "
-                "other. Give both the same processing."
-            )
-        if white := check_white((self.target, self.source, *self.protect)):
-            self.scan.say(white)
-        target_side, source_side = (typical_side(pictures) for pictures in (self.target, self.source))
+        for pictures in (self.target, *self.protect):
+            self._check_range(pictures)
+        shown = "; ".join(f"{side.name}: {side.glance}" for side in (self.target, self.source, *self.protect))
+        self.scan.say(f"Pixels by a look at some images: {shown}.")
+        target_side, source_side = (pictures.glance.side for pictures in (self.target, self.source))
         if max(target_side, source_side) > LARGER * min(target_side, source_side) > 0:
             warnings.warn(
                 f"Target images have about {target_side:.0f} pixels a side, source images {source_side:.0f}: filters "
                 "see them at other scales. Resize both alike.",
                 stacklevel=2,
+            )
+
+    def _check_range(self, pictures: Pictures) -> None:
+        """Raise where one brightness is not one number in these pictures and in the source's."""
+        sides = (pictures, self.source)
+        extents = {side.name: side.glance.extent for side in sides}
+        if None not in extents.values() and len({extent.scale for extent in extents.values() if extent}) > 1:
+            shown = " and ".join(f"{name} pixels run {extent}" for name, extent in extents.items())
+            raise TransferConfigError(
+                f"The {shown}: one is normalised and the other is not, so that their statistics say nothing of each "
+                "other. Give both the same processing."
+            )
+        if not pictures.glance.agrees(self.source.glance):
+            shown = " and ".join(f"{side.name} pixels are {side.glance}" for side in sides)
+            raise TransferConfigError(
+                f"The {shown}: their ranges differ, so that one brightness is not one number. Bring both to one range, "
+                "for example to floats of 0 to 1."
             )
 
     def _edges(self, describer: Describer) -> tuple[Tensor, int, str]:

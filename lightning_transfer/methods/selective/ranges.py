@@ -1,0 +1,144 @@
+"""In which numbers a dataset keeps its pixels, by some of them: what is white, and whether two sides agree (ours)."""
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.source.gap import RAW, Extent
+
+BYTE, WORD = 255.0, 65535.0  # white in 8 and in 16 bits
+FAR = 100.0  # times as bright, at which no two datasets are of one range
+
+
+@dataclass
+class Range:
+    """What was seen of the pixels of one kind.
+
+    Attributes:
+        dtype: of the first.
+        least: pixel.
+        largest: pixel.
+        is_whole: whether all are whole numbers, whatever their type.
+    """
+
+    dtype: torch.dtype
+    least: float = math.inf
+    largest: float = -math.inf
+    is_whole: bool = True
+
+    def see(self, pixels: Tensor) -> None:
+        """Some more of them."""
+        self.least = min(self.least, float(pixels.min()))
+        self.largest = max(self.largest, float(pixels.max()))
+        self.is_whole = self.is_whole and bool((pixels == pixels.round()).all())
+
+    @property
+    def white(self) -> float:
+        """What pixels are divided by; signed ones, and floats of no known range, stay as they are."""
+        if self.dtype in (torch.bool, torch.uint8):
+            return 1.0 if self.dtype == torch.bool else BYTE
+        as_they_are = RAW if self.is_float and not self.is_whole else 1.0
+        if self.least < 0 or self.largest <= as_they_are:
+            return 1.0
+        return BYTE if self.largest <= BYTE else WORD
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the type is one of floats."""
+        return self.dtype.is_floating_point
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the type alone says what is white."""
+        return self.dtype in (torch.bool, torch.uint8) or (self.dtype == torch.uint16 and self.white == WORD)
+
+    def agrees(self, other: "Range") -> bool:
+        """Return whether pixels of both kinds mean the same brightness, each divided by its white."""
+        if not self.largest or not other.largest:  # black says nothing
+            return True
+        is_told = self.is_sure and other.is_sure
+        is_converted = any(
+            one.is_float and one.white == 1 and not two.is_float for one, two in ((self, other), (other, self))
+        )  # 0..1 by ToTensor
+        if self.white != other.white and not is_told and not is_converted:
+            return False
+        brightest = sorted([self.largest / self.white, other.largest / other.white])
+        return min(self.least, other.least) < 0 or brightest[1] < FAR * brightest[0]
+
+    def __str__(self) -> str:
+        scaled = "as they are" if self.white == 1 else f"white at {self.white:g}"
+        return f"{str(self.dtype).removeprefix('torch.')} from {self.least:g} to {self.largest:g}, {scaled}"
+
+
+@dataclass
+class Glance:
+    """What some images of a dataset say of all of them.
+
+    Attributes:
+        ranges: of their pixels, by kind.
+        areas: of each, in pixels.
+        digest: of all.
+    """
+
+    ranges: dict[str, Range] = field(default_factory=dict)
+    areas: list[int] = field(default_factory=list)
+    digest: str = ""
+
+    def see(self, pixels: Tensor | None, label: int) -> None:
+        """One more image, as its dataset gives it; None where it cannot be read."""
+        found = hashlib.sha256(f"{self.digest} {label} ".encode())
+        if pixels is not None:
+            self.areas.append(pixels.shape[1] * pixels.shape[2])
+            self.ranges.setdefault(_kind(pixels.dtype), Range(pixels.dtype)).see(pixels.float())
+            found.update(f"{tuple(pixels.shape)}".encode() + pixels.float().contiguous().numpy().tobytes())
+        self.digest = found.hexdigest()[:16]
+
+    @property
+    def side(self) -> float:
+        """The root of the mean area; 0 where none could be read."""
+        return math.sqrt(sum(self.areas) / max(len(self.areas), 1))
+
+    @property
+    def extent(self) -> Extent | None:
+        """How far pixels run, divided by their white; None where none could be read."""
+        ends = [(one.least / one.white, one.largest / one.white) for one in self.ranges.values()]
+        return Extent(min(least for least, _ in ends), max(largest for _, largest in ends)) if ends else None
+
+    def scaled(self, pixels: Tensor) -> Tensor:
+        """Return an image's pixels divided by the dataset's white.
+
+        Raises:
+            TransferConfigError: they are of a kind or a range that none of the images had that were looked at.
+        """
+        seen, kind = self.ranges.get(_kind(pixels.dtype)), str(pixels.dtype).removeprefix("torch.")
+        found = pixels.float()
+        if pixels.dtype in (torch.bool, torch.uint8):
+            return found / Range(pixels.dtype).white
+        if seen is None:
+            raise TransferConfigError(f"its pixels are of {kind}, those of the images that were probed are not")
+        is_bounded = seen.least >= 0 and (seen.white > 1 or not seen.is_float)
+        if is_bounded and not 0 <= float(found.min()) <= float(found.max()) <= seen.white:
+            raise TransferConfigError(
+                f"its pixels run from {float(found.min()):g} to {float(found.max()):g}, those of the images that were "
+                f"probed are {seen}; expected one range in all images of a dataset. Give 8 bits as uint8, or bring all "
+                "images to floats of 0..1"
+            )
+        return found / seen.white
+
+    def agrees(self, other: "Glance") -> bool:
+        """Return whether images of both can be compared, as far as anything was seen of them."""
+        pairs = [(mine, theirs) for mine in self.ranges.values() for theirs in other.ranges.values()]
+        return not pairs or any(mine.agrees(theirs) for mine, theirs in pairs)
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self.ranges.values())) or "not readable"
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype in (torch.bool, torch.uint8):
+        return str(dtype)
+    return "float" if dtype.is_floating_point else "whole"

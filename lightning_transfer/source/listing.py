@@ -1,0 +1,80 @@
+"""What a dataset lists of all its images, in a few letters: that changed which no look at some of them sees."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from lightning_transfer.source.datasets import known_labels
+from lightning_transfer.stamps import checksum
+
+SIZED = 10_000  # files whose sizes are asked for, at most
+HASHED = 2**28  # bytes of images in memory that are read, at most
+
+
+def listed_by(dataset: Dataset[Any]) -> dict[str, str]:
+    """Return a digest of each thing that a dataset lists of its images, by what that is; no image is read from disk.
+
+    Labels; names and sizes of files, of a list `samples` or `imgs`; and images in memory, `tensors` or `data`; also
+    those of a dataset that it wraps as its `dataset`.
+
+    >>> list(listed_by(torch.utils.data.TensorDataset(torch.rand(4, 3, 8, 8), torch.arange(4))))
+    ['all listed labels', 'all images in memory']
+    """
+    places, found = np.arange(len(dataset)), _listed_at(dataset, np.arange(len(dataset)))  # type: ignore[arg-type]
+    while (inner := getattr(dataset, "dataset", None)) is not None:
+        if isinstance(dataset, Subset):
+            places = np.asarray(dataset.indices, dtype=int)[places]
+        elif not _are_all(dataset, inner):
+            break
+        dataset = inner
+        found = {**_listed_at(dataset, places), **found}
+    return found
+
+
+def _listed_at(dataset: Any, places: np.ndarray[Any, Any]) -> dict[str, str]:
+    """What a dataset itself lists of images at some places."""
+    found, labels = {}, known_labels(dataset)
+    if labels is not None:
+        found["all listed labels"] = _digest(labels.double()[torch.as_tensor(places)])
+    files = _files(dataset)
+    if files:
+        files = [files[place] for place in places]
+        found["all file names"] = _digest([Path(file).parts[-2:] for file in files])  # wherever their folder is now
+        some = np.linspace(0, len(files) - 1, min(len(files), SIZED)).astype(int)
+        found[f"sizes of {len(some):,} files"] = _digest([_size(files[place]) for place in some])
+    images = getattr(dataset, "tensors", None) or [getattr(dataset, "data", None)]
+    array = images[0] if _are_all(dataset, images[0]) else None
+    if isinstance(array, Tensor | np.ndarray) and array.nbytes / len(array) * len(places) <= HASHED:
+        found["all images in memory"] = _digest(torch.as_tensor(array)[torch.as_tensor(places)])
+    return found
+
+
+def _digest(content: Any) -> str:
+    return checksum(content)[:16]
+
+
+def _are_all(dataset: Any, listed: Any) -> bool:
+    return hasattr(listed, "__len__") and len(listed) == len(dataset) > 0
+
+
+def _files(dataset: Any) -> list[str] | None:
+    """Return the files of all images in order, where a dataset lists them as torchvision's do."""
+    for name in ("samples", "imgs"):
+        listed = getattr(dataset, name, None)
+        if isinstance(listed, list | tuple) and _are_all(dataset, listed):
+            firsts = [item[0] if isinstance(item, list | tuple) and item else item for item in listed]
+            if all(isinstance(first, str | os.PathLike) for first in firsts):
+                return [os.fspath(first) for first in firsts]
+    return None
+
+
+def _size(file: str) -> int:
+    try:
+        return os.stat(file).st_size  # not the time of a change, which a copy of the folder has anew
+    except OSError:
+        return -1
