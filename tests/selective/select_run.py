@@ -128,7 +128,7 @@ def select_in_few_blocks(folder, rank):
     return values(selected())
 
 
-# how often a source image is read before the first is described: what some say of all, and whether they are always the same
+# how often a source image is read before the first is described: what some say of all, and whether they stay the same
 READ_BEFORE = 64 + 3 * 8
 
 
