@@ -1,7 +1,6 @@
 """What a dataset lists of all its images, in a few letters: that changed which no look at some of them sees."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,18 +43,24 @@ def _listed_at(dataset: Any, places: np.ndarray[Any, Any]) -> dict[str, str]:
     files = _files(dataset)
     if files:
         files = [files[place] for place in places]
-        found["all file names"] = _digest([Path(file).parts[-2:] for file in files])  # wherever their folder is now
+        names = ("/".join(file.rsplit(os.sep, 2)[-2:]) for file in files)  # wherever their folder is now
+        found["all file names"] = _digest("\n".join(names))
         some = np.linspace(0, len(files) - 1, min(len(files), SIZED)).astype(int)
         found[f"sizes of {len(some):,} files"] = _digest([_size(files[place]) for place in some])
-    images = getattr(dataset, "tensors", None) or [getattr(dataset, "data", None)]
-    array = images[0] if _are_all(dataset, images[0]) else None
-    if isinstance(array, Tensor | np.ndarray) and array.nbytes / len(array) * len(places) <= HASHED:
-        found["all images in memory"] = _digest(torch.as_tensor(array)[torch.as_tensor(places)])
+    array = (getattr(dataset, "tensors", None) or [getattr(dataset, "data", None)])[0]
+    if _are_numbers(array) and _are_all(dataset, array) and array.nbytes / len(array) * len(places) <= HASHED:
+        rows = array[torch.as_tensor(places) if isinstance(array, Tensor) else places]
+        found["all images in memory"] = _digest(torch.as_tensor(rows))
     return found
 
 
 def _digest(content: Any) -> str:
     return checksum(content)[:16]
+
+
+def _are_numbers(array: Any) -> bool:
+    is_array = isinstance(array, Tensor) or (isinstance(array, np.ndarray) and array.dtype.kind in "biuf")
+    return is_array and array.ndim > 0
 
 
 def _are_all(dataset: Any, listed: Any) -> bool:

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 import lightning_transfer as lt
 from lightning_transfer.methods.selective.pictures import Pictures
+from lightning_transfer.source.listing import listed_by
 from tests.selective.test_select import found_in, smooth
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* target images are in the source too")
@@ -196,6 +197,16 @@ def test_a_kept_selection_is_refused_where_what_is_listed_changed_that_no_probe_
     for changed in ({"pixels": 1}, {"labels": 1}):
         with pytest.raises(lt.TransferConfigError, match=rf"keeps another selection: source: {NUM} images"):
             found_in(target, make(*listed(**changed)), cache=kept)
+
+
+@pytest.mark.parametrize("data", [np.array(["a", "b", "c"]), np.float64(3), torch.tensor(2.0), [1, 2, 3], "abc", None])
+def test_attributes_of_the_same_name_that_are_something_else_are_passed_over(data):
+    class Odd(list):
+        samples = imgs = data
+
+    odd = Odd([1, 2, 3])
+    odd.data = data
+    assert listed_by(odd) == {}
 
 
 def test_where_nothing_is_listed_it_says_that_only_some_images_were_compared(tmp_path):
