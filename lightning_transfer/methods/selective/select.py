@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_transfer import ranks
-from lightning_transfer.errors import TransferConfigError, check_choice, check_count
+from lightning_transfer.errors import TransferConfigError, check_choice, check_count, differences
 from lightning_transfer.methods.selective.approximate import BYTES, approximate_neighbors
 from lightning_transfer.methods.selective.banks import FilterBank, check_bank
 from lightning_transfer.methods.selective.describing import Describer, read_all
@@ -234,14 +234,10 @@ class Job:
         if path is None or not os.path.exists(path):  # Path's raises on what no path can be
             return None
         found = Selection.load(path)
-        differences = [
-            f"{name}: {found.fingerprint.get(name)} there, {value} now"
-            for name, value in fingerprint.items()
-            if found.fingerprint.get(name) != value
-        ]
-        if differences:
+        different = differences(found.fingerprint, fingerprint, there="there")
+        if different:
             raise TransferConfigError(
-                f"{path} keeps another selection: {'; '.join(differences)}. Delete it, or pass another cache=."
+                f"{path} keeps another selection: {'; '.join(different)}. Delete it, or pass another cache=."
             )
         self.scan.say(f"The selection in {path} is used: {found!r}. Compared were {looked_at(self.source)}.")
         return found
