@@ -324,7 +324,7 @@ FIELD: dict[str, tuple[str, ...]] = {
         "contracts/test_no_trace.py::test_mixup_that_the_source_loss_does_not_know_is_refused",
     ),
     "D4": (
-        "labels that are no class numbers, and what makes such of them",
+        "labels that are not class numbers, and what makes such of them",
         "glue/test_first_loss.py::test_labels_are_called_what_they_are",
         "glue/test_first_loss.py::test_labels_in_a_column_are_class_numbers_everywhere",
         "glue/test_first_loss.py::test_names_and_pairs_get_advice_that_changes_something",
@@ -469,7 +469,7 @@ FIELD: dict[str, tuple[str, ...]] = {
         "field/test_field.py::test_as_it_comes[OneLogit-aux]",
     ),
     "C5": (
-        "rounds, and labels that are no class numbers",
+        "rounds, and labels that are not class numbers",
         "field/test_field.py::test_as_it_comes[MultiLabel-selective]",
         "field/test_field.py::test_as_it_comes[OneHot-selective]",
     ),

@@ -46,7 +46,7 @@ def here(tmp_path, monkeypatch):
 
 
 def strange(name):
-    """Makes what is no file of ours, and gives its path."""
+    """Makes something that this package did not write, and gives its path."""
     if name == "missing":
         return "missing"
     if name == "folder":

@@ -1,6 +1,7 @@
 """The rows of the regime benchmark: each a way to tune a pretrained network, in an ordinary LightningModule."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,7 @@ class L2SP(L.Callback):
                 param.grad += L2SP_WEIGHT * (param.detach() - start) - DECAY * param.detach()
 
 
-class KeptHead(Tuning):
+class KeptHead(Tuning, ABC):
     """Fine-tuning that also learns what the kept classifier should say of the target's images; abstract.
 
     Args:
@@ -125,9 +126,9 @@ class KeptHead(Tuning):
         second = self.temperature**2 * F.cross_entropy(said, self.wanted(images, labels))
         return F.cross_entropy(self.model.classifier(inputs), labels) + self.weight * second
 
+    @abstractmethod
     def wanted(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the soft labels (B, source classes)."""
-        raise NotImplementedError
 
 
 class WithoutForgetting(KeptHead):

@@ -154,8 +154,7 @@ class SourceTerm(TransferPart):
         self._recall_gap(trainer)
         if self.chooser is not None and (self.weight.start or self.weight.end):
             self.chooser.check(trainer)
-        reason = optimizers.why_untrained(trainer, trains_before(trainer.lightning_module, self.head_path))
-        if reason:
+        if reason := optimizers.why_untrained(trainer, trains_before(trainer.lightning_module, self.head_path)):
             warnings.warn(
                 "No parameter in front of the head is trained, so the source task changes nothing of the target's. "
                 f"{reason}",
@@ -272,8 +271,7 @@ class SourceTerm(TransferPart):
                 "Pass SourceTask(loss=) that reduces."
             )
         if not torch.isfinite(loss):
-            step = self.trainer.global_step
-            raise FloatingPointError(non_finite(loss, images, indices, step, target=self._batch))
+            raise FloatingPointError(non_finite(loss, images, indices, self.trainer.global_step, target=self._batch))
         if self.drawing.is_at_first_batch:
             self.first_extent = Extent().see(images.detach())
             introduce(self, module, float(loss.detach()), images, labels)
