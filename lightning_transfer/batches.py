@@ -10,14 +10,60 @@ from torch import Tensor
 from lightning_transfer.errors import TransferConfigError
 
 Kind: TypeAlias = Literal["class numbers", "one logit", "multi-hot", "soft"]
+Labels: TypeAlias = Callable[[Any], Tensor]
 KEYS = ("label", "labels", "target", "targets")
 
 
 def labels_in(batch: Any) -> Any:
-    """Return what stands where labels do, in (images, labels, ...) or a mapping with one of `KEYS`; None without."""
+    """Return what stands where labels do, in (images, labels, ...) or a mapping with one of `KEYS`; None without.
+
+    Of three entries or more it is the one of class numbers; None where several are.
+    """
     if isinstance(batch, Mapping):
         return next((batch[key] for key in KEYS if key in batch), None)
-    return batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
+    places = _places(batch)
+    if len(places) > 1:
+        return None
+    return batch[places[0] if places else 1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
+
+
+def find_labels(batch: Any) -> Tensor:
+    """Return the class numbers of a batch, as `labels_in` finds them.
+
+    Raises:
+        TransferConfigError: there are none, several entries may be labels, or labels are not class numbers.
+    """
+    if len(places := _places(batch)) > 1:
+        raise TransferConfigError(
+            f"A batch has whole numbers, one for each image, in places {places}, of which any may be labels. Pass "
+            f"labels=lambda batch: batch[{places[-1]}], or the place where they are."
+        )
+    given = labels_in(batch)
+    if not isinstance(given, Tensor):
+        raise TransferConfigError(
+            f"No labels found in a batch that is a {type(batch).__name__}; expected (B,) class numbers. Pass "
+            "labels=lambda batch: ..., or give batches (images, labels)."
+        )
+    labels = class_numbers(given)
+    if labels is None:
+        hint = label_hint(given, "labels=lambda batch: {}")
+        raise TransferConfigError(
+            f"Labels have shape {tuple(given.shape)} and type {given.dtype}; expected (B,) class numbers. {hint} Pass "
+            "labels=lambda batch: ... to make them; several networks take others beside their criterion: "
+            "labels=lambda batch: batch[1], loss=..."
+        )
+    return labels
+
+
+def _places(batch: Any) -> list[int]:
+    """Return the places of class numbers in a batch of three entries or more, which has more than images and labels."""
+    if not isinstance(batch, list | tuple) or len(batch) < 3:
+        return []
+    return [
+        place
+        for place, part in enumerate(batch)
+        if place and isinstance(part, Tensor) and class_numbers(part) is not None
+    ]
 
 
 def class_numbers(labels: Tensor) -> Tensor | None:
@@ -31,11 +77,11 @@ def class_numbers(labels: Tensor) -> Tensor | None:
 
 
 def label_hint(labels: Tensor, made: str) -> str:
-    """Return what labels are that are no class numbers, and how those are made of them.
+    """Describe labels that are not class numbers, and show how to make class numbers of them.
 
     Args:
         labels: of a batch.
-        made: the line to write, with {} where an expression of `batch[1]` stands.
+        made: the fix to show, with {} where an expression of `batch[1]` stands.
     """
     if labels.is_meta or labels.layout != torch.strided or labels.is_complex():  # without values to look at
         return ""
@@ -46,7 +92,7 @@ def label_hint(labels: Tensor, made: str) -> str:
             return f"One-hot labels: {made.format('batch[1].argmax(1)')}."
         return "These are soft labels, such as mixup makes: leave mixing of images out."
     if are_shares:
-        return "These are several labels an image, which are no class numbers."
+        return "These are several labels an image, not class numbers."
     if _is_one_each(labels) and bool((values == values.round()).all()):
         return f"Class numbers of another type: {made.format('batch[1].long()')}."
     if labels.ndim == 2 and not labels.is_floating_point():

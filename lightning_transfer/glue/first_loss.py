@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_transfer.batches import class_numbers, labels_in
+from lightning_transfer.batches import class_numbers, criterion_of, labels_in
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.source.passes import outside_graphs
 
@@ -23,7 +22,7 @@ def is_close(found: float, expected: float, dtype: torch.dtype) -> bool:
     return not abs(found - expected) > close * max(abs(found), abs(expected))
 
 
-class Criterion(NamedTuple):
+class MeanLoss(NamedTuple):
     """A mean loss, by which numbers it is multiplied where it is a sum, and the type of the logits."""
 
     name: str
@@ -98,7 +97,7 @@ class FirstLoss:
             self._heard.is_idle = True  # a compiled graph that holds it is guarded by that
         self._batch = self._heard = self._handle = None
 
-    def criteria(self) -> list[Criterion]:
+    def criteria(self) -> list[MeanLoss]:
         """Return what is known of the step's logits and labels, once; nothing where they cannot be read."""
         heard, batch = self._heard, self._batch
         self.end()
@@ -111,7 +110,7 @@ class FirstLoss:
         return list(criteria(heard.logits[0], labels))
 
 
-def criteria(logits: Tensor, labels: Tensor) -> Iterator[Criterion]:
+def criteria(logits: Tensor, labels: Tensor) -> Iterator[MeanLoss]:
     """The usual criteria that fit logits (B, classes) and the labels of a batch."""
     if logits.ndim != 2 or labels.shape[:1] != logits.shape[:1] or labels.device != logits.device:
         return
@@ -120,20 +119,19 @@ def criteria(logits: Tensor, labels: Tensor) -> Iterator[Criterion]:
     if numbers is not None:
         is_known = num_images and int(numbers.min()) >= 0 and int(numbers.max()) < max(num_classes, 2)
         if is_known and num_classes > 1:
-            mean = float(F.cross_entropy(logits, numbers.long()))
-            yield Criterion("cross_entropy", mean, (num_images,), logits.dtype)
+            mean = float(criterion_of("class numbers")(logits, numbers))
+            yield MeanLoss("cross_entropy", mean, (num_images,), logits.dtype)
         if not is_known or num_classes > 1:
             return
         labels = numbers[:, None]
     if labels.shape == logits.shape and bool(((labels >= 0) & (labels <= 1)).all()):
-        binary = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        yield Criterion("binary_cross_entropy_with_logits", float(binary), (num_images, logits.numel()), logits.dtype)
+        binary = float(criterion_of("multi-hot")(logits, labels))
+        yield MeanLoss("binary_cross_entropy_with_logits", binary, (num_images, logits.numel()), logits.dtype)
         if num_classes > 1:
-            soft = F.cross_entropy(logits, labels.to(logits.dtype))
-            yield Criterion("cross_entropy", float(soft), (num_images,), logits.dtype)
+            yield MeanLoss("cross_entropy", float(criterion_of("soft")(logits, labels)), (num_images,), logits.dtype)
 
 
-def refuse_sum(loss: Tensor, found: list[Criterion], *, to_do: str) -> None:
+def refuse_sum(loss: Tensor, found: list[MeanLoss], *, to_do: str) -> None:
     """Refuse a loss that is surely a sum over the images, next to which a term's weight means something else.
 
     Args:

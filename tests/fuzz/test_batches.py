@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import lightning_transfer as lt
-from lightning_transfer.glue.labels import find_labels
+from lightning_transfer.batches import find_labels
 from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.naming import structure
 from tests import toys

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import lightning_transfer as lt
-from lightning_transfer.batches import class_numbers, label_hint
+from lightning_transfer.batches import class_numbers, find_labels, label_hint
 from lightning_transfer.glue.first_loss import criteria
-from lightning_transfer.glue.labels import find_labels
 from lightning_transfer.methods.collaborative.agreement import Agreement
 from tests import toys
 from tests.toys import LitToy, assert_same, fit, weights

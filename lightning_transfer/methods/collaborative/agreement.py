@@ -9,12 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_transfer.batches import Kind, is_right, kind_of
+from lightning_transfer.batches import Kind, Labels, is_right, kind_of
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import optimizers
-from lightning_transfer.glue.first_loss import Criterion as Mean
-from lightning_transfer.glue.first_loss import is_close, refuse_sum
-from lightning_transfer.glue.labels import Labels
+from lightning_transfer.glue.first_loss import MeanLoss, is_close, refuse_sum
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, is_run_by, log, say
 from lightning_transfer.methods.collaborative.apply import find_ensemble
@@ -185,7 +183,7 @@ class Agreement(TransferPart):
         """Warn, once, where the step's loss is not the criterion of what the networks say together; refuse a sum."""
         found, expected = float(loss.detach()), float(joint.detach())
         if not is_close(found, expected, logits.dtype):
-            mean = Mean(self.options["loss"], expected, (logits.shape[1], logits[0].numel()))
+            mean = MeanLoss(self.options["loss"], expected, (logits.shape[1], logits[0].numel()))
             refuse_sum(loss, [mean], to_do="pass that sum: loss=lambda logits, labels: ...")
             self._is_foreign = True
             warnings.warn(

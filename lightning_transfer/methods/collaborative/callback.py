@@ -6,10 +6,10 @@ from typing import Any
 import torch.nn.functional as F
 
 from lightning_transfer import ranks
+from lightning_transfer.batches import Labels, find_labels
 from lightning_transfer.errors import TransferConfigError, check_number
 from lightning_transfer.glue import proxy
 from lightning_transfer.glue.base import TransferCallback
-from lightning_transfer.glue.labels import Labels, find_labels
 from lightning_transfer.glue.trainer import progress_of, say
 from lightning_transfer.methods.collaborative.agreement import Agreement
 from lightning_transfer.methods.collaborative.apply import (

@@ -5,9 +5,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_transfer.batches import Labels, find_labels
 from lightning_transfer.errors import TransferConfigError, check_number
 from lightning_transfer.glue.checkpoints import TrainingOnly
-from lightning_transfer.glue.labels import Labels, find_labels
 from lightning_transfer.glue.mixin import PartMixin
 from lightning_transfer.methods.collaborative.agreement import Agreement
 from lightning_transfer.methods.collaborative.apply import Frozen, apply_collaborative

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lightning_transfer.batches import Kind, criterion_of, kind_of
+from lightning_transfer.batches import Kind, Labels, criterion_of, find_labels, kind_of
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError, check_number
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.first_loss import FirstLoss, is_close, refuse_sum
-from lightning_transfer.glue.labels import Labels, find_labels
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, is_trial, log
 from lightning_transfer.methods.gated.apply import find_gated_head, find_tap

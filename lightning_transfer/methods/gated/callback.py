@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from lightning_transfer.batches import Labels, find_labels
 from lightning_transfer.errors import TransferConfigError, check_count, check_number
 from lightning_transfer.glue.base import TransferCallback
-from lightning_transfer.glue.labels import Labels, find_labels
 from lightning_transfer.methods.gated.apply import apply_gated_transfer, find_gated_head, remove_gated_transfer
 from lightning_transfer.methods.gated.auxiliary import AuxiliaryTerm, aux_weight_of
 from lightning_transfer.methods.gated.modules import GatedHead

@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_transfer.batches import Labels, find_labels
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import KEY, TrainingOnly
-from lightning_transfer.glue.labels import Labels, find_labels
 from lightning_transfer.glue.mixin import PartMixin
 from lightning_transfer.methods.gated.apply import apply_gated_transfer
 from lightning_transfer.methods.gated.auxiliary import AuxiliaryTerm, aux_weight_of

@@ -20,7 +20,7 @@ def read(batch: Any, source: SourceTask, trainer: Any) -> tuple[Tensor, Tensor]:
     """Images and class numbers of a target batch, on the device.
 
     Raises:
-        TransferConfigError: its labels are no class numbers.
+        TransferConfigError: its labels are not class numbers.
     """
     with looking(trainer):
         images, given = source.unpack(to_device(trainer, batch, hooks=source.batch_hooks))
@@ -38,7 +38,7 @@ def check_labels(data: Dataset[Any], source: SourceTask, trainer: Any) -> None:
     """Refuse a target of which no round could ask, by its first images, before anything is selected.
 
     Raises:
-        TransferConfigError: its labels are no class numbers.
+        TransferConfigError: its labels are not class numbers.
     """
     with seeded(source.seed, 0):
         some = [load(data, index, of="target") for index in range(min(ASKED, len(data)))]  # type: ignore[arg-type]
