@@ -1,6 +1,6 @@
 """A linear classifier on the features of a network, fitted to its optimum (ours)."""
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,20 @@ from torch import Tensor
 STEPS = 100
 
 
+class LinearClassifier(NamedTuple):
+    """Scores (n, classes) of features (n, D): weight (classes, D) and bias (classes,), in float64."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return the scores."""
+        return features.double() @ self.weight.T + self.bias
+
+
 def fit_linear(
     features: Tensor, labels: Tensor, *, num_classes: int, penalty: float = 1.0, is_balanced: bool = False
-) -> Callable[[Tensor], Tensor]:
+) -> LinearClassifier:
     """Fit a multinomial logistic regression on standardised features, in float64.
 
     Args:
@@ -22,7 +33,7 @@ def fit_linear(
         is_balanced: whether classes count alike, however many images they have.
 
     Returns:
-        A function from other features (m, D) to their scores (m, num_classes).
+        The classifier of features as they are, not standardised.
 
     Example:
         >>> says = fit_linear(torch.tensor([[0.0], [1.0], [8.0], [9.0]]), torch.tensor([0, 0, 1, 1]), num_classes=2)
@@ -31,12 +42,15 @@ def fit_linear(
     """
     features = features.double()
     mean, std = features.mean(0), features.std(0).clamp(min=1e-12)
+    standardised, basis = (features - mean) / std, None
+    if len(features) < features.shape[1]:  # the optimum lies in the span of the images: as many numbers as there are
+        left, scale, basis = torch.linalg.svd(standardised, full_matrices=False)
+        standardised = left * scale
     counts = torch.bincount(labels, minlength=num_classes)
     importance = (len(labels) / (num_classes * counts.clamp(min=1))).double() if is_balanced else None
-    weight = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, requires_grad=True)
+    weight = torch.zeros(num_classes, standardised.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
-    standardised = (features - mean) / std
 
     def loss() -> Tensor:
         optimizer.zero_grad()
@@ -47,5 +61,5 @@ def fit_linear(
 
     with torch.enable_grad():
         optimizer.step(loss)
-    slope, offset = weight.detach(), bias.detach()
-    return lambda others: (others.double() - mean) / std @ slope.T + offset
+    slope = (weight.detach() if basis is None else weight.detach() @ basis) / std
+    return LinearClassifier(slope, bias.detach() - slope @ mean)

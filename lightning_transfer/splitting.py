@@ -136,3 +136,37 @@ def held_out(labels: Sequence[int], share: float, *, groups: Sequence[Any] | Non
             f"as a share of {share:g}. Give more images, or another share."
         )
     return sorted(found)
+
+
+def folds(labels: Sequence[int], groups: Sequence[Any] | None = None, *, num_folds: int) -> list[list[int]]:
+    """Return parts of the images to hold out in turns: of even size and classes, and no group in two of them.
+
+    Args:
+        labels: class of each image.
+        groups: what each image belongs to.
+        num_folds: how many parts; as many as there are groups, if those are fewer.
+
+    Raises:
+        TransferConfigError: all images belong to one group.
+
+    Example:
+        >>> folds([0, 0, 1, 1], num_folds=2)
+        [[0, 3], [1, 2]]
+    """
+    order = by_group(len(labels), groups)
+    num_folds = min(num_folds, len(order))
+    if num_folds < 2:
+        raise TransferConfigError(
+            f"All {len(labels)} training images are of one group, so none can be held out from the others. Give at "
+            "least two groups."
+        )
+    drawn = [order[place] for place in np.random.default_rng(0).permutation(len(order))]
+    parts: list[list[int]] = [[] for _ in range(num_folds)]
+    counts = [Counter[int]() for _ in parts]
+    for inside in sorted(drawn, key=len, reverse=True):  # each to where its classes are fewest, and the part smallest
+        classes = Counter(labels[index] for index in inside)
+        crowd = [(sum(count[label] * number for label, number in classes.items()), count.total()) for count in counts]
+        place = crowd.index(min(crowd))
+        parts[place] += inside
+        counts[place] += classes
+    return [sorted(part) for part in parts]

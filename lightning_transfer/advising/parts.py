@@ -1,16 +1,13 @@
 """Parts of the training images that are held out in turns, and how sure a mean over them is (ours)."""
 
 import math
-from collections import Counter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_transfer.advising.student import quantile
-from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.splitting import by_group
+from lightning_transfer.splitting import folds
 
 FOLDS = 4
 ENOUGH = 250  # scored images, behind which no further fold is trained
@@ -23,31 +20,16 @@ def fold(labels: list[int], groups: list[Any] | None) -> list[list[int]]:
     Raises:
         TransferConfigError: all images belong to one group.
     """
-    order = by_group(len(labels), groups)
-    num_folds = min(FOLDS, len(order))
-    if num_folds < 2:
-        raise TransferConfigError(
-            f"All {len(labels)} training images are of one group, so none can be held out from the others. Give at "
-            "least two groups."
-        )
-    drawn = [order[place] for place in np.random.default_rng(0).permutation(len(order))]
-    folds: list[list[int]] = [[] for _ in range(num_folds)]
-    counts = [Counter[int]() for _ in folds]
-    for inside in sorted(drawn, key=len, reverse=True):  # each to where its classes are fewest, and the fold smallest
-        classes = Counter(labels[index] for index in inside)
-        crowd = [(sum(count[label] * number for label, number in classes.items()), count.total()) for count in counts]
-        place = crowd.index(min(crowd))
-        folds[place] += inside
-        counts[place] += classes
+    parts = folds(labels, groups, num_folds=FOLDS)
     needed = 1
-    while needed < num_folds and not _are_enough(folds[:needed], groups):
+    while needed < len(parts) and not _are_enough(parts[:needed], groups):
         needed += 1
-    return [sorted(part) for part in folds[:needed]]
+    return parts[:needed]
 
 
-def _are_enough(folds: list[list[int]], groups: list[Any] | None) -> bool:
+def _are_enough(parts: list[list[int]], groups: list[Any] | None) -> bool:
     """Whether no more have to be scored: of enough images, and of two groups, without which a mean has no error."""
-    scored = [index for part in folds for index in to_score(part)]
+    scored = [index for part in parts for index in to_score(part)]
     return len(scored) >= ENOUGH and len({index if groups is None else groups[index] for index in scored}) > 1
 
 
