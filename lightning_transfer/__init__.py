@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_transfer.version import __version__
 
 if TYPE_CHECKING:
-    from lightning_transfer import callbacks, functional, metrics, mixins, nn, reports
+    from lightning_transfer import callbacks, checkpoints, functional, metrics, mixins, nn, reports
     from lightning_transfer.advising.advise import Advice, advise
     from lightning_transfer.callbacks import (
         AdaFilter,
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
         SelectiveJointFinetuning,
         SoftFinetuning,
     )
+    from lightning_transfer.checkpoints import load_from_checkpoint, strip_checkpoint
     from lightning_transfer.errors import NoEffectWarning, TransferConfigError
-    from lightning_transfer.glue.checkpoints import load_from_checkpoint, strip_checkpoint
     from lightning_transfer.methods.collaborative.layer_search import LayerSearch
     from lightning_transfer.methods.collaborative.plan import LayerPlan
     from lightning_transfer.methods.selective.banks import FilterBank
@@ -57,6 +57,7 @@ __all__ = [
     "__version__",
     "advise",
     "callbacks",
+    "checkpoints",
     "functional",
     "load_from_checkpoint",
     "metrics",
@@ -90,11 +91,11 @@ _HOMES = {
     "SourceTaskMixin": "mixins",
     "TransferConfigError": "errors",
     "advise": "advising.advise",
-    "load_from_checkpoint": "glue.checkpoints",
+    "load_from_checkpoint": "checkpoints",
     "select_neighbors": "methods.selective.select",
-    "strip_checkpoint": "glue.checkpoints",
+    "strip_checkpoint": "checkpoints",
 }
-_FACES = ("callbacks", "functional", "metrics", "mixins", "nn", "reports")
+_FACES = ("callbacks", "checkpoints", "functional", "metrics", "mixins", "nn", "reports")
 
 
 def __getattr__(name: str) -> Any:

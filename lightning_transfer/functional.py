@@ -10,9 +10,9 @@ from lightning_transfer.methods.gated.functional import gate_features
 from lightning_transfer.methods.selective.descriptors import filter_responses, response_histograms
 from lightning_transfer.methods.selective.distances import symmetric_kl
 from lightning_transfer.methods.selective.functional import neighbor_budget, symmetric_kl_neighbors
-from lightning_transfer.methods.soft.functional import joint_loss
 from lightning_transfer.schedules import anneal
 from lightning_transfer.source.gap import domain_gap
+from lightning_transfer.source.loss import joint_loss
 
 __all__ = [
     "anneal",

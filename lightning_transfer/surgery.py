@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_transfer.errors import TransferConfigError, differences
+from lightning_transfer.errors import TransferConfigError, differences, nearest
 from lightning_transfer.stamps import KEYS, stamped, unstamped
 
 SEED = 0  # of new weights
@@ -72,6 +72,16 @@ class Structure(nn.Module):
 
     callback: str  # the name of the one that makes it
     composes = True  # with other changes of layers, and with a source task
+    kinds: ClassVar[dict[str, type["Structure"]]] = {}  # all there are, by the name that a spec has
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        Structure.kinds[cls.__name__] = cls
+
+    @classmethod
+    def rebuild(cls, root: nn.Module, path: str, spec: dict[str, Any]) -> None:
+        """Change a network as the spec of a structure at a path says, unless it is changed so already."""
+        raise NotImplementedError
 
     def spec(self) -> dict[str, Any]:
         """What it takes to build this again: plain data, equal for equal structures."""
@@ -125,6 +135,27 @@ def structures_in(weights: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, A
         path, _, last = key.rpartition(".")
         if last == "_extra_state" and (spec := read_spec(state)) is not None:
             yield path, spec
+
+
+def rebuild(module: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Rebuild the layer changes that are recorded in these weights.
+
+    Raises:
+        TransferConfigError: a change is of a kind that this version does not know, or has no place in the module.
+    """
+    for path, spec in structures_in(weights):
+        kind = spec["kind"]
+        if kind not in Structure.kinds:
+            raise TransferConfigError(
+                f"{path} is a {kind} of lightning_transfer {spec['version']}. {nearest(kind, Structure.kinds)}"
+            )
+        try:
+            Structure.kinds[kind].rebuild(module, path, spec)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise TransferConfigError(
+                f"The checkpoint's {path!r} has no place in this {type(module).__name__}: {error}. Build the network "
+                "in __init__ or configure_model, with the options of the run that wrote it."
+            ) from error
 
 
 class FrozenBatchNorm2d(nn.Module):

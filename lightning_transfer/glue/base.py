@@ -15,11 +15,10 @@ from lightning_transfer.glue.dispatcher import StepDispatcher
 from lightning_transfer.glue.optimizers import AsBefore, OwnGroup
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import Afterwards, Before, StandIn, WithoutHooks
-from lightning_transfer.glue.structures import rebuild_from
 from lightning_transfer.glue.trainer import check_launcher, check_supported, is_running, log_options, say
 from lightning_transfer.naming import options_of
 from lightning_transfer.stamps import BEGIN_ANEW, check_stamp, stamp
-from lightning_transfer.surgery import Structure
+from lightning_transfer.surgery import Structure, rebuild
 
 
 def _callback_classes() -> tuple[type, ...]:
@@ -81,7 +80,7 @@ class TransferCallback(AnyCallback):
 
     def read_layers(self, module: Any, checkpoint: dict[str, Any]) -> None:
         """Change the network as a checkpoint's was, where it is to be tested."""
-        rebuild_from(module, checkpoint)
+        rebuild(module, checkpoint["state_dict"])
 
     def resume_layers(self, module: Any, checkpoint: dict[str, Any]) -> None:
         """Take from a checkpoint, before its weights are loaded, what a run has found out; nothing by default."""

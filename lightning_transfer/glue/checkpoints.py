@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError, differences
 from lightning_transfer.files import reading, write_atomically
-from lightning_transfer.glue.structures import KINDS, rebuild
 from lightning_transfer.stamps import BEGIN_ANEW, is_stamped, stamped, unstamped
-from lightning_transfer.surgery import Structure, structures_in
+from lightning_transfer.surgery import Structure, rebuild, structures_in
 
 KEY = "lightning_transfer"
 EXTRA = "_extra_state"  # the key that torch gives to what get_extra_state returns
@@ -79,7 +78,8 @@ def check_structure(module: Any, checkpoint: dict[str, Any], *, name: str, struc
     if structure is not None and structure.__name__ not in theirs:
         raise TransferConfigError(f"This checkpoint was written without {name}: its layers are others. {BEGIN_ANEW}")
     if theirs - mine:
-        missing = sorted(KINDS[kind].callback if kind in KINDS else kind for kind in theirs - mine)
+        kinds = Structure.kinds
+        missing = sorted(kinds[kind].callback if kind in kinds else kind for kind in theirs - mine)
         raise TransferConfigError(
             f"This checkpoint's network was changed by {' and '.join(missing)}, which is not in callbacks. Give it "
             f"beside {name}, with the options of the run that wrote the checkpoint. Or begin a new run with the module "

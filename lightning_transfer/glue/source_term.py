@@ -27,12 +27,12 @@ from lightning_transfer.glue.trainer import (
     say,
     schedule_length,
 )
-from lightning_transfer.methods.soft.functional import joint_loss
 from lightning_transfer.roles import find_head, is_pooling, out_width
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import check_hyperparameters
 from lightning_transfer.source.datasets import load
 from lightning_transfer.source.gap import Extent, is_near
+from lightning_transfer.source.loss import joint_loss
 from lightning_transfer.source.passes import SourcePass, trains_before
 from lightning_transfer.source.stream import collate, seeded
 from lightning_transfer.source.task import SourceTask

@@ -12,9 +12,9 @@ from torch import nn
 
 import lightning_transfer as lt
 from lightning_transfer.functional import apply_adafilter, mix_filters, remove_adafilter, straight_through_gate
-from lightning_transfer.glue.structures import rebuild
 from lightning_transfer.methods.adafilter.apply import FilterGates, gates_of
 from lightning_transfer.nn import RecurrentFilterGate
+from lightning_transfer.surgery import rebuild
 from tests.adafilter.nets import SITES, batch, chain, gated_chain, gradients, move
 
 

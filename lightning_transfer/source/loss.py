@@ -1,4 +1,4 @@
-"""The loss of soft fine-tuning (arXiv 1909.02236).
+"""Join the losses of two tasks, as soft fine-tuning does (arXiv 1909.02236).
 
 That the source loss is kept and removed softly is the paper's; the formula is ours:
 L = CE(h_t(f(x_t)), y_t) + w * CE(h_s(f(x_s)), y_s).
