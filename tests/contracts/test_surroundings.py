@@ -244,7 +244,7 @@ def test_modules_import_only_what_stands_below_them():
         ("version", "errors"),
         ("schedules", "progress", "stamps", "files", "ranks", "linear", "naming", "options", "values", "batches"),
         ("roles", "tracing", "surgery"),
-        ("source", "splitting"),
+        ("source", "splitting", "probing"),
         ("reports",),
         ("methods",),  # what is not named below: functions and modules
         ("glue",),
@@ -260,7 +260,7 @@ def test_modules_import_only_what_stands_below_them():
             "candidates@methods",
             "advising",
         ),
-        ("callbacks", "mixins", "functional", "nn", "metrics"),
+        ("callbacks", "mixins", "functional", "nn", "metrics", "checkpoints"),
         ("__main__",),
     ]
 
