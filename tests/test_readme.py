@@ -1,4 +1,4 @@
-"""The README's code runs, and its table of modules is the list that the tests run over."""
+"""The code of all pages runs, their links lead somewhere, and their tables are made of results."""
 
 import json
 import pathlib
@@ -10,18 +10,54 @@ import torch
 
 from tests.field import table
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
-BENCHMARKS = README.parent / "examples/benchmarks"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+ROOT = pathlib.Path(__file__).parents[1]
+README, BENCHMARKS = ROOT / "README.md", ROOT / "examples/benchmarks"
+CARDS = sorted(ROOT.glob("lightning_transfer/methods/*/README.md"))
+GUIDES = sorted(ROOT.glob("examples/guides/*.md"))
+PAGES = [README, *CARDS, *GUIDES, BENCHMARKS / "README.md", ROOT / "CONTRIBUTING.md"]
+
+
+def run_blocks(page, names):
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
+    return len(blocks)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_code_blocks_run_in_the_order_of_the_page(tmp_path, monkeypatch):
+def test_code_blocks_run_in_the_order_of_the_pages(tmp_path, monkeypatch):
+    """A card's examples use what the README's made, and nothing of another card."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for block in BLOCKS:
-        exec(compile(block, "README.md", "exec"), names)
-    assert len(BLOCKS) >= 4
+    assert run_blocks(README, names)
+    assert all(run_blocks(card, dict(names)) for card in CARDS)
+    assert sum(run_blocks(guide, dict(names)) for guide in GUIDES)
+
+
+def anchors(page):
+    """The names that GitHub gives to headings."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_pictures_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    for link in links:
+        path, _, anchor = link.partition("#")
+        if path.startswith("https://"):
+            continue
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), link
+        assert not anchor or anchor in anchors(there), link
+
+
+def test_the_front_page_is_short_and_every_method_has_a_card():
+    assert len(README.read_text().splitlines()) <= 220
+    methods = {path.parent.name for path in ROOT.glob("lightning_transfer/methods/*/callback.py")}
+    assert {card.parent.name for card in CARDS} == methods
+    for card in CARDS:
+        assert f"({card.relative_to(ROOT)})" in README.read_text()
 
 
 def test_the_tables_of_the_matrix_are_made_of_its_results(monkeypatch):
@@ -47,5 +83,5 @@ def test_the_table_of_searches_is_made_of_its_results():
 
 
 def test_the_table_of_modules_is_the_field_suites():
-    section = README.read_text().partition("### Modules it has been put into, unmodified")[2].partition("\n#")[0]
-    assert [line for line in section.splitlines() if line.startswith("|")] == list(table.page())
+    lines = (ROOT / "examples/guides/modules.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("|")] == list(table.page())

@@ -1,4 +1,4 @@
-"""What becomes of each method on each module: the one table that the tests and the README are made of."""
+"""What becomes of each method on each module: the one table that the tests and the guide are made of."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +27,7 @@ class Cell:
 
     @property
     def shown(self) -> str:
-        """In the README's table."""
+        """In the guide's table."""
         if self.cure:
             return "with " + ", ".join(f"`{name}=`" for name in self.cure)
         return {"works": "yes", "senseless": "-"}.get(self.kind, self.kind)
@@ -187,7 +187,7 @@ TITLES = {
 
 
 def page():
-    """The README's table, and below it in how many of the modules a method works, of those in which it makes sense."""
+    """The guide's table, and below it in how many of the modules a method works, of those in which it makes sense."""
     yield f"| your module | {' | '.join(TITLES[method] for method in METHODS)} |"
     yield "|---" * (1 + len(METHODS)) + "|"
     for shape, expected in TABLE.items():
