@@ -29,7 +29,7 @@ def resnet50(settings: Settings) -> Fit:
     return replace(resnet18(settings), network=partial(timm.create_model, "resnet50", num_classes=TARGET_CLASSES))
 
 
-@Row("ResNet-18, gated filters / plain step", bar=1.60, most=9)
+@Row("ResNet-18, gated filters / plain step", bar=1.75, most=9)
 def gated_small(settings: Settings) -> tuple[Run, Run]:
     """Every convolution twice, and the gate."""
     return gated(resnet18(settings))

@@ -13,7 +13,7 @@ from torch import nn
 import lightning_transfer as lt
 from lightning_transfer.functional import apply_adafilter, mix_filters, remove_adafilter, straight_through_gate
 from lightning_transfer.methods.adafilter.apply import FilterGates, gates_of
-from lightning_transfer.nn import RecurrentFilterGate
+from lightning_transfer.nn import GatedConv2d, RecurrentFilterGate
 from lightning_transfer.surgery import rebuild
 from tests.adafilter.nets import SITES, batch, chain, gated_chain, gradients, move
 
@@ -159,6 +159,32 @@ def test_mix_has_the_formulas_gradients(shape, hard):
 def plain_mix(tuned, frozen, gates):
     gates = gates.reshape(-1, 5)[:, :, None, None]
     return gates * tuned + (1 - gates) * frozen
+
+
+def test_gates_that_are_not_numbers_are_not_taken_for_shut():
+    mixed = mix_filters(torch.ones(2, 3), torch.zeros(2, 3), torch.full((2, 3), torch.nan), hard=True)
+    assert mixed.isnan().all()
+
+
+def test_hard_gates_are_rounded_forwards_and_backwards():
+    tuned, frozen = (torch.randn(1, 3, 2, 2).requires_grad_() for _ in range(2))
+    mixed = mix_filters(tuned, frozen, torch.tensor([[0.2, 0.5, 0.7]]), hard=True)
+    mixed.sum().backward()
+    taken = torch.tensor([0.0, 0.0, 1.0])[None, :, None, None]
+    assert torch.equal(mixed, taken * tuned + (1 - taken) * frozen)
+    assert torch.equal(tuned.grad, taken.expand_as(tuned))
+    assert torch.equal(frozen.grad, 1 - taken.expand_as(frozen))
+
+
+@pytest.mark.parametrize("gates", [torch.tensor([1.0, 0.0, 1.0, 0.0]), torch.full((4,), 0.3)])
+def test_gates_that_are_the_same_for_all_images_give_the_gradients_of_gates_for_each(gates):
+    layer = GatedConv2d(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).double().train()
+    images, found = torch.randn(5, 3, 6, 6, dtype=torch.float64), []
+    for chosen in (gates.double(), gates.double().expand(5, -1)):
+        layer.zero_grad()
+        layer(images, chosen).square().sum().backward()
+        found.append(layer.tuned.weight.grad)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
 def test_estimators():

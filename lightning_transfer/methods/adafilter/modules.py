@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.adafilter.functional import mix_filters
 from lightning_transfer.methods.adafilter.gate import RecurrentFilterGate
-from lightning_transfer.methods.adafilter.sparing import respond
 from lightning_transfer.surgery import FrozenBatchNorm2d
 
 Fixed = Literal["all_tuned", "all_frozen", "random"]
@@ -111,7 +110,7 @@ class GatedConv2d(nn.Module):
             response = frozen_conv(features)
             return response if self.norm is None or is_folded else self.norm.frozen(response)
         chosen = self._decide(features) if gates is None else gates
-        tuned, frozen = respond(self.tuned, features), respond(frozen_conv, features)
+        tuned, frozen = self.tuned(features), frozen_conv(features)
         if self.norm is not None and not is_folded:
             return self.norm(tuned, frozen, chosen)  # type: ignore[no-any-return]
         tuned = tuned if self.norm is None else self.norm.tuned(tuned)
