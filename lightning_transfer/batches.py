@@ -83,7 +83,8 @@ def label_hint(labels: Tensor, made: str) -> str:
         labels: of a batch.
         made: the fix to show, with {} where an expression of `batch[1]` stands.
     """
-    if labels.is_meta or labels.layout != torch.strided or labels.is_complex():  # without values to look at
+    has_values = labels.numel() and not labels.is_meta and labels.layout == torch.strided
+    if not has_values or labels.is_complex():
         return ""
     values = labels.detach().double()
     are_shares = labels.ndim == 2 and labels.shape[1] > 1 and bool(((values >= 0) & (values <= 1)).all())

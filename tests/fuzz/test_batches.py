@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -102,6 +102,7 @@ def test_a_source_batch_is_read_or_refused_with_its_structure(batch):
 
 
 @given(BATCHES)
+@example((torch.zeros(0, 3, 4, 4), torch.zeros(0, 2, dtype=torch.uint8)))  # a batch without images
 def test_labels_are_found_or_refused(batch):
     with contextlib.suppress(lt.TransferConfigError):
         found = find_labels(batch)
