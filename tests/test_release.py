@@ -1,0 +1,48 @@
+"""What is published says what it needs and whom to cite."""
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DISTRIBUTIONS = {"faiss": "faiss-cpu", "lightning_utilities": "lightning", "yaml": "pyyaml"}
+WITH_OTHERS = {"pytorch_lightning", "rich"}  # only where the user has it, in place of what is declared
+
+
+def declared(*extras):
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
+    return {Requirement(line).name for line in lines}
+
+
+def imported(*, inside_functions):
+    """The packages of others that modules import at once, or only when something is used."""
+    found = set()
+    for path in (ROOT / "lightning_transfer").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree) if inside_functions else tree.body:
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.partition(".")[0])
+    return {DISTRIBUTIONS.get(name, name) for name in found - {*sys.stdlib_module_names, "lightning_transfer"}}
+
+
+def test_what_is_imported_is_declared():
+    assert imported(inside_functions=False) <= declared()
+    assert imported(inside_functions=True) - WITH_OTHERS <= declared("report", "search", "cli")
+    assert "tqdm" in imported(inside_functions=True)
+
+
+def test_the_papers_of_all_methods_can_be_cited():
+    papers = yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]
+    cited = {paper.get("url", f"https://doi.org/{paper.get('doi')}") for paper in papers}
+    assert len(papers) == 5
+    for card in ROOT.glob("lightning_transfer/methods/*/README.md"):
+        link = re.search(r"Paper: \[.*?\]\((.*?)\)", card.read_text())
+        assert link[1] in cited, card
