@@ -1,6 +1,6 @@
 """Labels of any batch: where they are, what they are, how they are learned, and who is right by them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -21,7 +21,7 @@ def labels_in(batch: Any) -> Any:
     """
     if isinstance(batch, Mapping):
         return next((batch[key] for key in KEYS if key in batch), None)
-    places = _places(batch)
+    places = label_places(batch)
     if len(places) > 1:
         return None
     return batch[places[0] if places else 1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
@@ -33,11 +33,8 @@ def find_labels(batch: Any) -> Tensor:
     Raises:
         TransferConfigError: there are none, several entries may be labels, or labels are not class numbers.
     """
-    if len(places := _places(batch)) > 1:
-        raise TransferConfigError(
-            f"A batch has whole numbers, one for each image, in places {places}, of which any may be labels. Pass "
-            f"labels=lambda batch: batch[{places[-1]}], or the place where they are."
-        )
+    if len(places := label_places(batch)) > 1:
+        raise TransferConfigError(either(places, "labels=lambda batch: batch[{}]"))
     given = labels_in(batch)
     if not isinstance(given, Tensor):
         raise TransferConfigError(
@@ -55,7 +52,7 @@ def find_labels(batch: Any) -> Tensor:
     return labels
 
 
-def _places(batch: Any) -> list[int]:
+def label_places(batch: Any) -> list[int]:
     """Return the places of class numbers in a batch of three entries or more, which has more than images and labels."""
     if not isinstance(batch, list | tuple) or len(batch) < 3:
         return []
@@ -64,6 +61,22 @@ def _places(batch: Any) -> list[int]:
         for place, part in enumerate(batch)
         if place and isinstance(part, Tensor) and class_numbers(part) is not None
     ]
+
+
+def either(places: Sequence[int], made: str) -> str:
+    """Return what is said where several entries of a batch, or of a sample, may be its labels.
+
+    Args:
+        places: of these entries.
+        made: the fix to show, with {} for a place.
+
+    Example:
+        >>> either([1, 2], "adapt=lambda batch: (batch[0], batch[{}])")
+        'Entries [1, 2] are whole numbers, one for each image, and any may be the labels. Pass \
+adapt=lambda batch: (batch[0], batch[1]), or adapt=lambda batch: (batch[0], batch[2]).'
+    """
+    choices = ", or ".join(made.format(place) for place in places)
+    return f"Entries {places} are whole numbers, one for each image, and any may be the labels. Pass {choices}."
 
 
 def class_numbers(labels: Tensor) -> Tensor | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from lightning_transfer.batches import either, label_places
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import structure
 from lightning_transfer.source.datasets import known_labels, load
@@ -30,11 +31,24 @@ def labels_of(dataset: Dataset[Any], read: Callable[[Any], Any] | None = None) -
     Raises:
         TransferConfigError: an image has no class number.
     """
-    known = known_labels(dataset)
-    if known is not None and known.ndim == 1 and not known.is_floating_point() and _are_given(dataset, known, read):
+    known = listed_labels(dataset, read)
+    if known is not None:
         return known.tolist()
     samples = ((index, load(dataset, index, of="target")) for index in range(len(dataset)))  # type: ignore[arg-type]
     return [_class_number(sample, dataset, index, read) for index, sample in samples]
+
+
+def listed_labels(dataset: Dataset[Any], read: Callable[[Any], Any] | None = None) -> Tensor | None:
+    """Return the class of every image, of a dataset that lists them as some of its samples have them; else None.
+
+    Args:
+        dataset: the images.
+        read: as in `labels_of`.
+    """
+    known = known_labels(dataset)
+    if known is None or known.ndim != 1 or known.is_floating_point() or not _are_given(dataset, known, read):
+        return None
+    return known
 
 
 def _are_given(dataset: Dataset[Any], listed: Tensor, read: Callable[[Any], Any] | None) -> bool:
@@ -92,9 +106,11 @@ def by_group(number: int, groups: Sequence[Any] | None) -> list[list[int]]:
 
 def _class_number(sample: Any, dataset: Any, index: int, read: Callable[[Any], Any] | None) -> int:
     try:
-        label = torch.as_tensor(sample[1] if read is None else read(sample)[1][0])
+        label = torch.as_tensor(_label_in(sample) if read is None else read(sample)[1][0])
         if label.ndim or label.is_floating_point():
             raise TypeError(f"label {label!r}")
+    except TransferConfigError as error:
+        raise TransferConfigError(f"Image {index} of the training data is {structure(sample)}. {error}") from error
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise TransferConfigError(
             f"Image {index} of the training data, a {type(dataset).__name__}, is {structure(sample)}; expected (image, "
@@ -102,6 +118,18 @@ def _class_number(sample: Any, dataset: Any, index: int, read: Callable[[Any], A
             "adapt=lambda batch: (batch['image'], batch['label'])), or list the classes as dataset.targets."
         ) from error
     return int(label)
+
+
+def _label_in(sample: Any) -> Any:
+    """Return what stands where a sample's label does: of three entries or more the one whole number."""
+    if not isinstance(sample, tuple | list) or len(sample) < 3:
+        return sample[1]
+    numbers = (torch.as_tensor(part) if isinstance(part, int | np.integer) else part for part in sample)
+    places = label_places([part[None] if isinstance(part, Tensor) else part for part in numbers])
+    if len(places) > 1:
+        made = "advise(..., adapt=lambda batch: (batch[0], batch[{}]))"
+        raise TransferConfigError(f"{either(places, made)} Or list the classes as dataset.targets.")
+    return sample[places[0] if places else 1]
 
 
 def held_out(labels: Sequence[int], share: float, *, groups: Sequence[Any] | None = None, seed: int = 0) -> list[int]:
@@ -151,7 +179,7 @@ def folds(labels: Sequence[int], groups: Sequence[Any] | None = None, *, num_fol
 
     Example:
         >>> folds([0, 0, 1, 1], num_folds=2)
-        [[0, 3], [1, 2]]
+        [[1, 2], [0, 3]]
     """
     order = by_group(len(labels), groups)
     num_folds = min(num_folds, len(order))

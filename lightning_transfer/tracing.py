@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_transfer.batches import either, label_places, labels_in
 from lightning_transfer.errors import TransferConfigError
 
 SIZES = (64, 224, 32)  # of the pictures that are tried
@@ -162,14 +163,17 @@ def images_and_labels(
     *,
     otherwise: str = "Let its collate_fn give them, or pass [(batch[...], batch[...]) for batch in loader].",
 ) -> tuple[Tensor, Tensor]:
-    """Both, on a device, from a batch of a loader that is looked at; `otherwise` says what to do where it is none.
+    """Return both, on a device, of a batch of a loader that is looked at; `otherwise` says how else to give them.
 
     Raises:
-        TransferConfigError: it is no (images, labels).
+        TransferConfigError: it is not (images, labels), or several entries may be the labels.
     """
-    if not isinstance(batch, list | tuple) or len(batch) < 2 or not all(isinstance(part, Tensor) for part in batch[:2]):
+    if len(places := label_places(batch)) > 1:
+        raise TransferConfigError(f"{either(places, '(batch[0], batch[{}]) for each batch')} {otherwise}")
+    labels = labels_in(batch) if isinstance(batch, list | tuple) else None
+    if not isinstance(labels, Tensor) or not isinstance(batch[0], Tensor):
         raise TransferConfigError(f"The loader gives a {type(batch).__name__}; expected (images, labels). {otherwise}")
-    return batch[0].to(device), batch[1].to(device)
+    return batch[0].to(device), labels.to(device)
 
 
 def is_run_again() -> bool:

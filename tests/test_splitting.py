@@ -88,6 +88,18 @@ def test_labels_are_those_listed_or_loaded():
         labels_of(Unlisted(torch.rand(4, 3)))
 
 
+@pytest.mark.parametrize(("domain", "label"), [(0, 2), (np.int64(0), torch.tensor(2))], ids=["int", "tensor"])
+def test_of_an_unlisted_triple_no_entry_is_taken_for_the_label(domain, label):
+    def triples(*rest):
+        return Unlisted([(torch.rand(3), *rest)] * 4)
+
+    both = r"\(batch\[0\], batch\[1\]\).*or .*\(batch\[0\], batch\[2\]\)"
+    with pytest.raises(lt.TransferConfigError, match=rf"Image 0 .*Entries \[1, 2\].*{both}.*dataset.targets"):
+        labels_of(triples(domain, label))
+    assert labels_of(triples("a.png", label)) == labels_of(triples(label, "a.png")) == [2] * 4
+    assert labels_of(triples(domain, label), lambda sample: (None, [sample[2]])) == [2] * 4
+
+
 class Mapped(torch.utils.data.Dataset):
     """Lists raw numbers, and gives others."""
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_transfer.batches import class_numbers, label_hint
+from lightning_transfer.batches import class_numbers, either, label_hint, label_places
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
 from lightning_transfer.naming import name_of, structure
 from lightning_transfer.roles import has_linear, in_width, is_pooling, linear_layers, out_width
@@ -268,7 +268,8 @@ class SourceTask:
         given = labels[wrong].clone()  # the list may be the dataset's own memory
         for place, index in enumerate(wrong.tolist()):
             with contextlib.suppress(Exception):  # a sample that cannot be read says so when it is drawn
-                given[place] = load(self.dataset, index, of="source")[1]
+                sample = load(self.dataset, index, of="source")
+                given[place] = sample[1] if len(sample) == 2 else 0  # which of three is asked for when it is drawn
         if len(wrong):
             self.check_labels(given, num_classes, wrong)
 
@@ -291,14 +292,22 @@ class SourceTask:
             or not all(isinstance(part, Tensor) for part in batch)
         ):
             raise TransferConfigError(
-                f"A source batch is {structure(given)}; expected (images, labels). Say where they are: "
-                f"SourceTask(adapt=lambda batch: {_ends(given)})."
+                f"A source batch is {structure(given)}; expected (images, labels). {_where(given)}"
             )
         return batch[0], batch[1]
 
 
+def _where(batch: Any) -> str:
+    """Show how to take images and labels out of a batch, as far as its form says which they are."""
+    made = "SourceTask(adapt=lambda batch: (batch[0], batch[{}]))"
+    if len(places := label_places(batch)) > 1:
+        return either(places, made)
+    made = made.format(*places) if places else f"SourceTask(adapt=lambda batch: {_ends(batch)})"
+    return f"Say where they are: {made}."
+
+
 def _ends(batch: Any) -> str:
-    """The line that takes images and labels out of a batch, as far as its form tells."""
+    """The expression that takes images and labels out of a batch without several columns of whole numbers."""
     if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Tensor):
         is_pair = isinstance(batch[1], tuple | list) and all(isinstance(part, Tensor) for part in batch[1])
         labels = "batch[1][0]" if is_pair else "torch.tensor([NUMBERS[name] for name in batch[1]])"

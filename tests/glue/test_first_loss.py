@@ -10,6 +10,7 @@ import lightning_transfer as lt
 from lightning_transfer.batches import class_numbers, find_labels, label_hint
 from lightning_transfer.glue.first_loss import criteria
 from lightning_transfer.methods.collaborative.agreement import Agreement
+from lightning_transfer.tracing import images_and_labels
 from tests import toys
 from tests.toys import LitToy, assert_same, fit, weights
 
@@ -212,7 +213,15 @@ def test_names_and_pairs_get_advice_that_changes_something(label, says):
 
 def test_of_two_columns_of_whole_numbers_none_is_taken_for_labels():
     images, domain, label = torch.rand(4, 3, 4, 4), torch.tensor([0, 0, 1, 1]), torch.tensor([2, 0, 1, 2])
-    with pytest.raises(lt.TransferConfigError, match=r"places \[1, 2\].*labels=lambda batch: batch\[2\]"):
+    both = r"batch\[1\].*or .*batch\[2\]"
+    with pytest.raises(lt.TransferConfigError, match=r"Entries \[1, 2\].*Pass labels=lambda batch: " + both):
         find_labels((images, domain, label))
+    with pytest.raises(lt.TransferConfigError, match=both):
+        images_and_labels((images, domain, label), images.device)
+    assert images_and_labels((images, ["a"] * 4, label), images.device)[1].tolist() == label.tolist()
+    with pytest.raises(lt.TransferConfigError, match=r"SourceTask\(adapt.*" + both):
+        task().unpack([images, domain, label])
+    with pytest.raises(lt.TransferConfigError, match=r"adapt=lambda batch: \(batch\[0\], batch\[2\]\)\)"):
+        task().unpack([images, ["a"] * 4, label])
     assert find_labels((images, label, ["a", "b", "c", "d"])).tolist() == label.tolist()
     assert find_labels((images, ["a", "b", "c", "d"], label)).tolist() == label.tolist()
