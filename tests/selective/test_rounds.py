@@ -715,3 +715,19 @@ def test_unaugmented_images_in_another_order_are_refused_by_their_labels():
     source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4, unaugmented=turned)
     with pytest.raises(lt.TransferConfigError, match="labels of unaugmented= are not those of the source dataset"):
         fit(LitToy(), [lt.SelectiveJointFinetuning(source, neighbors=borrowed(k=2), target=toys.target_data())])
+
+
+class Raw(Recorder):
+    """Lists other numbers than its samples have."""
+
+    @property
+    def targets(self):
+        return (self.dataset.tensors[1] + 100).tolist()
+
+
+@pytest.mark.parametrize("raw", ["dataset", "unaugmented"])
+def test_lists_of_other_labels_than_the_samples_have_are_not_compared(raw):
+    plain = toys.source_data()
+    data = {"dataset": plain, "unaugmented": plain, raw: Raw(plain)}
+    source = lt.SourceTask(data["dataset"], head=toys.source_head(), batch_size=4, unaugmented=data["unaugmented"])
+    fit(LitToy(), [lt.SelectiveJointFinetuning(source, neighbors=borrowed(), target=toys.target_data())], max_epochs=1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from lightning_transfer import ranks
 from lightning_transfer.batches import is_right
@@ -25,10 +25,11 @@ from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import Job
 from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.options import is_list, made
-from lightning_transfer.source.datasets import AnyDataset, Loaded, known_labels
+from lightning_transfer.source.datasets import AnyDataset, Loaded
 from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.stream import seeded
 from lightning_transfer.source.task import SourceTask
+from lightning_transfer.splitting import listed_labels
 
 NEARLY = 0.9  # of the source, beyond which it is as good as all
 SURE = 1e-6  # nats: who is as sure as that is not called hard, whatever the quantile
@@ -216,8 +217,12 @@ class Borrowed:
         return job.run()
 
     def _check_same_labels(self) -> None:
-        """Raise where `unaugmented` is not in the dataset's order, as far as both list their labels."""
-        mine, theirs = known_labels(self.source.dataset), known_labels(self.source.plain_dataset)
+        """Raise where `unaugmented` is not in the dataset's order, as far as both list the labels of their samples."""
+        if self.source.unaugmented is None:
+            return
+        adapt = self.source.adapt
+        read = adapt and (lambda sample: adapt(default_collate([sample])))
+        mine, theirs = (listed_labels(data, read) for data in (self.source.dataset, self.source.plain_dataset))
         if mine is not None and theirs is not None and not torch.equal(mine, theirs):
             raise TransferConfigError(
                 f"The labels of unaugmented= are not those of the source dataset: {theirs[:5].tolist()} and so on in "
