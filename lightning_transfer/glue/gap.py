@@ -17,12 +17,13 @@ from lightning_transfer import ranks
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.trainer import looking, progress_of, say, target_dataset, to_device
 from lightning_transfer.naming import structure
-from lightning_transfer.source.datasets import check_random_access
+from lightning_transfer.source.datasets import check_random_access, index_in
 from lightning_transfer.source.gap import (
     SCALE,
     SOURCE_IMAGES,
     TARGET_IMAGES,
     Seen,
+    check_finite,
     domain_gap,
     is_near,
     look,
@@ -66,10 +67,11 @@ class _Side:
         check_random_access(self.dataset, self.name)
         return torch.randperm(len(self.dataset))[: self.most].tolist()
 
-    def batches(self, drawn: list[int], size: int) -> Iterator[Any]:
-        """Images, a batch at a time."""
+    def batches(self, drawn: list[int], size: int) -> Iterator[tuple[list[int], Any]]:
+        """Return images, a batch at a time, after their indices in the user's dataset."""
         some = readable(self.dataset, drawn, of=self.name, size=size, workers=self.workers, forgives=self.forgives)
-        yield from map(self.collate, some)
+        for samples in some:
+            yield [index_in(self.dataset, place) for place, _ in samples], self.collate(samples)
 
 
 def measure_gap(term: "SourceTerm", module: Any) -> float:
@@ -143,19 +145,24 @@ def _plainly(name: str) -> Callable[[Samples], Any]:
 
 def _look(term: "SourceTerm", module: Any, side: _Side, *, like: Tensor | None = None) -> tuple[Seen, list[Any] | None]:
     """What is seen of a side's images, and what they belong to; no random state of the program's moves."""
+    read: list[int] = []  # indices
     with seeded(term.source.seed, 0):
         drawn = side.draw()
         batches = side.batches(drawn, term.drawing.batch_size(term.trainer))
-        seen = look(_images(term, term.trainer, side, batches), partial(term.features, module), like=like)
+        seen = look(_images(term, side, batches, read), partial(term.features, module), like=like)
+    check_finite(side.name, seen.features, read)
     groups = groups_of(side.dataset) if side.name == "target" else None
     return seen, groups and [groups[index] for index in drawn]
 
 
-def _images(term: "SourceTerm", trainer: Any, side: _Side, batches: Iterator[Any]) -> Iterator[Tensor]:
-    """The images of batches, on the device and behind the user's hooks."""
-    for batch in batches:
-        with looking(trainer):
-            images = _unpacked(term, to_device(trainer, batch, hooks=side.hooks), side.name)
+def _images(
+    term: "SourceTerm", side: _Side, batches: Iterator[tuple[list[int], Any]], read: list[int]
+) -> Iterator[Tensor]:
+    """Return the images of batches, on the device and behind the user's hooks; `read` is filled with their indices."""
+    for indices, batch in batches:
+        read += indices
+        with looking(term.trainer):
+            images = _unpacked(term, to_device(term.trainer, batch, hooks=side.hooks), side.name)
         yield images
 
 

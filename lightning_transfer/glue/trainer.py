@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.batch_hooks import forgotten
@@ -18,6 +18,7 @@ from lightning_transfer.glue.samplers import drawn_by
 from lightning_transfer.naming import structure
 from lightning_transfer.progress import Progress, Step, no_progress, rich_progress, tqdm_progress
 from lightning_transfer.schedules import Schedule
+from lightning_transfer.source.datasets import Served
 
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 REFUSED_STRATEGIES = ("DeepSpeedStrategy",)  # a DDPStrategy by inheritance, but it shards the optimizer
@@ -251,7 +252,7 @@ def served(loader: DataLoader[Any], dataset: Any = None) -> Any:
     indices = drawn_by(loader)
     if indices is None or len(found) != len(loader.dataset):  # type: ignore[arg-type]
         return found
-    return Subset(found, indices)
+    return Served(found, indices)
 
 
 def target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:

@@ -39,6 +39,15 @@ class ControlFlowError(TransferConfigError):
     """A sample that raised what ends a loop or a program, which no reader may take for that or pass over."""
 
 
+class Served(Subset[Any]):
+    """Those images of a user's dataset that a loader serves; messages name images by their index in that dataset."""
+
+
+def index_in(dataset: Dataset[Any], place: int) -> int:
+    """Return the index that an image has in the user's own dataset."""
+    return dataset.indices[place] if isinstance(dataset, Served) else place
+
+
 def load(dataset: Dataset[Any], index: int, *, of: str) -> Any:
     """Return one sample; an error names its index, and whose it is.
 
@@ -48,14 +57,14 @@ def load(dataset: Dataset[Any], index: int, *, of: str) -> Any:
     try:
         return dataset[index]
     except (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit) as error:
-        kind = type(error).__name__
+        kind, place = type(error).__name__, index_in(dataset, index)
         raise ControlFlowError(
-            f"{of.capitalize()} sample {index} raised {kind}, which would end the loop that reads it. Let "
+            f"{of.capitalize()} sample {place} raised {kind}, which would end the loop that reads it. Let "
             f"{type(dataset).__name__}.__getitem__ return a sample for every index below its length, or raise what "
             f"went wrong (a next() without a default raises StopIteration)."
         ) from error
     except Exception as error:
-        error.add_note(f"This happened while loading {of} sample {index}.")
+        error.add_note(f"This happened while loading {of} sample {index_in(dataset, index)}.")
         raise
 
 

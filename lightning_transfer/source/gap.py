@@ -68,12 +68,8 @@ def domain_gap(
         )
     random = torch.Generator().manual_seed(0)
     features = torch.cat([target_features, source_features]).double().cpu()
-    for name, side in (("target", target_features), ("source", source_features)):
-        if bad := (~torch.isfinite(side).all(1)).nonzero()[:, 0].tolist():
-            raise TransferConfigError(
-                f"Features of {len(bad)} of {len(side)} {name} images are not finite, the first in row {bad[0]}, "
-                "so nothing can be told by them. Look for pixels that are not finite, or a network that overflows."
-            )
+    check_finite("target", target_features)
+    check_finite("source", source_features)
     sizes = len(target_features), len(source_features)
     labels = torch.tensor([1, 0]).repeat_interleave(torch.tensor(sizes))
     num_folds = min(FOLDS, len(number))
@@ -86,6 +82,25 @@ def domain_gap(
         right[out] = says(features[out]).argmax(1) == labels[out]
     shares = [right[labels == label].double().mean().item() for label in (0, 1)]
     return sum(shares) / 2
+
+
+def check_finite(name: str, features: Tensor, indices: Sequence[int] | None = None) -> None:
+    """Refuse features that are not finite.
+
+    Args:
+        name: of the side, "target" or "source".
+        features: (n, D).
+        indices: of the images in their dataset, where they are known.
+
+    Raises:
+        TransferConfigError: naming the images.
+    """
+    if bad := (~torch.isfinite(features).all(1)).nonzero()[:, 0].tolist():
+        which = f"the first in row {bad[0]}" if indices is None else f"{name} samples {[indices[row] for row in bad]}"
+        raise TransferConfigError(
+            f"Features of {len(bad)} of {len(features)} {name} images are not finite, {which}, so the two sides cannot "
+            "be compared. Look for pixels that are not finite, or a network that overflows."
+        )
 
 
 def check_alike(target_images: Tensor, source_images: Tensor) -> None:

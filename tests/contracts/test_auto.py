@@ -406,3 +406,23 @@ def test_only_images_that_the_loader_serves_are_looked_at(wrap):
     recorder.loaded.clear()
     fit(LitToy(), [lt.SelectiveJointFinetuning(source(), neighbors=borrowed(every=1))], loader=loader)
     assert {*map(int, recorder.loaded)} == {*range(0, 60, 3)}
+
+
+class Unread(Recorder):
+    """Some of its images cannot be read."""
+
+    def __getitem__(self, index):
+        if index in (0, 2, 4):
+            raise OSError("truncated")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("side", ["target", "source"])
+def test_images_that_are_not_finite_are_named_by_their_side_and_index(side):
+    data = {"target": near_data(), "source": source_data()}
+    data[side].tensors[0][[5, 17], 0, 0, 0] = torch.nan
+    loader = DataLoader(data["target"], batch_size=4, sampler=SubsetRandomSampler(range(1, 60, 2)))
+    bank = lt.FilterBank.from_model(torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3)), layers=["0"], normalize=False)
+    callback = lt.SelectiveJointFinetuning(source(Unread(data["source"])), neighbors=lt.Neighbors(k=2, bank=bank))
+    with pytest.raises(lt.TransferConfigError, match=rf"of 2 of \d+ {side} images .*{side} samples \[(5, 17|17, 5)\]"):
+        fit(LitToy(), [callback], loader=loader)

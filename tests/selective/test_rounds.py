@@ -294,10 +294,6 @@ def test_labels_that_rounds_cannot_use_are_refused():
 
 
 def test_answers_that_are_not_finite_stop_the_run():
-    class Exploding(LitToy):
-        def forward(self, pixels):
-            return super().forward(pixels) * (1.0 if torch.is_grad_enabled() else torch.inf)
-
     class Loud(LitToy):
         def on_train_batch_end(self, *args):
             if self.trainer.global_step == 2:
@@ -305,6 +301,23 @@ def test_answers_that_are_not_finite_stop_the_run():
 
     with pytest.raises(FloatingPointError, match="not finite; stopped in a round"):
         fit(Loud(), [selective()])
+
+
+def test_target_images_with_answers_that_are_not_finite_are_named_by_their_index():
+    class Exploding(LitToy):
+        def forward(self, pixels):
+            is_marked = pixels[:, :1, :1, :1] == 7.5
+            return super().forward(pixels if torch.is_grad_enabled() else pixels.masked_fill(is_marked, torch.nan))
+
+    pixels, labels = toys.target_data().tensors
+    pixels[[3, 9], 0, 0, 0] = 7.5
+    data = TensorDataset(pixels, labels)
+    loader = DataLoader(data, batch_size=4, sampler=[*range(1, 24, 2)])  # in which they are the second and the fifth
+    with pytest.raises(FloatingPointError, match=r"answers on target samples \[3, 9\] are not finite; stopped in a round"):
+        fit(Exploding(), [selective(target=data)])
+    task = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4)
+    with pytest.raises(FloatingPointError, match=r"target samples \[3, 9\] are not finite"):
+        fit(Exploding(), [lt.SelectiveJointFinetuning(task, neighbors=borrowed(), weight=1.0)], loader=loader)
 
 
 # which neighbors are drawn

@@ -25,7 +25,7 @@ from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import Job
 from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.options import is_list, made
-from lightning_transfer.source.datasets import AnyDataset, Loaded
+from lightning_transfer.source.datasets import AnyDataset, Loaded, index_in
 from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.stream import seeded
 from lightning_transfer.source.task import SourceTask
@@ -285,8 +285,12 @@ class Borrowed:
                 share.append(torch.stack([right, entropy], 1).cpu())
                 step(len(labels))
         answers = torch.cat(share).float()
-        if not bool(torch.isfinite(answers).all()):
-            raise FloatingPointError("The network's answers on the target images are not finite; stopped in a round.")
+        bad = (~torch.isfinite(answers).all(1)).nonzero()[:, 0].tolist()
+        if bad:
+            which = [index_in(data, mine[row]) for row in bad]
+            raise FloatingPointError(
+                f"The network's answers on target samples {which} are not finite; stopped in a round."
+            )
         return answers
 
     def _make_order(self, trainer: Any) -> "NeighborOrder":

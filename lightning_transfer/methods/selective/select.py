@@ -34,6 +34,7 @@ from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.search import plain_arithmetic
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
 from lightning_transfer.methods.selective.store import Store, Stored
+from lightning_transfer.source.datasets import index_in
 
 LARGER = 1.25  # times the other's side, at which images are of another scale
 MERGED = 2**20  # neighbors of a process' lists that the others are told at once
@@ -207,7 +208,8 @@ class Job:
                 for indices, batch in read_all(self.target, self.scan.num_workers):
                     for index, (pixels, _) in zip(indices, batch, strict=True):
                         if isinstance(pixels, str):
-                            raise TransferConfigError(f"Target image {index} cannot be used: {pixels}.")
+                            place = index_in(self.target.dataset, index)
+                            raise TransferConfigError(f"Target image {place} cannot be used: {pixels}.")
                     digests.append(digest_of(batch))
                     yield indices, batch
                     step(len(batch))
