@@ -313,10 +313,10 @@ def test_target_images_with_answers_that_are_not_finite_are_named_by_their_index
     pixels[[3, 9], 0, 0, 0] = 7.5
     data = TensorDataset(pixels, labels)
     loader = DataLoader(data, batch_size=4, sampler=[*range(1, 24, 2)])  # in which they are the second and the fifth
-    with pytest.raises(FloatingPointError, match=r"answers on target samples \[3, 9\] are not finite; stopped in a round"):
+    with pytest.raises(FloatingPointError, match=r"target samples \[3, 9\] are not finite; stopped in a round"):
         fit(Exploding(), [selective(target=data)])
     task = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4)
-    with pytest.raises(FloatingPointError, match=r"target samples \[3, 9\] are not finite"):
+    with pytest.raises(FloatingPointError, match=r"target samples \[3, 9\]"):
         fit(Exploding(), [lt.SelectiveJointFinetuning(task, neighbors=borrowed(), weight=1.0)], loader=loader)
 
 
