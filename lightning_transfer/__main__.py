@@ -1,14 +1,33 @@
-"""`python -m lightning_transfer select --config select.yaml`: a selection made ahead of training, on many machines."""
+"""The command `lightning-transfer`, or `python -m lightning_transfer`: what needs no training script."""
 
+import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from lightning_transfer import ranks
+from lightning_transfer.checkpoints import strip_checkpoint
+from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.launching import launch
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import Job
 from lightning_transfer.source.datasets import AnyDataset
+from lightning_transfer.version import __version__
+
+SELECT = """\
+a configuration:
+
+  target: {class_path: my_project.SeenImages}    # training images without augmentation
+  source: {class_path: my_project.SourceImages}  # likewise
+  cache: chosen.safetensors                      # the file that is written
+  neighbors: {k: 300}                            # as in the training run
+  protect: [{class_path: my_project.TestImages}] # their near duplicates are left out of the source
+  num_workers: 8                                 # that read images, for each process that selects
+  fabric: {accelerator: gpu, devices: 8}         # options of Lightning's Fabric
+
+Every entry can be given as an option too: --neighbors.k=100
+"""
 
 
 def select(
@@ -41,13 +60,51 @@ def select(
         print(f"{selection} in {cache}")
 
 
-def main(args: list[str] | None = None) -> None:
-    """The command line."""
+def by_configuration(path: str, others: Sequence[str]) -> None:
+    """Select as a file says, changed by options.
+
+    Raises:
+        TransferConfigError: what reads such files is not installed.
+    """
     try:
         from jsonargparse import CLI  # type: ignore[attr-defined]
     except ModuleNotFoundError:
-        raise SystemExit("The command line needs jsonargparse: pip install 'lightning_transfer[cli]'.") from None
-    CLI({"select": select}, args=args, as_positional=False)
+        raise TransferConfigError("Configurations need jsonargparse: pip install 'lightning_transfer[cli]'.") from None
+    CLI(select, args=["--config", path, *others], as_positional=False)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    made = argparse.ArgumentParser("lightning-transfer", description="Transfer learning for Lightning projects.")
+    made.add_argument("--version", action="version", version=__version__)
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    one = commands.add_parser(
+        "select",
+        help="select source images ahead of training, alone or under torchrun",
+        epilog=SELECT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    one.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see below")
+    one = commands.add_parser("strip", help="write a checkpoint without anything of this package")
+    one.add_argument("checkpoint", help="the file to read")
+    one.add_argument("out", help="the file to write")
+    one.add_argument("--trusted", action="store_true", help="read any object; the file then runs whatever it says")
+    return made
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command; what is wrong ends it with one message."""
+    line = parser()
+    options, others = line.parse_known_args(args)
+    if others and options.command != "select":
+        line.error(f"unrecognized arguments: {' '.join(others)}")
+    try:
+        if options.command == "select":
+            by_configuration(options.config, others)
+        else:
+            strip_checkpoint(options.checkpoint, options.out, weights_only=not options.trusted)
+    except TransferConfigError as error:
+        raise SystemExit(f"lightning-transfer {options.command}: {error}") from error
 
 
 if __name__ == "__main__":
