@@ -1,15 +1,14 @@
 """What decides which source images a run draws, where it is not all of them in turn."""
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_transfer.glue.view import NetworkView
+from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.stream import Order
 from lightning_transfer.source.task import SourceTask
-
-if TYPE_CHECKING:
-    from lightning_transfer.glue.source_term import SourceTerm
 
 
 class Chooser(Protocol):
@@ -25,8 +24,13 @@ class Chooser(Protocol):
     def check(self, trainer: Any) -> None:
         """Raise on what cannot be right, at the start of training."""
 
-    def order(self, term: "SourceTerm", module: Any) -> Order:
-        """The order to draw in at this step; another object where it has changed."""
+    def order(self, view: NetworkView, source: Extent | None) -> Order:
+        """Return the order to draw in at this step; another object if it has changed.
+
+        Args:
+            view: of the network as it is now.
+            source: how far the pixels of the first source batch run, after that was drawn.
+        """
 
     def values(self) -> dict[str, Tensor]:
         """What is logged."""

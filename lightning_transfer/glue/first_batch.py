@@ -2,34 +2,39 @@
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.glue.trainer import say
+from lightning_transfer.glue.view import NetworkView
+from lightning_transfer.roles import out_width
 from lightning_transfer.source.stream import seeded
-
-if TYPE_CHECKING:
-    from lightning_transfer.glue.source_term import SourceTerm
 
 UNTRAINED = 0.9  # of the loss of guessing: a kept head that starts above does not know these labels
 UNNORMALISED = 32.0  # pixel values beyond any normalisation's
 
 
-def introduce(term: "SourceTerm", module: Any, loss: float, images: Tensor, labels: Tensor) -> None:
-    """One line on the first source batch, and warnings on what looks wrong with it."""
-    chance = math.log(term.num_classes)
-    step = term.trainer.global_step
-    say(
-        term.trainer,
-        f"Source loss at step {step}: {loss:.3f}; guessing: ln({term.num_classes}) = {chance:.3f}.",
-    )
-    if term.source.head is not None and term.source.has_class_labels and loss > UNTRAINED * chance:
-        with seeded(term.source.seed, 0):  # a batch of few classes misleads BatchNorm, not its running statistics
-            loss = float(term.loss(term.logits(module, images, term.head), labels))
-    if term.source.head is not None and term.source.has_class_labels and loss > UNTRAINED * chance:
+def introduce(
+    view: NetworkView,
+    head: nn.Module,
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    loss: float,
+    images: Tensor,
+    labels: Tensor,
+) -> None:
+    """Log one line on the first source batch, and warn of what looks wrong with it."""
+    num_classes, source, step = out_width(head), view.source, view.trainer.global_step
+    chance = math.log(num_classes)
+    say(view.trainer, f"Source loss at step {step}: {loss:.3f}; guessing: ln({num_classes}) = {chance:.3f}.")
+    is_kept = source.head is not None and source.has_class_labels
+    if is_kept and loss > UNTRAINED * chance:
+        with seeded(source.seed, 0):  # a batch of few classes misleads BatchNorm, not its running statistics
+            loss = float(criterion(view.logits(images, head), labels))
+    if is_kept and loss > UNTRAINED * chance:
         warnings.warn(
             f"The kept source head starts at a loss of {loss:.2f}, where guessing has {chance:.2f}: hardly what a "
             "pretrained classifier knows. Are the labels in the order of its training, the images normalised as "

@@ -6,8 +6,7 @@ The rule is ours: see examples/benchmarks/README.md for what it was chosen on.
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +14,11 @@ from torch.utils.data import default_collate
 
 from lightning_transfer import ranks
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
+from lightning_transfer.glue.choosing import Chooser
 from lightning_transfer.glue.trainer import looking, progress_of, say, target_dataset, to_device
+from lightning_transfer.glue.view import NetworkView
 from lightning_transfer.naming import structure
+from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.datasets import check_random_access, index_in
 from lightning_transfer.source.gap import (
     SCALE,
@@ -31,10 +33,8 @@ from lightning_transfer.source.gap import (
 )
 from lightning_transfer.source.reading import Samples, readable
 from lightning_transfer.source.stream import collate, seeded
+from lightning_transfer.source.task import SourceTask
 from lightning_transfer.splitting import groups_of
-
-if TYPE_CHECKING:
-    from lightning_transfer.glue.source_term import SourceTerm
 
 WORKERS = ("num_workers", "worker_init_fn", "multiprocessing_context")
 
@@ -74,17 +74,24 @@ class _Side:
             yield [index_in(self.dataset, place) for place, _ in samples], self.collate(samples)
 
 
-def measure_gap(term: "SourceTerm", module: Any) -> float:
-    """The domain gap by the features of the network as it is, in front of its head; the same in every process."""
-    trainer = term.trainer
+def measure_gap(view: NetworkView, chooser: Chooser | None, weight: Schedule) -> float:
+    """Return the domain gap by the features of the network as it is, before its head; the same in every process.
+
+    Args:
+        view: of the network.
+        chooser: what chooses source images, if anything does.
+        weight: that the source has if it is near enough, for messages.
+    """
+    trainer = view.trainer
+    given = None if chooser is None else chooser.target
 
     def measured() -> float:
         with progress_of(trainer)("How far the target lies from the source", TARGET_IMAGES + SOURCE_IMAGES) as step:
-            target, source = _target_side(term, trainer), _source_side(term)
-            mine, groups = _look(term, module, target)
+            target, source = _target_side(view, given), _source_side(view, chooser)
+            mine, groups = _look(view, target)
             step(TARGET_IMAGES)
-            like = None if callable(term.source.forward) else mine.images  # which may bring both to one size
-            theirs, _ = _look(term, module, source, like=like)
+            like = None if callable(view.source.forward) else mine.images  # which may bring both to one size
+            theirs, _ = _look(view, source, like=like)
             step(SOURCE_IMAGES)
         gap = domain_gap(mine.features, theirs.features, target_groups=groups)
         then = "kept" if is_near(gap) else "left out"
@@ -93,7 +100,7 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
         say(trainer, says)
         if not is_near(gap):
             unlike = unlike_pixels(mine.extent, theirs.extent)
-            line = f"That may be scaling alone: {unlike}." if unlike else f"To keep it: weight=lt.{term.weight!r}."
+            line = f"That may be scaling alone: {unlike}." if unlike else f"To keep it: weight=lt.{weight!r}."
             warnings.warn(f"{says} This run is plain fine-tuning. {line}", NoEffectWarning, stacklevel=2)
         return gap
 
@@ -102,7 +109,7 @@ def measure_gap(term: "SourceTerm", module: Any) -> float:
     except Exception as error:
         hint = (
             "This happened while weight='auto' measured how far the target lies from the source. To keep the source "
-            f"without a look: weight=lt.{term.weight!r}."
+            f"without a look: weight=lt.{weight!r}."
         )
         if isinstance(error, TransferConfigError):
             raise TransferConfigError(f"{error} {hint}") from error
@@ -116,12 +123,11 @@ def data_of(trainer: Any) -> Any:
     return data if type(data).__weakrefoffset__ else trainer.train_dataloader
 
 
-def _target_side(term: "SourceTerm", trainer: Any) -> _Side:
-    given = None if term.chooser is None else term.chooser.target
+def _target_side(view: NetworkView, given: Any) -> _Side:
     if given is not None:  # shown as the rounds of a selection show it
-        workers = {"num_workers": term.source.num_workers}
-        return _Side("target", given, TARGET_IMAGES, term.source.batch_hooks, workers, _plainly("target"))
-    dataset, loader = target_dataset(given, trainer), trainer.train_dataloader
+        workers = {"num_workers": view.source.num_workers}
+        return _Side("target", given, TARGET_IMAGES, view.source.batch_hooks, workers, _plainly("target"))
+    dataset, loader = target_dataset(None, view.trainer), view.trainer.train_dataloader
     workers = {name: getattr(loader, name) for name in WORKERS}
 
     def collated(samples: Samples) -> Any:
@@ -131,8 +137,8 @@ def _target_side(term: "SourceTerm", trainer: Any) -> _Side:
     return _Side("target", dataset, TARGET_IMAGES, True, workers, own)
 
 
-def _source_side(term: "SourceTerm") -> _Side:
-    source, chooser = term.source, term.chooser
+def _source_side(view: NetworkView, chooser: Chooser | None) -> _Side:
+    source = view.source
     is_plain = chooser is not None and chooser.target is not None  # as the target's images are
     dataset, workers = source.plain_dataset if is_plain else source.dataset, {"num_workers": source.num_workers}
     forgives = chooser is not None
@@ -143,33 +149,33 @@ def _plainly(name: str) -> Callable[[Samples], Any]:
     return lambda samples: collate(samples, of=name)
 
 
-def _look(term: "SourceTerm", module: Any, side: _Side, *, like: Tensor | None = None) -> tuple[Seen, list[Any] | None]:
+def _look(view: NetworkView, side: _Side, *, like: Tensor | None = None) -> tuple[Seen, list[Any] | None]:
     """What is seen of a side's images, and what they belong to; no random state of the program's moves."""
     read: list[int] = []  # indices
-    with seeded(term.source.seed, 0):
+    with seeded(view.source.seed, 0):
         drawn = side.draw()
-        batches = side.batches(drawn, term.drawing.batch_size(term.trainer))
-        seen = look(_images(term, side, batches, read), partial(term.features, module), like=like)
+        batches = side.batches(drawn, view.batch_size)
+        seen = look(_images(view, side, batches, read), view.features, like=like)
     check_finite(side.name, seen.features, read)
     groups = groups_of(side.dataset) if side.name == "target" else None
     return seen, groups and [groups[index] for index in drawn]
 
 
 def _images(
-    term: "SourceTerm", side: _Side, batches: Iterator[tuple[list[int], Any]], read: list[int]
+    view: NetworkView, side: _Side, batches: Iterator[tuple[list[int], Any]], read: list[int]
 ) -> Iterator[Tensor]:
     """Return the images of batches, on the device and behind the user's hooks; `read` is filled with their indices."""
     for indices, batch in batches:
         read += indices
-        with looking(term.trainer):
-            images = _unpacked(term, to_device(term.trainer, batch, hooks=side.hooks), side.name)
+        with looking(view.trainer):
+            images = _unpacked(view.source, to_device(view.trainer, batch, hooks=side.hooks), side.name)
         yield images
 
 
-def _unpacked(term: "SourceTerm", batch: Any, name: str) -> Tensor:
+def _unpacked(source: SourceTask, batch: Any, name: str) -> Tensor:
     """The images of a batch: a target's is read as the source's are."""
     try:
-        return term.source.unpack(batch)[0]
+        return source.unpack(batch)[0]
     except Exception as error:
         if name == "source":
             raise

@@ -27,7 +27,8 @@ from lightning_transfer.glue.trainer import (
     say,
     schedule_length,
 )
-from lightning_transfer.roles import find_head, is_pooling, out_width
+from lightning_transfer.glue.view import NetworkView
+from lightning_transfer.roles import find_head, out_width
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import check_hyperparameters
 from lightning_transfer.source.datasets import load
@@ -182,12 +183,12 @@ class SourceTerm(TransferPart):
         """See to it that the right images are drawn; let a joint pass take them along."""
         self._batch = batch
         if self.measured and self.gap is None:
-            self._decide(measure_gap(self, module))
+            self._decide(measure_gap(self._view(module), self.chooser, self.weight))
             self._looked_at = Weakly(data_of(self.trainer))
         if not self._weight(self.trainer):
             return
         if self.chooser is not None:
-            self.drawing.follow(self.chooser.order(self, module))
+            self.drawing.follow(self.chooser.order(self._view(module), self.first_extent))
         if self.source.forward == "joint":
             self._source_pass.arm(lambda: self.drawing.draw(self.trainer, self))
         if batch is not None and max(self.weight.start, self.weight.end) <= 1:
@@ -274,32 +275,12 @@ class SourceTerm(TransferPart):
             raise FloatingPointError(non_finite(loss, images, indices, self.trainer.global_step, target=self._batch))
         if self.drawing.is_at_first_batch:
             self.first_extent = Extent().see(images.detach())
-            introduce(self, module, float(loss.detach()), images, labels)
+            introduce(self._view(module), self.head, self.loss, float(loss.detach()), images, labels)
         return loss
 
-    def target_logits(self, module: Any, images: Tensor) -> Tensor:
-        """What the network as it is says to target images."""
-        logits = self.logits(module, images, module.get_submodule(self.head_path))
-        return logits.flatten(1) if logits.shape[1:].numel() == logits.shape[1] else logits
-
-    def features(self, module: Any, images: Tensor) -> Tensor:
-        """What the network gives its head, outside of training."""
-        is_picture = is_pooling(module.get_submodule(self.head_path))
-        return self.logits(module, images, nn.AdaptiveAvgPool2d(1) if is_picture else nn.Identity())
-
-    def logits(self, module: Any, images: Tensor, head: nn.Module) -> Tensor:
-        """What the network with a head says outside of training: no gradient, no batch statistics, no dropout."""
-        layers = [(layer, layer.training) for layer in {*module.modules(), *head.modules()}]
-        try:
-            for layer, _ in layers:
-                layer.training = False  # not by eval(), which is the user's to override
-            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-                given: Tensor = head(self._source_pass.separate(module, images))
-        finally:
-            for layer, was_training in layers:
-                layer.training = was_training
-            torch.clear_autocast_cache()  # of weights cast without gradients, which the step would go on with
-        return given.detach()  # a forward of the user's may enable gradients
+    def _view(self, module: Any) -> NetworkView:
+        batch_size = self.drawing.batch_size(self.trainer)
+        return NetworkView(self.trainer, module, self.source, self._source_pass, self.head_path, batch_size)
 
     @property
     def _source_pass(self) -> SourcePass:

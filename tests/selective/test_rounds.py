@@ -593,9 +593,9 @@ def test_a_second_fit_begins_anew():
 
 
 def test_once_the_weight_is_zero_nothing_is_drawn_and_nobody_asked(monkeypatch):
-    asked, logits = [], borrowing.SourceTerm.target_logits
+    asked, logits = [], borrowing.NetworkView.target_logits
     monkeypatch.setattr(
-        borrowing.SourceTerm, "target_logits", lambda *a: asked.append(a[1].trainer.global_step) or logits(*a)
+        borrowing.NetworkView, "target_logits", lambda *a: asked.append(a[0].trainer.global_step) or logits(*a)
     )
     data = Recorder(toys.source_data())
     weight = lt.Schedule(until_steps=5)

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from lightning_transfer import ranks
 from lightning_transfer.batches import is_right
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
-from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.glue.trainer import Weakly, is_trial, progress_of, say, target_dataset
+from lightning_transfer.glue.view import NetworkView
 from lightning_transfer.methods.selective.asking import check_labels, check_scaled_alike, read
 from lightning_transfer.methods.selective.functional import neighbor_budget
 from lightning_transfer.methods.selective.identity import identity, is_same
@@ -130,9 +130,9 @@ class Borrowed:
             )
         return num_steps / (self.neighbors.rounds + 1)
 
-    def order(self, term: SourceTerm, module: Any) -> "NeighborOrder":
-        """The order to draw in at this step; another object where a round has changed it."""
-        trainer = term.trainer
+    def order(self, view: NetworkView, source: Extent | None) -> "NeighborOrder":
+        """Return the order to draw in at this step; another object if a round has changed it."""
+        trainer = view.trainer
         if self.options.target is None and not self._loader.is_of(trainer.train_dataloader):
             self._see_target(trainer)
         if not len(self.lists):
@@ -141,7 +141,7 @@ class Borrowed:
             self._check_same_data(trainer)
         rounds = self.neighbors.rounds
         if self.rounds_done < rounds and trainer.global_step >= (self.rounds_done + 1) * self._steps_between(trainer):
-            self._round(term, module)
+            self._round(view, source)
         if self._order is None:
             self._order = self._make_order(trainer)
             counts, drawn = self._order.counts.float(), len(self._order.pool.unique())
@@ -229,10 +229,10 @@ class Borrowed:
                 f"place of {mine[:5].tolist()}. Give the same images in the same order."
             )
 
-    def _round(self, term: SourceTerm, module: Any) -> None:
+    def _round(self, view: NetworkView, source: Extent | None) -> None:
         """Ask the network which target images are hard, and let those borrow more."""
         answers = torch.empty(len(self.lists), 2, dtype=torch.float32)
-        for number, share in enumerate(ranks.gather(ranks.together(lambda: self._asked(term, module)))):
+        for number, share in enumerate(ranks.gather(ranks.together(lambda: self._asked(view, source)))):
             answers[number :: ranks.world_size()] = share
         is_correct, entropy = answers[:, 0] == 1, answers[:, 1]
         quantile = self.neighbors.quantile
@@ -254,20 +254,20 @@ class Borrowed:
         self._order = None
         unsure = is_correct & (entropy >= hard_entropy)
         say(
-            term.trainer,
+            view.trainer,
             f"Round {self.rounds_done} of {self.neighbors.rounds}: of {len(before):,} target images "
             f"{int((~is_correct).sum()):,} "
             f"are wrong, {int(unsure.sum()):,} right but unsure (entropy from {hard_entropy:.3f} on).",
         )
 
-    def _asked(self, term: SourceTerm, module: Any) -> Tensor:
+    def _asked(self, view: NetworkView, source: Extent | None) -> Tensor:
         """(share, 2): whether the network is right, and its entropy, on this process' share of the target images."""
-        trainer = term.trainer
+        trainer = view.trainer
         data = target_dataset(self.options.target, trainer)
         mine = range(ranks.rank(), len(data), ranks.world_size())  # type: ignore[arg-type]
         loader = DataLoader(
             Subset(Loaded(data, "target"), mine),
-            batch_size=term.drawing.batch_size(trainer),
+            batch_size=view.batch_size,
             num_workers=self.source.num_workers,
             generator=torch.Generator(),
         )
@@ -275,9 +275,9 @@ class Borrowed:
         with seeded(self.source.seed, 0), progress_of(trainer)("Which target images are hard", len(mine)) as step:
             for batch in loader:
                 images, labels = read(batch, self.source, trainer)
-                if not share[1:] and term.first_extent is not None:
-                    check_scaled_alike(Extent().see(images), term.first_extent)
-                logits = term.target_logits(module, images).float()
+                if not share[1:] and source is not None:
+                    check_scaled_alike(Extent().see(images), source)
+                logits = view.target_logits(images).float()
                 right = is_right(logits, labels)
                 if logits.shape[1] == 1:  # that of class 1, beside class 0 at 0
                     logits = torch.cat([torch.zeros_like(logits), logits], 1)

@@ -1,0 +1,60 @@
+"""What a network as it is makes of images, seen outside of training."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_transfer.roles import is_pooling
+from lightning_transfer.source.passes import SourcePass
+from lightning_transfer.source.task import SourceTask
+
+
+@dataclass(frozen=True)
+class NetworkView:
+    """Looks through the network of a run: no gradient, no batch statistics, no dropout, and no trace.
+
+    Attributes:
+        trainer: whose fit it is.
+        module: the user's.
+        source: the task whose passes the images take.
+        run: gives what the network gives its head.
+        head_path: of the target's head.
+        batch_size: of a look.
+    """
+
+    trainer: Any
+    module: Any
+    source: SourceTask
+    run: SourcePass
+    head_path: str
+    batch_size: int
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the network gives its head."""
+        return self.logits(images, nn.AdaptiveAvgPool2d(1) if is_pooling(self._head) else nn.Identity())
+
+    def target_logits(self, images: Tensor) -> Tensor:
+        """Return what the network says to target images."""
+        logits = self.logits(images, self._head)
+        return logits.flatten(1) if logits.shape[1:].numel() == logits.shape[1] else logits
+
+    def logits(self, images: Tensor, head: nn.Module) -> Tensor:
+        """Return what the network with another head says."""
+        layers = [(layer, layer.training) for layer in {*self.module.modules(), *head.modules()}]
+        try:
+            for layer, _ in layers:
+                layer.training = False  # not by eval(), which is the user's to override
+            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+                given: Tensor = head(self.run.separate(self.module, images))
+        finally:
+            for layer, was_training in layers:
+                layer.training = was_training
+            torch.clear_autocast_cache()  # of weights cast without gradients, which the step would go on with
+        return given.detach()  # a forward of the user's may enable gradients
+
+    @property
+    def _head(self) -> nn.Module:
+        head: nn.Module = self.module.get_submodule(self.head_path)
+        return head
