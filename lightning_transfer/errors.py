@@ -1,4 +1,4 @@
-"""What a user sees when a configuration cannot be right, or has no effect."""
+"""Report configurations that cannot work or have no effect."""
 
 import difflib
 import math
@@ -6,21 +6,21 @@ from collections.abc import Iterable, Mapping
 
 
 class TransferConfigError(ValueError):
-    """A setting, a module or a checkpoint that does not fit; the message says what to write instead."""
+    """A setting, module or checkpoint does not fit; the message shows the fix."""
 
 
 class NoEffectWarning(UserWarning):
-    """Something was asked for that changes nothing."""
+    """An option or a callback has no effect."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint with the known names and the likeliest of them.
+    """Return a hint with the known names and the most similar one.
 
     >>> nearest("linaer", ["cosine", "linear"])
     "Did you mean 'linear'? Known: 'cosine', 'linear'."
     """
     names = list(known)
-    last = {known.rpartition(".")[2]: known for known in reversed(names)}  # a dotted path is often given in part
+    last = {known.rpartition(".")[2]: known for known in reversed(names)}  # often only a path's end is given
     close = difflib.get_close_matches(name, names, n=1)
     close = [last[name]] if name in last else close
     guess = f"Did you mean {close[0]!r}? " if close else ""
@@ -30,7 +30,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def differences(
     theirs: Mapping[str, object], mine: Mapping[str, object], *, there: str = "in the checkpoint", here: str = "now"
 ) -> list[str]:
-    """Return what differs between saved options and those that are given.
+    """Return the differences between saved and given options.
 
     >>> differences({"seed": 0, "k": 3}, {"seed": 1, "k": 3})
     ['seed: 0 in the checkpoint, 1 now']
@@ -43,20 +43,20 @@ def differences(
 
 
 def check_choice(argument: str, value: object, known: Iterable[str]) -> None:
-    """Raise unless `value` is one of the known names."""
+    """Raise if `value` is not one of the known names."""
     names = list(known)
     if value not in names:
         raise TransferConfigError(f"{argument}={value!r} is not known. {nearest(str(value), names)}")
 
 
 def check_count(argument: str, value: object, *, least: int, most: float = math.inf) -> None:
-    """Raise unless `value` is a whole number from `least` to `most`."""
+    """Raise if `value` is not a whole number from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         largest = "" if most == math.inf else f" and at most {most:g}"
         raise TransferConfigError(f"{argument}={value!r}; it takes a whole number of at least {least}{largest}.")
 
 
 def check_number(argument: str, value: object, *, most: float = math.inf) -> None:
-    """Raise unless `value` is a finite number from 0 to `most`."""
+    """Raise if `value` is not a finite number from 0 to `most`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or value == math.inf:
         raise TransferConfigError(f"{argument}={value!r}; it takes a finite number from 0 to {most:g}.")

@@ -1,4 +1,4 @@
-"""General discrimination: how well features separate classes that the network was never trained on."""
+"""Measure how well features separate classes that the network was never trained on (general discrimination)."""
 
 from typing import Any
 
@@ -9,26 +9,25 @@ from torchmetrics import Metric
 
 from lightning_transfer.errors import TransferConfigError, check_count
 
-BLOCK = 2**24  # similarities held at once
+BLOCK = 2**24  # similarities in memory at once
 
 
 class GeneralDiscrimination(Metric):
     """Leave-one-out k-nearest-neighbor accuracy of features over classes that neither task trains on.
 
-    General discrimination is the concept of soft fine-tuning's paper (arXiv 1909.02236); this measure of it is ours:
-    each image is classified by the majority among its k nearest others by cosine similarity, the nearer class winning
-    a tie. The result is the same however images are split over batches and processes: rows are put in one order
-    before they are compared. A distributed sampler pads with images that are there already; give `indices`, and each
-    counts once.
+    General discrimination is a concept of soft fine-tuning's paper (arXiv 1909.02236); this measure of it is ours: each
+    image is classified by a majority vote of its k nearest other images by cosine similarity; the nearer class wins a
+    tie. Rows are sorted before they are compared, so the result does not depend on how images are split over batches
+    and processes. A distributed sampler repeats some images; pass `indices`, and each image counts once.
 
     Memory: the features, up to `limit` images in float32, and one block of similarities.
 
     Args:
         k: neighbors that vote.
-        limit: the most images that may be held.
+        limit: the most images to keep.
 
     Raises:
-        TransferConfigError: more images than `limit`, or not more than k.
+        TransferConfigError: there are more images than `limit`, or k or fewer.
 
     Example:
         >>> metric = GeneralDiscrimination(k=1)
@@ -60,7 +59,7 @@ class GeneralDiscrimination(Metric):
         Args:
             features: (batch, width), of any float type.
             labels: (batch,) class indices.
-            indices: (batch,) which images of the dataset these are; one that comes again is left out.
+            indices: (batch,) indices of the images in the dataset; an image that was added before is left out.
         """
         if features.ndim != 2 or labels.shape != features.shape[:1] or labels.is_floating_point():
             raise TransferConfigError(
@@ -96,7 +95,7 @@ class GeneralDiscrimination(Metric):
 
 
 def _joined(state: Tensor | list[Tensor]) -> Tensor:
-    """Return a list state as one tensor; after a sync of several processes it already is one."""
+    """Return a list state as one tensor, which it already is after several processes are synchronized."""
     if isinstance(state, Tensor):
         return state
     if not state:
@@ -105,7 +104,7 @@ def _joined(state: Tensor | list[Tensor]) -> Tensor:
 
 
 def _in_one_order(features: Tensor, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows in an order that depends on their values alone; of those with the same index, the first."""
+    """Sort rows by their values, and keep the first of those with the same index."""
     rows = torch.cat([indices[:, None], labels[:, None], features.double()], dim=1).cpu().numpy()
     order = np.lexsort(rows.T[::-1])
     index = rows[order, 0]

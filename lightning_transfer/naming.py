@@ -1,4 +1,4 @@
-"""What values are called in messages and checkpoints."""
+"""Describe values in messages and checkpoints."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +8,7 @@ import torch
 
 
 def structure(value: object) -> str:
-    """A batch's nesting, with shapes in place of values.
+    """Describe a batch's nesting, with shapes in place of values.
 
     >>> structure({"image": torch.zeros(2, 3), "path": ["a", "b"]})
     "{'image': Tensor(2, 3), 'path': [str, str]}"
@@ -24,7 +24,7 @@ def structure(value: object) -> str:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """What a function or a module is called.
+    """Return the name of a function, or of an object's class.
 
     >>> name_of(structure)
     'structure'
@@ -33,7 +33,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def options_of(thing: object) -> dict[str, bool | int | float | str | None]:
-    """Return what an object of this package was made with, as plain values: those of an option's own options too.
+    """Return the options of an object of this package as plain values, including those of nested options.
 
     >>> from lightning_transfer.schedules import Schedule
     >>> options_of(Schedule(end=0.5))

@@ -1,4 +1,4 @@
-"""Progress bars for long work, of the kind that the Trainer shows."""
+"""Show progress bars for long work, of the same kind as the Trainer's."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,14 +6,14 @@ from typing import Protocol
 
 
 class Step(Protocol):
-    """Takes how many more are done, and a note to show."""
+    """A function that takes how many more items are done, and a note to show."""
 
     def __call__(self, more: int, note: str = "", /) -> object:
         """Advance the bar."""
 
 
 class Progress(Protocol):
-    """Makes a bar from the name of the work, its amount and its unit."""
+    """A function that makes a bar from the name of the work, the number of items and their unit."""
 
     def __call__(self, name: str, total: int, /, unit: str = "images") -> AbstractContextManager[Step]:
         """Return the bar as a context."""
@@ -27,7 +27,7 @@ def no_progress(name: str, total: int, /, unit: str = "images") -> Iterator[Step
 
 @contextmanager
 def tqdm_progress(name: str, total: int, /, unit: str = "images") -> Iterator[Step]:
-    """Show a bar on the terminal, removed when it is full."""
+    """Show a bar of tqdm, removed when it is full."""
     from tqdm.auto import tqdm
 
     with tqdm(total=total, desc=name, unit=f" {unit}", dynamic_ncols=True, leave=False) as bar:
@@ -42,7 +42,7 @@ def tqdm_progress(name: str, total: int, /, unit: str = "images") -> Iterator[St
 
 @contextmanager
 def rich_progress(name: str, total: int, /, unit: str = "images") -> Iterator[Step]:
-    """Show a bar of rich's, removed when it is full."""
+    """Show a bar of rich, removed when it is full."""
     from rich.errors import LiveError
     from rich.progress import Progress as Bars
 
@@ -50,7 +50,7 @@ def rich_progress(name: str, total: int, /, unit: str = "images") -> Iterator[St
     task = bars.add_task(name, total=total)
     try:
         bars.start()
-    except LiveError:  # older ones show one display at a time, and the Trainer's is on
+    except LiveError:  # older versions show one display at a time, and the Trainer's is active
         yield lambda more, note="": None
         return
     try:

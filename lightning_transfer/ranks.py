@@ -1,4 +1,4 @@
-"""What the processes of a run exchange; an error in one is raised in all, so that none waits for ever."""
+"""Exchange values between the processes of a run; an error in one is raised in all, so that none waits forever."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,7 +13,7 @@ PATIENCE = timedelta(days=365)
 
 
 def rank() -> int:
-    """Return the number of this process."""
+    """Return the rank of this process."""
     return dist.get_rank() if _are_many() else 0
 
 
@@ -36,16 +36,17 @@ def together(act: Callable[[], T], group: Any = None) -> T:
 
     Args:
         act: the function.
-        group: of processes; the default group otherwise.
+        group: of processes; by default all.
 
     Raises:
-        RuntimeError: it failed in another process; TransferConfigError where it did so there.
+        TransferConfigError: the function raised one in another process.
+        RuntimeError: the function raised another error in another process.
     """
     value: T | None = None
     failure: BaseException | None = None
     try:
         value = act()
-    except BaseException as error:  # also what a signal raises: the others must not wait
+    except BaseException as error:  # also one that a signal raises, since the others must not wait
         failure = error
     kinds = gather(
         None if failure is None else (isinstance(failure, TransferConfigError), str(failure) or repr(failure)), group
@@ -64,7 +65,7 @@ def from_first(act: Callable[[], T], *, patiently: bool = False) -> T:
 
     Args:
         act: the function.
-        patiently: whether it may take longer than the processes' usual time-out.
+        patiently: whether the others wait longer than the usual timeout.
     """
     if not _are_many():
         return act()

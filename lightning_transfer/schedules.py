@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count, check_number
 
 ShapeName: TypeAlias = Literal["linear", "cosine", "exponential", "step"]
-Shape: TypeAlias = ShapeName | Callable[[float], float]  # in this order: else jsonargparse cannot write a name
+Shape: TypeAlias = ShapeName | Callable[[float], float]  # jsonargparse needs this order to write a name
 
 DECAY = 5.0  # ours: the exponential shape falls by e^-5 before it is shifted to end at exactly 0
 
@@ -23,13 +23,13 @@ SHAPES: dict[str, Callable[[float], float]] = {
 def anneal(
     progress: float, *, start: float = 1.0, end: float = 0.0, shape: Shape = "linear", until: float = 0.5
 ) -> float:
-    """Return the value of an annealed number at a share of training.
+    """Return the value of an annealed number when a share of training is done.
 
     Exactly `start` at progress 0 and exactly `end` from `until` on; in between `end + (start - end) * shape(u)`,
     where `u = progress / until`. The falling weight is the paper's; the shapes are ours.
 
     Args:
-        progress: share of training that is done, 0 to 1.
+        progress: the share of training that is done, 0 to 1.
         start: value at the beginning.
         end: value from `until` on.
         shape: "linear", "cosine", "exponential", "step", or a function of `u` in [0, 1] that falls from 1 to 0.
@@ -44,7 +44,7 @@ def anneal(
     """
     if not 0 < until <= 1:
         raise TransferConfigError(
-            f"until={until} is not a share of training in (0, 1]. For steps write Schedule(until_steps=...)."
+            f"until={until} is not a share of training in (0, 1]. For steps pass Schedule(until_steps=...)."
         )
     if progress >= until or start == end:
         return end
@@ -54,20 +54,20 @@ def anneal(
         check_choice("shape", shape, SHAPES)
         shape = SHAPES[shape]
     value = end + (start - end) * shape(progress / until)
-    return min(max(value, min(start, end)), max(start, end))  # rounded, it may lie past either end
+    return min(max(value, min(start, end)), max(start, end))  # rounding may take it past either end
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A number over training progress, `anneal` with its settings kept.
+    """A number that changes with training progress: `anneal` with fixed settings.
 
     Args:
         start: value at the first step.
         end: value from `until` on, exactly.
         shape: "linear", "cosine", "exponential", "step", or a function of [0, 1] that falls from 1 to 0.
         until: the share of training at which `end` is reached.
-        until_steps: the optimizer step at which `end` is reached, in place of the share `until`: for training
-            without a known end, or one that may be made longer.
+        until_steps: the optimizer step at which `end` is reached, in place of the share `until`; for training whose
+            length is not known or may be extended.
 
     Raises:
         TransferConfigError: a value is out of range, or the shape is not known or leaves [0, 1].
@@ -87,7 +87,7 @@ class Schedule:
     def __post_init__(self) -> None:
         check_number("start", self.start)
         check_number("end", self.end)
-        self(0.0)  # `until` is a share
+        self(0.0)  # checks that `until` is a share
         if self.until_steps is not None:
             check_count("until_steps", self.until_steps, least=1)
             if self.until != Schedule.until:
@@ -103,18 +103,18 @@ class Schedule:
 
     @property
     def is_constant(self) -> bool:
-        """Whether the value never changes, so that no length of training is needed."""
+        """Return whether the value never changes, so that the length of training is not needed."""
         return self.start == self.end
 
     def at(self, step: float, num_steps: float) -> float:
-        """Return the value at an optimizer step of a training of `num_steps` steps."""
+        """Return the value at an optimizer step of training that has `num_steps` steps."""
         if self.until_steps is None:
             return self(step / num_steps)
         return self.end if step >= self.until_steps else self(self.until * step / self.until_steps)
 
 
 def _check_falls(shape: Callable[[float], float]) -> None:
-    """Raise unless a function falls from 1, within [0, 1], checked at 101 points."""
+    """Raise if a function does not start at 1, rises, or leaves [0, 1], at 101 points."""
     values = [shape(u / 100) for u in range(101)]
     for u, value in enumerate(values):
         check_number(f"shape({u / 100})", value, most=1)
@@ -123,4 +123,4 @@ def _check_falls(shape: Callable[[float], float]) -> None:
         where = (
             f"shape(0) is {values[0]:g}" if rising is None else f"shape({rising / 100}) < shape({(rising + 1) / 100})"
         )
-        raise TransferConfigError(f"{where}; a shape falls from 1 at the start, as lambda u: (1 - u) ** 2 does.")
+        raise TransferConfigError(f"{where}; a shape starts at 1 and falls. Pass one like lambda u: (1 - u) ** 2.")

@@ -1,4 +1,4 @@
-"""Replace layers of a user's network, all at once or not at all, and find them again afterwards."""
+"""Replace layers of a user's network, all or none, and find them again later."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,14 +14,14 @@ from lightning_transfer.errors import TransferConfigError, differences, nearest
 from lightning_transfer.stamps import KEYS, stamped, unstamped
 
 SEED = 0  # of new weights
-MARKS = (b'"format"', b'"version"', b'"checksum"', b'"kind"')  # of a spec, by which a damaged one is known
+MARKS = (b'"format"', b'"version"', b'"checksum"', b'"kind"')  # of a spec; a damaged spec still has some of them
 
 M = TypeVar("M", bound=nn.Module)
 
 
 @contextmanager
 def own_randomness() -> Iterator[None]:
-    """New weights are the same in every process and run, and the program's random state is left alone."""
+    """Make new weights the same in every process and run, without changing the program's random state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(SEED)
         yield
@@ -29,12 +29,12 @@ def own_randomness() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class SurgeryReport:
-    """What was done to a network.
+    """How a network was changed.
 
     Attributes:
         replaced: dotted names of the layers that were replaced, in the order in which they run.
-        added_parameters: how many trainable numbers came in.
-        left: layers that stayed as they are, and why.
+        added_parameters: how many trainable parameters were added.
+        left: layers that were not replaced, and why.
     """
 
     replaced: tuple[str, ...]
@@ -43,11 +43,11 @@ class SurgeryReport:
 
 
 def replace_modules(network: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
-    """Put modules in the place of others.
+    """Replace modules of a network by others.
 
     Args:
-        network: holds the others.
-        replacements: dotted names and what comes there.
+        network: the network to change, in place.
+        replacements: the new modules, by dotted name.
     """
     places = [(network.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in replacements]
     for (parent, name), module in zip(places, replacements.values(), strict=True):
@@ -55,7 +55,7 @@ def replace_modules(network: nn.Module, replacements: Mapping[str, nn.Module]) -
 
 
 def find_all(module: nn.Module, kind: type[M]) -> dict[str, M]:
-    """Dotted names and modules of a class."""
+    """Return the modules of a class, by dotted name."""
     return {path: child for path, child in module.named_modules() if isinstance(child, kind)}
 
 
@@ -65,12 +65,12 @@ def is_ours(module: nn.Module) -> bool:
 
 
 class Structure(nn.Module):
-    """A module that changes a network for good, and writes down in its state how it can be changed so again; abstract.
+    """A module that changes a network permanently, and saves in its state how to repeat the change; abstract.
 
-    The state is a tensor, so that whatever takes a state_dict for tensors goes on working.
+    The state is a tensor, since some code expects only tensors in a state_dict.
     """
 
-    callback: str  # the name of the one that makes it
+    callback: str  # the name of the callback that makes it
     composes = True  # with other changes of layers, and with a source task
     kinds: ClassVar[dict[str, type["Structure"]]] = {}  # all there are, by the name that a spec has
 
@@ -84,19 +84,19 @@ class Structure(nn.Module):
         raise NotImplementedError
 
     def spec(self) -> dict[str, Any]:
-        """What it takes to build this again: plain data, equal for equal structures."""
+        """Return the options to build this again: plain data, equal for equal structures."""
         raise NotImplementedError
 
     def get_extra_state(self) -> Tensor:
-        """The spec, with its kind and the version of this package."""
-        content = json.loads(json.dumps({"kind": type(self).__name__, **self.spec()}))  # as it will be read
+        """Return the spec, with its kind and the version of this package."""
+        content = json.loads(json.dumps({"kind": type(self).__name__, **self.spec()}))  # as it is when it is read again
         return torch.tensor(list(json.dumps(stamped(content)).encode()))
 
     def set_extra_state(self, state: Tensor) -> None:
         """Refuse the state of another structure.
 
         Raises:
-            TransferConfigError: listing the differences.
+            TransferConfigError: the structures differ; the message lists the differences.
         """
         theirs, mine = read_spec(state) or {}, read_spec(self.get_extra_state()) or {}
         if not theirs:
@@ -104,8 +104,8 @@ class Structure(nn.Module):
         different = differences(*({key: spec[key] for key in spec.keys() - KEYS} for spec in (theirs, mine)))
         if different:
             raise TransferConfigError(
-                f"The checkpoint's network was changed in another way: {'; '.join(different)}. Give the old options, "
-                "or load it by lightning_transfer.load_from_checkpoint, which rebuilds what it finds."
+                f"The checkpoint's network was changed in another way: {'; '.join(different)}. Pass the old options, "
+                "or load it with lightning_transfer.load_from_checkpoint, which repeats the checkpoint's changes."
             )
 
 
@@ -113,7 +113,7 @@ def read_spec(state: Any) -> dict[str, Any] | None:
     """Return the spec in a structure's state, with its stamp; None for anything else.
 
     Raises:
-        TransferConfigError: it is a spec of another version, or a damaged one.
+        TransferConfigError: the spec is of another version, or damaged.
     """
     if not isinstance(state, Tensor) or state.ndim != 1 or state.dtype != torch.int64:
         return None
@@ -130,7 +130,7 @@ def read_spec(state: Any) -> dict[str, Any] | None:
 
 
 def structures_in(weights: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Dotted names and specs of the structures in a state_dict."""
+    """Yield the dotted names and specs of the structures in a state_dict."""
     for key, state in weights.items():
         path, _, last = key.rpartition(".")
         if last == "_extra_state" and (spec := read_spec(state)) is not None:
@@ -159,13 +159,13 @@ def rebuild(module: nn.Module, weights: Mapping[str, Any]) -> None:
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """A BatchNorm that stays as it was: neither training nor `train()` moves its statistics or its weights.
+    """A frozen BatchNorm: neither training nor `train()` changes its statistics or its weights.
 
-    It is no `_BatchNorm`, so nothing that looks for those, to synchronize or to thaw them, finds it. Its numbers are
-    those of the BatchNorm in eval mode, to the bit.
+    It is not a subclass of `_BatchNorm`, so code that synchronizes or unfreezes BatchNorms does not find it. Its output
+    is bit-identical to the BatchNorm's in eval mode.
 
     Args:
-        norm: what it is a copy of.
+        norm: the BatchNorm to copy.
 
     Example:
         >>> norm = nn.BatchNorm2d(3)
@@ -187,13 +187,13 @@ class FrozenBatchNorm2d(nn.Module):
             self.register_buffer(name, None if value is None else value.detach().clone())
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W), normalised by what was learned before."""
+        """Normalise (B, C, H, W) features by the frozen statistics."""
         return F.batch_norm(
             features, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
         )
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """The same as a factor and a summand for each channel, (C,) both."""
+        """Return the same as a factor and a summand for each channel, both (C,)."""
         scale = (self.running_var + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight

@@ -1,4 +1,4 @@
-"""What a network does to one picture: which layers run, in which order, and who takes what they give."""
+"""Find out which layers of a network run on a picture, in which order, and where their outputs go."""
 
 import copy
 from collections import Counter
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_transfer.batches import either, label_places, labels_in
 from lightning_transfer.errors import TransferConfigError
 
-SIZES = (64, 224, 32)  # of the pictures that are tried
+SIZES = (64, 224, 32)  # of the pictures to try
 LAYERS = (_ConvNd, _NormBase, nn.LayerNorm, nn.Linear)
 
 
@@ -28,9 +28,9 @@ class Call:
 
     Attributes:
         path: dotted name of the layer.
-        taken: what it took.
-        given: what it gave.
-        num_takers: how many operations took that.
+        taken: its input.
+        given: its output.
+        num_takers: how many operations took that output.
     """
 
     path: str
@@ -40,15 +40,15 @@ class Call:
 
 
 class _Takers(TorchFunctionMode):
-    """Counts the operations that take certain tensors and give a tensor."""
+    """Counts, for each tensor, the operations that take it and return a tensor."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[int] = Counter()
-        self._held: list[Any] = []  # an id is one tensor's only while that lives
+        self._held: list[Any] = []  # an id is unique only while its tensor is alive
 
     def take(self, given: Any) -> None:
-        """Count the network's own caller."""
+        """Count the tensors in a nested value as taken once more."""
         self.counts.update({id(leaf) for leaf in tree_leaves(given) if isinstance(leaf, Tensor)})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -60,18 +60,18 @@ class _Takers(TorchFunctionMode):
 
 
 def trace(network: nn.Module, example: Any = None, watched: Callable[[nn.Module], bool] | None = None) -> list[Call]:
-    """The layers that run on a picture, in order; found on a copy, outside of training.
+    """Return the layers that run on a picture, in order; a copy of the network runs, in eval mode.
 
-    A picture's size is tried until one goes through; where none does, the layers count that some size reached, since
-    what fails is as a rule a head that wants another size.
+    Several sizes of the picture are tried until one works. If none does, return the layers that ran for the size that
+    got furthest, since usually only a head needs another size.
 
     Args:
         network: takes (1, channels, height, width).
-        example: a batch to run it on in place of a blank picture.
-        watched: which modules count as layers; convolutions, norms and Linears by default.
+        example: a batch to try before blank pictures.
+        watched: returns whether a module counts as a layer; by default convolutions, norms and Linears do.
 
     Raises:
-        TransferConfigError: no layer was reached.
+        TransferConfigError: no layer ran.
     """
     twin = copy.deepcopy(network).eval()
     failure: Exception | None = None
@@ -82,7 +82,7 @@ def trace(network: nn.Module, example: Any = None, watched: Callable[[nn.Module]
             try:
                 takers.take(twin(images))
                 failure = None
-            except Exception as error:  # whatever a network says to a picture of the wrong kind
+            except Exception as error:  # a network may raise anything for a picture that does not fit
                 failure = error
         for call in calls:
             call.num_takers = takers.counts[id(call.given)]
@@ -92,8 +92,8 @@ def trace(network: nn.Module, example: Any = None, watched: Callable[[nn.Module]
     if not longest:
         raise TransferConfigError(
             f"{type(network).__name__} does not run on a picture"
-            f"{'' if failure is None else f' ({type(failure).__name__}: {failure})'}, so nobody knows the order of its "
-            "layers. Set example_input_array in the LightningModule, or name the network that takes the pictures: "
+            f"{'' if failure is None else f' ({type(failure).__name__}: {failure})'}, so the order of its layers is "
+            "not known. Set example_input_array in the LightningModule, or name the network that takes the pictures: "
             "backbone='...'."
         )
     return longest
@@ -101,7 +101,7 @@ def trace(network: nn.Module, example: Any = None, watched: Callable[[nn.Module]
 
 @contextmanager
 def _watching(network: nn.Module, calls: list[Call], watched: Callable[[nn.Module], bool]) -> Iterator[_Takers]:
-    """Write down what runs."""
+    """Append the layers that run to `calls`."""
 
     def note(path: str, args: Any, given: Any) -> None:
         if args and isinstance(args[0], Tensor) and isinstance(given, Tensor):
@@ -121,11 +121,13 @@ def _watching(network: nn.Module, calls: list[Call], watched: Callable[[nn.Modul
 
 
 def _pictures(network: nn.Module) -> Iterator[Tensor]:
-    """Blank pictures, of the size first that timm says it was trained on."""
+    """Yield blank pictures, first of the size that timm lists for the network."""
     convs = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     if not convs:
         return
-    channels = dict.fromkeys([convs[0].in_channels, min(conv.in_channels for conv in convs)])  # as written, as run
+    channels = dict.fromkeys(
+        [convs[0].in_channels, min(conv.in_channels for conv in convs)]
+    )  # two guesses at what it takes
     config = getattr(network, "pretrained_cfg", None) or {}
     sizes = [size[-1] for size in [config.get("input_size")] if size and config.get("fixed_input_size")]
     for number, size in product(channels, dict.fromkeys([*sizes, *SIZES])):
@@ -133,20 +135,20 @@ def _pictures(network: nn.Module) -> Iterator[Tensor]:
 
 
 def run_on_a_picture(network: nn.Module) -> Any:
-    """Run a network on the first blank picture that goes through, and return what it gives."""
+    """Run a network on blank pictures until one works, and return its output."""
     failure: Exception | None = None
     for images in _pictures(network):
         try:
             with torch.random.fork_rng():
                 return network(images)
-        except Exception as error:  # whatever it says to a picture of the wrong kind
+        except Exception as error:  # it may raise anything for a picture that does not fit
             failure = error
     raise TransferConfigError(f"{type(network).__name__} does not run on a picture.") from failure
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """While it lasts, a module is in eval mode and makes no graph; then each layer is in the mode it was in."""
+    """Put a module in eval mode without gradients, and each layer back in its own mode at the end."""
     modes = [(child, child.training) for child in module.modules()]
     try:
         module.eval()
@@ -163,10 +165,10 @@ def images_and_labels(
     *,
     otherwise: str = "Let its collate_fn give them, or pass [(batch[...], batch[...]) for batch in loader].",
 ) -> tuple[Tensor, Tensor]:
-    """Return both, on a device, of a batch of a loader that is looked at; `otherwise` says how else to give them.
+    """Return a loader's batch as images and labels on a device; `otherwise` is the fix if it does not hold them.
 
     Raises:
-        TransferConfigError: it is not (images, labels), or several entries may be the labels.
+        TransferConfigError: the batch is not (images, labels), or several entries may be the labels.
     """
     if len(places := label_places(batch)) > 1:
         raise TransferConfigError(f"{either(places, '(batch[0], batch[{}]) for each batch')} {otherwise}")
@@ -177,5 +179,5 @@ def images_and_labels(
 
 
 def is_run_again() -> bool:
-    """Whether a backward runs this once more, as activation checkpointing does; not known in a compiled graph."""
+    """Return whether a backward is recomputing this (activation checkpointing); always False if compiling."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # torch's own way to ask

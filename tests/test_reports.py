@@ -174,5 +174,5 @@ def test_gate_map_refuses_what_has_no_gates(tmp_path):
         lt.reports.gate_map(gated_chain(), [], tmp_path / "gates.png")
     fixed = chain()
     lt.functional.apply_adafilter(fixed, estimator="random")
-    with pytest.raises(TransferConfigError, match="Gates that are 'random'"):
+    with pytest.raises(TransferConfigError, match="The gates are 'random'"):
         lt.reports.gate_map(fixed, [batch()], tmp_path / "gates.png")

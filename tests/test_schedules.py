@@ -63,7 +63,7 @@ def test_a_constant_is_exactly_constant():
         ({"until_steps": 1.5}, "whole number"),
         ({"until_steps": True}, "until_steps=True"),
         ({"shape": lambda u: 1 - 2 * u}, r"shape\(0.51\)=-0.02"),
-        ({"shape": lambda u: u}, r"shape\(0.0\) < shape\(0.01\); a shape falls from 1"),
+        ({"shape": lambda u: u}, r"shape\(0.0\) < shape\(0.01\); a shape starts at 1"),
         ({"shape": lambda u: 0.5}, r"shape\(0\) is 0.5"),
         ({"shape": lambda u: "a"}, r"shape\(0.0\)='a'"),
         ({"until": 0.3, "until_steps": 10}, "not both"),

@@ -1,4 +1,4 @@
-"""Results as pictures; needs the extra `report`."""
+"""Draw results as pictures; needs the extra `report`."""
 
 from lightning_transfer.reports.borrowed import borrowed_images
 from lightning_transfer.reports.curves import learning_curves

@@ -1,4 +1,4 @@
-"""One page that shows which source images a selection borrows for the target images."""
+"""Draw one page of the source images that a selection borrows for the target images."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ Pairs = set[tuple[int, int]]
 
 NUM_ROWS, NUM_NEAREST, NUM_MOST, NUM_CLASSES, NUM_DUPLICATE_ROWS = 10, 8, 12, 20, 3
 MARK = COLORS[5]
-PITCH = (1.12, 1.42)  # inches from one thumbnail to the next; a thumbnail is one inch, its caption lies below
+PITCH = (1.12, 1.42)  # inches from one thumbnail to the next; a thumbnail is one inch, with its caption below
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,18 @@ def borrowed_images(
 ) -> None:
     """Draw target images beside the source images they borrow, the most borrowed ones and the classes drawn on.
 
-    The rows are spread over the target classes, without chance; some rows that borrow a duplicate come first in
-    the choice. The most borrowed images and the classes are counted over all lists, not over the rows shown.
+    The rows are spread over the target classes, without randomness; some rows that borrow a duplicate are chosen
+    first. The most borrowed images and the classes are counted over all target images, not only over the rows shown.
 
     Args:
         indices: the source images of each target image, nearest first, (n_target, K).
         distances: how far each one is, (n_target, K).
-        path: where the picture goes; its ending says the format.
-        target_image: from a target index to its thumbnail, (height, width, 3) in [0, 1].
+        path: the file to write; its suffix sets the format.
+        target_image: returns the thumbnail of a target index, (height, width, 3) in [0, 1].
         source_image: the same for a source index.
-        target_labels: classes (n_target,), -1 where unknown.
-        source_labels: classes (n_source,), -1 where unknown.
-        duplicates: [target, source] pairs (m, 2) that show the same picture, exactly or nearly.
+        target_labels: classes (n_target,), -1 for an unknown class.
+        source_labels: classes (n_source,), -1 for an unknown class.
+        duplicates: [target, source] pairs (m, 2) of images that are equal or nearly equal.
         target_names: names of the target classes, by number.
         source_names: names of the source classes, by number.
 
@@ -102,7 +102,7 @@ def _check(indices: Tensor, distances: Tensor) -> None:
         shapes = f"indices has shape {tuple(indices.shape)} and distances {tuple(distances.shape)}"
         raise TransferConfigError(f"{shapes}; both take (n_target, K) with at least one image.")
     if indices.is_floating_point() or int(indices.min()) < 0:
-        raise TransferConfigError("indices takes whole numbers from 0, the places in the source dataset.")
+        raise TransferConfigError("indices takes whole numbers from 0, the indices in the source dataset.")
 
 
 def _array(argument: str, labels: Tensor | None, num_images: int, *, more: bool = False) -> Array | None:
@@ -110,7 +110,9 @@ def _array(argument: str, labels: Tensor | None, num_images: int, *, more: bool 
         return None
     if labels.ndim != 1 or len(labels) < num_images or (len(labels) > num_images and not more):
         count = f"{'at least ' * more}{num_images}"
-        raise TransferConfigError(f"{argument} has shape {tuple(labels.shape)}; it takes {count} labels, one an image.")
+        raise TransferConfigError(
+            f"{argument} has shape {tuple(labels.shape)}; it takes {count} labels, one for each image."
+        )
     return labels.cpu().long().numpy()
 
 
@@ -123,7 +125,7 @@ def _pairs(duplicates: Tensor | Sequence[tuple[int, int]], num_target: int) -> P
 
 
 def _page(indices: Array, distances: Array, target: _Side, source: _Side, marked: Pairs) -> "Figure":
-    """The whole page, sized so that a thumbnail is about one inch."""
+    """Return the whole page, sized so that a thumbnail is about one inch."""
     rows = _rows(indices, target.labels, marked)
     borrowed, counts = np.unique(indices, return_counts=True)
     most = np.argsort(-counts, kind="stable")[:NUM_MOST]
@@ -150,7 +152,7 @@ def _page(indices: Array, distances: Array, target: _Side, source: _Side, marked
 
 
 def _rows(indices: Array, labels: Array | None, marked: Pairs) -> list[int]:
-    """The target images to show: a few that borrow a duplicate, then one of each class in turn; in order of class."""
+    """Choose a few target images that borrow a duplicate, then one of each class in turn; sort them by class."""
     labels = np.zeros(len(indices), np.int64) if labels is None else labels
     turns = []
     for turn, label in enumerate(_spread(np.unique(labels))):
@@ -163,19 +165,19 @@ def _rows(indices: Array, labels: Array | None, marked: Pairs) -> list[int]:
 
 
 def _spread(items: Array) -> list[int]:
-    """The items in an order of which every beginning is spread over all of them: 0, 4, 2, 6, 1, 5, 3, 7."""
+    """Return the items in an order in which the first ones are always spread over all: 0, 4, 2, 6, 1, 5, 3, 7."""
     order = sorted(range(len(items)), key=lambda place: f"{place:032b}"[::-1])
     return [int(items[place]) for place in order]
 
 
 def _num_columns(nearest: Array) -> float:
-    """How wide the rows are, in thumbnails; no narrower than their title."""
+    """Return the width of the rows in thumbnails, at least that of their title."""
     return max(min(len(nearest), NUM_NEAREST) + 1.2, 3)
 
 
 def _draw_rows(axes: "Axes", lists: dict[int, Any], target: _Side, source: _Side, marked: Pairs) -> None:
     for line, (row, (indices, distances)) in enumerate(lists.items()):
-        # without a label the caption is the number already
+        # without a label the caption is already the number
         _tile(axes, target, row, (0, line), "\n".join(dict.fromkeys((target.caption(row), f"image {row}"))))
         for column, (index, distance) in enumerate(zip(indices[:NUM_NEAREST].tolist(), distances, strict=False)):
             caption = f"{distance:.3g}\n{source.caption(index)}"
@@ -194,7 +196,7 @@ def _draw_most(axes: "Axes", counts: dict[int, int], source: _Side) -> None:
 def _tile(
     axes: "Axes", side: _Side, index: int, place: tuple[float, float], caption: str, *, mark: bool = False
 ) -> None:
-    """One thumbnail in a unit square, its caption below; a duplicate gets a frame and the word."""
+    """Draw a thumbnail in a unit square, with its caption below; mark a duplicate by a frame and the word."""
     image = np.asarray(side.image(index))
     if image.ndim != 3 or image.shape[2] != 3 or not (image.min() >= -0.001 and image.max() <= 1.001):
         kind = f"image {index} has shape {image.shape}, values from {image.min():.3g} to {image.max():.3g}"
@@ -202,7 +204,7 @@ def _tile(
     x, y = place[0] * PITCH[0], place[1] * PITCH[1]
     half_height, half_width = np.array(image.shape[:2]) / max(image.shape[:2]) / 2
     extent = (x + 0.5 - half_width, x + 0.5 + half_width, y + 0.5 + half_height, y + 0.5 - half_height)
-    # smoothing would blur a small picture, and a large one needs it; undone normalization overshoots by a rounding
+    # smoothing blurs a small image, and a large one needs it; values may leave [0, 1] by a rounding error
     interpolation = "nearest" if max(image.shape) <= 64 else None
     axes.imshow(image.clip(0, 1), extent=extent, interpolation=interpolation)
     axes.text(x + 0.5, y + 1.05, caption, ha="center", va="top", fontsize=8, parse_math=False)
@@ -220,7 +222,7 @@ def _frame(axes: "Axes", num_columns: float, num_lines: int, title: str) -> None
 
 
 def _shares(indices: Array, source: _Side) -> list[tuple[str, float]]:
-    """The source classes by name, with their share of everything borrowed, the largest first."""
+    """Return the source classes by name, with their share of everything borrowed, the largest first."""
     labels = np.array([-1]) if source.labels is None else source.labels[indices]
     classes, counts = np.unique(labels, return_counts=True)
     order = np.argsort(-counts, kind="stable")[: len(counts) if classes.max() >= 0 else 0]
@@ -238,7 +240,7 @@ def _draw_classes(axes: "Axes", shares: list[tuple[str, float]]) -> None:
     bars = axes.barh(range(len(names)), values[: len(names)], color=COLORS[2])
     axes.bar_label(bars, fmt="%.1f %%", padding=3, fontsize=8)
     if others := values[len(names) :]:
-        # no bar: the many rare classes together would dwarf the others
+        # no bar: all rare classes together would dwarf the others
         axes.text(0, len(names), f" {sum(others):.1f} % together", va="center", fontsize=8)
         names.append(f"{len(others)} other")
     axes.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)

@@ -1,4 +1,4 @@
-"""Learning curves of several methods beside the weight that was annealed."""
+"""Draw learning curves of several methods, with the annealed weight below."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -29,12 +29,12 @@ def learning_curves(
     """Draw each method's validation accuracy over training, mean and standard error, above the source weight.
 
     Args:
-        curves: per method, one list of accuracies a seed, each as long as `steps`.
-        steps: the optimizer steps of the measurements.
-        path: where the picture goes; its ending says the format.
+        curves: for each method one list of accuracies per seed, each as long as `steps`.
+        steps: the optimizer steps at which accuracy was measured.
+        path: the file to write; its suffix sets the format.
         schedule: the source weight, drawn below.
-        num_steps: the length of training; the last measurement's step by default.
-        title: what is shown.
+        num_steps: the length of training; by default the last of `steps`.
+        title: of the picture.
 
     Raises:
         TransferConfigError: matplotlib is missing.
@@ -75,17 +75,17 @@ def learning_curves(
 
 
 def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    """Write a figure; the ending of its path says the format, PNG where there is none.
+    """Write a figure; the suffix of its path sets the format, PNG if there is none.
 
     Raises:
-        TransferConfigError: the ending is not one of a picture, or nothing can be written there.
+        TransferConfigError: the suffix is not a known format, or the file cannot be written.
     """
     ending = os.path.splitext(path)[1].lower().removeprefix(".")
     known = figure.canvas.get_supported_filetypes()
     if ending and ending not in known:
         raise TransferConfigError(f"A picture cannot end in .{ending}. Known: {', '.join(sorted(known))}.")
     path = path if ending else f"{os.fspath(path)}.png"
-    # a PDF would carry the time of day otherwise, and no two would be equal
+    # otherwise a PDF holds the time of day, so that no two are equal
     metadata = {"CreationDate": None} if ending == "pdf" else None
 
     def write(file: BinaryIO) -> None:
@@ -95,12 +95,12 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
 
 
 def printable(name: object) -> str:
-    """Return a name that any font can be asked for: of a folder, it may hold bytes that are not text."""
+    """Return a name as text that a font can draw; a folder's name may hold bytes that are not text."""
     return str(name).encode("utf-8", "replace").decode()
 
 
 def empty_figure(*, size: tuple[float, float] = (7, 5)) -> "Figure":
-    """A figure that needs no display and touches no global state of pyplot."""
+    """Return a figure that needs no display and does not touch the global state of pyplot."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:

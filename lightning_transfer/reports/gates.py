@@ -1,4 +1,4 @@
-"""Which filters of a gated network are the tuned ones: layer by layer, and class by class."""
+"""Draw which filters of a gated network are tuned: layer by layer, and class by class."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +13,8 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.reports.curves import empty_figure, printable, save_figure
 from lightning_transfer.tracing import evaluating, images_and_labels
 
-HEIGHT = 200  # rows of a column of filters, however many it has
-NAMED = 40  # layers or classes that can be named beside each other
+HEIGHT = 200  # rows that a layer is drawn with, for any number of filters
+NAMED = 40  # the most layers or classes that can be named side by side
 SHADES = "RdYlBu_r"  # frozen is cold, tuned is warm
 
 Shares = NDArray[np.float64]
@@ -25,39 +25,44 @@ def gate_map(
 ) -> dict[str, float]:
     """Draw how often each filter of an AdaFilter network is the tuned one.
 
-    On top every layer's filters, the most tuned ones highest, and each layer's mean; below the same by class. The most
-    and the least tuned layers are marked.
+    The upper part shows every layer's filters, the most tuned ones first, and each layer's mean; the lower part shows
+    each layer's mean by class. The most and the least tuned layers are marked.
 
     Args:
         module: a gated network, or a module that holds one.
-        loader: batches (images, labels).
-        path: where the picture goes; its ending says the format.
-        class_names: of the labels; numbers by default.
+        loader: batches of (images, labels).
+        path: the file to write; its suffix sets the format.
+        class_names: of the labels; by default their numbers.
 
     Returns:
         Each layer's share of tuned filters, in the order of the network.
 
     Raises:
-        TransferConfigError: nothing is gated, its gates do not learn, the loader is empty or matplotlib is missing.
+        TransferConfigError: the network is not gated, its gates do not learn, the loader is empty, or matplotlib is
+            missing.
     """
     gates = next((child for child in module.modules() if hasattr(child, "last_gates")), None)
     if gates is None:
         raise TransferConfigError(f"{type(module).__name__} is not gated: pass a network that AdaFilter has trained.")
     by_class, counts = _count(module, gates, loader)
     if not by_class:
-        raise TransferConfigError(f"Gates that are {gates.estimator!r} are not looked up. Pass a network that learned.")
+        raise TransferConfigError(
+            f"The gates are {gates.estimator!r}, which has nothing to draw. Pass a network with learned gates."
+        )
     totals = {name: rows.sum(0) / counts.sum() for name, rows in by_class.items()}
     seen = np.flatnonzero(counts)
     of_class = np.stack([rows[seen].mean(1) / counts[seen] for rows in by_class.values()], 1)
     if class_names is not None and len(class_names) < len(counts):
-        raise TransferConfigError(f"class_names has {len(class_names)} names, and labels go up to {len(counts) - 1}.")
+        raise TransferConfigError(
+            f"class_names has {len(class_names)} names, but labels go up to {len(counts) - 1}. Pass one for each class."
+        )
     names = [printable(label if class_names is None else class_names[label]) for label in seen.tolist()]
     save_figure(_draw(totals, of_class, names), path)
     return {name: float(shares.mean()) for name, shares in totals.items()}
 
 
 def _count(module: nn.Module, gates: Any, loader: Iterable[Any]) -> tuple[dict[str, Shares], NDArray[np.int64]]:
-    """Open gates, (classes, filters) for each layer, and images of each class."""
+    """Count open gates, (classes, filters) for each layer, and images of each class."""
     device = next(module.parameters()).device
     chosen: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
@@ -72,7 +77,7 @@ def _count(module: nn.Module, gates: Any, loader: Iterable[Any]) -> tuple[dict[s
         raise TransferConfigError("The loader gave no images.")
     of_images = torch.cat(labels)
     if of_images.ndim != 1 or of_images.is_floating_point() or int(of_images.min()) < 0:
-        raise TransferConfigError("The loader's labels are not class numbers from 0 on. Pass (images, labels).")
+        raise TransferConfigError("The loader's labels are not class numbers from 0. Pass batches of (images, labels).")
     counts = of_images.bincount()
     sums = {
         name: torch.zeros(len(counts), parts[0].shape[1]).index_add_(0, of_images, torch.cat(parts).float())
@@ -82,7 +87,7 @@ def _count(module: nn.Module, gates: Any, loader: Iterable[Any]) -> tuple[dict[s
 
 
 def _draw(totals: Mapping[str, Shares], of_class: Shares, class_names: Sequence[str]) -> Any:
-    """The page."""
+    """Return the page."""
     layers, means = list(totals), np.array([shares.mean() for shares in totals.values()])
     is_named = len(class_names) <= NAMED
     tall = min(5.0, 1.2 + 0.22 * len(class_names))
@@ -123,6 +128,6 @@ def _draw(totals: Mapping[str, Shares], of_class: Shares, class_names: Sequence[
 
 
 def _column(shares: Shares) -> Shares:
-    """A layer's filters, the most tuned one first, brought to one height."""
+    """Return a layer's filters, the most tuned first, resampled to the height of all columns."""
     column: Shares = np.sort(shares)[::-1][np.arange(HEIGHT) * len(shares) // HEIGHT]
     return column

@@ -1,4 +1,4 @@
-"""What a search for layers tried, how it did, and what was frozen in the end."""
+"""Draw which layers a search tried to freeze, with what accuracy, and which were frozen in the end."""
 
 import os
 from typing import Any
@@ -8,19 +8,19 @@ import numpy as np
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.reports.curves import COLORS, empty_figure, save_figure
 
-SHADES = "viridis"  # of accuracy: dark is bad, bright is good
+SHADES = "viridis"  # of accuracy, from dark (low) to bright (high)
 FROZEN, TUNED, BEST = COLORS[2], COLORS[1], COLORS[5]
 
 
 def layer_search(plan: Any, path: str | os.PathLike[str]) -> None:
-    """Draw a search: accuracy over candidates, how deep each froze each network, and the final cuts.
+    """Draw a search: each candidate's accuracy, how many layers of each network it froze, and the final choice.
 
     Args:
         plan: a LayerPlan of a search.
-        path: where the picture goes; its ending says the format.
+        path: the file to write; its suffix sets the format.
 
     Raises:
-        TransferConfigError: nothing was searched, or matplotlib is missing.
+        TransferConfigError: the plan is not of a search, or matplotlib is missing.
 
     Example:
         >>> import tempfile
@@ -71,7 +71,7 @@ def layer_search(plan: Any, path: str | os.PathLike[str]) -> None:
 
 
 def _cuts(axes: Any, plan: Any) -> None:
-    """How much of each network is frozen."""
+    """Draw how much of each network is frozen."""
     names = list(plan.num_layers)
     frozen = np.array([plan.frozen[name] for name in names])
     total = np.array([plan.num_layers[name] for name in names])

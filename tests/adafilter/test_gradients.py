@@ -150,7 +150,7 @@ def test_layers_out_of_turn_are_refused(net):
     with pytest.raises(lt.TransferConfigError, match="Gated layer 1 ran twice"):
         net.b(torch.randn(2, 5, 8, 8, dtype=torch.float64))
     net.adafilter.gate.slots.clear()
-    with pytest.raises(lt.TransferConfigError, match="ran without the layers in front"):
+    with pytest.raises(lt.TransferConfigError, match="ran without the layers before"):
         net.b(torch.randn(2, 5, 8, 8, dtype=torch.float64))
 
 

@@ -188,7 +188,7 @@ def test_options_are_refused_at_construction():
         ({"gate_width": 2.5}, "gate_width=2.5"),
         ({"gate_lr": -1.0}, "gate_lr=-1.0"),
         ({"temperature": "hot"}, "temperature='hot'"),
-        ({"estimator": "all_tuned", "gate_lr": 0.1}, "has no gate to learn"),
+        ({"estimator": "all_tuned", "gate_lr": 0.1}, "has no gate that learns"),
     ):
         with pytest.raises(lt.TransferConfigError, match=message):
             lt.AdaFilter(**options)

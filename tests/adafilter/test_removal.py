@@ -64,7 +64,7 @@ def test_removal_is_refused_by_name():
         remove_adafilter(net, "mean", loader=[])
     fixed = chain()
     apply_adafilter(fixed, estimator="random")
-    with pytest.raises(lt.TransferConfigError, match="needs gates that were learned, not 'random'"):
+    with pytest.raises(lt.TransferConfigError, match="needs learned gates, not 'random'"):
         remove_adafilter(fixed, "mean", loader=LOADER)
 
 

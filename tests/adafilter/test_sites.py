@@ -134,7 +134,7 @@ def test_layers_are_chosen_by_pattern_or_predicate(gated, expected):
         (lambda: timm.create_model("resnet18"), {"gated": "layer5.*"}, "matches no convolution. Known: .conv1"),
         (Odd, {"gated": "twice"}, "gated='twice' cannot be gated: it runs 2 times in a pass"),
         (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), {}, "has lazy layers. Run it once on a batch"),
-        (lambda: nn.Linear(3, 3), {}, "Linear has none. The other methods take networks of any kind: Soft"),
+        (lambda: nn.Linear(3, 3), {}, "Linear has none. The other methods take any network: Soft"),
         (lambda: timm.create_model("vit_tiny_patch16_224"), {}, "only a patch embedding. The other methods"),
         (lambda: timm.create_model("resnet18"), {"estimator": "hard"}, "estimator='hard' is not known"),
         (lambda: timm.create_model("resnet18"), {"gate_width": 0}, "gate_width=0"),

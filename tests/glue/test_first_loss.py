@@ -132,7 +132,7 @@ class Smooth(LitToy):
 
 def test_what_the_auxiliary_classifier_learns_by_is_said_once_and_labels_settle_it():
     found, told = Smooth(), Smooth()
-    with pytest.warns(UserWarning, match="by which the auxiliary classifier learns.*aux_weight=0") as caught:
+    with pytest.warns(UserWarning, match="from which the auxiliary classifier learns.*aux_weight=0") as caught:
         fit(found, [gated()], max_steps=3)
     assert sum("auxiliary" in str(warning.message) for warning in caught) == 1
     fit(told, [gated(labels=lambda batch: batch[1])], max_steps=3)

@@ -1,4 +1,4 @@
-"""AdaFilter put into a network, and taken out again."""
+"""Put AdaFilter into a network, and take it out again."""
 
 import math
 from typing import Any, cast
@@ -14,22 +14,23 @@ from lightning_transfer.options import is_list
 from lightning_transfer.roles import find_network
 from lightning_transfer.surgery import Structure, SurgeryReport, own_randomness, replace_modules
 
-NAME = "adafilter"  # of what comes into the network, and so of its keys in a state_dict
-POSITIONAL = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # whose children are sliced, counted or iterated over
+NAME = "adafilter"  # of the module that is added, so its keys in a state_dict start with this
+POSITIONAL = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # containers that may be read by position
 
 
 class FilterGates(Structure):
-    """What AdaFilter adds to a network: the gate, and what it takes to add it again or take it out.
+    """The gate and the gated layers of a network, and what is needed to add them again or to remove them.
 
     Args:
-        network: whose layers are replaced.
-        sites: which.
-        host: holds this; by default the network, or its last gated layer if the network is read by position.
-        name: dotted, of the network in its host.
+        network: the network whose layers are replaced.
+        sites: the convolutions to gate.
+        host: the module that gets this as a child; by default the network, or its last gated layer if the network is a
+            positional container.
+        name: dotted name of the network in its host.
         estimator: how gates are decided.
         width: of the gate's state.
         temperature: of the "gumbel" estimator.
-        bias: where the gates' logits start.
+        bias: the value at which the gates' logits start.
     """
 
     callback = "AdaFilter"
@@ -48,12 +49,12 @@ class FilterGates(Structure):
         bias: float = 0.0,
     ) -> None:
         super().__init__()
-        self._network = (network,)  # in a tuple: it is not a part of this
+        self._network = (network,)  # in a tuple, so that it is not registered as a submodule
         self.name = name
         self.sites = sites
         self.estimator = estimator
         self.temperature = temperature
-        self._norms = {site.norm: network.get_submodule(site.norm) for site in sites if site.norm}  # as they were
+        self._norms = {site.norm: network.get_submodule(site.norm) for site in sites if site.norm}  # the user's own
         convs: list[Any] = [network.get_submodule(site.conv) for site in sites]
         norms = [_plain(self._norms[site.norm]) if site.norm else None for site in sites]
         gated = [GatedConv2d(conv, norm) for conv, norm in zip(convs, norms, strict=True)]
@@ -78,11 +79,11 @@ class FilterGates(Structure):
 
     @property
     def network(self) -> nn.Module:
-        """The network whose layers were replaced."""
+        """Return the network whose layers were replaced."""
         return self._network[0]
 
     def spec(self) -> dict[str, Any]:
-        """Which layers, and what decides."""
+        """Return which layers are gated, and how gates are decided."""
         width = None if self.gate is None else self.gate.cell.hidden_size
         return {
             "convolutions": [site.conv for site in self.sites],
@@ -95,11 +96,11 @@ class FilterGates(Structure):
 
     @classmethod
     def rebuild(cls, root: nn.Module, path: str, spec: dict[str, Any]) -> None:
-        """Change a plain network as a spec says; the weights come with the state that the spec was read from."""
+        """Gate a plain network as a spec describes; the weights come with the state that holds the spec."""
         place, name = path.rpartition(".")[0], spec.get("network", "")
         host: nn.Module | None = root.get_submodule(place)
         if not isinstance(getattr(host, NAME, None), FilterGates):
-            if isinstance(host, nn.Conv2d):  # the last gated layer, before it was gated
+            if isinstance(host, nn.Conv2d):  # the last of the layers to gate
                 host, place = None, place.removesuffix(spec["convolutions"][-1]).rstrip(".")
             network: Any = root.get_submodule(f"{place}.{name}".strip("."))
             network = getattr(network, "_orig_mod", network)
@@ -109,22 +110,22 @@ class FilterGates(Structure):
             cls(network, sites, host=host, name=name, **options)
 
     def layers(self, network: nn.Module) -> list[GatedConv2d]:
-        """The gated layers of the network that this is in."""
+        """Return the gated layers of a network."""
         return [network.get_submodule(site.conv) for site in self.sites]  # type: ignore[misc]
 
     def renamed(self) -> dict[str, str]:
-        """What the tuned layers are called in the network, and what they were called before."""
+        """Return the tuned layers' names in the network, mapped to their names before gating."""
         convs = {f"{site.conv}.tuned": site.conv for site in self.sites}
         return convs | {f"{site.conv}.norm.tuned": site.norm for site in self.sites if site.norm}
 
     def last_gates(self) -> dict[str, Tensor]:
-        """(B, filters) gates of every layer in the last pass."""
+        """Return the gates of every layer in the last pass, (B, filters) each."""
         slots = [] if self.gate is None else self.gate.slots.layers
         pairs = zip(self.sites, slots, strict=False)
         return {site.conv: slot.gates.float() for site, slot in pairs if slot is not None}
 
     def take_out(self, root: nn.Module) -> None:
-        """Put everything back, with the tuned filters; `root` holds the network."""
+        """Remove the gates and put the tuned layers back; `root` holds the network."""
         places: dict[str, nn.Module] = {}
         for site, layer in zip(self.sites, self.layers(self.network), strict=True):
             places[site.conv] = layer.tuned
@@ -149,10 +150,10 @@ def apply_adafilter(
     gated: Gated = None,
     temperature: float = 1.0,
 ) -> SurgeryReport:
-    """Gate the filters of a network in place; until training moves them, its output in eval mode is what it was.
+    """Gate the filters of a network in place; until they are trained, its output in eval mode stays the same.
 
-    Every convolution of the residual blocks is kept twice, with the BatchNorm behind it: as pretrained and tuned. A
-    recurrent gate chooses between the two for each image and each filter. The stem stays as it is and is tuned.
+    Every convolution of the residual blocks is kept twice, with the BatchNorm after it: as pretrained and tuned. A
+    recurrent gate chooses between the two for each image and each filter. The stem is tuned without gates.
 
     Args:
         module: a network, or a module that holds one.
@@ -160,17 +161,17 @@ def apply_adafilter(
         gate_width: of the gate's state.
         estimator: how a hard choice learns: "straight_through", "semantic_hashing" or "gumbel"; or one of the baselines
             that choose without learning: "all_tuned" (fine-tuning), "all_frozen" (feature extraction), "random".
-        gate_bias: where the gates' logits start, to some hundredths: from .05 on all filters begin tuned, from -.05
-            frozen.
-        gated: which convolutions: a pattern of their names such as "layer4.*", several, or a function of name and
-            convolution; all but the stem by default.
+        gate_bias: the value at which the gates' logits start, give or take some hundredths: at .05 or more all filters
+            start tuned, at -.05 or less all start frozen.
+        gated: the convolutions to gate: a pattern of names such as "layer4.*", a list of patterns, or a function of
+            name and convolution; by default all except the stem.
         temperature: of the "gumbel" estimator.
 
     Returns:
-        What was gated, and what was left and why.
+        What was gated, and what was not gated and why.
 
     Raises:
-        TransferConfigError: there is nothing to gate, or the network is gated already.
+        TransferConfigError: there is nothing to gate, or the network is already gated.
 
     Example:
         >>> network = nn.Sequential(
@@ -190,7 +191,7 @@ def apply_adafilter(
     if gates_of(network) is not None or isinstance(getattr(host, NAME, None), FilterGates):
         raise TransferConfigError(f"{type(network).__name__} is gated already. Call remove_adafilter(module) first.")
     if hasattr(host, NAME):
-        raise TransferConfigError(f"{type(host).__name__} has an attribute {NAME!r} of its own. Rename it.")
+        raise TransferConfigError(f"{type(host).__name__} already has an attribute {NAME!r}. Rename it.")
     sites, left = find_sites(network, gated, getattr(module, "example_input_array", None))
     options: dict[str, Any] = {"width": gate_width, "temperature": temperature, "bias": gate_bias}
     gates = FilterGates(network, sites, host=host, name=name, estimator=estimator, **options)
@@ -202,9 +203,9 @@ def apply_adafilter(
 
 
 def _host(module: nn.Module, path: str, network: nn.Module) -> tuple[nn.Module | None, str]:
-    """Return the innermost module around a network, itself first, that is not read by position, and its name there.
+    """Return the innermost module that holds a network and is not a positional container, and the network's name in it.
 
-    Without such a module, None.
+    That may be the network itself. If there is no such module, return None and "".
     """
     names = path.split(".") if path else []
     for depth in range(len(names), -1, -1):
@@ -215,7 +216,7 @@ def _host(module: nn.Module, path: str, network: nn.Module) -> tuple[nn.Module |
 
 
 def check_options(estimator: str, gate_bias: float, temperature: float, gated: Gated) -> None:
-    """Refuse options that no network could be gated by.
+    """Refuse options that do not fit any network.
 
     Raises:
         TransferConfigError: naming the option.
@@ -228,20 +229,20 @@ def check_options(estimator: str, gate_bias: float, temperature: float, gated: G
     patterns = gated if is_list(gated) else [gated]
     if not (gated is None or callable(gated) or all(isinstance(pattern, str) for pattern in patterns)):
         raise TransferConfigError(
-            f"gated={gated!r}; it takes a pattern of names, such as 'layer4.*', a list of them, or a function of name "
-            "and convolution."
+            f"gated={gated!r}; it takes a pattern of names, such as 'layer4.*', a list of patterns, or a function of "
+            "name and convolution."
         )
 
 
 def gates_of(module: nn.Module) -> tuple[nn.Module, FilterGates] | None:
-    """The gated network inside of a module, and its gates."""
+    """Return the gated network inside a module, and its gates; None if there is none."""
     holders = (child for child in module.modules() if isinstance(getattr(child, NAME, None), FilterGates))
     found: Any = next(holders, None)
     return None if found is None else (getattr(found, NAME).network, getattr(found, NAME))
 
 
 def _plain(norm: Any) -> nn.BatchNorm2d:
-    """The BatchNorm alone, with the very same weights and statistics, of one that has an activation behind it."""
+    """Return a plain BatchNorm with the same weights and statistics tensors as one that includes an activation."""
     if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
         return norm  # type: ignore[no-any-return]
     plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, affine=norm.affine)
@@ -252,6 +253,6 @@ def _plain(norm: Any) -> nn.BatchNorm2d:
 
 
 def _activation(norm: Any) -> nn.Module:
-    """What timm's BatchNorm does behind the norm; nothing for a plain one."""
+    """Return what timm's BatchNorm applies after the norm; an empty Sequential for a plain BatchNorm."""
     behind = [] if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) else [norm.drop, norm.act]
     return nn.Sequential(*behind).train(norm.training)

@@ -16,25 +16,26 @@ from lightning_transfer.methods.adafilter.watching import GateWatch
 class AdaFilter(TransferCallback):
     """Choose for each image and each filter between the pretrained response and the tuned one (arXiv 1911.09659).
 
-    Every pretrained convolution of the residual blocks is kept twice, with the BatchNorm behind it, and a recurrent
-    network that runs over the layers opens and closes the gates between the two. The idea is the paper's; the cell, its
-    width, how a hard choice learns, and that the stem is tuned ungated, are ours.
+    Every pretrained convolution of the residual blocks is kept twice, with the BatchNorm after it. A recurrent network
+    that runs over the layers opens and closes the gates between the two copies. The idea is the paper's. The cell, its
+    width, how a hard choice learns, and a stem that is tuned without gates are ours.
 
-    The network stays gated after fit, as it was trained: `functional.remove_adafilter` makes it plain, and
+    The network stays gated after fit: `functional.remove_adafilter` turns it into a plain one, and
     `load_from_checkpoint` reads its checkpoints. Logs `transfer/tuned`, the share of gates that chose the tuned filter,
-    and the same for each layer, at the Trainer's interval.
+    and the same for each layer, at the Trainer's logging interval.
 
     Args:
         backbone: dotted name of the network to gate; "auto" takes the part of the module that holds all convolutions.
         gate_width: of the gate's state.
         estimator: how a hard choice learns: "straight_through", "semantic_hashing" or "gumbel"; or one of the baselines
             that choose without learning: "all_tuned" (fine-tuning), "all_frozen" (feature extraction), "random".
-        gate_bias: where the gates' logits start, to some hundredths: from .05 on all filters begin tuned, from -.05
-            frozen.
-        gated: which convolutions: a pattern of their names such as "layer4.*", several, or a function of name and
-            convolution; all but the stem by default. On a target far from the source the first stages alone lose less
-            (examples/benchmarks/README.md).
-        gate_lr: learning rate of the gate, in a group of its own; by default it is in a group with gated filters.
+        gate_bias: the value at which the gates' logits start, give or take some hundredths: at .05 or more all filters
+            start tuned, at -.05 or less all start frozen.
+        gated: the convolutions to gate: a pattern of names such as "layer4.*", a list of patterns, or a function of
+            name and convolution; by default all except the stem. If the target is far from the source, gating only the
+            first stages loses less (examples/benchmarks/README.md).
+        gate_lr: learning rate of the gate, in its own parameter group; by default the gate is in a group with gated
+            filters.
         temperature: of the "gumbel" estimator.
 
     Raises:
@@ -65,7 +66,7 @@ class AdaFilter(TransferCallback):
             check_number("gate_lr", gate_lr)
         if gate_lr is not None and estimator in FIXED:
             raise TransferConfigError(
-                f"estimator={estimator!r} has no gate to learn at gate_lr={gate_lr}. Leave it out."
+                f"estimator={estimator!r} has no gate that learns, so gate_lr={gate_lr} has no effect. Leave it out."
             )
         self.options: dict[str, Any] = {
             "backbone": backbone,
@@ -84,7 +85,7 @@ class AdaFilter(TransferCallback):
         if found is None:
             report = apply_adafilter(module, **self.options)
             kept = "; ".join(f"{name}: {reason}" for name, reason in report.left.items())
-            say(trainer, f"AdaFilter: left as they are: {kept or 'none'}.")
+            say(trainer, f"AdaFilter: not gated: {kept or 'none'}.")
             return True
         gates = found[1]
         width = gates.spec()["width"] or self.options["gate_width"]
@@ -97,11 +98,11 @@ class AdaFilter(TransferCallback):
         return False
 
     def restore_layers(self, module: Any) -> None:
-        """Make the network plain."""
+        """Turn the network into a plain one."""
         remove_adafilter(module)
 
     def make_part(self, module: Any) -> GateWatch:
-        """An eye on the gates."""
+        """Return the part that watches the gates."""
         found = gates_of(module)
         assert found is not None
         return GateWatch(module, f"gates {len(found[1].sites)} convolutions.", self.gate_lr)

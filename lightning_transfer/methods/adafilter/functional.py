@@ -1,6 +1,6 @@
-"""What AdaFilter computes (arXiv 1911.09659): a hard choice that learns, and the mix of two responses it chooses from.
+"""Compute a hard choice that has a gradient, and the mix of two responses by it (AdaFilter, arXiv 1911.09659).
 
-x_{i+1} = act(g * BN^F(F_i x) + (1 - g) * BN^S(S_i x)); the paper gives the idea, the estimators are ours to choose.
+x_{i+1} = act(g * BN^F(F_i x) + (1 - g) * BN^S(S_i x)); the paper gives the idea, the estimators are ours.
 """
 
 from typing import Any, Literal
@@ -18,18 +18,18 @@ ESTIMATORS = ("straight_through", "semantic_hashing", "gumbel")
 def straight_through_gate(
     logits: Tensor, *, estimator: Estimator = "straight_through", temperature: float = 1.0, training: bool = True
 ) -> Tensor:
-    """Ones where a logit is positive and zeros elsewhere, with a gradient as if they were soft.
+    """Return 1 for each positive logit and 0 for the others, with the gradient of a soft gate.
 
-    "straight_through" passes the gradient on to sigmoid(logits). "semantic_hashing" adds Gaussian noise to the logits,
-    and takes the gradient of a sigmoid that is stretched and cut off, 1.2 sigmoid - 0.1 in [0, 1] (Kaiser and Bengio,
-    arXiv 1801.09797, without their mixing of soft codes in). "gumbel" adds logistic noise and takes the gradient of
-    sigmoid((logits + noise) / temperature) (binary concrete, arXiv 1611.00712). Outside of training there is no noise.
+    "straight_through" uses the gradient of sigmoid(logits). "semantic_hashing" adds Gaussian noise to the logits and
+    uses the gradient of a stretched sigmoid, 1.2 sigmoid - 0.1 clipped to [0, 1] (Kaiser and Bengio, arXiv 1801.09797,
+    who also mix in soft codes; this does not). "gumbel" adds logistic noise and uses the gradient of
+    sigmoid((logits + noise) / temperature) (binary concrete, arXiv 1611.00712). No noise is added outside training.
 
     Args:
         logits: any shape.
-        estimator: how the gradient is taken.
-        temperature: of "gumbel": the lower, the steeper.
-        training: whether noise is drawn.
+        estimator: whose gradient is used.
+        temperature: of "gumbel": the lower, the steeper the sigmoid.
+        training: whether noise is added.
 
     Returns:
         Zeros and ones, of the logits' shape and dtype.
@@ -59,16 +59,16 @@ def straight_through_gate(
 
 
 def mix_filters(tuned: Tensor, frozen: Tensor, gates: Tensor, *, hard: bool = False) -> Tensor:
-    """Of every filter the tuned response, the frozen one, or what lies between: g * tuned + (1 - g) * frozen.
+    """Return g * tuned + (1 - g) * frozen: for each filter the tuned response, the frozen one, or a mix.
 
     Args:
         tuned: (B, C, ...) responses.
         frozen: (B, C, ...) responses.
-        gates: (B, C) in [0, 1], or (C,) for all images alike.
-        hard: whether gates are to be rounded to 0 or 1; backward then keeps a byte of each.
+        gates: (B, C) in [0, 1], or (C,) for all images.
+        hard: whether to round the gates to 0 or 1; only one byte of each is then saved for backward.
 
     Returns:
-        (B, C, ...); exactly one of the two where a gate is 0 or 1.
+        (B, C, ...); exactly one of the two responses if a gate is 0 or 1.
 
     Example:
         >>> tuned, frozen = torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
@@ -82,14 +82,14 @@ def mix_filters(tuned: Tensor, frozen: Tensor, gates: Tensor, *, hard: bool = Fa
 
 
 class _Mix(torch.autograd.Function):
-    """The mix, which keeps one difference for its backward where torch.lerp keeps both responses."""
+    """The mix; it saves one difference for backward, while torch.lerp saves both responses."""
 
     @staticmethod
     def forward(ctx: Any, tuned: Tensor, frozen: Tensor, gates: Tensor, hard: bool) -> Tensor:
         difference = tuned - frozen if ctx.needs_input_grad[2] else None
         gates = gates.round() if hard else gates
         ctx.save_for_backward(difference, gates > 0 if hard else gates)
-        # of finite responses exact at both ends, and torch.where is five times as slow
+        # exact at both ends for finite responses; torch.where takes five times as long
         return torch.lerp(frozen, tuned, gates)
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""The recurrent network that decides, layer after layer, which filters of an image are the tuned ones.
+"""The recurrent network that decides, layer by layer, which filters an image gets tuned.
 
-(h_i, c_i) = LSTMCell(A_i avgpool(x_i), (h_{i-1}, c_{i-1})), g_i = [sigmoid(U_i h_i + b_i) > 1/2]. That the gate is
-recurrent over the layers, shared by them and fed with the previous layer's activation is the paper's; the cell, its
-width, the pooling and the start are ours.
+(h_i, c_i) = LSTMCell(A_i avgpool(x_i), (h_{i-1}, c_{i-1})), g_i = [sigmoid(U_i h_i + b_i) > 1/2]. In the paper
+the gate is recurrent over the layers, shared by them and fed with the previous layer's activation; the cell, its width,
+the pooling and the start are ours.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from lightning_transfer.errors import TransferConfigError, check_choice, check_c
 from lightning_transfer.methods.adafilter.functional import ESTIMATORS, Estimator, straight_through_gate
 from lightning_transfer.tracing import is_run_again
 
-SPREAD = 0.01  # of the first weights from a state to its gates
+SPREAD = 0.01  # standard deviation of the initial weights from a state to its gates
 
 
 @dataclass
 class Slot:
-    """What a layer left for the next one in a pass, and for whoever looks."""
+    """What a layer keeps of a pass, for the next layer and for logging."""
 
     pooled: Tensor
     state: tuple[Tensor, Tensor]
@@ -29,14 +29,14 @@ class Slot:
 
 
 class Slots:
-    """A slot a layer; a copy, deep or pickled, begins empty, since a pass and its graph cannot be copied."""
+    """One slot for each layer; a copy, deep or pickled, starts empty, since a pass and its graph cannot be copied."""
 
     def __init__(self, num_layers: int) -> None:
         self.num_layers = num_layers
         self.clear()
 
     def clear(self) -> None:
-        """Forget the last pass, and with it its graph."""
+        """Forget the last pass and its graph."""
         self.layers: list[Slot | None] = [None] * self.num_layers
 
     def __reduce__(self) -> tuple[type["Slots"], tuple[int]]:
@@ -44,19 +44,19 @@ class Slots:
 
 
 class RecurrentFilterGate(nn.Module):
-    """One LSTM cell run over the layers of a network, giving each layer's gates for each image.
+    """One LSTM cell that runs over the layers of a network and gives each layer's gates for each image.
 
-    The layers of a pass ask in their order; the state between them lies in a slot each, outside of the module's state.
-    A layer that is asked out of turn is refused, and so is a backward that runs a part of the pass again where the
-    state would be another one's: two passes under activation checkpointing, or reentrant checkpointing.
+    The layers of a pass call it in their order. The state after each layer is kept in that layer's slot, which is not a
+    part of the module's state_dict. A call out of order is refused. So is a backward that recomputes a part of the pass
+    with a wrong state: after two passes under activation checkpointing, or under reentrant checkpointing.
 
     Args:
-        in_channels: of what each layer takes.
+        in_channels: input channels of each layer.
         out_channels: filters of each layer.
         width: of the state.
-        estimator: of `functional.straight_through_gate`.
+        estimator: one of those of `functional.straight_through_gate`.
         temperature: of the "gumbel" estimator.
-        bias: where the gates' logits start: above 0 rather tuned, below rather frozen.
+        bias: the value at which the gates' logits start: above 0 filters tend to start tuned, below 0 frozen.
 
     Example:
         >>> gate = RecurrentFilterGate([3, 8], [8, 16], width=4)
@@ -89,22 +89,22 @@ class RecurrentFilterGate(nn.Module):
         self.slots = Slots(len(self.inputs))
 
     def forward(self, layer: int, features: Tensor) -> Tensor:
-        """The gates of a layer.
+        """Return the gates of a layer.
 
         Args:
             layer: its number in the order of the pass.
-            features: (B, C, H, W) that it takes.
+            features: (B, C, H, W), the input of the layer.
 
         Returns:
             (B, filters) of zeros and ones.
 
         Raises:
-            TransferConfigError: the layer is asked out of turn, or run again in a backward that it would get wrong.
+            TransferConfigError: the call is out of order, or a backward recomputes the layer with a wrong state.
         """
         weight = self.cell.weight_ih
         with torch.autocast(features.device.type, enabled=False):
             total = features.sum((2, 3), dtype=torch.promote_types(weight.dtype, torch.float32))
-            pooled = (total / features.shape[2:].numel()).to(weight.dtype)  # a mean's backward takes twice as long
+            pooled = (total / features.shape[2:].numel()).to(weight.dtype)  # the backward of mean() takes twice as long
             before = self._state_before(layer, pooled)
             state = self.cell(self.inputs[layer](pooled), before)
             gates = straight_through_gate(
@@ -127,20 +127,20 @@ class RecurrentFilterGate(nn.Module):
         before = self.slots.layers[layer - 1]
         if before is None or (before.is_taken and not is_again):
             raise TransferConfigError(
-                f"Gated layer {layer} ran {'twice' if before else 'without the layers in front of it'}: the gates "
-                "follow the layers in the order of a whole pass. Run the network from its start, or leave layers that "
-                "run apart ungated: gated=lambda name, conv: ..."
+                f"Gated layer {layer} ran {'twice' if before else 'without the layers before it'}, but the gates need "
+                "a whole pass in the order of the layers. Run the network from its start, or do not gate layers that "
+                "run alone: gated=lambda name, conv: ..."
             )
         before.is_taken = True
         return before.state
 
     def _check_again(self, layer: int, pooled: Tensor) -> None:
-        """A backward that runs layers again (activation checkpointing) must find what the pass itself left."""
+        """Refuse a layer that backward recomputes (activation checkpointing) with another state than in the pass."""
         slot = self.slots.layers[layer]
         if slot is None or not torch.equal(slot.pooled, pooled):
             raise TransferConfigError(
-                "Activation checkpointing with two passes through a gated network in front of one backward: the gates' "
-                "state of the first pass is gone. Call backward after each pass, or switch checkpointing off."
+                "Activation checkpointing with two passes through a gated network before one backward: the gates' "
+                "state of the first pass is lost. Call backward after each pass, or turn checkpointing off."
             )
         if self.cell.weight_ih.requires_grad and not slot.state[0].requires_grad:
             raise TransferConfigError(

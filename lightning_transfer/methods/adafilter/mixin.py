@@ -13,10 +13,10 @@ from lightning_transfer.surgery import SurgeryReport
 
 
 class AdaFilterMixin(PartMixin):
-    """Gated filters inside a LightningModule: what `AdaFilter` does, called by hand.
+    """Gated filters inside a LightningModule: what `AdaFilter` does, called explicitly.
 
     The gates are a part of the network, so the module's own load_from_checkpoint reads its checkpoints. In
-    configure_optimizers they are among self.parameters(); a group of their own is `self.filter_gates.parameters()`.
+    configure_optimizers self.parameters() includes them; for a group of their own use `self.filter_gates.parameters()`.
 
     Example:
         >>> import lightning as L
@@ -40,18 +40,18 @@ class AdaFilterMixin(PartMixin):
         gated: Gated = None,
         temperature: float = 1.0,
     ) -> SurgeryReport:
-        """Gate the network; call it in `__init__`, when the pretrained weights are in.
+        """Gate the network; call it in `__init__`, after the pretrained weights are loaded.
 
         Args:
             backbone: dotted name of the network to gate, or "auto".
             gate_width: of the gate's state.
-            estimator: how a hard choice learns, or one of the baselines that do not.
-            gate_bias: where the gates' logits start, to some hundredths.
-            gated: which convolutions; all but the stem by default.
+            estimator: how a hard choice learns, or one of the baselines that do not learn.
+            gate_bias: the value at which the gates' logits start, give or take some hundredths.
+            gated: the convolutions to gate; by default all except the stem.
             temperature: of the "gumbel" estimator.
 
         Returns:
-            What was gated, and what was left and why.
+            What was gated, and what was not gated and why.
 
         Raises:
             TransferConfigError: there is nothing to gate.
@@ -65,19 +65,20 @@ class AdaFilterMixin(PartMixin):
             gated=gated,
             temperature=temperature,
         )
-        self._gate_watches = (GateWatch(self, "", None),)  # type: ignore[arg-type]  # in a tuple: not a part of the module
+        self._gate_watches = (GateWatch(self, "", None),)  # type: ignore[arg-type]  # in a tuple: not a submodule
         return report
 
     @property
     def filter_gates(self) -> FilterGates:
-        """The gates, with their parameters."""
+        """Return the gates, with their parameters."""
         return self._gate_watch.gates
 
     @property
     def _gate_watch(self) -> GateWatch:
         if not hasattr(self, "_gate_watches"):
             raise TransferConfigError(
-                f"{type(self).__name__} has no gates. In __init__, behind the network, write self.add_adafilter()."
+                f"{type(self).__name__} has no gates. In __init__, after the network is built, call "
+                "self.add_adafilter()."
             )
         return self._gate_watches[0]
 
@@ -93,12 +94,12 @@ class AdaFilterMixin(PartMixin):
         return parent
 
     def on_after_backward(self) -> None:
-        """Log how many gates are open, before anything else may run the network."""
+        """Log the share of open gates, before other code can run the network again."""
         self._gate_watch.look(self._fitting)
         super().on_after_backward()  # type: ignore[misc]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log it where the backward was not Lightning's."""
+        """Log it here if the backward was not Lightning's."""
         self._gate_watch.look(self._fitting)
         super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
 

@@ -1,7 +1,7 @@
-"""A convolution and its BatchNorm, kept twice: as pretrained, and tuned; what comes out is chosen filter by filter.
+"""A convolution and its BatchNorm, kept twice: pretrained and tuned; each filter's response is one of the two.
 
-BN^S is folded into S while training, and what a filter's two responses differ by is all that the mix keeps for
-backward. In eval mode S and BN^S run one after the other, as in the pretrained network: to the bit the same.
+In training BN^S is folded into S, and the mix saves only the difference of the two responses for backward. In eval mode
+S and BN^S run one after the other, so that the response is bit-identical to the pretrained network's.
 """
 
 import copy
@@ -23,7 +23,7 @@ class GatedBatchNorm2d(nn.Module):
     """Two BatchNorms, one for each kind of response, and the choice between them.
 
     Args:
-        norm: the pretrained BatchNorm2d; it goes on training as the tuned one, its copy stays as it is.
+        norm: the pretrained BatchNorm2d; it is trained on as the tuned one, and a copy of it stays frozen.
 
     Example:
         >>> norm = GatedBatchNorm2d(nn.BatchNorm2d(3))
@@ -38,7 +38,7 @@ class GatedBatchNorm2d(nn.Module):
         self.training = norm.training
 
     def forward(self, tuned: Tensor, frozen: Tensor, gates: Tensor) -> Tensor:
-        """(B, C, H, W) of both responses, each by its own norm, and (B, C) gates."""
+        """Normalise both responses, (B, C, H, W), each by its own norm, and mix them by (B, C) gates."""
         return mix_filters(self.tuned(tuned), self.frozen(frozen), gates)
 
 
@@ -46,8 +46,8 @@ class GatedConv2d(nn.Module):
     """A convolution kept twice, with its BatchNorm if it has one.
 
     Args:
-        conv: the pretrained convolution; it goes on training, its copy stays as it is.
-        norm: the BatchNorm that takes all it gives and nothing else.
+        conv: the pretrained convolution; it is trained on, and a copy of it stays frozen.
+        norm: the BatchNorm whose only input is the output of the convolution.
 
     Example:
         >>> layer, images = GatedConv2d(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), torch.rand(2, 3, 6, 6)
@@ -61,7 +61,7 @@ class GatedConv2d(nn.Module):
         self.training = conv.training
         self.frozen = _as_buffers(conv, persistent=True)
         self.norm = None if norm is None else GatedBatchNorm2d(norm)
-        self.is_linear = _is_linear(conv)  # so that a norm can be folded in
+        self.is_linear = _is_linear(conv)  # if so, a norm can be folded in
         self._folded = _as_buffers(conv, persistent=False) if norm is not None and self.is_linear else None
         self._gate: tuple[RecurrentFilterGate, int] | None = None
         self._fixed: Fixed | None = None
@@ -69,11 +69,11 @@ class GatedConv2d(nn.Module):
         self.register_load_state_dict_post_hook(_fold_again)  # type: ignore[no-untyped-call]
 
     def decide_by(self, gate: "RecurrentFilterGate | Fixed", layer: int = 0) -> None:
-        """Take the gates from a gate, as its layer of this number; or always the same ones."""
+        """Take the gates from a gate, as its layer of this number, or from a fixed rule."""
         if isinstance(gate, str):
             self._fixed = gate
         else:
-            self._gate = (gate, layer)  # in a tuple: its parameters are not this layer's
+            self._gate = (gate, layer)  # in a tuple: its parameters are not registered here
         if gate == "all_frozen":
             self.tuned.requires_grad_(requires_grad=False)
             if self.norm is not None:
@@ -81,25 +81,25 @@ class GatedConv2d(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._fold()  # what was folded in float32 is not what float64 would have folded
+        self._fold()  # weights folded in float32 differ from those folded in float64
         return self
 
     @torch.no_grad()
     def _fold(self) -> None:
-        """Bring the frozen norm into the frozen filters."""
+        """Fold the frozen norm into the frozen filters."""
         if self.norm is not None and self._folded is not None:
             weight, bias = folded(self.frozen, self.norm.frozen)
             self._folded.weight, self._folded.bias = weight, bias
 
     def forward(self, features: Tensor, gates: Tensor | None = None) -> Tensor:
-        """The chosen responses, normalised.
+        """Return the chosen responses, normalised.
 
         Args:
             features: (B, C, H, W).
-            gates: (B, filters); by default from the gate that decides.
+            gates: (B, filters); by default those that `decide_by` set.
 
         Raises:
-            TransferConfigError: there are no gates and none that decides.
+            TransferConfigError: no gates are given, and `decide_by` was not called.
         """
         if gates is None and self._fixed == "all_tuned":
             response: Tensor = self.tuned(features)
@@ -122,11 +122,11 @@ class GatedConv2d(nn.Module):
             return gate(layer, features)  # type: ignore[no-any-return]
         if self._fixed == "random":
             return torch.randint(0, 2, (len(features), self.tuned.out_channels), device=features.device)
-        raise TransferConfigError("Nothing decides this layer's gates. Pass them, or call decide_by(gate, layer).")
+        raise TransferConfigError("This layer has no gates. Pass gates=, or call decide_by(gate, layer).")
 
 
 def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weights and biases of the one convolution that does what the two do."""
+    """Return the weights and biases of one convolution that equals a convolution and the norm after it."""
     scale, shift = norm.affine()
     return conv.weight * scale[:, None, None, None], shift if conv.bias is None else shift + conv.bias * scale
 
@@ -136,13 +136,13 @@ def _fold_again(layer: GatedConv2d, keys: Any) -> None:
 
 
 def _is_linear(conv: nn.Conv2d) -> bool:
-    """Whether a factor in front of the response may as well stand in front of the weights."""
+    """Return whether scaling the weights scales the response by the same factor."""
     cls = type(conv)
     return cls is nn.Conv2d or (cls.__name__ == "Conv2dSame" and cls.__module__.startswith("timm."))
 
 
 def _as_buffers(conv: nn.Conv2d, *, persistent: bool) -> nn.Conv2d:
-    """A copy that no optimizer, and nobody who thaws a network, finds parameters in."""
+    """Return a copy without parameters, so that neither an optimizer nor code that unfreezes layers trains it."""
     twin = copy.deepcopy(conv)
     for name, param in list(twin.named_parameters()):
         delattr(twin, name)

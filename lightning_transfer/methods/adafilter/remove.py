@@ -1,4 +1,4 @@
-"""A gated network made plain again: with the tuned filters, the pretrained ones, or a mean of both (ours)."""
+"""Turn a gated network into a plain one: with the tuned filters, the pretrained ones, or a mean of both (ours)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from lightning_transfer.tracing import evaluating, images_and_labels
 
 @dataclass(frozen=True)
 class Removal:
-    """What making a network plain cost.
+    """Accuracies before and after a gated network was made plain.
 
     Attributes:
-        accuracy_before: share of the loader's images that the gated network got right; None without a loader.
-        accuracy_after: the same of the plain network.
+        accuracy_before: share of the loader's images that the gated network classified right; None without a loader.
+        accuracy_after: the same for the plain network.
     """
 
     accuracy_before: float | None
@@ -31,23 +31,23 @@ class Removal:
 def remove_adafilter(
     module: nn.Module, keep: Literal["tuned", "frozen", "mean"] = "tuned", *, loader: Iterable[Any] | None = None
 ) -> Removal:
-    """Make a gated network plain again, in place: its layers, names and weights are those of the user's own class.
+    """Turn a gated network into a plain one, in place, with the layers, names and weights of the user's own class.
 
-    A choice for each image cannot be kept by a plain network, so each of the three gives other outputs than the gated
-    one; how much that costs is measured on a loader.
+    A plain network cannot choose for each image, so its outputs differ from the gated network's. Pass a loader to
+    measure what that costs.
 
     Args:
         module: a gated network, or a module that holds one.
-        keep: "tuned" filters, "frozen" ones (the pretrained network, but for its stem and head), or the "mean" of both
-            as often as the gates chose them on the loader. BatchNorms are folded into mean filters: for use, not for
-            further training.
-        loader: batches (images, labels); "mean" needs them.
+        keep: "tuned" filters, "frozen" ones (the pretrained network except for its stem and head), or the "mean" of
+            both, weighted by how often the gates chose each on the loader. BatchNorms are folded into mean filters: use
+            those for inference, not for further training.
+        loader: batches of (images, labels); "mean" needs them.
 
     Returns:
         Accuracies on the loader.
 
     Raises:
-        TransferConfigError: nothing is gated, or a mean cannot be taken.
+        TransferConfigError: the network is not gated, or a mean cannot be taken.
     """
     check_choice("keep", keep, ("tuned", "frozen", "mean"))
     found = gates_of(module)
@@ -55,17 +55,21 @@ def remove_adafilter(
         raise TransferConfigError(f"{type(module).__name__} is not gated: there is nothing to remove.")
     network, gates = found
     if keep == "mean" and gates.gate is None:
-        raise TransferConfigError(f"keep='mean' needs gates that were learned, not {gates.estimator!r} ones.")
+        raise TransferConfigError(
+            f"keep='mean' needs learned gates, not {gates.estimator!r} ones. Pass keep='tuned' or keep='frozen'."
+        )
     if keep == "mean" and loader is None:
-        raise TransferConfigError("keep='mean' averages the gates over images: pass loader=, batches (images, labels).")
+        raise TransferConfigError(
+            "keep='mean' averages the gates over images: pass loader=, batches of (images, labels)."
+        )
     layers = gates.layers(network)
     shares, before = _run(module, gates, loader)
     if keep == "mean":
         for site, layer in zip(gates.sites, layers, strict=True):
             if not layer.is_linear:
                 raise TransferConfigError(
-                    f"{site.conv} is a {type(layer.tuned).__name__}, whose weights cannot be averaged. Keep 'tuned' or "
-                    "'frozen'."
+                    f"{site.conv} is a {type(layer.tuned).__name__}, whose weights cannot be averaged. Pass "
+                    "keep='tuned' or keep='frozen'."
                 )
         for site, layer in zip(gates.sites, layers, strict=True):
             _bake(layer, shares[site.conv])
@@ -79,7 +83,7 @@ def remove_adafilter(
 def _run(
     module: nn.Module, gates: FilterGates | None, loader: Iterable[Any] | None
 ) -> tuple[dict[str, Tensor], float | None]:
-    """How often each gate was open, (filters,) a layer, and the share of images that were right."""
+    """Return how often each gate was open, (filters,) for each layer, and the share of images classified right."""
     if loader is None:
         return {}, None
     device = next(module.parameters()).device
@@ -99,7 +103,7 @@ def _run(
 
 @torch.no_grad()
 def _bake(layer: GatedConv2d, share: Tensor) -> None:
-    """One filter in place of two that are chosen so often, (filters,)."""
+    """Replace the two copies of each filter by their mean, weighted by the (filters,) shares."""
     share = share.to(layer.tuned.weight)
     if layer.norm is None:
         for mine, frozen in zip(layer.tuned.parameters(), layer.frozen.buffers(), strict=True):
@@ -120,7 +124,7 @@ def _bake(layer: GatedConv2d, share: Tensor) -> None:
 
 @torch.no_grad()
 def _thaw(layer: GatedConv2d) -> None:
-    """The pretrained weights and statistics in place of the tuned ones."""
+    """Copy the pretrained weights and statistics over the tuned ones."""
     for param, kept in zip(layer.tuned.parameters(), layer.frozen.buffers(), strict=True):
         param.copy_(kept)
     if layer.norm is not None:

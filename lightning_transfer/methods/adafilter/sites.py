@@ -1,4 +1,4 @@
-"""Where in a network filters can be gated: convolutions and the BatchNorms that follow them, in the order of a pass."""
+"""Find the convolutions that can be gated and the BatchNorms that follow them, in the order of a pass."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,10 +14,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.tracing import Call, trace
 
-STEM = 0.25  # of the convolutions at most (ours)
+STEM = 0.25  # the most of all convolutions that a stem may hold (ours)
 
 Chosen = str | Sequence[str] | Callable[[str, nn.Module], bool]
-Gated = Chosen | None  # which convolutions; by default all but the stem
+Gated = Chosen | None  # which convolutions; by default all except the stem
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Site:
 
     Attributes:
         conv: dotted name in the network.
-        norm: dotted name of the BatchNorm that takes what it gives, alone and nothing else; "" where there is none.
+        norm: dotted name of the BatchNorm that alone takes its output and has no other input; "" if there is none.
     """
 
     conv: str
@@ -34,10 +34,10 @@ class Site:
 
 
 def find_sites(network: nn.Module, gated: Gated, example: Any = None) -> tuple[list[Site], dict[str, str]]:
-    """The convolutions to gate, in the order in which they run, and why the others are left.
+    """Return the convolutions to gate, in the order in which they run, and why the others are not gated.
 
     Raises:
-        TransferConfigError: there is nothing to gate, or what was asked for by name cannot be.
+        TransferConfigError: there is nothing to gate, or a convolution that was named cannot be gated.
     """
     if any(is_lazy(param) for param in network.parameters()):
         raise TransferConfigError(f"{type(network).__name__} has lazy layers. Run it once on a batch, then gate it.")
@@ -63,7 +63,7 @@ def find_sites(network: nn.Module, gated: Gated, example: Any = None) -> tuple[l
 
 
 def _obstacle(conv: nn.Module, call: Call, num_runs: int, num_names: int) -> str | None:
-    """Why a convolution cannot be gated."""
+    """Return why a convolution cannot be gated; None if it can."""
     if not isinstance(conv, nn.Conv2d):
         return f"a {type(conv).__name__} is not supported"
     if num_names > 1:
@@ -78,7 +78,7 @@ def _obstacle(conv: nn.Module, call: Call, num_runs: int, num_names: int) -> str
 
 
 def _norm_behind(layers: dict[str, nn.Module], calls: list[Call], runs: Counter[str]) -> str:
-    """The BatchNorm that takes what the first call gave, if that alone takes it and it takes nothing else."""
+    """Return the name of the BatchNorm that alone takes the first call's output and has no other input, or ""."""
     given = calls[0].given
     behind = next((call.path for call in calls[1:] if call.taken is given), "")
     norm = layers.get(behind)
@@ -87,7 +87,7 @@ def _norm_behind(layers: dict[str, nn.Module], calls: list[Call], runs: Counter[
 
 
 def is_batch_norm(norm: nn.Module | None) -> bool:
-    """Whether a norm is a BatchNorm with statistics, perhaps with timm's activation behind it, and no hooks."""
+    """Return whether a norm is a BatchNorm with statistics and without hooks; it may include timm's activation."""
     if not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) or norm.running_mean is None:
         return False
     is_known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or type(norm).__name__ == "BatchNormAct2d"
@@ -111,22 +111,20 @@ def _choose(network: nn.Module, paths: list[str], left: dict[str, str], gated: G
     if len(paths) + len(left) <= is_transformer:
         raise without_filters(network, "only a patch embedding" if is_transformer else "none")
     reasons = "; ".join(f"{path}: {reason}" for path, reason in left.items())
-    raise TransferConfigError(
-        f"Nothing to gate in {type(network).__name__}: {reasons or 'only a stem'}. Pass "
-        f"gated='...', a pattern of the names {', '.join(paths) or 'of another network: backbone=...'}."
-    )
+    fix = f"gated='...', a pattern of the names {', '.join(paths)}" if paths else "backbone='...', another network"
+    raise TransferConfigError(f"Nothing to gate in {type(network).__name__}: {reasons or 'only a stem'}. Pass {fix}.")
 
 
 def without_filters(network: nn.Module, found: str) -> TransferConfigError:
-    """Return the error about a network of another kind than AdaFilter is for."""
+    """Return the error for a network without convolutions to gate."""
     return TransferConfigError(
         f"AdaFilter gates the filters of convolutions, and {type(network).__name__} has {found}. The other methods "
-        "take networks of any kind: SoftFinetuning, SelectiveJointFinetuning, GatedTransfer, CollaborativeFinetuning."
+        "take any network: SoftFinetuning, SelectiveJointFinetuning, GatedTransfer, CollaborativeFinetuning."
     )
 
 
 def chosen_by(gated: Chosen, network: nn.Module, paths: list[str]) -> list[str]:
-    """The convolutions that patterns, or a function of name and convolution, choose."""
+    """Return the convolutions that are chosen by patterns, or by a function of name and convolution."""
     if callable(gated):
         return [path for path in paths if gated(path, network.get_submodule(path))]
     patterns = [gated] if isinstance(gated, str) else gated
@@ -134,7 +132,7 @@ def chosen_by(gated: Chosen, network: nn.Module, paths: list[str]) -> list[str]:
 
 
 def _stem(paths: list[str]) -> str:
-    """The outermost part of the network that holds the first convolution and few others; as a rule that one alone."""
+    """Return the outermost part that holds the first convolution and few others; often that convolution itself."""
     parts = paths[0].split(".") if paths else []
     prefixes = (".".join(parts[:length]) for length in range(1, len(parts)))
     sizes = ((prefix, sum(path.startswith(f"{prefix}.") for path in paths)) for prefix in prefixes)

@@ -1,4 +1,4 @@
-"""What the gates of a network do while it trains: logged, and a collapse called by name."""
+"""Log what the gates of a network do in training, and warn if they collapse."""
 
 import warnings
 from collections.abc import Iterable
@@ -13,15 +13,15 @@ from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, log
 from lightning_transfer.methods.adafilter.apply import FilterGates, gates_of
 
-COLLAPSED = 10  # looks in a row at which no gate differs from any other
+COLLAPSED = 10  # logged steps in a row in which all gates are equal
 
 
 class GateWatch(TransferPart):
-    """One run's view of a gated network.
+    """One run's part of AdaFilter: watches the gates.
 
     Args:
         module: the user's module, gated.
-        introduction: what was gated.
+        introduction: says what was gated.
         rate: the gate's own learning rate.
     """
 
@@ -30,8 +30,8 @@ class GateWatch(TransferPart):
     def __init__(self, module: nn.Module, introduction: str, rate: float | None = None) -> None:
         super().__init__()
         found = gates_of(module)
-        assert found is not None  # who watches has gated
-        self._watched = found  # in a tuple: what is the user's is no part of this
+        assert found is not None  # the caller gated it
+        self._watched = found  # in a tuple: the user's modules are not registered here
         self._path = next(path for path, child in module.named_modules() if child is found[1])
         self._introduction = introduction
         self._rate = rate
@@ -41,16 +41,16 @@ class GateWatch(TransferPart):
 
     @property
     def introduction(self) -> str:
-        """What was gated."""
+        """Return what was gated."""
         return self._introduction
 
     @property
     def gates(self) -> FilterGates:
-        """The gates that are watched."""
+        """Return the gates that are watched."""
         return self._watched[1]
 
     def neighbors(self, module: Any, name: str) -> Iterable[nn.Parameter]:
-        """The gate learns as fast as the filters it chooses from."""
+        """Return the gated filters: the gate learns at their rate."""
         return self._tuned()
 
     def _tuned(self) -> list[nn.Parameter]:
@@ -58,40 +58,40 @@ class GateWatch(TransferPart):
         return [param for layer in layers for part in (layer.tuned, layer.norm) if part for param in part.parameters()]
 
     def added(self, module: Any) -> dict[str, nn.Module]:
-        """The gate."""
+        """Return the gates."""
         return {self._path: self.gates}
 
     def renamed(self, module: Any) -> dict[str, str]:
-        """The tuned filters and norms."""
+        """Return the new and old names of the tuned filters and norms."""
         path = next(path for path, child in module.named_modules() if child is self._watched[0])
         prefix = f"{path}." if path else ""
         return {prefix + new: prefix + old for new, old in self.gates.renamed().items()}
 
     def own_group(self, module: Any) -> tuple[list[nn.Parameter], float] | None:
-        """The gate at its own rate, where one was given."""
+        """Return the gate's parameters and its own rate, if one was given."""
         return None if self._rate is None else (list(self.gates.parameters()), self._rate)
 
     def attach(self, module: Any) -> None:
-        """Nothing: the layers are changed already."""
+        """Do nothing: the layers are changed already."""
 
     def detach(self) -> None:
-        """Let go of the last pass."""
+        """Forget the last pass."""
         if self.gates.gate is not None:
             self.gates.gate.slots.clear()
 
     def check(self, trainer: Any) -> None:
-        """Warn where no gated filter is trained."""
+        """Warn if no gated filter is trained."""
         reason = "" if self.gates.estimator == "all_frozen" else optimizers.why_untrained(trainer, self._tuned())
         if reason:
             warnings.warn(
-                "No gated filter is trained, so both of its copies stay alike, and until one is AdaFilter changes "
-                f"nothing. {reason}",
+                "No gated filter is trained. Its two copies stay equal, so AdaFilter changes nothing until one is "
+                f"trained. {reason}",
                 NoEffectWarning,
                 stacklevel=2,
             )
         if self.gates.gate is not None:
             optimizers.check_held(trainer, self.gates)
-        if self._rate is not None and trainer.global_step == 0:  # later it may have been lowered, as a plateau does
+        if self._rate is not None and trainer.global_step == 0:  # later a scheduler may have changed it
             optimizers.check_rate(trainer.optimizers, list(self.gates.parameters()), self._rate)
 
     def begin(self, module: Any, batch: Any = None) -> None:
@@ -100,12 +100,12 @@ class GateWatch(TransferPart):
         self._has_looked = False
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
-        """The loss as it is."""
+        """Return the loss unchanged."""
         self.look(self.trainer)
         return loss
 
     def look(self, trainer: Any) -> None:
-        """Log how many gates are open, when the Trainer logs, once a step."""
+        """Log the share of open gates once in each step in which the Trainer logs."""
         chosen = self.gates.last_gates() if is_log_due(trainer) and not self._has_looked else {}
         self._has_looked = True
         if chosen:
@@ -119,11 +119,11 @@ class GateWatch(TransferPart):
         if self._num_collapsed == COLLAPSED:
             kind, plain = ("tuned", "fine-tuning") if share == 1 else ("frozen", "a fixed feature extractor")
             warnings.warn(
-                f"All gates chose the {kind} filter in the last {COLLAPSED} looks: this is {plain} at a higher cost. "
-                f"Set gate_bias {'lower' if share == 1 else 'higher'}, or a higher gate_lr.",
+                f"All gates chose the {kind} filter in the last {COLLAPSED} logged steps: this is {plain} at a higher "
+                f"cost. Pass a {'lower' if share == 1 else 'higher'} gate_bias, or a higher gate_lr.",
                 NoEffectWarning,
                 stacklevel=2,
             )
 
     def end(self) -> None:
-        """Nothing: a backward may yet want what the pass left."""
+        """Do nothing: a backward after the step may still need what the pass kept."""

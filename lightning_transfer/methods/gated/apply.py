@@ -1,4 +1,4 @@
-"""A gated transfer network made of somebody's network, and made plain again."""
+"""Turn a network into a gated transfer network, and back into a plain one."""
 
 from typing import Any
 
@@ -19,20 +19,20 @@ def apply_gated_transfer(
     gate_dropout: float = 0.7,
     dropout: float = 0.5,
 ) -> SurgeryReport:
-    """Put a transfer module in front of a network's head, in place.
+    """Put a transfer module before a network's head, in place.
 
     Args:
         module: a network, or a module that holds one.
         head: dotted name of the Linear that gives the logits, or "auto".
-        ratio: by how much the module squeezes the features; None for no module, only dropout.
-        gate_dropout: inside of the module.
+        ratio: by which the module divides the number of features; None for no module, only dropout.
+        gate_dropout: inside the module.
         dropout: between the module and the head.
 
     Returns:
-        The head's name, and how many numbers came in.
+        The head's name, and how many parameters were added.
 
     Raises:
-        TransferConfigError: no head is found, it is no Linear, or it has a transfer module already.
+        TransferConfigError: no head is found, it is not a Linear, or it already has a transfer module.
 
     Example:
         >>> network = nn.Sequential()
@@ -50,7 +50,8 @@ def apply_gated_transfer(
     if type(found.module) is not nn.Linear:
         raise TransferConfigError(
             f"The head {found.path!r} is a {type(found.module).__name__}; the transfer module weighs (B, D) features "
-            "before a Linear. If the network ends in one, name it: head='...'; if not, GatedTransfer is not for it."
+            "before a Linear. If the network ends in a Linear, name it: head='...'. If not, GatedTransfer is not for "
+            "it."
         )
     gated = put_in_front(module, found.path, ratio=ratio, gate_dropout=gate_dropout, dropout=dropout)
     added = 0 if gated.transfer is None else sum(param.numel() for param in gated.transfer.parameters())
@@ -58,15 +59,15 @@ def apply_gated_transfer(
 
 
 def remove_gated_transfer(module: nn.Module) -> None:
-    """Put the head back where it was, without the transfer module: the user's plain network, as trained.
+    """Take the transfer module out, which leaves the user's plain network, as trained.
 
-    Its features are then no longer weighted, which the head was trained for: accuracy is to be measured anew.
+    The head was trained on weighted features and then gets unweighted ones, so measure the accuracy again.
 
     Args:
         module: a gated network, or a module that holds one.
 
     Raises:
-        TransferConfigError: there is none.
+        TransferConfigError: there is no transfer module.
     """
     found = find_gated_head(module)
     if found is None:
@@ -75,27 +76,27 @@ def remove_gated_transfer(module: nn.Module) -> None:
 
 
 def find_gated_head(module: nn.Module) -> tuple[str, GatedHead] | None:
-    """The dotted name of the head that has a transfer module in front of it, and the two."""
+    """Return the dotted name of the head that has a transfer module, and both as one module; None without one."""
     return next(iter(find_all(module, GatedHead).items()), None)
 
 
 def find_tap(module: nn.Module, tap: str, head: str) -> tuple[str, int]:
-    """Where the auxiliary classifier listens, and how many channels there are.
+    """Return the layer whose output the auxiliary classifier takes, and its number of channels.
 
     Args:
         module: the user's module.
-        tap: a dotted name; "auto" takes the last stage but one that timm names, or else the last part that gives larger
-            pictures than the last one does (layer3 of torchvision's ResNets).
+        tap: a dotted name; "auto" takes the second-to-last stage that timm lists, or else the last part whose output is
+            larger than the last part's (layer3 of torchvision's ResNets).
         head: dotted name of the head.
 
     Raises:
-        TransferConfigError: no stages are found, or what runs there gives no (B, C, H, W); the candidates are listed.
+        TransferConfigError: no stages are found, or the output is not (B, C, H, W); it lists the candidates.
     """
     path = (head if tap == "auto" else tap).partition(".")[0]
     network: Any = getattr(module, path, None)
     is_network = isinstance(network, nn.Module) and has_forward(network) and path != tap
     if not (is_network and any(isinstance(part, nn.Conv2d) for part in network.modules())):
-        path, network = find_network(module)  # the head stands apart, or the path leads nowhere
+        path, network = find_network(module)  # the head is outside the network, or the path does not exist
     elif not hasattr(module, "training_step"):
         path, network = "", module
     prefix = f"{path}." if path else ""
@@ -109,23 +110,23 @@ def find_tap(module: nn.Module, tap: str, head: str) -> tuple[str, int]:
         return prefix + name, gives[name][0]
     known = [prefix + name for name in gives if network.get_submodule(name)._modules] or [prefix + n for n in gives]
     skipped = any(getattr(layer, "grad_checkpointing", False) for layer in network.modules())
-    reason = " Its grad_checkpointing runs stages piece by piece, where nobody can listen." if skipped else ""
+    reason = " With grad_checkpointing the layers of a stage run, but not the stage." if skipped else ""
     if not known:
-        reason += " None of its layers gives a picture, (B, C, H, W)."
+        reason += " None of its layers gives (B, C, H, W)."
     elif tap == "auto":
-        reason += f" Name the last stage but one: tap='...', one of {', '.join(map(repr, known))}."
+        reason += f" Name the second-to-last stage: tap='...', one of {', '.join(map(repr, known))}."
     if tap == "auto":
         raise TransferConfigError(
-            f"No stage was found to listen behind in {type(network).__name__}.{reason} Or do without the "
-            "auxiliary classifier: aux_weight=0."
+            f"No stage was found for the auxiliary classifier in {type(network).__name__}.{reason} Or train without "
+            "it: aux_weight=0."
         )
     raise TransferConfigError(
-        f"tap={tap!r} gives no (B, C, H, W) in {type(module).__name__}.{reason} {nearest(tap, known)}"
+        f"tap={tap!r} does not give (B, C, H, W) in {type(module).__name__}.{reason} {nearest(tap, known)}"
     )
 
 
 def _last_stage_but_one(network: nn.Module, gives: dict[str, tuple[int, int]]) -> str:
-    """Return the name of the stage by timm's list, or by the (channels, height) of what parts give; "" for none."""
+    """Return the name of the stage by timm's list, or by the (channels, height) of outputs; "" if there is none."""
     for path, part in network.named_modules():
         info: Any = getattr(part, "feature_info", None) or []
         listed = list(info.info if hasattr(info, "info") else info)
@@ -137,6 +138,6 @@ def _last_stage_but_one(network: nn.Module, gives: dict[str, tuple[int, int]]) -
     while parts:
         stages = [name for name in parts if not any(name.startswith(f"{other}.") for other in parts)]
         inside = [name for name in parts if name.startswith(f"{stages[-1]}.")]
-        parts = inside if 2 * len(inside) >= len(parts) else []  # then the last, such as `features`, holds the stages
+        parts = inside if 2 * len(inside) >= len(parts) else []  # if so the last, such as `features`, holds the stages
     larger = [name for name in stages if gives[name][1] > gives[stages[-1]][1]]
     return (larger or stages[:-1] or [""])[-1]

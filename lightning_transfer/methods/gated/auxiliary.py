@@ -1,4 +1,4 @@
-"""The auxiliary classifier's loss as a term of somebody's training step, and the phase that trains only what is new."""
+"""Add the auxiliary classifier's loss to the user's training step, and train only the new modules in a warm-up."""
 
 import warnings
 from collections.abc import Iterable
@@ -19,13 +19,13 @@ from lightning_transfer.methods.gated.modules import AuxiliaryClassifier
 from lightning_transfer.roles import users_modules
 from lightning_transfer.surgery import own_randomness
 
-DEAD = 0.01  # spread of the weights below which they weigh nothing
-LOOKS = 10  # in a row, until that is said: fresh weights weigh little too
+DEAD = 0.01  # if the weights spread less, all features are weighted the same
+LOOKS = 10  # logged steps in a row before the warning, since new weights spread little too
 AUX_WEIGHT = 0.2  # the authors'
 
 
 def aux_weight_of(given: float | None, *, tap: str, ratio: int | None, labels: Labels) -> float:
-    """The weight of the auxiliary loss: asked for by a number, by what only it needs, or by no module beside (ours)."""
+    """Return the given weight, or the authors' if `tap`, `labels` or `ratio=None` asks for it, else 0 (ours)."""
     is_asked = tap != "auto" or labels is not find_labels or ratio is None
     weight = (AUX_WEIGHT if is_asked else 0.0) if given is None else given
     check_number("aux_weight", weight)
@@ -37,10 +37,10 @@ class AuxiliaryTerm(TransferPart):
 
     Args:
         module: the user's module, its head gated.
-        tap: where the classifier listens, or "auto".
-        weight: of its loss; 0 for none.
-        warmup_epochs: in which only the transfer module and the heads learn.
-        labels: finds the labels in a batch.
+        tap: dotted name of the layer whose output the classifier takes, or "auto".
+        weight: of its loss; 0 for no classifier.
+        warmup_epochs: epochs in which only the transfer module and the heads are trained.
+        labels: returns the labels of a batch.
     """
 
     title = "GatedTransfer"
@@ -48,8 +48,8 @@ class AuxiliaryTerm(TransferPart):
     def __init__(self, module: Any, *, tap: str, weight: float, warmup_epochs: int, labels: Labels) -> None:
         super().__init__()
         found = find_gated_head(module)
-        assert found is not None  # who trains it has put it there
-        self.head_path, self._gated = found[0], (found[1],)  # in a tuple: what is the user's is no part of this
+        assert found is not None  # the caller put it in
+        self.head_path, self._gated = found[0], (found[1],)  # in a tuple: the user's modules are not registered here
         self.weight = weight
         self.warmup_epochs = warmup_epochs
         self.labels = labels
@@ -63,34 +63,34 @@ class AuxiliaryTerm(TransferPart):
         self._handle: Any = None
         self._batch: Any = None
         self._tapped: list[Tensor] = []
-        self._kind: Kind | None = None  # of the labels, once they were seen
+        self._kind: Kind | None = None  # of the labels, after the first step
         self._is_listening = False
         self.has_added = False  # to the loss of this step
-        self._joint: list[Any] = []  # parts that may put source images behind the target's
+        self._joint: list[Any] = []  # parts that may append source images to the target's
         self._num_source = 0  # such images in this step
         self._resting: list[_NormBase] = []
-        self._is_binary = False  # as far as the first loss shows
+        self._is_binary = False  # by the first loss
         self._num_dead = 0
         self.options = {**{key: str(value) for key, value in found[1].spec().items()}, "tap": self.tap}
         self.options |= {"aux_weight": str(weight), "warmup_epochs": str(warmup_epochs)}
 
     @property
     def introduction(self) -> str:
-        """What stands where."""
-        heard = f", an auxiliary classifier behind {self.tap!r}" if self.weight else ""
-        return f"a transfer module stands in front of {self.head_path!r}{heard}."
+        """Return what was added, and where."""
+        heard = f", and an auxiliary classifier after {self.tap!r}" if self.weight else ""
+        return f"puts a transfer module before {self.head_path!r}{heard}."
 
     def neighbors(self, module: Any, name: str) -> Iterable[nn.Parameter]:
-        """What is new learns as fast as the head."""
+        """Return the head's parameters: new modules learn at their rate."""
         return self._gated[0].head.parameters()
 
     def added(self, module: Any) -> dict[str, nn.Module]:
-        """The transfer module."""
+        """Return the transfer module, by path."""
         transfer = self._gated[0].transfer
         return {} if transfer is None else {f"{self.head_path}.transfer": transfer}
 
     def renamed(self, module: Any) -> dict[str, str]:
-        """The head."""
+        """Return the new and the old name of the head."""
         return {f"{self.head_path}.head": self.head_path}
 
     def attach(self, module: Any) -> None:
@@ -100,7 +100,7 @@ class AuxiliaryTerm(TransferPart):
             self._handle = module.get_submodule(self.tap).register_forward_hook(self._hear)
 
     def detach(self) -> None:
-        """Let go of the user's module."""
+        """Remove the hooks from the user's module."""
         if self._handle is not None:
             self._handle.remove()
         self._handle, self._joint = None, []
@@ -108,20 +108,20 @@ class AuxiliaryTerm(TransferPart):
         self.wake()
 
     def check(self, trainer: Any) -> None:
-        """Refuse a warm-up that never ends, and a classifier that nobody trains."""
+        """Refuse a warm-up that never ends, and a classifier that no optimizer holds."""
         optimizers.check_held(trainer, self)
         self._first_loss.reset()
         self._kind = None
         self._joint = [part for part in trainer.lightning_module.modules() if hasattr(part, "num_joint")]
-        num_epochs = trainer.max_epochs  # -1 or None: nobody knows
+        num_epochs = trainer.max_epochs  # -1 or None: not known
         if num_epochs is not None and 0 < num_epochs <= self.warmup_epochs and not is_trial(trainer):
             raise TransferConfigError(
-                f"warmup_epochs={self.warmup_epochs}, and training has {num_epochs} epochs: the body would "
+                f"warmup_epochs={self.warmup_epochs}, but training has {num_epochs} epochs, so the backbone would "
                 "never be tuned. Pass fewer."
             )
 
     def begin(self, module: Any, batch: Any = None) -> None:
-        """Listen; in the warm-up let the body's norms rest."""
+        """Start listening; in the warm-up freeze the backbone's norms."""
         self.wake()
         self._batch, self.has_added = batch, False
         self._is_listening = self.classifier is not None
@@ -134,14 +134,14 @@ class AuxiliaryTerm(TransferPart):
                 self._resting.append(norm)
 
     def stepped(self, loss: Tensor | None) -> None:
-        """What runs through the network from here on is not the step's own pass."""
+        """Stop listening: the step's own pass is over."""
         self._is_listening = False
         if loss is not None:
             self._look(loss)
         self._num_source = sum(part.num_joint for part in self._joint)
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
-        """The loss with the auxiliary classifier's."""
+        """Return the loss plus the weighted auxiliary loss."""
         trainer = self.trainer
         self.has_added = True
         values = {}
@@ -158,7 +158,7 @@ class AuxiliaryTerm(TransferPart):
         return loss
 
     def _look(self, loss: Tensor) -> None:
-        """Refuse a first loss that is a sum, and warn of one by which the classifier does not learn."""
+        """Refuse a first loss that is a sum, and warn if it is not the criterion of the auxiliary classifier."""
         found = self._first_loss.criteria()
         binary = [known for known in found if known.name.startswith("binary")]
         self._is_binary = any(
@@ -166,16 +166,16 @@ class AuxiliaryTerm(TransferPart):
         )
         if self.weight <= AUX_WEIGHT:
             refuse_sum(loss, found, to_do="pass aux_weight= times the batch size")
-        if not found or loss.numel() > 1 or self.labels is not find_labels:  # labels= says what it learns by
+        if not found or loss.numel() > 1 or self.labels is not find_labels:  # labels= settles what it learns from
             return
         value = float(loss.detach())
         if not any(is_close(value, known.mean, known.dtype) for known in found):
             warnings.warn(
                 f"training_step gives a loss of {value:.4f}, and {found[-1].name} of the head's logits and the batch's "
-                f"labels is {found[-1].mean:.4f}, by which the auxiliary classifier learns. If images are mixed, it "
-                "would learn labels that are not theirs: pass aux_weight=0, or labels=lambda batch: ... for them. "
-                "With a regulariser, class weights or label smoothing it is as it should be: labels=lambda batch: "
-                "batch[1] says so.",
+                f"labels, from which the auxiliary classifier learns, is {found[-1].mean:.4f}. If images are "
+                "mixed, the batch's labels are wrong for them: pass aux_weight=0, or labels=lambda batch: ... with "
+                "the right ones. If the loss differs by a regulariser, class weights or label smoothing, the labels "
+                "are right: pass labels=lambda batch: batch[1].",
                 stacklevel=2,
             )
 
@@ -183,36 +183,36 @@ class AuxiliaryTerm(TransferPart):
         assert self.classifier is not None
         if len(self._tapped) != 1:
             raise TransferConfigError(
-                f"The training step ran {self.tap!r} {len(self._tapped)} times with gradients, where the auxiliary "
-                "classifier takes the features of one pass. Do without it: aux_weight=0."
+                f"The training step ran {self.tap!r} {len(self._tapped)} times with gradients, but the auxiliary "
+                "classifier takes the features of one pass. Train without it: aux_weight=0."
             )
         labels = self.labels(self._batch)
         features = self._tapped[0]
         num_images = len(features) - self._num_source
         if num_images != len(labels):
             raise TransferConfigError(
-                f"The network ran {num_images} images, and the batch has {len(labels)} labels: whose they are, the "
-                "auxiliary classifier cannot know. Pass labels=lambda batch: ..., one for each image, or do without: "
-                "aux_weight=0."
+                f"The network ran {num_images} images, but the batch has {len(labels)} labels, so the auxiliary "
+                "classifier cannot match them. Pass labels=lambda batch: ... with one for each image, or train without "
+                "it: aux_weight=0."
             )
         logits = self.classifier(features[: len(labels)])
         self._kind = self._kind or self._kind_of(labels, logits.shape[1])
         loss = criterion_of(self._kind)(logits, labels)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"The auxiliary loss behind {self.tap!r} is {float(loss.detach())}.")
+            raise FloatingPointError(f"The auxiliary loss after {self.tap!r} is {float(loss.detach())}.")
         return loss
 
     def _kind_of(self, labels: Tensor, num_outputs: int) -> Kind:
-        """Of what kind labels are, in the first step; a row of one label is several labels if the loss is binary."""
+        """Return the kind of the first step's labels; a row of one label is multi-hot if the loss is binary."""
         kind = kind_of(labels, num_outputs)
         if kind == "soft" and self._is_binary:
             return "multi-hot"
         if kind is None or (kind == "class numbers" and int(labels.max()) >= num_outputs):
             raise TransferConfigError(
                 f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}, up to {labels.max().item()}, and "
-                f"the head {self.head_path!r} gives {num_outputs} numbers an image. The auxiliary classifier takes "
+                f"the head {self.head_path!r} gives {num_outputs} numbers per image. The auxiliary classifier takes "
                 "class numbers, one 0 or 1 for one logit, or a row of as many from 0 to 1. Pass labels=lambda batch: "
-                "... to make them, or do without: aux_weight=0."
+                "... that returns such labels, or train without it: aux_weight=0."
             )
         return kind
 
@@ -221,21 +221,21 @@ class AuxiliaryTerm(TransferPart):
             self._tapped.append(output)
 
     def end(self) -> None:
-        """Nothing of a step is left for the next one."""
+        """Forget the step."""
         self._batch, self._is_listening = None, False
         self._first_loss.end()
         self._tapped = []
 
     def wake(self) -> None:
-        """Let the norms that rested in a warm-up step go on; only behind its backward, which may run them again."""
+        """Unfreeze the norms of a warm-up step, only after its backward, which may run them again."""
         for norm in self._resting:
             norm.training = True
         self._resting = []
 
     def before_optimizer_step(self, module: Any) -> None:
-        """In the warm-up the body has no gradients: no optimizer touches it, nor decays it, nor keeps a momentum.
+        """Drop the backbone's gradients in the warm-up, so that no optimizer updates or decays it, or keeps a momentum.
 
-        Its parameters keep their requires_grad, which may not change once DDP has seen them.
+        Its parameters keep their requires_grad, which must not change after DDP has seen them.
         """
         self.wake()
         if self._is_warming(self.trainer):
@@ -261,8 +261,8 @@ class AuxiliaryTerm(TransferPart):
         self._num_dead = self._num_dead + 1 if spread < DEAD else 0
         if self._num_dead == LOOKS:
             warnings.warn(
-                f"The transfer module's weights hardly differ any more (spread {spread:.4f}): it scales all features "
-                "alike. Lower gate_dropout, or try ratio=None, dropout and auxiliary classifier alone.",
+                f"The transfer module's weights are nearly equal (spread {spread:.4f}), so it scales all features by "
+                "the same factor. Lower gate_dropout, or try ratio=None: only dropout and the auxiliary classifier.",
                 NoEffectWarning,
                 stacklevel=2,
             )

@@ -13,27 +13,29 @@ from lightning_transfer.methods.gated.modules import GatedHead
 class GatedTransfer(TransferCallback):
     """Weigh the transferred features before they are classified (arXiv 1810.12521).
 
-    A small module in front of the head gives each of an image's features a weight between 0 and 1. An auxiliary
-    classifier on the last stage but one, where it is asked for, adds its loss in training and is gone from what is
-    saved. Both, their numbers and the warm-up in which the body rests are the authors' code's; that resting means no
-    gradient, no decay and no statistics, and that there is no auxiliary classifier by default, which did better on
-    two of four targets of our benchmarks and no worse on the others, is ours.
+    A small module before the head gives each of an image's features a weight between 0 and 1. An optional auxiliary
+    classifier on the second-to-last stage adds its loss in training and is not saved with the network. Both, their
+    default numbers and the warm-up, in which the backbone is frozen, are those of the authors' code. Two things are
+    ours: frozen means no gradient, no weight decay and no change of statistics; and by default there is no auxiliary
+    classifier, which was better on two of the four targets of our benchmarks and not worse on the others.
 
-    The module stays in the network after fit, as it was trained: `functional.remove_gated_transfer` takes it out, and
+    The module stays in the network after fit: `functional.remove_gated_transfer` takes it out, and
     `load_from_checkpoint` reads its checkpoints. Logs `transfer/aux_loss` and `transfer/gate_spread`, the standard
-    deviation of the weights, at the Trainer's interval.
+    deviation of the weights, at the Trainer's logging interval.
 
     Args:
         head: dotted path of the Linear that gives the logits, or "auto".
-        tap: where the auxiliary classifier listens; "auto" takes the last stage but one, by timm's list or by the size
-            of pictures.
-        ratio: by how much the module squeezes the features; None for no module: dropout and auxiliary classifier alone.
-        gate_dropout: inside of the module.
+        tap: dotted name of the layer whose output the auxiliary classifier takes; "auto" takes the second-to-last
+            stage, by timm's list or by the size of outputs.
+        ratio: by which the module divides the number of features; None for no module, only dropout and the auxiliary
+            classifier.
+        gate_dropout: inside the module.
         dropout: between the module and the head.
-        aux_weight: of the auxiliary loss; 0 for no auxiliary classifier. By default the authors' .2 where `tap` or
-            `labels` is given or `ratio` is None, else 0.
-        warmup_epochs: in which only the module and the classifiers learn.
-        labels: finds the (B,) class numbers in a batch, where that is no (images, labels) and names none.
+        aux_weight: of the auxiliary loss; 0 for no auxiliary classifier. By default the authors' .2 if `tap` or
+            `labels` is given or `ratio` is None, otherwise 0.
+        warmup_epochs: epochs in which only the module and the classifiers are trained.
+        labels: returns the (B,) class numbers of a batch; needed if a batch is not (images, labels) and does not name
+            its labels.
 
     Raises:
         TransferConfigError: an option does not fit.
@@ -61,7 +63,7 @@ class GatedTransfer(TransferCallback):
         if ratio is not None:
             check_count("ratio", ratio, least=1)
         for name, share in (("gate_dropout", gate_dropout), ("dropout", dropout)):
-            check_number(name, share, most=0.99)  # all dropped, nothing would be learned
+            check_number(name, share, most=0.99)  # with all dropped nothing would be learned
         if not callable(labels):
             raise TransferConfigError(f"labels={labels!r}; it takes a function of the batch.")
         check_count("warmup_epochs", warmup_epochs, least=0)
@@ -72,7 +74,7 @@ class GatedTransfer(TransferCallback):
         self.labels = labels
 
     def change_layers(self, trainer: Any, module: Any) -> bool:
-        """Put the transfer module in front of the head."""
+        """Put the transfer module before the head."""
         self.refuse_mixin(module)
         found = find_gated_head(module)
         if found is None:
@@ -85,11 +87,11 @@ class GatedTransfer(TransferCallback):
         return False
 
     def restore_layers(self, module: Any) -> None:
-        """The head alone again."""
+        """Take the transfer module out again."""
         remove_gated_transfer(module)
 
     def make_part(self, module: Any) -> AuxiliaryTerm:
-        """The auxiliary classifier, and the warm-up."""
+        """Return the part that holds the auxiliary classifier and does the warm-up."""
         return AuxiliaryTerm(
             module, tap=self.tap, weight=self.aux_weight, warmup_epochs=self.warmup_epochs, labels=self.labels
         )

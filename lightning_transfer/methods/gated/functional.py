@@ -1,4 +1,4 @@
-"""The weights of transferred features (arXiv 1810.12521 and the authors' code): f -> sigmoid(W2 relu(W1 f)) * f."""
+"""Weigh transferred features (arXiv 1810.12521 and the authors' code): f -> sigmoid(W2 relu(W1 f)) * f."""
 
 import torch
 import torch.nn.functional as F
@@ -8,14 +8,14 @@ from torch import Tensor
 def gate_features(
     features: Tensor, squeeze: Tensor, expand: Tensor, *, dropout: float = 0.0, training: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Weigh every feature by how much it is to be trusted.
+    """Multiply each feature by a learned weight between 0 and 1.
 
     Args:
         features: (B, D) after the global pool.
         squeeze: (D / ratio, D), the paper's W1.
         expand: (D, D / ratio), the paper's W2.
-        dropout: share of the squeezed numbers that are dropped in training.
-        training: whether they are.
+        dropout: share of the squeezed features that are dropped in training.
+        training: whether to drop them.
 
     Returns:
         The weighted features and the weights, each (B, D).

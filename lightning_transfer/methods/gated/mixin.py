@@ -12,14 +12,14 @@ from lightning_transfer.methods.gated.apply import apply_gated_transfer
 from lightning_transfer.methods.gated.auxiliary import AuxiliaryTerm, aux_weight_of
 from lightning_transfer.stamps import stamped, unstamped
 
-STATE = f"{KEY}_gated"  # where a checkpoint has what only training needs
+STATE = f"{KEY}_gated"  # the key in a checkpoint of what only training needs
 
 
 class GatedTransferMixin(PartMixin):
-    """A transfer module and an auxiliary classifier inside a LightningModule: what `GatedTransfer` does, by hand.
+    """A transfer module and an auxiliary classifier inside a LightningModule: what `GatedTransfer` does.
 
-    The transfer module is a part of the network, so the module's own load_from_checkpoint reads its checkpoints. The
-    auxiliary classifier is in the checkpoint beside the state_dict, not in it.
+    The transfer module is a part of the network, so the module's own load_from_checkpoint reads its checkpoints. A
+    checkpoint holds the auxiliary classifier beside the state_dict, not in it.
 
     Example:
         >>> import lightning as L
@@ -47,18 +47,18 @@ class GatedTransferMixin(PartMixin):
         warmup_epochs: int = 0,
         labels: Labels = find_labels,
     ) -> None:
-        """Gate the network; call it in `__init__`, when the network is built.
+        """Put a transfer module before the head; call it in `__init__`, after the network is built.
 
         Args:
             head: dotted path of the Linear that gives the logits, or "auto".
-            tap: where the auxiliary classifier listens, or "auto".
-            ratio: by how much the module squeezes the features; None for no module.
-            gate_dropout: inside of the module.
+            tap: dotted path of the layer whose output the auxiliary classifier takes, or "auto".
+            ratio: by which the module divides the number of features; None for no module.
+            gate_dropout: inside the module.
             dropout: between the module and the head.
-            aux_weight: of the auxiliary loss; by default the authors' .2 where `tap` or `labels` is given or `ratio` is
-                None, else 0.
-            warmup_epochs: in which only the module and the classifiers learn.
-            labels: finds the (B,) class numbers in a batch.
+            aux_weight: of the auxiliary loss; by default the authors' .2 if `tap` or `labels` is given or `ratio` is
+                None, otherwise 0.
+            warmup_epochs: epochs in which only the module and the classifiers are trained.
+            labels: returns the (B,) class numbers of a batch.
 
         Raises:
             TransferConfigError: an option does not fit, or no head or tap is found.
@@ -74,13 +74,13 @@ class GatedTransferMixin(PartMixin):
     def _term(self) -> AuxiliaryTerm:
         if not hasattr(self, "lightning_transfer_gated"):
             raise TransferConfigError(
-                f"{type(self).__name__} has no transfer module. In __init__, behind the network, write "
+                f"{type(self).__name__} has no transfer module. In __init__, after the network is built, call "
                 "self.add_gated_transfer()."
             )
         return self.lightning_transfer_gated.part  # type: ignore[return-value]
 
     def gated_loss(self, loss: Tensor) -> Tensor:
-        """The loss to return from `training_step`, or to hand to `manual_backward`: once a step.
+        """Return the loss for `training_step` to return, or for `manual_backward`; call it once a step.
 
         Args:
             loss: scalar, of the target batch.
@@ -90,43 +90,43 @@ class GatedTransferMixin(PartMixin):
         term = self._joined(self._term)
         if term.has_added:
             raise TransferConfigError("gated_loss was called twice in a step. Call it once, with the whole loss.")
-        term.stepped(None if hasattr(self, "source_task") else loss)  # which joint_loss may have added to
+        term.stepped(None if hasattr(self, "source_task") else loss)  # joint_loss may have added to it
         return term.add_to(self, loss)
 
     def on_train_start(self) -> None:
-        """Check what only now is known."""
+        """Check what is known only now."""
         self._term.check(self._fitting)
         super().on_train_start()  # type: ignore[misc]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        """Listen at the tap; in the warm-up let the body rest."""
+        """Listen at the tap; in the warm-up freeze the backbone's norms."""
         self._joined(self._term).begin(self, batch)
         parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
         return parent
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let nothing of the step be left; say so where the step made no gated loss."""
+        """Forget the step; raise if it never called `gated_loss`."""
         if self._term.weight and not self._term.has_added and outputs is not None:
             raise TransferConfigError(
                 f"{type(self).__name__}.training_step never called self.gated_loss(loss), so the auxiliary classifier "
                 "learns nothing. Return self.gated_loss(loss), or add_gated_transfer(aux_weight=0)."
             )
         self._term.end()
-        self._joined(self._term).before_optimizer_step(self)  # no gradient of a warm-up is left for a later step
+        self._joined(self._term).before_optimizer_step(self)  # so that a later step finds no gradient of the warm-up
         super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """In the warm-up the body has no gradients."""
+        """Drop the backbone's gradients in the warm-up."""
         self._joined(self._term).before_optimizer_step(self)
         super().on_before_optimizer_step(optimizer)  # type: ignore[misc]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down what only training needs."""
+        """Save what only training needs."""
         checkpoint[STATE] = stamped({"part": dict(self._term.state_dict())})
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from it; a checkpoint of weights alone has none."""
+        """Load it; a checkpoint of only weights does not have it."""
         if STATE in checkpoint:
             self._term.load_state_dict(unstamped(checkpoint[STATE])["part"])
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]

@@ -10,7 +10,7 @@ from lightning_transfer.surgery import Structure, own_randomness, replace_module
 
 
 class Glance:
-    """The last pass's weights, for whoever looks; a copy, deep or pickled, begins empty."""
+    """The last pass's weights, kept for logging; a copy, deep or pickled, starts empty."""
 
     def __init__(self) -> None:
         self.weights: Tensor | None = None
@@ -20,11 +20,11 @@ class Glance:
 
 
 class TransferModule(nn.Module):
-    """Weighs features: sigmoid(W2 dropout(relu(W1 f))) * f, without biases and without a way around.
+    """Weighs features: sigmoid(W2 dropout(relu(W1 f))) * f, without biases and without a skip connection.
 
     Args:
         num_features: D.
-        ratio: W1 squeezes to D / ratio.
+        ratio: W1 reduces D features to D / ratio.
         dropout: before W2.
 
     Example:
@@ -33,7 +33,7 @@ class TransferModule(nn.Module):
         torch.Size([2, 32])
     """
 
-    is_transfer_part = True  # none of the user's layers
+    is_transfer_part = True  # not one of the user's layers
 
     def __init__(self, num_features: int, *, ratio: int = 16, dropout: float = 0.7) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class TransferModule(nn.Module):
         check_number("gate_dropout", dropout, most=1)
         if num_features % ratio:
             raise TransferConfigError(
-                f"ratio={ratio} does not divide the {num_features} features. Pass one that does, such as "
+                f"ratio={ratio} does not divide the {num_features} features. Pass a divisor, such as "
                 f"ratio={max(r for r in range(1, ratio) if num_features % r == 0)}."
             )
         self.dropout = dropout
@@ -50,7 +50,7 @@ class TransferModule(nn.Module):
         self.last = Glance()
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, D) features, weighted."""
+        """Return weighted (B, D) features."""
         weighted, weights = gate_features(
             features, self.squeeze.weight, self.expand.weight, dropout=self.dropout, training=self.training
         )
@@ -59,7 +59,7 @@ class TransferModule(nn.Module):
 
 
 class AuxiliaryClassifier(nn.Module):
-    """Classes from the features of an earlier stage: global average pool, then a Linear.
+    """Classifies the features of an earlier stage: global average pool, then a Linear.
 
     Args:
         num_features: channels of the stage.
@@ -76,7 +76,7 @@ class AuxiliaryClassifier(nn.Module):
         self.linear = nn.Linear(num_features, num_classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, classes) logits from (B, C, H, W)."""
+        """Return (B, classes) logits of (B, C, H, W) features."""
         logits: Tensor = self.linear(features.mean((2, 3)))
         return logits
 
@@ -85,13 +85,13 @@ class GatedHead(Structure):
     """A head with a transfer module before it: Wc dropout(w * f).
 
     Args:
-        head: the user's own.
-        transfer: the module; None for dropout alone.
+        head: the user's own head.
+        transfer: the module; None for only dropout.
         dropout: between the two.
     """
 
     callback = "GatedTransfer"
-    is_whole_head = True  # a source head takes its place, not that of the Linear in it
+    is_whole_head = True  # a source head replaces this module, not the Linear in it
 
     def __init__(self, head: nn.Linear, transfer: TransferModule | None, dropout: float) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class GatedHead(Structure):
         self.head = head
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, classes) from (B, D)."""
+        """Return (B, classes) logits of (B, D) features."""
         weighted = features if self.transfer is None else self.transfer(features)
         logits: Tensor = self.head(self.dropout(weighted))
         return logits
@@ -116,7 +116,7 @@ class GatedHead(Structure):
             return getattr(self.head, name)
 
     def spec(self) -> dict[str, Any]:
-        """Return the transfer module, or None."""
+        """Return the options by which this can be built again."""
         transfer = self.transfer
         return {
             "ratio": None if transfer is None else transfer.squeeze.in_features // transfer.squeeze.out_features,
@@ -126,7 +126,7 @@ class GatedHead(Structure):
 
     @classmethod
     def rebuild(cls, root: nn.Module, path: str, spec: dict[str, Any]) -> None:
-        """Change a plain head as a spec says; the weights come with the state that the spec was read from."""
+        """Change a plain head as a spec describes; the weights come with the state that holds the spec."""
         head = root.get_submodule(path)
         if not isinstance(head, GatedHead):
             put_in_front(root, path, ratio=spec["ratio"], gate_dropout=spec["gate_dropout"], dropout=spec["dropout"])
