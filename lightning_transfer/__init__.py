@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         AdaFilter,
         CollaborativeFinetuning,
         GatedTransfer,
+        ProbeStart,
         SelectiveJointFinetuning,
         SoftFinetuning,
     )
@@ -46,6 +47,7 @@ __all__ = [
     "LayerSearch",
     "Neighbors",
     "NoEffectWarning",
+    "ProbeStart",
     "Scan",
     "Schedule",
     "Selection",
@@ -82,6 +84,7 @@ _HOMES = {
     "LayerSearch": "methods.collaborative.layer_search",
     "Neighbors": "methods.selective.options",
     "NoEffectWarning": "errors",
+    "ProbeStart": "callbacks",
     "Scan": "methods.selective.scanning",
     "Schedule": "schedules",
     "Selection": "methods.selective.selection",

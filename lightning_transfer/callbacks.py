@@ -3,7 +3,15 @@
 from lightning_transfer.methods.adafilter.callback import AdaFilter
 from lightning_transfer.methods.collaborative.callback import CollaborativeFinetuning
 from lightning_transfer.methods.gated.callback import GatedTransfer
+from lightning_transfer.methods.probe.callback import ProbeStart
 from lightning_transfer.methods.selective.callback import SelectiveJointFinetuning
 from lightning_transfer.methods.soft.callback import SoftFinetuning
 
-__all__ = ["AdaFilter", "CollaborativeFinetuning", "GatedTransfer", "SelectiveJointFinetuning", "SoftFinetuning"]
+__all__ = [
+    "AdaFilter",
+    "CollaborativeFinetuning",
+    "GatedTransfer",
+    "ProbeStart",
+    "SelectiveJointFinetuning",
+    "SoftFinetuning",
+]

@@ -1,5 +1,6 @@
 """A linear classifier on the features of a network, fitted to its optimum (ours)."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 STEPS = 100
+ROUNDING = 1e-6  # share of its largest value by which a feature that never varies may seem to
 
 
 class LinearClassifier(NamedTuple):
@@ -41,7 +43,8 @@ def fit_linear(
         [0, 1]
     """
     features = features.double()
-    mean, std = features.mean(0), features.std(0).clamp(min=1e-12)
+    mean, std = features.mean(0), features.std(0)
+    std = std.masked_fill(std <= ROUNDING * features.abs().amax(0), math.inf)  # a weight on rounding would be enormous
     standardised, basis = (features - mean) / std, None
     if len(features) < features.shape[1]:  # the optimum lies in the span of the images: as many numbers as there are
         left, scale, basis = torch.linalg.svd(standardised, full_matrices=False)

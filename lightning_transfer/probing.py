@@ -1,7 +1,7 @@
 """A linear probe: a classifier of frozen features whose penalty is chosen by cross-validation (ours)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,17 @@ PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 FOLDS = 5
 
 
-def fit_probe(
+class Choice(NamedTuple):
+    """The penalty that suits images held out in turns best, and the share of them that is then right."""
+
+    penalty: float
+    accuracy: float
+
+
+def choose_penalty(
     features: Tensor, labels: Tensor, *, num_classes: int, groups: Sequence[Any] | None = None
-) -> LinearClassifier:
-    """Fit a linear classifier with the penalty that gives images held out in turns the smallest loss.
+) -> Choice:
+    """Choose the penalty that gives images held out in turns the smallest loss.
 
     Args:
         features: (n, D) of a frozen network.
@@ -30,16 +37,34 @@ def fit_probe(
 
     Example:
         >>> features = torch.tensor([[0.0], [1.0], [2.0], [8.0], [9.0], [10.0]])
+        >>> choose_penalty(features, torch.tensor([0, 0, 0, 1, 1, 1]), num_classes=2)
+        Choice(penalty=1.0, accuracy=1.0)
+    """
+    losses, right = dict.fromkeys(PENALTIES, 0.0), dict.fromkeys(PENALTIES, 0)
+    for out in folds(labels.tolist(), groups, num_folds=FOLDS):
+        is_out = _mask(out, len(labels))
+        is_known = torch.isin(labels[is_out], labels[~is_out])  # else its score is -inf but for the number of steps
+        for penalty in PENALTIES:
+            says = fit_linear(features[~is_out], labels[~is_out], num_classes=num_classes, penalty=penalty)
+            scores = says(features[is_out])
+            losses[penalty] += F.cross_entropy(scores[is_known], labels[is_out][is_known], reduction="sum").item()
+            right[penalty] += int((scores.argmax(1) == labels[is_out]).sum())
+    best = min(losses, key=losses.__getitem__)
+    return Choice(best, right[best] / len(labels))
+
+
+def fit_probe(
+    features: Tensor, labels: Tensor, *, num_classes: int, groups: Sequence[Any] | None = None
+) -> LinearClassifier:
+    """Fit a linear classifier with the penalty that `choose_penalty` gives for the same arguments.
+
+    Example:
+        >>> features = torch.tensor([[0.0], [1.0], [2.0], [8.0], [9.0], [10.0]])
         >>> fit_probe(features, torch.tensor([0, 0, 0, 1, 1, 1]), num_classes=2)(features).argmax(1).tolist()
         [0, 0, 0, 1, 1, 1]
     """
-    losses = dict.fromkeys(PENALTIES, 0.0)
-    for out in folds(labels.tolist(), groups, num_folds=FOLDS):
-        is_out = _mask(out, len(labels))
-        for penalty in PENALTIES:
-            says = fit_linear(features[~is_out], labels[~is_out], num_classes=num_classes, penalty=penalty)
-            losses[penalty] += F.cross_entropy(says(features[is_out]), labels[is_out], reduction="sum").item()
-    return fit_linear(features, labels, num_classes=num_classes, penalty=min(losses, key=losses.__getitem__))
+    penalty, _ = choose_penalty(features, labels, num_classes=num_classes, groups=groups)
+    return fit_linear(features, labels, num_classes=num_classes, penalty=penalty)
 
 
 def probed(features: Tensor, labels: Tensor, *, num_classes: int, groups: Sequence[Any] | None = None) -> Tensor:

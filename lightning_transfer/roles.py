@@ -103,6 +103,15 @@ def find_head(
     return _whole(module, _named(module, head) if head != "auto" else _searched(module, probe, narrow))
 
 
+def find_heads(module: nn.Module, head: str = "auto", *, probe: Callable[[], object] | None = None) -> list[Head]:
+    """Find the head of each of several networks that stand side by side, or else the one that `find_head` finds."""
+    for path, child in users_modules(module) if head == "auto" else ():
+        if hasattr(child, "heads_of_members"):
+            inside: list[Head] = child.heads_of_members()  # type: ignore[operator]
+            return [Head(f"{path}.{inner.path}".lstrip("."), inner.module) for inner in inside]
+    return [find_head(module, head, probe=probe)]
+
+
 def _whole(module: nn.Module, head: Head) -> Head:
     """The head together with what this package put in front of it."""
     parts = head.path.split(".")

@@ -33,3 +33,15 @@ def test_a_class_without_images_and_a_feature_that_never_varies_do_no_harm():
     scores = says(features + torch.tensor([0.0, 0.0, 0.0, 5.0]))
     assert torch.isfinite(scores).all()
     assert set(scores.argmax(1).tolist()) <= {0, 2}
+
+
+@pytest.mark.parametrize("penalty", [1.0, 10.0])
+def test_a_feature_that_varies_by_rounding_alone_has_no_weight(penalty):
+    """What is constant where a classifier is fitted may vary where it is used."""
+    features = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    features[:, 2] = 0.3 + 1e-8 * features[:, 2]
+    features = torch.cat([features.double(), torch.full((40, 1), 0.7, dtype=torch.float64)], 1)
+    weight, bias = fit_linear(features, torch.arange(40) % 3, num_classes=3, penalty=penalty)
+    assert (weight[:, [2, 4]] == 0).all()
+    assert 0 < weight.abs().max() < 2
+    assert bias.abs().max() < 2

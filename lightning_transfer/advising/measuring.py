@@ -17,13 +17,13 @@ from lightning_transfer.batches import class_numbers, label_hint
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import proxy
 from lightning_transfer.glue.base import AnyCallback
+from lightning_transfer.glue.hearing import Hearing
 from lightning_transfer.glue.trainer import looking, to_device
 from lightning_transfer.linear import fit_linear
 from lightning_transfer.naming import structure
 from lightning_transfer.progress import Progress, Step
-from lightning_transfer.roles import entry_of, find_head, is_pooling
+from lightning_transfer.roles import find_head, is_pooling
 from lightning_transfer.source.datasets import load
-from lightning_transfer.source.explaining import explain
 from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES, Extent, domain_gap, look, unlike_pixels
 from lightning_transfer.source.reading import readable
 from lightning_transfer.source.stream import collate, seeded
@@ -261,15 +261,9 @@ class _Runner:
     def __init__(self, trainer: Any, module: Any, question: Question, loader: DataLoader[Any]) -> None:
         self.trainer, self.module, self.question = trainer, module, question
         self.head = find_head(module, question.head, probe=partial(self._try, loader))
-        self.guess = ""
-        if question.forward is not None:
-            self.entry: Callable[[Tensor], Any] = partial(question.forward, module)
-            return
-        path = entry_of(module, self.head)
-        self.entry = module.get_submodule(path)
-        self.guess = f"through {path!r}" if path else ""
-        if path and path != self.head.network_path:  # it ends in front of the head
-            self.entry = nn.Sequential(module.get_submodule(path), self.head.module)
+        self.hearing = Hearing(trainer, module, self.head, forward=question.forward, how=FORWARD)
+        self.guess = f"through {self.hearing.path!r}" if self.hearing.path else ""
+        if self.hearing.is_apart:
             self.guess += f" and {self.head.path!r}"
 
     def at(self, loader: DataLoader[Any]) -> _Answers:
@@ -317,24 +311,7 @@ class _Runner:
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What the head takes and gives; a `SourceTask(forward=)` may end before it."""
-        calls: list[tuple[Tensor, Tensor]] = []
-
-        def hear(head: Any, args: Any, kwargs: Any, given: Tensor) -> None:
-            calls.append((args[0] if args else next(iter(kwargs.values())), given))
-
-        handle = self.head.module.register_forward_hook(hear, with_kwargs=True)
-        try:
-            with evaluating(self.module), self.trainer.precision_plugin.forward_context():
-                output = self.entry(images)
-                if not calls and self.question.forward is not None:
-                    self.head.module(output)  # which is heard
-        except Exception as error:
-            if self.question.forward is None:
-                explain(error, self.module, self.head, images, how=FORWARD)
-            raise
-        finally:
-            handle.remove()
-            torch.clear_autocast_cache()
+        (calls,) = self.hearing.hear(images, [self.head.module])
         if not calls:
             raise TransferConfigError(
                 f"{type(self.module).__name__} does not run its head {self.head.path!r} on images. {FORWARD}".format(
@@ -347,4 +324,4 @@ class _Runner:
                 f"The head {self.head.path!r} gives {tuple(given.shape[1:])} for an image; expected one row of classes."
             )
         taken = taken.mean((2, 3)) if is_pooling(self.head.module) else taken
-        return taken.detach().float().flatten(1).cpu(), given.detach().float().flatten(1).cpu()  # else with a graph
+        return taken.float().flatten(1).cpu(), given.float().flatten(1).cpu()

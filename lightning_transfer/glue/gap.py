@@ -4,22 +4,19 @@ The rule is ours: see examples/benchmarks/README.md for what it was chosen on.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from lightning_transfer import ranks
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.choosing import Chooser
-from lightning_transfer.glue.trainer import looking, progress_of, say, target_dataset, to_device
+from lightning_transfer.glue.sides import Side, plainly, target_side
+from lightning_transfer.glue.trainer import looking, progress_of, say, to_device
 from lightning_transfer.glue.view import NetworkView
 from lightning_transfer.naming import structure
 from lightning_transfer.schedules import Schedule
-from lightning_transfer.source.datasets import check_random_access, index_in
 from lightning_transfer.source.gap import (
     SCALE,
     SOURCE_IMAGES,
@@ -31,47 +28,9 @@ from lightning_transfer.source.gap import (
     look,
     unlike_pixels,
 )
-from lightning_transfer.source.reading import Samples, readable
-from lightning_transfer.source.stream import collate, seeded
+from lightning_transfer.source.stream import seeded
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.splitting import groups_of
-
-WORKERS = ("num_workers", "worker_init_fn", "multiprocessing_context")
-
-
-@dataclass(frozen=True)
-class _Side:
-    """Images of the target or of the source, and how they are read: as in training.
-
-    Attributes:
-        name: "target" or "source".
-        dataset: of the images.
-        most: how many are looked at.
-        hooks: whether the user's batch-transfer hooks see them.
-        workers: options of a DataLoader. A dataset is read where training reads it: a file that it opened in this
-            process would be shared by the workers that are forked from it.
-        collate: makes a batch of samples.
-        forgives: whether some may be unreadable: a selection names them and leaves them out too.
-    """
-
-    name: str
-    dataset: Any
-    most: int
-    hooks: bool
-    workers: dict[str, Any]
-    collate: Callable[[Samples], Any]
-    forgives: bool = False
-
-    def draw(self) -> list[int]:
-        """Indices, drawn with the random state that is current."""
-        check_random_access(self.dataset, self.name)
-        return torch.randperm(len(self.dataset))[: self.most].tolist()
-
-    def batches(self, drawn: list[int], size: int) -> Iterator[tuple[list[int], Any]]:
-        """Return images, a batch at a time, after their indices in the user's dataset."""
-        some = readable(self.dataset, drawn, of=self.name, size=size, workers=self.workers, forgives=self.forgives)
-        for samples in some:
-            yield [index_in(self.dataset, place) for place, _ in samples], self.collate(samples)
 
 
 def measure_gap(view: NetworkView, chooser: Chooser | None, weight: Schedule) -> float:
@@ -123,33 +82,22 @@ def data_of(trainer: Any) -> Any:
     return data if type(data).__weakrefoffset__ else trainer.train_dataloader
 
 
-def _target_side(view: NetworkView, given: Any) -> _Side:
-    if given is not None:  # shown as the rounds of a selection show it
-        workers = {"num_workers": view.source.num_workers}
-        return _Side("target", given, TARGET_IMAGES, view.source.batch_hooks, workers, _plainly("target"))
-    dataset, loader = target_dataset(None, view.trainer), view.trainer.train_dataloader
-    workers = {name: getattr(loader, name) for name in WORKERS}
-
-    def collated(samples: Samples) -> Any:
-        return loader.collate_fn([sample for _, sample in samples])
-
-    own = _plainly("target") if loader.collate_fn is default_collate else collated
-    return _Side("target", dataset, TARGET_IMAGES, True, workers, own)
+def _target_side(view: NetworkView, given: Any) -> Side:
+    if given is None:
+        return target_side(view.trainer, most=TARGET_IMAGES)
+    workers = {"num_workers": view.source.num_workers}  # shown as the rounds of a selection show it
+    return Side("target", given, TARGET_IMAGES, view.source.batch_hooks, workers, plainly("target"))
 
 
-def _source_side(view: NetworkView, chooser: Chooser | None) -> _Side:
+def _source_side(view: NetworkView, chooser: Chooser | None) -> Side:
     source = view.source
     is_plain = chooser is not None and chooser.target is not None  # as the target's images are
     dataset, workers = source.plain_dataset if is_plain else source.dataset, {"num_workers": source.num_workers}
     forgives = chooser is not None
-    return _Side("source", dataset, SOURCE_IMAGES, source.batch_hooks, workers, _plainly("source"), forgives)
+    return Side("source", dataset, SOURCE_IMAGES, source.batch_hooks, workers, plainly("source"), forgives)
 
 
-def _plainly(name: str) -> Callable[[Samples], Any]:
-    return lambda samples: collate(samples, of=name)
-
-
-def _look(view: NetworkView, side: _Side, *, like: Tensor | None = None) -> tuple[Seen, list[Any] | None]:
+def _look(view: NetworkView, side: Side, *, like: Tensor | None = None) -> tuple[Seen, list[Any] | None]:
     """What is seen of a side's images, and what they belong to; no random state of the program's moves."""
     read: list[int] = []  # indices
     with seeded(view.source.seed, 0):
@@ -162,7 +110,7 @@ def _look(view: NetworkView, side: _Side, *, like: Tensor | None = None) -> tupl
 
 
 def _images(
-    view: NetworkView, side: _Side, batches: Iterator[tuple[list[int], Any]], read: list[int]
+    view: NetworkView, side: Side, batches: Iterator[tuple[list[int], Any]], read: list[int]
 ) -> Iterator[Tensor]:
     """Return the images of batches, on the device and behind the user's hooks; `read` is filled with their indices."""
     for indices, batch in batches:

@@ -39,7 +39,7 @@ def test_repr_names_what_decides(method):
 
 def test_no_method_is_missing_from_the_table():
     listed = {type(method.callback()) for method in METHODS}
-    public = {getattr(lt.callbacks, name) for name in lt.callbacks.__all__}
+    public = {getattr(lt.callbacks, name) for name in lt.callbacks.__all__} - {lt.ProbeStart}  # tests/probe has its own
     assert listed == public
     assert all(issubclass(callback, TransferCallback) for callback in public)
     bases = {base for method in METHODS for base in type(method.mixin()).__mro__}

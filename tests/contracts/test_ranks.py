@@ -16,7 +16,7 @@ from tests.toys import assert_same
 SCRIPT = pathlib.Path(ranks_run.__file__)
 
 
-def launch(folder: pathlib.Path, num_ranks: int) -> list[dict]:
+def launch(folder: pathlib.Path, num_ranks: int, *, script: pathlib.Path | str = SCRIPT) -> list[dict]:
     """Start the ranks and read what each of them found."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -33,7 +33,7 @@ def launch(folder: pathlib.Path, num_ranks: int) -> list[dict]:
     paths = [folder / f"rank{rank}.pt" for rank in range(num_ranks)]
     processes = [
         subprocess.Popen(
-            [sys.executable, SCRIPT, path],
+            [sys.executable, script, path],
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             cwd=folder,
         )

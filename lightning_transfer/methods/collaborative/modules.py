@@ -20,7 +20,7 @@ from lightning_transfer.methods.collaborative.members import (
     make_of,
     rebuilt,
 )
-from lightning_transfer.roles import out_width
+from lightning_transfer.roles import Head, out_width
 from lightning_transfer.surgery import Structure, replace_modules
 from lightning_transfer.tracing import evaluating, images_and_labels
 
@@ -142,6 +142,11 @@ class CollaborativeEnsemble(Structure):
     def names(self) -> list[str]:
         """Of the networks, in order."""
         return list(self.members)
+
+    def heads_of_members(self) -> list[Head]:
+        """Return the head of each network, in order, where `roles.find_heads` asks."""
+        heads = ((name, classifier(member.network, name)) for name, member in self._named())
+        return [Head(f"members.{name}.network.{head.path}", head.module) for name, head in heads]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, classes) mean logits of (B, C, H, W) images."""

@@ -1,0 +1,71 @@
+"""Hear what layers of a user's network take and give when images run through it outside of training."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_transfer.roles import Head, entry_of
+from lightning_transfer.source.explaining import explain
+from lightning_transfer.tracing import evaluating
+
+Heard = list[tuple[Tensor, Tensor]]  # what a layer took and gave, each time it ran
+
+
+class Hearing:
+    """Runs images through a user's module in eval mode, without gradients and in the Trainer's precision.
+
+    Args:
+        trainer: that runs the module.
+        module: the user's.
+        head: its head.
+        forward: runs images, if the module's own forward does not take them alone: it either reaches the head or
+            returns the features.
+        how: what to write if images alone do not run, with a place for the call.
+
+    Raises:
+        TransferConfigError: it is not known what images are given to.
+    """
+
+    def __init__(
+        self, trainer: Any, module: Any, head: Head, *, forward: Callable[[Any, Tensor], Any] | None, how: str
+    ) -> None:
+        self.trainer, self.module, self.head, self.forward, self.how = trainer, module, head, forward, how
+        self.path = entry_of(module, head) if forward is None else ""
+        self.is_apart = self.path not in ("", head.network_path)  # what takes the images ends before the head
+
+    def hear(self, images: Tensor, layers: Sequence[nn.Module]) -> list[Heard]:
+        """Return what each layer takes and gives, detached, when images run.
+
+        Args:
+            images: (B, ...), on the device.
+            layers: inside the head, or the head itself.
+        """
+        heard: dict[nn.Module, Heard] = {layer: [] for layer in layers}
+
+        def note(layer: nn.Module, args: Any, kwargs: Any, given: Tensor) -> None:
+            heard[layer].append((args[0] if args else next(iter(kwargs.values())), given))
+
+        handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
+        try:
+            with evaluating(self.module), self.trainer.precision_plugin.forward_context():
+                self._run(images, lambda: any(heard.values()))
+        except Exception as error:
+            if self.forward is None:
+                explain(error, self.module, self.head, images, how=self.how)
+            raise
+        finally:
+            for handle in handles:
+                handle.remove()
+            torch.clear_autocast_cache()  # of weights cast without gradients, which training would go on with
+        # a forward of the user's may enable gradients
+        return [[(taken.detach(), given.detach()) for taken, given in calls] for calls in heard.values()]
+
+    def _run(self, images: Tensor, is_reached: Callable[[], bool]) -> None:
+        if self.forward is None:
+            output = self.module.get_submodule(self.path)(images)
+        else:
+            output = self.forward(self.module, images)
+        if self.is_apart or (self.forward is not None and not is_reached()):
+            self.head.module(output)

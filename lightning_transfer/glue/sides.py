@@ -1,0 +1,88 @@
+"""Images of a run's target or source, read outside of training as training reads them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import default_collate
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.trainer import served, target_dataset
+from lightning_transfer.source.datasets import check_random_access, index_in
+from lightning_transfer.source.reading import Samples, readable
+from lightning_transfer.source.stream import collate
+
+WORKERS = ("num_workers", "worker_init_fn", "multiprocessing_context")
+
+
+@dataclass(frozen=True)
+class Side:
+    """Images of the target or of the source, and how they are read: as in training.
+
+    Attributes:
+        name: "target" or "source".
+        dataset: of the images.
+        most: how many are looked at.
+        hooks: whether the user's batch-transfer hooks see them.
+        workers: options of a DataLoader. A dataset is read where training reads it: a file that it opened in this
+            process would be shared by the workers that are forked from it.
+        collate: makes a batch of samples.
+        forgives: whether some may be unreadable: a selection names them and leaves them out too.
+    """
+
+    name: str
+    dataset: Any
+    most: int
+    hooks: bool
+    workers: dict[str, Any]
+    collate: Callable[[Samples], Any]
+    forgives: bool = False
+
+    def draw(self) -> list[int]:
+        """Indices, drawn with the random state that is current."""
+        check_random_access(self.dataset, self.name)
+        return torch.randperm(len(self.dataset))[: self.most].tolist()
+
+    def batches(self, drawn: list[int], size: int) -> Iterator[tuple[list[int], Any]]:
+        """Return images, a batch at a time, after their indices in the user's dataset."""
+        some = readable(self.dataset, drawn, of=self.name, size=size, workers=self.workers, forgives=self.forgives)
+        for samples in some:
+            yield [index_in(self.dataset, place) for place, _ in samples], self.collate(samples)
+
+
+def target_side(trainer: Any, *, most: int, unaugmented: Any = None) -> Side:
+    """Return the images that the train loader serves, collated as it does.
+
+    Args:
+        trainer: whose train loader it is.
+        most: how many are looked at.
+        unaugmented: the same images without augmentation; None for the loader's own.
+
+    Raises:
+        TransferConfigError: the loader does not show its images, or `unaugmented` has another number of them.
+    """
+    dataset, loader = target_dataset(None, trainer), trainer.train_dataloader
+    check_random_access(dataset, "target")
+    if unaugmented is not None and len(unaugmented) != len(loader.dataset):
+        raise TransferConfigError(
+            f"unaugmented has {len(unaugmented)} images, the train loader's dataset {len(loader.dataset)}; give the "
+            "same images in the same order."
+        )
+
+    def collated(samples: Samples) -> Any:
+        return loader.collate_fn([sample for _, sample in samples])
+
+    return Side(
+        "target",
+        dataset if unaugmented is None else served(loader, unaugmented),
+        most,
+        hooks=True,
+        workers={name: getattr(loader, name) for name in WORKERS},
+        collate=plainly("target") if loader.collate_fn is default_collate else collated,
+    )
+
+
+def plainly(name: str) -> Callable[[Samples], Any]:
+    """Return what collates samples by torch's default, and names those that do not fit."""
+    return lambda samples: collate(samples, of=name)

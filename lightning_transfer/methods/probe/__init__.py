@@ -1,0 +1,1 @@
+"""A head that starts as the linear probe."""

@@ -1,0 +1,148 @@
+"""A new head starts as the linear probe of the pretrained features (LP-FT, arXiv 2202.10054)."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_transfer import ranks
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.base import AnyCallback
+from lightning_transfer.glue.hearing import Hearing
+from lightning_transfer.glue.sides import Side, target_side
+from lightning_transfer.glue.trainer import (
+    check_supported,
+    log_options,
+    looking,
+    progress_of,
+    say,
+    target_dataset,
+    to_device,
+)
+from lightning_transfer.methods.probe.functional import Start, fit_start
+from lightning_transfer.methods.probe.reading import HOW, features_of, images_and_classes, last_linear
+from lightning_transfer.naming import options_of
+from lightning_transfer.roles import find_heads
+from lightning_transfer.source.datasets import AnyDataset
+from lightning_transfer.source.stream import seeded
+from lightning_transfer.splitting import groups_of
+
+MOST = 5000  # images that a probe learns from: with more, where training starts matters little
+BATCH = 32  # if the loader does not say
+
+
+class ProbeStart(AnyCallback):
+    """Start the head of a new classifier as the linear probe of the network's features (LP-FT, arXiv 2202.10054).
+
+    Before the first step the training images run once through the network in eval mode, a logistic regression is
+    fitted on what the last Linear of the head takes, and its weight and bias are copied into that Linear. A resumed run
+    is left as it is. That the head is fitted first is the paper's; that it is fitted to its optimum, with a penalty
+    chosen by cross-validation, and on 5,000 images at most, is ours. It goes together with every method: each of
+    several networks starts with the probe of its own features. Put it before callbacks that copy the weights when
+    training starts.
+
+    Args:
+        head: dotted path of the classifier, or "auto".
+        unaugmented: the training images, in the same order, without augmentation; by default the train loader's.
+        forward: runs images through the module, if its own forward takes more than images: a function of (module,
+            images) that reaches the head or returns the features.
+        adapt: turns a batch into (images, class numbers), if it is a dictionary, say.
+
+    Raises:
+        TransferConfigError: an option does not fit; before the first step: the labels are not class numbers, or the
+            head is not a Linear with a bias.
+
+    Example:
+        >>> ProbeStart(head="model.fc")
+        ProbeStart(head='model.fc')
+    """
+
+    def __init__(
+        self,
+        *,
+        head: str = "auto",
+        unaugmented: AnyDataset | None = None,
+        forward: Callable[[Any, Tensor], Any] | None = None,
+        adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        for name, function in (("forward", forward), ("adapt", adapt)):
+            if function is not None and not callable(function):
+                raise TransferConfigError(f"{name}={function!r}; it takes a function.")
+        if unaugmented is not None and not hasattr(unaugmented, "__getitem__"):
+            raise TransferConfigError(f"unaugmented={unaugmented!r}; it takes the training images as a dataset.")
+        self.head, self.unaugmented, self.forward, self.adapt = head, unaugmented, forward, adapt
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse strategies that spread parameters over processes."""
+        if stage == "fit":
+            check_supported(trainer)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Set the head, if no batch was trained on before."""
+        if trainer.fit_loop.epoch_loop.total_batch_idx >= 0:  # by a checkpoint, or an earlier fit of this Trainer
+            return
+        log_options(trainer, {f"transfer/ProbeStart/{name}": value for name, value in options_of(self).items()})
+        try:
+            starts = ranks.from_first(lambda: self._fitted(trainer, pl_module), patiently=True)
+        except Exception as error:
+            error.add_note("This happened while ProbeStart looked at the training images, before the first step.")
+            raise
+        with torch.no_grad():
+            for path, start in starts.items():
+                layer = pl_module.get_submodule(path)
+                layer.weight[start.rows] = start.weight.to(layer.weight)
+                layer.bias[start.rows] = start.bias.to(layer.bias)
+
+    def _fitted(self, trainer: Any, module: Any) -> dict[str, Start]:
+        """Return what each head starts as, by the path of its Linear."""
+        side = target_side(trainer, most=MOST, unaugmented=self.unaugmented)
+        groups = groups_of(target_dataset(None, trainer))
+        with seeded(0, 0), torch.random.fork_rng(range(torch.cuda.device_count())):  # images may be augmented at random
+            drawn = sorted(side.draw())
+            heads = find_heads(module, self.head, probe=partial(self._run_one, trainer, module, side))
+            hearing = Hearing(trainer, module, heads[0], forward=self.forward, how=HOW)
+            layers = dict(last_linear(head) for head in heads)
+            seen = list(self._look(hearing, layers, side, drawn))
+        labels, *features = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        starts = {}
+        for (path, layer), rows in zip(layers.items(), features, strict=True):
+            belongs = None if groups is None else [groups[index] for index in drawn]
+            start = starts[path] = fit_start(rows, labels, num_outputs=layer.out_features, groups=belongs)
+            missing = max(layer.out_features, 2) - len(labels.unique())
+            say(
+                trainer,
+                f"ProbeStart: the head {path!r} starts as a linear probe of {len(labels)} training images (penalty "
+                f"{start.penalty:g}; {start.accuracy:.1%} of images right that were held out in turns)."
+                + (f" {missing} of its classes have no images and start as they were." if missing else ""),
+            )
+        return starts
+
+    def _look(
+        self, hearing: Hearing, layers: dict[str, nn.Linear], side: Side, drawn: list[int]
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Labels, and features for each layer, a batch at a time."""
+        path, layer = next(iter(layers.items()))
+        with progress_of(hearing.trainer)("Linear probe of the training images", len(drawn)) as step:
+            for indices, batch in side.batches(drawn, hearing.trainer.train_dataloader.batch_size or BATCH):
+                images, labels = images_and_classes(self._moved(hearing.trainer, batch), path, layer.out_features)
+                heard = zip(layers.items(), hearing.hear(images, list(layers.values())), strict=True)
+                yield labels.cpu(), *(features_of(*named, calls, indices) for named, calls in heard)
+                step(len(images))
+
+    def _run_one(self, trainer: Any, module: Any, side: Side) -> None:
+        """Run an image, by which the last layer is found if no name shows it."""
+        _, batch = next(side.batches([0], 1))
+        (self.forward or type(module).__call__)(module, self._moved(trainer, batch)[0])
+
+    def _moved(self, trainer: Any, batch: Any) -> Any:
+        """Return a batch on the device, after the user's hooks and `adapt`."""
+        with looking(trainer):
+            moved = to_device(trainer, batch, hooks=True)
+        return moved if self.adapt is None else self.adapt(moved)
+
+    def __repr__(self) -> str:
+        kept = {name: getattr(self, name) for name in ("unaugmented", "forward", "adapt")}
+        shown = [f"{name}={value!r}" for name, value in kept.items() if value is not None]
+        return f"ProbeStart({', '.join([f'head={self.head!r}', *shown])})"

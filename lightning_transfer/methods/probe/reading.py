@@ -1,0 +1,115 @@
+"""What a probe learns from: the class numbers of a batch, and what the last Linear of a head takes."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_transfer.batches import class_numbers, kind_of, label_hint, labels_in
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.naming import structure
+from lightning_transfer.roles import Head, linear_layers
+
+HOW = "Say how images run: ProbeStart(forward=lambda module, images: {})."
+ADAPT = "ProbeStart(adapt=lambda batch: (batch[0], {}))"
+ALIKE = 0.05  # by which share of the largest score two ways to the same scores may differ, at half precision too
+
+
+def last_linear(head: Head) -> tuple[str, nn.Linear]:
+    """Return the last Linear of a head, and its path.
+
+    Raises:
+        TransferConfigError: it is something else, has no bias, or its weight is computed from others.
+    """
+    *_, (name, layer) = linear_layers(head.module)
+    path, own = f"{head.path}.{name}".rstrip("."), layer._parameters
+    if not isinstance(layer, nn.Linear):
+        found = f"ends in a {type(layer).__name__}"
+    elif own.get("weight") is None:
+        found = "has a weight that is computed from others (weight_norm, pruning)"
+    elif own.get("bias") is None:
+        found = "has no bias"
+    else:
+        return path, layer
+    raise TransferConfigError(
+        f"The head {path!r} {found}; a probe starts a plain nn.Linear(features, classes, bias=True). Make the head "
+        "one, or leave ProbeStart out."
+    )
+
+
+def images_and_classes(batch: Any, path: str, num_outputs: int) -> tuple[Tensor, Tensor]:
+    """Return the images of a batch and their (B,) class numbers.
+
+    Args:
+        batch: of the train loader, or what `adapt` made of it.
+        path: of the head.
+        num_outputs: of the head; with one output there are two classes.
+
+    Raises:
+        TransferConfigError: there are none, or the head does not have these classes.
+    """
+    images, labels = batch[0] if isinstance(batch, list | tuple) and batch else None, labels_in(batch)
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+        where = "batch['image'], batch['label']" if isinstance(batch, dict) else "batch[0], batch[2]"
+        raise TransferConfigError(
+            f"A batch is {structure(batch)}; expected (images, class numbers), and not several that may be these. Say "
+            f"where they are: ProbeStart(adapt=lambda batch: ({where}))."
+        )
+    kind, numbers = kind_of(labels, num_outputs), class_numbers(labels)
+    if kind == "one logit" and bool((labels == labels.round()).all()):
+        return images, labels.flatten().long()
+    if kind != "class numbers" or numbers is None:
+        raise TransferConfigError(
+            f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}, and the head {path!r} gives "
+            f"{num_outputs} numbers; a probe learns class numbers, one for each image. {label_hint(labels, ADAPT)} If "
+            "the task is not to tell classes apart, leave ProbeStart out."
+        )
+    least, largest = int(numbers.min()), int(numbers.max())
+    if least < 0 or largest >= num_outputs:
+        raise TransferConfigError(
+            f"Labels run from {least} to {largest}, and the head {path!r} gives {num_outputs} numbers; expected class "
+            f"numbers from 0 to {num_outputs - 1}. Name the classifier, ProbeStart(head='...'), or number the classes: "
+            f"{ADAPT.format('numbers')}."
+        )
+    return images, numbers
+
+
+def features_of(path: str, layer: nn.Linear, calls: list[tuple[Tensor, Tensor]], indices: list[int]) -> Tensor:
+    """Return the (B, D) features that a Linear took, if it gave their scores.
+
+    Args:
+        path: of the layer.
+        layer: the last of the head.
+        calls: what it took and gave.
+        indices: of the images that ran, in the user's dataset.
+
+    Raises:
+        TransferConfigError: it did not run once, on a row an image, features are not finite, or it gives something
+            else than a Linear does.
+    """
+    num_images = len(indices)
+    if len(calls) != 1:
+        raise TransferConfigError(
+            f"The head {path!r} ran {len(calls)} times on {num_images} images; expected once. Name the classifier, "
+            f"ProbeStart(head='...'). {HOW.format('module.backbone(images)')}"
+        )
+    taken, given = calls[0]
+    if len(taken) != num_images or taken.shape[1:].numel() != layer.in_features:
+        raise TransferConfigError(
+            f"The head {path!r} takes {tuple(taken.shape)} of {num_images} images; expected one row of "
+            f"{layer.in_features} features an image. Name the classifier, ProbeStart(head='...')."
+        )
+    if bad := (~torch.isfinite(taken).flatten(1).all(1)).nonzero()[:, 0].tolist():
+        raise TransferConfigError(
+            f"Features of the training images {[indices[row] for row in bad]} are not finite. Look for pixels that are "
+            "not finite, or a network that overflows."
+        )
+    scores = F.linear(taken.float(), layer.weight.float(), layer.bias.float())
+    if bool((scores - given.float()).abs().max() > ALIKE * scores.abs().max()):
+        raise TransferConfigError(
+            f"The head {path!r}, a {type(layer).__name__}, gives something else than weight x features + bias, as a "
+            "normalised (cosine) head does; a probe starts a plain nn.Linear. Make the head one, or leave ProbeStart "
+            "out."
+        )
+    return taken.flatten(1).cpu()

@@ -1,0 +1,49 @@
+"""What one rank of test_promises.py does; started as torchrun would start it. Writes its results to a file."""
+
+import os
+import sys
+import warnings
+
+import lightning.pytorch as L
+import torch
+from torch import nn
+
+import lightning_transfer as lt
+from tests import toys
+
+
+class Started(toys.LitToy):
+    """Remembers how it starts."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.trainer.global_step == 0:
+            self.start = toys.weights(self)
+
+
+def other():
+    network = toys.OtherNet()
+    network.bn1 = nn.GroupNorm(2, 6)
+    return network
+
+
+BESIDE = {
+    "alone": list,
+    "gated": lambda: [lt.GatedTransfer(ratio=2)],
+    "several": lambda: [lt.CollaborativeFinetuning([other()])],
+}
+
+
+def run(name, num_ranks, *, is_probed=True):
+    """The first and last weights, with Lightning's own sharing out of images."""
+    module = Started()
+    module.model.bn = nn.GroupNorm(2, toys.WIDTH)  # BatchNorm's statistics are each rank's own
+    strategy = "ddp" if num_ranks > 1 else "auto"
+    toys.fit(module, [*([lt.ProbeStart()] if is_probed else []), *BESIDE[name]()], devices=num_ranks, strategy=strategy)
+    return {"start": module.start, "end": toys.weights(module)}
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    L.seed_everything(0, verbose=False)
+    torch.save({name: run(name, int(os.environ["WORLD_SIZE"])) for name in BESIDE}, sys.argv[1])

@@ -1,0 +1,263 @@
+"""What a run keeps with a head that starts as a probe: resume, random state, crashes, processes, surroundings."""
+
+import copy
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import sys
+import types
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
+
+import lightning_transfer as lt
+from tests import toys
+from tests.contracts.test_as_found import anatomy
+from tests.contracts.test_ranks import launch
+from tests.probe import ranks_run
+from tests.toys import LitToy, PlToy, SaveEveryStep, assert_same, fit, weights
+
+HEAD = ("model.fc.weight", "model.fc.bias")
+
+
+class Stateful(DataLoader):
+    """Goes on in mid-epoch after a resume, and shows its dataset, as torchdata's loader does."""
+
+    next = start = 0
+
+    def __iter__(self):
+        self.next, self.start = self.start, 0
+        for number, batch in enumerate(super().__iter__()):
+            if number == self.next:
+                self.next += 1
+                yield batch
+
+    def state_dict(self):
+        return {"next": self.next}
+
+    def load_state_dict(self, state):
+        self.start = state["next"] % len(self)
+
+
+def stateful(data=None):
+    return Stateful(toys.target_data() if data is None else data, batch_size=4)
+
+
+def test_resumed_after_every_step_it_is_the_uninterrupted_run_and_does_not_look_again(tmp_path):
+    whole = LitToy()
+    fit(whole, [lt.ProbeStart(), SaveEveryStep(tmp_path)], loader=stateful())
+    for cut in range(1, 12):
+        module, unread = LitToy(), toys.Recorder(toys.target_data())
+        start, path = lt.ProbeStart(unaugmented=unread), tmp_path / f"step={cut}.ckpt"
+        fit(module, [start], loader=stateful(), ckpt_path=path)
+        assert_same(weights(module), weights(whole))
+        assert unread.loaded == []
+
+
+def test_a_checkpoint_before_the_first_optimizer_step_is_not_started_again(tmp_path):
+    """BatchNorm has moved by then, and the probe would be another one."""
+
+    class Saving(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            trainer.save_checkpoint(tmp_path / f"batch={batch_idx}.ckpt")
+
+    fit(LitToy(), [lt.ProbeStart(), Saving()], loader=stateful(), accumulate_grad_batches=3, max_epochs=1)
+    unread = toys.Recorder(toys.target_data())
+    fit(LitToy(), [lt.ProbeStart(unaugmented=unread)], loader=stateful(), ckpt_path=tmp_path / "batch=0.ckpt")
+    assert unread.loaded == []
+
+
+def killed(folder):
+    class Dying(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    fit(LitToy(), [lt.ProbeStart(), SaveEveryStep(folder), Dying()], loader=stateful())
+
+
+def test_kill_nine_and_resume(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=killed, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    whole, module = LitToy(), LitToy()
+    fit(whole, [lt.ProbeStart()], loader=stateful())
+    fit(module, [lt.ProbeStart()], loader=stateful(), ckpt_path=tmp_path / "step=3.ckpt")
+    assert_same(weights(module), weights(whole))
+
+
+def test_training_draws_what_it_would_have_drawn():
+    """Shuffled, with dropout and augmentation by every generator; only the head's first weights are others."""
+
+    class Random(LitToy):
+        def on_train_start(self):
+            self.states = torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
+            self.batches = []
+
+        def on_train_batch_start(self, batch, batch_idx):
+            self.batches.append(batch[0].clone())
+
+    def run(callbacks, workers):
+        torch.manual_seed(5), np.random.seed(5), random.seed(5)
+        data, module = Noisy(toys.target_data()), Random()
+        fit(module, callbacks, loader=DataLoader(data, batch_size=4, shuffle=True, num_workers=workers))
+        return module
+
+    for workers in (0, 1):
+        plain, module = run([], workers), run([lt.ProbeStart()], workers)
+        assert module.states == plain.states
+        assert len(plain.batches) == 12
+        assert all(map(torch.equal, module.batches, plain.batches))
+        assert module.losses != plain.losses
+
+
+class Noisy(toys.Augmented):
+    def __getitem__(self, index):
+        return super().__getitem__(index)[0], index % toys.TARGET_CLASSES
+
+
+class Failing(toys.Recorder):
+    def __init__(self, error):
+        super().__init__(toys.target_data())
+        self.error = error
+
+    def __getitem__(self, index):
+        if index == 13:
+            raise self.error
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("unreadable"), KeyboardInterrupt()], ids=repr)
+def test_interrupted_in_the_middle_of_the_look_the_module_is_as_found(error):
+    module = LitToy()
+    before, found = weights(module), anatomy(module)
+    with pytest.raises((RuntimeError, SystemExit)) as caught:
+        fit(module, [lt.ProbeStart(unaugmented=Failing(error))])
+    if isinstance(error, RuntimeError):
+        assert any("ProbeStart looked at the training images" in note for note in caught.value.__notes__)
+    assert_same(weights(module), before)
+    assert anatomy(module) == found
+    assert all(child.training for child in module.modules())
+
+
+def test_a_second_fit_of_the_same_trainer_goes_on_and_a_new_trainer_starts_anew():
+    unaugmented, module = toys.Recorder(toys.target_data()), LitToy()
+    start = lt.ProbeStart(unaugmented=unaugmented)
+    runner = fit(module, [start], max_epochs=1)
+    runner.validate(module, toys.target_loader(), verbose=False)
+    runner.fit_loop.max_epochs = 2
+    runner.fit(module, toys.target_loader())
+    assert len(unaugmented.loaded) == 24
+    fit(module, [start], max_epochs=1)
+    assert len(unaugmented.loaded) == 48
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return launch(tmp_path_factory.mktemp("ranks"), 2, script=ranks_run.__file__)
+
+
+@pytest.mark.parametrize("run", ["alone", "gated", "several"])
+def test_two_ranks_start_as_one_process_does_and_stay_equal(ranks, run):
+    first, second = (rank[run] for rank in ranks)
+    assert_same(first["start"], second["start"])
+    assert_same(first["end"], second["end"])
+    alone = ranks_run.run(run, 1)
+    assert_same(first["start"], alone["start"])
+    head = ranks_run.run(run, 1, is_probed=False)["start"]
+    heads = {name for name, value in head.items() if not torch.equal(value, first["start"][name])}
+    assert heads
+    assert all(".fc." in name for name in heads)
+
+
+def test_runs_the_same_in_pytorch_lightning_and_for_a_copy():
+    results = []
+    for module, namespace, clone in (
+        (LitToy(), L, lambda callback: callback),
+        (PlToy(), pl, copy.deepcopy),
+        (LitToy(), L, lambda callback: pickle.loads(pickle.dumps(callback))),
+    ):
+        fit(module, [clone(lt.ProbeStart(head="model.fc"))], namespace=namespace)
+        results.append(weights(module))
+    assert_same(results[1], results[0])
+    assert_same(results[2], results[0])
+
+
+class ToyData(L.LightningDataModule):
+    def train_dataloader(self):
+        return toys.target_loader()
+
+
+@pytest.mark.filterwarnings("ignore")  # of the command line's
+def test_is_built_from_a_lightning_cli_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    options = "{head: model.fc, unaugmented: {class_path: tests.methods.TargetData}}"
+    callback = f"{{class_path: lightning_transfer.ProbeStart, init_args: {options}}}"
+    (tmp_path / "config.yaml").write_text(f"trainer:\n  callbacks:\n  - {callback}\n")
+    given = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_checkpointing=false"]
+    folder = ["--trainer.default_root_dir=saved"]
+    for config in ("config.yaml", "saved/config.yaml"):
+        arguments = ["fit", "-c", config, *([*given, *quiet, *folder] if config == "config.yaml" else [])]
+        once = {} if config == "config.yaml" else {"save_config_callback": None}
+        cli = LightningCLI(LitToy, ToyData, args=arguments, **once)
+        (start,) = (each for each in cli.trainer.callbacks if isinstance(each, lt.ProbeStart))
+        assert (start.head, len(start.unaugmented)) == ("model.fc", 24)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+def test_in_every_precision_the_probe_is_the_same_as_far_as_that_goes(precision):
+    expected, module = Started(), Started()
+    fit(expected, [lt.ProbeStart()], max_epochs=1)
+    fit(module, [lt.ProbeStart()], max_epochs=1, precision=precision)
+    for name in HEAD:
+        close = 1e-4 if "bf16" not in precision else 0.15 * expected.start[name].abs().max().item()
+        assert_same({name: module.start[name]}, {name: expected.start[name]}, tolerance=close)
+
+
+class Started(LitToy):
+    def on_train_batch_start(self, batch, batch_idx):
+        if batch_idx == 0 and self.trainer.current_epoch == 0:
+            self.start = weights(self)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_beside_lightnings_rate_finder_and_weight_averaging(order):
+    """The finder's trial steps begin without it, and the run then with it; an average begins at it."""
+    from lightning.pytorch.callbacks import WeightAveraging
+
+    plain, module = Started(), Started()
+    fit(plain, [lt.ProbeStart()], max_epochs=1)
+    finder = LearningRateFinder(num_training_steps=4, update_attr=False)
+    module.lr = 0.1
+    fit(module, [lt.ProbeStart(), finder][::order], max_epochs=1, enable_checkpointing=True)
+    assert_same(module.start, plain.start)
+    averaged = Started()
+    averaging = WeightAveraging(avg_fn=lambda average, now, number: average)  # stays where it began
+    fit(averaged, [lt.ProbeStart(), averaging][::order], max_epochs=1)
+    assert_same(averaged.start, plain.start)
+    assert (averaged.model.fc.weight - plain.start["model.fc.weight"]).abs().max() < 1
+
+
+def test_options_reach_the_loggers_and_are_shown(tmp_path):
+    logger = CSVLogger(tmp_path)
+    fit(LitToy(), [lt.ProbeStart(head="model.fc")], logger=logger, max_epochs=1)
+    assert logger.experiment.hparams["transfer/ProbeStart/head"] == "model.fc"
+    assert repr(lt.ProbeStart(forward=len)) == "ProbeStart(head='auto', forward=<built-in function len>)"
+
+
+def test_sharded_strategies_are_refused():
+    runner = types.SimpleNamespace(strategy=type("FSDPStrategy", (), {})())
+    with pytest.raises(lt.TransferConfigError, match="FSDPStrategy is not supported"):
+        lt.ProbeStart().setup(runner, LitToy(), "fit")

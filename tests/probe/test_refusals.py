@@ -1,0 +1,122 @@
+"""What cannot start as a probe is refused before the first step, by name, with what to write; nothing has moved."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import lightning_transfer as lt
+from tests import toys
+from tests.toys import LitToy, assert_same, fit, weights
+
+PIXELS, LABELS = toys.target_data().tensors
+
+
+class Cosine(nn.Linear):
+    def forward(self, features):
+        return F.linear(F.normalize(features), F.normalize(self.weight)) * 8
+
+
+class Convolution(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(toys.WIDTH, toys.TARGET_CLASSES, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, features):
+        return super().forward(features[:, :, None, None])
+
+
+def pruned():
+    head = nn.Linear(toys.WIDTH, toys.TARGET_CLASSES)
+    prune.l1_unstructured(head, "weight", 0.3)
+    return head
+
+
+HEADS = {
+    "no bias": (lambda: nn.Linear(toys.WIDTH, toys.TARGET_CLASSES, bias=False), r"'model.fc' has no bias.*bias=True"),
+    "cosine": (lambda: Cosine(toys.WIDTH, toys.TARGET_CLASSES), r"'model.fc', a Cosine, gives something else.*cosine"),
+    "weight norm": (
+        lambda: parametrizations.weight_norm(nn.Linear(toys.WIDTH, toys.TARGET_CLASSES)),
+        "'model.fc' has a weight that is computed",
+    ),
+    "pruned": (pruned, "'model.fc' has a weight that is computed"),
+    "convolution": (Convolution, "'model.fc.0' ends in a Conv2d"),
+    "an embedding": (lambda: nn.Linear(toys.WIDTH, 32), "name 5 of the 32 classes.*leave ProbeStart out"),
+    "too few outputs": (lambda: nn.Linear(toys.WIDTH, 3), "Labels run from 0 to 4, and the head 'model.fc' gives 3"),
+}
+TASKS = {
+    "one-hot": (F.one_hot(LABELS, 5).float(), "one-hot|One-hot.*argmax"),
+    "several labels": (torch.ones(24, 5), "several labels an image"),
+    "soft labels": (torch.full((24, 5), 0.2), "soft labels"),
+    "regression": (torch.randn(24), r"type torch.float32.*leave ProbeStart out"),
+    "several numbers": (torch.randn(24, 5), r"shape \(5, 5\).*leave ProbeStart out"),
+    "not labelled": (LABELS - 1, "Labels run from -1 to"),
+    "one class": (LABELS * 0, "name 1 of the 5 classes"),
+}
+
+
+def refused(module, data, match, callback=None):
+    before, training = weights(module), [child.training for child in module.modules()]
+    loader = data if isinstance(data, DataLoader | list) else DataLoader(data, batch_size=5)
+    with pytest.raises(lt.TransferConfigError, match=f"(?s){match}"):
+        fit(module, [callback or lt.ProbeStart()], loader=loader)
+    assert module.losses == []
+    assert_same(weights(module), before)
+    assert [child.training for child in module.modules()] == training
+    assert not any(child._forward_hooks for child in module.modules())
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_that_is_not_a_linear_of_classes(name):
+    make, match = HEADS[name]
+    module = LitToy()
+    module.model.fc = make()
+    refused(module, toys.target_data(), match)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_labels_that_are_not_class_numbers(name):
+    labels, match = TASKS[name]
+    refused(LitToy(), TensorDataset(PIXELS, labels), match)
+
+
+def test_one_number_to_regress():
+    module = LitToy()
+    module.model.fc = nn.Linear(toys.WIDTH, 1)
+    for labels in (torch.rand(24), torch.rand(24, 1), LABELS.float()):
+        refused(module, TensorDataset(PIXELS, labels), r"gives 1 numbers; a probe learns class numbers")
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from toys.target_data()
+
+
+def test_batches_and_loaders_that_do_not_show_images_and_labels():
+    refused(LitToy(), TensorDataset(PIXELS, LABELS % 2, LABELS), r"adapt=lambda batch: \(batch\[0\], batch\[2\]\)")
+    refused(LitToy(), DataLoader(Stream(), batch_size=5), "no length and random access")
+    refused(LitToy(), [toys.target_data()[:5]], "a list, does not tell its dataset")
+    other = lt.ProbeStart(unaugmented=toys.images(20, 5, seed=1))
+    refused(LitToy(), toys.target_data(), "unaugmented has 20 images, the train loader's dataset 24", other)
+
+
+def test_features_that_are_not_finite_and_a_head_that_runs_twice():
+    pixels = PIXELS.clone()
+    pixels[7, 0, 0, 0] = torch.nan
+    refused(LitToy(), TensorDataset(pixels, LABELS), r"Features of the training images \[7\] are not finite")
+
+    class Twice(LitToy):
+        def forward(self, pixels):
+            return super().forward(pixels) + super().forward(pixels.flip(3))
+
+    refused(Twice(), toys.target_data(), "'model.fc' ran 2 times on 5 images")
+
+
+def test_options_that_do_not_fit():
+    for option in ("forward", "adapt"):
+        with pytest.raises(lt.TransferConfigError, match=f"{option}='x'; it takes a function"):
+            lt.ProbeStart(**{option: "x"})
+    with pytest.raises(lt.TransferConfigError, match="unaugmented=5"):
+        lt.ProbeStart(unaugmented=5)
+    refused(LitToy(), toys.target_data(), "head='fc' is no module.*model.fc", lt.ProbeStart(head="fc"))

@@ -1,0 +1,242 @@
+"""What a head starts as: the linear probe of what it takes, by scikit-learn and loops written out by hand."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset
+
+import lightning_transfer as lt
+from lightning_transfer.probing import FOLDS, PENALTIES
+from lightning_transfer.splitting import folds
+from tests import toys
+from tests.contracts.test_as_found import anatomy
+from tests.toys import LitToy, fit
+
+PIXELS, LABELS = toys.target_data().tensors
+
+
+def by_scikit_learn(features, labels):
+    """Log-probabilities that a logistic regression gives the features it was fitted on, and its penalty."""
+
+    def fitted(rows, numbers, penalty):
+        mean, std = rows.mean(0), rows.std(0, ddof=1)
+        std[std == 0] = 1
+        sides = 2 if len({*numbers}) == 2 else 1  # of two classes scikit-learn has one row, ours each other's negative
+        model = LogisticRegression(C=sides / penalty, max_iter=10_000, tol=1e-10).fit((rows - mean) / std, numbers)
+        classes = model.classes_.tolist()
+        return lambda others: model.predict_log_proba((others - mean) / std), classes
+
+    rows, numbers = features.double().numpy(), labels.numpy()
+    losses = dict.fromkeys(PENALTIES, 0.0)
+    for out in folds(labels.tolist(), num_folds=FOLDS):
+        kept = sorted({*range(len(labels))} - {*out})
+        for penalty in PENALTIES:
+            says, classes = fitted(rows[kept], numbers[kept], penalty)
+            for index in out:
+                if numbers[index] in classes:
+                    losses[penalty] -= says(rows[index : index + 1])[0, classes.index(numbers[index])]
+    best = min(losses, key=losses.get)
+    return torch.from_numpy(fitted(rows, numbers, best)[0](rows)), best
+
+
+class Seen(LitToy):
+    """Remembers what the network is when the first batch comes, in evaluation too."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.trainer.global_step == 0:
+            self.started = toys.weights(self)
+            self.modes = [child.training for child in self.modules()]
+            self.eval()
+            with torch.no_grad():
+                self.logits = self(PIXELS)
+            self.train()
+
+
+def started(module, *callbacks, data=None, **options):
+    data = toys.target_data() if data is None else data
+    fit(module, callbacks or [lt.ProbeStart()], loader=DataLoader(data, batch_size=5), max_epochs=1, **options)
+    return module
+
+
+def features_by_hand(net, pixels=PIXELS):
+    """An image at a time, written out in numpy's terms of the layers."""
+    rows = []
+    for image in pixels:
+        maps = F.conv2d(image[None], net.conv.weight, net.conv.bias)[0]
+        scale = (net.bn.running_var + net.bn.eps).rsqrt() * net.bn.weight
+        maps = (maps - net.bn.running_mean[:, None, None]) * scale[:, None, None] + net.bn.bias[:, None, None]
+        rows.append(maps.clamp(min=0).flatten(1).mean(1))
+    return torch.stack(rows).detach()
+
+
+def test_the_first_logits_are_the_probes_scores_and_nothing_else_has_moved(caplog):
+    expected, penalty = by_scikit_learn(features_by_hand(toys.toy_net()), LABELS)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        module = started(Seen())
+    torch.testing.assert_close(module.logits.double().log_softmax(1), expected, atol=1e-3, rtol=0)
+    line = next(message for message in caplog.messages if "ProbeStart" in message)
+    assert f"'model.fc' starts as a linear probe of 24 training images (penalty {penalty:g}; " in line
+    assert "have no images" not in line
+    assert all(module.modes)
+    for name, value in LitToy().state_dict().items():
+        assert torch.equal(value, module.started[name]) == (not name.startswith("model.fc"))
+
+
+def test_parameters_stay_the_same_objects_and_nothing_is_left():
+    module = LitToy()
+    before, objects = anatomy(module), {name: id(param) for name, param in module.named_parameters()}
+    started(module)
+    assert {name: id(param) for name, param in module.named_parameters()} == objects
+    assert anatomy(module) == before
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+@pytest.mark.parametrize("name", ["adafilter", "gated", "soft", "auto", "selective"])
+def test_beside_each_method_in_either_order_it_is_the_probe_of_what_the_head_takes(name, first):
+    source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4, unaugmented=toys.source_data())
+    always = lt.Schedule(1.0, 1.0)
+    bank = lt.FilterBank.from_model(nn.Sequential(nn.Conv2d(3, 4, 3)), layers=["0"], normalize=False)
+    methods = {
+        "adafilter": lambda: lt.AdaFilter(gated="conv", gate_width=4),
+        "gated": lambda: lt.GatedTransfer(ratio=2),
+        "soft": lambda: lt.SoftFinetuning(source, weight=always),
+        "auto": lambda: lt.SoftFinetuning(source),
+        "selective": lambda: lt.SelectiveJointFinetuning(
+            source, neighbors=lt.Neighbors(k=3, bank=bank), weight=always, target=toys.target_data()
+        ),
+    }
+    module, features = Seen(), features_by_hand(toys.toy_net())
+    started(module, *[lt.ProbeStart(), methods[name]()][:: 1 if first else -1])
+    if name == "gated":
+        squeeze, expand = (module.started[f"model.fc.transfer.{layer}.weight"] for layer in ("squeeze", "expand"))
+        features = (F.relu(features @ squeeze.T) @ expand.T).sigmoid() * features
+    expected, _ = by_scikit_learn(features, LABELS)
+    torch.testing.assert_close(module.logits.double().log_softmax(1), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+def test_each_of_several_networks_starts_as_the_probe_of_its_own_features(first):
+    other, module = toys.OtherNet(), Seen()
+    started(module, *[lt.ProbeStart(), lt.CollaborativeFinetuning([other])][:: 1 if first else -1])
+    other.eval()
+    theirs = F.relu(other.conv2(F.relu(other.bn1(other.conv1(PIXELS))))).mean((2, 3)).detach()
+    for name, features in (("own", features_by_hand(toys.toy_net())), ("source1", theirs)):
+        head = f"model.members.{name}.network.fc"
+        logits = features @ module.started[f"{head}.weight"].T + module.started[f"{head}.bias"]
+        expected, _ = by_scikit_learn(features, LABELS)
+        torch.testing.assert_close(logits.double().log_softmax(1), expected, atol=1e-3, rtol=0)
+
+
+class OneLogit(Seen):
+    def __init__(self):
+        super().__init__()
+        self.model.fc = nn.Linear(toys.WIDTH, 1)
+
+    def training_step(self, batch, batch_idx):
+        return F.binary_cross_entropy_with_logits(self(batch[0]).flatten(), batch[1].flatten().float())
+
+
+@pytest.mark.parametrize("labels", [(LABELS > 2).long(), (LABELS > 2).float(), (LABELS > 2).float()[:, None]])
+def test_one_logit_is_the_score_of_one_class_over_the_other(labels):
+    module = started(OneLogit(), data=TensorDataset(PIXELS, labels))
+    expected, _ = by_scikit_learn(features_by_hand(toys.toy_net()), labels.flatten().long())
+    difference = expected[:, 1:] - expected[:, :1]
+    torch.testing.assert_close(module.logits.double(), difference, atol=1e-2, rtol=0)
+
+
+class TwoLayers(Seen):
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(8)
+            hidden = nn.Linear(toys.WIDTH, 6)
+        self.model.fc = nn.Sequential(hidden, nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, toys.TARGET_CLASSES))
+
+
+@pytest.mark.parametrize("head", ["auto", "model.fc"])
+def test_of_a_head_of_several_layers_the_last_starts_as_the_probe_of_what_it_takes(head):
+    module = started(TwoLayers(), lt.ProbeStart(head=head))
+    weight, bias = TwoLayers().model.fc[0].weight, TwoLayers().model.fc[0].bias
+    assert torch.equal(module.started["model.fc.0.weight"], weight)
+    expected, _ = by_scikit_learn(F.relu(features_by_hand(toys.toy_net()) @ weight.T + bias).detach(), LABELS)
+    torch.testing.assert_close(module.logits.double().log_softmax(1), expected, atol=1e-3, rtol=0)
+
+
+def test_classes_without_images_start_as_they_were_which_is_said_once(caplog):
+    some = [index for index, label in enumerate(LABELS.tolist()) if label != 3]
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        module = started(Seen(), data=Subset(toys.target_data(), some))
+    assert sum("1 of its classes have no images" in message for message in caplog.messages) == 1
+    assert torch.equal(module.started["model.fc.weight"][3], toys.toy_net().fc.weight[3])
+    expected, _ = by_scikit_learn(features_by_hand(toys.toy_net(), PIXELS[some]), LABELS[some])
+    found = module.logits[some][:, [0, 1, 2, 4]].double().log_softmax(1)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+class Noisy(Dataset):
+    """Images that are something else when they are drawn for training."""
+
+    def __init__(self):
+        self.loaded = []
+
+    def __len__(self):
+        return len(PIXELS)
+
+    def __getitem__(self, index):
+        self.loaded.append(index)
+        return PIXELS[index] + torch.randn(3, 6, 6), LABELS[index]
+
+
+@pytest.mark.parametrize("sampler", [None, [*range(2, 20)]])
+def test_images_without_augmentation_are_those_that_the_loader_draws(sampler):
+    module, noisy, plain = Seen(), Noisy(), toys.Recorder(toys.target_data())
+    loader = DataLoader(noisy, batch_size=5, sampler=None if sampler is None else SubsetRandomSampler(sampler))
+    fit(module, [lt.ProbeStart(unaugmented=plain)], loader=loader, max_epochs=1)
+    drawn = sampler or [*range(24)]
+    assert plain.loaded == drawn
+    assert sorted(noisy.loaded) == drawn  # in training alone
+    expected, _ = by_scikit_learn(features_by_hand(toys.toy_net(), PIXELS[drawn]), LABELS[drawn])
+    torch.testing.assert_close(module.logits[drawn].double().log_softmax(1), expected, atol=1e-3, rtol=0)
+
+
+def test_the_penalty_is_chosen_with_images_of_a_group_held_out_together():
+    data = toys.target_data()
+    data.groups = [0] * 24
+    with pytest.raises(lt.TransferConfigError, match="24 training images are of one group"):
+        started(Seen(), data=data)
+    data.groups = [index // 2 for index in range(24)]
+    started(Seen(), data=data)
+
+
+class Dicts(Seen):
+    def forward(self, batch):
+        return self.model(batch["image"])
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch), batch["label"])
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.trainer.global_step == 0:
+            self.logits = self.model.eval()(PIXELS).detach()
+            self.train()
+
+
+class DictData(toys.Recorder):
+    def __getitem__(self, index):
+        image, label = self.dataset[index]
+        return {"image": image, "label": label}
+
+
+def test_batches_and_forwards_of_another_form_are_read_as_the_messages_say():
+    data = DictData(toys.target_data())
+    with pytest.raises(lt.TransferConfigError, match=r"adapt=lambda batch: \(batch\['image'\], batch\['label'\]\)"):
+        started(Dicts(), data=data)
+    adapt = lambda batch: (batch["image"], batch["label"])  # noqa: E731
+    with pytest.raises(lt.TransferConfigError, match=r"ProbeStart\(forward=lambda module, images: module.model"):
+        started(Dicts(), lt.ProbeStart(adapt=adapt), data=data)
+    expected, _ = by_scikit_learn(features_by_hand(toys.toy_net()), LABELS)
+    for forward in (lambda module, images: module.model(images), lambda module, images: module.model.features(images)):
+        module = started(Dicts(), lt.ProbeStart(adapt=adapt, forward=forward), data=data)
+        torch.testing.assert_close(module.logits.double().log_softmax(1), expected, atol=1e-3, rtol=0)
