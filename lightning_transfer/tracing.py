@@ -181,3 +181,14 @@ def images_and_labels(
 def is_run_again() -> bool:
     """Return whether a backward is recomputing this (activation checkpointing); always False if compiling."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # torch's own way to ask
+
+
+def forget_graphs(module: nn.Module) -> None:
+    """Clear compiled graphs if a part of a module is compiled: those of before know nothing of hooks that came later.
+
+    Graphs are not guarded by hooks, which would cost each call time, so torch cannot see that there are new ones. All
+    graphs of the program are cleared and made again when they are needed; torch has no public way to clear some.
+    """
+    is_whole = getattr(module, "_compiler_ctx", None) is not None  # of Lightning: torch.compile(lightning_module)
+    if is_whole or any(hasattr(layer, "_orig_mod") or layer._compiled_call_impl for layer in module.modules()):
+        torch.compiler.reset()

@@ -16,7 +16,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.roles import Head, entry_of, find_backbone, in_width, is_pooling, users_modules
 from lightning_transfer.source.explaining import explain
 from lightning_transfer.source.task import SourceTask
-from lightning_transfer.tracing import is_run_again
+from lightning_transfer.tracing import forget_graphs, is_run_again
 
 Draw = Callable[[], Tensor]
 Act = TypeVar("Act", bound=Callable[..., Any])
@@ -190,6 +190,7 @@ class SourcePass:
         if source.forward != "joint" and source.batchnorm == "protect":
             norms = (layer for layer in module.modules() if isinstance(layer, _BatchNorm))
             self._handles += [norm.register_forward_pre_hook(_refuse_again) for norm in norms]
+        forget_graphs(module)
 
     def _joint_hooks(self, module: nn.Module) -> list[RemovableHandle]:
         if self.head.network_path != self.head.path:

@@ -42,7 +42,6 @@ class CompiledInPlace(Shape):
 @pytest.mark.parametrize("method", ["soft", "auto", "selective", "joint"])
 @pytest.mark.parametrize("shape", [CompiledSubmodule, CompiledInPlace])
 def test_a_compiled_network_is_as_any(shape, method):
-    torch._dynamo.reset()
     runs.METHODS[method](shape, {})
 
 
@@ -75,20 +74,26 @@ class Learning(Plain):
         self.log("val", F.cross_entropy(self(batch[0]), batch[1]))
 
 
-@pytest.mark.parametrize("forward", ["separate", "joint"])
-@pytest.mark.parametrize("warm", [False, True], ids=["cold", "compiled-before"])
-def test_a_compiled_network_follows_the_whole_schedule(forward, warm):
+def asked(module):
+    """Run a network as a validation does, before any hook of ours is there."""
+    with torch.no_grad():
+        module.eval()(torch.zeros(4, 3, nets.SIZE, nets.SIZE))
+    module.train()
+
+
+@pytest.mark.parametrize(
+    ("forward", "weight"), [("separate", "auto"), ("joint", lt.Schedule(until_steps=5))], ids=["separate", "joint"]
+)
+@pytest.mark.parametrize("before", [lambda module: None, asked], ids=["cold", "compiled-before"])
+def test_a_compiled_network_follows_the_whole_schedule(forward, weight, before):
     """Graphs are traced with source images, without them, in validation, and before we came: never a stale one."""
     results = []
     for compiled in (False, True):
-        torch._dynamo.reset()
         module = runs.build(Learning)
         if compiled:
             module.model.compile(backend="aot_eager")
-        if warm:
-            module(torch.zeros(4, 3, nets.SIZE, nets.SIZE))
+        before(module)
         loader = DataLoader(runs.target(Learning), batch_size=4)
-        weight = lt.Schedule(until_steps=5)
         runner = toys.trainer([lt.SoftFinetuning(source_task(forward=forward), weight=weight)], max_epochs=3)
         runner.fit(module, loader, loader)
         results.append(toys.weights(module))
