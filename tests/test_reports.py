@@ -9,6 +9,7 @@ from matplotlib.text import Text
 
 import lightning_transfer as lt
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.methods.collaborative.plan import Evaluation
 from lightning_transfer.reports import borrowed
 from lightning_transfer.reports import gates as gates_report
 from tests.adafilter.nets import batch, chain, gated_chain
@@ -115,6 +116,29 @@ def save(path, **changes):
     options = {"indices": torch.tensor(INDICES), "distances": torch.tensor(DISTANCES), "target_image": image}
     lt.reports.borrowed_images(**(options | {"source_image": image} | changes), path=path)
     return path.read_bytes()
+
+
+PLAN = lt.LayerPlan({"own": 1}, {"own": 4}, (Evaluation((1,), 0.5), Evaluation((2,), None, "no memory")))
+
+
+@pytest.mark.parametrize(
+    ("write", "shown"),
+    [
+        (lambda path: lt.reports.learning_curves({"plain": [[0.2, 0.5]]}, [10, 20], path, title="Glyphs"), "Glyphs"),
+        (lambda path: lt.reports.layer_search(PLAN, path), "How many layers to freeze"),
+        (
+            lambda path: lt.reports.borrowed_images(
+                torch.tensor([[1, 2]]), torch.tensor([[0.1, 0.2]]), path, target_image=image, source_image=image
+            ),
+            "Most borrowed source images",
+        ),
+    ],
+    ids=["learning_curves", "layer_search", "borrowed_images"],
+)
+def test_the_figure_that_was_written_is_returned(tmp_path, write, shown):
+    figure = write(tmp_path / "written.png")
+    assert (tmp_path / "written.png").exists()
+    assert shown in {text.get_text() for text in figure.findobj(Text)}
 
 
 @pytest.mark.parametrize("ending", ["png", "pdf"])

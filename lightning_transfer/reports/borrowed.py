@@ -58,7 +58,7 @@ def borrowed_images(
     duplicates: Tensor | Sequence[tuple[int, int]] = (),
     target_names: Names | None = None,
     source_names: Names | None = None,
-) -> None:
+) -> "Figure":
     """Draw target images beside the source images they borrow, the most borrowed ones and the classes drawn on.
 
     The rows are spread over the target classes, without randomness; some rows that borrow a duplicate are chosen
@@ -76,6 +76,9 @@ def borrowed_images(
         target_names: names of the target classes, by number.
         source_names: names of the source classes, by number.
 
+    Returns:
+        The figure that was written, to show or to change.
+
     Raises:
         TransferConfigError: shapes do not fit, a thumbnail is not an image in [0, 1], or matplotlib is missing.
 
@@ -84,7 +87,7 @@ def borrowed_images(
         >>> path = pathlib.Path(tempfile.mkdtemp(), "borrowed.png")
         >>> indices, distances = torch.tensor([[0, 1], [1, 2]]), torch.tensor([[0.0, 0.4], [0.1, 0.3]])
         >>> gray = lambda index: np.full((8, 8, 3), index / 3)
-        >>> borrowed_images(indices, distances, path, target_image=gray, source_image=gray, duplicates=[(0, 0)])
+        >>> page = borrowed_images(indices, distances, path, target_image=gray, source_image=gray, duplicates=[(0, 0)])
         >>> path.stat().st_size > 0
         True
     """
@@ -94,7 +97,7 @@ def borrowed_images(
     source = _Side(source_image, _array("source_labels", source_labels, num_source, more=True), source_names)
     marked = _pairs(duplicates, len(indices))
     figure = _page(indices.cpu().numpy(), distances.detach().cpu().double().numpy(), target, source, marked)
-    save_figure(figure, path)
+    return save_figure(figure, path)
 
 
 def _check(indices: Tensor, distances: Tensor) -> None:

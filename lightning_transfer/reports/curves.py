@@ -25,7 +25,7 @@ def learning_curves(
     schedule: Schedule | None = None,
     num_steps: int | None = None,
     title: str = "",
-) -> None:
+) -> "Figure":
     """Draw each method's validation accuracy over training, mean and standard error, above the source weight.
 
     Args:
@@ -36,13 +36,16 @@ def learning_curves(
         num_steps: the length of training; by default the last of `steps`.
         title: of the picture.
 
+    Returns:
+        The figure that was written, to show or to change.
+
     Raises:
         TransferConfigError: matplotlib is missing.
 
     Example:
         >>> import tempfile, pathlib
         >>> path = pathlib.Path(tempfile.mkdtemp(), "curves.png")
-        >>> learning_curves({"plain": [[0.2, 0.5]], "soft": [[0.3, 0.6]]}, [10, 20], path, schedule=Schedule())
+        >>> figure = learning_curves({"plain": [[0.2, 0.5]], "soft": [[0.3, 0.6]]}, [10, 20], path, schedule=Schedule())
         >>> path.stat().st_size > 0
         True
     """
@@ -71,11 +74,11 @@ def learning_curves(
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.align_ylabels()
-    save_figure(figure, path)
+    return save_figure(figure, path)
 
 
-def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    """Write a figure; the suffix of its path sets the format, PNG if there is none.
+def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> "Figure":
+    """Write a figure and return it; the suffix of its path sets the format, PNG if there is none.
 
     Raises:
         TransferConfigError: the suffix is not a known format, or the file cannot be written.
@@ -92,6 +95,7 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
         figure.savefig(file, format=ending or "png", dpi=140, metadata=metadata)
 
     write_atomically(path, write, what="the picture", fix="Pass another path.")
+    return figure
 
 
 def printable(name: object) -> str:

@@ -1,23 +1,29 @@
 """Draw which layers a search tried to freeze, with what accuracy, and which were frozen in the end."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.reports.curves import COLORS, empty_figure, save_figure
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SHADES = "viridis"  # of accuracy, from dark (low) to bright (high)
 FROZEN, TUNED, BEST = COLORS[2], COLORS[1], COLORS[5]
 
 
-def layer_search(plan: Any, path: str | os.PathLike[str]) -> None:
+def layer_search(plan: Any, path: str | os.PathLike[str]) -> "Figure":
     """Draw a search: each candidate's accuracy, how many layers of each network it froze, and the final choice.
 
     Args:
         plan: a LayerPlan of a search.
         path: the file to write; its suffix sets the format.
+
+    Returns:
+        The figure that was written, to show or to change.
 
     Raises:
         TransferConfigError: the plan is not of a search, or matplotlib is missing.
@@ -27,7 +33,7 @@ def layer_search(plan: Any, path: str | os.PathLike[str]) -> None:
         >>> from lightning_transfer.methods.collaborative.plan import Evaluation, LayerPlan
         >>> tried = (Evaluation((1, 4), 0.5), Evaluation((2, 0), 0.7), Evaluation((3, 2), None, "no memory"))
         >>> plan = LayerPlan({"own": 2, "source1": 0}, {"own": 4, "source1": 9}, tried)
-        >>> layer_search(plan, tempfile.mkdtemp() + "/search.png")
+        >>> figure = layer_search(plan, tempfile.mkdtemp() + "/search.png")
     """
     if not getattr(plan, "evaluations", None):
         raise TransferConfigError(
@@ -67,7 +73,7 @@ def layer_search(plan: Any, path: str | os.PathLike[str]) -> None:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.align_ylabels()
-    save_figure(figure, path)
+    return save_figure(figure, path)
 
 
 def _cuts(axes: Any, plan: Any) -> None:
