@@ -9,7 +9,7 @@ from lightning_transfer.errors import TransferConfigError, check_choice
 from lightning_transfer.methods.adafilter.functional import ESTIMATORS, Estimator
 from lightning_transfer.methods.adafilter.gate import RecurrentFilterGate
 from lightning_transfer.methods.adafilter.modules import FIXED, Fixed, GatedConv2d
-from lightning_transfer.methods.adafilter.sites import Gated, Site, find_sites, without_filters
+from lightning_transfer.methods.adafilter.sites import PLAIN, Gated, Site, find_sites, without_filters
 from lightning_transfer.options import is_list
 from lightning_transfer.roles import find_network
 from lightning_transfer.surgery import Structure, SurgeryReport, own_randomness, replace_modules
@@ -72,8 +72,9 @@ class FilterGates(Structure):
         self._trained = [param for layer in gated for param in layer.parameters() if param.requires_grad]
         for number, layer in enumerate(gated):
             layer.decide_by(self.gate or cast(Fixed, estimator), number)
-        behind = {path: _activation(norm) for path, norm in self._norms.items()}
-        replace_modules(network, {**{site.conv: layer for site, layer in zip(sites, gated, strict=True)}, **behind})
+        activations = {path: _activation(norm) for path, norm in self._norms.items()}
+        layers = {site.conv: layer for site, layer in zip(sites, gated, strict=True)}
+        replace_modules(network, {**layers, **activations})
         host = host or (gated[-1] if isinstance(network, POSITIONAL) else network)
         host.add_module(NAME, self.train(network.training))
 
@@ -243,7 +244,7 @@ def gates_of(module: nn.Module) -> tuple[nn.Module, FilterGates] | None:
 
 def _plain(norm: Any) -> nn.BatchNorm2d:
     """Return a plain BatchNorm with the same weights and statistics tensors as one that includes an activation."""
-    if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+    if type(norm) in PLAIN:
         return norm  # type: ignore[no-any-return]
     plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, affine=norm.affine)
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
@@ -254,5 +255,5 @@ def _plain(norm: Any) -> nn.BatchNorm2d:
 
 def _activation(norm: Any) -> nn.Module:
     """Return what timm's BatchNorm applies after the norm; an empty Sequential for a plain BatchNorm."""
-    behind = [] if type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) else [norm.drop, norm.act]
-    return nn.Sequential(*behind).train(norm.training)
+    parts = [] if type(norm) in PLAIN else [norm.drop, norm.act]
+    return nn.Sequential(*parts).train(norm.training)

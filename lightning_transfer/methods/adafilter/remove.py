@@ -72,10 +72,10 @@ def remove_adafilter(
                     "keep='tuned' or keep='frozen'."
                 )
         for site, layer in zip(gates.sites, layers, strict=True):
-            _bake(layer, shares[site.conv])
+            _average(layer, shares[site.conv])
     elif keep == "frozen":
         for layer in layers:
-            _thaw(layer)
+            _reset(layer)
     gates.take_out(module)
     return Removal(before, _run(module, None, loader)[1])
 
@@ -102,7 +102,7 @@ def _run(
 
 
 @torch.no_grad()
-def _bake(layer: GatedConv2d, share: Tensor) -> None:
+def _average(layer: GatedConv2d, share: Tensor) -> None:
     """Replace the two copies of each filter by their mean, weighted by the (filters,) shares."""
     share = share.to(layer.tuned.weight)
     if layer.norm is None:
@@ -123,7 +123,7 @@ def _bake(layer: GatedConv2d, share: Tensor) -> None:
 
 
 @torch.no_grad()
-def _thaw(layer: GatedConv2d) -> None:
+def _reset(layer: GatedConv2d) -> None:
     """Copy the pretrained weights and statistics over the tuned ones."""
     for param, kept in zip(layer.tuned.parameters(), layer.frozen.buffers(), strict=True):
         param.copy_(kept)

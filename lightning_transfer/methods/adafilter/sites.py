@@ -15,6 +15,7 @@ from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.tracing import Call, trace
 
 STEM = 0.25  # the most of all convolutions that a stem may hold (ours)
+PLAIN = (nn.BatchNorm2d, nn.SyncBatchNorm)  # BatchNorms without an activation
 
 Chosen = str | Sequence[str] | Callable[[str, nn.Module], bool]
 Gated = Chosen | None  # which convolutions; by default all except the stem
@@ -51,7 +52,7 @@ def find_sites(network: nn.Module, gated: Gated, example: Any = None) -> tuple[l
         if call.path in left and call.path not in sites:
             reason = _obstacle(layers[call.path], call, runs[call.path], names[id(layers[call.path])])
             if reason is None:
-                sites[call.path] = Site(call.path, _norm_behind(layers, calls[number:], runs))
+                sites[call.path] = Site(call.path, _norm_after(layers, calls[number:], runs))
                 del left[call.path]
             else:
                 left[call.path] = reason
@@ -77,20 +78,19 @@ def _obstacle(conv: nn.Module, call: Call, num_runs: int, num_names: int) -> str
     return None
 
 
-def _norm_behind(layers: dict[str, nn.Module], calls: list[Call], runs: Counter[str]) -> str:
+def _norm_after(layers: dict[str, nn.Module], calls: list[Call], runs: Counter[str]) -> str:
     """Return the name of the BatchNorm that alone takes the first call's output and has no other input, or ""."""
     given = calls[0].given
-    behind = next((call.path for call in calls[1:] if call.taken is given), "")
-    norm = layers.get(behind)
-    is_alone = calls[0].num_takers == 1 and runs[behind] == 1
-    return behind if is_alone and is_batch_norm(norm) else ""
+    path = next((call.path for call in calls[1:] if call.taken is given), "")
+    is_alone = calls[0].num_takers == 1 and runs[path] == 1
+    return path if is_alone and is_batch_norm(layers.get(path)) else ""
 
 
 def is_batch_norm(norm: nn.Module | None) -> bool:
     """Return whether a norm is a BatchNorm with statistics and without hooks; it may include timm's activation."""
-    if not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) or norm.running_mean is None:
+    if not isinstance(norm, PLAIN) or norm.running_mean is None:
         return False
-    is_known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or type(norm).__name__ == "BatchNormAct2d"
+    is_known = type(norm) in PLAIN or type(norm).__name__ == "BatchNormAct2d"
     return is_known and not norm._forward_pre_hooks and not norm._forward_hooks
 
 
