@@ -59,6 +59,11 @@ def is_pooling(head: nn.Module) -> bool:
     return not has_linear(head) and any(pool.output_size in (1, (1, 1)) for pool in pools)
 
 
+def pooling_heads(module: nn.Module) -> list[Head]:
+    """Return the heads of convolutions that a network without any Linear has by a usual name."""
+    return [] if has_linear(module) else _usual_names(module, is_pooling)
+
+
 def has_linear(module: nn.Module) -> bool:
     """Return whether a Linear of the user's is inside."""
     return any(isinstance(layer, nn.Linear) for _, layer in linear_layers(module))
@@ -123,8 +128,7 @@ def _whole(module: nn.Module, head: Head) -> Head:
 
 
 def _searched(module: nn.Module, probe: Callable[[], object] | None, narrow: bool) -> Head:
-    is_bare = not has_linear(module)
-    for found in (_timm_classifiers(module), _usual_names(module, is_pooling if is_bare else has_linear)):
+    for found in (_timm_classifiers(module), pooling_heads(module) or _usual_names(module, has_linear)):
         if len(found) == 1:
             chosen = _narrowed(found[0]) if narrow else found[0]
             _check_is_last(module, chosen, probe)

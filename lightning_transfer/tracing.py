@@ -183,6 +183,12 @@ def is_run_again() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # torch's own way to ask
 
 
+def as_taken(images: Tensor, module: nn.Module) -> Tensor:
+    """Return images of float64, as numpy makes them, in the type of the module's numbers, as a joint pass has them."""
+    types = {param.dtype for param in module.parameters() if param.is_floating_point()}
+    return images.to(types.pop()) if images.dtype == torch.float64 and len(types) == 1 else images
+
+
 def forget_graphs(module: nn.Module) -> None:
     """Clear compiled graphs if a part of a module is compiled: those of before know nothing of hooks that came later.
 

@@ -4,6 +4,7 @@ import importlib
 import logging
 import sys
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -157,10 +158,13 @@ class TransferCallback(AnyCallback):
                 delattr(module, self.part_name)
             self._check_order(trainer.callbacks)
             self._enter(trainer, module)
-        elif self.structure is not None and not hasattr(
-            module, self.part_name
-        ):  # what is tested is what a checkpoint holds, or the module as it is
-            self._stand_ins += (Before(module, "on_load_checkpoint", trainer, self.read_layers),)
+        elif not hasattr(module, self.part_name):  # what is tested is what a checkpoint holds, or the module as it is
+            first: Callable[..., None] = partial(checkpoints.check_structure, name=type(self).__name__, structure=None)
+            if self.structure is not None:
+                first = self.read_layers
+            elif any(isinstance(one, TransferCallback) and one.structure for one in trainer.callbacks):
+                return  # that one reads the layers
+            self._stand_ins += (Before(module, "on_load_checkpoint", trainer, first),)
 
     def _check_order(self, callbacks: list[Any]) -> None:
         """Refuse others on the wrong side of this one in the Trainer's list."""

@@ -82,8 +82,8 @@ def check_structure(module: Any, checkpoint: dict[str, Any], *, name: str, struc
         missing = sorted(kinds[kind].callback if kind in kinds else kind for kind in theirs - mine)
         raise TransferConfigError(
             f"This checkpoint's network was changed by {' and '.join(missing)}, which is not in callbacks. Give it "
-            f"beside {name}, with the options of the run that wrote the checkpoint. Or begin a new run with the module "
-            "that lightning_transfer.load_from_checkpoint loads."
+            f"beside {name}, with the options of the run that wrote the checkpoint. Or use the module that "
+            "lightning_transfer.load_from_checkpoint loads."
         )
 
 

@@ -9,6 +9,16 @@ FORWARD = "Say how images run: SourceTask(forward=lambda module, images: {})."
 MISUSE = (TypeError, ValueError, LookupError, AttributeError)  # of a forward that takes a batch, or more than images
 
 
+def explain_joint(error: BaseException, network: nn.Module, num_target: int, num_source: int) -> None:
+    """Name the cure of an error that came while source images were among the user's in a network."""
+    if not isinstance(error, TransferConfigError):
+        error.add_note(
+            f"This happened in {type(network).__name__} while it ran {num_target} target and {num_source} source "
+            "images in one pass. If its code counts on the target's images alone, such as a mask or a memory of the "
+            "batch's size, run the source in a pass of its own: SourceTask(forward='separate')."
+        )
+
+
 def explain(error: Exception, module: nn.Module, head: Head, images: Tensor, *, how: str = FORWARD) -> None:
     """Name the cure of an error that came while images alone ran through a module's forward.
 

@@ -1,5 +1,6 @@
 """How source images run through the user's own network: in a pass of their own, or beside the target's images."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +15,9 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.roles import Head, entry_of, find_backbone, in_width, is_pooling, users_modules
-from lightning_transfer.source.explaining import explain
+from lightning_transfer.source.explaining import explain, explain_joint
 from lightning_transfer.source.task import SourceTask
-from lightning_transfer.tracing import forget_graphs, is_run_again
+from lightning_transfer.tracing import as_taken, forget_graphs, is_run_again
 
 Draw = Callable[[], Tensor]
 Act = TypeVar("Act", bound=Callable[..., Any])
@@ -158,6 +159,15 @@ class _RefuseLeak(_Hook):
             )
 
 
+class _ExplainFailure(_Hook):
+    """Forward hook on the network, called after an error in it too: source images may be what it stumbled over."""
+
+    @outside_graphs
+    def act(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.tap.is_split_due and (error := sys.exception()):
+            explain_joint(error, network, self.tap.num_target, self.tap.num_source)
+
+
 def _refuse_again(norm: nn.Module, args: Any) -> None:
     """Forward pre-hook on a BatchNorm whose statistics are protected, which they no longer are in backward."""
     if norm.training and is_run_again():
@@ -199,7 +209,8 @@ class SourcePass:
         else:
             _, network = find_backbone(module, self.head)
             last = network.register_forward_hook(_TakeBehindBackbone(self.tap))
-        return [network.register_forward_pre_hook(_AppendSource(self.tap), with_kwargs=True), last]
+        failed = network.register_forward_hook(_ExplainFailure(self.tap), always_call=True)
+        return [network.register_forward_pre_hook(_AppendSource(self.tap), with_kwargs=True), last, failed]
 
     def remove(self) -> None:
         """Take the hooks out of the user's module."""
@@ -213,6 +224,7 @@ class SourcePass:
             TransferConfigError: the module's forward does not reach the head.
         """
         forward = self.source.forward if callable(self.source.forward) else None
+        images = as_taken(images, module)
         self.tap.reset()
         self.tap.is_idle, self.tap.listening = False, True
         try:

@@ -30,7 +30,7 @@ NETWORKS = [  # gated convolutions, of them without a norm of their own, and rea
     ("torchvision", "efficientnet_b0", 48, 0, {POOLED: 32}),
     ("torchvision", "mobilenet_v3_small", 33, 0, {POOLED: 18}),
     ("torchvision", "shufflenet_v2_x0_5", 55, 0, {}),
-    ("torchvision", "squeezenet1_0", 25, 25, {}),
+    ("torchvision", "squeezenet1_0", 24, 24, {"it gives the class logits": 1}),
 ]
 
 

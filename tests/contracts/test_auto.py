@@ -426,3 +426,18 @@ def test_images_that_are_not_finite_are_named_by_their_side_and_index(side):
     callback = lt.SelectiveJointFinetuning(source(Unread(data["source"])), neighbors=lt.Neighbors(k=2, bank=bank))
     with pytest.raises(lt.TransferConfigError, match=rf"of 2 of \d+ {side} images .*{side} samples \[(5, 17|17, 5)\]"):
         fit(LitToy(), [callback], loader=loader)
+
+
+@each_forward
+@pytest.mark.parametrize("callback", [lt.SoftFinetuning, lt.SelectiveJointFinetuning])
+def test_images_of_float64_are_those_of_float32(callback, forward):
+    """As numpy makes them: in the measured gap, the first look, each pass and the rounds."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        images, labels = source_data().tensors
+        task = source(TensorDataset(images.to(dtype), labels), forward=forward)
+        images, labels = near_data().tensors
+        options = {"neighbors": borrowed(every=1), "target": TensorDataset(images.to(dtype), labels)}
+        fit(module := LitToy(), [callback(task, **(options if "Sel" in callback.__name__ else {}))], max_epochs=1)
+        found.append(weights(module))
+    assert_same(found[1], found[0])

@@ -61,3 +61,11 @@ def test_a_changed_networks_checkpoint_with_a_source_method_alone_names_who_is_m
     expected = rf"changed by {type(ours).__name__}, which is not in callbacks.*load_from_checkpoint"
     with pytest.raises(lt.TransferConfigError, match=expected):
         fit(LitToy(), [sourced.callback()], ckpt_path=tmp_path / "step=2.ckpt")
+    for run in ("validate", "test"):
+        runner = toys.trainer([sourced.callback()])
+        with pytest.raises(lt.TransferConfigError, match=expected):
+            getattr(runner, run)(LitToy(), toys.target_loader(), ckpt_path=tmp_path / "step=2.ckpt", verbose=False)
+    for callbacks in ([sourced.callback(), ours], [ours, sourced.callback()]):
+        if ours.structure.composes:  # and so is rebuilt from a checkpoint alone
+            runner = toys.trainer(callbacks)
+            runner.validate(LitToy(), toys.target_loader(), ckpt_path=tmp_path / "step=2.ckpt", verbose=False)

@@ -75,6 +75,36 @@ def test_another_error_of_a_forward_gets_a_note_that_says_how_images_run():
     assert "SourceTask(forward=lambda module, images: module.model(images))" in "".join(caught.value.__notes__)
 
 
+class Masked(toys.ToyNet):
+    """Counts on a batch of four."""
+
+    def forward(self, pixels):
+        return super().forward(pixels * torch.ones(4, 1, 1, 1))
+
+
+class StepFails(LitToy):
+    def training_step(self, batch, batch_idx):
+        return self(batch[0]).sum() + torch.ones(3).sum(torch.ones(2))
+
+
+@pytest.mark.parametrize("by_mixin", [False, True])
+def test_an_error_of_the_network_in_a_joint_pass_gets_a_note_that_names_the_cure(by_mixin):
+    def run(module_class, net):
+        source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4, forward="joint")
+        bases = (lt.SourceTaskMixin, module_class) if by_mixin else (module_class,)
+        module = type("Odd", bases, {})()
+        module.model = net
+        if by_mixin:
+            module.add_source_task(source, weight=1.0)
+        with pytest.raises((RuntimeError, TypeError)) as caught:
+            toys.fit(module, [] if by_mixin else [lt.SoftFinetuning(source, weight=1.0)])
+        return " ".join(getattr(caught.value, "__notes__", []))
+
+    assert "Masked while it ran 4 target and 4 source images" in (note := run(LitToy, Masked()))
+    assert "SourceTask(forward='separate')" in note
+    assert "source images" not in run(StepFails, toys.toy_net())
+
+
 @pytest.mark.parametrize("features", [lambda module, x: [x], lambda module, x: module.model.features(x)[:, :5]])
 def test_a_function_that_gives_no_features_is_refused(features):
     module = LitToy()

@@ -12,8 +12,10 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_transfer.errors import TransferConfigError, nearest
+from lightning_transfer.roles import pooling_heads
 from lightning_transfer.tracing import Call, trace
 
+GIVES_LOGITS = "it gives the class logits"
 STEM = 0.25  # the most of all convolutions that a stem may hold (ours)
 PLAIN = (nn.BatchNorm2d, nn.SyncBatchNorm)  # BatchNorms without an activation
 
@@ -44,13 +46,15 @@ def find_sites(network: nn.Module, gated: Gated, example: Any = None) -> tuple[l
         raise TransferConfigError(f"{type(network).__name__} has lazy layers. Run it once on a batch, then gate it.")
     layers = dict(network.named_modules())
     names = Counter(id(layer) for _, layer in network.named_modules(remove_duplicate=False))
-    calls = trace(network, example)
+    calls, heads = trace(network, example), pooling_heads(network)
     runs = Counter(call.path for call in calls)
     left = {path: "it does not run on a picture" for path, layer in layers.items() if isinstance(layer, _ConvNd)}
     sites = {}
     for number, call in enumerate(calls):
         if call.path in left and call.path not in sites:
-            reason = _obstacle(layers[call.path], call, runs[call.path], names[id(layers[call.path])])
+            layer = layers[call.path]
+            is_head = any(layer in head.module.modules() for head in heads)
+            reason = GIVES_LOGITS if is_head else _obstacle(layer, call, runs[call.path], names[id(layer)])
             if reason is None:
                 sites[call.path] = Site(call.path, _norm_after(layers, calls[number:], runs))
                 del left[call.path]
