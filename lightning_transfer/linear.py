@@ -1,6 +1,7 @@
 """A linear classifier on the features of a network, fitted to its optimum (ours)."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 STEPS = 100
 ROUNDING = 1e-6  # share of its largest value by which a feature that never varies may seem to
+SURE = 1e-9  # change of the loss or a weight at which a fit has ended
 
 
 class LinearClassifier(NamedTuple):
@@ -42,27 +44,90 @@ def fit_linear(
         >>> says(torch.tensor([[0.5], [8.5]])).argmax(1).tolist()
         [0, 1]
     """
+    counts = torch.bincount(labels, minlength=num_classes)
+    importance = (len(labels) / (num_classes * counts.clamp(min=1))).double() if is_balanced else None
+    return fit_path(features, labels, num_classes=num_classes, penalties=[penalty], importance=importance)[penalty]
+
+
+def fit_path(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int,
+    penalties: Sequence[float],
+    importance: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+    tolerance: float = SURE,
+) -> dict[float, LinearClassifier]:
+    """Fit a classifier for each of several penalties, which share one decomposition of the features.
+
+    Args:
+        features: (n, D).
+        labels: (n,) class numbers.
+        num_classes: how many classes there are.
+        penalties: of each fit; from the strongest on, each starts where the one before it ended.
+        importance: (classes,) of the losses of each class's images; alike if left out.
+        dtype: of the fits.
+        tolerance: change of the loss or a weight at which a fit has ended.
+    """
     features = features.double()
     mean, std = features.mean(0), features.std(0)
     std = std.masked_fill(std <= ROUNDING * features.abs().amax(0), math.inf)  # a weight on rounding would be enormous
-    standardised, basis = (features - mean) / std, None
-    if len(features) < features.shape[1]:  # the optimum lies in the span of the images: as many numbers as there are
-        left, scale, basis = torch.linalg.svd(standardised, full_matrices=False)
-        standardised = left * scale
-    counts = torch.bincount(labels, minlength=num_classes)
-    importance = (len(labels) / (num_classes * counts.clamp(min=1))).double() if is_balanced else None
-    weight = torch.zeros(num_classes, standardised.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
+    values, basis, design = _principal((features - mean) / std)
+    weight, bias = torch.zeros(num_classes, len(values), dtype=dtype), torch.zeros(num_classes, dtype=dtype)
+    curvature = (1 - 1 / num_classes) / num_classes  # of the loss by a score, at first
+    found = {}
+    for penalty in sorted(penalties, reverse=True):
+        scale = (curvature * values + penalty).rsqrt().to(dtype)  # the loss is about as steep in all directions
+        weight, bias = _descend(
+            design.to(dtype) * scale,
+            labels,
+            (weight / scale, bias),
+            penalty * scale.square(),
+            None if importance is None else importance.to(dtype),
+            tolerance,
+        )
+        weight = weight * scale
+        slope = weight.double() @ basis.T / std
+        found[penalty] = LinearClassifier(slope, bias.double() - slope @ mean)
+    return found
+
+
+def _principal(standardised: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return squared singular values (r,), directions (D, r) and the images' coordinates (n, r) along them.
+
+    The optimum lies in the span of the images, which takes as many numbers as there are images or features, if fewer.
+    """
+    is_wide = len(standardised) < standardised.shape[1]
+    values, vectors = torch.linalg.eigh(standardised @ standardised.T if is_wide else standardised.T @ standardised)
+    matters = values > values.amax().clamp(min=1e-12) * 1e-14 * len(values)
+    values, vectors = values[matters], vectors[:, matters]
+    if not is_wide:
+        return values, vectors, standardised @ vectors
+    return values, standardised.T @ vectors / values.sqrt(), vectors * values.sqrt()
+
+
+def _descend(
+    design: Tensor,
+    labels: Tensor,
+    start: tuple[Tensor, Tensor],
+    penalty: Tensor,
+    importance: Tensor | None,
+    tolerance: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the weight (classes, r) and the bias of the least penalised loss."""
+    weight, bias = (part.clone().requires_grad_() for part in start)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe", tolerance_change=tolerance
+    )
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        losses = F.cross_entropy(standardised @ weight.T + bias, labels, importance, reduction="sum")
-        total = losses + penalty * weight.square().sum() / 2
+        losses = F.cross_entropy(design @ weight.T + bias, labels, importance, reduction="sum")
+        total = losses + (penalty * weight.square()).sum() / 2
         total.backward()
         return total
 
     with torch.enable_grad():
         optimizer.step(loss)
-    slope = (weight.detach() if basis is None else weight.detach() @ basis) / std
-    return LinearClassifier(slope, bias.detach() - slope @ mean)
+    return weight.detach(), bias.detach()

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_transfer.linear import LinearClassifier, fit_linear
+from lightning_transfer.linear import LinearClassifier, fit_linear, fit_path
 from lightning_transfer.splitting import folds
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 FOLDS = 5
+ROUGH = 1e-2  # change of a loss, summed over images, at which a fit is near enough to choose the penalty by
 
 
 class Choice(NamedTuple):
@@ -44,8 +45,9 @@ def choose_penalty(
     for out in folds(labels.tolist(), groups, num_folds=FOLDS):
         is_out = _mask(out, len(labels))
         is_known = torch.isin(labels[is_out], labels[~is_out])  # else its score is -inf but for the number of steps
-        for penalty in PENALTIES:
-            says = fit_linear(features[~is_out], labels[~is_out], num_classes=num_classes, penalty=penalty)
+        rough: dict[str, Any] = {"dtype": torch.float32, "tolerance": ROUGH}
+        fits = fit_path(features[~is_out], labels[~is_out], num_classes=num_classes, penalties=PENALTIES, **rough)
+        for penalty, says in fits.items():
             scores = says(features[is_out])
             losses[penalty] += F.cross_entropy(scores[is_known], labels[is_out][is_known], reduction="sum").item()
             right[penalty] += int((scores.argmax(1) == labels[is_out]).sum())

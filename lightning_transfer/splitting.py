@@ -114,8 +114,8 @@ def _class_number(sample: Any, dataset: Any, index: int, read: Callable[[Any], A
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise TransferConfigError(
             f"Image {index} of the training data, a {type(dataset).__name__}, is {structure(sample)}; expected (image, "
-            "class number), so that a part can be held out by class. Say where they are, as whole numbers: advise(..., "
-            "adapt=lambda batch: (batch['image'], batch['label'])), or list the classes as dataset.targets."
+            "class number), so that a part can be held out by class. Give such samples, or list the classes as "
+            "dataset.targets; advise takes adapt=lambda batch: (batch['image'], batch['label'])."
         ) from error
     return int(label)
 

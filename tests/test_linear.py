@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from lightning_transfer.linear import fit_linear
+from lightning_transfer.linear import fit_linear, fit_path
 
 
 @pytest.mark.parametrize("is_balanced", [False, True])
@@ -24,6 +24,25 @@ def test_scores_are_scikit_learns(is_balanced, penalty):
     says = fit_linear(*given, num_classes=3, penalty=penalty, is_balanced=is_balanced)
     found = says(given[0][::3]).log_softmax(1).numpy()
     np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("width", [6, 90])
+def test_fits_that_share_their_start_are_each_at_their_own_optimum(width):
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 20)
+    features = random.normal(size=(60, width)) * np.geomspace(0.01, 100, width) + labels[:, None]
+    scaler = StandardScaler().fit(features)
+    scaler.scale_ *= (60 / 59) ** 0.5
+    given = {"num_classes": 3, "penalties": (1.0, 300.0, 10.0)}
+    exact = fit_path(torch.from_numpy(features), torch.from_numpy(labels), **given)
+    rough = fit_path(torch.from_numpy(features), torch.from_numpy(labels), **given, dtype=torch.float32, tolerance=1e-3)
+    for penalty in given["penalties"]:
+        model = LogisticRegression(C=1 / penalty, max_iter=10_000, tol=1e-10)
+        expected = model.fit(scaler.transform(features), labels).predict_log_proba(scaler.transform(features))
+        near, roughly = (fits[penalty](torch.from_numpy(features)).log_softmax(1).numpy() for fits in (exact, rough))
+        np.testing.assert_allclose(near, expected, atol=2e-4)
+        losses = [-said[np.arange(60), labels].mean() for said in (roughly, expected)]
+        assert losses[0] == pytest.approx(losses[1], abs=2e-3)
 
 
 def test_a_class_without_images_and_a_feature_that_never_varies_do_no_harm():
