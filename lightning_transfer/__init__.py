@@ -11,6 +11,7 @@ from lightning_transfer.version import __version__
 if TYPE_CHECKING:
     from lightning_transfer import callbacks, checkpoints, functional, metrics, mixins, nn, reports
     from lightning_transfer.advising.advise import Advice, advise
+    from lightning_transfer.advising.ranking import Ranking, rank_networks
     from lightning_transfer.callbacks import (
         AdaFilter,
         CollaborativeFinetuning,
@@ -48,6 +49,7 @@ __all__ = [
     "Neighbors",
     "NoEffectWarning",
     "ProbeStart",
+    "Ranking",
     "Scan",
     "Schedule",
     "Selection",
@@ -65,6 +67,7 @@ __all__ = [
     "metrics",
     "mixins",
     "nn",
+    "rank_networks",
     "reports",
     "select_neighbors",
     "strip_checkpoint",
@@ -85,6 +88,7 @@ _HOMES = {
     "Neighbors": "methods.selective.options",
     "NoEffectWarning": "errors",
     "ProbeStart": "callbacks",
+    "Ranking": "advising.ranking",
     "Scan": "methods.selective.scanning",
     "Schedule": "schedules",
     "Selection": "methods.selective.selection",
@@ -95,6 +99,7 @@ _HOMES = {
     "TransferConfigError": "errors",
     "advise": "advising.advise",
     "load_from_checkpoint": "checkpoints",
+    "rank_networks": "advising.ranking",
     "select_neighbors": "methods.selective.select",
     "strip_checkpoint": "checkpoints",
 }

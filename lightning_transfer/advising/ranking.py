@@ -1,0 +1,212 @@
+"""Which pretrained network for somebody's data: linear probes of frozen features, held against each other (ours)."""
+
+import html
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_transfer.advising.backbones import Networks, Run, named, pictures_of
+from lightning_transfer.advising.parts import error
+from lightning_transfer.errors import TransferConfigError, check_count
+from lightning_transfer.probing import probed
+from lightning_transfer.progress import tqdm_progress
+from lightning_transfer.source.stream import seeded
+from lightning_transfer.splitting import groups_of, labels_of
+
+COLUMNS = ("network", "accuracy, %", "to the best", "ms an image", "M parameters", "pixels")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A network and how well a linear classifier of its features does.
+
+    Attributes:
+        name: of the network.
+        accuracy: share of the images that are right when held out.
+        error: its standard error; images of one group stand for one.
+        difference: accuracy above that of the best network: 0 or less.
+        interval: half of the difference's 95 % interval, which is paired: both networks are asked of the same images.
+        milliseconds: that an image takes, beside reading it.
+        parameters: of the network without its head.
+        size: height and width of the pictures that it was given.
+    """
+
+    name: str
+    accuracy: float
+    error: float
+    difference: float
+    interval: float
+    milliseconds: float
+    parameters: int
+    size: tuple[int, int]
+
+    @property
+    def is_told_apart(self) -> bool:
+        """Whether it is shown to be worse than the best network."""
+        return self.difference + self.interval < 0
+
+    def cells(self, *, is_best: bool) -> tuple[str, ...]:
+        """Return what a table shows."""
+        apart = "" if is_best else f"{100 * self.difference:+.1f} +- {100 * self.interval:.1f}"
+        accuracy = f"{100 * self.accuracy:.1f} +- {196 * self.error:.1f}"
+        cost = f"{self.milliseconds:.1f}", f"{self.parameters / 1e6:.1f}"
+        return self.name, accuracy, apart, *cost, f"{self.size[0]} x {self.size[1]}"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Networks from the best to the worst; printed, or shown in a notebook, a table.
+
+    Attributes:
+        rows: of the networks.
+        images: how many there are.
+        classes: how many they have.
+        groups: how many they belong to; None without groups.
+    """
+
+    rows: tuple[Ranked, ...]
+    images: int
+    classes: int
+    groups: int | None = None
+
+    @property
+    def best(self) -> str:
+        """The name of the network with the best accuracy."""
+        return self.rows[0].name
+
+    def __str__(self) -> str:
+        table = [COLUMNS, *self._cells()]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip() for name, *cells in table
+        ]
+        return "\n".join([self._title(), "", *lines, "", self._says()])
+
+    def _repr_html_(self) -> str:
+        """Return the table for notebooks."""
+        header = "".join(f"<th>{name}</th>" for name in COLUMNS)
+        rows = (f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>" for cells in self._cells())
+        says = html.escape(self._says())
+        return f"<p>{self._title()}</p><table><tr>{header}</tr>{''.join(rows)}</table><p>{says}</p>"
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [row.cells(is_best=number == 0) for number, row in enumerate(self.rows)]
+
+    def _title(self) -> str:
+        of = "" if self.groups is None else f" of {self.groups} groups"
+        return (
+            f"Linear probes on frozen features: {self.images:,} images{of}, {self.classes} classes, each scored by a "
+            "probe that has not seen it; +- is half of a 95 % interval."
+        )
+
+    def _says(self) -> str:
+        others = self.rows[1:]
+        alike = [row.name for row in others if not row.is_told_apart]
+        if not others:
+            return f"{self.best} is the only network."
+        if not alike:
+            return f"{self.best} is shown to be better than each of the others."
+        return f"Not told apart from {self.best}: {', '.join(alike)}. Of these take the cheapest, or give more images."
+
+
+def rank_networks(
+    networks: Networks,
+    data: Any,
+    *,
+    device: str | torch.device = "cpu",
+    batch_size: int = 64,
+    num_workers: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+) -> Ranking:
+    """Rank pretrained networks by how well linear classifiers of their features do on somebody's images.
+
+    Each network sees all images once, frozen, resized and normalised as its own timm configuration says. A linear
+    classifier of what its head takes is then fitted in five folds, each of which chooses its penalty without the images
+    that it is scored on. Networks are compared on the same images. The best of many is flattered by the choice: look at
+    which are not told apart from it. Networks and random state are left as they were.
+
+    Args:
+        networks: names of timm's, whose pretrained weights are loaded one network at a time, or modules, in a list or
+            by name. A module that is not timm's has a `pretrained_cfg` with mean, std and input_size; it gives
+            features, or logits, of which the head's input is taken.
+        data: a dataset of (image, class number) without Normalize and augmentation, whose images are PIL images, uint8,
+            or floats from 0 to 1, which are rounded to 8 bits; or a loader or DataModule with such a train dataset.
+            Images of one group, where the dataset has a list `groups`, are held out together.
+        device: where networks run.
+        batch_size: images that run together.
+        num_workers: processes that read images.
+        cache: folder that keeps features, by which an interrupted ranking resumes. They are used again if layers and
+            weights, the transform and the images are the same, as far as 64 images and what the dataset lists show.
+
+    Raises:
+        TransferConfigError: images are normalised or augmented at random, labels are not class numbers, a network does
+            not say how its pictures are normalised, or there is nothing to hold out.
+
+    Example:
+        >>> import timm
+        >>> networks = {width: timm.create_model("resnet10t", num_classes=0).eval() for width in ("one", "other")}
+        >>> images = [(torch.full((3, 8, 8), index % 2 * 255, dtype=torch.uint8), index % 2) for index in range(12)]
+        >>> rank_networks(networks, images).rows[0].accuracy
+        1.0
+    """
+    check_count("batch_size", batch_size, least=1)
+    check_count("num_workers", num_workers, least=0)
+    chosen, pictures = named(networks), pictures_of(data)
+    with seeded(0, 0):  # reading may draw
+        labels, groups = labels_of(pictures.dataset), groups_of(pictures.dataset)
+    _check(labels, groups)
+    classes, numbers = torch.tensor(labels).unique(return_inverse=True)
+    costs: dict[str, tuple[Any, ...]] = {}
+    right: dict[str, Tensor] = {}
+    with tqdm_progress("Ranking networks", len(chosen) * len(labels)) as step:
+        run = Run(pictures, step, device, batch_size, num_workers, cache)
+        for name, network in chosen.items():
+            (features, *cost), size = run.look(name, network)
+            costs[name] = (*cost, size)
+            right[name] = probed(features, numbers, num_classes=len(classes), groups=groups).double()
+    names = sorted(right, key=lambda name: -float(right[name].mean()))
+    apart, of = {name: right[name] - right[names[0]] for name in names}, groups or [*range(len(labels))]
+    rows = (
+        Ranked(
+            name,
+            accuracy=float(right[name].mean()),
+            error=error(right[name], of),
+            difference=float(apart[name].mean()),
+            interval=1.96 * error(apart[name], of) if name != names[0] else 0.0,
+            **dict(zip(("milliseconds", "parameters", "size"), costs[name], strict=True)),
+        )
+        for name in names
+    )
+    return Ranking(tuple(rows), len(labels), len(classes), None if groups is None else len({*groups}))
+
+
+def _check(labels: list[int], groups: list[Any] | None) -> None:
+    """Refuse images of which none can be held out in turns.
+
+    Raises:
+        TransferConfigError: saying what there is.
+    """
+    counts = Counter(labels)
+    if min(counts) < 0:
+        raise TransferConfigError(
+            f"A label is {min(counts)}; expected class numbers from 0. Leave images without a class out."
+        )
+    if len(counts) < 2 or max(counts.values()) < 2 or len(labels) < 5:
+        raise TransferConfigError(
+            f"There are {len(labels)} images of {len(counts)} classes, {max(counts.values())} of the largest; expected "
+            "two classes at least, two images of one, and five images. Give more labelled images."
+        )
+    if groups is None:
+        return
+    spread = Counter(label for label, _ in {*zip(labels, groups, strict=True)})
+    if len({*groups}) < 3 or sum(number > 1 for number in spread.values()) < 2:
+        raise TransferConfigError(
+            f"Images are of {len({*groups})} groups, and {sum(number > 1 for number in spread.values())} of "
+            f"{len(spread)} classes have images of more than one; expected three groups and two such classes, or what "
+            "is held out is of a class that was not shown. Let groups say what images belong to beside their class, a "
+            "patient or a track, or give none."
+        )
