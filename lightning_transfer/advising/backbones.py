@@ -150,8 +150,8 @@ class _Features:
     @property
     def num_parameters(self) -> int:
         """Of the network without its head."""
-        apart = () if self.head is None else self.head.parameters()
-        return sum(each.numel() for each in self.network.parameters()) - sum(each.numel() for each in apart)
+        head = set() if self.head is None else {*self.head.parameters()}
+        return sum(each.numel() for each in self.network.parameters() if each not in head)
 
 
 def _ranks_alike(scores: Tensor, given: Any) -> bool:
@@ -194,7 +194,8 @@ class Run:
         Raises:
             TransferConfigError: it does not say how its pictures are normalised, or what it gives is not features.
         """
-        from timm.data import create_transform, resolve_model_data_config
+        from timm.data.config import resolve_model_data_config
+        from timm.data.transforms_factory import create_transform
 
         plain = getattr(given, "_orig_mod", given)
         network: Any = loaded(plain) if isinstance(plain, str) else copy.deepcopy(plain)
