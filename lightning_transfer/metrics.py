@@ -80,7 +80,7 @@ class GeneralDiscrimination(Metric):
 
     def compute(self) -> Tensor:
         """Return the share of images whose k nearest others vote for their class."""
-        features, labels = _in_one_order(_joined(self.features), _joined(self.labels), _joined(self.indices))
+        features, labels = _sorted(_joined(self.features), _joined(self.labels), _joined(self.indices))
         if len(features) <= self.k:
             raise TransferConfigError(f"k={self.k} needs more than {self.k} different images; found {len(features)}.")
         features = torch.nn.functional.normalize(features.double(), dim=1)
@@ -103,7 +103,7 @@ def _joined(state: Tensor | list[Tensor]) -> Tensor:
     return torch.cat(state)
 
 
-def _in_one_order(features: Tensor, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+def _sorted(features: Tensor, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Sort rows by their values, and keep the first of those with the same index."""
     rows = torch.cat([indices[:, None], labels[:, None], features.double()], dim=1).cpu().numpy()
     order = np.lexsort(rows.T[::-1])

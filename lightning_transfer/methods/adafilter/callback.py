@@ -103,9 +103,7 @@ class AdaFilter(TransferCallback):
 
     def make_part(self, module: Any) -> GateWatch:
         """Return the part that watches the gates."""
-        found = gates_of(module)
-        assert found is not None
-        return GateWatch(module, f"gates {len(found[1].sites)} convolutions.", self.gate_lr)
+        return GateWatch(module, self.gate_lr)
 
     def __repr__(self) -> str:
         names = ("estimator", "gate_width", "gate_bias", "gated")

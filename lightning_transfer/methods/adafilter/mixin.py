@@ -65,7 +65,7 @@ class AdaFilterMixin(PartMixin):
             gated=gated,
             temperature=temperature,
         )
-        self._gate_watches = (GateWatch(self, "", None),)  # type: ignore[arg-type]  # in a tuple: not a submodule
+        self._gate_watches = (GateWatch(self),)  # type: ignore[arg-type]  # in a tuple: not a submodule
         return report
 
     @property

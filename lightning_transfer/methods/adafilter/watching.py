@@ -21,19 +21,17 @@ class GateWatch(TransferPart):
 
     Args:
         module: the user's module, gated.
-        introduction: says what was gated.
         rate: the gate's own learning rate.
     """
 
     title = "AdaFilter"
 
-    def __init__(self, module: nn.Module, introduction: str, rate: float | None = None) -> None:
+    def __init__(self, module: nn.Module, rate: float | None = None) -> None:
         super().__init__()
         found = gates_of(module)
         assert found is not None  # the caller gated it
         self._watched = found  # in a tuple: the user's modules are not registered here
         self._path = next(path for path, child in module.named_modules() if child is found[1])
-        self._introduction = introduction
         self._rate = rate
         self._num_collapsed = 0
         self._has_looked = False  # in this step
@@ -42,7 +40,7 @@ class GateWatch(TransferPart):
     @property
     def introduction(self) -> str:
         """Return what was gated."""
-        return self._introduction
+        return f"gates {len(self.gates.sites)} convolutions."
 
     @property
     def gates(self) -> FilterGates:

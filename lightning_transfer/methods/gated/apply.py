@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from lightning_transfer.errors import TransferConfigError, nearest
-from lightning_transfer.methods.gated.modules import GatedHead, put_in_front
+from lightning_transfer.methods.gated.modules import GatedHead, add_transfer
 from lightning_transfer.roles import find_head, find_network, has_forward
 from lightning_transfer.surgery import SurgeryReport, find_all, replace_modules
 from lightning_transfer.tracing import trace
@@ -53,7 +53,7 @@ def apply_gated_transfer(
             "before a Linear. If the network ends in a Linear, name it: head='...'. If not, GatedTransfer is not for "
             "it."
         )
-    gated = put_in_front(module, found.path, ratio=ratio, gate_dropout=gate_dropout, dropout=dropout)
+    gated = add_transfer(module, found.path, ratio=ratio, gate_dropout=gate_dropout, dropout=dropout)
     added = 0 if gated.transfer is None else sum(param.numel() for param in gated.transfer.parameters())
     return SurgeryReport((found.path,), added)
 

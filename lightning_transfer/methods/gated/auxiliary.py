@@ -68,7 +68,7 @@ class AuxiliaryTerm(TransferPart):
         self.has_added = False  # to the loss of this step
         self._joint: list[Any] = []  # parts that may append source images to the target's
         self._num_source = 0  # such images in this step
-        self._resting: list[_NormBase] = []
+        self._frozen_norms: list[_NormBase] = []  # in this step of a warm-up
         self._is_binary = False  # by the first loss
         self._num_dead = 0
         self.options = {**{key: str(value) for key, value in found[1].spec().items()}, "tap": self.tap}
@@ -105,7 +105,7 @@ class AuxiliaryTerm(TransferPart):
             self._handle.remove()
         self._handle, self._joint = None, []
         self.end()
-        self.wake()
+        self.unfreeze()
 
     def check(self, trainer: Any) -> None:
         """Refuse a warm-up that never ends, and a classifier that no optimizer holds."""
@@ -122,16 +122,16 @@ class AuxiliaryTerm(TransferPart):
 
     def begin(self, module: Any, batch: Any = None) -> None:
         """Start listening; in the warm-up freeze the backbone's norms."""
-        self.wake()
+        self.unfreeze()
         self._batch, self.has_added = batch, False
         self._is_listening = self.classifier is not None
         if self._is_listening:
             self._first_loss.listen(self._gated[0], batch)
         if self._is_warming(self.trainer):
-            body = (layer for layer in self._body(module) if isinstance(layer, _NormBase) and layer.training)
-            for norm in body:
+            norms = [layer for layer in self._body(module) if isinstance(layer, _NormBase) and layer.training]
+            for norm in norms:
                 norm.training = False
-                self._resting.append(norm)
+            self._frozen_norms = norms
 
     def stepped(self, loss: Tensor | None) -> None:
         """Stop listening: the step's own pass is over."""
@@ -226,18 +226,18 @@ class AuxiliaryTerm(TransferPart):
         self._first_loss.end()
         self._tapped = []
 
-    def wake(self) -> None:
+    def unfreeze(self) -> None:
         """Unfreeze the norms of a warm-up step, only after its backward, which may run them again."""
-        for norm in self._resting:
+        for norm in self._frozen_norms:
             norm.training = True
-        self._resting = []
+        self._frozen_norms = []
 
     def before_optimizer_step(self, module: Any) -> None:
         """Drop the backbone's gradients in the warm-up, so that no optimizer updates or decays it, or keeps a momentum.
 
         Its parameters keep their requires_grad, which must not change after DDP has seen them.
         """
-        self.wake()
+        self.unfreeze()
         if self._is_warming(self.trainer):
             for param in self._body_parameters(module):
                 param.grad = None

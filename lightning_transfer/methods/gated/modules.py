@@ -129,10 +129,10 @@ class GatedHead(Structure):
         """Change a plain head as a spec describes; the weights come with the state that holds the spec."""
         head = root.get_submodule(path)
         if not isinstance(head, GatedHead):
-            put_in_front(root, path, ratio=spec["ratio"], gate_dropout=spec["gate_dropout"], dropout=spec["dropout"])
+            add_transfer(root, path, ratio=spec["ratio"], gate_dropout=spec["gate_dropout"], dropout=spec["dropout"])
 
 
-def put_in_front(
+def add_transfer(
     root: nn.Module, path: str, *, ratio: int | None, gate_dropout: float | None, dropout: float
 ) -> GatedHead:
     """Put a transfer module before the Linear at a path."""
