@@ -293,46 +293,49 @@ class Collaborating(lt.CollaborativeMixin, toys.ToySteps, L.LightningModule):
         optimizer.step()
 
 
-def _collaborative():
-    frozen = {"source1": 1}
+def _collaborative(name="collaborative", place="model", **options):
+    """Two networks, at the place of the user's, or of the head that stands apart from what images enter."""
+    options = {"frozen_layers": {"source1": 1}, **options}
 
     def load(cls, path):
         """A checkpoint cannot build a network of one's own make beside the first, so it is given."""
         with pytest.raises(lt.TransferConfigError, match=r"source1.*apply_collaborative.*frozen_layers={'source1': 1}"):
             lt.load_from_checkpoint(cls, path)
         module = cls()
-        lt.functional.apply_collaborative(module, [toys.OtherNet()], frozen_layers=frozen)
+        lt.functional.apply_collaborative(module, [toys.OtherNet()], **options)
         module.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
         return module
 
     def reference(dtype=torch.float32, **run):
         module = toys.LitToy()
-        lt.functional.apply_collaborative(module, [toys.OtherNet()])
-        network = layers.Collaborative(module.model.members.source1.network.state_dict(), dtype)
+        lt.functional.apply_collaborative(module, [toys.OtherNet()], **options)
+        other = module.get_submodule(f"{place}.members.source1.network")
+        network = layers.Collaborative(other.state_dict(), dtype, place)
         return network, layers.train(network, dtype=dtype, **run)
 
     return MethodCase(
-        name="collaborative",
+        name=name,
         has_source=False,
         is_joint=False,
         changes_layers=True,
         adds_loss=True,
         tolerance=5e-5,
-        callback=lambda data=None, **_: lt.CollaborativeFinetuning([toys.OtherNet()], frozen_layers=frozen),
-        off=lambda data=None: lt.CollaborativeFinetuning([]),
-        always=lambda weight, data=None, **_: lt.CollaborativeFinetuning([toys.OtherNet()], frozen_layers=frozen),
-        mixin=lambda data=None: Collaborating(frozen_layers=frozen),
+        callback=lambda data=None, **_: lt.CollaborativeFinetuning([toys.OtherNet()], **options),
+        off=lambda data=None: lt.CollaborativeFinetuning([], **{**options, "frozen_layers": None}),
+        always=lambda weight, data=None, **_: lt.CollaborativeFinetuning([toys.OtherNet()], **options),
+        mixin=lambda data=None: Collaborating(**options),
         reference=reference,
-        yaml="""
+        yaml=f"""
             class_path: lightning_transfer.CollaborativeFinetuning
             init_args:
-              sources: {other: {class_path: tests.toys.OtherNet}}
+              model: {options.get("model", "auto")}
+              sources: {{other: {{class_path: tests.toys.OtherNet}}}}
               weight: 0.3
-              search: {particles: 2, iterations: 1, proxy_epochs: 1}
+              search: {{particles: 2, iterations: 1, proxy_epochs: 1}}
         """,
         plain=lt.functional.remove_collaborative,
-        other=lambda: lt.CollaborativeFinetuning([toys.OtherNet()]),
-        head="model.members.own.network.fc.weight",
+        other=lambda: lt.CollaborativeFinetuning([toys.OtherNet()], **{**options, "frozen_layers": None}),
+        head="model.fc.weight".replace(place, f"{place}.members.own.network"),
         load=load,
     )
 
@@ -345,6 +348,7 @@ METHODS = [
     _adafilter(),
     _gated(),
     _collaborative(),
+    _collaborative("collaborative-apart", "model.fc", model="model.conv"),
 ]
 
 

@@ -261,23 +261,12 @@ def test_wrong_options_are_refused_when_it_is_made(sources, options, message):
         lt.CollaborativeFinetuning(sources, **options)
 
 
-class Apart(LitToy):
-    """Backbone and head beside each other."""
+class Headless(LitToy):
+    """Features, and nothing that turns them into logits."""
 
     def __init__(self):
         super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.fc = nn.Linear(4, 5)
-        del self.model
-
-
-class Bare(LitToy):
-    """Layers of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
-        del self.model
+        self.model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 @pytest.mark.parametrize(
@@ -299,8 +288,7 @@ class Bare(LitToy):
         ),
         (LitToy, nn.Conv2d(3, 4, 1), {}, "source1, a Conv2d, has to be an image classifier.*No classifier found"),
         (LitToy, toys.OtherNet(), {"model": "mdl"}, "model='mdl' is no module of LitToy. Did you mean 'model'"),
-        (Apart, toys.OtherNet(), {}, r"'backbone' of Apart gives no logits.*self\.model = network"),
-        (Bare, toys.OtherNet(), {}, r"'conv' of Bare gives no logits.*self\.model = network"),
+        (Headless, toys.OtherNet(), {}, r"'model' of Headless gives no logits.*self\.model = network.*No classifier"),
     ],
 )
 def test_what_cannot_be_joined_is_named_and_the_module_is_as_found(module, source, options, message):

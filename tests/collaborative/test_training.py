@@ -217,7 +217,7 @@ def test_beside_a_frozen_teacher_the_network_is_asked_for_by_name():
             super().__init__()
             self.teacher = toys.OtherNet().requires_grad_(False)
 
-    with pytest.raises(lt.TransferConfigError, match="name it, model='model'"):
+    with pytest.raises(lt.TransferConfigError, match="images enter, model='model'"):
         fit(Distilled(), [together()])
     fit(Distilled(), [together(model="model")])
 

@@ -402,7 +402,8 @@ def accuracy_of_the_first(module):
     """Of the user's own network among others, by hand, on the images of the last validation."""
     module.eval()
     with torch.no_grad():
-        logits = ensemble_in(module).members["own"](module.seen(target(type(module)).images))
+        images, own = module.seen(target(type(module)).images), ensemble_in(module).members["own"].network
+        logits = own(module.features(images) if isinstance(own, nn.Linear) else images)  # whose head stands apart
     module.train()
     if isinstance(module, shapes.MultiLabel):
         rows = torch.stack([shapes.multi_hot(int(label), CLASSES) for label in target(type(module)).labels])

@@ -55,7 +55,7 @@ def row(*, sourced=WORKS, **cells):
 
 
 BCE = F.binary_cross_entropy_with_logits
-ALONE = refused("self.model = network")  # no other network can stand beside a backbone without its head
+FROZEN_BODY = warned("frozen", "requires_grad_(False)")
 ONE_LAYER = senseless("only a patch embedding. The other methods", "GatedTransfer")
 
 
@@ -80,29 +80,29 @@ def criterion(loss):
 
 TABLE = {
     "TimmClassifier": row(),
-    "BackboneAndHead": row(several=ALONE),
+    "BackboneAndHead": row(),
     "SequentialOfChildren": row(),
-    "ThawedFromTheEnd": row(joint=refused("forward='separate'"), several=ALONE),
+    "ThawedFromTheEnd": row(joint=refused("forward='separate'")),
     "InjectedNetwork": row(),
     "ForwardOfBatch": row(
         soft=OF_BATCH, auto=OF_BATCH, selective=OF_BATCH, advise=refused("advise(..., forward=", **BY_MODEL)
     ),
     "ConvolutionalClassifier": row(gated=NO_LINEAR, aux=NO_LINEAR),
-    "GradientsSwitchedInForward": row(several=ALONE),
-    "TransformerWithoutHead": row(adafilter=ONE_LAYER, aux=senseless("aux_weight=0"), several=ALONE),
+    "GradientsSwitchedInForward": row(),
+    "TransformerWithoutHead": row(adafilter=ONE_LAYER, aux=senseless("aux_weight=0")),
     "VisionTransformer": row(adafilter=ONE_LAYER, aux=senseless("aux_weight=0")),
     "TorchvisionClassifier": row(),
     "DictBatches": row(sourced=DICTS, advise=DICTS),
     "TransformsOnDevice": row(),
-    "HeadOnSequential": row(several=ALONE),
+    "HeadOnSequential": row(),
     "LinearProbe": row(
         sourced=NO_PARAMETER,
         auto=WORKS,
         adafilter=warned("self.parameters()"),
         aux=senseless("aux_weight=0"),
-        several=ALONE,
+        several=FROZEN_BODY,
     ),
-    "LayersOnTheModule": row(joint=refused("forward="), several=ALONE),
+    "LayersOnTheModule": row(joint=refused("forward="), several=refused("model='block1'", model="block1")),
     "OneLogit": row(several=refused("loss=", loss=shapes.binary), advise=senseless("one a class")),
     "OneHot": row(
         sourced=NUMBERS,
@@ -144,7 +144,7 @@ TABLE = {
         selective=refused("adapt="),
         joint=refused("forward='separate'"),
         aux=senseless("aux_weight=0"),
-        several=senseless("self.model = network"),
+        several=senseless("Run it once a step"),
         advise=senseless("adapt="),
     ),
     "Segmentation": row(sourced=PER_PIXEL, gated=PER_PIXEL, aux=PER_PIXEL, several=PER_PIXEL, advise=PER_PIXEL),
@@ -152,14 +152,16 @@ TABLE = {
         sourced=warned("requires_grad"),
         auto=WORKS,
         adafilter=warned("requires_grad"),
-        several=warned("frozen", "requires_grad_(False)"),
+        several=FROZEN_BODY,
     ),
     "ConvNeXt": row(),
     "ReturnsFeatures": row(joint=refused("forward='separate'"), several=refused("as self.model(images)")),
     "ForwardOfTuple": row(),
     "WithoutForward": row(),
-    "ApartWithoutForward": row(several=ALONE),
-    "UnusualNames": row(joint=refused("forward='separate'"), several=refused("self.model = network")),
+    "ApartWithoutForward": row(),
+    "UnusualNames": row(
+        joint=refused("forward='separate'"), several=refused("model='net.to_features'", model="net.to_features")
+    ),
     "BuiltInConfigureModel": row(),
     "BuiltInSetup": row(),
     "OldNamespace": row(),

@@ -32,12 +32,8 @@ def test_with_what_the_message_names(shape, method, cell):
 
 
 def test_every_method_works_on_most_modules():
-    """In 70 % of the cells in which it makes sense, as it comes or with the argument that its message names.
-
-    Several networks need the whole network in one attribute: a third of these modules holds the head apart.
-    """
+    """In 70 % of the cells in which it makes sense, as it comes or with the argument that its message names."""
     assert set(TABLE) == set(SHAPES)
     shares = {method: works / of for method, (of, works, _) in counts().items()}
     print("\n".join(page()))  # shown by pytest -s
-    assert {method for method, share in shares.items() if share < 0.7} <= {"several"}
-    assert shares["several"] >= 0.6
+    assert not {method for method, share in shares.items() if share < 0.7}

@@ -126,9 +126,13 @@ class GatedTransfer:
 
 
 class Collaborative:
-    """The toy network and another beside it, of which the first convolution and its BatchNorm are frozen."""
+    """The toy network and another beside it, of which the first convolution and its BatchNorm are frozen.
 
-    def __init__(self, other, dtype):
+    They stand at `place`, that of the whole network or of its head.
+    """
+
+    def __init__(self, other, dtype, place):
+        self.place = place
         net = toys.toy_net().to(dtype)
         self.statistics = {"mean": net.bn.running_mean.clone(), "var": net.bn.running_var.clone()}
         self.net = {name: value.detach().clone().requires_grad_() for name, value in net.named_parameters()}
@@ -153,11 +157,11 @@ class Collaborative:
         return F.cross_entropy((mine + theirs) / 2, labels), joint
 
     def weights(self):
+        own = {**self.net, "bn.running_var": self.statistics["var"]}
         return {
-            **{f"model.members.own.network.{name}": value for name, value in self.net.items()},
-            "model.members.own.network.bn.running_var": self.statistics["var"],
+            **{f"model.{name}".replace(self.place, f"{self.place}.members.own.network"): own[name] for name in own},
             **{
-                f"model.members.source1.network.{name}": value
+                f"{self.place}.members.source1.network.{name}": value
                 for name, value in self.other.items()
                 if "tracked" not in name
             },

@@ -17,7 +17,6 @@ from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, is_run_by, log, say
 from lightning_transfer.methods.collaborative.apply import find_ensemble
 from lightning_transfer.methods.collaborative.functional import Criterion, collaborative_loss, disagreement
-from lightning_transfer.methods.collaborative.members import OWN, classifier
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 from lightning_transfer.roles import out_width
 from lightning_transfer.values import value_of
@@ -49,8 +48,8 @@ class Agreement(TransferPart):
         self._has_warned = False  # of a network far below the others
         self._is_foreign = False  # whether the step's loss was seen to be something else
         self.has_added = False  # to the loss of this step
-        own: Any = self.ensemble.members[self.ensemble.names[0]].network
-        if len(self.ensemble.names) > 1 and loss is F.cross_entropy and out_width(classifier(own, OWN).module) == 1:
+        head = self.ensemble.head_of(self.ensemble.names[0]).module
+        if len(self.ensemble.names) > 1 and loss is F.cross_entropy and out_width(head) == 1:
             raise TransferConfigError(
                 "The networks give one logit, and cross_entropy takes one for each class. Pass your step's criterion: "
                 "loss=lambda logits, labels: F.binary_cross_entropy_with_logits(logits.squeeze(1), labels.float())."
@@ -79,22 +78,22 @@ class Agreement(TransferPart):
                 else ""
             )
             scaled = ", normalised anew" if member.scale is not None else ""
-            said.append(f"{name} ({type(member.network).__name__}{depth}{sized}{scaled})")
+            said.append(f"{name} ({type(self.ensemble.layers_of(name)).__name__}{depth}{sized}{scaled})")
         return f"{self.path!r} is now the mean of {', '.join(said)}."
 
     def neighbors(self, module: Any, name: str) -> Iterable[nn.Parameter]:
         """A new head learns as fast as the user's, and a network as what stands in front of that."""
-        own: Any = self.ensemble.members[self.ensemble.names[0]].network
-        head = classifier(own, OWN).module
+        own = self.ensemble.names[0]
+        head = self.ensemble.head_of(own).module
         if name in self._heads():
             return head.parameters()
         mine = {id(param) for param in head.parameters()}
-        return [param for param in own.parameters() if id(param) not in mine]
+        return [param for param in self.ensemble.layers_of(own).parameters() if id(param) not in mine]
 
     def _heads(self) -> dict[str, nn.Module]:
         found = {}
         for name in self.ensemble.names[1:]:
-            head = classifier(self.ensemble.members[name].network, name)  # type: ignore[arg-type]
+            head = self.ensemble.head_of(name)
             found[f"{self.path}.members.{name}.network.{head.path}"] = head.module
         return found
 

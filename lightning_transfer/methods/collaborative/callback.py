@@ -10,6 +10,7 @@ from lightning_transfer.batches import Labels, find_labels
 from lightning_transfer.errors import TransferConfigError, check_number
 from lightning_transfer.glue import proxy
 from lightning_transfer.glue.base import TransferCallback
+from lightning_transfer.glue.standin import keep_hooks_out
 from lightning_transfer.glue.trainer import progress_of, say
 from lightning_transfer.methods.collaborative.agreement import Agreement
 from lightning_transfer.methods.collaborative.apply import (
@@ -44,7 +45,8 @@ class CollaborativeFinetuning(TransferCallback):
     Args:
         sources: the other networks, or names of timm's; in a list (source1, source2, ...), or by name. They are copied,
             and their heads made anew for the target's classes.
-        model: dotted name of the user's network; "auto" takes the part of the module that holds all convolutions.
+        model: dotted name of the user's network, or of what images enter where the head stands apart; "auto" takes the
+            part of the module that holds all convolutions.
         weight: of the disagreement (the authors': 0.2).
         frozen_layers: how many convolutions are frozen, counted from the input, by network, the user's being "own";
             or a LayerPlan, or where one was saved.
@@ -196,6 +198,13 @@ class CollaborativeFinetuning(TransferCallback):
         plan = search.search(candidates, progress_of(trainer), known=self._unfinished, keep=keep)
         self._unfinished = None
         return plan
+
+    def _leave(self, trainer: Any) -> None:
+        """Leave, and keep the hooks that stay out of checkpoints, which may hold the network."""
+        super()._leave(trainer)
+        found = find_ensemble(trainer.lightning_module)
+        if found is not None and found[1].is_apart:
+            keep_hooks_out(trainer)
 
     def make_part(self, module: Any) -> Agreement:
         """The loss that the networks share."""

@@ -63,7 +63,8 @@ def find_depths(network: nn.Module, example: Any = None, *, head: str = "") -> D
     order: dict[str, int] = {}
     for place, call in enumerate(calls):
         order[call.path] = place
-        if isinstance(network.get_submodule(call.path), _ConvNd) and call.path not in {*left_out, head}:
+        is_head = head != "" and call.path == head
+        if isinstance(network.get_submodule(call.path), _ConvNd) and call.path not in left_out and not is_head:
             convs.setdefault(call.path, place)
     return Depths(tuple(convs), order, tuple(convs.values()))
 

@@ -128,19 +128,22 @@ def named(sources: Sources) -> dict[str, nn.Module | str]:
     return found
 
 
-def make_members(own: nn.Module, sources: Mapping[str, nn.Module | str], example: Any = None) -> dict[str, Member]:
+def make_members(
+    own: nn.Module, sources: Mapping[str, nn.Module | str], example: Any = None, *, head: Head | None = None
+) -> dict[str, Member]:
     """The user's network as it is, and copies of the others with new heads.
 
     Args:
         own: the user's network.
         sources: the others.
         example: a batch for the user's network.
+        head: the user's head, where it stands apart; it is then what is among the members.
 
     Raises:
         TransferConfigError: a network has no head that can be told, or takes other channels.
     """
-    own_head = last_classifier(own, OWN)
-    members = {OWN: Member(own)}
+    own_head = head or last_classifier(own, OWN)
+    members = {OWN: Member(own if head is None else head.module)}
     with own_randomness():
         for name, source in sources.items():
             network = copy.deepcopy(loaded(source))
@@ -260,13 +263,16 @@ def architecture(network: nn.Module) -> str | None:
     return name if type(network).__module__.startswith("timm.") else None
 
 
-def rebuilt(own: nn.Module, entry: Mapping[str, Any], spec: Mapping[str, Any]) -> nn.Module:
+def rebuilt(
+    own: nn.Module, entry: Mapping[str, Any], spec: Mapping[str, Any], *, head: Head | None = None
+) -> nn.Module:
     """A network like one that a checkpoint tells of; its weights come with the checkpoint.
 
     Args:
         own: the user's network.
         entry: what the checkpoint tells of the network.
         spec: what it tells of all of them.
+        head: the user's head, where it stands apart.
 
     Raises:
         TransferConfigError: it is neither that nor one of timm's.
@@ -281,6 +287,6 @@ def rebuilt(own: nn.Module, entry: Mapping[str, Any], spec: Mapping[str, Any]) -
         )
     import timm
 
-    num_classes, channels = out_width(classifier(own, OWN).module), _channels(own)
+    num_classes, channels = out_width((head or classifier(own, OWN)).module), _channels(own)
     with own_randomness():
         return timm.create_model(entry["timm"], pretrained=False, num_classes=num_classes, in_chans=channels)

@@ -49,7 +49,7 @@ class CollaborativeMixin(PartMixin):
 
         Args:
             sources: the other networks, or names of timm's; in a list, or by name.
-            model: dotted name of the module's network, or "auto".
+            model: dotted name of the module's network, or of what images enter where the head stands apart; or "auto".
             weight: of the disagreement.
             frozen_layers: how many convolutions are frozen, by network, or a LayerPlan, or where one was saved.
             loss: the criterion of the training step.

@@ -1,18 +1,19 @@
 """Several networks as one: mean logits out, some of their layers frozen, and each to be had alone again."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.hooks import RemovableHandle
 
 from lightning_transfer.batches import is_right, kind_of
 from lightning_transfer.errors import TransferConfigError, check_count, nearest
 from lightning_transfer.methods.collaborative.depths import Depths, find_depths
 from lightning_transfer.methods.collaborative.members import (
+    OWN,
     Member,
     adapted,
     architecture,
@@ -20,79 +21,13 @@ from lightning_transfer.methods.collaborative.members import (
     make_of,
     rebuilt,
 )
-from lightning_transfer.roles import Head, out_width
-from lightning_transfer.surgery import Structure, replace_modules
+from lightning_transfer.methods.collaborative.passes import Passes
+from lightning_transfer.methods.collaborative.resting import RestingNorm, wake, weights
+from lightning_transfer.roles import Head, has_forward, out_width
+from lightning_transfer.surgery import Structure, find_all, replace_modules
 from lightning_transfer.tracing import evaluating, images_and_labels
 
-
-class Passes:
-    """What each network said in the last pass that somebody follows; a copy, deep or pickled, begins empty."""
-
-    def __init__(self) -> None:
-        self.end()
-
-    @contextmanager
-    def followed(self) -> Iterator["Passes"]:
-        """While it lasts, passes are written down."""
-        try:
-            self.begin()
-            yield self
-        finally:
-            self.end()
-
-    def begin(self, is_ours: Callable[[], bool] = lambda: True) -> None:
-        """Write passes down from here on: the last one, and how many there are.
-
-        Args:
-            is_ours: whether a pass is one of those to follow; all by default.
-        """
-        self._is_ours = is_ours
-        self.logits: Tensor | None = None
-        self.number = 0
-        self.is_followed = True
-
-    def note(self, logits: Tensor) -> None:
-        """One more pass."""
-        if self._is_ours():
-            self.logits = logits
-            self.number += 1
-
-    def end(self) -> None:
-        """Let go of what was written down."""
-        self.begin()
-        self.is_followed = False
-
-    def __reduce__(self) -> tuple[type["Passes"], tuple[()]]:
-        return (Passes, ())
-
-
-class RestingNorm(nn.Module):
-    """Somebody's norm that neither training nor `train()` moves: it normalises by its running statistics.
-
-    Its weights, statistics and modules are the norm's own, under the same names. It is no `_BatchNorm` and the norm is
-    none of its modules, so whatever looks for those, to synchronize or to thaw them, finds nothing.
-
-    Args:
-        norm: what is to rest.
-    """
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self._parameters, self._buffers, self._modules = norm._parameters, norm._buffers, norm._modules
-        self.training = norm.training
-        norm.training = False
-        object.__setattr__(self, "norm", norm)
-
-    def woken(self) -> nn.Module:
-        """The norm, in the mode that it would be in."""
-        norm: Any = self.norm
-        norm.training = self.training
-        return norm  # type: ignore[no-any-return]
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Normalised, as outside of training."""
-        normalised: Tensor = self.norm(features)  # type: ignore[operator]
-        return normalised
+ONE_NETWORK = "Or hold both in one network, self.model = torch.nn.Sequential(backbone, torch.nn.Flatten(), head)."
 
 
 class CollaborativeEnsemble(Structure):
@@ -101,8 +36,12 @@ class CollaborativeEnsemble(Structure):
     Where timm's configurations of two networks differ, or what the user has put under `pretrained_cfg`, a network gets
     pictures that are normalised and sized as it knows them; the first takes them as they come.
 
+    Where a head stands apart from its backbone, the ensemble takes the head's place: it gets features, which the head
+    turns into logits, and the other networks get the images that have entered the backbone for them.
+
     Args:
-        members: networks by name, each giving (B, classes) logits.
+        members: networks by name, each giving (B, classes) logits; of one whose head stands apart, the head.
+        apart: the module that holds the first one, and the dotted name of its backbone, where the head stands apart.
 
     Raises:
         TransferConfigError: there is none, or one has no head or other classes.
@@ -117,21 +56,23 @@ class CollaborativeEnsemble(Structure):
     callback = "CollaborativeFinetuning"
     composes = False  # a source head, or gates, are for one network
 
-    def __init__(self, members: Mapping[str, nn.Module]) -> None:
+    def __init__(self, members: Mapping[str, nn.Module], *, apart: tuple[nn.Module, str] | None = None) -> None:
         super().__init__()
+        self._apart = apart  # in a tuple: what holds the ensemble is no part of it
         if not members:
             raise TransferConfigError("An ensemble of no networks; give it one at least.")
         first = next(iter(members.values()))
         self.members = nn.ModuleDict(
             {name: net if isinstance(net, Member) else adapted(net, first) for name, net in members.items()}
         )
-        widths = {name: out_width(classifier(member.network, name).module) for name, member in self._named()}
+        widths = {name: out_width(self.head_of(name).module) for name in self.names}
         if len({*widths.values()}) > 1:
             raise TransferConfigError(f"The networks tell apart other numbers of classes: {widths}. Renew their heads.")
         self.passes = Passes()
         self.frozen: dict[str, int] = {}  # convolutions of each network, where any is
         self.accuracies: dict[str, float] = {}  # of each network, in the last validation
         self._stopped: list[nn.Parameter] = []
+        self._handles: list[RemovableHandle] = []  # of what lets images in
         self._makes = {name: make_of(member.network) for name, member in self._named()}
         self.training = self.members.training = first.training  # what is in the networks stays in its own mode
 
@@ -145,11 +86,33 @@ class CollaborativeEnsemble(Structure):
 
     def heads_of_members(self) -> list[Head]:
         """Return the head of each network, in order, where `roles.find_heads` asks."""
-        heads = ((name, classifier(member.network, name)) for name, member in self._named())
-        return [Head(f"members.{name}.network.{head.path}", head.module) for name, head in heads]
+        heads = ((name, self.head_of(name)) for name in self.names)
+        return [Head(f"members.{name}.network.{head.path}".rstrip("."), head.module) for name, head in heads]
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the user's head stands apart from its backbone, so that hooks let images in."""
+        return self._apart is not None
+
+    def head_of(self, name: str) -> Head:
+        """Return the classifier of a network."""
+        network = cast(Member, self.members[name]).network
+        return Head("", network) if self.is_apart and name == OWN else classifier(network, name)
+
+    def layers_of(self, name: str) -> nn.Module:
+        """Return the network that takes the images; where its head stands apart, the backbone."""
+        network: Any = self.members[name].network
+        if self._apart is not None and name == OWN:
+            network = self._apart[0].get_submodule(self._apart[1])
+        return cast(nn.Module, getattr(network, "_orig_mod", network))
+
+    def named_parameters(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield what the user's code lists here: of a head that stands apart, the head's own parameters."""
+        listed: Any = super() if self._apart is None else self.members[OWN].network
+        yield from listed.named_parameters(*args, **options)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, classes) mean logits of (B, C, H, W) images."""
+        """(B, classes) mean logits of (B, C, H, W) images, or of the features that a head apart takes."""
         logits = self.each(images)
         if self.passes.is_followed:
             self.passes.note(logits)
@@ -157,22 +120,36 @@ class CollaborativeEnsemble(Structure):
 
     def each(self, images: Tensor) -> Tensor:
         """(N, B, classes) logits of every network."""
-        logits = {name: member(images) for name, member in self.members.items()}
+        shown = images if self._apart is None or len(self.members) == 1 else self._entered(images)
+        logits = {name: member(images if name == OWN else shown) for name, member in self.members.items()}
         for name, given in logits.items():
             if not isinstance(given, Tensor):
                 raise TransferConfigError(
                     f"{name} gives a {type(given).__name__}; expected (B, classes) logits, in training too. Build it "
                     "without auxiliary classifiers: aux_logits=False."
                 )
+            if shown is not images and given.ndim != 2:
+                raise TransferConfigError(
+                    f"{name} gives {tuple(given.shape)}; expected (B, classes) logits. {ONE_NETWORK}"
+                )
         return torch.stack(list(logits.values()))
+
+    def _entered(self, features: Tensor) -> Tensor:
+        """Return the images that these are the features of."""
+        images, number = self.passes.leave()
+        if number != 1 or not isinstance(images, Tensor) or len(images) != len(features):
+            assert self._apart is not None  # who asks knows
+            last = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise TransferConfigError(
+                f"The other networks take the images that enter {self._apart[1]!r}. It ran {number} times before its "
+                f"head took {len(features)} features{f', last on {last}' if number else ''}. Run both once on every "
+                f"batch of images, and do not checkpoint the head alone. {ONE_NETWORK}"
+            )
+        return images
 
     def depths(self, example: Any = None) -> dict[str, Depths]:
         """How deep each network can be frozen."""
-        found = {}
-        for name, member in self._named():
-            network = getattr(member.network, "_orig_mod", member.network)
-            found[name] = find_depths(network, example, head=classifier(network, name).path)
-        return found
+        return {name: find_depths(self.layers_of(name), example, head=self.head_of(name).path) for name in self.names}
 
     def freeze(self, frozen: Mapping[str, int], example: Any = None) -> None:
         """Freeze the first convolutions of networks, and all that runs before the next one; in place of what was.
@@ -198,12 +175,12 @@ class CollaborativeEnsemble(Structure):
                 )
         self.thaw()
         for name, number in frozen.items():
-            network = self._network(name)
+            network = self.layers_of(name)
             below = depths[name].below(number)
             above = {
-                id(param) for path, layer in network.named_modules() if path not in below for param in _weights(layer)
+                id(param) for path, layer in network.named_modules() if path not in below for param in weights(layer)
             }
-            params = [param for path in below for param in _weights(network.get_submodule(path))]
+            params = [param for path in below for param in weights(network.get_submodule(path))]
             self._stopped += [param for param in params if param.requires_grad and id(param) not in above]
             norms = {path: network.get_submodule(path) for path in below}
             norms = {path: norm for path, norm in norms.items() if isinstance(norm, _NormBase)}
@@ -214,30 +191,41 @@ class CollaborativeEnsemble(Structure):
 
     def thaw(self) -> None:
         """Let everything learn that did before it was frozen."""
-        _wake(self, self._stopped)
+        for name in self.names:
+            wake(self.layers_of(name), self._stopped)
         self._stopped, self.frozen = [], {}
-
-    def _network(self, name: str) -> nn.Module:
-        network = self.members[name].network
-        return cast(nn.Module, getattr(network, "_orig_mod", network))
 
     def member(self, name: str) -> nn.Module:
         """A copy of one network alone, nothing of it frozen; it takes the same pictures as the ensemble.
+
+        Of a network whose head stands apart it is a copy of the whole module.
 
         Raises:
             TransferConfigError: there is none of that name.
         """
         self._check_name(name)
+        if self._apart is not None and name == OWN:
+            root = copy.deepcopy(self._apart[0])
+            for path, twin in find_all(root, CollaborativeEnsemble).items():
+                replace_modules(root, {path: twin.alone(OWN)})
+            return root
         inside = {id(param) for param in self.members[name].parameters()}
         stopped = [param for param in self._stopped if id(param) in inside]
         member, stopped = copy.deepcopy((cast(Member, self.members[name]), stopped))
-        _wake(member, stopped)
+        wake(member, stopped)
         return member.network if member.is_plain else member
 
     def alone(self, name: str) -> nn.Module:
         """One network itself, out of the ensemble and with nothing of it frozen: what is left is not to be used."""
         self._check_name(name)
+        if self._apart is not None and name != OWN:
+            raise TransferConfigError(
+                f"{name!r} is one network, and your module holds a backbone and its head apart. Keep your own, or take "
+                f"ensemble.member({name!r})."
+            )
         self.thaw()
+        for handle in self._handles:
+            handle.remove()
         member = cast(Member, self.members[name])
         return member.network if member.is_plain else member
 
@@ -276,16 +264,31 @@ class CollaborativeEnsemble(Structure):
         """
         device = next(self.parameters()).device
         right, total, kind = torch.zeros(len(self.members)), 0, None
-        with evaluating(self):
+        with evaluating(self if self._apart is None else self._apart[0]):
             for batch in loader:
                 images, labels = images_and_labels(batch, device)
-                logits = self.each(images)
+                logits = self._asked(images)
                 kind = kind or kind_of(labels, logits.shape[-1])
                 right += is_right(logits, labels, kind).sum(1).cpu()
                 total += len(labels)
         if not total:
             raise TransferConfigError("The loader gave no images.")
         return dict(zip(self.names, (right / total).tolist(), strict=True))
+
+    def _asked(self, images: Tensor) -> Tensor:
+        """Return every network's logits of images, outside of a step."""
+        if self._apart is None:
+            return self.each(images)
+        root = self._apart[0]
+        if not has_forward(root):
+            raise TransferConfigError(
+                f"{type(root).__name__} has no forward, by which to run images through a backbone and its head. Give "
+                "it one: def forward(self, images)."
+            )
+        with self.passes.followed() as passes:
+            root(images)
+            assert passes.logits is not None  # the head has run
+            return passes.logits
 
     def __getattr__(self, name: str) -> Any:
         """The first network's own, where somebody asks for its head or its features."""
@@ -303,7 +306,18 @@ class CollaborativeEnsemble(Structure):
             {"name": name, "make": self._makes[name], "timm": architecture(member.network), **member.describe()}
             for name, member in self._named()
         ]
-        return {"members": members, "frozen": self.frozen}
+        entry = {} if self._apart is None else {"entry": self._apart[1]}
+        return {"members": members, "frozen": self.frozen, **entry}
+
+    def put(self, root: nn.Module, path: str) -> None:
+        """Take the place of the user's network, or of its head, and let images in."""
+        replace_modules(root, {path: self})
+        if self._apart is not None and len(self.members) > 1:
+            entry, passes = root.get_submodule(self._apart[1]), self.passes
+            self._handles = [
+                entry.register_forward_pre_hook(passes.enter, with_kwargs=True),
+                root.register_forward_pre_hook(passes.start),
+            ]
 
     @classmethod
     def rebuild(cls, root: nn.Module, path: str, spec: dict[str, Any]) -> None:
@@ -315,24 +329,14 @@ class CollaborativeEnsemble(Structure):
         own = root.get_submodule(path)
         if not isinstance(own, CollaborativeEnsemble):
             members: dict[str, nn.Module] = {}
+            apart = (root, spec["entry"]) if "entry" in spec else None
+            body, head = (own, None) if apart is None else (root.get_submodule(spec["entry"]), Head(path, own))
             for entry in spec["members"]:
-                network = rebuilt(own, entry, spec) if members else own
+                network = rebuilt(body, entry, spec, head=head) if members else own
                 members[entry["name"]] = Member(
                     network, **{key: entry[key] for key in ("scale", "shift", "zoom", "size")}
                 )
-            own = cls(members)
-            replace_modules(root, {path: own})
+            own = cls(members, apart=apart)
+            own.put(root, path)
         if own.frozen != spec["frozen"]:
             own.freeze(spec["frozen"], getattr(root, "example_input_array", None))
-
-
-def _weights(layer: nn.Module) -> list[nn.Parameter]:
-    return list(layer.parameters(recurse=False))
-
-
-def _wake(root: nn.Module, stopped: list[nn.Parameter]) -> None:
-    """Norms in the place of those that rest, and gradients for the parameters that were stopped."""
-    for param in stopped:
-        param.requires_grad = True
-    resting = {path: layer for path, layer in root.named_modules() if isinstance(layer, RestingNorm)}
-    replace_modules(root, {path: layer.woken() for path, layer in resting.items()})
