@@ -126,7 +126,7 @@ class Pictures(Dataset[Picture]):
             if isinstance(first, Tensor) and any(isinstance(o, str) or not torch.equal(first, o) for o in others):
                 raise TransferConfigError(
                     f"The {self.name}'s transform is random: {self.name} sample {index} is not the same twice, so "
-                    f"neither would be what is found for it. {advice}"
+                    f"what is found for it would not be either. {advice}"
                 )
 
 
