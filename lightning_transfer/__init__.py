@@ -10,7 +10,8 @@ from lightning_transfer.version import __version__
 
 if TYPE_CHECKING:
     from lightning_transfer import callbacks, checkpoints, functional, metrics, mixins, nn, reports
-    from lightning_transfer.advising.advise import Advice, advise
+    from lightning_transfer.advising.advice import Advice
+    from lightning_transfer.advising.advise import advise
     from lightning_transfer.advising.ranking import Ranking, rank_networks
     from lightning_transfer.callbacks import (
         AdaFilter,
@@ -76,7 +77,7 @@ __all__ = [
 _HOMES = {
     "AdaFilter": "callbacks",
     "AdaFilterMixin": "mixins",
-    "Advice": "advising.advise",
+    "Advice": "advising.advice",
     "Borrowing": "methods.selective.borrowing",
     "CollaborativeFinetuning": "callbacks",
     "CollaborativeMixin": "mixins",

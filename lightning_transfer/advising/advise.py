@@ -1,147 +1,30 @@
-"""Which method for my data: a look at it, and what is known of data like it."""
+"""Which method for my data: a paired trial on the training images, within a budget of time (ours)."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from lightning_transfer.advising.evidence import (
-    NOTICED,
-    UNLIKE,
-    Expected,
-    Verdict,
-    expect,
-    known_settings,
-    place,
-    weigh,
-)
-from lightning_transfer.advising.measuring import ADAPT, FORWARD, STEPS, Measured, Question, measure
-from lightning_transfer.errors import TransferConfigError, check_count
-from lightning_transfer.progress import no_progress, tqdm_progress
+from lightning_transfer.advising.advice import Advice, Compared, Measured
+from lightning_transfer.advising.candidates import PROBE, Candidate, own, usual
+from lightning_transfer.advising.race import Race, Racer
+from lightning_transfer.advising.reading import ADAPT, FORWARD, Reading
+from lightning_transfer.advising.trials import FOLDS, OutOfTimeError, PairedTrials
+from lightning_transfer.errors import TransferConfigError, check_count, check_number
+from lightning_transfer.glue.proxy import Trials, part_of, trials_of
+from lightning_transfer.progress import Progress, no_progress, tqdm_progress
 from lightning_transfer.source.datasets import AnyDataset
-from lightning_transfer.source.gap import NEAR, SCALE, is_near
 from lightning_transfer.source.task import SourceTask
 
-# method, as the matrix calls it: the line to write, with the options that it was run with
-ALONE = {
-    "gated transfer": "callbacks=[lt.GatedTransfer(aux_weight=0.2)]",
-    "transfer module alone": "callbacks=[lt.GatedTransfer()]",
-    "AdaFilter": "callbacks=[lt.AdaFilter()]",
-    "collaborative": "callbacks=[lt.CollaborativeFinetuning([another_pretrained_network])]",
-    "ensemble of two": "callbacks=[lt.CollaborativeFinetuning([another_pretrained_network], weight=0.0)]",
-}
-SELECTIVE = "lt.SelectiveJointFinetuning(source, neighbors=100, target=images_without_augmentation"
-ALWAYS = "weight=lt.Schedule(1.0, 1.0)"
-JOINT = '  # source: lt.SourceTask(..., forward="joint")'
-WITH_SOURCE = {
-    "soft": f"callbacks=[lt.SoftFinetuning(source, weight=lt.Schedule())]{JOINT}",
-    "soft, measured weight": f"callbacks=[lt.SoftFinetuning(source)]{JOINT}",
-    "selective": f"callbacks=[{SELECTIVE}, {ALWAYS})]{JOINT}",
-    "selective, measured weight": f"callbacks=[{SELECTIVE})]{JOINT}",
-    "selective and gated transfer": f"callbacks=[{SELECTIVE}, {ALWAYS}), lt.GatedTransfer(aux_weight=0.2)]{JOINT}",
-}
-LINES = {**ALONE, **WITH_SOURCE}
-TITLES: dict[Verdict, str] = {
-    "recommended": "Recommended",
-    "may help": f"May help, which is not shown: {NOTICED:.0f} point or more is expected, and the interval holds 0",
-    "no difference shown": "No difference shown to plain fine-tuning",
-    "advised against": f"Advised against: a loss is shown, or one of {NOTICED:.0f} point or more expected",
-    "not known": "Not known well enough",
-}
-NOTABLE = 0.1  # of all that is known, from which share on a setting is named
-CLOSE = 0.05  # to the threshold of the gap: other images may fall on its other side
-
-
-@dataclass(frozen=True)
-class Advice:
-    """What is expected of each method; printed, a page that says why.
-
-    Attributes:
-        measured: what was seen of the target.
-        place: "near", "middle" or "far", or between which two its distance may lie.
-        alike: the most similar settings, and by what share of 1 each counts.
-        is_known: whether any is similar at all.
-        expected: of each method, the best first; of none where nothing is learned, or fine-tuning itself falls far
-            short of the probe.
-    """
-
-    measured: Measured
-    place: str
-    alike: dict[str, float]
-    is_known: bool
-    expected: tuple[Expected, ...]
-
-    def __str__(self) -> str:
-        lines = self._seen()
-        for verdict, title in TITLES.items():
-            some = [each for each in self.expected if each.verdict == verdict]
-            if some:
-                lines += ["", f"{title}:"]
-            for each in some:
-                change = f"{each.points:+5.1f} +- {each.interval:.1f} points, {each.cost:.1f} times the cost: "
-                lines.append("  " + ("" if verdict == "not known" else change) + each.method)
-                if verdict in ("recommended", "may help"):
-                    lines.append(f"      {LINES[each.method]}")
-        if not self.expected:
-            return "\n".join(lines)
-        verdicts = {each.verdict for each in self.expected}
-        if "recommended" not in verdicts:
-            stay = "Nothing is shown to help: stay with plain fine-tuning, or with the probe where that is as good"
-            lines += ["", f"{stay}, or try what may." if "may help" in verdicts else f"{stay}."]
-        where = "examples/benchmarks/README.md says on which"
-        lines += ["", f"This was seen on small networks and images ({where}): a hint, not a promise."]
-        return "\n".join(lines)
-
-    def _seen(self) -> list[str]:
-        """What was measured, and what it is held against."""
-        seen = self.measured
-        of = "" if seen.groups is None else f" of {seen.groups} groups"
-        of_none = f"not measured ({seen.remark or 'pass source='})"
-        lines = [
-            f"{seen.images} labelled images{of}, {seen.classes} classes, {seen.fewest} of the rarest.",
-            f"Linear probe {seen.probe:.1%}, fine-tuning {seen.tuned:.1%}: {seen.distance:+.1f} +- "
-            f"{196 * seen.error:.1f} points, on {seen.scored} images that were held out in turns.",
-            f"Domain gap: {of_none if seen.gap is None else _of_gap(seen.gap)}.",
-        ]
-        if seen.guess:
-            lines.append(
-                f"Without a forward of the module's, images were run {seen.guess}: write one if your step does more."
-            )
-        if seen.steps < STEPS:
-            lines.append(
-                f"Fine-tuning had {seen.steps} steps, the benchmarks that it is held against had {STEPS}: with few a "
-                f"target looks near. Ask with steps={STEPS}."
-            )
-        return lines + self._compared()
-
-    def _compared(self) -> list[str]:
-        if self.measured.is_guessing:
-            return [
-                "Neither is shown to be better than to say the most common class each time "
-                f"({self.measured.commonest:.1%}): images and labels may not belong together, or images are too few or "
-                "classes too uneven to tell. Nothing is said of any method."
-            ]
-        if self.measured.falls_short:
-            return [
-                "Fine-tuning falls far short of the probe: its learning rate is too high, or it has too few steps or "
-                "images. Until it does better take the probe; nothing is said of methods that build on it."
-            ]
-        by_gap = "" if self.measured.gap is None else " Whether to keep the source goes by the gap."
-        shares = "; ".join(f"{name} ({share:.0%})" for name, share in self.alike.items())
-        return [
-            f"By what fine-tuning adds, your target is {self.place}.{by_gap}",
-            f"Of what the benchmarks have seen it is most like {shares}; not every method was run there."
-            if self.is_known
-            else "Nothing in the benchmarks is much like it, so nothing is expected of any method.",
-        ]
-
-
-def _of_gap(gap: float) -> str:
-    then = "keep" if is_near(gap) else "leave out"
-    says = f'{gap:.2f} ({SCALE}); weight="auto" would, by this, {then} the source'
-    is_close = abs(gap - NEAR) < CLOSE
-    return f"{says}, but a run draws other images, by which it may come out on the other side" if is_close else says
+PASSES = 25  # over the images that are trained on, if no length is given
+LENGTHS = ("max_epochs", "max_steps")
+FROZEN = Candidate(
+    PROBE, "callbacks=[lt.ProbeStart()], with requires_grad_(False) for all of the network but its head", list, cost=0.0
+)
 
 
 def advise(
@@ -149,60 +32,216 @@ def advise(
     data: Any,
     *,
     source: SourceTask | None = None,
+    candidates: Mapping[str, Callable[[], Sequence[Any]]] | None = None,
+    steps: int | None = None,
+    minutes: float = 30.0,
     unaugmented: AnyDataset | None = None,
-    steps: int = STEPS,
     head: str = "auto",
     adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
     forward: Callable[[nn.Module, Tensor], Tensor] | None = None,
     trainer: Mapping[str, Any] | None = None,
 ) -> Advice:
-    """Say which methods are likely to help on somebody's own data, and which to hurt.
+    """Try methods on parts of somebody's own training images, and say which are shown to be better than fine-tuning.
 
-    Copies of the module are fine-tuned, as it would be, on parts of its training images, and scored on the rest beside
-    a linear probe; with a source, the domain gap is measured. What is expected of each method is what it gained in
-    those settings of the benchmarks that are most like that. Neither the module nor the random state is changed, and
-    validation and test data are not looked at.
+    Copies of the module are trained on all but one of five parts and scored on that part: by plain fine-tuning and by
+    each candidate, with the same parts, batches, new head and seed, and beside them a linear probe. Each round adds a
+    part for the candidates that are still in the race; those that are shown to be worse are dropped, and the worse
+    half of them if there is not enough time for all. Neither the module nor the random state is changed, and validation
+    and test data are not looked at.
 
     Args:
         module: the LightningModule that is to be trained, with its pretrained network.
-        data: its DataModule, or its train loader. Images of one group, where the dataset has a list `groups`, stay
+        data: its DataModule, or its train loader. Images of one group, if the dataset has a list `groups`, stay
             together.
-        source: what the network was pretrained on, where it is at hand.
-        unaugmented: the training images without augmentation; those of the loader where left out.
-        steps: of each of at most four trainings; a schedule that is laid out over epochs is over when they are.
+        source: what the network was pretrained on, if it is at hand; adds the methods that learn from it.
+        candidates: a mapping of names to functions that make a list of callbacks, instead of this package's methods:
+            {"gated": lambda: [lt.GatedTransfer(ratio=8)]}. The callbacks have to be new ones each time.
+        steps: of each training; by default those of `trainer`'s max_steps or max_epochs, or 25 passes over the images.
+            Give as many as you will train: with few, whatever is added to the loss costs more than it gains.
+        minutes: that all of it may take. A training is only begun if it fits; what a callback does before the first
+            step, and scoring, are not interrupted.
+        unaugmented: the training images without augmentation; those of the loader by default.
         head: dotted path of the classifier, or "auto".
-        adapt: turns a batch into (images, labels), where it is a dictionary, say.
+        adapt: turns a batch into (images, labels), if it is a dictionary, say.
         forward: runs images through the module, if its own forward takes more than images; by default the source's.
         trainer: options of the Trainer, such as {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}.
 
     Raises:
-        TransferConfigError: the images cannot be split, or the module has no head that takes one row an image.
+        TransferConfigError: the images cannot be split, the module has no head that takes one row an image, or not
+            even one fine-tuning fits into the minutes.
 
     Returns:
-        What was measured and what is expected of each method; `print` shows it with the lines to write.
+        What was measured, and what to do; `print` shows it with the line to write.
     """
+    _check(source, steps, minutes, adapt, forward)
+    if forward is None and source is not None and callable(source.forward):
+        forward = source.forward
+    mine = usual(source, head=head, forward=forward, adapt=adapt) if candidates is None else own(candidates)
+    lengths, options = _split({} if trainer is None else trainer)
+    trials = trials_of(module, data, options, unaugmented=unaugmented, adapt=adapt)
+    _check_labels(trials)
+    return compare(
+        module,
+        trials,
+        [FROZEN, *mine],
+        Reading(head, adapt, forward),
+        steps=steps,
+        lengths=lengths,
+        minutes=minutes,
+        progress=tqdm_progress if trials.options.get("enable_progress_bar", True) else no_progress,
+    )
+
+
+def compare(
+    module: Any,
+    trials: Trials,
+    rivals: list[Candidate],
+    reading: Reading,
+    *,
+    steps: int | None,
+    lengths: Mapping[str, int],
+    minutes: float,
+    progress: Progress,
+    clock: Callable[[], float] = time.monotonic,
+) -> Advice:
+    """Hold the race between fine-tuning and its rivals, and say what came out; `advise` with all that it looks up."""
+    deadline = clock() + 60 * minutes
+    paired = PairedTrials(module, trials, reading, clock=clock, deadline=deadline)
+    loader = part_of(trials.loader, paired.kept(0))
+    per_pass = math.ceil(len(loader) / trials.options.get("accumulate_grad_batches", 1))
+    paired.steps = steps or length(lengths, per_pass)
+    race = Race(
+        rivals,
+        num_folds=len(paired.parts),
+        train=paired.train,
+        groups=lambda fold: paired.groups(paired.scored(fold)),
+        clock=clock,
+        deadline=deadline,
+        skip=lambda number: paired.step(number * paired.steps),
+    )
+    total = len(paired.parts) * paired.steps * (1 + len(race.trained))
+    with progress("Fine-tuning and its rivals", total, unit="steps") as paired.step:
+        try:
+            race.run()
+        except OutOfTimeError as error:
+            each = error.args[0] / 60
+            one = each * (1 + sum(rival.cost for rival in rivals))
+            raise TransferConfigError(
+                f"One fine-tuning of {paired.steps} steps takes about {each:.1f} minutes here, of minutes={minutes:g}, "
+                f"and one of each candidate about {one:.1f}. Pass minutes={math.ceil(one)} or more, fewer steps= if "
+                "you will train for fewer, or a faster device: trainer={'accelerator': 'gpu'}."
+            ) from None
+    return _advice(race, paired, passes=paired.steps / per_pass)
+
+
+def length(lengths: Mapping[str, int], per_pass: int) -> int:
+    """Return the steps of a Trainer's max_steps and max_epochs, whichever ends first; without any of 25 passes.
+
+    >>> length({"max_epochs": 3}, 10), length({"max_steps": 7, "max_epochs": 3}, 10), length({}, 10)
+    (30, 7, 250)
+    """
+    epochs, steps = (lengths.get(name) for name in LENGTHS)
+    given = [steps] * (steps is not None) + [(epochs or 0) * per_pass] * (epochs is not None)
+    return min(given, default=PASSES * per_pass)
+
+
+def _advice(race: Race, paired: PairedTrials, *, passes: float) -> Advice:
+    labels, groups = paired.trials.labels, paired.trials.groups
+    counts, plain = Counter(labels), race.plain
+    probe = race.rivals[0]  # which has all folds that fine-tuning has until it is dropped
+    return Advice(
+        Measured(
+            images=len(labels),
+            classes=len(counts),
+            fewest=min(counts.values()),
+            groups=None if groups is None else len({*groups}),
+            commonest=max(counts.values()) / len(labels),
+            scored=sum(len(scored.right) for scored in plain.found.values()),
+            probe=_accuracy(probe),
+            tuned=_accuracy(plain),
+            falls_short=race.falls_short,
+            steps=paired.steps,
+            passes=passes,
+            folds=len(plain.found),
+            guess=paired.places.guess if paired.places else "",
+            trainings=sum(len(racer.found) for racer in [plain, *race.rivals]) - len(probe.found),
+            seconds=race.price(plain),
+        ),
+        tuple(sorted((_compared(race, racer) for racer in race.rivals), key=_rank)),
+    )
+
+
+def _compared(race: Race, racer: Racer) -> Compared:
+    seen = race.difference(racer)
+    return Compared(
+        racer.candidate.name,
+        racer.candidate.line,
+        seen,
+        len(racer.found),
+        is_dropped=racer.is_out,
+        is_refused=racer.is_refused,
+        reason=racer.reason,
+        cost=race.price(racer) / race.price(race.plain) if seen else 0.0,
+    )
+
+
+def _rank(compared: Compared) -> float:
+    return math.inf if compared.difference is None else -compared.difference.points
+
+
+def _accuracy(racer: Racer) -> float:
+    return float(torch.cat([scored.right for scored in racer.found.values()]).double().mean())
+
+
+def _split(trainer: Mapping[str, Any]) -> tuple[dict[str, int], Mapping[str, Any]]:
+    """Return the length that options of a Trainer give, and the other options."""
+    if not isinstance(trainer, Mapping):
+        return {}, trainer  # which trials refuse
+    lengths = {name: trainer[name] for name in LENGTHS if trainer.get(name) not in (None, -1)}
+    for name, value in lengths.items():
+        check_count(f"trainer[{name!r}]", value, least=1)
+    return lengths, {name: value for name, value in trainer.items() if name not in LENGTHS}
+
+
+def _check(source: Any, steps: Any, minutes: Any, adapt: Any, forward: Any) -> None:
     if not isinstance(source, SourceTask | None):
         raise TransferConfigError(
             f"source is a {type(source).__name__}; wrap the dataset: source=lt.SourceTask.from_timm(network, dataset), "
             "before the network's classifier is replaced, or lt.SourceTask(dataset, head=pretrained_classifier)."
         )
-    check_count("steps", steps, least=1)
+    if steps is not None:
+        check_count("steps", steps, least=1)
+    check_number("minutes", minutes)
     if adapt is not None and not callable(adapt):
         raise TransferConfigError(f"adapt={adapt!r} is no function. {ADAPT}")
     if forward is not None and not callable(forward):
         raise TransferConfigError(f"forward={forward!r} is not a function. {FORWARD.format('module.model(images)')}")
-    if forward is None and source is not None and callable(source.forward):
-        forward = source.forward
-    question = Question(source, unaugmented, head, adapt, steps, trainer or {}, forward)
-    is_seen = not isinstance(trainer, Mapping) or trainer.get("enable_progress_bar", True)
-    measured = measure(module, data, question, progress=tqdm_progress if is_seen else no_progress)
-    settings, methods = known_settings(), [*(LINES if source else ALONE)]
-    shares = weigh(measured, settings)
-    low, high = (place(measured.distance + side * 196 * measured.error) for side in (-1, 1))
-    return Advice(
-        measured=measured,
-        place=low if low == high else f"between {low} and {high}",
-        alike={f"{each.target} at {each.shots:.0f} a class": share for share, each in shares if share >= NOTABLE},
-        is_known=shares[0][1].unlike(measured) < UNLIKE,
-        expected=() if measured.is_guessing or measured.falls_short else tuple(expect(measured, settings, methods)),
-    )
+
+
+def _check_labels(trials: Trials) -> None:
+    counts = Counter(trials.labels)
+    if min(counts, default=0) < 0:
+        raise TransferConfigError(
+            f"A label is {min(counts)}; expected class numbers from 0. Leave images without a class out of the loader "
+            "that advice is asked for."
+        )
+    most = max(counts.values(), default=0)
+    if len(counts) < 2 or most < 2:
+        raise TransferConfigError(
+            f"Classes among the {len(trials.labels)} training images: {len(counts)}, the largest of {most}; expected "
+            "two at least, and two images of one. Give more labelled images."
+        )
+    if len(trials.labels) < 2 * FOLDS:
+        raise TransferConfigError(
+            f"There are {len(trials.labels)} labelled training images; advice takes {2 * FOLDS} at least, since one of "
+            f"{FOLDS} is held out in turns."
+        )
+    if trials.groups is not None:
+        spread = Counter(label for label, _ in {*zip(trials.labels, trials.groups, strict=True)})
+        alone = sum(number == 1 for number in spread.values())
+        if len(spread) - alone < 2:
+            raise TransferConfigError(
+                f"Of {len(spread)} classes {alone} have images of one group only, so where these are held out nothing "
+                "has shown their class. Let groups say what images belong to beside their class, a patient or a track, "
+                "or give none."
+            )

@@ -186,16 +186,21 @@ def collate(samples: list[tuple[int, Any]], *, of: str) -> Any:
 def seeded(seed: int, position: int) -> Iterator[None]:
     """Random state of its own (torch on the CPU, numpy, random) inside; the program's own again behind it."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    value = seed_of(seed, position)
-    torch.default_generator.manual_seed(value)  # torch.manual_seed would reseed the accelerators too
-    np.random.seed(value % 2**32)
-    random.seed(value)
+    reseed(seed, position)
     try:
         yield
     finally:
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])
         random.setstate(states[2])
+
+
+def reseed(seed: int, position: int) -> None:
+    """Seed torch on the CPU, numpy and random with a value of these two."""
+    value = seed_of(seed, position)
+    torch.default_generator.manual_seed(value)  # torch.manual_seed would reseed the accelerators too
+    np.random.seed(value % 2**32)
+    random.seed(value)
 
 
 def seed_of(seed: int, number: int) -> int:

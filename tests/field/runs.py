@@ -417,19 +417,19 @@ def ensemble_in(module):
 
 
 def advise(shape, options):
-    """All images are scored, the gap to the source is measured, and the module is not touched."""
+    """All images are scored, by the probe and after fine-tuning, and the module is not touched."""
     module, untouched = build(shape), build(shape)
     data = DataLoader(target(shape), batch_size=BATCH)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False}
     mine = {key: value for key, value in options.items() if key in ("head", "adapt")}
     packed = task(source(shape), {key: value for key, value in options.items() if key != "head"})
-    advice = lt.advise(module, data, source=packed, steps=1, trainer=quiet, **mine)
+    advice = lt.advise(module, data, source=packed, candidates={}, steps=1, trainer=quiet, **mine)
     assert (advice.measured.images, advice.measured.classes) == (
         len(data.dataset),
         len({*data.dataset.labels.tolist()}),
     )
     assert advice.measured.scored == len(data.dataset)
-    assert 0 <= advice.measured.gap <= 1
+    assert [each.name for each in advice.candidates] == ["linear probe"]
     assert anatomy(module) == anatomy(untouched)
     toys.assert_same(toys.weights(module), toys.weights(untouched))
 

@@ -1,0 +1,184 @@
+"""What a paired trial has found, as a page in plain words and as a table of a notebook."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from html import escape
+from typing import Literal
+
+from lightning_transfer.advising.candidates import PROBE
+from lightning_transfer.advising.trials import FOLDS
+from lightning_transfer.advising.verdicts import LEVEL, NOISE, Difference, Verdict
+
+HEADS = ("candidate", "difference to fine-tuning, points", "times the cost", "parts", "verdict")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was seen of the target, and of fine-tuning.
+
+    Attributes:
+        images: labelled images there are to train on.
+        classes: how many classes they have.
+        fewest: images of the rarest class.
+        groups: that images belong to, if the dataset names them.
+        commonest: share of the most common class.
+        scored: how many images were held out from a training, in turns, and scored.
+        probe: accuracy of a linear probe of the network as it came.
+        tuned: accuracy of fine-tuning.
+        falls_short: whether fine-tuning did so much worse than the probe that itself is what has to be mended.
+        steps: of each training.
+        passes: over the images that are trained on.
+        folds: parts that were held out in turns.
+        guess: how images were run, if the module does not say.
+        trainings: how many there were.
+        seconds: of one fine-tuning.
+    """
+
+    images: int
+    classes: int
+    fewest: int
+    groups: int | None
+    commonest: float
+    scored: int
+    probe: float
+    tuned: float
+    falls_short: bool
+    steps: int
+    passes: float
+    folds: int
+    guess: str = ""
+    trainings: int = 0
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def is_guessing(self) -> bool:
+        """Whether neither is shown to be better than the one answer that is right most often."""
+        scored = self.scored if self.groups is None else min(self.scored, self.groups)  # images of one stand for one
+        error = math.sqrt(self.commonest * (1 - self.commonest) / scored)
+        return max(self.probe, self.tuned) <= self.commonest + 1.96 * error
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What became of a candidate.
+
+    Attributes:
+        name: of the candidate.
+        line: what to write to use it.
+        difference: to fine-tuning; None if it was not scored.
+        folds: parts that it was scored on.
+        is_dropped: whether it was dropped before the end.
+        is_refused: whether it does not fit the module.
+        reason: why it was not scored.
+        cost: in trainings of fine-tuning.
+    """
+
+    name: str
+    line: str
+    difference: Difference | None
+    folds: int
+    is_dropped: bool = False
+    is_refused: bool = False
+    reason: str = ""
+    cost: float = field(default=0.0, compare=False)
+
+    @property
+    def verdict(self) -> Verdict | Literal["dropped", "refused", "not trained"]:
+        """Return what is known of it."""
+        if self.difference is None:
+            return "refused" if self.is_refused else "not trained"
+        is_open = self.difference.verdict == "not shown"
+        return "dropped" if is_open and self.is_dropped else self.difference.verdict
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """Return its row of the table."""
+        if self.difference is None:
+            return self.name, "", "", "", f"{self.verdict}: {self.reason}"
+        parts = f"after {self.folds} part{'s' * (self.folds > 1)}"
+        verdict = f"dropped {parts}" if self.verdict == "dropped" else self.verdict
+        return self.name, str(self.difference), f"{self.cost:.1f}", str(self.folds), verdict
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What was measured, and what to do; printed, a page that says why.
+
+    Attributes:
+        measured: what was seen of the target, and of fine-tuning.
+        candidates: what was compared with fine-tuning, the best first.
+    """
+
+    measured: Measured
+    candidates: tuple[Compared, ...]
+
+    @property
+    def best(self) -> Compared | None:
+        """Return the best of those that are shown to be better than fine-tuning; None without one."""
+        if self.measured.is_guessing or self.measured.falls_short:
+            return None
+        return next((each for each in self.candidates if each.verdict == "shown better"), None)
+
+    def __str__(self) -> str:
+        rows = [HEADS, *(each.row for each in self.candidates)]
+        widths = [max(len(row[place]) for row in rows) for place in range(len(HEADS) - 1)]
+        lines = ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
+        return "\n".join([*self._seen(), "", *lines, "", *self._advised()])
+
+    def _repr_html_(self) -> str:
+        def row(cells: Iterable[str], tag: str) -> str:
+            return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+        def lines(texts: Iterable[str]) -> str:
+            return "".join(f"<p>{escape(text)}</p>" for text in texts)
+
+        rows = [row(HEADS, "th"), *(row(each.row, "td") for each in self.candidates)]
+        return f"{lines(self._seen())}<table>{''.join(rows)}</table>{lines(self._advised())}"
+
+    def _seen(self) -> Iterator[str]:
+        """What was measured, and how."""
+        seen, among = self.measured, sum(each.difference is not None for each in self.candidates)
+        of = "" if seen.groups is None else f" of {seen.groups} groups"
+        yield f"{seen.images} labelled images{of}, {seen.classes} classes, {seen.fewest} of the rarest."
+        yield (
+            f"{seen.trainings} trainings of {seen.steps} steps ({seen.passes:.0f} passes, {seen.seconds:.0f} seconds of "
+            f"fine-tuning), each on all but one of {FOLDS} parts of the images and scored on that one; parts, batches "
+            "and the new head are the same for all."
+        )
+        yield f"Of {seen.scored} images fine-tuning has {seen.tuned:.1%} right, a linear probe {seen.probe:.1%}."
+        if seen.guess:
+            yield f"Without a forward of the module's, images were run {seen.guess}: write one if your step does more."
+        yield (
+            f"{among} compared; their intervals hold together with {1 - LEVEL:.0%}. They count images of a group as "
+            f"one, and {100 * NOISE:.1f} points by which trainings differ with the seed alone."
+        )
+
+    def _advised(self) -> Iterator[str]:
+        """What to do, in one sentence, and the line to write."""
+        seen, best = self.measured, self.best
+        probe = next((each for each in self.candidates if each.name == PROBE), None)
+        if seen.is_guessing:
+            yield (
+                "Look at your labels first: neither fine-tuning nor the probe is shown to be better than to say the "
+                f"most common class each time ({seen.commonest:.1%}), so images and labels may not belong together, or "
+                "images are too few to tell."
+            )
+        elif seen.falls_short:
+            yield (
+                "Mend fine-tuning first: it falls far short of the probe, so its learning rate is too high or it has "
+                "too few steps, and nothing that builds on it can be judged; until then take the probe."
+            )
+            best = probe
+        elif best is not None:
+            yield (
+                f"Use {best.name}: it is shown to be better than fine-tuning, by {best.difference} points, at "
+                f"{best.cost:.1f} times the cost."
+            )
+        else:
+            tried = [each.name for each in self.candidates if each.difference and each is not probe]
+            stay = f"Stay with fine-tuning: none of {len(tried) + 1} is shown to be better"
+            is_open = probe is not None and probe.verdict == "not shown"
+            yield f"{stay}; nor is the linear probe, which costs little, shown to be worse." if is_open else f"{stay}."
+        if best is not None:
+            yield f"    {best.line}"

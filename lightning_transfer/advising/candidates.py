@@ -1,0 +1,107 @@
+"""What is compared with plain fine-tuning: the methods of this package as they come, or the user's own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from weakref import WeakSet
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.methods.adafilter.callback import AdaFilter
+from lightning_transfer.methods.gated.callback import GatedTransfer
+from lightning_transfer.methods.probe.callback import ProbeStart
+from lightning_transfer.methods.selective.callback import SelectiveJointFinetuning
+from lightning_transfer.methods.soft.callback import SoftFinetuning
+from lightning_transfer.source.task import SourceTask
+
+PLAIN, PROBE = "fine-tuning", "linear probe"
+COST = 2.0  # of a candidate that has not been trained yet, in trainings of fine-tuning
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is trained.
+
+    Attributes:
+        name: in the table.
+        line: what to write to use it.
+        make: makes its callbacks.
+        cost: what it may cost, in trainings of fine-tuning, before this is known.
+    """
+
+    name: str
+    line: str
+    make: Callable[[], Sequence[Any]]
+    cost: float = COST
+    _made: WeakSet[Any] = field(default_factory=WeakSet, repr=False)
+
+    def callbacks(self) -> list[Any]:
+        """Make its callbacks, which have to be others each time.
+
+        Raises:
+            TransferConfigError: they are no callbacks, or the same as before.
+        """
+        made = self.make()
+        if not isinstance(made, list | tuple) or not all(hasattr(each, "on_train_start") for each in made):
+            raise TransferConfigError(
+                f"candidates[{self.name!r}] makes a {type(made).__name__}; expected a list of callbacks: "
+                "lambda: [lt.GatedTransfer(ratio=8)]."
+            )
+        if any(each in self._made for each in made):
+            raise TransferConfigError(
+                f"candidates[{self.name!r}] makes the same callback twice, which would bring one training's state into "
+                "the next. Make it inside: lambda: [lt.GatedTransfer(ratio=8)]."
+            )
+        self._made.update(made)
+        return [*made]
+
+
+def usual(
+    source: SourceTask | None, *, head: str, forward: Callable[..., Any] | None, adapt: Callable[..., Any] | None
+) -> list[Candidate]:
+    """Return this package's methods as they come, with what the user says of the module."""
+    at: dict[str, Any] = {} if head == "auto" else {"head": head}
+    read = {name: value for name, value in (("forward", forward), ("adapt", adapt)) if value is not None}
+
+    def made(name: str, cost: float, method: type, *given: Any, **options: Any) -> Candidate:
+        shown = ["source"] * len(given) + [
+            f"{key}={value!r}" if key == "head" else f"{key}={key}" for key, value in options.items()
+        ]
+        line = f"callbacks=[lt.{method.__name__}({', '.join(shown)})]"
+        return Candidate(name, line, lambda: [method(*given, **options)], cost)
+
+    found = [
+        made("LP-FT", 1.1, ProbeStart, **at, **read),
+        made("gated transfer", 1.1, GatedTransfer, **at),
+        made("AdaFilter", 2.2, AdaFilter),
+    ]
+    if source is not None:
+        found += [
+            made("soft", 1.5, SoftFinetuning, source, **at),
+            made("selective", 2.5, SelectiveJointFinetuning, source, **at),
+        ]
+    return found
+
+
+def own(candidates: Mapping[str, Callable[[], Sequence[Any]]]) -> list[Candidate]:
+    """Return the user's.
+
+    Raises:
+        TransferConfigError: it is not a mapping of names to functions.
+    """
+    if not isinstance(candidates, Mapping):
+        raise TransferConfigError(
+            f"candidates is a {type(candidates).__name__}; expected a mapping of names to functions that make "
+            "a list of callbacks: candidates={'gated': lambda: [lt.GatedTransfer()]}."
+        )
+    for name, make in candidates.items():
+        if not isinstance(name, str) or name in (PLAIN, PROBE):
+            raise TransferConfigError(
+                f"candidates has the name {name!r}; give each another one: {PLAIN!r} and {PROBE!r} are always there."
+            )
+        if not callable(make):
+            raise TransferConfigError(
+                f"candidates[{name!r}] is a {type(make).__name__}; expected a function that makes a list of callbacks, "
+                f"new ones for each training: lambda: [...]."
+            )
+    return [Candidate(name, name, partial(make)) for name, make in candidates.items()]

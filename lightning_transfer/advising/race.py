@@ -1,0 +1,178 @@
+"""Which trainings are worth their time: folds for those still in the race, within a wall-clock budget (ours)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import mean
+from typing import Any
+
+from lightning_transfer.advising.candidates import PLAIN, PROBE, Candidate
+from lightning_transfer.advising.trials import OutOfTimeError, Scored
+from lightning_transfer.advising.verdicts import Difference, difference
+from lightning_transfer.errors import TransferConfigError
+
+LOST = 10.0  # points below a linear probe, from which fine-tuning itself looks wrong
+
+
+@dataclass
+class Racer:
+    """A candidate, and what became of it.
+
+    Attributes:
+        candidate: what is trained.
+        found: by fold, what it had right.
+        reason: why it was refused or not trained.
+        is_out: whether it is trained no more.
+        is_refused: whether it does not fit the module.
+    """
+
+    candidate: Candidate
+    found: dict[int, Scored] = field(default_factory=dict)
+    reason: str = ""
+    is_out: bool = False
+    is_refused: bool = False
+
+    def leave(self, reason: str = "") -> None:
+        """Train it no more."""
+        self.is_out, self.reason = True, reason
+
+
+class Race:
+    """Trains fine-tuning and its rivals on one fold after the other, and drops those that are hopeless or too many.
+
+    Args:
+        rivals: of fine-tuning; that called "linear probe" is scored with it and costs nothing.
+        num_folds: how many there are.
+        train: trains a candidate on a fold, and returns by name what was scored.
+        groups: what the scored images of a fold belong to.
+        clock: gives seconds.
+        deadline: of the clock.
+        skip: takes how many trainings will not be.
+    """
+
+    def __init__(
+        self,
+        rivals: list[Candidate],
+        *,
+        num_folds: int,
+        train: Callable[[Candidate, int], dict[str, Scored]],
+        groups: Callable[[int], list[Any]],
+        clock: Callable[[], float],
+        deadline: float,
+        skip: Callable[[int], object] = lambda number: None,
+    ) -> None:
+        self.plain = Racer(Candidate(PLAIN, "", list, cost=1.0))
+        self.rivals = [Racer(each) for each in rivals]
+        self.num_folds, self.train, self.groups = num_folds, train, groups
+        self.clock, self.deadline, self.skip = clock, deadline, skip
+
+    def run(self) -> None:
+        """Hold the race.
+
+        Raises:
+            OutOfTimeError: not even the first training of fine-tuning fits.
+            TransferConfigError: fine-tuning does not fit the module.
+        """
+        for fold in range(self.num_folds):
+            if not self._begin(fold) or self.falls_short:
+                break
+            for racer in sorted(self.trained, key=self.price):
+                self._begin_one(racer, fold)
+            for racer in self.alive:
+                seen = self.difference(racer)
+                if seen is not None and seen.points + seen.half < 0:
+                    self._drop(racer, fold)
+            folds = self.num_folds - fold - 1
+            if not folds or not self.alive:
+                break
+            if folds * self._price_of_a_round() > self._left():
+                self._halve(fold)
+            while self._price_of_a_round() > self._left() and len(self.trained) > 1:
+                self._halve(fold)
+
+    @property
+    def alive(self) -> list[Racer]:
+        """Those still in the race."""
+        return [racer for racer in self.rivals if not racer.is_out]
+
+    @property
+    def trained(self) -> list[Racer]:
+        """Those of them that cost something."""
+        return [racer for racer in self.alive if racer.candidate.name != PROBE]
+
+    @property
+    def falls_short(self) -> bool:
+        """Whether fine-tuning did so much worse than the probe that itself is what has to be mended."""
+        probe = next((racer for racer in self.rivals if racer.candidate.name == PROBE), None)
+        seen = None if probe is None else self.difference(probe)
+        return seen is not None and seen.points > LOST and seen.verdict == "shown better"
+
+    def difference(self, racer: Racer) -> Difference | None:
+        """Return how a racer compares with fine-tuning on the folds of both; None without one."""
+        folds = [*racer.found]
+        if not folds:
+            return None
+        mine, plain = ([each.found[fold].right for fold in folds] for each in (racer, self.plain))
+        among = sum(bool(each.found) or not each.is_out for each in self.rivals)
+        return difference(mine, plain, [group for fold in folds for group in self.groups(fold)], among=among)
+
+    def price(self, racer: Racer) -> float:
+        """Return the seconds of a training, as seen or as a multiple of fine-tuning's."""
+        if racer.found:
+            return mean(scored.seconds for scored in racer.found.values())
+        return racer.candidate.cost * self.price(self.plain)
+
+    def _left(self) -> float:
+        return self.deadline - self.clock()
+
+    def _price_of_a_round(self) -> float:
+        return sum(map(self.price, [self.plain, *self.trained]))
+
+    def _begin(self, fold: int) -> bool:
+        """Train fine-tuning, with the probe, if it fits together with one rival at least; return whether it did."""
+        least = self.price(self.plain) + min(map(self.price, self.trained), default=0.0) if fold else 0.0
+        if least > self._left():
+            return False
+        try:
+            self._add(self.train(self.plain.candidate, fold), fold)
+        except OutOfTimeError:
+            if not fold:
+                raise
+            return False
+        return True
+
+    def _begin_one(self, racer: Racer, fold: int) -> None:
+        """Train a rival, if it fits."""
+        if self.price(racer) > self._left():
+            if not racer.found:
+                racer.leave("no time was left for it")
+            return
+        try:
+            self._add(self.train(racer.candidate, fold), fold)
+        except OutOfTimeError:
+            if not racer.found:
+                racer.leave("no time was left for it")
+        except (TransferConfigError, FloatingPointError) as error:
+            racer.leave(f"{error}".partition(". ")[0].rstrip("."))
+            racer.is_refused = True
+            racer.found.clear()
+            self.skip(self.num_folds - fold)
+
+    def _add(self, found: dict[str, Scored], fold: int) -> None:
+        for racer in [self.plain, *self.rivals]:
+            if not racer.is_out and (scored := found.get(racer.candidate.name)):
+                racer.found[fold] = scored
+
+    def _halve(self, fold: int) -> None:
+        """Drop the worse half of those that are trained."""
+        order = sorted(self.trained, key=lambda racer: -self._points(racer))
+        for racer in order[(len(order) + 1) // 2 :]:
+            self._drop(racer, fold)
+
+    def _points(self, racer: Racer) -> float:
+        seen = self.difference(racer)
+        return -100.0 if seen is None else seen.points
+
+    def _drop(self, racer: Racer, fold: int) -> None:
+        racer.leave()
+        if racer.candidate.name != PROBE:
+            self.skip(self.num_folds - fold - 1)

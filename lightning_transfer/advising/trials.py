@@ -1,0 +1,178 @@
+"""One training of a candidate on all but one part of the images, scored on that part; the probe beside fine-tuning."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_transfer.advising.candidates import PLAIN, PROBE, Candidate
+from lightning_transfer.advising.reading import Places, Reading, Runner
+from lightning_transfer.batches import is_right
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.base import AnyCallback
+from lightning_transfer.glue.proxy import Trials
+from lightning_transfer.probing import fit_probe
+from lightning_transfer.progress import Step
+from lightning_transfer.source.stream import reseed, seeded
+from lightning_transfer.splitting import folds
+
+FOLDS = 5
+MOST = 1000  # images that are scored in a fold
+MOST_PROBED = 5000  # images that a probe learns from
+PRICED = 10  # steps by which the time of a training is estimated
+
+
+class OutOfTimeError(Exception):
+    """A training is stopped, since it does not fit; its argument is the seconds that it would take."""
+
+
+class Scored(NamedTuple):
+    """Which of the scored images (n,) are right, and what this took in seconds."""
+
+    right: Tensor
+    seconds: float
+
+
+class PairedTrials:
+    """Trainings that differ in the candidate alone: the parts, the seeds, the new head and the batches are the same.
+
+    Args:
+        module: the user's, of which copies are trained.
+        trials: of its training images.
+        reading: of these.
+        clock: gives seconds.
+        deadline: of the clock, after which no training goes on.
+
+    Raises:
+        TransferConfigError: all images are of one group.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        trials: Trials,
+        reading: Reading,
+        *,
+        clock: Callable[[], float],
+        deadline: float,
+    ) -> None:
+        self.module, self.trials, self.reading = module, trials, reading
+        self.clock, self.deadline = clock, deadline
+        self.steps = 0
+        self.step: Step = lambda more, note="": None
+        self.parts = folds(trials.labels, trials.groups, num_folds=FOLDS)
+        self.places: Places | None = None  # as fine-tuning, which changes no layer, has found them
+
+    def kept(self, fold: int) -> list[int]:
+        """Return the images that are trained on while a part is held out."""
+        return sorted({*range(len(self.trials.labels))} - {*self.parts[fold]})
+
+    def scored(self, fold: int) -> list[int]:
+        """Return the images of a part that are scored."""
+        return some(self.parts[fold], MOST)
+
+    def groups(self, indices: list[int]) -> list[Any]:
+        """Return what images belong to; an image alone is its own group."""
+        return indices if self.trials.groups is None else [self.trials.groups[index] for index in indices]
+
+    def train(self, candidate: Candidate, fold: int) -> dict[str, Scored]:
+        """Return what a candidate has right of a part after training on the others, and with fine-tuning the probe.
+
+        Raises:
+            OutOfTimeError: it does not fit before the deadline.
+            TransferConfigError: it does not fit the module.
+        """
+        scoring = _Scoring(self, candidate, fold)
+        callbacks = [*candidate.callbacks(), scoring]  # the last, when the others have done their work
+        self.trials.train(copy.deepcopy(self.module), self.kept(fold), callbacks, steps=self.steps, seed=fold)
+        if candidate.name not in scoring.found:
+            raise TransferConfigError(f"The training ended before its {self.steps} steps, so it was not scored.")
+        return scoring.found
+
+
+class _Scoring(AnyCallback):
+    """Draws the same batches for every candidate, stops what does not fit in time, and scores what was learned."""
+
+    def __init__(self, paired: PairedTrials, candidate: Candidate, fold: int) -> None:
+        self.paired, self.name, self.fold = paired, candidate.name, fold
+        self.found: dict[str, Scored] = {}
+        self.began, self.batches = paired.clock(), 0
+        self.first: tuple[int, float] | None = None  # step, and when it was done
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Let a network that the module builds only now be the same for every candidate."""
+        self._draw_anew()
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Let workers, which begin soon, draw the same batches, whatever the candidate has drawn."""
+        self._draw_anew()
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Fit and score the linear probe."""
+        if self.name == PLAIN:
+            began = self.paired.clock()
+            right = self._probed(self._runner(trainer, pl_module))
+            seconds = self.paired.clock() - began
+            self.found[PROBE] = Scored(right, seconds)
+            self.began += seconds
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Draw the epoch's order."""
+        self._draw_anew()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        """Show the step, stop what does not fit, and draw the next batch as every candidate does."""
+        self.batches += 1
+        self._draw_anew()
+        now, done = self.paired.clock(), int(trainer.global_step)
+        self.first = self.first or (done, now)  # which takes longer than others, so it is not counted
+        since, deadline = done - self.first[0], self.paired.deadline
+        each = (now - self.first[1]) / since if since else (now - self.began) / max(done, 1)
+        left = each * (self.paired.steps - done)
+        if now > deadline or (since == PRICED and now + left > deadline):
+            raise OutOfTimeError(now - self.began + left)
+        self.paired.step(1, f"{self.name}, part {self.fold + 1}; at most {(deadline - now) / 60:.0f} minutes left")
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Score the part that was held out."""
+        if trainer.global_step < self.paired.steps:
+            return
+        with seeded(0, 0):  # images may be augmented at random
+            held = self.paired.trials.held(self.paired.scored(self.fold))
+            logits, labels = self._runner(trainer, pl_module).logits(held)
+        self.found[self.name] = Scored(is_right(logits, labels).bool(), self.paired.clock() - self.began)
+
+    def _draw_anew(self) -> None:
+        reseed(self.fold, 1 + self.batches)
+
+    def _runner(self, trainer: Any, module: Any) -> Runner:
+        paired = self.paired
+        runner = Runner(trainer, module, paired.reading, paired.trials.held(paired.scored(self.fold)), paired.places)
+        paired.places = runner.places
+        return runner
+
+    def _probed(self, runner: Runner) -> Tensor:
+        """Return what a linear classifier of the features of the network as it came has right."""
+        paired = self.paired
+        chosen = some(paired.kept(self.fold), MOST_PROBED)
+        with seeded(0, 0):
+            features, labels, outputs = runner.features(paired.trials.held(chosen))
+            others, theirs, _ = runner.features(paired.trials.held(paired.scored(self.fold)))
+        num_classes = int(max(labels.max(), theirs.max())) + 1
+        if num_classes > max(outputs, 2):
+            raise TransferConfigError(
+                f"Labels run to {num_classes - 1}, and the head {runner.head.path!r} gives {outputs} numbers; expected "
+                "one a class, numbered from 0."
+            )
+        groups = paired.groups(chosen)
+        is_split = len({*groups}) > 1  # else its penalty is chosen on images of the one group that there is
+        says = fit_probe(features, labels, num_classes=num_classes, groups=groups if is_split else None)
+        return says(others).argmax(1) == theirs
+
+
+def some(indices: list[int], most: int) -> list[int]:
+    """Return at most so many of them, drawn evenly, in order."""
+    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:most]
+    return [indices[place] for place in order.sort().values.tolist()]
