@@ -148,33 +148,3 @@ def test_what_cannot_be_run_is_said_before_anything_runs(matrix, tmp_path, capsy
         matrix.main.main(["--data", str(tmp_path), "--work", str(tmp_path / "work"), *options])
     assert says in f"{found.value} {capsys.readouterr().err}"
     assert not [*tmp_path.rglob("*.pt")]
-
-
-def test_advice_is_judged_by_what_is_known_of_other_targets(matrix, monkeypatch):
-    import advice
-
-    gains = {"trashnet": 5.0, "gtsrb": -5.0}
-    known = [
-        {"target": name, "shots": 10.0, "gap": 0.6, "distance": 0.0, "costs": {"soft": 2.0}}
-        | {"differences": {"soft": [gain, gain + 0.1, gain - 0.1]}}
-        for name, gain in gains.items()
-    ]
-    seen = {
-        "images": 60,
-        "classes": 6,
-        "fewest": 10,
-        "scored": 60,
-        "probe": 0.5,
-        "tuned": 0.5,
-        "error": 0.01,
-        "gap": 0.6,
-    }
-    monkeypatch.setattr(advice, "evidence", lambda: known)
-    monkeypatch.setattr(advice, "settings", lambda: [(name, {(name, "fine-tuning"): [{"lr": 0.1}]}) for name in gains])
-    monkeypatch.setattr(advice, "looks", lambda *asked: [seen])
-    advice.judged.cache_clear()
-    found = advice.judged()
-    advice.judged.cache_clear()
-    # each is told what the other has shown, which is wrong for both
-    assert found["trashnet, 10 of a class"][2].tolist() == [[0, 0], [0, 1], [0, 1]]
-    assert found["gtsrb, 10 of a class"][2].tolist() == [[0, 1], [0, 0], [0, 1]]

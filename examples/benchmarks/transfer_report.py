@@ -1,4 +1,4 @@
-"""Tables, figures and the evidence of `lightning_transfer.advise`, from the JSON files of costs and of the matrix.
+"""Tables and figures, from the JSON files of costs and of the matrix.
 
 python examples/benchmarks/transfer_report.py           # all of them, from results/, into the pages they belong to
 python examples/benchmarks/transfer_report.py mine.json # the table of one file, on the terminal
@@ -14,7 +14,6 @@ from typing import Any
 import measuring
 import numpy as np
 import regime_results
-from advice import hit_rate, hits
 from transfer_figures import PICTURES
 from transfer_results import (
     FOLDER,
@@ -29,7 +28,6 @@ from transfer_results import (
     cost,
     difference,
     distance,
-    evidence,
     finals,
     gap,
     interval,
@@ -43,18 +41,16 @@ from transfer_results import (
 )
 from transfer_rows import EVERY, ROWS
 
-from lightning_transfer.advising.advise import LINES
-
 PAGES = FOLDER.parent / "README.md", FOLDER.parents[2] / "README.md"
-KNOWN = FOLDER.parents[2] / "lightning_transfer/advising/evidence.json"
 END = "<!-- until here -->"
-DEFAULTS = (
-    "soft, measured weight",
-    "selective, measured weight",
-    "AdaFilter",
-    "transfer module alone",
-    "collaborative",
-)
+DEFAULTS = {  # by row, what a user writes
+    "soft, measured weight": "SoftFinetuning(source)",
+    "selective, measured weight": "SelectiveJointFinetuning(source, neighbors=100, target=images_without_augmentation)",
+    "AdaFilter": "AdaFilter()",
+    "transfer module alone": "GatedTransfer()",
+    "collaborative": "CollaborativeFinetuning([another_pretrained_network])",
+}
+SUMMARY = (PLAIN, PROBE, "gated transfer", "ensemble of two", "soft", "selective", "selective and gated transfer")
 RIVALS = (
     ("soft", "linear probe"),
     ("joint, random source", "linear probe"),
@@ -165,8 +161,7 @@ def defaults(report: dict[str, Any]) -> str:
     """What each method does as it comes."""
     cells = finals(report)
     lines = ["| | the row | " + " | ".join(report["targets"]) + " |", "|---" * (len(report["targets"]) + 2) + "|"]
-    for row in DEFAULTS:
-        call = LINES[row].partition("[lt.")[2].rpartition("]")[0]
+    for row, call in DEFAULTS.items():
         found = [_interval(difference(cells, name, row)) for name in report["targets"]]
         lines.append(f"| `{call}` | {row} | {' | '.join(found)} |")
     return "\n".join(lines)
@@ -235,7 +230,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "summary": lambda: markdown(
         {
             **(report := whole(read("transfer"))),
-            "rows": [row for row in report["rows"] if row in (PLAIN, PROBE, *LINES)],
+            "rows": [row for row in report["rows"] if row in (*SUMMARY, *DEFAULTS)],
         }
     ),
     "qualities": lambda: qualities(whole(read("transfer"))),
@@ -261,8 +256,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "regime rates": lambda: regime_results.rates(10),
     "regime lengths": regime_results.lengths,
     "costs": lambda: measuring.markdown(read("costs")["rows"]),
-    "advice": hits,
-    "hit rate": hit_rate,
 }
 
 
@@ -303,7 +296,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, text in tables(page).items():
             page = insert(page, name, text)
         path.write_text(page)
-    KNOWN.write_text(json.dumps(evidence(), indent=1) + "\n")
     for name, draw in {**PICTURES, "regime.png": regime_results.picture}.items():
         draw(FOLDER / name)
 

@@ -134,29 +134,3 @@ def compared(names: Sequence[str], of: Callable[[Cells, str], Any]) -> dict[str,
     for name, cells in settings(names):
         found.setdefault(name.removesuffix(SKEWED), []).append((of(cells, name), name, cells))
     return {name: sorted(lines, key=itemgetter(0)) for name, lines in found.items() if len(lines) > 1}
-
-
-def evidence() -> list[dict[str, Any]]:
-    """What `lightning_transfer.advise` knows: of each setting, what it has seen of it, and how rows did there."""
-    found = []
-    for name, cells in settings():
-        mine = looks(name, shots(cells, name), cells[name, PLAIN][0]["lr"])
-        here = {key: runs for key, runs in cells.items() if key[0] == name}
-        rows = [row for _, row in here if row != PLAIN]
-        found.append(
-            {
-                "target": name,
-                "shots": shots(cells, name),
-                "gap": round(mean(look["gap"] for look in mine), 4),
-                "distance": round(mean(100 * (look["tuned"] - look["probe"]) for look in mine), 2),
-                "differences": {row: [round(float(v), 2) for v in paired(cells, name, row)] for row in rows},
-                "costs": {row: round(cost(here, row), 2) for row in rows},
-            }
-        )
-    return found
-
-
-def looks(target: str, shots: float, lr: float) -> list[dict[str, Any]]:
-    """What advise() has measured of a target's draws of so many images of a class, at that learning rate."""
-    wanted = target, shots, lr
-    return [look for look in read("advice") if (look["target"], look["images"] / look["classes"], look["lr"]) == wanted]

@@ -116,7 +116,7 @@ class Advice:
     @property
     def best(self) -> Compared | None:
         """Return the best of those that are shown to be better than fine-tuning; None without one."""
-        if self.measured.is_guessing or self.measured.falls_short:
+        if self.measured.is_guessing:
             return None
         return next((each for each in self.candidates if each.verdict == "shown better"), None)
 
@@ -142,9 +142,9 @@ class Advice:
         of = "" if seen.groups is None else f" of {seen.groups} groups"
         yield f"{seen.images} labelled images{of}, {seen.classes} classes, {seen.fewest} of the rarest."
         yield (
-            f"{seen.trainings} trainings of {seen.steps} steps ({seen.passes:.0f} passes, {seen.seconds:.0f} seconds of "
-            f"fine-tuning), each on all but one of {FOLDS} parts of the images and scored on that one; parts, batches "
-            "and the new head are the same for all."
+            f"{seen.trainings} trainings of {seen.steps} steps ({seen.passes:.0f} passes; fine-tuning took "
+            f"{seen.seconds:.0f} seconds), each on all but one of {FOLDS} parts of the images and scored on that one; "
+            "parts, batches and the new head are the same for all."
         )
         yield f"Of {seen.scored} images fine-tuning has {seen.tuned:.1%} right, a linear probe {seen.probe:.1%}."
         if seen.guess:
@@ -167,9 +167,8 @@ class Advice:
         elif seen.falls_short:
             yield (
                 "Mend fine-tuning first: it falls far short of the probe, so its learning rate is too high or it has "
-                "too few steps, and nothing that builds on it can be judged; until then take the probe."
+                f"too few steps; until then use {PROBE if best is None else best.name}."
             )
-            best = probe
         elif best is not None:
             yield (
                 f"Use {best.name}: it is shown to be better than fine-tuning, by {best.difference} points, at "

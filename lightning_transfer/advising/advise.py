@@ -21,7 +21,7 @@ from lightning_transfer.source.datasets import AnyDataset
 from lightning_transfer.source.task import SourceTask
 
 PASSES = 25  # over the images that are trained on, if no length is given
-LENGTHS = ("max_epochs", "max_steps")
+LENGTHS = "max_epochs", "max_steps"
 FROZEN = Candidate(
     PROBE, "callbacks=[lt.ProbeStart()], with requires_grad_(False) for all of the network but its head", list, cost=0.0
 )
@@ -117,6 +117,7 @@ def compare(
         groups=lambda fold: paired.groups(paired.scored(fold)),
         clock=clock,
         deadline=deadline,
+        is_over_early=not any(rival.name == rival.line for rival in rivals),  # the user's own may mend it
         skip=lambda number: paired.step(number * paired.steps),
     )
     total = len(paired.parts) * paired.steps * (1 + len(race.trained))
@@ -140,9 +141,8 @@ def length(lengths: Mapping[str, int], per_pass: int) -> int:
     >>> length({"max_epochs": 3}, 10), length({"max_steps": 7, "max_epochs": 3}, 10), length({}, 10)
     (30, 7, 250)
     """
-    epochs, steps = (lengths.get(name) for name in LENGTHS)
-    given = [steps] * (steps is not None) + [(epochs or 0) * per_pass] * (epochs is not None)
-    return min(given, default=PASSES * per_pass)
+    each = {"max_epochs": per_pass, "max_steps": 1}
+    return min((number * each[name] for name, number in lengths.items()), default=PASSES * per_pass)
 
 
 def _advice(race: Race, paired: PairedTrials, *, passes: float) -> Advice:

@@ -46,6 +46,7 @@ class Race:
         groups: what the scored images of a fold belong to.
         clock: gives seconds.
         deadline: of the clock.
+        is_over_early: whether nothing is worth a training while fine-tuning falls far short of the probe.
         skip: takes how many trainings will not be.
     """
 
@@ -58,12 +59,13 @@ class Race:
         groups: Callable[[int], list[Any]],
         clock: Callable[[], float],
         deadline: float,
+        is_over_early: bool = True,
         skip: Callable[[int], object] = lambda number: None,
     ) -> None:
         self.plain = Racer(Candidate(PLAIN, "", list, cost=1.0))
         self.rivals = [Racer(each) for each in rivals]
         self.num_folds, self.train, self.groups = num_folds, train, groups
-        self.clock, self.deadline, self.skip = clock, deadline, skip
+        self.clock, self.deadline, self.is_over_early, self.skip = clock, deadline, is_over_early, skip
 
     def run(self) -> None:
         """Hold the race.
@@ -73,21 +75,21 @@ class Race:
             TransferConfigError: fine-tuning does not fit the module.
         """
         for fold in range(self.num_folds):
-            if not self._begin(fold) or self.falls_short:
+            if not self._begin(fold):
+                break
+            if self.is_over_early and self.falls_short:
+                for racer in self.trained:
+                    racer.leave("it builds on fine-tuning, which falls short of the probe")
                 break
             for racer in sorted(self.trained, key=self.price):
                 self._begin_one(racer, fold)
             for racer in self.alive:
                 seen = self.difference(racer)
-                if seen is not None and seen.points + seen.half < 0:
+                if seen is not None and seen.verdict == "shown worse":
                     self._drop(racer, fold)
-            folds = self.num_folds - fold - 1
-            if not folds or not self.alive:
+            if fold + 1 == self.num_folds or not self.alive:
                 break
-            if folds * self._price_of_a_round() > self._left():
-                self._halve(fold)
-            while self._price_of_a_round() > self._left() and len(self.trained) > 1:
-                self._halve(fold)
+            self._make_room(fold)
 
     @property
     def alive(self) -> list[Racer]:
@@ -161,6 +163,13 @@ class Race:
         for racer in [self.plain, *self.rivals]:
             if not racer.is_out and (scored := found.get(racer.candidate.name)):
                 racer.found[fold] = scored
+
+    def _make_room(self, fold: int) -> None:
+        """Drop the worse half if not all can run all folds, and again until a round fits."""
+        rounds = self.num_folds - fold - 1
+        while rounds * self._price_of_a_round() > self._left() and len(self.trained) > 1:
+            self._halve(fold)
+            rounds = 1
 
     def _halve(self, fold: int) -> None:
         """Drop the worse half of those that are trained."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_transfer.advising.backbones import Networks, Run, named, pictures_of
-from lightning_transfer.advising.parts import error
+from lightning_transfer.advising.verdicts import error
 from lightning_transfer.errors import TransferConfigError, check_count
 from lightning_transfer.probing import probed
 from lightning_transfer.progress import tqdm_progress

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, default_collate
 
 from lightning_transfer.batches import class_numbers, label_hint
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.hearing import Hearing
 from lightning_transfer.glue.trainer import looking, to_device
-from lightning_transfer.glue.view import NetworkView
 from lightning_transfer.naming import structure
 from lightning_transfer.roles import Head, find_head, is_pooling
 from lightning_transfer.source.datasets import load
@@ -80,8 +80,8 @@ class Runner:
         else:
             self.head = Head(places.head, _standing_at(module, places.head))
             forward = forward or (lambda module, images: module.get_submodule(places.network)(images))
-        self.view = NetworkView(trainer, module, self.head, forward=forward, how=FORWARD)
-        self.places = places or Places(self.head.path, self.view.path, self.view.is_apart)
+        self.hearing = Hearing(trainer, module, self.head, forward=forward, how=FORWARD)
+        self.places = places or Places(self.head.path, self.hearing.path, self.hearing.is_apart)
 
     def logits(self, loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
         """Return logits (n, classes) and labels (n,) of all images of a loader."""
@@ -121,7 +121,7 @@ class Runner:
 
     def _hear(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the head takes and gives."""
-        (calls,) = self.view.hear(images, [self.head.module])
+        (calls,) = self.hearing.hear(images, [self.head.module])
         if not calls:
             name, how = type(self.module).__name__, FORWARD.format("...")
             raise TransferConfigError(f"{name} does not run its head {self.head.path!r} on images. {how}")

@@ -103,7 +103,7 @@ TABLE = {
         several=FROZEN_BODY,
     ),
     "LayersOnTheModule": row(joint=refused("forward="), several=refused("model='block1'", model="block1")),
-    "OneLogit": row(several=refused("loss=", loss=shapes.binary), advise=senseless("one a class")),
+    "OneLogit": row(several=refused("loss=", loss=shapes.binary)),
     "OneHot": row(
         sourced=NUMBERS,
         auto=WORKS,
@@ -137,7 +137,7 @@ TABLE = {
     "LabelSmoothing": row(aux=MEANT, several=criterion(nn.CrossEntropyLoss(label_smoothing=0.1))),
     "DictStep": row(),
     "OneArgumentStep": row(),
-    "ThreeTuples": row(sourced=TRIPLES, advise=TRIPLES),
+    "ThreeTuples": row(sourced=TRIPLES),
     "PathImageLabel": row(sourced=PATHS, advise=PATHS),
     "MetricLearning": row(
         auto=VIEWS,
