@@ -84,7 +84,7 @@ def test_costs_measures_every_row_against_its_bar(tmp_path):
 def test_advise_measures_and_says(monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXAMPLES)
     advice = main("advise.py")(["--steps", "2"])
-    assert advice.measured.scored == 100
+    assert (advice.measured.images, advice.measured.steps) == (100, 2)
     assert str(advice) in capsys.readouterr().out
 
 

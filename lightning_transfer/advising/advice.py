@@ -96,8 +96,7 @@ class Compared:
         """Return its row of the table."""
         if self.difference is None:
             return self.name, "", "", "", f"{self.verdict}: {self.reason}"
-        parts = f"after {self.folds} part{'s' * (self.folds > 1)}"
-        verdict = f"dropped {parts}" if self.verdict == "dropped" else self.verdict
+        verdict = f"dropped after {_counted(self.folds, 'part')}" if self.verdict == "dropped" else self.verdict
         return self.name, str(self.difference), f"{self.cost:.1f}", str(self.folds), verdict
 
 
@@ -142,7 +141,7 @@ class Advice:
         of = "" if seen.groups is None else f" of {seen.groups} groups"
         yield f"{seen.images} labelled images{of}, {seen.classes} classes, {seen.fewest} of the rarest."
         yield (
-            f"{seen.trainings} trainings of {seen.steps} steps ({seen.passes:.0f} passes; fine-tuning took "
+            f"{_counted(seen.trainings, 'training')} of {seen.steps} steps ({seen.passes:.3g} passes; fine-tuning took "
             f"{seen.seconds:.0f} seconds), each on all but one of {FOLDS} parts of the images and scored on that one; "
             "parts, batches and the new head are the same for all."
         )
@@ -181,3 +180,7 @@ class Advice:
             yield f"{stay}; nor is the linear probe, which costs little, shown to be worse." if is_open else f"{stay}."
         if best is not None:
             yield f"    {best.line}"
+
+
+def _counted(number: int, of: str) -> str:
+    return f"{number} {of}{'s' * (number != 1)}"
