@@ -86,7 +86,8 @@ def round_of_the_target(data, workers):
 
 
 def advised(data, workers):
-    lt.advise(LitToy(), toys.target_loader(), source=task(data), steps=3, trainer={"accelerator": "cpu"})
+    loader = toys.DataLoader(data, batch_size=4, num_workers=workers)
+    lt.advise(LitToy(), loader, candidates={}, steps=3, trainer={"accelerator": "cpu"})
 
 
 PLACES = [
@@ -97,7 +98,7 @@ PLACES = [
     (selected_source, "Source"),
     (selected_target, "Target"),
     (round_of_the_target, "Target"),
-    (advised, "Source"),
+    (advised, "Target"),
 ]
 
 
