@@ -185,7 +185,7 @@ FAULTS = {
         "selective/test_select.py::test_more_neighbors_than_there_are_is_refused_before_and_after_some_are_left_out",
         "selective/test_rounds.py::test_more_neighbors_than_source_images_are_refused_at_construction",
         "selective/test_rounds.py::test_a_small_source_lends_what_is_left_of_it",
-        "advising/test_advise.py::test_no_batch_of_one_image_is_trained_on",
+        "advising/test_trials.py::test_no_batch_of_one_image_is_trained_on",
     ),
     24: (
         "a selection or its cache that is damaged, foreign, read-only, or on a full disk",
@@ -531,7 +531,7 @@ FIELD: dict[str, tuple[str, ...]] = {
     ),
     "C8": (
         "advice whose trials are too short for a schedule",
-        "advising/test_advise.py::test_a_schedule_that_the_trial_is_too_short_for_is_said_to_be_in_a_trial",
+        "advising/test_trials.py::test_a_schedule_that_the_trial_is_too_short_for_is_said_to_be_in_a_trial",
     ),
 }
 
