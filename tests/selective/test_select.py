@@ -190,6 +190,21 @@ def test_unreadable_source_images_are_skipped_counted_and_listed():
     assert "3 of 300 source images cannot be used and are left out: [7, 150, 299]" in text
 
 
+def test_an_image_that_could_not_be_read_for_a_moment_is_not_left_out_of_the_cache_for_good(tmp_path):
+    target, source = smooth(4, 1), smooth(200, 2)
+    data = Faulty(source, bad={7, 150})
+    cache = tmp_path / "chosen.safetensors"
+    assert found_in(target, data, k=190, cache=cache).unreadable.tolist() == [7, 150]
+    assert found_in(target, data, k=190, cache=cache).unreadable.tolist() == [7, 150]  # still: the cache serves
+    data.bad = {7}
+    with pytest.warns(UserWarning, match=r"Source images \[150\] could not be read .* can be read now"):
+        again = found_in(target, data, k=190, cache=cache)
+    expected = found_in(target, data, k=190)
+    assert again.unreadable.tolist() == [7]
+    assert torch.equal(again.indices, expected.indices)
+    assert lt.Selection.load(cache).unreadable.tolist() == [7]
+
+
 def test_above_one_percent_unreadable_is_an_error_that_names_one_and_its_reason():
     with pytest.raises(lt.TransferConfigError, match=r"More than 1% .*image 3: OSError: truncated file.*Mend"):
         found_in(smooth(4, 1), Faulty(smooth(200, 2), bad={3, 8, 21}), k=2)

@@ -166,6 +166,35 @@ def read_batches(
         start += len(batch)
 
 
+def readable(pictures: Pictures, indices: Sequence[int], *, num_workers: int) -> list[int]:
+    """Return those of the indices whose picture can be read."""
+    batches = read_batches(pictures, indices, num_workers=num_workers) if indices else ()
+    read = (pair for some, batch in batches for pair in zip(some, batch, strict=True))
+    return [index for index, (pixels, _) in read if isinstance(pixels, Tensor)]
+
+
+def check_ranges(pictures: Pictures, source: Pictures) -> None:
+    """Raise where one brightness is not one number in these pictures and in the source's.
+
+    Raises:
+        TransferConfigError: naming both ranges.
+    """
+    sides = (pictures, source)
+    extents = {side.name: side.glance.extent for side in sides}
+    if None not in extents.values() and len({extent.scale for extent in extents.values() if extent}) > 1:
+        shown = " and ".join(f"{name} pixels run {extent}" for name, extent in extents.items())
+        raise TransferConfigError(
+            f"The {shown}: one is normalised and the other is not, so that their statistics say nothing of each "
+            "other. Give both the same processing."
+        )
+    if not pictures.glance.agrees(source.glance):
+        shown = " and ".join(f"{side.name} pixels are {side.glance}" for side in sides)
+        raise TransferConfigError(
+            f"The {shown}: their ranges differ, so that one brightness is not one number. Bring both to one range, "
+            "for example to floats of 0 to 1."
+        )
+
+
 def spread(num: int, wanted: int) -> list[int]:
     """Some of so many places, first and last among them."""
     found: list[int] = torch.linspace(0, num - 1, min(num, wanted)).long().tolist()

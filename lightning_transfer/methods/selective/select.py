@@ -29,7 +29,7 @@ from lightning_transfer.methods.selective.duplicates import COMPARED, near_dupli
 from lightning_transfer.methods.selective.exact import exact_neighbors, nearest_first, search_bytes
 from lightning_transfer.methods.selective.identity import digest_of, identity, looked_at
 from lightning_transfer.methods.selective.options import Neighbors
-from lightning_transfer.methods.selective.pictures import Picture, Pictures
+from lightning_transfer.methods.selective.pictures import Picture, Pictures, check_ranges, readable
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.search import plain_arithmetic
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
@@ -171,7 +171,7 @@ class Job:
                 f"k={self.k} exceeds the {len(self.source):,} source images; pass k<={len(self.source)}."
             )
         for pictures in (self.target, *self.protect):
-            self._check_range(pictures)
+            check_ranges(pictures, self.source)
         shown = "; ".join(f"{side.name}: {side.glance}" for side in (self.target, self.source, *self.protect))
         self.scan.say(f"Pixels by a look at some images: {shown}.")
         target_side, source_side = (pictures.glance.side for pictures in (self.target, self.source))
@@ -180,23 +180,6 @@ class Job:
                 f"Target images have about {target_side:.0f} pixels a side, source images {source_side:.0f}: filters "
                 "see them at other scales. Resize both alike.",
                 stacklevel=2,
-            )
-
-    def _check_range(self, pictures: Pictures) -> None:
-        """Raise where one brightness is not one number in these pictures and in the source's."""
-        sides = (pictures, self.source)
-        extents = {side.name: side.glance.extent for side in sides}
-        if None not in extents.values() and len({extent.scale for extent in extents.values() if extent}) > 1:
-            shown = " and ".join(f"{name} pixels run {extent}" for name, extent in extents.items())
-            raise TransferConfigError(
-                f"The {shown}: one is normalised and the other is not, so that their statistics say nothing of each "
-                "other. Give both the same processing."
-            )
-        if not pictures.glance.agrees(self.source.glance):
-            shown = " and ".join(f"{side.name} pixels are {side.glance}" for side in sides)
-            raise TransferConfigError(
-                f"The {shown}: their ranges differ, so that one brightness is not one number. Bring both to one range, "
-                "for example to floats of 0 to 1."
             )
 
     def _edges(self, describer: Describer) -> tuple[Tensor, int, str]:
@@ -241,6 +224,13 @@ class Job:
             raise TransferConfigError(
                 f"{path} keeps another selection: {'; '.join(different)}. Delete it, or pass another cache=."
             )
+        if mended := readable(self.source, found.unreadable.tolist(), num_workers=self.scan.num_workers):
+            warnings.warn(
+                f"Source images {mended} could not be read when the selection in {path} was made, and can be read now: "
+                "it is made again, with them.",
+                stacklevel=2,
+            )
+            return None
         self.scan.say(f"The selection in {path} is used: {found!r}. Compared were {looked_at(self.source)}.")
         return found
 
