@@ -42,7 +42,16 @@ def options_of(thing: object) -> dict[str, bool | int | float | str | None]:
     kept = {**getattr(thing, "options", {})}
     names = inspect.signature(type(thing)).parameters
     kept |= {name: getattr(thing, name) for name in names if hasattr(thing, name)}
-    return dict(pair for name in names if name in kept for pair in _plain(name, kept[name]))
+    return plain({name: kept[name] for name in names if name in kept})
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, bool | int | float | str | None]:
+    """Return options as plain values, those of an option's own options too.
+
+    >>> plain({"gated": ["layer3", "layer4"], "width": 4})
+    {'gated/0': 'layer3', 'gated/1': 'layer4', 'width': 4}
+    """
+    return dict(pair for name, value in options.items() for pair in _plain(name, value))
 
 
 def _plain(name: str, value: Any) -> Iterator[tuple[str, bool | int | float | str | None]]:

@@ -261,6 +261,9 @@ class TransferCallback(AnyCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Give the loggers what this callback was made with."""
+        if self.structure is not None and (saved := checkpoints.changed_hyperparameters(pl_module)):
+            line = f"self.save_hyperparameters(ignore={saved})"
+            say(trainer, f"Checkpoints hold {saved} with changed layers, for this package alone to read. Write {line}.")
         options = options_of(self)
         log_options(trainer, {f"transfer/{type(self).__name__}/{name}": value for name, value in options.items()})
 

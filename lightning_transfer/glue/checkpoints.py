@@ -87,6 +87,12 @@ def check_structure(module: Any, checkpoint: dict[str, Any], *, name: str, struc
         )
 
 
+def changed_hyperparameters(module: Any) -> list[str]:
+    """Return which hyperparameters are networks with changed layers, which a checkpoint pickles whole."""
+    networks = ((name, value) for name, value in getattr(module, "hparams", {}).items() if isinstance(value, nn.Module))
+    return [name for name, network in networks if any(isinstance(child, Structure) for child in network.modules())]
+
+
 def hide_optimizer_states(optimizers: list[torch.optim.Optimizer], checkpoint: dict[str, Any]) -> None:
     """Take what optimizers remember of training-only parameters out of a checkpoint and put it under our own key.
 

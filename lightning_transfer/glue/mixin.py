@@ -1,12 +1,36 @@
 """How a module with parts of its own learns which Trainer fits it."""
 
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.checkpoints import changed_hyperparameters
 from lightning_transfer.glue.part import TransferPart
-from lightning_transfer.glue.trainer import Weakly, is_run_by, is_running
+from lightning_transfer.glue.trainer import Weakly, is_run_by, is_running, log_options
+from lightning_transfer.naming import plain
 
+Add = TypeVar("Add", bound=Callable[..., Any])
 Part = TypeVar("Part", bound=TransferPart)
+
+
+def noted(add: Add) -> Add:
+    """Have a mixin's method remember the options that it was called with, for the loggers."""
+    signature, mixin = inspect.signature(add), add.__qualname__.partition(".")[0]
+
+    @functools.wraps(add)
+    def adding(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = add(self, *args, **kwargs)
+        given = signature.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        options = plain(dict(list(given.arguments.items())[1:]))  # without self
+        self._options = {**self._options, **{f"transfer/{mixin}/{name}": value for name, value in options.items()}}
+        return result
+
+    return adding  # type: ignore[return-value]
 
 
 class PartMixin:
@@ -17,6 +41,7 @@ class PartMixin:
     """
 
     _fit = Weakly()
+    _options: Mapping[str, Any] = MappingProxyType({})  # that parts were added with, under the loggers' names
 
     @property
     def trainer(self) -> Any:
@@ -46,6 +71,18 @@ class PartMixin:
         """The Trainer that fits the module, in the middle of its fit; otherwise the last one."""
         trainer = self._fitting
         return trainer if is_running(trainer) else self.trainer
+
+    def on_fit_start(self) -> None:
+        """Give the loggers what the parts of this module were made with."""
+        if saved := changed_hyperparameters(self):
+            warnings.warn(
+                f"save_hyperparameters puts {saved}, whose layers are changed already, into every checkpoint: "
+                f"{type(self).__name__} cannot be made from it again. Write self.save_hyperparameters(ignore={saved}).",
+                stacklevel=2,
+            )
+        if self._options:
+            log_options(self._fitting, dict(self._options))
+        super().on_fit_start()  # type: ignore[misc]
 
     def _is_training(self) -> bool:
         """Whether this is a step of the fit: not of its validation, and not of another Trainer's run."""

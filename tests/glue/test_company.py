@@ -1,5 +1,7 @@
 """What stands beside ours on the wrong side, or is missing in a resumed run, is named in place of a raw error."""
 
+import re
+
 import lightning.pytorch as L
 import pytest
 from lightning.pytorch.callbacks import ModelPruning
@@ -51,6 +53,36 @@ def test_pruning_comes_first_where_layers_change(method):
     module = LitToy()
     fit(module, [pruning(), method.callback()])
     assert any((param == 0).float().mean() > 0.2 for param in module.parameters())
+
+
+class Injected(LitToy):
+    def __init__(self, network):
+        super().__init__()
+        self.save_hyperparameters()
+        self.model = network
+
+
+class InjectedAndGated(lt.GatedTransferMixin, Injected):
+    def __init__(self, network):
+        super().__init__(network)
+        self.add_gated_transfer(ratio=2)
+
+    def training_step(self, batch, batch_idx):
+        return self.gated_loss(super().training_step(batch, batch_idx))
+
+
+@pytest.mark.filterwarnings("ignore:Attribute 'network' is an instance of `nn.Module`")
+def test_a_changed_network_among_the_hyperparameters_is_named(caplog, tmp_path):
+    line = r"self.save_hyperparameters\(ignore=\['network'\]\)"
+    with pytest.warns(UserWarning, match=rf"InjectedAndGated cannot be made from it again. Write {line}"):
+        fit(InjectedAndGated(toys.toy_net()), max_epochs=1)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        fit(
+            module := Injected(toys.toy_net()), [lt.AdaFilter(gated="conv"), toys.SaveEveryStep(tmp_path)], max_epochs=1
+        )
+    assert re.search(line, caplog.text)
+    loaded = lt.load_from_checkpoint(Injected, tmp_path / "step=6.ckpt", weights_only=False)
+    toys.assert_same(toys.weights(loaded), toys.weights(module))
 
 
 @each(changes_layers=True)

@@ -123,6 +123,29 @@ OPTIONS = {
 }
 
 
+OF_MIXINS = {
+    "SourceTaskMixin": {"weight/until_steps": 5, "source/batch_size": 4, "head": "auto"},
+    "AdaFilterMixin": {"gate_width": 4, "gated": "conv", "estimator": "straight_through"},
+    "GatedTransferMixin": {"ratio": 2, "tap": "model.bn", "aux_weight": None, "labels": "find_labels"},
+    "CollaborativeMixin": {"sources/0": "OtherNet", "weight": 0.2},
+}
+
+
+@each()
+def test_loggers_get_the_options_of_mixins_too(method):
+    module = method.mixin()
+    toys.trainer([], logger=(noting := Noting()), max_epochs=1).fit(module, toys.target_loader())
+    mixin = next(cls.__name__ for cls in type(module).__mro__ if cls.__name__ in OF_MIXINS)
+    expected = {f"transfer/{mixin}/{name}": value for name, value in OF_MIXINS[mixin].items()}
+    if method.name.startswith("selective"):
+        expected[f"transfer/{mixin}/borrow/neighbors/k"] = 6
+    elif method.name.startswith("soft"):
+        expected[f"transfer/{mixin}/borrow"] = None
+    ((found, metrics),) = noting.given
+    assert expected.items() <= found.items()
+    assert metrics == {}
+
+
 def test_a_trainer_that_logs_no_hyperparameters_logs_none_of_ours():
     runner = toys.trainer([one(has_source=True).callback()], logger=(noting := Noting()), enable_autolog_hparams=False)
     runner.fit(Keeping(), toys.target_loader())

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.mixin import PartMixin
+from lightning_transfer.glue.mixin import PartMixin, noted
 from lightning_transfer.methods.adafilter.apply import FilterGates, apply_adafilter
 from lightning_transfer.methods.adafilter.functional import Estimator
 from lightning_transfer.methods.adafilter.modules import Fixed
@@ -30,6 +30,7 @@ class AdaFilterMixin(PartMixin):
         ['1']
     """
 
+    @noted
     def add_adafilter(
         self,
         *,

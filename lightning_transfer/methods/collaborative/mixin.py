@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_transfer.batches import Labels, find_labels
 from lightning_transfer.errors import TransferConfigError, check_number
 from lightning_transfer.glue.checkpoints import TrainingOnly
-from lightning_transfer.glue.mixin import PartMixin
+from lightning_transfer.glue.mixin import PartMixin, noted
 from lightning_transfer.methods.collaborative.agreement import Agreement
 from lightning_transfer.methods.collaborative.apply import Frozen, apply_collaborative
 from lightning_transfer.methods.collaborative.functional import Criterion
@@ -35,6 +35,7 @@ class CollaborativeMixin(PartMixin):
         ...         return self.collaborative_loss(loss)
     """
 
+    @noted
     def add_sources(
         self,
         sources: Sources,

@@ -7,7 +7,7 @@ from torch import Tensor
 from lightning_transfer.batches import Labels, find_labels
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import KEY, TrainingOnly
-from lightning_transfer.glue.mixin import PartMixin
+from lightning_transfer.glue.mixin import PartMixin, noted
 from lightning_transfer.methods.gated.apply import apply_gated_transfer
 from lightning_transfer.methods.gated.auxiliary import AuxiliaryTerm, aux_weight_of
 from lightning_transfer.stamps import stamped, unstamped
@@ -35,6 +35,7 @@ class GatedTransferMixin(PartMixin):
         ...         return self.gated_loss(loss)
     """
 
+    @noted
     def add_gated_transfer(
         self,
         *,

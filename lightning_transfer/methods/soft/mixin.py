@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.choosing import Borrows
-from lightning_transfer.glue.mixin import PartMixin
+from lightning_transfer.glue.mixin import PartMixin, noted
 from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.methods.soft.options import check_soft_options
 from lightning_transfer.schedules import Schedule
@@ -42,6 +42,7 @@ class SourceTaskMixin(PartMixin):
 
     source_task: SourceTerm
 
+    @noted
     def add_source_task(
         self,
         source: SourceTask,
