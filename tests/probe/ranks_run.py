@@ -30,15 +30,21 @@ BESIDE = {
     "alone": list,
     "gated": lambda: [lt.GatedTransfer(ratio=2)],
     "several": lambda: [lt.CollaborativeFinetuning([other()])],
+    "shares": list,  # each process has a dataset of its own
 }
 
 
 def run(name, num_ranks, *, is_probed=True):
-    """The first and last weights, with Lightning's own sharing out of images."""
+    """The first and last weights; of one process with the first one's data."""
     module = Started()
     module.model.bn = nn.GroupNorm(2, toys.WIDTH)  # BatchNorm's statistics are each rank's own
-    strategy = "ddp" if num_ranks > 1 else "auto"
-    toys.fit(module, [*([lt.ProbeStart()] if is_probed else []), *BESIDE[name]()], devices=num_ranks, strategy=strategy)
+    options = {"devices": num_ranks, "strategy": "ddp" if num_ranks > 1 else "auto"}
+    data = toys.target_data()
+    if name == "shares":
+        data = torch.utils.data.Subset(data, range(int(os.environ.get("RANK", 0)), len(data), 2))
+        options["use_distributed_sampler"] = False
+    loader = torch.utils.data.DataLoader(data, batch_size=4)
+    toys.fit(module, [*([lt.ProbeStart()] if is_probed else []), *BESIDE[name]()], loader=loader, **options)
     return {"start": module.start, "end": toys.weights(module)}
 
 

@@ -168,7 +168,7 @@ def ranks(tmp_path_factory):
     return launch(tmp_path_factory.mktemp("ranks"), 2, script=ranks_run.__file__)
 
 
-@pytest.mark.parametrize("run", ["alone", "gated", "several"])
+@pytest.mark.parametrize("run", ["alone", "gated", "several", "shares"])
 def test_two_ranks_start_as_one_process_does_and_stay_equal(ranks, run):
     first, second = (rank[run] for rank in ranks)
     assert_same(first["start"], second["start"])

@@ -34,9 +34,9 @@ def by_scikit_learn(features, labels):
         kept = sorted({*range(len(labels))} - {*out})
         for penalty in PENALTIES:
             says, classes = fitted(rows[kept], numbers[kept], penalty)
-            for index in out:
-                if numbers[index] in classes:
-                    losses[penalty] -= says(rows[index : index + 1])[0, classes.index(numbers[index])]
+            scores = says(rows[out])
+            for row, number in zip(scores, numbers[out], strict=True):
+                losses[penalty] -= row[classes.index(number)] if number in classes else 0  # nothing can be said of it
     best = min(losses, key=losses.get)
     return torch.from_numpy(fitted(rows, numbers, best)[0](rows)), best
 
