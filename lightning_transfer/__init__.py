@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     )
     from lightning_transfer.checkpoints import load_from_checkpoint, strip_checkpoint
     from lightning_transfer.errors import NoEffectWarning, TransferConfigError
-    from lightning_transfer.methods.collaborative.layer_search import LayerSearch
-    from lightning_transfer.methods.collaborative.plan import LayerPlan
+    from lightning_transfer.methods.collaborative.search.options import LayerSearch
+    from lightning_transfer.methods.collaborative.search.plan import LayerPlan
     from lightning_transfer.methods.selective.banks import FilterBank
     from lightning_transfer.methods.selective.borrowing import Borrowing
     from lightning_transfer.methods.selective.options import Neighbors
@@ -84,8 +84,8 @@ _HOMES = {
     "GatedTransfer": "callbacks",
     "GatedTransferMixin": "mixins",
     "FilterBank": "methods.selective.banks",
-    "LayerPlan": "methods.collaborative.plan",
-    "LayerSearch": "methods.collaborative.layer_search",
+    "LayerPlan": "methods.collaborative.search.plan",
+    "LayerSearch": "methods.collaborative.search.options",
     "Neighbors": "methods.selective.options",
     "NoEffectWarning": "errors",
     "ProbeStart": "callbacks",

@@ -17,7 +17,7 @@ import torch
 
 import lightning_transfer as lt
 from lightning_transfer.glue.checkpoints import unhide_optimizer_states
-from lightning_transfer.methods.collaborative.plan import Evaluation
+from lightning_transfer.methods.collaborative.search.plan import Evaluation
 from lightning_transfer.surgery import rebuild
 from tests import toys
 from tests.methods import Collaborating, GatedFeatures, GatedFilters, SoftByHand, borrowed

@@ -47,7 +47,7 @@ def test_gated_transfer_compares_its_halves(monkeypatch):
     assert all(0 < accuracy < 1 for accuracy in found.values())
 
 
-@pytest.mark.filterwarnings("ignore:.*which their mean suffers from")  # true after four steps
+@pytest.mark.filterwarnings("ignore:.*so it makes their mean worse")  # true after four steps
 def test_collaborative_searches_and_compares(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     arguments = ["--steps", "4", "--seeds", "2", "--particles", "1", "--out", str(tmp_path / "search.png")]

@@ -10,7 +10,7 @@ import torch
 
 import lightning_transfer as lt
 from lightning_transfer.files import write_atomically
-from lightning_transfer.methods.collaborative.plan import Evaluation
+from lightning_transfer.methods.collaborative.search.plan import Evaluation
 from lightning_transfer.reports import gate_map, layer_search, learning_curves
 from lightning_transfer.stamps import KEYS, stamped
 from tests import toys

@@ -9,7 +9,7 @@ from matplotlib.text import Text
 
 import lightning_transfer as lt
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.methods.collaborative.plan import Evaluation
+from lightning_transfer.methods.collaborative.search.plan import Evaluation
 from lightning_transfer.reports import borrowed
 from lightning_transfer.reports import gates as gates_report
 from tests.adafilter.nets import batch, chain, gated_chain

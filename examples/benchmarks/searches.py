@@ -1,4 +1,4 @@
-"""A swarm, Parzen estimators and chance, each asked for as many candidates, and how near they come to the best.
+"""Compare a swarm, Parzen estimators and chance: how near each comes to the best with as many candidates.
 
 On a made-up fitness with a known optimum, and on a real one: every pair of depths of the quickstart's two networks is
 trained and scored as a search would do it, so that each strategy is then judged against all there is.
@@ -22,17 +22,35 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_transfer as lt
 from lightning_transfer.glue.proxy import trials_of
-from lightning_transfer.methods.collaborative.candidates import Candidates
-from lightning_transfer.methods.collaborative.strategies import STRATEGIES
+from lightning_transfer.methods.collaborative.search.candidates import Candidates
+from lightning_transfer.methods.collaborative.search.strategies import STRATEGIES
 
 PARTICLES, ITERATIONS, SEEDS = 10, 5, 10
 IMAGES, BATCH = 500, 20  # with the few that users have, most candidates are right equally often
 Layers = tuple[int, ...]
 
 
+class Chance:
+    """Propose every candidate with the same probability and learn nothing: the baseline."""
+
+    def __init__(self, most: Sequence[int], *, particles: int, iterations: int, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+        self.most = np.asarray(most)
+
+    def ask(self) -> Layers:
+        """Return a candidate."""
+        return tuple(self._random.integers(0, self.most, endpoint=True).tolist())
+
+    def tell(self, fitness: float) -> None:
+        """Ignore its score."""
+
+
+PROPOSERS = {**STRATEGIES, "random": Chance}
+
+
 def found_by(name: str, most: Sequence[int], fitness: Callable[[Layers], float], seed: int) -> list[float]:
     """The best so far, candidate by candidate."""
-    strategy = STRATEGIES[name](list(most), particles=PARTICLES, iterations=ITERATIONS, seed=seed)
+    strategy = PROPOSERS[name](list(most), particles=PARTICLES, iterations=ITERATIONS, seed=seed)
     scores = []
     for _ in range(PARTICLES * (ITERATIONS + 1)):
         scores.append(fitness(strategy.ask()))
@@ -55,7 +73,8 @@ def table(capitals: Any, small: Any, seed: int, steps: Path) -> dict[Layers, flo
     images, labels = Digits(seed).val.tensors
     loader = DataLoader(TensorDataset(images[:IMAGES], labels[:IMAGES]), batch_size=BATCH, shuffle=True)
     search = lt.LayerSearch(proxy_epochs=3, validation=0.5)
-    candidates = Candidates(search, module, using, trials_of(module, loader, options, unaugmented=None))
+    trials = trials_of(module, loader, options, unaugmented=None)
+    candidates = Candidates(search, module, using.together, trials, using.with_options)
     known = json.loads(steps.read_text()) if steps.exists() else {}
     scores = {}
     for layers in itertools.product(*(range(number + 1) for number in candidates.most.values())):
@@ -91,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for task, runs in tasks.items():
         rows[task] = {
             name: [top - found_by(name, most, fitness, seed)[-1] for most, fitness, top, seed in runs]
-            for name in STRATEGIES
+            for name in PROPOSERS
         }
         print(f"{task}, short of the best by: {summary(rows[task])}")
     report = {"candidates": PARTICLES * (ITERATIONS + 1), "short of the best": rows}

@@ -30,7 +30,7 @@ def layer_search(plan: Any, path: str | os.PathLike[str]) -> "Figure":
 
     Example:
         >>> import tempfile
-        >>> from lightning_transfer.methods.collaborative.plan import Evaluation, LayerPlan
+        >>> from lightning_transfer.methods.collaborative.search.plan import Evaluation, LayerPlan
         >>> tried = (Evaluation((1, 4), 0.5), Evaluation((2, 0), 0.7), Evaluation((3, 2), None, "no memory"))
         >>> plan = LayerPlan({"own": 2, "source1": 0}, {"own": 4, "source1": 9}, tried)
         >>> figure = layer_search(plan, tempfile.mkdtemp() + "/search.png")

@@ -3,7 +3,9 @@
 import copy
 import pickle
 import weakref
+from functools import partial
 
+import lightning.pytorch as L
 import pytest
 import timm
 import torch
@@ -13,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lightning_transfer as lt
 from lightning_transfer.functional import apply_collaborative, remove_collaborative
+from lightning_transfer.glue.proxy import Trials
 from tests import toys
 from tests.toys import LitToy, assert_same, fit, weights
 
@@ -313,3 +316,25 @@ def test_a_search_counts_the_backbones_layers_and_scores_by_the_module():
     fit(module, [callback], max_epochs=1)
     assert callback.plan.num_layers == {"own": 2, "source1": 2}
     assert all(each.accuracy is not None for each in callback.plan.evaluations)
+
+
+class WithoutForward(Apart):
+    """Runs backbone and head in its steps only."""
+
+    forward = L.LightningModule.forward
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.fc(self.features(batch[0])), batch[1])
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_search_needs_a_forward_and_says_so_before_candidates_are_trained(monkeypatch, ahead):
+    monkeypatch.setattr(Trials, "train", lambda *_, **options: pytest.fail("a candidate was trained"))
+    callback = together(search=lt.LayerSearch(particles=1, iterations=0, proxy_epochs=1))
+    module = WithoutForward()
+    options = {"trainer": {"accelerator": "cpu"}}
+    run = partial(callback.search.run, module, toys.target_loader(), together(), **options)
+    with pytest.raises(lt.TransferConfigError, match=r"WithoutForward has no forward.*def forward\(self, images\)"):
+        run() if ahead else fit(module, [callback], max_epochs=1)
+    assert type(module.fc) is nn.Linear
+    fit(module, [together()], max_steps=1)  # without a search it trains

@@ -109,15 +109,15 @@ def test_no_graph_is_built_below_the_cut():
     assert not any(given[path] for path in ("conv1", "bn1", "layer1", "layer1.0.bn1"))
 
 
-def test_norms_that_rest_survive_train_and_conversion_and_come_back():
+def test_frozen_norms_survive_train_and_conversion_and_come_back():
     network = ensemble(own=5)
     mine = network.members.own.network
-    resting = {path for path, layer in mine.named_modules() if type(layer).__name__ == "RestingNorm"}
-    assert len(resting) == 5
+    frozen = {path for path, layer in mine.named_modules() if type(layer).__name__ == "FrozenNorm"}
+    assert len(frozen) == 5
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     converted.train()
     names = {path: type(layer).__name__ for path, layer in converted.members.own.network.named_modules()}
-    assert {path for path, name in names.items() if name == "RestingNorm"} == resting
+    assert {path for path, name in names.items() if name == "FrozenNorm"} == frozen
     network = ensemble(own=5)
     keys = list(network.state_dict())
     network.thaw()
@@ -166,13 +166,13 @@ def test_a_norm_with_weights_of_its_own_inside_rests_whole():
     found.freeze({"own": 1})
     assert keys == [key for key in found.state_dict() if key != "_extra_state"]
     assert not net[1].act.weight.requires_grad
-    assert type(net[1]).__name__ == "RestingNorm"
+    assert type(net[1]).__name__ == "FrozenNorm"
 
 
 def test_a_plan_for_other_networks_is_refused():
     module = nn.ModuleDict({"model": timm.create_model("resnet18", num_classes=3)})
     plan = lt.LayerPlan({"own": 3}, {"own": 49})
-    with pytest.raises(lt.TransferConfigError, match=r"one for {'own': 49} convolutions; here there are {'own': 17}"):
+    with pytest.raises(lt.TransferConfigError, match=r"for networks of {'own': 49} convolutions; these have {'own': 17}"):
         apply_collaborative(module, [], model="model", frozen_layers=plan)
 
 

@@ -101,7 +101,7 @@ def test_networks_of_any_make_join(make):
     assert ensemble(images).shape == (2, 3)
     alone = ensemble.member("source1")
     assert all(param.requires_grad for param in alone.parameters())
-    assert not any(type(layer).__name__ == "RestingNorm" for layer in alone.modules())
+    assert not any(type(layer).__name__ == "FrozenNorm" for layer in alone.modules())
     with torch.no_grad():
         expected = ensemble.eval().members.source1(images)
         torch.testing.assert_close(alone.eval()(images), expected)
@@ -199,7 +199,7 @@ def test_a_copy_pickle_or_checkpoint_is_the_same():
             if (value != before[f"model.members.own.network.{name}"]).any()
         }
         assert moved
-        assert not any(name.startswith(("conv1", "bn1")) for name in moved)  # these rest in a copy too
+        assert not any(name.startswith(("conv1", "bn1")) for name in moved)  # these are frozen in a copy too
         twin.model.thaw()
         assert all(param.requires_grad for param in twin.parameters())
     state = module.state_dict()

@@ -1,4 +1,4 @@
-"""Swarm, Parzen and chance, asked and told."""
+"""Swarm and Parzen estimators, asked and told."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lightning_transfer as lt
-from lightning_transfer.methods.collaborative.strategies import STRATEGIES, Swarm
+from lightning_transfer.methods.collaborative.search.strategies import STRATEGIES, Swarm
 
 MOST = [48, 16, 3]
 each_strategy = pytest.mark.parametrize("name", list(STRATEGIES))
@@ -43,7 +43,7 @@ def test_the_same_seed_asks_the_same_and_another_asks_other(name):
 
 @each_strategy
 @pytest.mark.parametrize("cut", [1, 9, 10, 11, 37])
-def test_a_search_that_was_broken_off_goes_on_as_if_it_had_not(name, cut):
+def test_an_interrupted_search_proposes_the_same_candidates(name, cut):
     """What is known goes through a file, and is told to a strategy that begins anew."""
     whole, first = asked(made(name), 60), asked(made(name), cut)
     known = {tuple(layers): score for layers, score in json.loads(json.dumps([(f, fitness(f)) for f in first]))}
@@ -117,6 +117,8 @@ def test_optuna_missing_names_the_extra(monkeypatch):
 def test_unknown_strategies_and_options_out_of_range_are_refused():
     with pytest.raises(lt.TransferConfigError, match="Did you mean 'swarm'"):
         lt.LayerSearch(strategy="swam")
+    with pytest.raises(lt.TransferConfigError, match="'random' is not known.*Known: 'swarm', 'tpe'"):
+        lt.LayerSearch(strategy="random")
     wrong = {"particles": 0, "iterations": -1, "proxy_epochs": 0, "validation": 1.5, "seed": 0.5}
     for option, value in {**wrong, "max_evaluations": 0, "max_seconds": -1}.items():
         with pytest.raises(lt.TransferConfigError, match=option):

@@ -107,7 +107,7 @@ def test_what_the_step_adds_to_its_criterion_is_kept():
 
     plain, module = LitToy(), Decayed()
     fit(plain, [together()], max_steps=8)
-    with pytest.warns(UserWarning, match="is kept"):
+    with pytest.warns(UserWarning, match="a regulariser are kept"):
         fit(module, [together()], max_steps=8)
     norms = [each.model.members.own.network.fc.weight.norm().item() for each in (plain, module)]
     assert norms[1] < 0.7 * norms[0]

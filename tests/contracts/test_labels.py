@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_transfer as lt
-from lightning_transfer.methods.collaborative.candidates import Candidates
+from lightning_transfer.methods.collaborative.search.candidates import Candidates
 from tests import toys
 from tests.methods import borrowed
 from tests.test_batches import loss_by_hand, right_by_hand
@@ -202,7 +202,7 @@ def test_a_search_scores_one_logit_by_its_sign(labels):
         member.network.fc.weight.data.zero_()
         member.network.fc.bias.data.fill_(3.0)
     candidates = Candidates.__new__(Candidates)
-    candidates.using = several_networks(loss=binary)
+    candidates.together = several_networks(loss=binary).together
     right = candidates._right(module, (torch.rand(4, 3, 6, 6), torch.full((4,), labels)))
     assert right.tolist() == [float(labels)] * 4
 

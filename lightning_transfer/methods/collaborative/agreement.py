@@ -1,4 +1,4 @@
-"""What several networks learn by together, as a term of somebody's training step."""
+"""Add the loss of networks that are tuned together to a training step, and measure each network."""
 
 import copy
 import warnings
@@ -9,80 +9,78 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_transfer.batches import Kind, Labels, is_right, kind_of
+from lightning_transfer.batches import Kind, is_right, kind_of
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.first_loss import MeanLoss, is_close, refuse_sum
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, is_run_by, log, say
 from lightning_transfer.methods.collaborative.apply import find_ensemble
-from lightning_transfer.methods.collaborative.functional import Criterion, collaborative_loss, disagreement
+from lightning_transfer.methods.collaborative.functional import collaborative_loss, disagreement
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
+from lightning_transfer.methods.collaborative.together import Together
 from lightning_transfer.roles import out_width
 from lightning_transfer.values import value_of
 
-FAR_BELOW = 0.2  # of the validation images, and the error of a share: so far below, a network draws the mean down
+FAR_BELOW = 0.2  # accuracy; a network this far below another one, plus the standard error, makes the mean worse
 
 
 class Agreement(TransferPart):
-    """One run of networks that learn together.
+    """Train networks together for one run.
 
     Args:
-        module: the user's module, its network among others.
-        weight: of the disagreement.
-        loss: the criterion of the user's step.
-        labels: finds the labels in a batch.
+        module: the user's module, which holds the ensemble.
+        together: the options.
     """
 
     title = "CollaborativeFinetuning"
 
-    def __init__(self, module: Any, *, weight: float, loss: Criterion, labels: Labels) -> None:
+    def __init__(self, module: Any, together: Together) -> None:
         super().__init__()
         found = find_ensemble(module)
-        assert found is not None  # who trains it has made it
-        self.path, self._watched = found[0], (found[1],)  # in a tuple: what is the user's is no part of this
-        self.weight = weight
-        self.criterion = copy.deepcopy(loss)  # where it is a module with buffers, it moves to the device with us
-        self.labels = labels
+        assert found is not None  # the caller has put it there
+        self.path, self._watched = found[0], (found[1],)  # in a tuple, so that it is not registered as a child
+        self.weight, self.labels = together.weight, together.labels
+        self.criterion = copy.deepcopy(together.loss)  # a module with buffers moves to the device with this part
         self._batch: Any = None
-        self._has_warned = False  # of a network far below the others
-        self._is_foreign = False  # whether the step's loss was seen to be something else
+        self._has_warned = False  # of a network far below another one
+        self._is_foreign = False  # whether the step's loss was found to be another one than the criterion
         self.has_added = False  # to the loss of this step
         head = self.ensemble.head_of(self.ensemble.names[0]).module
-        if len(self.ensemble.names) > 1 and loss is F.cross_entropy and out_width(head) == 1:
+        if len(self.ensemble.names) > 1 and together.loss is F.cross_entropy and out_width(head) == 1:
             raise TransferConfigError(
                 "The networks give one logit, and cross_entropy takes one for each class. Pass your step's criterion: "
                 "loss=lambda logits, labels: F.binary_cross_entropy_with_logits(logits.squeeze(1), labels.float())."
             )
-        self._kinds: dict[torch.Size, Kind | None] = {}  # of labels, by the shape of one
-        self._right: Tensor | None = None  # of each network, in this validation
+        self._kinds: dict[torch.Size, Kind | None] = {}  # of labels, by the shape of one label
+        self._right: Tensor | None = None  # images that each network has right, in this validation
         self._num_seen = 0
-        self.options = {"model": self.path, "weight": str(weight), "loss": value_of(loss)}
+        self.options = {"model": self.path, "weight": str(together.weight), "loss": value_of(together.loss)}
 
     @property
     def ensemble(self) -> CollaborativeEnsemble:
-        """The networks."""
+        """Return the networks."""
         return self._watched[0]
 
     @property
     def introduction(self) -> str:
-        """Which networks, what of them is frozen, and what they see."""
+        """Return which networks there are, what of them is frozen, and how their images are changed."""
         said = []
         for name in self.ensemble.names:
             member: Any = self.ensemble.members[name]
             frozen = self.ensemble.frozen.get(name, 0)
             depth = f", {frozen} convolutions frozen" if frozen else ""
             sized = (
-                f", pictures of {member.size or f'{member.zoom:.3g} times the size'}"
+                f", images of {member.size or f'{member.zoom:.3g} times the size'}"
                 if not (member.size is None and member.zoom == 1)
                 else ""
             )
-            scaled = ", normalised anew" if member.scale is not None else ""
+            scaled = ", normalised as in its pretraining" if member.scale is not None else ""
             said.append(f"{name} ({type(self.ensemble.layers_of(name)).__name__}{depth}{sized}{scaled})")
         return f"{self.path!r} is now the mean of {', '.join(said)}."
 
     def neighbors(self, module: Any, name: str) -> Iterable[nn.Parameter]:
-        """A new head learns as fast as the user's, and a network as what stands in front of that."""
+        """Return the user's head for a new head, and the layers before it for another network."""
         own = self.ensemble.names[0]
         head = self.ensemble.head_of(own).module
         if name in self._heads():
@@ -98,7 +96,7 @@ class Agreement(TransferPart):
         return found
 
     def added(self, module: Any) -> dict[str, nn.Module]:
-        """The other networks, their heads first."""
+        """Return the other networks, their heads first."""
         return {
             **self._heads(),
             **{f"{self.path}.members.{name}": self._member(name) for name in self.ensemble.names[1:]},
@@ -108,18 +106,18 @@ class Agreement(TransferPart):
         return self.ensemble.members[name]
 
     def renamed(self, module: Any) -> dict[str, str]:
-        """The user's own network."""
+        """Return the new name of the user's own network, and its old one."""
         return {f"{self.path}.members.{self.ensemble.names[0]}.network": self.path}
 
     def attach(self, module: Any) -> None:
-        """Nothing: the networks are in place already."""
+        """Do nothing: the networks are in place already."""
 
     def detach(self) -> None:
-        """Let go of the last pass."""
+        """Forget the last pass."""
         self.end()
 
     def check(self, trainer: Any) -> None:
-        """Refuse to train networks that no optimizer holds."""
+        """Refuse networks that no optimizer holds; warn if only the other networks are trained as a whole."""
         for name in self.ensemble.names[1:]:
             optimizers.check_held(trainer, self._member(name))
         if optimizers.why_untrained(trainer, self.neighbors(trainer.lightning_module, "")):
@@ -127,22 +125,23 @@ class Agreement(TransferPart):
             for name in self.ensemble.names[1:]:
                 if any(param.requires_grad and id(param) not in heads for param in self._member(name).parameters()):
                     warnings.warn(
-                        f"Of your network only the head is trained, its body is frozen; of {name!r} all is trained. If "
-                        f"that is not meant, freeze it before you pass it: {name}.requires_grad_(False).",
+                        f"Of your network only the head is trained, its backbone is frozen; of {name!r} all layers are "
+                        f"trained. If you do not want this, freeze it before you pass it: "
+                        f"{name}.requires_grad_(False).",
                         stacklevel=2,
                     )
 
     def begin(self, module: Any, batch: Any = None) -> None:
-        """Follow what each network says."""
+        """Record each network's logits."""
         self._batch, self.has_added = batch, False
         self.ensemble.passes.begin()
 
     def stepped(self, loss: Tensor | None) -> None:
-        """What runs from here on is not the step's own pass."""
+        """Stop recording: what runs from here on is not the step's own pass."""
         self.ensemble.passes.is_followed = False
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
-        """Each network's own loss in the place of that of their mean, and what they disagree by."""
+        """Replace the loss of the mean logits by the networks' own losses, and add their disagreement."""
         self.has_added = True
         if len(self.ensemble.names) == 1:
             return loss  # to the bit
@@ -150,7 +149,7 @@ class Agreement(TransferPart):
         if logits.shape[1] != len(labels):
             raise TransferConfigError(
                 f"The networks ran {logits.shape[1]} images, and the batch has {len(labels)} labels. Pass "
-                "labels=lambda batch: ..., one for each image."
+                "labels=lambda batch: ..., one label for each image."
             )
         if labels.shape[1:] not in self._kinds:
             self._check_labels(labels, logits.shape[2])
@@ -173,13 +172,13 @@ class Agreement(TransferPart):
         if passes.number != 1 or passes.logits is None or not passes.logits.requires_grad:
             without = " without gradients" if passes.number == 1 else ""
             raise TransferConfigError(
-                f"The training step ran {self.path!r} {passes.number} times{without}, where the networks' loss is that "
-                "of one pass. Run it once a step, with gradients, as self.model(images)."
+                f"The training step ran {self.path!r} {passes.number} times{without}; the loss of the networks is "
+                "computed from one pass. Run it once a step, with gradients, as self.model(images)."
             )
         return passes.logits
 
     def _compare(self, loss: Tensor, joint: Tensor, logits: Tensor) -> None:
-        """Warn, once, where the step's loss is not the criterion of what the networks say together; refuse a sum."""
+        """Warn, once, if the step's loss is not the criterion of the mean logits; refuse a sum over images."""
         found, expected = float(loss.detach()), float(joint.detach())
         if not is_close(found, expected, logits.dtype):
             mean = MeanLoss(self.options["loss"], expected, (logits.shape[1], logits[0].numel()))
@@ -187,21 +186,21 @@ class Agreement(TransferPart):
             self._is_foreign = True
             warnings.warn(
                 f"training_step gives a loss of {found:.4f}, and {self.options['loss']} of the networks' mean is "
-                f"{expected:.4f}. What it has more, a regulariser, say, is kept as it is; if its criterion is another "
-                "one, pass it: CollaborativeFinetuning(..., loss=torch.nn.CrossEntropyLoss(label_smoothing=0.1)). One "
-                "that is no function of logits and labels, such as mixup's, does not go with several networks.",
+                f"{expected:.4f}. Extra terms such as a regulariser are kept. If your criterion differs, pass it: "
+                "CollaborativeFinetuning(..., loss=torch.nn.CrossEntropyLoss(label_smoothing=0.1)). A criterion that "
+                "needs more than logits and labels, such as mixup's, cannot be used with several networks.",
                 stacklevel=2,
             )
 
     def _check_labels(self, labels: Tensor, num_outputs: int) -> None:
-        """Refuse labels that cross-entropy does not take, in the first step."""
+        """Refuse labels that cross-entropy cannot learn from, in the first step."""
         kind = self._kind(labels, num_outputs)
         if self.criterion is not F.cross_entropy:
             return
         if kind not in ("class numbers", "soft"):
             raise TransferConfigError(
-                f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}, of which cross_entropy does not "
-                "learn. Pass your step's criterion beside them: labels=lambda batch: batch[1], "
+                f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}; cross_entropy cannot learn from "
+                "them. Pass your step's criterion too: labels=lambda batch: batch[1], "
                 "loss=torch.nn.functional.binary_cross_entropy_with_logits."
             )
         if kind == "class numbers" and int(labels.max()) >= num_outputs:
@@ -211,7 +210,7 @@ class Agreement(TransferPart):
             )
 
     def _kind(self, labels: Tensor, num_outputs: int) -> Kind | None:
-        """Of what kind labels are; values are read of the first ones."""
+        """Return the kind of labels; only the first ones of a shape are read from the device."""
         if labels.shape[1:] not in self._kinds:
             self._kinds[labels.shape[1:]] = kind_of(labels, num_outputs)
         return self._kinds[labels.shape[1:]]
@@ -227,22 +226,22 @@ class Agreement(TransferPart):
         log(trainer, values)
 
     def end(self) -> None:
-        """Nothing of a step is left for the next one."""
+        """Forget the step."""
         self._batch = None
         self.ensemble.passes.end()
 
     def begin_validation(self, trainer: Any, module: Any) -> None:
-        """Follow what each network says in a validation step, and not while another Trainer runs the module."""
+        """Record each network's logits in a validation step, unless another Trainer runs the module."""
         self.ensemble.passes.begin(lambda: is_run_by(trainer, module))
 
     def count(self, batch: Any, loader: int = 0) -> None:
-        """Count after a validation step what each network has right in it; of several loaders, in the first."""
+        """Count how many images of a validation step each network has right, on the first of several loaders."""
         logits, number = self.ensemble.passes.logits, self.ensemble.passes.number
         self.ensemble.passes.end()
         try:
             labels = self.labels(batch)
         except (TransferConfigError, TypeError, LookupError, AttributeError):
-            return  # a validation may be of anything
+            return  # validation batches may have no labels
         if loader or logits is None or number != 1 or logits.shape[1] != len(labels):
             return
         if (kind := self._kind(labels, logits.shape[2])) is not None:
@@ -251,7 +250,7 @@ class Agreement(TransferPart):
             self._num_seen += len(labels)
 
     def validated(self, trainer: Any) -> None:
-        """Log, and tell the networks, how often each was right; a try before training tells nothing."""
+        """Log each network's accuracy and give it to the ensemble; ignore the sanity check before training."""
         counts = torch.zeros(len(self.ensemble.names) + 1, device=trainer.strategy.root_device)
         if self._right is not None:
             counts[:-1], counts[-1] = self._right, self._num_seen
@@ -261,20 +260,20 @@ class Agreement(TransferPart):
         counts = trainer.strategy.reduce(counts, reduce_op="sum")
         if counts[-1]:
             if len(trainer.num_val_batches) > 1 and not self.ensemble.accuracies:
-                say(trainer, "Of several validation loaders, the first says how often each network is right.")
+                say(trainer, "Each network's accuracy is measured on the first of your validation loaders.")
             shares = dict(zip(self.ensemble.names, (counts[:-1] / counts[-1]).tolist(), strict=True))
             self.ensemble.accuracies = shares
             log(trainer, {f"transfer/val_accuracy/{name}": torch.tensor(share) for name, share in shares.items()})
             self._warn_of_one_below(shares, float(counts[-1]))
 
     def _warn_of_one_below(self, shares: dict[str, float], num_images: float) -> None:
-        """Say, once, that a network draws the mean down, where the images are enough to know."""
+        """Warn, once, of a network that is far below another one, if there are enough images to know."""
         best, worst = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
         if shares[best] - shares[worst] > FAR_BELOW + num_images**-0.5 and not self._has_warned:
             self._has_warned = True
             warnings.warn(
                 f"{worst!r} has {shares[worst]:.0%} of the validation images right and {best!r} {shares[best]:.0%}, "
-                "which their mean suffers from. Does it get images of the size, and normalised, as it was pretrained "
-                "on, and does it learn as fast? If it stays so, leave it out.",
+                "so it makes their mean worse. Check that it gets images of the size and normalisation of its "
+                "pretraining, and that its learning rate is the same. If that does not help, leave it out.",
                 stacklevel=2,
             )

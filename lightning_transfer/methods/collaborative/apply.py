@@ -1,41 +1,38 @@
-"""Several networks in the place of somebody's one, and one alone again."""
+"""Put other networks beside a module's own, and remove them again."""
 
-import os
-from collections.abc import Mapping
 from functools import partial
-from typing import TypeAlias
 
 from torch import nn
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.methods.collaborative.members import OWN, Sources, last_classifier, make_members, named
+from lightning_transfer.methods.collaborative.heads import last_classifier
+from lightning_transfer.methods.collaborative.members import OWN, Sources, make_members, named
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
-from lightning_transfer.methods.collaborative.plan import LayerPlan
+from lightning_transfer.methods.collaborative.together import Frozen, Together
 from lightning_transfer.roles import Head, find_head, find_network, has_forward, in_width, out_width
 from lightning_transfer.surgery import Structure, SurgeryReport, find_all, is_ours, replace_modules
 from lightning_transfer.tracing import trace
-
-Frozen: TypeAlias = LayerPlan | Mapping[str, int] | str | os.PathLike[str] | None
 
 
 def apply_collaborative(
     module: nn.Module, sources: Sources, *, model: str = "auto", frozen_layers: Frozen = None
 ) -> SurgeryReport:
-    """Put other networks beside a module's own, in place: from there on it gives the mean of their logits.
+    """Put other networks beside a module's own, in place; the module then gives the mean of their logits.
 
     Args:
         module: holds the network.
-        sources: the others, which are copied, or names of timm's; in a list, or by name. Their heads are new.
-        model: dotted name of the network that takes pictures and gives logits, or features if its head stands apart;
-            "auto" takes the part of a LightningModule that holds all convolutions.
+        sources: the other networks, which are copied, or names of timm models; in a list, or by name. Their heads are
+            new.
+        model: dotted name of the network that takes images and gives logits, or features if its head is apart; "auto"
+            takes the part of a LightningModule that holds all convolutions.
         frozen_layers: how many convolutions are frozen, counted from the input, by network: {"own": 4, "source1": 9};
-            or a LayerPlan, or where one was saved.
+            or a LayerPlan, or the path of a saved one.
 
     Returns:
-        The network's name, and how many numbers came in that are trained.
+        The name of what was replaced, and how many trainable parameters were added.
 
     Raises:
-        TransferConfigError: no such network is found, or it is an ensemble already.
+        TransferConfigError: the network is not found, or it is an ensemble already.
 
     Example:
         >>> flat = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -43,17 +40,23 @@ def apply_collaborative(
         >>> apply_collaborative(module, {"places": flat()}, model="net")
         SurgeryReport(replaced=('net',), added_parameters=122, left={})
     """
-    path, own = _find(module, model)
+    return put_together(module, Together(sources, model=model, frozen_layers=frozen_layers))
+
+
+def put_together(module: nn.Module, together: Together) -> SurgeryReport:
+    """Do the work of `apply_collaborative`, with its options in one object."""
+    path, own = _find(module, together.model)
     head = _head_apart(module, path, own)
     example = getattr(module, "example_input_array", None)
     apart, place = (None, path) if head is None else ((module, path), head.path)
-    ensemble = CollaborativeEnsemble(make_members(own, named(sources), example, head=head), apart=apart)
-    plan = as_plan(frozen_layers)
+    ensemble = CollaborativeEnsemble(make_members(own, named(together.sources), example, head=head), apart=apart)
+    plan = together.plan
     if plan.num_layers:
         counts = {name: len(depth.convs) for name, depth in ensemble.depths(example).items()}
         if dict(plan.num_layers) != counts:
             raise TransferConfigError(
-                f"The LayerPlan is one for {dict(plan.num_layers)} convolutions; here there are {counts}. Search again."
+                f"The LayerPlan was made for networks of {dict(plan.num_layers)} convolutions; these have {counts}. "
+                "Search again."
             )
     ensemble.freeze(plan.frozen, example)
     ensemble.put(module, place)
@@ -63,10 +66,10 @@ def apply_collaborative(
 
 
 def _head_apart(module: nn.Module, path: str, own: nn.Module) -> Head | None:
-    """Return the head of a network that gives features; None for one that gives its logits itself.
+    """Return the head of a network that gives features; None for a network that gives logits.
 
     Raises:
-        TransferConfigError: there are no logits, or it is not clear where.
+        TransferConfigError: the layer that gives the logits is not found.
     """
     found: list[Head | None] = []
     for find in (partial(last_classifier, own, OWN), partial(find_head, module)):
@@ -81,27 +84,11 @@ def _head_apart(module: nn.Module, path: str, own: nn.Module) -> Head | None:
         return outer
     if inner is None:
         raise TransferConfigError(
-            f"{path!r} of {type(module).__name__} gives no logits. Other networks are put beside one that turns "
-            f"pictures into logits: hold it in one attribute, self.model = network, or name it, model='...'. ({reason})"
+            f"{path!r} of {type(module).__name__} gives no logits, and other networks are put beside a network that "
+            "does. Hold the whole network in one attribute, self.model = network, or name it, model='...'. "
+            f"({reason})"
         )
     return None
-
-
-def as_plan(frozen_layers: Frozen) -> LayerPlan:
-    """How many convolutions of each network are frozen, and of how many, where a plan tells.
-
-    Raises:
-        TransferConfigError: it is something else.
-    """
-    if isinstance(frozen_layers, str | os.PathLike):
-        return LayerPlan.load(frozen_layers)
-    if isinstance(frozen_layers, LayerPlan):
-        return frozen_layers
-    if frozen_layers is None or isinstance(frozen_layers, Mapping):
-        return LayerPlan(dict(frozen_layers or {}), {})
-    raise TransferConfigError(
-        f"frozen_layers={frozen_layers!r}; it takes counts by network, {{'own': 4}}, a LayerPlan, or its path."
-    )
 
 
 def _find(module: nn.Module, model: str) -> tuple[str, nn.Module]:
@@ -109,20 +96,20 @@ def _find(module: nn.Module, model: str) -> tuple[str, nn.Module]:
     if changed:
         raise TransferConfigError(
             f"{type(module).__name__} has parts of other methods, {', '.join(changed)}. Several networks are put "
-            "beside a plain one: remove those first."
+            "beside a plain one: remove those parts first."
         )
     path, _ = find_network(module, model, argument="model")
     if not path:
         raise TransferConfigError(
-            f"{type(module).__name__} is itself what takes the pictures, and nothing can stand in its place. Name the "
-            f"network, or the part of it that images enter, model={_enters(module)!r}, or hold the network in one "
-            "attribute, self.model = network; or use nn.CollaborativeEnsemble({...})."
+            f"{type(module).__name__} itself takes the images, and it cannot be replaced. Name the network, or the "
+            f"part of it that images enter, model={_enters(module)!r}, or hold the network in one attribute, "
+            "self.model = network; or use nn.CollaborativeEnsemble({...})."
         )
     return path, module.get_submodule(path)
 
 
 def _enters(module: nn.Module) -> str:
-    """Return the outermost part that a picture enters first and that can be called; "model" if none is found."""
+    """Return the outermost part that images enter first and that can be called; "model" if none is found."""
     try:
         names = trace(module, getattr(module, "example_input_array", None))[0].path.split(".")
     except TransferConfigError:
@@ -132,19 +119,24 @@ def _enters(module: nn.Module) -> str:
 
 
 def find_ensemble(module: nn.Module) -> tuple[str, CollaborativeEnsemble] | None:
-    """The ensemble inside of a module, and its dotted name."""
+    """Return the ensemble inside a module and its dotted name; None if there is none."""
     return next(iter(find_all(module, CollaborativeEnsemble).items()), None)
 
 
+def ensemble_of(module: nn.Module) -> CollaborativeEnsemble:
+    """Return the ensemble of a module that is known to hold one."""
+    return next(iter(find_all(module, CollaborativeEnsemble).values()))
+
+
 def remove_collaborative(module: nn.Module, keep: str = OWN) -> None:
-    """Put one network, as trained and with nothing of it frozen, back in the ensemble's place.
+    """Put one network, as it was trained and with nothing of it frozen, back in the place of the ensemble.
 
     Args:
         module: holds the ensemble.
-        keep: the network's name, or "best": the one that was right most often in the last validation.
+        keep: name of the network, or "best": the most accurate one in the last validation.
 
     Raises:
-        TransferConfigError: there is no ensemble, or no such network.
+        TransferConfigError: the module holds no ensemble, or no network has this name.
     """
     found = find_ensemble(module)
     if found is None:

@@ -1,8 +1,8 @@
-"""How deep a network may be frozen: its convolutions in the order in which they run, and what lies below a cut.
+"""Find how deep a network may be frozen: its convolutions in the order in which they run, and what is below a cut.
 
-Convolutions are counted from the input, those of downsampling shortcuts left out, as the authors count them (PeerJ CS
-10:e2107). Everything that has run before the first convolution above the cut lies below it; for networks other than
-ResNets that is our reading.
+Convolutions are counted from the input, without those of downsampling shortcuts, as the authors count them (PeerJ CS
+10:e2107). All layers that have run before the first convolution above the cut are below it; for networks other than
+ResNets this is our reading.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Depths:
 
     Attributes:
         convs: dotted names of the counted convolutions, in the order in which they first run.
-        order: of every layer with weights, dotted name and the place of its last run.
+        order: the place of the last run of every layer with weights, by dotted name.
         starts: the place of each counted convolution's first run.
     """
 
@@ -32,24 +32,24 @@ class Depths:
 
     @property
     def most(self) -> int:
-        """How many convolutions can be frozen: all but the last."""
+        """Return how many convolutions can be frozen: all but the last."""
         return max(len(self.convs) - 1, 0)
 
     def below(self, num_frozen: int) -> list[str]:
-        """Dotted names of the layers below a cut: all that are done when convolution `num_frozen` + 1 begins."""
+        """Return dotted names of the layers below a cut: all that have run when convolution `num_frozen` + 1 begins."""
         return [] if num_frozen == 0 else [path for path, last in self.order.items() if last < self.starts[num_frozen]]
 
 
 def find_depths(network: nn.Module, example: Any = None, *, head: str = "") -> Depths:
-    """Run a network on a picture and write down which layers it runs.
+    """Run a network on an image and return which layers it runs.
 
     Args:
         network: takes (1, channels, height, width).
-        example: a batch to run it on in place of a blank picture.
+        example: a batch to run it on instead of a blank image.
         head: dotted name of the classifier, which is not counted if it is a convolution.
 
     Raises:
-        TransferConfigError: it does not run.
+        TransferConfigError: the network does not run.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.Flatten())
@@ -74,9 +74,9 @@ def _has_weights(layer: nn.Module) -> bool:
 
 
 def _shortcuts(calls: list[Call]) -> set[str]:
-    """The layers of downsampling shortcuts: what they give is added to the main path, and no layer takes it as it is.
+    """Return the layers of downsampling shortcuts, by name and because no other layer takes what they give directly.
 
-    ConvNeXt, say, calls a part of its main path so.
+    The name is not enough: ConvNeXt gives it to a part of its main path.
     """
     branches: dict[str, list[Call]] = {}
     for call in calls:

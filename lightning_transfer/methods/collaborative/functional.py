@@ -14,13 +14,13 @@ Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def disagreement(logits: Tensor) -> Tensor:
-    """How far networks lie from what they say together: the mean distance of logits from their mean, not squared.
+    """Return the mean distance (not squared) of the networks' logits from their mean.
 
     Args:
         logits: (N, B, classes), of N networks.
 
     Returns:
-        A scalar; where all logits are equal it is 0, and so is its gradient.
+        A scalar. If all networks give the same logits, it is 0, and so is its gradient.
 
     Example:
         >>> disagreement(torch.tensor([[[3.0, 4.0]], [[-3.0, -4.0]]]))
@@ -33,12 +33,12 @@ def disagreement(logits: Tensor) -> Tensor:
 def collaborative_loss(
     logits: Tensor | Sequence[Tensor], targets: Tensor, *, weight: float = 0.2, loss: Criterion = F.cross_entropy
 ) -> Tensor:
-    """The loss of every network by itself, and what they disagree by.
+    """Return the sum of the networks' own losses and their weighted disagreement.
 
     Args:
-        logits: (N, B, classes), of N networks, or N of (B, classes) in a list.
+        logits: (N, B, classes), of N networks, or a list of N tensors (B, classes).
         targets: (B,) class numbers, or what `loss` takes.
-        weight: of the disagreement; 0.2 is the authors'.
+        weight: of the disagreement; the authors' is 0.2.
         loss: of one network's (B, classes) logits.
 
     Returns:

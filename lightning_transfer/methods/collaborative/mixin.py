@@ -6,18 +6,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_transfer.batches import Labels, find_labels
-from lightning_transfer.errors import TransferConfigError, check_number
+from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import TrainingOnly
 from lightning_transfer.glue.mixin import PartMixin, noted
 from lightning_transfer.methods.collaborative.agreement import Agreement
-from lightning_transfer.methods.collaborative.apply import Frozen, apply_collaborative
+from lightning_transfer.methods.collaborative.apply import put_together
 from lightning_transfer.methods.collaborative.functional import Criterion
 from lightning_transfer.methods.collaborative.members import Sources
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
+from lightning_transfer.methods.collaborative.together import Frozen, Together
 
 
 class CollaborativeMixin(PartMixin):
-    """Several networks inside a LightningModule: what `CollaborativeFinetuning` does, by hand.
+    """Tune several networks together inside a LightningModule, as `CollaborativeFinetuning` does.
 
     The networks are a part of the module, so its own load_from_checkpoint reads its checkpoints.
 
@@ -46,44 +47,43 @@ class CollaborativeMixin(PartMixin):
         loss: Criterion = F.cross_entropy,
         labels: Labels = find_labels,
     ) -> None:
-        """Put other networks beside the module's own; call it in `__init__`, when the network is built.
+        """Put other networks beside the module's own; call it in `__init__`, after the network is built.
 
         Args:
-            sources: the other networks, or names of timm's; in a list, or by name.
-            model: dotted name of the module's network, or of what images enter where the head stands apart; or "auto".
+            sources: the other networks, or names of timm models; in a list, or by name.
+            model: dotted name of the module's network, or of its backbone if the head is apart; or "auto".
             weight: of the disagreement.
-            frozen_layers: how many convolutions are frozen, by network, or a LayerPlan, or where one was saved.
+            frozen_layers: how many convolutions are frozen, by network, or a LayerPlan, or the path of a saved one.
             loss: the criterion of the training step.
-            labels: finds the (B,) class numbers in a batch.
+            labels: returns the (B,) class numbers of a batch.
 
         Raises:
-            TransferConfigError: an option does not fit, or no network is found.
+            TransferConfigError: an option does not fit, or the network is not found.
         """
-        check_number("weight", weight)
+        together = Together(sources, model, weight, frozen_layers, loss, labels)
         module: Any = self
-        apply_collaborative(module, sources, model=model, frozen_layers=frozen_layers)
-        agreement = Agreement(module, weight=weight, loss=loss, labels=labels)
-        self.lightning_transfer_collaborative = TrainingOnly("CollaborativeMixin", agreement)
+        put_together(module, together)
+        self.lightning_transfer_collaborative = TrainingOnly("CollaborativeMixin", Agreement(module, together))
 
     @property
     def ensemble(self) -> CollaborativeEnsemble:
-        """The networks."""
+        """Return the networks."""
         return self._agreement.ensemble
 
     @property
     def _agreement(self) -> Agreement:
         if not hasattr(self, "lightning_transfer_collaborative"):
             raise TransferConfigError(
-                f"{type(self).__name__} has no other networks. In __init__, behind its own, write "
+                f"{type(self).__name__} has no other networks. In __init__, after its own network is built, call "
                 "self.add_sources([network])."
             )
         return self.lightning_transfer_collaborative.part  # type: ignore[return-value]
 
     def collaborative_loss(self, loss: Tensor) -> Tensor:
-        """The loss to return from `training_step`, or to hand to `manual_backward`: once a step.
+        """Return the loss for `training_step` to return, or for `manual_backward`; call it once a step.
 
         Args:
-            loss: scalar, of the networks' mean.
+            loss: scalar, of the mean logits.
         """
         if not self._is_training():
             return loss
@@ -96,40 +96,40 @@ class CollaborativeMixin(PartMixin):
         return agreement.add_to(self, loss)
 
     def on_train_start(self) -> None:
-        """Check what only now is known."""
+        """Check what is known only now."""
         self._agreement.check(self._fitting)
         super().on_train_start()  # type: ignore[misc]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        """Follow what each network says."""
+        """Record each network's logits."""
         self._joined(self._agreement).begin(self, batch)
         parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
         return parent
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let nothing of the step be left; say so where the step made no collaborative loss."""
+        """Forget the step; raise if it never called `collaborative_loss`."""
         if not self._agreement.has_added and outputs is not None:
             raise TransferConfigError(
                 f"{type(self).__name__}.training_step never called self.collaborative_loss(loss), so its networks "
-                "learn as one. Return self.collaborative_loss(loss)."
+                "do not learn each by itself. Return self.collaborative_loss(loss)."
             )
         self._agreement.end()
         super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
 
     def on_validation_batch_start(self, batch: Any, *args: Any) -> None:
-        """Follow what each network says."""
+        """Record each network's logits."""
         if not self._is_lent():
             self._agreement.begin_validation(self._running, self)
         super().on_validation_batch_start(batch, *args)  # type: ignore[misc]
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, *args: Any) -> None:
-        """Count what each has right."""
+        """Count how many images each network has right."""
         if not self._is_lent():
             self._agreement.count(batch, *args[1:])
         super().on_validation_batch_end(outputs, batch, *args)  # type: ignore[misc]
 
     def on_validation_epoch_end(self) -> None:
-        """Log it."""
+        """Log each network's accuracy."""
         if not self._is_lent():
             self._agreement.validated(self._running)
         super().on_validation_epoch_end()  # type: ignore[misc]

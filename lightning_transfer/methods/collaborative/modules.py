@@ -1,4 +1,4 @@
-"""Several networks as one: mean logits out, some of their layers frozen, and each to be had alone again."""
+"""Several networks as one module, which gives the mean of their logits."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
@@ -6,23 +6,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.hooks import RemovableHandle
 
 from lightning_transfer.batches import is_right, kind_of
 from lightning_transfer.errors import TransferConfigError, check_count, nearest
 from lightning_transfer.methods.collaborative.depths import Depths, find_depths
-from lightning_transfer.methods.collaborative.members import (
-    OWN,
-    Member,
-    adapted,
-    architecture,
-    classifier,
-    make_of,
-    rebuilt,
-)
+from lightning_transfer.methods.collaborative.freezing import freeze_below, unfreeze
+from lightning_transfer.methods.collaborative.heads import classifier
+from lightning_transfer.methods.collaborative.members import OWN, Member, adapted, architecture, make_of, rebuilt
 from lightning_transfer.methods.collaborative.passes import Passes
-from lightning_transfer.methods.collaborative.resting import RestingNorm, wake, weights
 from lightning_transfer.roles import Head, has_forward, out_width
 from lightning_transfer.surgery import Structure, find_all, replace_modules
 from lightning_transfer.tracing import evaluating, images_and_labels
@@ -31,20 +23,20 @@ ONE_NETWORK = "Or hold both in one network, self.model = torch.nn.Sequential(bac
 
 
 class CollaborativeEnsemble(Structure):
-    """Networks side by side: the mean of their logits, which ranks classes as their sum does.
+    """Networks side by side: gives the mean of their logits, which ranks classes as their sum does.
 
-    Where timm's configurations of two networks differ, or what the user has put under `pretrained_cfg`, a network gets
-    pictures that are normalised and sized as it knows them; the first takes them as they come.
+    If timm's configurations of two networks differ, or what the user assigned to `pretrained_cfg`, a network gets
+    images that are normalised and resized as in its pretraining; the first network takes them unchanged.
 
-    Where a head stands apart from its backbone, the ensemble takes the head's place: it gets features, which the head
-    turns into logits, and the other networks get the images that have entered the backbone for them.
+    If a head is apart from its backbone, the ensemble takes the place of the head: it takes features, the head turns
+    them into logits, and the other networks take the images that entered the backbone.
 
     Args:
-        members: networks by name, each giving (B, classes) logits; of one whose head stands apart, the head.
-        apart: the module that holds the first one, and the dotted name of its backbone, where the head stands apart.
+        members: networks by name, each giving (B, classes) logits; of a network whose head is apart, the head.
+        apart: the module that holds the first network, and the dotted name of its backbone, if the head is apart.
 
     Raises:
-        TransferConfigError: there is none, or one has no head or other classes.
+        TransferConfigError: there are no networks, or one has no head or other classes.
 
     Example:
         >>> flat = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -58,40 +50,42 @@ class CollaborativeEnsemble(Structure):
 
     def __init__(self, members: Mapping[str, nn.Module], *, apart: tuple[nn.Module, str] | None = None) -> None:
         super().__init__()
-        self._apart = apart  # in a tuple: what holds the ensemble is no part of it
+        self._apart = apart  # in a tuple, so that the module is not registered as a child of the ensemble
         if not members:
-            raise TransferConfigError("An ensemble of no networks; give it one at least.")
+            raise TransferConfigError("An ensemble needs at least one network.")
         first = next(iter(members.values()))
         self.members = nn.ModuleDict(
             {name: net if isinstance(net, Member) else adapted(net, first) for name, net in members.items()}
         )
         widths = {name: out_width(self.head_of(name).module) for name in self.names}
         if len({*widths.values()}) > 1:
-            raise TransferConfigError(f"The networks tell apart other numbers of classes: {widths}. Renew their heads.")
+            raise TransferConfigError(
+                f"The networks give logits of different numbers of classes: {widths}. Renew heads."
+            )
         self.passes = Passes()
-        self.frozen: dict[str, int] = {}  # convolutions of each network, where any is
+        self.frozen: dict[str, int] = {}  # convolutions of each network, if not 0
         self.accuracies: dict[str, float] = {}  # of each network, in the last validation
         self._stopped: list[nn.Parameter] = []
-        self._handles: list[RemovableHandle] = []  # of what lets images in
+        self._handles: list[RemovableHandle] = []  # of the hooks that let images in
         self._makes = {name: make_of(member.network) for name, member in self._named()}
-        self.training = self.members.training = first.training  # what is in the networks stays in its own mode
+        self.training = self.members.training = first.training  # modules inside the networks keep their own mode
 
     def _named(self) -> Iterator[tuple[str, Member]]:
         return iter(cast(dict[str, Member], dict(self.members.items())).items())
 
     @property
     def names(self) -> list[str]:
-        """Of the networks, in order."""
+        """Return the names of the networks, in order."""
         return list(self.members)
 
     def heads_of_members(self) -> list[Head]:
-        """Return the head of each network, in order, where `roles.find_heads` asks."""
+        """Return the head of each network, in order, for `roles.find_heads`."""
         heads = ((name, self.head_of(name)) for name in self.names)
         return [Head(f"members.{name}.network.{head.path}".rstrip("."), head.module) for name, head in heads]
 
     @property
     def is_apart(self) -> bool:
-        """Whether the user's head stands apart from its backbone, so that hooks let images in."""
+        """Whether the user's head is apart from its backbone, so that hooks let images in."""
         return self._apart is not None
 
     def head_of(self, name: str) -> Head:
@@ -100,26 +94,26 @@ class CollaborativeEnsemble(Structure):
         return Head("", network) if self.is_apart and name == OWN else classifier(network, name)
 
     def layers_of(self, name: str) -> nn.Module:
-        """Return the network that takes the images; where its head stands apart, the backbone."""
+        """Return the network that takes the images; if its head is apart, the backbone."""
         network: Any = self.members[name].network
         if self._apart is not None and name == OWN:
             network = self._apart[0].get_submodule(self._apart[1])
         return cast(nn.Module, getattr(network, "_orig_mod", network))
 
     def named_parameters(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield what the user's code lists here: of a head that stands apart, the head's own parameters."""
+        """Yield what the user's code lists here: the parameters of the head, if it is apart."""
         listed: Any = super() if self._apart is None else self.members[OWN].network
         yield from listed.named_parameters(*args, **options)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, classes) mean logits of (B, C, H, W) images, or of the features that a head apart takes."""
+        """Return (B, classes) mean logits of (B, C, H, W) images, or of the features that a head apart takes."""
         logits = self.each(images)
         if self.passes.is_followed:
             self.passes.note(logits)
         return logits.mean(0)
 
     def each(self, images: Tensor) -> Tensor:
-        """(N, B, classes) logits of every network."""
+        """Return (N, B, classes) logits of every network."""
         shown = images if self._apart is None or len(self.members) == 1 else self._entered(images)
         logits = {name: member(images if name == OWN else shown) for name, member in self.members.items()}
         for name, given in logits.items():
@@ -135,10 +129,10 @@ class CollaborativeEnsemble(Structure):
         return torch.stack(list(logits.values()))
 
     def _entered(self, features: Tensor) -> Tensor:
-        """Return the images that these are the features of."""
+        """Return the images that these features were computed from."""
         images, number = self.passes.leave()
         if number != 1 or not isinstance(images, Tensor) or len(images) != len(features):
-            assert self._apart is not None  # who asks knows
+            assert self._apart is not None  # its callers check
             last = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise TransferConfigError(
                 f"The other networks take the images that enter {self._apart[1]!r}. It ran {number} times before its "
@@ -148,20 +142,20 @@ class CollaborativeEnsemble(Structure):
         return images
 
     def depths(self, example: Any = None) -> dict[str, Depths]:
-        """How deep each network can be frozen."""
+        """Return how deep each network can be frozen."""
         return {name: find_depths(self.layers_of(name), example, head=self.head_of(name).path) for name in self.names}
 
     def freeze(self, frozen: Mapping[str, int], example: Any = None) -> None:
-        """Freeze the first convolutions of networks, and all that runs before the next one; in place of what was.
+        """Freeze the first convolutions of networks, and all that runs before the next one; unfreeze the rest.
 
         Weights below the cut get no gradients, norms there keep their statistics, and no graph is built for them.
 
         Args:
-            frozen: how many, by a network's name; 0 for those that are not named.
-            example: a batch to find layers by, in place of a blank picture.
+            frozen: how many, by the name of a network; 0 for networks that are not named.
+            example: a batch to find layers with, instead of a blank image.
 
         Raises:
-            TransferConfigError: there is no such network, or it has fewer convolutions.
+            TransferConfigError: no network has this name, or it has fewer convolutions.
         """
         depths = self.depths(example) if frozen else {}  # which runs every network
         for name, number in frozen.items():
@@ -175,33 +169,24 @@ class CollaborativeEnsemble(Structure):
                 )
         self.thaw()
         for name, number in frozen.items():
-            network = self.layers_of(name)
-            below = depths[name].below(number)
-            above = {
-                id(param) for path, layer in network.named_modules() if path not in below for param in weights(layer)
-            }
-            params = [param for path in below for param in weights(network.get_submodule(path))]
-            self._stopped += [param for param in params if param.requires_grad and id(param) not in above]
-            norms = {path: network.get_submodule(path) for path in below}
-            norms = {path: norm for path, norm in norms.items() if isinstance(norm, _NormBase)}
-            replace_modules(network, {path: RestingNorm(norm) for path, norm in norms.items()})
+            self._stopped += freeze_below(self.layers_of(name), depths[name].below(number))
         for param in self._stopped:
             param.requires_grad = False
         self.frozen = {name: number for name, number in frozen.items() if number}
 
     def thaw(self) -> None:
-        """Let everything learn that did before it was frozen."""
+        """Unfreeze what `freeze` has frozen."""
         for name in self.names:
-            wake(self.layers_of(name), self._stopped)
+            unfreeze(self.layers_of(name), self._stopped)
         self._stopped, self.frozen = [], {}
 
     def member(self, name: str) -> nn.Module:
-        """A copy of one network alone, nothing of it frozen; it takes the same pictures as the ensemble.
+        """Return a copy of one network with nothing of it frozen; it takes the same images as the ensemble.
 
-        Of a network whose head stands apart it is a copy of the whole module.
+        Of a network whose head is apart, return a copy of the whole module.
 
         Raises:
-            TransferConfigError: there is none of that name.
+            TransferConfigError: no network has this name.
         """
         self._check_name(name)
         if self._apart is not None and name == OWN:
@@ -212,11 +197,11 @@ class CollaborativeEnsemble(Structure):
         inside = {id(param) for param in self.members[name].parameters()}
         stopped = [param for param in self._stopped if id(param) in inside]
         member, stopped = copy.deepcopy((cast(Member, self.members[name]), stopped))
-        wake(member, stopped)
+        unfreeze(member, stopped)
         return member.network if member.is_plain else member
 
     def alone(self, name: str) -> nn.Module:
-        """One network itself, out of the ensemble and with nothing of it frozen: what is left is not to be used."""
+        """Take one network out, with nothing of it frozen; do not use the ensemble afterwards."""
         self._check_name(name)
         if self._apart is not None and name != OWN:
             raise TransferConfigError(
@@ -230,10 +215,10 @@ class CollaborativeEnsemble(Structure):
         return member.network if member.is_plain else member
 
     def best_member(self, loader: Iterable[Any] | None = None) -> nn.Module:
-        """The network that is right most often alone; a copy, nothing of it frozen.
+        """Return a copy of the most accurate network, with nothing of it frozen.
 
         Args:
-            loader: batches (images, labels) to measure by; the run's last validation by default.
+            loader: batches (images, labels) to measure by; by default the run's last validation counts.
 
         Raises:
             TransferConfigError: there was no validation, and no loader is given.
@@ -244,10 +229,10 @@ class CollaborativeEnsemble(Structure):
 
     @property
     def best(self) -> str:
-        """The name of the network that was right most often in the last validation."""
+        """Return the name of the most accurate network in the last validation."""
         if not self.accuracies:
             raise TransferConfigError(
-                "No validation has told the networks apart. Measure them: ensemble.best_member(loader), with batches "
+                "No validation has measured the networks. Measure them: ensemble.best_member(loader), with batches "
                 "(images, labels)."
             )
         return max(self.accuracies, key=self.accuracies.__getitem__)
@@ -257,7 +242,7 @@ class CollaborativeEnsemble(Structure):
             raise TransferConfigError(f"No network is called {name!r}. {nearest(name, self.members)}")
 
     def measure(self, loader: Iterable[Any]) -> dict[str, float]:
-        """The accuracy of each network alone.
+        """Return the accuracy of each network alone.
 
         Args:
             loader: batches (images, labels).
@@ -267,7 +252,7 @@ class CollaborativeEnsemble(Structure):
         with evaluating(self if self._apart is None else self._apart[0]):
             for batch in loader:
                 images, labels = images_and_labels(batch, device)
-                logits = self._asked(images)
+                logits = self.ask(images)
                 kind = kind or kind_of(labels, logits.shape[-1])
                 right += is_right(logits, labels, kind).sum(1).cpu()
                 total += len(labels)
@@ -275,23 +260,32 @@ class CollaborativeEnsemble(Structure):
             raise TransferConfigError("The loader gave no images.")
         return dict(zip(self.names, (right / total).tolist(), strict=True))
 
-    def _asked(self, images: Tensor) -> Tensor:
-        """Return every network's logits of images, outside of a step."""
-        if self._apart is None:
+    def ask(self, images: Tensor, root: nn.Module | None = None) -> Tensor:
+        """Return every network's logits of images, outside a training step.
+
+        Args:
+            images: (B, C, H, W).
+            root: the module that holds the ensemble; its forward runs if it has one.
+        """
+        self.check_forward()
+        root = root if self._apart is None else self._apart[0]
+        if root is None or not has_forward(root):
             return self.each(images)
-        root = self._apart[0]
-        if not has_forward(root):
-            raise TransferConfigError(
-                f"{type(root).__name__} has no forward, by which to run images through a backbone and its head. Give "
-                "it one: def forward(self, images)."
-            )
         with self.passes.followed() as passes:
             root(images)
-            assert passes.logits is not None  # the head has run
+            assert passes.logits is not None  # the networks have run
             return passes.logits
 
+    def check_forward(self) -> None:
+        """Raise if the head is apart, and the module that holds it has no forward that runs backbone and head."""
+        if self._apart is not None and not has_forward(self._apart[0]):
+            raise TransferConfigError(
+                f"{type(self._apart[0]).__name__} has no forward to run images through its backbone and its head. Add "
+                "it: def forward(self, images)."
+            )
+
     def __getattr__(self, name: str) -> Any:
-        """The first network's own, where somebody asks for its head or its features."""
+        """Return an attribute of the first network, for code that asks for its head or its features."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -301,7 +295,7 @@ class CollaborativeEnsemble(Structure):
             return getattr(next(iter(members.values())).network, name)
 
     def spec(self) -> dict[str, Any]:
-        """Which networks, what they are made of, and how many layers are frozen."""
+        """Return the names and makes of the networks, and how many layers are frozen."""
         members = [
             {"name": name, "make": self._makes[name], "timm": architecture(member.network), **member.describe()}
             for name, member in self._named()
@@ -310,7 +304,7 @@ class CollaborativeEnsemble(Structure):
         return {"members": members, "frozen": self.frozen, **entry}
 
     def put(self, root: nn.Module, path: str) -> None:
-        """Take the place of the user's network, or of its head, and let images in."""
+        """Take the place of the user's network or of its head, and let images in."""
         replace_modules(root, {path: self})
         if self._apart is not None and len(self.members) > 1:
             entry, passes = root.get_submodule(self._apart[1]), self.passes
@@ -321,10 +315,10 @@ class CollaborativeEnsemble(Structure):
 
     @classmethod
     def rebuild(cls, root: nn.Module, path: str, spec: dict[str, Any]) -> None:
-        """Put a plain network among others as a spec says; the weights come with the state that the spec was read from.
+        """Put other networks beside a plain one as a spec records; the weights are loaded later.
 
         Raises:
-            TransferConfigError: one of the others is of a make that a checkpoint cannot hold.
+            TransferConfigError: one of the others cannot be rebuilt from a checkpoint.
         """
         own = root.get_submodule(path)
         if not isinstance(own, CollaborativeEnsemble):

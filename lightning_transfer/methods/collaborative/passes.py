@@ -1,4 +1,4 @@
-"""What networks side by side take and give in one pass."""
+"""Record what enters networks side by side and what they give in one pass."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Passes:
-    """Which images entered, and what each network said in the last pass that is followed; a copy begins empty."""
+    """Hold the images that entered last, and each network's logits in the last recorded pass; a copy begins empty."""
 
     images: Any = None  # that entered a backbone whose head has not run yet
     num_entered = 0
@@ -18,7 +18,7 @@ class Passes:
 
     @contextmanager
     def followed(self) -> Iterator["Passes"]:
-        """While it lasts, passes are written down."""
+        """Record passes inside the context."""
         try:
             self.begin()
             yield self
@@ -26,10 +26,10 @@ class Passes:
             self.end()
 
     def begin(self, is_ours: Callable[[], bool] = lambda: True) -> None:
-        """Write passes down from here on: the last one, and how many there are.
+        """Record passes from here on: the logits of the last one, and how many there are.
 
         Args:
-            is_ours: whether a pass is one of those to follow; all by default.
+            is_ours: whether to record the present pass; all are by default.
         """
         self._is_ours = is_ours
         self.logits: Tensor | None = None
@@ -42,23 +42,23 @@ class Passes:
         self.images, self.num_entered = next(iter((*args, *kwargs.values())), None), self.num_entered + 1
 
     def start(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forget passes without a head when the module that holds both is called: a forward pre-hook."""
+        """Forget earlier passes that did not reach the head: a forward pre-hook of the module that holds both."""
         self.leave()
 
     def leave(self) -> tuple[Any, int]:
-        """Let go of what entered last, and return it and how often something has entered."""
+        """Forget what entered; return the last of it, and how often something entered."""
         left = (self.images, self.num_entered)
         self.images, self.num_entered = None, 0
         return left
 
     def note(self, logits: Tensor) -> None:
-        """One more pass."""
+        """Record a pass."""
         if self._is_ours():
             self.logits = logits
             self.number += 1
 
     def end(self) -> None:
-        """Let go of what was written down."""
+        """Forget what was recorded, and stop."""
         self.begin()
         self.is_followed = False
 

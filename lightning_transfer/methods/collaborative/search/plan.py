@@ -1,4 +1,4 @@
-"""What a search for layers has tried and found, to be saved, drawn, and trained by."""
+"""What a search for layers has tried and found: to be saved, drawn, and used in training."""
 
 import json
 import math
@@ -15,12 +15,12 @@ from lightning_transfer.stamps import stamped, unstamped
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One candidate.
+    """The score of one candidate.
 
     Attributes:
         layers: how many convolutions were frozen, in each network.
-        accuracy: on the images that were held out, the best of the proxy epochs; None where it failed.
-        failure: why it did.
+        accuracy: on the held-out images, the best of the proxy epochs; None if the candidate failed.
+        failure: the reason of the failure.
     """
 
     layers: tuple[int, ...]
@@ -29,7 +29,7 @@ class Evaluation:
 
     @property
     def fitness(self) -> float:
-        """The accuracy, and minus infinity for a failure."""
+        """Return the accuracy, or minus infinity for a failure."""
         return -math.inf if self.accuracy is None else self.accuracy
 
 
@@ -38,9 +38,9 @@ class LayerPlan:
     """How much of each network is frozen, and how that was found.
 
     Attributes:
-        frozen: convolutions, counted from the input, by network.
-        num_layers: how many there are.
-        evaluations: all candidates in the order in which they were asked for; one that came again has the same score.
+        frozen: how many convolutions, counted from the input, by network.
+        num_layers: how many convolutions each network has.
+        evaluations: all candidates in the order in which they were asked for; the same layers have the same score.
         settings: of the search.
 
     Example:
@@ -59,13 +59,13 @@ class LayerPlan:
 
     @property
     def summary(self) -> str:
-        """The best so far, in a few words."""
+        """Return the best candidate so far, in a few words."""
         best = max((evaluation.fitness for evaluation in self.evaluations), default=-math.inf)
         frozen = ", ".join(f"{name} {number}" for name, number in self.frozen.items())
         return f"best {best:.1%}, frozen {frozen}" if math.isfinite(best) else "all have failed"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a file with a checksum, whole or not at all.
+        """Write a file with a checksum, completely or not at all.
 
         Raises:
             TransferConfigError: the disk is full or cannot be written.
@@ -78,7 +78,7 @@ class LayerPlan:
         """Read what `save` wrote.
 
         Raises:
-            TransferConfigError: there is no such file, it is damaged, or it is of another version of this package.
+            TransferConfigError: the file does not exist, is damaged, or is of another version of this package.
         """
         with reading(path, what="LayerPlan", fix="Search again, or name another file."):
             return cls.from_data(json.loads(Path(path).read_bytes()), what=str(path))
@@ -92,7 +92,7 @@ class LayerPlan:
         """Return the plan that `as_data` gave.
 
         Raises:
-            TransferConfigError: it was changed since, is of another version, or holds what no search finds.
+            TransferConfigError: the data was changed, is of another version, or cannot come from a search.
         """
         content = unstamped(data, what)
         evaluations = tuple(
@@ -103,9 +103,11 @@ class LayerPlan:
         return plan
 
     def _check(self) -> None:
-        """Raise unless every number can be one of a search."""
+        """Raise unless a search can have found every value."""
         if not self.frozen.keys() <= self.num_layers.keys():
-            raise TransferConfigError(f"A LayerPlan freezes {list(self.frozen)}, and knows {list(self.num_layers)}.")
+            raise TransferConfigError(
+                f"A LayerPlan freezes layers of {list(self.frozen)}, and has depths only of {list(self.num_layers)}."
+            )
         for name, number in self.num_layers.items():
             check_count(f"num_layers[{name!r}]", number, least=0)
             check_count(f"frozen[{name!r}]", self.frozen.get(name, 0), least=0, most=number)

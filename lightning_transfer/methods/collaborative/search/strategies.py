@@ -1,7 +1,7 @@
-"""Which depths of freezing to try next: a particle swarm (PeerJ CS 10:e2107), a tree of Parzen estimators, or chance.
+"""Propose which depths to try next: a particle swarm (PeerJ CS 10:e2107), or tree-structured Parzen estimators.
 
-Each is asked for a candidate and told how it did, and nothing else decides what comes next: told the same again, it
-asks the same again. So an interrupted search is one that is told what is known already.
+A strategy proposes a candidate and takes its score, and nothing else decides its next proposal: the same scores lead to
+the same proposals. So an interrupted search resumes by repeating the scores that are known.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,34 +11,34 @@ import numpy as np
 
 from lightning_transfer.errors import TransferConfigError
 
-Layers: TypeAlias = tuple[int, ...]  # how many are frozen, in each network
+Layers: TypeAlias = tuple[int, ...]  # how many convolutions are frozen, in each network
 
 PULL = 1.5  # the authors' c1 and c2
-INERTIA = (1.40, 0.84)  # theirs, in the first iteration and in the last
-FASTEST = 5.0  # theirs, layers an iteration
+INERTIA = (1.40, 0.84)  # the authors', in the first iteration and in the last
+FASTEST = 5.0  # the authors', in layers an iteration
 
 
 class Strategy(Protocol):
-    """Proposes a candidate, and takes its score."""
+    """Propose candidates, one at a time, and take the score of each."""
 
     def ask(self) -> Layers:
-        """The next candidate."""
+        """Return the next candidate."""
 
     def tell(self, fitness: float) -> None:
-        """How the last candidate did; minus infinity where it failed."""
+        """Take the score of the last candidate; minus infinity if it failed."""
 
 
 class Swarm:
-    """Particles that are drawn to the best place each of them has seen, and to the best that any has.
+    """Move particles towards the best position that each has visited, and towards the best of all.
 
-    After each particle has been scored all of them move:
+    When every particle has been scored, all of them move:
     v <- inertia * v + 1.5 * r1 * (own best - x) + 1.5 * r2 * (best of all - x), x <- x + v.
-    Constants are the authors'; that r1 and r2 are drawn for each number apart, and velocities begin at random, is ours.
+    The constants are the authors'. Ours: r1 and r2 are drawn for each number separately, and velocities start random.
 
     Args:
         most: the largest number for each network.
         particles: how many.
-        iterations: moves, over which inertia falls in equal steps from 1.40 to 0.84.
+        iterations: how many moves; inertia falls over them in equal steps from 1.40 to 0.84.
         seed: of everything random.
 
     Example:
@@ -62,15 +62,15 @@ class Swarm:
 
     @property
     def best(self) -> Any:
-        """The best position so far; the first that was found, where several are."""
+        """Return the best position so far; of equally good ones the first."""
         return self.own_best[self.own_fitness.argmax()]
 
     def ask(self) -> Layers:
-        """The next particle's position, truncated."""
+        """Return the next particle's position, truncated."""
         return tuple(int(number) for number in self.positions[self._particle])
 
     def tell(self, fitness: float) -> None:
-        """How it did."""
+        """Take its score; after the last particle of a round, move all of them."""
         if fitness > self.own_fitness[self._particle]:
             self.own_fitness[self._particle] = fitness
             self.own_best[self._particle] = self.positions[self._particle]
@@ -91,30 +91,15 @@ class Swarm:
         self._iteration += 1
 
 
-class Chance:
-    """Every candidate is as likely as any other, and nothing is learned: what a search has to beat."""
-
-    def __init__(self, most: Sequence[int], *, seed: int = 0) -> None:
-        self._random = np.random.default_rng(seed)
-        self.most = np.asarray(most)
-
-    def ask(self) -> Layers:
-        """A candidate."""
-        return tuple(self._random.integers(0, self.most, endpoint=True).tolist())
-
-    def tell(self, fitness: float) -> None:
-        """Makes no difference."""
-
-
 class Parzen:
-    """Optuna's tree-structured Parzen estimator.
+    """Ask optuna's tree-structured Parzen estimator.
 
     Args:
         most: the largest number for each network.
         seed: of everything random.
 
     Raises:
-        TransferConfigError: optuna is missing.
+        TransferConfigError: optuna is not installed.
     """
 
     def __init__(self, most: Sequence[int], *, seed: int = 0) -> None:
@@ -132,12 +117,12 @@ class Parzen:
         self._trial: Any = None
 
     def ask(self) -> Layers:
-        """What it expects most of."""
+        """Return the candidate of which it expects most."""
         self._trial = self._study.ask()
         return tuple(self._trial.suggest_int(str(number), 0, most) for number, most in enumerate(self.most))
 
     def tell(self, fitness: float) -> None:
-        """How it did."""
+        """Take its score."""
         import optuna
 
         if np.isfinite(fitness):
@@ -149,5 +134,4 @@ class Parzen:
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "swarm": Swarm,
     "tpe": lambda most, *, particles, iterations, seed: Parzen(most, seed=seed),
-    "random": lambda most, *, particles, iterations, seed: Chance(most, seed=seed),
 }

@@ -1,0 +1,146 @@
+"""Train and score candidates of a search for layers, as the user's module would be trained (ours)."""
+
+import copy
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_transfer.batches import is_right
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue import proxy
+from lightning_transfer.glue.base import AnyCallback
+from lightning_transfer.methods.collaborative.apply import ensemble_of, put_together
+from lightning_transfer.methods.collaborative.members import loaded, named
+from lightning_transfer.methods.collaborative.search.options import LayerSearch
+from lightning_transfer.methods.collaborative.search.plan import Evaluation, LayerPlan
+from lightning_transfer.methods.collaborative.search.strategies import Layers
+from lightning_transfer.methods.collaborative.together import Together
+from lightning_transfer.source.datasets import load
+from lightning_transfer.source.stream import seeded
+from lightning_transfer.splitting import held_out
+from lightning_transfer.tracing import evaluating
+from lightning_transfer.values import value_of
+
+SETTINGS = ("strategy", "particles", "iterations", "proxy_epochs", "seed", "validation")  # that change the result
+STEPPING = {  # options of a Trainer that change what a step does, with their defaults
+    "precision": "32-true",
+    "gradient_clip_val": None,
+    "gradient_clip_algorithm": None,
+    "accumulate_grad_batches": 1,
+    "limit_train_batches": 1.0,
+}
+NUM_DIGESTED = 16  # images that go into the digest of a dataset
+
+
+class Candidates:
+    """Train candidates, numbers of frozen layers, on a part of the training images, and score them on the rest.
+
+    Args:
+        options: of the search.
+        module: the user's, without other networks.
+        together: how candidates are trained.
+        trials: on parts of the user's training images.
+        callback: returns the callback that trains with given options.
+
+    Raises:
+        TransferConfigError: a network does not fit beside the user's own, or candidates cannot be scored.
+    """
+
+    def __init__(
+        self,
+        options: LayerSearch,
+        module: Any,
+        together: Together,
+        trials: proxy.Trials,
+        callback: Callable[[Together], AnyCallback],
+    ) -> None:
+        self.options, self.module, self.trials, self.callback = options, module, trials, callback
+        labels, loader = trials.labels, trials.loader
+        out = held_out(labels, options.validation, groups=trials.groups, seed=options.seed)
+        self.kept = sorted({*range(len(labels))} - {*out})
+        self.num_held_out = len(out)
+        self.rest = partial(trials.held, out)
+        with seeded(options.seed, 0):
+            networks = {name: loaded(source) for name, source in named(together.sources).items()}
+            self.together = replace(together, sources=networks, frozen_layers=None)
+            self._check_batch(next(iter(self.rest())))
+            seen = [_digest_of_images(dataset) for dataset in (trials.dataset, trials.clean)]
+        twin = copy.deepcopy(module)
+        put_together(twin, self.together)
+        ensemble = ensemble_of(twin)
+        ensemble.check_forward()
+        depths = ensemble.depths(getattr(module, "example_input_array", None))
+        self.num_layers = {name: len(depth.convs) for name, depth in depths.items()}
+        self.most = {name: depth.most for name, depth in depths.items()}
+        self.settings = {
+            **{key: str(getattr(options, key)) for key in SETTINGS},
+            "networks": str({name: f"{number} convolutions" for name, number in self.num_layers.items()}),
+            "weights": f"{_digest_of_weights(module, *networks.values()):08x}",
+            "batch size": str(loader.batch_size),
+            "training images": f"{len(labels)}, {zlib.crc32(repr(labels).encode()):08x}, {seen}",
+            "held out": f"{len(out)}, {zlib.crc32(repr(out).encode()):08x}",
+            "hyperparameters": re.sub(" at 0x[0-9a-f]+", "", str(dict(getattr(module, "hparams", {})))),
+            "trainer": str({key: trials.options.get(key, usual) for key, usual in STEPPING.items()}),
+            "weight": str(together.weight),
+            "loss": value_of(together.loss),
+        }
+
+    def plan(self, evaluations: Sequence[Evaluation]) -> LayerPlan:
+        """Return the plan of the best candidate; of equal ones the one that freezes least; of failed ones no layers."""
+        best = max(evaluations, key=lambda evaluation: (evaluation.fitness, -sum(evaluation.layers)), default=None)
+        layers = (0,) * len(self.most) if best is None or best.accuracy is None else best.layers
+        return LayerPlan(dict(zip(self.most, layers, strict=True)), self.num_layers, tuple(evaluations), self.settings)
+
+    def evaluate(self, layers: Layers) -> Evaluation:
+        """Train a candidate and score it; if it fails, return the reason."""
+        together = replace(self.together, frozen_layers=dict(zip(self.most, layers, strict=True)))
+        twin = copy.deepcopy(self.module)
+        try:
+            scoring = proxy.Scoring(self.rest(), self._right)
+            callbacks = [self.callback(together), scoring]
+            self.trials.train(twin, self.kept, callbacks, seed=self.options.seed, epochs=self.options.proxy_epochs)
+        except Exception as error:  # of any kind, such as a lack of memory
+            return Evaluation(layers, None, f"{type(error).__name__}: {error}".partition("\n")[0])
+        return Evaluation(layers, scoring.best)
+
+    def _check_batch(self, batch: Any) -> None:
+        """Refuse batches on which candidates cannot be scored."""
+        if not isinstance(batch, list | tuple) or not isinstance(batch[0], Tensor):
+            raise TransferConfigError(
+                f"A search scores candidates on batches (images, ...), and the train loader gives a "
+                f"{type(batch).__name__}. Give frozen_layers instead of a search, or a loader of tuples."
+            )
+        self.together.labels(batch)
+
+    def _right(self, module: Any, batch: Any) -> Tensor:
+        """Return (B,) how right the mean of the networks is, 0 to 1."""
+        with evaluating(module):
+            logits = ensemble_of(module).ask(batch[0], module).mean(0)
+        if not bool(torch.isfinite(logits).all()):
+            raise FloatingPointError("the logits of the networks are not finite")
+        return is_right(logits, self.together.labels(batch))
+
+
+def _digest_of_images(dataset: Any) -> str:
+    """Return a digest of a few images of a dataset."""
+    number = 0
+    for index in range(0, len(dataset), max(1, len(dataset) // NUM_DIGESTED)):
+        number = zlib.crc32(np.asarray(load(dataset, index, of="target")[0]).tobytes(), number)
+    return f"{number:08x}"
+
+
+def _digest_of_weights(*modules: Any) -> int:
+    """Return a digest of the weights of modules."""
+    number = 0
+    for module in modules:
+        for value in module.state_dict().values():
+            if isinstance(value, Tensor):
+                number = zlib.crc32(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes(), number)
+    return number
