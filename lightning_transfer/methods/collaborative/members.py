@@ -54,9 +54,10 @@ class Member(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, classes) logits of (B, C, H, W) images that are preprocessed for the user's network."""
-        height, width = self.size or (round(side * self.zoom) for side in images.shape[-2:])
-        if (height, width) != tuple(images.shape[-2:]):
-            images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+        if self.size is not None or self.zoom != 1:  # otherwise a head apart, which takes features, would round a batch
+            height, width = self.size or (round(side * self.zoom) for side in images.shape[-2:])
+            if (height, width) != tuple(images.shape[-2:]):
+                images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
         if self.scale is not None and self.shift is not None:
             images = images * self.scale.to(images) + self.shift.to(images)
         logits: Tensor = self.network(images)
