@@ -18,7 +18,7 @@ SHORTCUTS = {"downsample", "shortcut"}  # what timm and torchvision call them
 
 @dataclass(frozen=True)
 class Depths:
-    """The layers of a network, from its input on.
+    """List the layers of a network in the order in which they run.
 
     Attributes:
         convs: dotted names of the counted convolutions, in the order in which they first run.

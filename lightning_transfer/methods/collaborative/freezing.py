@@ -10,7 +10,7 @@ from lightning_transfer.surgery import find_all, replace_modules
 
 
 class FrozenNorm(nn.Module):
-    """A norm of the user's that normalises by its running statistics, and that training and `train()` do not change.
+    """Normalise by the running statistics of a norm, which training and `train()` do not change.
 
     Its weights, statistics and modules are the norm's own, under the same names. It is not a `_BatchNorm`, and the norm
     is not one of its modules, so code that synchronizes or unfreezes BatchNorms does not find it.

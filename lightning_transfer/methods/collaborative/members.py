@@ -21,7 +21,7 @@ Sources: TypeAlias = Mapping[str, nn.Module | str] | Sequence[nn.Module | str]
 
 
 class Member(nn.Module):
-    """A network, and how images are changed to look as they did in its pretraining.
+    """Run a network on images that are changed to look as in its pretraining.
 
     Args:
         network: gives (B, classes) logits.
@@ -54,7 +54,7 @@ class Member(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, classes) logits of (B, C, H, W) images that are preprocessed for the user's network."""
-        if self.size is not None or self.zoom != 1:  # otherwise a head apart, which takes features, would round a batch
+        if self.size is not None or self.zoom != 1:  # a head that is apart takes features, which have no size
             height, width = self.size or (round(side * self.zoom) for side in images.shape[-2:])
             if (height, width) != tuple(images.shape[-2:]):
                 images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
@@ -65,7 +65,7 @@ class Member(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether images enter the network unchanged."""
+        """Return whether images enter the network unchanged."""
         return self.scale is None and self.size is None and self.zoom == 1
 
     def describe(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ ONE_NETWORK = "Or hold both in one network, self.model = torch.nn.Sequential(bac
 
 
 class CollaborativeEnsemble(Structure):
-    """Networks side by side: gives the mean of their logits, which ranks classes as their sum does.
+    """Return the mean of the logits of several networks, which ranks classes as their sum does.
 
     If timm's configurations of two networks differ, or what the user assigned to `pretrained_cfg`, a network gets
     images that are normalised and resized as in its pretraining; the first network takes them unchanged.
@@ -36,7 +36,7 @@ class CollaborativeEnsemble(Structure):
         apart: the module that holds the first network, and the dotted name of its backbone, if the head is apart.
 
     Raises:
-        TransferConfigError: there are no networks, or one has no head or other classes.
+        TransferConfigError: the mapping is empty, a head is not found, or the numbers of classes differ.
 
     Example:
         >>> flat = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -85,7 +85,7 @@ class CollaborativeEnsemble(Structure):
 
     @property
     def is_apart(self) -> bool:
-        """Whether the user's head is apart from its backbone, so that hooks let images in."""
+        """Return whether the user's head is apart from its backbone, so that hooks let images in."""
         return self._apart is not None
 
     def head_of(self, name: str) -> Head:
@@ -131,7 +131,8 @@ class CollaborativeEnsemble(Structure):
     def _entered(self, features: Tensor) -> Tensor:
         """Return the images that these features were computed from."""
         images, number = self.passes.leave()
-        if number != 1 or not isinstance(images, Tensor) or len(images) != len(features):
+        # `len` would fix the batch size of an exported network
+        if number != 1 or not isinstance(images, Tensor) or images.shape[:1] != features.shape[:1]:
             assert self._apart is not None  # its callers check
             last = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise TransferConfigError(
@@ -146,7 +147,7 @@ class CollaborativeEnsemble(Structure):
         return {name: find_depths(self.layers_of(name), example, head=self.head_of(name).path) for name in self.names}
 
     def freeze(self, frozen: Mapping[str, int], example: Any = None) -> None:
-        """Freeze the first convolutions of networks, and all that runs before the next one; unfreeze the rest.
+        """Freeze the first convolutions of networks and all that runs before the next one; unfreeze all others.
 
         Weights below the cut get no gradients, norms there keep their statistics, and no graph is built for them.
 

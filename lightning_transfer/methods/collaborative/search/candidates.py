@@ -40,7 +40,7 @@ NUM_DIGESTED = 16  # images that go into the digest of a dataset
 
 
 class Candidates:
-    """Train candidates, numbers of frozen layers, on a part of the training images, and score them on the rest.
+    """Train candidates, numbers of frozen layers, on a part of the training images, and score them on the others.
 
     Args:
         options: of the search.
@@ -66,11 +66,11 @@ class Candidates:
         out = held_out(labels, options.validation, groups=trials.groups, seed=options.seed)
         self.kept = sorted({*range(len(labels))} - {*out})
         self.num_held_out = len(out)
-        self.rest = partial(trials.held, out)
+        self.held = partial(trials.held, out)
         with seeded(options.seed, 0):
             networks = {name: loaded(source) for name, source in named(together.sources).items()}
             self.together = replace(together, sources=networks, frozen_layers=None)
-            self._check_batch(next(iter(self.rest())))
+            self._check_batch(next(iter(self.held())))
             seen = [_digest_of_images(dataset) for dataset in (trials.dataset, trials.clean)]
         twin = copy.deepcopy(module)
         put_together(twin, self.together)
@@ -103,7 +103,7 @@ class Candidates:
         together = replace(self.together, frozen_layers=dict(zip(self.most, layers, strict=True)))
         twin = copy.deepcopy(self.module)
         try:
-            scoring = proxy.Scoring(self.rest(), self._right)
+            scoring = proxy.Scoring(self.held(), self._right)
             callbacks = [self.callback(together), scoring]
             self.trials.train(twin, self.kept, callbacks, seed=self.options.seed, epochs=self.options.proxy_epochs)
         except Exception as error:  # of any kind, such as a lack of memory

@@ -21,7 +21,7 @@ class LayerSearch:
     """Search how many convolutions of each network to freeze.
 
     Each candidate is trained for a few epochs, from the same start and with the same random numbers, on a part of the
-    training images, and scored on the rest of them. Validation and test data are not used.
+    training images, and scored on the others. Validation and test data are not used.
 
     Args:
         particles: candidates of a round; the authors' 10.
