@@ -138,9 +138,10 @@ def _rows(values: Tensor) -> Tensor:
 
 
 def _standing_at(module: nn.Module, path: str) -> nn.Module:
-    """Return what stands at a path, or has taken the place of a network that it led into."""
-    while True:
-        try:
-            return module.get_submodule(path)
-        except AttributeError:
-            path = path.rpartition(".")[0]
+    """Return what stands at a path, or the networks side by side that have taken the place of one on the way there."""
+    part = module
+    for name in path.split("."):
+        part = part.get_submodule(name)
+        if hasattr(part, "heads_of_members"):  # which would lead on to the first of them
+            break
+    return part
