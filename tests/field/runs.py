@@ -426,7 +426,7 @@ def advise(shape, options):
     advice = lt.advise(module, data, source=packed, candidates={}, steps=1, trainer=quiet, **mine)
     assert (advice.measured.images, advice.measured.classes) == (
         len(data.dataset),
-        len({*data.dataset.labels.tolist()}),
+        2 if shape is shapes.OneLogit else len({*data.dataset.labels.tolist()}),
     )
     assert advice.measured.scored == len(data.dataset)
     assert [each.name for each in advice.candidates] == ["linear probe"]
