@@ -70,11 +70,8 @@ class Agreement(TransferPart):
             member: Any = self.ensemble.members[name]
             frozen = self.ensemble.frozen.get(name, 0)
             depth = f", {frozen} convolutions frozen" if frozen else ""
-            sized = (
-                f", images of {member.size or f'{member.zoom:.3g} times the size'}"
-                if not (member.size is None and member.zoom == 1)
-                else ""
-            )
+            is_resized = member.size is not None or member.zoom != 1
+            sized = f", images of {member.size or f'{member.zoom:.3g} times the size'}" if is_resized else ""
             scaled = ", normalised as in its pretraining" if member.scale is not None else ""
             said.append(f"{name} ({type(self.ensemble.layers_of(name)).__name__}{depth}{sized}{scaled})")
         return f"{self.path!r} is now the mean of {', '.join(said)}."
@@ -97,10 +94,7 @@ class Agreement(TransferPart):
 
     def added(self, module: Any) -> dict[str, nn.Module]:
         """Return the other networks, their heads first."""
-        return {
-            **self._heads(),
-            **{f"{self.path}.members.{name}": self._member(name) for name in self.ensemble.names[1:]},
-        }
+        return self._heads() | {f"{self.path}.members.{name}": self._member(name) for name in self.ensemble.names[1:]}
 
     def _member(self, name: str) -> nn.Module:
         return self.ensemble.members[name]

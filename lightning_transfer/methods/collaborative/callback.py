@@ -37,8 +37,8 @@ class CollaborativeFinetuning(TransferCallback):
     """Tune several pretrained networks together, so that each learns its task and they agree (PeerJ CS 10:e2107).
 
     The user's network becomes the first of several, and the module then gives the mean of their logits. Each network
-    has its own loss, and the distance of their logits from the mean is added (the authors'). You can give how many
-    convolutions of each network are frozen, or let them be searched for as the authors do.
+    has its own loss, and the distance of their logits from the mean is added (the authors'). How many
+    convolutions of each network are frozen is your choice, or is searched for as the authors do.
 
     The networks stay together after fit: `functional.remove_collaborative` keeps one of them, `ensemble.member(name)`
     and `ensemble.best_member()` return a copy of one. Logs `transfer/disagreement`, `transfer/ensemble_accuracy` and
@@ -100,15 +100,15 @@ class CollaborativeFinetuning(TransferCallback):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Return what the loggers get."""
+        """Return the options for the loggers."""
         return vars(self.together)
 
     @staticmethod
     def with_options(together: Together) -> "CollaborativeFinetuning":
         """Return a callback with these options and without a search."""
-        made = CollaborativeFinetuning({})
-        made.together = together
-        return made
+        callback = CollaborativeFinetuning({})
+        callback.together = together
+        return callback
 
     def change_layers(self, trainer: Any, module: Any) -> bool:
         """Put the other networks beside the user's."""
