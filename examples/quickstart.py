@@ -36,8 +36,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_transfer as lt
 
 # ---- All that lightning_transfer asks of a project: a row here, and the line `source = ...` in main() ---------------
+PLAIN = "plain fine-tuning"
 METHODS: dict[str, Callable[[lt.SourceTask], list[L.Callback]]] = {
-    "plain fine-tuning": lambda source: [],
+    PLAIN: lambda source: [],
     "soft fine-tuning": lambda source: [lt.SoftFinetuning(source)],
     "selective joint": lambda source: [lt.SelectiveJointFinetuning(source, neighbors=100)],
 }
@@ -49,6 +50,7 @@ SMALL = "cijklmpsuvwxyz"  # what a second network learns to read in examples/col
 FONTS = ("DejaVuSans[!D]*", "DejaVuSerif[!D]*", "STIXGeneral*", "cm[brt]*", "cmss*")  # no symbol fonts
 CANVAS, SCAN, SIDE = 64, 8, 32  # pixels that a character is drawn on, of its scan, and that the network sees
 
+CHANNELS = (16, 32, 64, 128)  # of the network's stages
 NEAR_SHOTS, SHOTS, BATCH = 3, 10, 20  # labelled images of each near and far class, and of each step
 PRETRAINING_STEPS, PRETRAINING_LR = 200, 0.1
 # Chosen for plain fine-tuning, by its mean validation accuracy over seeds that no run here uses, and then taken for
@@ -87,12 +89,9 @@ class LitDigits(L.LightningModule):
 class FewImages(L.LightningDataModule):
     """A few images to train on, some for the curves, and some for the final number."""
 
-    lr = LR
-
     def __init__(self, train: TensorDataset, val: TensorDataset, test: TensorDataset, seed: int) -> None:
         super().__init__()
-        self.train, self.val, self.test = train, val, test
-        self.seed = seed
+        self.train, self.val, self.test, self.seed = train, val, test, seed
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the few; a generator of its own gives every method the same batches."""
@@ -119,8 +118,6 @@ class Characters(FewImages):
 class Digits(FewImages):
     """Handwritten digits: a few to train on, drawn by `seed`; half of all are for the test, the same for every seed."""
 
-    lr = FAR_LR
-
     def __init__(self, seed: int) -> None:
         digits = load_digits()
         images = enlarge(torch.tensor(digits.images[:, None] / 16, dtype=torch.float32))
@@ -132,11 +129,11 @@ class Digits(FewImages):
         super().__init__(*(TensorDataset(images[part], labels[part]) for part in (few, others, test)), seed)
 
 
-# name of a target: its data for a seed
-TARGETS: dict[str, Callable[[int], FewImages]] = {
-    f"near: unseen printed characters, {NEAR_SHOTS} of each": Characters,
-    f"far: handwritten digits, {SHOTS} of each": Digits,
+TARGETS: dict[str, tuple[Callable[[int], FewImages], float]] = {  # the data for a seed, and the learning rate
+    f"near: unseen printed characters, {NEAR_SHOTS} of each": (Characters, LR),
+    f"far: handwritten digits, {SHOTS} of each": (Digits, FAR_LR),
 }
+Rows = dict[str, dict[str, dict[str, float]]]  # of a target: of a method: what was measured
 
 
 def enlarge(scans: Tensor) -> Tensor:
@@ -214,21 +211,18 @@ def pretrain(characters: TensorDataset, steps: int, advance: Callable[[], None])
     """A small timm network that reads print."""
     torch.manual_seed(0)
     num_classes = int(characters.tensors[1].max()) + 1
-    network = timm.create_model(
-        "resnet10t", in_chans=1, num_classes=num_classes, stem_width=8, channels=(16, 32, 64, 128)
-    )
+    network = timm.create_model("resnet10t", in_chans=1, num_classes=num_classes, stem_width=8, channels=CHANNELS)
     train = DataLoader(characters, batch_size=64, shuffle=True, drop_last=True)
     make_trainer(steps, [Run(advance)]).fit(LitDigits(network, PRETRAINING_LR), train)
     return network
 
 
-def tune(pretrained: Any, data: FewImages, callbacks: list[L.Callback], steps: int, advance: Callable[[], None]) -> Run:
+def tune(pretrained: Any, data: FewImages, lr: float, callbacks: list[L.Callback], steps: int, run: Run) -> Run:
     """Fine-tune a copy of the network; the seed decides the images, their order and the new head, for every method."""
     network = copy.deepcopy(pretrained)
     torch.manual_seed(data.seed)
     network.reset_classifier(int(data.train.tensors[1].max()) + 1)
-    module, run = LitDigits(network, data.lr), Run(advance)
-    trainer = make_trainer(steps, [*callbacks, run])
+    module, trainer = LitDigits(network, lr), make_trainer(steps, [*callbacks, run])
     start = time.perf_counter()
     trainer.fit(module, data)
     run.seconds = time.perf_counter() - start
@@ -255,36 +249,31 @@ def points(row: dict[str, float]) -> str:
     return f"{100 * row['gain']:+.1f}{error}"
 
 
-def show(rows: dict[str, dict[str, dict[str, float]]], num_seeds: int) -> None:
+def show(rows: Rows, num_seeds: int) -> None:
     """Print the table."""
     table = Table(title=f"Test accuracy, mean of {num_seeds} seeds; ± is the standard error of the gain")
     for heading in ("", "accuracy", "gain, points", "domain gap", "seconds"):
         table.add_column(heading, justify="right" if heading else "left")
     for target, methods in rows.items():
         table.add_section()
-        table.add_row(target, style="bold")
+        table.add_row(target.replace(", ", ",\n"), style="bold")
         for name, row in methods.items():
             gap = "" if np.isnan(row["domain gap"]) else f"{row['domain gap']:.2f}"
-            gain = points(row) if row["gain"] or gap else ""
-            table.add_row(f"  {name}", f"{row['test accuracy']:.1%}", gain, gap, f"{row['seconds']:.1f}")
+            table.add_row(f"  {name}", f"{row['test accuracy']:.1%}", points(row) if gap else "", gap, f"{row['seconds']:.1f}")
     Console().print(table)
 
 
-def draw_curves(
-    runs: dict[str, dict[str, list[Run]]], rows: dict[str, dict[str, dict[str, float]]], path: Path
-) -> None:
+def draw_curves(runs: dict[str, dict[str, list[Run]]], rows: Rows, path: Path) -> None:
     """Draw validation accuracy over training, a panel for each target; thinner lines keep equal curves visible."""
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     for axes, (target, methods) in zip(figure.subplots(1, len(runs)), runs.items(), strict=True):
-        for (name, several), color, width in zip(
-            methods.items(), ("#aab2c0", "#d08770", "#5e81ac"), (7.0, 4.0, 1.6), strict=True
-        ):
-            label = name if name == next(iter(METHODS)) else f"{name}: {points(rows[target][name])}"
+        lines = ("#aab2c0", 7.0), ("#d08770", 4.0), ("#5e81ac", 1.6)
+        for (name, several), (color, width) in zip(methods.items(), lines, strict=True):
+            label = name if name == PLAIN else f"{name}: {points(rows[target][name])}"
             curve = 100 * np.mean([run.curve for run in several], axis=0)
             axes.plot(several[0].steps, curve, color=color, linewidth=width, label=label, solid_capstyle="round")
-        axes.set_ylim(bottom=100 * float(np.mean([run.curve[-1] for run in methods[next(iter(METHODS))]])) - 12)
         axes.set_title(target, loc="left", fontweight="bold", fontsize="medium")
-        axes.set_xlabel("optimizer steps")
+        axes.set(xlabel="optimizer steps", ylim=(100 * rows[target][PLAIN]["test accuracy"] - 7, None))
         axes.legend(title="gain on test images, points", loc="lower right", frameon=False, alignment="left")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -306,7 +295,7 @@ def calm() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, float]]]:
+def main(argv: Sequence[str] | None = None) -> Rows:
     """Pretrain once, fine-tune with every target, seed and method, then print and draw; returns the table's numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("quickstart.png"), help="where the picture goes")
@@ -316,6 +305,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, flo
     torch.set_num_threads(1)  # layers this small gain little from a second thread, and lose much on a busy machine
     columns = TextColumn("{task.description:36}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     runs: dict[str, dict[str, list[Run]]] = {target: {name: [] for name in METHODS} for target in TARGETS}
+    rows: Rows = {}
     with calm(), Progress(*columns, "left") as bars:
         warnings.filterwarnings("ignore", category=lt.NoEffectWarning)  # the table shows where the source is left out
         num_runs = len(TARGETS) * len(METHODS) * options.seeds
@@ -323,17 +313,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, flo
         characters = printed("".join(character for character in SOURCE if character not in NEAR), 150, seed=0)
         pretrained = pretrain(characters, PRETRAINING_STEPS, lambda: bars.advance(bar))
         source = lt.SourceTask.from_timm(pretrained, characters)  # while the network still has its classifier
-
-        for target, data in TARGETS.items():
+        for target, (data, lr) in TARGETS.items():
             for seed, (name, callbacks) in itertools.product(range(options.seeds), METHODS.items()):
                 bars.update(bar, description=f"{target[:4].rstrip(':')}, {name}, seed {seed}")
-                run = tune(pretrained, data(seed), callbacks(source), options.steps, lambda: bars.advance(bar))
-                runs[target][name].append(run)
+                run = Run(lambda: bars.advance(bar))
+                runs[target][name].append(tune(pretrained, data(seed), lr, callbacks(source), options.steps, run))
+            rows[target] = {name: summary(several, runs[target][PLAIN]) for name, several in runs[target].items()}
 
-    rows = {
-        target: {name: summary(several, next(iter(methods.values()))) for name, several in methods.items()}
-        for target, methods in runs.items()
-    }
     show(rows, num_seeds=options.seeds)
     draw_curves(runs, rows, options.out)
     print(f"Learning curves: {options.out}")
