@@ -13,7 +13,7 @@ import itertools
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,10 @@ class LitDigits(L.LightningModule):
 class FewImages(L.LightningDataModule):
     """A few images to train on, some for the curves, and some for the final number."""
 
-    def __init__(self, train: TensorDataset, val: TensorDataset, test: TensorDataset, seed: int) -> None:
+    def __init__(self, seed: int, parts: Iterable[TensorDataset]) -> None:
         super().__init__()
-        self.train, self.val, self.test, self.seed = train, val, test, seed
+        self.train, self.val, self.test = parts
+        self.seed = seed
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the few; a generator of its own gives every method the same batches."""
@@ -111,8 +112,8 @@ class Characters(FewImages):
     """Printed characters that pretraining has not seen; `seed` decides only which few are trained on."""
 
     def __init__(self, seed: int) -> None:
-        val, test = (printed(NEAR, num_each, seed=other) for num_each, other in ((60, 1001), (200, 1002)))
-        super().__init__(printed(NEAR, NEAR_SHOTS, seed=500 + seed), val, test, seed)
+        parts = (NEAR_SHOTS, 500 + seed), (60, 1001), (200, 1002)  # images of each, and what draws them
+        super().__init__(seed, (printed(NEAR, num_each, drawn) for num_each, drawn in parts))
 
 
 class Digits(FewImages):
@@ -126,7 +127,7 @@ class Digits(FewImages):
         rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))]
         few = torch.cat([rest[labels[rest] == digit][:SHOTS] for digit in range(10)])
         others = rest[~torch.isin(rest, few)]
-        super().__init__(*(TensorDataset(images[part], labels[part]) for part in (few, others, test)), seed)
+        super().__init__(seed, (TensorDataset(images[part], labels[part]) for part in (few, others, test)))
 
 
 TARGETS: dict[str, tuple[Callable[[int], FewImages], float]] = {  # the data for a seed, and the learning rate
@@ -259,7 +260,7 @@ def show(rows: Rows, num_seeds: int) -> None:
         table.add_row(target.replace(", ", ",\n"), style="bold")
         for name, row in methods.items():
             gap = "" if np.isnan(row["domain gap"]) else f"{row['domain gap']:.2f}"
-            table.add_row(f"  {name}", f"{row['test accuracy']:.1%}", points(row) if gap else "", gap, f"{row['seconds']:.1f}")
+            table.add_row(f"  {name}", f"{row['test accuracy']:.1%}", gap and points(row), gap, f"{row['seconds']:.1f}")
     Console().print(table)
 
 
@@ -319,7 +320,6 @@ def main(argv: Sequence[str] | None = None) -> Rows:
                 run = Run(lambda: bars.advance(bar))
                 runs[target][name].append(tune(pretrained, data(seed), lr, callbacks(source), options.steps, run))
             rows[target] = {name: summary(several, runs[target][PLAIN]) for name, several in runs[target].items()}
-
     show(rows, num_seeds=options.seeds)
     draw_curves(runs, rows, options.out)
     print(f"Learning curves: {options.out}")
