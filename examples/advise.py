@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> lt.Advice:
         torch.manual_seed(0)
         network.reset_classifier(10)  # type: ignore[operator]
         asked = {"steps": options.steps, "minutes": options.minutes, "trainer": {"accelerator": "cpu"}}
-        advice = lt.advise(LitDigits(network, LR), Digits(seed=0), source=source, **asked)  # type: ignore[arg-type]
+        advice = lt.advise(LitDigits(network, LR), Digits(seed=0), source=source, **asked)
     print(advice)
     return advice
 

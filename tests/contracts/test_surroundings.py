@@ -256,7 +256,7 @@ def test_modules_import_only_what_stands_below_them():
             "watching@methods",
             "auxiliary@methods",
             "agreement@methods",
-            "layer_search@methods",
+            "loop@methods",
             "candidates@methods",
             "advising",
         ),
