@@ -193,7 +193,9 @@ def test_each_network_is_given_what_timms_transform_makes(make):
 
 
 @pytest.mark.parametrize(
-    "last", [None, lambda logits: logits.softmax(1), lambda logits: {"logits": logits, "loss": 0}], ids=str
+    "last",
+    [None, lambda logits: logits.softmax(1), lambda logits: {"logits": logits, "loss": 0}],
+    ids=["logits", "softmax", "dict"],
 )
 def test_features_are_what_the_head_takes(last):
     """Two logits with random weights would do worse."""
