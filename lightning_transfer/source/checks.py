@@ -1,4 +1,4 @@
-"""What every method that takes a source task accepts and refuses."""
+"""Check the arguments that all methods with a source task share."""
 
 from typing import Any, Literal, TypeAlias
 
@@ -11,7 +11,7 @@ Weight: TypeAlias = Schedule | float | Literal["auto"]
 
 
 def as_weight(weight: Weight) -> Schedule | Literal["auto"]:
-    """Return a weight as a `Schedule` or "auto": a number is held, a mapping has a schedule's arguments.
+    """Return a weight as a `Schedule` or "auto": a number is constant, a mapping has a schedule's arguments.
 
     Raises:
         TransferConfigError: it is something else.
@@ -28,7 +28,7 @@ def as_weight(weight: Weight) -> Schedule | Literal["auto"]:
 
 
 def as_schedule(weight: Schedule | Literal["auto"], usual: Schedule) -> tuple[Schedule, bool]:
-    """Return the schedule that a weight stands for, and whether a domain gap decides if it is followed."""
+    """Return the schedule of a weight, and whether a measured domain gap decides if the schedule is used."""
     return (weight, False) if isinstance(weight, Schedule) else (usual, True)
 
 
@@ -48,10 +48,10 @@ def as_source(source: Any) -> SourceTask:
 
 
 def check_hyperparameters(module: Any) -> None:
-    """Raise where the user's hyperparameters hold a source task.
+    """Raise if the user's hyperparameters hold a source task.
 
     Raises:
-        TransferConfigError: naming the line to write.
+        TransferConfigError: a hyperparameter is a source task; the message shows the fix.
     """
     saved = [name for name, value in getattr(module, "hparams", {}).items() if isinstance(value, SourceTask)]
     if saved:

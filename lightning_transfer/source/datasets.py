@@ -1,4 +1,4 @@
-"""Any dataset of images: whether it can be drawn from at random, its samples, and the labels that it lists."""
+"""Check any dataset of images for random access, load its samples and find the labels that it lists."""
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,14 +15,14 @@ else:
 
 
 def check_random_access(dataset: Any, name: str) -> None:
-    """Refuse a stream, which an exact resume cannot go on with, and what is empty.
+    """Refuse a stream, because an exact resume cannot continue it, and an empty dataset.
 
     Args:
         dataset: of images.
         name: "target" or "source", for messages.
 
     Raises:
-        TransferConfigError: it is one of these.
+        TransferConfigError: the dataset is a stream or is empty.
     """
     kind = type(dataset).__name__
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
@@ -36,23 +36,23 @@ def check_random_access(dataset: Any, name: str) -> None:
 
 
 class ControlFlowError(TransferConfigError):
-    """A sample that raised what ends a loop or a program, which no reader may take for that or pass over."""
+    """A sample raised an exception that ends a loop or a program; readers must neither obey nor skip it."""
 
 
 class Served(Subset[Any]):
-    """Those images of a user's dataset that a loader serves; messages name images by their index in that dataset."""
+    """The images of a user's dataset that a loader serves; messages name images by their index in that dataset."""
 
 
 def index_in(dataset: Dataset[Any], place: int) -> int:
-    """Return the index that an image has in the user's own dataset."""
+    """Return an image's index in the user's own dataset."""
     return dataset.indices[place] if isinstance(dataset, Served) else place
 
 
 def load(dataset: Dataset[Any], index: int, *, of: str) -> Any:
-    """Return one sample; an error names its index, and whose it is.
+    """Return one sample; an error names its index and its dataset.
 
     Raises:
-        ControlFlowError: the dataset raised StopIteration, say, which would end an epoch early and in silence.
+        ControlFlowError: the dataset raised, for example, StopIteration, which would silently end an epoch early.
     """
     try:
         return dataset[index]
@@ -69,7 +69,7 @@ def load(dataset: Dataset[Any], index: int, *, of: str) -> Any:
 
 
 class Loaded(Dataset[Any]):
-    """The samples of a dataset, each read by `load`: for loaders that are given a dataset alone.
+    """A dataset whose samples are read by `load`, for loaders that are given only a dataset.
 
     Args:
         dataset: of the samples.
@@ -87,7 +87,7 @@ class Loaded(Dataset[Any]):
 
 
 def known_labels(dataset: Dataset[Any]) -> Tensor | None:
-    """All labels of a dataset that lists them (`targets`, `labels`, or tensors); None where only loading would tell."""
+    """Return all labels of a dataset that lists them (`targets`, `labels`, or tensors); otherwise None."""
     if isinstance(dataset, Subset):
         labels = known_labels(dataset.dataset)
         return None if labels is None else labels[torch.as_tensor(dataset.indices)]

@@ -1,4 +1,4 @@
-"""What to write if images alone do not run through a user's module."""
+"""Show the fix if a user's module does not run on images alone."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ MISUSE = (TypeError, ValueError, LookupError, AttributeError)  # of a forward th
 
 
 def explain_joint(error: BaseException, network: nn.Module, num_target: int, num_source: int) -> None:
-    """Name the cure of an error that came while source images were among the user's in a network."""
+    """Add the fix to an error that was raised while a network ran source and target images in one pass."""
     if not isinstance(error, TransferConfigError):
         error.add_note(
             f"This happened in {type(network).__name__} while it ran {num_target} target and {num_source} source "
@@ -20,14 +20,14 @@ def explain_joint(error: BaseException, network: nn.Module, num_target: int, num
 
 
 def explain(error: Exception, module: nn.Module, head: Head, images: Tensor, *, how: str = FORWARD) -> None:
-    """Name the cure of an error that came while images alone ran through a module's forward.
+    """Add the fix to an error that was raised while a module's forward ran on images alone.
 
     Args:
-        error: gets a note, unless it is one that a forward of other arguments raises.
-        module: the user's.
+        error: gets a note, unless its type suggests that the forward takes other arguments.
+        module: the user's module.
         head: its head.
-        images: that ran.
-        how: what to write, with a place for the call.
+        images: the images that ran.
+        how: the fix, with a place for the call.
 
     Raises:
         TransferConfigError: the forward seems to take something else.
@@ -36,7 +36,7 @@ def explain(error: Exception, module: nn.Module, head: Head, images: Tensor, *, 
         return
     try:
         path = head.network_path if head.network_path != head.path else find_backbone(module, head)[0]
-    except TransferConfigError:  # several parts may be what images enter
+    except TransferConfigError:  # images may enter several parts
         path = "backbone"
     line = how.format(f"module.{path}(images)")
     if isinstance(error, MISUSE):

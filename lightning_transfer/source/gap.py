@@ -1,4 +1,4 @@
-"""How far a target lies from a source: how well frozen features tell images of the one from the other (ours)."""
+"""Measure how far a target is from a source: how well a classifier separates their frozen features (ours)."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -12,35 +12,35 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.linear import fit_linear
 
 FOLDS = 5
-PENALTY = 2.0  # on the weights of either side, which are each other's negative: 1 on those of a binary regression
-NEAR = 0.8  # a source loss has helped up to .86 and hurt from .81 on: see examples/benchmarks/README.md
+PENALTY = 2.0  # on both classes' weights, which are each other's negative: equals 1 in a binary regression
+NEAR = 0.8  # a source loss has helped up to .86 and has hurt from .81: see examples/benchmarks/README.md
 SCALE = f"0.5 not told apart, {NEAR} too unlike, 1 always told apart"
 RAW = 32.0  # a pixel beyond any normalisation
-TARGET_IMAGES, SOURCE_IMAGES = 200, 1000  # at most: the more there are to learn from, the better they are told apart
+TARGET_IMAGES, SOURCE_IMAGES = 200, 1000  # at most: with more images the classifier separates the sides better
 
 
 def domain_gap(
     target_features: Tensor, source_features: Tensor, *, target_groups: Sequence[Any] | None = None
 ) -> float:
-    """How well target images can be told from source images.
+    """Return how well a classifier separates target images from source images.
 
     The balanced accuracy, cross-validated in five folds, of a logistic regression on standardised features: about one
-    half where nobody can tell the two apart, and keeping the source is likely to help; 1 where the target lies far from
-    it. Both sides must be decoded, resized and normalised alike, or it is that which is told apart. It grows with the
-    number of images: compare what was taken from as many.
+    half if the two cannot be separated, so keeping the source is likely to help; 1 if the target is far from the
+    source. Preprocess source and target identically; otherwise the gap measures the preprocessing. The gap grows with
+    the number of images: compare only gaps that were of as many images.
 
     Args:
         target_features: (n, D), of a frozen network.
         source_features: (m, D), of the same network.
-        target_groups: (n,) what each target image belongs to, a patient or a track, say: images of one group are alike
-            for that alone, so a fold has all of it or nothing.
+        target_groups: (n,) the group of each target image, for example a patient or a track. Images of one group
+            resemble each other for that reason alone, so a group is never split between folds.
 
     Returns:
-        A number from 0 to 1; the same images in another order may change it slightly.
+        A number from 0 to 1; it may change slightly if the same images come in another order.
 
     Raises:
-        TransferConfigError: there are fewer images than folds, the features do not fit together, or all of the target
-            is one group.
+        TransferConfigError: there are fewer images than folds, the features differ in width, or all target images are
+            of one group.
 
     Example:
         >>> features = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
@@ -90,7 +90,7 @@ def check_finite(name: str, features: Tensor, indices: Sequence[int] | None = No
     Args:
         name: of the side, "target" or "source".
         features: (n, D).
-        indices: of the images in their dataset, where they are known.
+        indices: of the images in their dataset, if known.
 
     Raises:
         TransferConfigError: naming the images.
@@ -104,7 +104,7 @@ def check_finite(name: str, features: Tensor, indices: Sequence[int] | None = No
 
 
 def check_alike(target_images: Tensor, source_images: Tensor) -> None:
-    """Refuse batches of which a glance tells which is which.
+    """Refuse batches whose images differ in channels or size.
 
     Raises:
         TransferConfigError: their images differ in channels or size.
@@ -120,20 +120,20 @@ def check_alike(target_images: Tensor, source_images: Tensor) -> None:
 
 @dataclass
 class Extent:
-    """The least and the largest pixel of the images that were seen of a side."""
+    """The smallest and the largest pixel of the images that were seen of a side."""
 
     least: float = math.inf
     largest: float = -math.inf
 
     def see(self, images: Tensor) -> "Extent":
-        """Some more images; gives itself."""
+        """Include more images, and return itself."""
         self.least = min(self.least, float(images.min()))
         self.largest = max(self.largest, float(images.max()))
         return self
 
     @property
     def scale(self) -> tuple[bool, bool]:
-        """Whether pixels are normalised to both sides of 0, and whether they are raw numbers of 0 to 255."""
+        """Return whether some pixels are below 0 (normalised), and whether some are raw numbers from 0 to 255."""
         return self.least < 0, self.largest > RAW
 
     def __str__(self) -> str:
@@ -141,7 +141,7 @@ class Extent:
 
 
 class Seen(NamedTuple):
-    """What was seen of a side: (n, D) features, the last of the images, and how far pixels run."""
+    """The images seen of a side: their (n, D) features, the last batch of images, and the range of the pixels."""
 
     features: Tensor
     images: Tensor
@@ -149,9 +149,9 @@ class Seen(NamedTuple):
 
 
 def look(batches: Iterable[Tensor], run: Callable[[Tensor], Tensor], *, like: Tensor | None = None) -> Seen:
-    """Look at images, a batch at a time.
+    """Return the features and the range of pixels of images, read a batch at a time.
 
-    Where others are given that they have to be like, shapes are compared before the network meets them.
+    If `like` is given, shapes are compared with it before the network runs.
     """
     found, extent = [], Extent()
     for images in batches:
@@ -163,14 +163,14 @@ def look(batches: Iterable[Tensor], run: Callable[[Tensor], Tensor], *, like: Te
 
 
 def unlike_pixels(target: Extent, source: Extent) -> str:
-    """What is wrong with sides of which one is scaled otherwise than the other, by which anybody tells them apart."""
+    """Return an error text if one side is scaled differently from the other, otherwise an empty string."""
     if target.scale == source.scale:
         return ""
     return f"pixels run {target} in the target, {source} in the source: give the source the target's transform"
 
 
 def is_near(gap: float) -> bool:
-    """Whether a source loss is worth its while at a domain gap.
+    """Return whether a source loss is likely to help at a domain gap.
 
     >>> [is_near(gap) for gap in (0.5, 0.7, 0.9)]
     [True, True, False]

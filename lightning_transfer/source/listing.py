@@ -1,4 +1,4 @@
-"""What a dataset lists of all its images, in a few letters: that changed which no look at some of them sees."""
+"""Digest what a dataset lists about all its images, to find changes that reading a few images would miss."""
 
 import os
 from typing import Any
@@ -11,15 +11,15 @@ from torch.utils.data import Dataset, Subset
 from lightning_transfer.source.datasets import known_labels
 from lightning_transfer.stamps import checksum
 
-SIZED = 10_000  # files whose sizes are asked for, at most
+SIZED = 10_000  # files whose sizes are read, at most
 HASHED = 2**28  # bytes of images in memory that are read, at most
 
 
 def listed_by(dataset: Dataset[Any]) -> dict[str, str]:
-    """Return a digest of each thing that a dataset lists of its images, by what that is; no image is read from disk.
+    """Return digests of what a dataset lists about its images, each with its name; no image is read from disk.
 
-    Labels; names and sizes of files, of a list `samples` or `imgs`; and images in memory, `tensors` or `data`; also
-    those of a dataset that it wraps as its `dataset`.
+    These are labels, names and sizes of the files in a list `samples` or `imgs`, and images in memory, `tensors` or
+    `data`. If the dataset wraps another as its `dataset`, the lists of that one are included.
 
     >>> list(listed_by(torch.utils.data.TensorDataset(torch.rand(4, 3, 8, 8), torch.arange(4))))
     ['all listed labels', 'all images in memory']
@@ -36,14 +36,14 @@ def listed_by(dataset: Dataset[Any]) -> dict[str, str]:
 
 
 def _listed_at(dataset: Any, places: np.ndarray[Any, Any]) -> dict[str, str]:
-    """What a dataset itself lists of images at some places."""
+    """Return digests of what a dataset itself lists about the images at some places."""
     found, labels = {}, known_labels(dataset)
     if labels is not None:
         found["all listed labels"] = _digest(labels.double()[torch.as_tensor(places)])
     files = _files(dataset)
     if files:
         files = [files[place] for place in places]
-        names = ("/".join(file.rsplit(os.sep, 2)[-2:]) for file in files)  # wherever their folder is now
+        names = ("/".join(file.rsplit(os.sep, 2)[-2:]) for file in files)  # without their folder, which may have moved
         found["all file names"] = _digest("\n".join(names))
         some = np.linspace(0, len(files) - 1, min(len(files), SIZED)).astype(int)
         found[f"sizes of {len(some):,} files"] = _digest([_size(files[place]) for place in some])
@@ -68,7 +68,7 @@ def _are_all(dataset: Any, listed: Any) -> bool:
 
 
 def _files(dataset: Any) -> list[str] | None:
-    """Return the files of all images in order, where a dataset lists them as torchvision's do."""
+    """Return the files of all images in order, if a dataset lists them as torchvision's do."""
     for name in ("samples", "imgs"):
         listed = getattr(dataset, name, None)
         if isinstance(listed, list | tuple) and _are_all(dataset, listed):
@@ -80,6 +80,6 @@ def _files(dataset: Any) -> list[str] | None:
 
 def _size(file: str) -> int:
     try:
-        return os.stat(file).st_size  # not the time of a change, which a copy of the folder has anew
+        return os.stat(file).st_size  # not the time of the last change, which is new in a copy of the folder
     except OSError:
         return -1

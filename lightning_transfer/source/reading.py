@@ -1,4 +1,4 @@
-"""Samples of any dataset outside of training: in a given order, a batch at a time."""
+"""Read samples of any dataset outside of training, in a given order, a batch at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ Samples = list[tuple[int, Any]]  # each with its index
 def in_order(
     dataset: Dataset[Any], indices: Sequence[int], *, size: int, workers: Mapping[str, Any]
 ) -> Iterator[list[Any]]:
-    """Samples in the order of their indices, some at a time.
+    """Yield samples in the order of their indices, a batch at a time.
 
     Args:
         dataset: of the samples.
@@ -37,7 +37,7 @@ def readable(
     workers: Mapping[str, Any],
     forgives: bool = False,
 ) -> Iterator[Samples]:
-    """Samples as they are, each with its index.
+    """Yield uncollated samples, each with its index.
 
     Args:
         dataset: of the samples.
@@ -45,7 +45,7 @@ def readable(
         of: "target" or "source", for messages.
         size: of a batch.
         workers: options of a DataLoader that say who reads.
-        forgives: whether some may be unreadable, and are passed over.
+        forgives: whether unreadable samples are skipped.
 
     Raises:
         TransferConfigError: none could be read.
@@ -60,7 +60,7 @@ def readable(
 
 
 class _Tried(Dataset[tuple[int, Any, str]]):
-    """Samples with their indices, or, where that is forgiven, why one could not be read."""
+    """Samples with their indices; if errors are forgiven, the reason why a sample could not be read."""
 
     def __init__(self, dataset: Dataset[Any], of: str, forgives: bool) -> None:
         self.dataset, self.of, self.forgives = dataset, of, forgives

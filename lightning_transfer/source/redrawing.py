@@ -1,4 +1,4 @@
-"""The first samples that a run draws, in a few letters: by them a resumed run knows whether its source is the same."""
+"""Digest the first samples that a run draws, so that a resumed run can check that its source is the same."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,7 @@ from lightning_transfer.source.task import SourceTask
 from lightning_transfer.stamps import checksum
 
 COMPARED = 6  # samples at most
-READINGS = 3  # of each, to see whether they are always the same
+READINGS = 3  # of each sample, to check that they agree
 
 
 def digests_of(samples: Any) -> list[str]:
@@ -22,8 +22,10 @@ def digests_of(samples: Any) -> list[str]:
 
 
 def redrawn(source: SourceTask, num: int) -> list[str]:
-    """Return the digests of the first samples that a run draws; none where reading them again gives others."""
-    task = dataclasses.replace(source, num_workers=min(source.num_workers, 1))  # read where training reads
+    """Return the digests of the first samples that a run draws; none if reading them again gives different ones."""
+    task = dataclasses.replace(
+        source, num_workers=min(source.num_workers, 1)
+    )  # in a worker process if training uses workers
     readings = []
     for _ in range(READINGS):
         stream = SourceStream(task, batch_size=num)
