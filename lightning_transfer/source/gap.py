@@ -27,7 +27,7 @@ def domain_gap(
     The balanced accuracy, cross-validated in five folds, of a logistic regression on standardised features: about one
     half if the two cannot be separated, so keeping the source is likely to help; 1 if the target is far from the
     source. Preprocess source and target identically; otherwise the gap measures the preprocessing. The gap grows with
-    the number of images: compare only gaps that were of as many images.
+    the number of images: compare only gaps of equally many images.
 
     Args:
         target_features: (n, D), of a frozen network.

@@ -30,7 +30,7 @@ def outside_graphs(act: Act) -> Act:
 
 
 class Tap:
-    """Takes source features out in front of the head; a network that is copied or pickled takes an idle tap along."""
+    """Take source features out before the head; a copied or pickled network gets an idle tap."""
 
     def __init__(self) -> None:
         self.reset()
@@ -55,7 +55,7 @@ class Tap:
 
     @property
     def is_split_due(self) -> bool:
-        """Whether the rows that pass by hold source images behind the target's."""
+        """Return whether the rows that pass hold source images after the target's."""
         return self.num_source > 0 and self.features is None
 
 
@@ -71,11 +71,11 @@ class _Hook(ABC):
 
     @abstractmethod
     def act(self, module: Any, *args: Any) -> Any:
-        """What the hook does to the arguments or the output."""
+        """Change the arguments or the output."""
 
 
 class _AppendSource(_Hook):
-    """Forward pre-hook on the network: its first call in an armed step gets the source images behind its own."""
+    """Forward pre-hook on the network: its first call in an armed step gets the source images after its own."""
 
     @outside_graphs
     def act(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -179,7 +179,7 @@ def _refuse_again(norm: nn.Module, args: Any) -> None:
 
 
 class SourcePass:
-    """Runs source images through one module and keeps what its head would see.
+    """Run source images through one module and keep the features that its head would get.
 
     Args:
         source: says how images run.
@@ -218,7 +218,7 @@ class SourcePass:
             handle.remove()
 
     def separate(self, module: nn.Module, images: Tensor) -> Tensor:
-        """Features of source images (batch, ...) from a pass of their own.
+        """Return features of source images (batch, ...) from a separate pass.
 
         Raises:
             TransferConfigError: the module's forward does not reach the head.
@@ -268,7 +268,7 @@ class SourcePass:
         self.tap.reset()
 
     def take(self) -> Tensor | None:
-        """The source features of the joint pass since `arm`; None where no source image was drawn.
+        """Return the source features of the joint pass since `arm`; None if no source image was drawn.
 
         Raises:
             TransferConfigError: source images went in but did not reach the head.
@@ -282,7 +282,7 @@ class SourcePass:
         return None if features is None else self._checked(features)
 
     def _checked(self, features: Tensor) -> Tensor:
-        """Features that the head can take; pictures of one pixel are flattened, as the user's code does."""
+        """Return features that the head can take; pictures of one pixel are flattened, as the user's code does."""
         width = in_width(self.head.module)
         if isinstance(self.head.module, nn.Linear) and features.shape[1:].numel() == features.shape[1] == width:
             features = features.flatten(1)
@@ -301,7 +301,7 @@ class SourcePass:
 
 
 def trains_before(module: nn.Module, head_path: str) -> Iterator[nn.Parameter]:
-    """The parameters of the user's network that stand in front of its head, or beside it."""
+    """Return the parameters of the user's network outside its head."""
     return (
         param
         for name, child in users_modules(module)

@@ -20,7 +20,7 @@ Key = tuple[int, int]  # (position in the endless order, index in the dataset)
 
 
 class SourceBatch(NamedTuple):
-    """What one step borrows from the source.
+    """The samples that one step borrows from the source.
 
     Attributes:
         indices: (batch,) which samples of the dataset these are.
@@ -38,7 +38,7 @@ class SourceStream:
     """Source batches without end, shared out among ranks; by default every pass over the data is a new permutation.
 
     The order is a function of (seed, position) alone. `position` counts the images that all ranks together have
-    taken, so a run that resumes from it, even with another number of ranks or workers, goes on where it was left.
+    taken, so a run that resumes from it, even with another number of ranks or workers, continues exactly there.
     Random augmentation by torch (on the CPU), numpy or random draws from the same seed and position, and leaves the
     program's own random state untouched.
 
@@ -47,7 +47,7 @@ class SourceStream:
         batch_size: images a batch and rank.
         rank: this process' number.
         num_ranks: how many processes share the stream.
-        order: which sample comes at a position, where it is not one permutation after the other.
+        order: which sample comes at a position; by default one permutation after the other.
 
     Example:
         >>> data = torch.utils.data.TensorDataset(torch.arange(4.0), torch.arange(4))
@@ -112,7 +112,7 @@ class _Keys:
 
 
 class Shuffled:
-    """Every sample in turn, in another order every time round.
+    """Every sample once in each turn, in a new order every turn.
 
     Args:
         num_samples: of the dataset.
@@ -124,14 +124,14 @@ class Shuffled:
         self.seed = seed
 
     def __call__(self, position: int) -> int:
-        """The sample at a position."""
+        """Return the sample at a position."""
         turn, offset = divmod(position, self.num_samples)
         return int(permutation(self.num_samples, self.seed, turn)[offset])
 
 
 @lru_cache(maxsize=4)
 def permutation(num: int, seed: int, turn: int) -> Tensor:
-    """(num,) numbers in the order of a turn."""
+    """Return (num,) numbers in the order of a turn."""
     return torch.randperm(num, generator=torch.Generator().manual_seed(seed_of(seed, turn)))
 
 
@@ -151,7 +151,7 @@ def _collate(samples: list[tuple[int, Any]]) -> SourceBatch:
 
 
 def collate(samples: list[tuple[int, Any]], *, of: str) -> Any:
-    """A batch of samples, each with its index.
+    """Collate samples, each with its index, into a batch.
 
     Raises:
         TransferConfigError: they differ in shape or kind; two of them are named.
@@ -184,7 +184,7 @@ def collate(samples: list[tuple[int, Any]], *, of: str) -> Any:
 
 @contextmanager
 def seeded(seed: int, position: int) -> Iterator[None]:
-    """Random state of its own (torch on the CPU, numpy, random) inside; the program's own again behind it."""
+    """Use a separate random state (torch on the CPU, numpy, random) inside, and restore the program's after it."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     reseed(seed, position)
     try:
@@ -204,5 +204,5 @@ def reseed(seed: int, position: int) -> None:
 
 
 def seed_of(seed: int, number: int) -> int:
-    """A well-mixed seed for the `number`-th use of `seed`."""
+    """Return a well-mixed seed for the `number`-th use of `seed`."""
     return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0]) >> 1
