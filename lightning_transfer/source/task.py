@@ -1,4 +1,4 @@
-"""The source task as the user describes it: images, the pretrained classifier, and how both are run."""
+"""Describe the source task: images, the pretrained classifier, and how both are run."""
 
 import contextlib
 import copy
@@ -48,7 +48,7 @@ class SourceTask:
     Args:
         dataset: source images with a length and random access, giving (image, label).
         head: the pretrained classifier; takes the features that the target head takes.
-        num_classes: classes of a new source head, where no pretrained one is at hand.
+        num_classes: classes of a new source head, if there is no pretrained one.
         batch_size: source images a step; as many as target images by default.
         loss: mean loss of (logits, labels).
         forward: "separate" runs source images in a pass of their own; "joint" appends them to the target's, so that
@@ -59,13 +59,13 @@ class SourceTask:
             move them. A joint pass always sees both domains.
         num_workers: loader workers for source images.
         seed: of the order of source images, their augmentation and a new head.
-        adapt: turns what the dataset's collated samples look like into (images, labels); where a weight or a selection
-            looks at the target, it reads target batches too.
+        adapt: turns the dataset's collated samples into (images, labels); if a weight or a selection looks at the
+            target, it also reads target batches.
         batch_hooks: whether source batches pass through the user's batch-transfer hooks, as target batches do. What
             hooks set on the module or the DataModule is put back for the target's loss; mixup, which keeps partners
             there for its loss, is refused.
-        unaugmented: where the dataset augments at random, the same images in the same order without that: what a
-            selection compares.
+        unaugmented: if the dataset augments at random, the same images in the same order without augmentation; a
+            selection compares these.
 
     Raises:
         TransferConfigError: an option is out of range, the dataset is empty or has no random access, or a kept
@@ -175,7 +175,7 @@ class SourceTask:
         return cls(dataset, head=copy.deepcopy(classifier), **options)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SourceTask":
-        return self  # never changes, and a copy of somebody's module must not copy the source images
+        return self  # never changes, and a copy of the user's module must not copy the source images
 
     def __repr__(self) -> str:
         classes = self.num_classes if self.head is None else out_width(self.head)
@@ -185,16 +185,16 @@ class SourceTask:
 
     @property
     def num_images(self) -> int:
-        """The number of source images."""
+        """Return the number of source images."""
         return len(self.dataset)  # type: ignore[arg-type]
 
     @property
     def plain_dataset(self) -> Dataset[Any]:
-        """The source images without augmentation."""
+        """Return the source images without augmentation."""
         return self.dataset if self.unaugmented is None else self.unaugmented
 
     def describe(self) -> dict[str, str]:
-        """The options that decide what a run computes, in a form that a checkpoint can hold and compare."""
+        """Return the options that decide what a run computes, as strings that a checkpoint can hold and compare."""
         return {
             "source images": str(self.num_images),
             "source head": "new" if self.head is None else "kept",
@@ -210,11 +210,11 @@ class SourceTask:
 
     @property
     def keeps_container(self) -> bool:
-        """Whether the kept head is more than its last layer, and so takes the place of more than that."""
+        """Return whether the kept head has more than its last layer, and so replaces more than that."""
         return self.head is not None and not isinstance(self.head, nn.Linear | nn.Conv2d)
 
     def make_head(self, target_head: nn.Module, target_path: str) -> nn.Module:
-        """A head for one run: a copy of the pretrained one, or a new one drawn from `seed` and nothing else.
+        """Return a head for one run: a copy of the pretrained one, or a new one drawn from `seed` alone.
 
         Raises:
             TransferConfigError: the kept head takes other features than the target head.
@@ -235,7 +235,7 @@ class SourceTask:
 
     @property
     def has_class_labels(self) -> bool:
-        """Whether labels are class indices; another loss than cross-entropy may take other labels."""
+        """Return whether labels are class indices; another loss than cross-entropy may take other labels."""
         return self.loss is F.cross_entropy
 
     def check_labels(self, given: Tensor, num_classes: int, indices: Tensor) -> Tensor:
@@ -258,7 +258,7 @@ class SourceTask:
         return labels
 
     def check_all_labels(self, num_classes: int) -> None:
-        """Check every label at once where the dataset lists them, as it gives them: a list may be of raw numbers."""
+        """Check all labels at once if the dataset lists them; a listed label is checked as the dataset returns it."""
         labels = known_labels(self.dataset)
         if labels is None or not self.has_class_labels or self.adapt is not None:
             return
@@ -274,7 +274,7 @@ class SourceTask:
             self.check_labels(given, num_classes, wrong)
 
     def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Images and labels of a collated source batch.
+        """Return images and labels of a collated source batch.
 
         Raises:
             TransferConfigError: the batch has another structure; the message shows it.
@@ -307,7 +307,7 @@ def _where(batch: Any) -> str:
 
 
 def _ends(batch: Any) -> str:
-    """The expression that takes images and labels out of a batch without several columns of whole numbers."""
+    """Return the expression that takes images and labels out of a batch without several columns of whole numbers."""
     if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Tensor):
         is_pair = isinstance(batch[1], tuple | list) and all(isinstance(part, Tensor) for part in batch[1])
         labels = "batch[1][0]" if is_pair else "torch.tensor([NUMBERS[name] for name in batch[1]])"
