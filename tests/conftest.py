@@ -7,6 +7,8 @@ from hypothesis import HealthCheck, settings
 for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
 
+torch.set_num_threads(1)  # also while tests are collected, when some build the networks that all share
+
 LONGEST = ("test_examples.py", "test_resume.py", "test_ranks.py", "test_readme.py")  # each a minute or less on a core
 
 
