@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 import weakref
 from functools import partial
 
@@ -160,9 +161,35 @@ def test_images_are_never_paired_with_the_features_of_others(module, found):
     user = Stepless()
     with pytest.raises(lt.TransferConfigError, match=rf"{found}.*self\.model = torch\.nn\.Sequential"):
         fit(user, [together()])
-    assert user.fc.passes.images is None
+    assert user.fc.passes.leave() == (None, 0)
     remove_collaborative(user)
     assert list(user.state_dict()) == list(module().state_dict())
+
+
+def test_threads_that_share_a_module_do_not_get_each_others_images():
+    module, images = joined().eval(), torch.randn(2, 5, 3, 6, 6)
+    expected = [module(each) for each in images]
+    features = module.features(images[0])
+    found = []
+    other = threading.Thread(target=lambda: found.append(module(images[1])))
+    other.start(), other.join()
+    assert torch.equal(module.fc(features), expected[0])
+    assert torch.equal(found[0], expected[1])
+
+
+def test_images_that_a_backward_recomputes_are_not_those_of_a_later_head():
+    def gradients(run):
+        module = joined().eval()
+        for images in torch.randn(2, 4, 3, 6, 6, generator=torch.Generator().manual_seed(0)):
+            module.fc(run(module, images)).square().sum().backward()
+        return module, [param.grad for param in module.parameters()]
+
+    _, expected = gradients(Apart.features)
+    module, found = gradients(lambda module, images: checkpoint(module.features, images, use_reentrant=False))
+    for gradient, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, wanted)
+    with pytest.raises(lt.TransferConfigError, match="ran 0 times before its head took 4 features"):
+        module.fc(torch.randn(4, 6))
 
 
 def test_the_cure_that_is_named_works():
@@ -203,7 +230,8 @@ def test_no_image_is_held_after_a_step_nor_by_a_copy():
     module = joined()
     module.features(torch.randn(4, 3, 6, 6))
     twin = copy.deepcopy(module)
-    assert (module.fc.passes.num_entered, twin.fc.passes.num_entered, twin.fc.passes.images) == (1, 0, None)
+    assert module.fc.passes.leave()[1] == 1
+    assert twin.fc.passes.leave() == (None, 0)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])

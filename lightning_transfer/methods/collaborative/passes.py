@@ -1,19 +1,30 @@
 """Record what enters networks side by side and what they give in one pass."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_transfer.source.passes import outside_graphs
+from lightning_transfer.tracing import is_run_again
+
+
+class _Entered(threading.local):
+    """Hold what entered a backbone whose head has not run yet: of each thread its own."""
+
+    def __init__(self) -> None:
+        self.images: Any = None
+        self.number = 0
+        self.is_again = False  # whether a backward is recomputing the pass (activation checkpointing)
+
 
 class Passes:
     """Hold the images that entered last, and each network's logits in the last recorded pass; a copy begins empty."""
 
-    images: Any = None  # that entered a backbone whose head has not run yet
-    num_entered = 0
-
     def __init__(self) -> None:
+        self._entered = _Entered()
         self.end()
 
     @contextmanager
@@ -37,19 +48,29 @@ class Passes:
         self.is_followed = True
         self.leave()
 
+    @outside_graphs
     def enter(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what enters a backbone for the networks beside its head: a forward pre-hook."""
-        self.images, self.num_entered = next(iter((*args, *kwargs.values())), None), self.num_entered + 1
+        number = self._number() + 1
+        self._entered.images = next(iter((*args, *kwargs.values())), None)
+        self._entered.number, self._entered.is_again = number, is_run_again()
 
+    @outside_graphs
     def start(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forget earlier passes that did not reach the head: a forward pre-hook of the module that holds both."""
         self.leave()
 
+    @outside_graphs
     def leave(self) -> tuple[Any, int]:
         """Forget what entered; return the last of it, and how often something entered."""
-        left = (self.images, self.num_entered)
-        self.images, self.num_entered = None, 0
+        number = self._number()
+        left = (self._entered.images if number else None, number)
+        self._entered.images, self._entered.number = None, 0
         return left
+
+    def _number(self) -> int:
+        """Return how often something entered, in the forward or in the recomputation that runs now."""
+        return self._entered.number if self._entered.is_again == is_run_again() else 0
 
     def note(self, logits: Tensor) -> None:
         """Record a pass."""
