@@ -236,9 +236,9 @@ def _reached(module: nn.Module, probe: Callable[[], object]) -> Head | None:
 
     After the last Linear of a transformer without a head its last norm runs.
     """
-    reached: list[Head] = []
+    reached: list[tuple[Head, Any]] = []  # and what each took
     handles = [
-        layer.register_forward_hook(lambda layer, args, output, name=name: reached.append(Head(name, layer)))
+        layer.register_forward_hook(lambda layer, args, _, name=name: reached.append((Head(name, layer), args)))
         for name, layer in users_modules(module)
         if isinstance(layer, (*LAYERS, nn.GroupNorm, nn.RMSNorm))
     ]
@@ -250,7 +250,17 @@ def _reached(module: nn.Module, probe: Callable[[], object]) -> Head | None:
     finally:
         for handle in handles:
             handle.remove()
-    return reached[-1] if reached and isinstance(reached[-1].module, nn.Linear) else None
+    last, taken = reached[-1] if reached else (None, ())
+    if last is None or not isinstance(last.module, nn.Linear):
+        return None
+    rivals = {
+        head.path: head
+        for head, given in reached
+        if isinstance(head.module, nn.Linear) and given and taken and given[0] is taken[0]
+    }
+    if len(rivals) > 1:  # two heads on the same features
+        raise _ambiguous(module, [*rivals], likely=last.path)
+    return last
 
 
 def _ambiguous(module: nn.Module, candidates: list[str], *, likely: str) -> TransferConfigError:

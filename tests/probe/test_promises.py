@@ -163,6 +163,17 @@ def test_a_second_fit_of_the_same_trainer_goes_on_and_a_new_trainer_starts_anew(
     assert len(unaugmented.loaded) == 48
 
 
+def test_another_module_in_a_second_fit_of_the_trainer_starts_as_its_own_probe():
+    start, other = lt.ProbeStart(), LitToy()
+    runner = fit(LitToy(), [start], max_epochs=1)
+    before = other.model.fc.weight.clone()
+    runner.fit_loop.max_epochs = 2
+    starts = []
+    other.on_train_batch_start = lambda *_: starts.append(other.model.fc.weight.detach().clone())
+    runner.fit(other, toys.target_loader())
+    assert not torch.equal(starts[0], before)
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     return launch(tmp_path_factory.mktemp("ranks"), 2, script=ranks_run.__file__)

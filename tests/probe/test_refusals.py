@@ -120,3 +120,16 @@ def test_options_that_do_not_fit():
     with pytest.raises(lt.TransferConfigError, match="unaugmented=5"):
         lt.ProbeStart(unaugmented=5)
     refused(LitToy(), toys.target_data(), "head='fc' is no module.*model.fc", lt.ProbeStart(head="fc"))
+
+
+def test_a_head_that_shares_its_weight_is_refused():
+    class Tied(LitToy):
+        def __init__(self):
+            super().__init__()
+            self.model.fc = nn.Sequential(
+                nn.Linear(toys.WIDTH, toys.WIDTH), nn.ReLU(), nn.Linear(toys.WIDTH, toys.WIDTH)
+            )
+            self.model.fc[2].weight = self.model.fc[0].weight
+
+    with pytest.raises(lt.TransferConfigError, match=r"shares its numbers with model\.fc\.0\.weight"):
+        fit(Tied(), [lt.ProbeStart()])

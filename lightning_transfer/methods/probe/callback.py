@@ -13,6 +13,7 @@ from lightning_transfer.glue.base import AnyCallback
 from lightning_transfer.glue.hearing import Hearing
 from lightning_transfer.glue.sides import Side, target_side
 from lightning_transfer.glue.trainer import (
+    Weakly,
     check_supported,
     log_options,
     looking,
@@ -22,7 +23,7 @@ from lightning_transfer.glue.trainer import (
     to_device,
 )
 from lightning_transfer.methods.probe.functional import Start, fit_start
-from lightning_transfer.methods.probe.reading import HOW, features_of, images_and_classes, last_linear
+from lightning_transfer.methods.probe.reading import HOW, check_untied, features_of, images_and_classes, last_linear
 from lightning_transfer.naming import options_of
 from lightning_transfer.roles import find_heads
 from lightning_transfer.source.datasets import AnyDataset
@@ -73,6 +74,7 @@ class ProbeStart(AnyCallback):
         if unaugmented is not None and not hasattr(unaugmented, "__getitem__"):
             raise TransferConfigError(f"unaugmented={unaugmented!r}; it takes the training images as a dataset.")
         self.head, self.unaugmented, self.forward, self.adapt = head, unaugmented, forward, adapt
+        self._fit: Weakly | None = None  # the module of the last fit
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse strategies that spread parameters over processes."""
@@ -81,7 +83,10 @@ class ProbeStart(AnyCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Set the head, if no batch was trained on before."""
-        if trainer.fit_loop.epoch_loop.total_batch_idx >= 0:  # by a checkpoint, or an earlier fit of this Trainer
+        last, self._fit = self._fit, Weakly(pl_module)
+        has_trained = trainer.fit_loop.epoch_loop.total_batch_idx >= 0  # by a checkpoint, or in the Trainer's last fit
+        is_other = last is not None and not last.is_of(pl_module) and trainer.ckpt_path is None
+        if has_trained and not is_other:
             return
         log_options(trainer, {f"transfer/ProbeStart/{name}": value for name, value in options_of(self).items()})
         try:
@@ -104,6 +109,7 @@ class ProbeStart(AnyCallback):
             heads = find_heads(module, self.head, probe=partial(self._run_one, trainer, module, side))
             hearing = Hearing(trainer, module, heads[0], forward=self.forward, how=HOW)
             layers = dict(last_linear(head) for head in heads)
+            check_untied(module, layers)
             seen = list(self._look(hearing, layers, side, drawn))
         labels, *features = (torch.cat(parts) for parts in zip(*seen, strict=True))
         starts = {}

@@ -1,5 +1,6 @@
 """What a probe learns from: the class numbers of a batch, and what the last Linear of a head takes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,6 +37,22 @@ def last_linear(head: Head) -> tuple[str, nn.Linear]:
         f"The head {path!r} {found}; a probe starts a plain nn.Linear(features, classes, bias=True). Make the head "
         "one, or leave ProbeStart out."
     )
+
+
+def check_untied(module: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
+    """Refuse a head whose weight is another layer's too, which would start as the probe with it.
+
+    Raises:
+        TransferConfigError: naming both.
+    """
+    for path, layer in layers.items():
+        mine = {id(layer.weight), id(layer.bias)}
+        named = module.named_parameters(remove_duplicate=False)
+        if others := [name for name, param in named if id(param) in mine and name.rpartition(".")[0] != path]:
+            raise TransferConfigError(
+                f"The head {path!r} shares its numbers with {', '.join(others)}, which would start as the probe too. "
+                "Give the head a weight of its own, or leave ProbeStart out."
+            )
 
 
 def images_and_classes(batch: Any, path: str, num_outputs: int) -> tuple[Tensor, Tensor]:
