@@ -323,17 +323,22 @@ def find_network(module: nn.Module, backbone: str = "auto", *, argument: str = "
     )
 
 
+def beside(module: nn.Module, head: Head) -> list[tuple[str, nn.Module]]:
+    """Return the other children of the user's module that hold parameters, with their names."""
+    return [
+        (name, child)
+        for name, child in module.named_children()
+        if child is not head.module and not hasattr(child, "is_transfer_part") and any(True for _ in child.parameters())
+    ]
+
+
 def find_backbone(module: nn.Module, head: Head) -> tuple[str, nn.Module]:
     """The one other child of the user's module that holds parameters, for a head that stands apart.
 
     Raises:
         TransferConfigError: there is none, or more than one.
     """
-    others = [
-        (name, child)
-        for name, child in module.named_children()
-        if child is not head.module and not hasattr(child, "is_transfer_part") and any(True for _ in child.parameters())
-    ]
+    others = beside(module, head)
     if len(others) != 1:
         names = ", ".join(name for name, _ in others) or "none"
         raise TransferConfigError(

@@ -3,21 +3,29 @@
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.roles import Head, entry_of, find_backbone, in_width, is_pooling, users_modules
+from lightning_transfer.roles import (
+    Head,
+    beside,
+    entry_of,
+    find_backbone,
+    has_forward,
+    in_width,
+    is_pooling,
+    users_modules,
+)
+from lightning_transfer.source.batchnorm import check_protectable, protected_batchnorm, refuse_again
 from lightning_transfer.source.explaining import explain, explain_joint
 from lightning_transfer.source.task import SourceTask
-from lightning_transfer.tracing import as_taken, forget_graphs, is_run_again
+from lightning_transfer.tracing import as_taken, forget_graphs
 
 Draw = Callable[[], Tensor]
 Act = TypeVar("Act", bound=Callable[..., Any])
@@ -127,7 +135,7 @@ class _TakeAtHead(_Hook):
         return None
 
 
-class _TakeBehindBackbone(_Hook):
+class _TakeAfterBackbone(_Hook):
     """Forward hook on a backbone that stands apart from its head."""
 
     @outside_graphs
@@ -168,16 +176,6 @@ class _ExplainFailure(_Hook):
             explain_joint(error, network, self.tap.num_target, self.tap.num_source)
 
 
-def _refuse_again(norm: nn.Module, args: Any) -> None:
-    """Forward pre-hook on a BatchNorm whose statistics are protected, which they no longer are in backward."""
-    if norm.training and is_run_again():
-        raise TransferConfigError(
-            f"A {type(norm).__name__} runs again in the backward pass (activation checkpointing), when "
-            "batchnorm='protect' is over: source images would move its statistics. Pass "
-            "SourceTask(batchnorm='update') or forward='joint'."
-        )
-
-
 class SourcePass:
     """Run source images through one module and keep the features that its head would get.
 
@@ -194,21 +192,24 @@ class SourcePass:
         self._has_run = False  # whether images alone have gone through
         self.entry = "" if callable(source.forward) else entry_of(module, head)
         if source.batchnorm == "protect" and source.forward != "joint":
-            _check_protectable(module)
+            check_protectable(module)
         self._handles: list[RemovableHandle] = self._joint_hooks(module) if source.forward == "joint" else []
         self._handles += [head.module.register_forward_pre_hook(_TakeAtHead(self.tap), with_kwargs=True)]
         if source.forward != "joint" and source.batchnorm == "protect":
             norms = (layer for layer in module.modules() if isinstance(layer, _BatchNorm))
-            self._handles += [norm.register_forward_pre_hook(_refuse_again) for norm in norms]
+            self._handles += [norm.register_forward_pre_hook(refuse_again) for norm in norms]
         forget_graphs(module)
 
     def _joint_hooks(self, module: nn.Module) -> list[RemovableHandle]:
-        if self.head.network_path != self.head.path:
-            network = module.get_submodule(self.head.network_path)
-            last = network.register_forward_hook(_RefuseLeak(self.tap))
-        else:
-            _, network = find_backbone(module, self.head)
-            last = network.register_forward_hook(_TakeBehindBackbone(self.tap))
+        network = module.get_submodule(self.head.network_path)
+        hook: _Hook = _RefuseLeak(self.tap)
+        if not _takes_images(network, module, self.head):
+            others = beside(module, self.head)
+            if has_forward(module) and not (len(others) == 1 and has_forward(others[0][1])):
+                network = module
+            else:
+                network, hook = find_backbone(module, self.head)[1], _TakeAfterBackbone(self.tap)
+        last = network.register_forward_hook(hook)
         failed = network.register_forward_hook(_ExplainFailure(self.tap), always_call=True)
         return [network.register_forward_pre_hook(_AppendSource(self.tap), with_kwargs=True), last, failed]
 
@@ -300,6 +301,12 @@ class SourcePass:
         return features
 
 
+def _takes_images(network: nn.Module, module: nn.Module, head: Head) -> bool:
+    """Return whether the child that holds the head can be called, and has convolutions if any child has."""
+    has_convolutions = [any(isinstance(layer, nn.Conv2d) for layer in each.modules()) for each in (network, module)]
+    return network is not head.module and has_forward(network) and has_convolutions[0] == has_convolutions[1]
+
+
 def trains_before(module: nn.Module, head_path: str) -> Iterator[nn.Parameter]:
     """Return the parameters of the user's network outside its head."""
     return (
@@ -310,23 +317,6 @@ def trains_before(module: nn.Module, head_path: str) -> Iterator[nn.Parameter]:
     )
 
 
-def _check_protectable(module: nn.Module) -> None:
-    """Refuse what would move running statistics in spite of `protected_batchnorm`."""
-    layers = list(users_modules(module))
-    has_batchnorm = any(isinstance(layer, _BatchNorm) for _, layer in layers)
-    for name, layer in layers:
-        if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
-            raise TransferConfigError(
-                f"batchnorm='protect' cannot keep the running statistics of {name!r}, an InstanceNorm that tracks "
-                "them. Pass SourceTask(batchnorm='update') or forward='joint'."
-            )
-        if has_batchnorm and getattr(layer, "grad_checkpointing", False):
-            raise TransferConfigError(
-                f"{name or type(module).__name__!r} recomputes activations (grad_checkpointing) in the backward pass, "
-                "when batchnorm='protect' is over. Pass SourceTask(batchnorm='update') or forward='joint'."
-            )
-
-
 def _check_rows(features: Any, rows: int) -> None:
     if not isinstance(features, Tensor) or len(features) != rows:
         found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
@@ -334,17 +324,3 @@ def _check_rows(features: Any, rows: int) -> None:
             f"In front of the head, {rows} images have become {found}; expected one row an image. Say how source "
             "images run: SourceTask(forward=lambda module, images: ...)."
         )
-
-
-@contextmanager
-def protected_batchnorm(module: nn.Module, *, on: bool) -> Iterator[None]:
-    """While it lasts, BatchNorm layers in training normalise as ever but leave their running statistics alone."""
-    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training] if on else []
-    layers = [layer for layer in layers if layer.track_running_stats]
-    for layer in layers:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.track_running_stats = True

@@ -280,7 +280,7 @@ class Together:
     """Target and source images in one pass, written out: methods of a twin are replaced by what does both."""
 
     def __init__(self, twin, loss_of):
-        self.twin, self.loss_of, self.loss = twin, loss_of, 0.0
+        self.twin, self.loss_of, self.loss, self.is_due = twin, loss_of, 0.0, False
         path = type(twin).entry
         network, head = twin.get_submodule(path) if path else twin, twin.get_submodule(type(twin).head_path)
         self.network, self.head, self.step = network.forward, head.forward, twin.training_step
@@ -289,14 +289,16 @@ class Together:
         twin.training_step = functools.wraps(self.step)(lambda *args: self.add(*args))  # Lightning reads its signature
 
     def append(self, x):
-        return self.network(torch.cat([x, self.images]) if self.twin.training else x)
+        is_due, self.is_due = self.is_due, False  # the first pass of a step takes the source images along
+        return self.network(torch.cat([x, self.images]) if is_due else x)
 
     def split(self, features):
-        if self.twin.training:
+        if len(features) > BATCH:
             self.loss = self.loss_of(features[BATCH:])
         return self.head(features[:BATCH])
 
     def add(self, *args):
+        self.is_due = True
         output = self.step(*args)
         return (output["loss"] if isinstance(output, dict) else output) + self.loss
 

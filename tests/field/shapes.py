@@ -726,7 +726,7 @@ class ApartWithoutForward(BackboneAndHead):
 class UnusualNames(Shape):
     """A `ModuleDict` and a head with an unusual name"""
 
-    head_path = "net.to_classes"
+    head_path, entry = "net.to_classes", ""
 
     def __init__(self):
         super().__init__()

@@ -82,7 +82,7 @@ TABLE = {
     "TimmClassifier": row(),
     "BackboneAndHead": row(),
     "SequentialOfChildren": row(),
-    "ThawedFromTheEnd": row(joint=refused("forward='separate'")),
+    "ThawedFromTheEnd": row(),
     "InjectedNetwork": row(),
     "ForwardOfBatch": row(
         soft=OF_BATCH, auto=OF_BATCH, selective=OF_BATCH, advise=refused("advise(..., forward=", **BY_MODEL)
@@ -102,7 +102,7 @@ TABLE = {
         aux=senseless("aux_weight=0"),
         several=FROZEN_BODY,
     ),
-    "LayersOnTheModule": row(joint=refused("forward="), several=refused("model='block1'", model="block1")),
+    "LayersOnTheModule": row(several=refused("model='block1'", model="block1")),
     "OneLogit": row(several=refused("loss=", loss=shapes.binary)),
     "OneHot": row(
         sourced=NUMBERS,
@@ -142,7 +142,6 @@ TABLE = {
     "MetricLearning": row(
         auto=VIEWS,
         selective=refused("adapt="),
-        joint=refused("forward='separate'"),
         aux=senseless("aux_weight=0"),
         several=senseless("Run it once a step"),
         advise=senseless("adapt="),
@@ -159,9 +158,7 @@ TABLE = {
     "ForwardOfTuple": row(),
     "WithoutForward": row(),
     "ApartWithoutForward": row(),
-    "UnusualNames": row(
-        joint=refused("forward='separate'"), several=refused("model='net.to_features'", model="net.to_features")
-    ),
+    "UnusualNames": row(several=refused("model='net.to_features'", model="net.to_features")),
     "BuiltInConfigureModel": row(),
     "BuiltInSetup": row(),
     "OldNamespace": row(),

@@ -6,7 +6,8 @@ from torch import nn
 
 import lightning_transfer as lt
 from lightning_transfer.roles import find_head
-from lightning_transfer.source.passes import SourcePass, protected_batchnorm
+from lightning_transfer.source.batchnorm import protected_batchnorm
+from lightning_transfer.source.passes import SourcePass
 from tests import toys
 from tests.toys import LitToy, fit
 
@@ -197,10 +198,15 @@ def test_joint_shows_no_source_row_to_a_step_between_backbone_and_head():
 
 
 def test_joint_with_two_candidates_for_the_backbone_is_refused():
-    module = Apart()
+    module = Apart()  # its step runs the parts, so images enter no forward that is known
     module.second = nn.Linear(2, 2)
+    task = lt.SourceTask(toys.source_data(), num_classes=7, batch_size=4, forward="joint")
+    with pytest.raises(lt.TransferConfigError, match=r"never ran.*the head 'head'.*forward='separate'"):
+        fit(module, [lt.SoftFinetuning(task, weight=lt.Schedule())])
+    without = type("Without", (Apart,), {"forward": nn.Module.forward})()
+    without.second = nn.Linear(2, 2)
     with pytest.raises(lt.TransferConfigError, match="found: encoder, second"):
-        source_pass(module, forward="joint")
+        source_pass(without, forward="joint")
 
 
 def test_joint_passes_keywords_and_further_arguments():

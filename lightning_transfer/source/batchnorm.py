@@ -1,0 +1,54 @@
+"""BatchNorm while source images pass: its running statistics stay the target's, or what would move them is refused."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.roles import users_modules
+from lightning_transfer.tracing import is_run_again
+
+
+@contextmanager
+def protected_batchnorm(module: nn.Module, *, on: bool) -> Iterator[None]:
+    """While it lasts, BatchNorm layers in training normalise as ever but leave their running statistics alone."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training] if on else []
+    layers = [layer for layer in layers if layer.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+def check_protectable(module: nn.Module) -> None:
+    """Refuse what would move running statistics in spite of `protected_batchnorm`."""
+    layers = list(users_modules(module))
+    has_batchnorm = any(isinstance(layer, _BatchNorm) for _, layer in layers)
+    for name, layer in layers:
+        if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+            raise TransferConfigError(
+                f"batchnorm='protect' cannot keep the running statistics of {name!r}, an InstanceNorm that tracks "
+                "them. Pass SourceTask(batchnorm='update') or forward='joint'."
+            )
+        if has_batchnorm and getattr(layer, "grad_checkpointing", False):
+            raise TransferConfigError(
+                f"{name or type(module).__name__!r} recomputes activations (grad_checkpointing) in the backward pass, "
+                "when batchnorm='protect' is over. Pass SourceTask(batchnorm='update') or forward='joint'."
+            )
+
+
+def refuse_again(norm: nn.Module, args: Any) -> None:
+    """Forward pre-hook on a BatchNorm whose statistics are protected, which they no longer are in backward."""
+    if norm.training and is_run_again():
+        raise TransferConfigError(
+            f"A {type(norm).__name__} runs again in the backward pass (activation checkpointing), when "
+            "batchnorm='protect' is over: source images would move its statistics. Pass "
+            "SourceTask(batchnorm='update') or forward='joint'."
+        )
