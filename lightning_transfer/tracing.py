@@ -59,7 +59,13 @@ class _Takers(TorchFunctionMode):
         return result
 
 
-def trace(network: nn.Module, example: Any = None, watched: Callable[[nn.Module], bool] | None = None) -> list[Call]:
+def trace(
+    network: nn.Module,
+    example: Any = None,
+    watched: Callable[[nn.Module], bool] | None = None,
+    *,
+    otherwise: str = "",
+) -> list[Call]:
     """Return the layers that run on a picture, in order; a copy of the network runs, in eval mode.
 
     Several sizes of the picture are tried until one works. If none does, return the layers that ran for the size that
@@ -69,6 +75,7 @@ def trace(network: nn.Module, example: Any = None, watched: Callable[[nn.Module]
         network: takes (1, channels, height, width).
         example: a batch to try before blank pictures.
         watched: returns whether a module counts as a layer; by default convolutions, norms and Linears do.
+        otherwise: what else an error message says can be done.
 
     Raises:
         TransferConfigError: no layer ran.
@@ -93,8 +100,7 @@ def trace(network: nn.Module, example: Any = None, watched: Callable[[nn.Module]
         raise TransferConfigError(
             f"{type(network).__name__} does not run on a picture"
             f"{'' if failure is None else f' ({type(failure).__name__}: {failure})'}, so the order of its layers is "
-            "not known. Set example_input_array in the LightningModule, or name the network that takes the pictures: "
-            "backbone='...'."
+            f"not known. Set example_input_array in the LightningModule{otherwise}."
         )
     return longest
 

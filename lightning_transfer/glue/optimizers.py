@@ -67,7 +67,8 @@ def check_kind(optimizers: Sequence[torch.optim.Optimizer]) -> None:
         raise TransferConfigError("configure_optimizers returns no optimizer, so nothing would be trained. Return one.")
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
         raise TransferConfigError(
-            "LBFGS runs the training step several times a batch, with new source images each time. Use SGD or AdamW."
+            "LBFGS runs the training step several times a batch, and what is added to its loss would differ each time. "
+            "Use SGD or AdamW."
         )
 
 

@@ -259,15 +259,15 @@ def target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:
     """The target's training images.
 
     Raises:
-        TransferConfigError: the train loader does not tell.
+        TransferConfigError: the train loader does not show its dataset.
     """
     if given is not None:
         return given
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader):
         raise TransferConfigError(
-            f"The train loader, a {type(loader).__name__}, does not tell its dataset. Pass target=, where the "
-            "callback takes it: the target's training images without augmentation."
+            f"The train loader, a {type(loader).__name__}, does not show its dataset. Train with one "
+            "DataLoader, or pass target=, where the callback takes it: the training images without augmentation."
         )
     dataset: Dataset[Any] = served(loader)
     return dataset

@@ -291,7 +291,7 @@ def test_a_target_that_cannot_be_looked_at_is_named_with_the_line_to_write():
     line = r"weight=lt.Schedule\("
     with pytest.raises(lt.TransferConfigError, match=f"(?s)The target, a Endless, has no length.*{line}"):
         fit(LitToy(), [soft()], loader=DataLoader(Endless(), batch_size=4), max_steps=2)
-    with pytest.raises(lt.TransferConfigError, match=f"(?s)a StatefulLoader, does not tell its dataset.*{line}"):
+    with pytest.raises(lt.TransferConfigError, match=f"(?s)a StatefulLoader, does not show its dataset.*{line}"):
         fit(LitToy(), [soft()], loader=toys.StatefulLoader())
     with pytest.raises(OSError, match="(?s)cannot identify.*while loading target sample"):
         fit(LitToy(), [selective(Broken(*near_data().tensors))], loader=shuffled(near_data()))

@@ -96,7 +96,7 @@ class Stream(IterableDataset):
 def test_batches_and_loaders_that_do_not_show_images_and_labels():
     refused(LitToy(), TensorDataset(PIXELS, LABELS % 2, LABELS), r"adapt=lambda batch: \(batch\[0\], batch\[2\]\)")
     refused(LitToy(), DataLoader(Stream(), batch_size=5), "no length and random access")
-    refused(LitToy(), [toys.target_data()[:5]], "a list, does not tell its dataset")
+    refused(LitToy(), [toys.target_data()[:5]], "a list, does not show its dataset")
     other = lt.ProbeStart(unaugmented=toys.images(20, 5, seed=1))
     refused(LitToy(), toys.target_data(), "unaugmented has 20 images, the train loader's dataset 24", other)
 

@@ -16,6 +16,7 @@ from lightning_transfer.roles import pooling_heads
 from lightning_transfer.tracing import Call, trace
 
 GIVES_LOGITS = "it gives the class logits"
+OTHERWISE = ", or name the network that takes the pictures: backbone='...'"
 STEM = 0.25  # the most of all convolutions that a stem may hold (ours)
 PLAIN = (nn.BatchNorm2d, nn.SyncBatchNorm)  # BatchNorms without an activation
 
@@ -46,7 +47,7 @@ def find_sites(network: nn.Module, gated: Gated, example: Any = None) -> tuple[l
         raise TransferConfigError(f"{type(network).__name__} has lazy layers. Run it once on a batch, then gate it.")
     layers = dict(network.named_modules())
     names = Counter(id(layer) for _, layer in network.named_modules(remove_duplicate=False))
-    calls, heads = trace(network, example), pooling_heads(network)
+    calls, heads = trace(network, example, otherwise=OTHERWISE), pooling_heads(network)
     runs = Counter(call.path for call in calls)
     left = {path: "it does not run on a picture" for path, layer in layers.items() if isinstance(layer, _ConvNd)}
     sites = {}

@@ -100,9 +100,10 @@ def find_tap(module: nn.Module, tap: str, head: str) -> tuple[str, int]:
     elif not hasattr(module, "training_step"):
         path, network = "", module
     prefix = f"{path}." if path else ""
+    example = getattr(module, "example_input_array", None)
     gives = {
         call.path: (call.given.shape[1], call.given.shape[2])
-        for call in trace(network, getattr(module, "example_input_array", None), watched=lambda layer: True)
+        for call in trace(network, example, watched=lambda layer: True, otherwise=", or train without it: aux_weight=0")
         if call.path and call.given.ndim == 4 and call.given.shape[2] == call.given.shape[3] > 1
     }
     name = _last_stage_but_one(network, gives) if tap == "auto" else tap.removeprefix(prefix)
