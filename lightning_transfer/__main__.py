@@ -6,13 +6,13 @@ from typing import Any
 
 from lightning_transfer import ranks
 from lightning_transfer.checkpoints import strip_checkpoint
+from lightning_transfer.datasets import AnyDataset
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.launching import launch
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import Job
-from lightning_transfer.source.datasets import AnyDataset
 from lightning_transfer.version import __version__
 
 SELECT = """\

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
 from lightning_transfer.methods.collaborative.members import architecture, loaded, make_of
@@ -22,10 +23,9 @@ from lightning_transfer.methods.selective.identity import identity
 from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.naming import structure
 from lightning_transfer.progress import Step
+from lightning_transfer.randomness import seeded
+from lightning_transfer.reading import in_order
 from lightning_transfer.roles import find_head, linear_layers
-from lightning_transfer.source.datasets import load
-from lightning_transfer.source.reading import in_order
-from lightning_transfer.source.stream import seeded
 from lightning_transfer.stamps import checksum, stamped, unstamped
 from lightning_transfer.tracing import evaluating
 

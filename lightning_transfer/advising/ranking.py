@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lightning_transfer.advising.backbones import Networks, Run, named, pictures_of
 from lightning_transfer.advising.verdicts import error
+from lightning_transfer.datasets import groups_of, labels_of
 from lightning_transfer.errors import TransferConfigError, check_count
 from lightning_transfer.probing import probed
 from lightning_transfer.progress import tqdm_progress
-from lightning_transfer.source.stream import seeded
-from lightning_transfer.splitting import groups_of, labels_of
+from lightning_transfer.randomness import seeded
 
 COLUMNS = ("network", "accuracy, %", "to the best", "ms an image", "M parameters", "pixels")
 

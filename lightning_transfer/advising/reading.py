@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from lightning_transfer.batches import class_numbers, label_hint
+from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.hearing import Hearing
 from lightning_transfer.glue.trainer import looking, to_device
 from lightning_transfer.naming import structure
 from lightning_transfer.roles import Head, find_head, is_pooling
-from lightning_transfer.source.datasets import load
 from lightning_transfer.tracing import evaluating, images_and_labels
 
 ADAPT = "Say where they are: advise(..., adapt=lambda batch: (batch['image'], batch['label']))."

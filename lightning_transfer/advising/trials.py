@@ -15,7 +15,7 @@ from lightning_transfer.glue.base import AnyCallback
 from lightning_transfer.glue.proxy import Trials
 from lightning_transfer.probing import fit_probe
 from lightning_transfer.progress import Step
-from lightning_transfer.source.stream import reseed, seeded
+from lightning_transfer.randomness import reseed, seeded
 from lightning_transfer.splitting import folds
 
 FOLDS = 5

@@ -14,12 +14,11 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from lightning_transfer.datasets import Loaded, groups_of, labels_of
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import AnyCallback
 from lightning_transfer.glue.trainer import looking, served, to_device
-from lightning_transfer.source.datasets import Loaded
-from lightning_transfer.source.stream import seeded
-from lightning_transfer.splitting import groups_of, labels_of
+from lightning_transfer.randomness import seeded
 
 NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 LOGGERS = ("lightning.pytorch", "pytorch_lightning", "lightning.fabric", "lightning_fabric")

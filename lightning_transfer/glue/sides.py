@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
+from lightning_transfer.datasets import check_random_access, collate, index_in
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.trainer import served, target_dataset
-from lightning_transfer.source.datasets import check_random_access, index_in
-from lightning_transfer.source.reading import Samples, readable
-from lightning_transfer.source.stream import collate
+from lightning_transfer.reading import Samples, readable
 
 WORKERS = ("num_workers", "worker_init_fn", "multiprocessing_context")
 

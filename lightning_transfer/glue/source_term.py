@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_transfer.datasets import collate, load
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.checkpoints import check_options, sum_of_zeros
@@ -28,14 +29,13 @@ from lightning_transfer.glue.trainer import (
     schedule_length,
 )
 from lightning_transfer.glue.view import NetworkView
+from lightning_transfer.randomness import seeded
 from lightning_transfer.roles import find_head, out_width
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import check_hyperparameters
-from lightning_transfer.source.datasets import load
 from lightning_transfer.source.gap import Extent, is_near
 from lightning_transfer.source.loss import joint_loss
 from lightning_transfer.source.passes import SourcePass, trains_before
-from lightning_transfer.source.stream import collate, seeded
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.stamps import stamped, unstamped
 from lightning_transfer.values import value_of

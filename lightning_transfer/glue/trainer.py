@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_transfer.datasets import Served
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.batch_hooks import forgotten
 from lightning_transfer.glue.samplers import drawn_by
 from lightning_transfer.naming import structure
 from lightning_transfer.progress import Progress, Step, no_progress, rich_progress, tqdm_progress
 from lightning_transfer.schedules import Schedule
-from lightning_transfer.source.datasets import Served
 
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 REFUSED_STRATEGIES = ("DeepSpeedStrategy",)  # a DDPStrategy by inheritance, but it shards the optimizer

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from lightning_transfer.source.datasets import known_labels
+from lightning_transfer.datasets import known_labels
 from lightning_transfer.stamps import checksum
 
 SIZED = 10_000  # files whose sizes are read, at most

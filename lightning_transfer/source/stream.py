@@ -1,19 +1,15 @@
 """An endless stream of source batches whose order, and whose augmentation, a resumed run repeats exactly."""
 
-import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
-from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.naming import structure
-from lightning_transfer.source.datasets import load
+from lightning_transfer.datasets import collate, load
+from lightning_transfer.randomness import seed_of, seeded
 from lightning_transfer.source.task import SourceTask
 
 Key = tuple[int, int]  # (position in the endless order, index in the dataset)
@@ -148,61 +144,3 @@ class _Reproducible(Dataset[SourceBatch]):
 
 def _collate(samples: list[tuple[int, Any]]) -> SourceBatch:
     return SourceBatch(torch.tensor([index for index, _ in samples]), collate(samples, of="source"))
-
-
-def collate(samples: list[tuple[int, Any]], *, of: str) -> Any:
-    """Collate samples, each with its index, into a batch.
-
-    Raises:
-        TransferConfigError: they differ in shape or kind; two of them are named.
-    """
-    try:
-        return default_collate([sample for _, sample in samples])
-    except (RuntimeError, TypeError) as error:
-        empty = [
-            index
-            for index, sample in samples
-            if isinstance(sample, tuple | list) and any(part is None for part in sample[1:])
-        ]
-        if empty:
-            raise TransferConfigError(
-                f"{of.capitalize()} sample {empty[0]} has label None. Give it a class number, or leave it out of the "
-                "dataset."
-            ) from error
-        first, found = samples[0][0], structure(samples[0][1])
-        odd = next((index for index, sample in samples if structure(sample) != found), None)
-        detail = (
-            f"sample {first} is {found}"
-            if odd is None
-            else f"sample {first} is {found}, sample {odd} is {structure(dict(samples)[odd])}"
-        )
-        raise TransferConfigError(
-            f"{of.capitalize()} samples do not fit into one batch: {detail}. Give the dataset a transform that makes "
-            f"every image a tensor of one size, for example Resize, CenterCrop and ToTensor. ({error})"
-        ) from error
-
-
-@contextmanager
-def seeded(seed: int, position: int) -> Iterator[None]:
-    """Use a separate random state (torch on the CPU, numpy, random) inside, and restore the program's after it."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    reseed(seed, position)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-
-
-def reseed(seed: int, position: int) -> None:
-    """Seed torch on the CPU, numpy and random with a value of these two."""
-    value = seed_of(seed, position)
-    torch.default_generator.manual_seed(value)  # torch.manual_seed would reseed the accelerators too
-    np.random.seed(value % 2**32)
-    random.seed(value)
-
-
-def seed_of(seed: int, number: int) -> int:
-    """Return a well-mixed seed for the `number`-th use of `seed`."""
-    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0]) >> 1

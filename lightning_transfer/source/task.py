@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_transfer.batches import class_numbers, either, label_hint, label_places
+from lightning_transfer.datasets import AnyDataset, check_random_access, known_labels, load
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
 from lightning_transfer.naming import name_of, structure
 from lightning_transfer.roles import has_linear, in_width, is_pooling, linear_layers, out_width
-from lightning_transfer.source.datasets import AnyDataset, check_random_access, known_labels, load
 from lightning_transfer.values import value_of
 
 SourceForward: TypeAlias = Literal["separate", "joint"] | Callable[[nn.Module, Tensor], Tensor]

@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
 import lightning_transfer as lt
+from lightning_transfer.datasets import known_labels
 from lightning_transfer.naming import structure
-from lightning_transfer.source.datasets import known_labels
 from tests import toys
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_transfer import ranks
+from lightning_transfer.datasets import AnyDataset, groups_of
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import AnyCallback
 from lightning_transfer.glue.hearing import Hearing
@@ -25,10 +26,8 @@ from lightning_transfer.glue.trainer import (
 from lightning_transfer.methods.probe.functional import Start, fit_start
 from lightning_transfer.methods.probe.reading import HOW, check_untied, features_of, images_and_classes, last_linear
 from lightning_transfer.naming import options_of
+from lightning_transfer.randomness import seeded
 from lightning_transfer.roles import find_heads
-from lightning_transfer.source.datasets import AnyDataset
-from lightning_transfer.source.stream import seeded
-from lightning_transfer.splitting import groups_of
 
 MOST = 5000  # images that a probe learns from: with more, where training starts matters little
 BATCH = 32  # if the loader does not say

@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from lightning_transfer.batches import class_numbers, label_hint
+from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.trainer import looking, to_device
-from lightning_transfer.source.datasets import load
+from lightning_transfer.randomness import seeded
 from lightning_transfer.source.gap import Extent
-from lightning_transfer.source.stream import seeded
 from lightning_transfer.source.task import SourceTask
 
 ASKED = 16  # images: one alone may have one label of the several that others have

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from lightning_transfer import ranks
 from lightning_transfer.batches import is_right
+from lightning_transfer.datasets import AnyDataset, Loaded, index_in, listed_labels
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.trainer import Weakly, is_trial, progress_of, say, target_dataset
 from lightning_transfer.glue.view import NetworkView
@@ -25,11 +26,9 @@ from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import Job
 from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.options import is_list, made
-from lightning_transfer.source.datasets import AnyDataset, Loaded, index_in
+from lightning_transfer.randomness import seeded
 from lightning_transfer.source.gap import Extent
-from lightning_transfer.source.stream import seeded
 from lightning_transfer.source.task import SourceTask
-from lightning_transfer.splitting import listed_labels
 
 NEARLY = 0.9  # of the source, beyond which it is as good as all
 SURE = 1e-6  # nats: who is as sure as that is not called hard, whatever the quantile

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_transfer.datasets import AnyDataset
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.source_term import SourceTerm
@@ -15,7 +16,6 @@ from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import Weight, as_schedule, as_source, as_weight
-from lightning_transfer.source.datasets import AnyDataset
 from lightning_transfer.source.task import SourceTask
 
 USUAL = Schedule(1.0, 1.0)

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lightning_transfer.source.stream import seed_of
+from lightning_transfer.randomness import seed_of
 
 
 class NeighborOrder:

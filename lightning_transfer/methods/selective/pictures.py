@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from lightning_transfer.datasets import ControlFlowError, check_random_access, load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.selective.ranges import Glance
 from lightning_transfer.naming import structure
-from lightning_transfer.source.datasets import ControlFlowError, check_random_access, load
+from lightning_transfer.randomness import seeded
+from lightning_transfer.reading import in_order
 from lightning_transfer.source.listing import listed_by
-from lightning_transfer.source.reading import in_order
-from lightning_transfer.source.stream import seeded
 
 CHANNELS = (1, 2, 3, 4)  # grey and colour, with or without transparency
 READ = 64  # pictures a batch

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_transfer import ranks
+from lightning_transfer.datasets import index_in
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count, differences
 from lightning_transfer.methods.selective.approximate import BYTES, approximate_neighbors
 from lightning_transfer.methods.selective.banks import FilterBank, check_bank
@@ -34,7 +35,6 @@ from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.search import plain_arithmetic
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
 from lightning_transfer.methods.selective.store import Store, Stored
-from lightning_transfer.source.datasets import index_in
 
 LARGER = 1.25  # times the other's side, at which images are of another scale
 MERGED = 2**20  # neighbors of a process' lists that the others are told at once

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_transfer.batches import is_right
+from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import proxy
 from lightning_transfer.glue.base import AnyCallback
@@ -22,8 +23,7 @@ from lightning_transfer.methods.collaborative.search.options import LayerSearch
 from lightning_transfer.methods.collaborative.search.plan import Evaluation, LayerPlan
 from lightning_transfer.methods.collaborative.search.strategies import Layers
 from lightning_transfer.methods.collaborative.together import Together
-from lightning_transfer.source.datasets import load
-from lightning_transfer.source.stream import seeded
+from lightning_transfer.randomness import seeded
 from lightning_transfer.splitting import held_out
 from lightning_transfer.tracing import evaluating
 from lightning_transfer.values import value_of

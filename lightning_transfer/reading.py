@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_transfer.datasets import ControlFlowError, load
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.source.datasets import ControlFlowError, load
 
 Samples = list[tuple[int, Any]]  # each with its index
 

@@ -1,0 +1,243 @@
+"""Load, label, group and collate the samples of any dataset of images with random access."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, default_collate
+
+from lightning_transfer.batches import either, label_places
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.naming import structure
+from lightning_transfer.randomness import seeded
+
+PROBED = 8  # samples whose labels are compared with those that their dataset lists
+
+if TYPE_CHECKING:
+    AnyDataset: TypeAlias = Dataset[Any]
+else:
+    AnyDataset = Dataset  # from a generic alias, a LightningCLI file's class_path would be lost
+
+
+def check_random_access(dataset: Any, name: str) -> None:
+    """Refuse a stream, because an exact resume cannot continue it, and an empty dataset.
+
+    Args:
+        dataset: of images.
+        name: "target" or "source", for messages.
+
+    Raises:
+        TransferConfigError: the dataset is a stream or is empty.
+    """
+    kind = type(dataset).__name__
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        given = ", and pass that as target= where the callback takes it" if name == "target" else ""
+        raise TransferConfigError(
+            f"The {name}, a {kind}, has no length and random access. Read it once into a map-style dataset, "
+            f"list(stream), or list its files and load by index{given}."
+        )
+    if not len(dataset):
+        raise TransferConfigError(f"The {name} dataset {kind} is empty.")
+
+
+class ControlFlowError(TransferConfigError):
+    """A sample raised an exception that ends a loop or a program; readers must neither obey nor skip it."""
+
+
+class Served(Subset[Any]):
+    """The images of a user's dataset that a loader serves; messages name images by their index in that dataset."""
+
+
+def index_in(dataset: Dataset[Any], place: int) -> int:
+    """Return an image's index in the user's own dataset."""
+    return dataset.indices[place] if isinstance(dataset, Served) else place
+
+
+def load(dataset: Dataset[Any], index: int, *, of: str) -> Any:
+    """Return one sample; an error names its index and its dataset.
+
+    Raises:
+        ControlFlowError: the dataset raised, for example, StopIteration, which would silently end an epoch early.
+    """
+    try:
+        return dataset[index]
+    except (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit) as error:
+        kind, place = type(error).__name__, index_in(dataset, index)
+        raise ControlFlowError(
+            f"{of.capitalize()} sample {place} raised {kind}, which would end the loop that reads it. Let "
+            f"{type(dataset).__name__}.__getitem__ return a sample for every index below its length, or raise what "
+            f"went wrong (a next() without a default raises StopIteration)."
+        ) from error
+    except Exception as error:
+        error.add_note(f"This happened while loading {of} sample {index_in(dataset, index)}.")
+        raise
+
+
+class Loaded(Dataset[Any]):
+    """A dataset whose samples are read by `load`, for loaders that are given only a dataset.
+
+    Args:
+        dataset: of the samples.
+        of: "target" or "source", for messages.
+    """
+
+    def __init__(self, dataset: Dataset[Any], of: str) -> None:
+        self.dataset, self.of = dataset, of
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        return load(self.dataset, index, of=self.of)
+
+
+def known_labels(dataset: Dataset[Any]) -> Tensor | None:
+    """Return all labels of a dataset that lists them (`targets`, `labels`, or tensors); otherwise None."""
+    if isinstance(dataset, Subset):
+        labels = known_labels(dataset.dataset)
+        return None if labels is None else labels[torch.as_tensor(dataset.indices)]
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    tensors: tuple[Tensor, ...] = getattr(dataset, "tensors", ())
+    listed = tensors[1] if len(tensors) == 2 else getattr(dataset, "targets", getattr(dataset, "labels", None))
+    try:
+        labels = torch.as_tensor(listed)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return labels if labels.shape[:1] == (len(dataset),) else None  # type: ignore[arg-type]
+
+
+def labels_of(dataset: Dataset[Any], read: Callable[[Any], Any] | None = None) -> list[int]:
+    """Return the class of every image, as the dataset lists them or by loading each.
+
+    A list is trusted if some of its samples have the labels that it lists: `__getitem__` may map them.
+
+    Args:
+        dataset: the images.
+        read: turns a sample into a batch of one image and its label; by default the sample is (image, label).
+
+    Raises:
+        TransferConfigError: an image has no class number.
+    """
+    known = listed_labels(dataset, read)
+    if known is not None:
+        return known.tolist()
+    samples = ((index, load(dataset, index, of="target")) for index in range(len(dataset)))  # type: ignore[arg-type]
+    return [_class_number(sample, dataset, index, read) for index, sample in samples]
+
+
+def listed_labels(dataset: Dataset[Any], read: Callable[[Any], Any] | None = None) -> Tensor | None:
+    """Return the class of every image, of a dataset that lists them as some of its samples have them; else None.
+
+    Args:
+        dataset: the images.
+        read: as in `labels_of`.
+    """
+    known = known_labels(dataset)
+    if known is None or known.ndim != 1 or known.is_floating_point() or not _are_given(dataset, known, read):
+        return None
+    return known
+
+
+def _are_given(dataset: Dataset[Any], listed: Tensor, read: Callable[[Any], Any] | None) -> bool:
+    """Return whether samples have the labels that are listed, as far as some of them can be read."""
+    with seeded(0, 0):  # reading may augment
+        for index in range(0, len(listed), max(1, len(listed) // PROBED)):
+            with suppress(Exception):  # one that cannot be read says so when it is used
+                sample = dataset[index]
+                is_pair = read is not None or len(sample) == 2  # which of three is the label, the list alone says
+                if is_pair and _class_number(sample, dataset, index, read) != int(listed[index]):
+                    return False
+    return True
+
+
+def _class_number(sample: Any, dataset: Any, index: int, read: Callable[[Any], Any] | None) -> int:
+    try:
+        label = torch.as_tensor(_label_in(sample) if read is None else read(sample)[1][0])
+        if label.ndim or label.is_floating_point():
+            raise TypeError(f"label {label!r}")
+    except TransferConfigError as error:
+        raise TransferConfigError(f"Image {index} of the training data is {structure(sample)}. {error}") from error
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise TransferConfigError(
+            f"Image {index} of the training data, a {type(dataset).__name__}, is {structure(sample)}; expected (image, "
+            "class number), so that a part can be held out by class. Give such samples, or list the classes as "
+            "dataset.targets; advise takes adapt=lambda batch: (batch['image'], batch['label'])."
+        ) from error
+    return int(label)
+
+
+def _label_in(sample: Any) -> Any:
+    """Return what stands where a sample's label does: of three entries or more the one whole number."""
+    if not isinstance(sample, tuple | list) or len(sample) < 3:
+        return sample[1]
+    numbers = (torch.as_tensor(part) if isinstance(part, int | np.integer) else part for part in sample)
+    places = label_places([part[None] if isinstance(part, Tensor) else part for part in numbers])
+    if len(places) > 1:
+        made = "advise(..., adapt=lambda batch: (batch[0], batch[{}]))"
+        raise TransferConfigError(f"{either(places, made)} Or list the classes as dataset.targets.")
+    return sample[places[0] if places else 1]
+
+
+def groups_of(dataset: Any) -> list[Any] | None:
+    """Return the group of each image from `dataset.groups`, or from the datasets it is made of; None if there are none.
+
+    The same name in two parts of a `ConcatDataset` is one group.
+
+    Raises:
+        TransferConfigError: it is not a list, or does not have one entry for each image.
+    """
+    groups = getattr(dataset, "groups", None)
+    if groups is None and isinstance(dataset, Subset):
+        inner = groups_of(dataset.dataset)
+        return None if inner is None else [inner[index] for index in dataset.indices]
+    if groups is None and isinstance(dataset, ConcatDataset):
+        parts = [groups_of(part) for part in dataset.datasets]
+        sizes = np.diff([0, *dataset.cumulative_sizes])
+        alone = [[(number, index) for index in range(size)] for number, size in enumerate(sizes)]  # each its own
+        named = [each if part is None else part for part, each in zip(parts, alone, strict=True)]
+        return None if all(part is None for part in parts) else [group for each in named for group in each]
+    if groups is None:
+        return None
+    names = getattr(groups, "tolist", lambda: groups)()  # of a tensor, whose numbers are objects of their own
+    if not isinstance(names, Sequence) or len(names) != len(dataset):
+        found = f"names {len(names)} groups" if isinstance(names, Sequence) else f"is a {type(groups).__name__}"
+        raise TransferConfigError(
+            f"{type(dataset).__name__}.groups {found} for {len(dataset)} images; give a list with one for each."
+        )
+    return [*names]
+
+
+def collate(samples: list[tuple[int, Any]], *, of: str) -> Any:
+    """Collate samples, each with its index, into a batch.
+
+    Raises:
+        TransferConfigError: they differ in shape or kind; two of them are named.
+    """
+    try:
+        return default_collate([sample for _, sample in samples])
+    except (RuntimeError, TypeError) as error:
+        empty = [
+            index
+            for index, sample in samples
+            if isinstance(sample, tuple | list) and any(part is None for part in sample[1:])
+        ]
+        if empty:
+            raise TransferConfigError(
+                f"{of.capitalize()} sample {empty[0]} has label None. Give it a class number, or leave it out of the "
+                "dataset."
+            ) from error
+        first, found = samples[0][0], structure(samples[0][1])
+        odd = next((index for index, sample in samples if structure(sample) != found), None)
+        detail = (
+            f"sample {first} is {found}"
+            if odd is None
+            else f"sample {first} is {found}, sample {odd} is {structure(dict(samples)[odd])}"
+        )
+        raise TransferConfigError(
+            f"{of.capitalize()} samples do not fit into one batch: {detail}. Give the dataset a transform that makes "
+            f"every image a tensor of one size, for example Resize, CenterCrop and ToTensor. ({error})"
+        ) from error
