@@ -1,4 +1,4 @@
-"""Which part of somebody else's network plays which role; where that is unclear, one helpful error."""
+"""Find the head of a user's network; if several parts may be the head, an error names them."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -11,13 +11,12 @@ from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.tracing import LAYERS, evaluating, run_on_a_picture
 
 HEAD_NAMES = ("fc", "classifier", "head", "heads")
-HOW = "Say how images run: a forward of {}, or SourceTask(forward=lambda module, images: module.backbone(images))."
 FORWARDLESS = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
 
 
 @dataclass(frozen=True)
 class Head:
-    """The module that turns features into the target's logits, and where it sits.
+    """The module that turns features into the target's logits, and its place.
 
     Attributes:
         path: dotted name from the LightningModule.
@@ -29,23 +28,23 @@ class Head:
 
     @property
     def network_path(self) -> str:
-        """The outermost child of the user's module that holds the head; the head's own path where it stands alone."""
+        """Return the outermost child of the user's module that holds the head; the head's own path if it is apart."""
         return self.path.partition(".")[0]
 
 
 def has_forward(module: nn.Module) -> bool:
-    """Whether somebody wrote a forward for this module; a LightningModule may have only its steps."""
+    """Return whether a module has a forward of its own; a LightningModule may have only its steps."""
     return "forward" in vars(module) or type(module).forward.__module__ not in FORWARDLESS
 
 
 def users_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """`named_modules` without the parts that this package attached; those carry `is_transfer_part`."""
+    """Return `named_modules` without the parts that this package attached; those have `is_transfer_part`."""
     ours = tuple(f"{name}." for name, child in module.named_modules() if hasattr(child, "is_transfer_part"))
     return ((name, child) for name, child in module.named_modules() if not f"{name}.".startswith(ours))
 
 
 def linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers in `module`, itself included, that can end a classifier: Linear, and convolutions inside a head."""
+    """Yield the layers in `module`, itself included, that can end a classifier: Linears, and a head's convolutions."""
     for name, child in users_modules(module):
         if isinstance(child, nn.Linear | nn.Conv2d):
             yield name, child
@@ -65,18 +64,18 @@ def pooling_heads(module: nn.Module) -> list[Head]:
 
 
 def has_linear(module: nn.Module) -> bool:
-    """Return whether a Linear of the user's is inside."""
+    """Return whether a Linear of the user is inside."""
     return any(isinstance(layer, nn.Linear) for _, layer in linear_layers(module))
 
 
 def in_width(head: nn.Module) -> int:
-    """The number of features that a head takes."""
+    """Return the number of features that a head takes."""
     first = next(layer for _, layer in linear_layers(head))
     return int(first.in_features if isinstance(first, nn.Linear) else first.in_channels)  # type: ignore[arg-type]
 
 
 def out_width(head: nn.Module) -> int:
-    """The number of classes that a head tells apart."""
+    """Return the number of outputs of a head."""
     *_, last = (layer for _, layer in linear_layers(head))
     return int(last.out_features if isinstance(last, nn.Linear) else last.out_channels)  # type: ignore[arg-type]
 
@@ -118,7 +117,7 @@ def find_heads(module: nn.Module, head: str = "auto", *, probe: Callable[[], obj
 
 
 def _whole(module: nn.Module, head: Head) -> Head:
-    """The head together with what this package put in front of it."""
+    """Return the head together with what this package put before it."""
     parts = head.path.split(".")
     for length in range(1, len(parts)):
         path = ".".join(parts[:length])
@@ -143,7 +142,7 @@ def _searched(module: nn.Module, probe: Callable[[], object] | None, narrow: boo
 
 
 def _check_is_last(module: nn.Module, chosen: Head, probe: Callable[[], object] | None) -> None:
-    """Raise where another Linear takes what the chosen head gives: then it is a hidden layer with a head's name."""
+    """Raise if another Linear takes what the chosen head gives: then it is a hidden layer with a head's name."""
     inside = {id(layer) for _, layer in linear_layers(chosen.module)}
     takes_its_output = [
         name
@@ -161,7 +160,7 @@ def _named(module: nn.Module, path: str) -> Head:
     except AttributeError:
         names = [name for name, layer in linear_layers(module) if isinstance(layer, nn.Linear)]
         raise TransferConfigError(
-            f"head={path!r} is no module of {type(module).__name__}. {nearest(path, names)}"
+            f"head={path!r} is not a module of {type(module).__name__}. {nearest(path, names)}"
         ) from None
     if not any(linear_layers(found)):
         raise TransferConfigError(
@@ -190,7 +189,7 @@ def _timm_classifiers(module: nn.Module) -> list[Head]:
 
 
 def _usual_names(module: nn.Module, is_head: Callable[[nn.Module], bool]) -> list[Head]:
-    """Candidates by name, only those nearest to the surface: a block's own `fc` is no classifier."""
+    """Return the outermost candidates by name: a block's own `fc` is not the classifier."""
     named = [
         Head(name, child)
         for name, child in users_modules(module)
@@ -201,7 +200,7 @@ def _usual_names(module: nn.Module, is_head: Callable[[nn.Module], bool]) -> lis
 
 
 def _narrowed(head: Head) -> Head:
-    """The last Linear of a container: what stands before it is shared by both tasks."""
+    """Return the last Linear of a container: what runs before it is shared by both tasks."""
     linear = [(name, layer) for name, layer in linear_layers(head.module) if isinstance(layer, nn.Linear)]
     if not linear:
         return head
@@ -214,7 +213,7 @@ def _last_linear(module: nn.Module, probe: Callable[[], object] | None) -> Head 
     found = _reached(module, probe) if probe else None
     try:
         twin = None if found else copy.deepcopy(module)
-    except Exception:  # whatever of the user's cannot be copied
+    except Exception:  # a part of the user's may not be copied
         twin = None
     if twin is not None and has_forward(twin):
         found = _reached(twin, lambda: run_on_a_picture(twin))
@@ -232,7 +231,7 @@ def _whole_network(module: nn.Module) -> tuple[str, nn.Module]:
 
 
 def _reached(module: nn.Module, probe: Callable[[], object]) -> Head | None:
-    """Return the layer that runs last when `probe` does, if it is a Linear; in eval mode and without a trace.
+    """Return the layer that runs last when `probe` does, if it is a Linear; in eval mode.
 
     After the last Linear of a transformer without a head its last norm runs.
     """
@@ -245,7 +244,7 @@ def _reached(module: nn.Module, probe: Callable[[], object]) -> Head | None:
     try:
         with evaluating(module):
             probe()
-    except Exception:  # an example alone does not run, for whatever reason of the user's: then it tells us nothing
+    except Exception:  # an example alone may not run, for any reason: then nothing is found
         return None
     finally:
         for handle in handles:
@@ -274,90 +273,3 @@ def _ambiguous(module: nn.Module, candidates: list[str], *, likely: str) -> Tran
     several = f"ambiguous: {', '.join(candidates)}. Pass one"
     found = several if len(candidates) > 1 else f"not sure to be {candidates[0]!r}. Pass it"
     return TransferConfigError(f"The head of {type(module).__name__} is {found}: head={likely!r}.")
-
-
-def find_network(module: nn.Module, backbone: str = "auto", *, argument: str = "backbone") -> tuple[str, nn.Module]:
-    """The part of a user's module that takes the pictures.
-
-    Args:
-        module: the user's module.
-        backbone: a dotted path; "auto" takes a plain network itself, and of a LightningModule the one child with
-            convolutions, or the whole where several have some.
-        argument: what it is called where the user gives it.
-
-    Returns:
-        Its dotted path, "" for the module itself, and the part.
-
-    Raises:
-        TransferConfigError: the path leads nowhere, there are no convolutions, or several parts hold them.
-    """
-    if backbone != "auto":
-        try:
-            network = module.get_submodule(backbone)
-        except AttributeError:
-            names = [name for name, _ in users_modules(module) if name]
-            raise TransferConfigError(
-                f"{argument}={backbone!r} is no module of {type(module).__name__}. {nearest(backbone, names)}"
-            ) from None
-        return backbone, getattr(network, "_orig_mod", network)
-    if not hasattr(module, "training_step"):  # a plain network
-        return "", module
-    holders = [
-        (name, child)
-        for name, child in module.named_children()
-        if not hasattr(child, "is_transfer_part") and any(isinstance(part, nn.Conv2d) for part in child.modules())
-    ]
-    if len(holders) == 1 and has_forward(holders[0][1]):
-        name, child = holders[0]
-        return name, getattr(child, "_orig_mod", child)
-    if holders and has_forward(module):
-        return "", module
-    if not holders:
-        raise TransferConfigError(
-            f"{type(module).__name__} has no convolutions, by which the part that takes images is found. Name it: "
-            f"{argument}='...'."
-        )
-    known = ", ".join(repr(name) for name, _ in holders)
-    raise TransferConfigError(
-        f"{type(module).__name__} has several parts with convolutions: {known}. Name one: {argument}={holders[0][0]!r}."
-    )
-
-
-def beside(module: nn.Module, head: Head) -> list[tuple[str, nn.Module]]:
-    """Return the other children of the user's module that hold parameters, with their names."""
-    return [
-        (name, child)
-        for name, child in module.named_children()
-        if child is not head.module and not hasattr(child, "is_transfer_part") and any(True for _ in child.parameters())
-    ]
-
-
-def find_backbone(module: nn.Module, head: Head) -> tuple[str, nn.Module]:
-    """The one other child of the user's module that holds parameters, for a head that stands apart.
-
-    Raises:
-        TransferConfigError: there is none, or more than one.
-    """
-    others = beside(module, head)
-    if len(others) != 1:
-        names = ", ".join(name for name, _ in others) or "none"
-        raise TransferConfigError(
-            f"Expected one backbone beside the head {head.path!r}; found: {names}. {HOW.format(type(module).__name__)}"
-        )
-    return others[0]
-
-
-def entry_of(module: nn.Module, head: Head) -> str:
-    """The path of what images are given to: the module, the network that holds its head, or one that stands beside it.
-
-    Raises:
-        TransferConfigError: none of these can be called.
-    """
-    if has_forward(module):
-        return ""
-    path = head.network_path if head.network_path != head.path else find_backbone(module, head)[0]
-    if not has_forward(part := module.get_submodule(path)):
-        raise TransferConfigError(
-            f"{path!r}, a {type(part).__name__}, takes no images. {HOW.format(type(module).__name__)}"
-        )
-    return path

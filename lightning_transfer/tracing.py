@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from lightning_transfer.batches import either, label_places, labels_in
 from lightning_transfer.errors import TransferConfigError
 
 SIZES = (64, 224, 32)  # of the pictures to try
+Act = TypeVar("Act", bound=Callable[..., Any])
 LAYERS = (_ConvNd, _NormBase, nn.LayerNorm, nn.Linear)
 
 
@@ -204,3 +205,9 @@ def forget_graphs(module: nn.Module) -> None:
     is_whole = getattr(module, "_compiler_ctx", None) is not None  # of Lightning: torch.compile(lightning_module)
     if is_whole or any(hasattr(layer, "_orig_mod") or layer._compiled_call_impl for layer in module.modules()):
         torch.compiler.reset()
+
+
+def outside_graphs(act: Act) -> Act:
+    """Keep an act out of compiled graphs: what it does changes from step to step, which a graph would freeze."""
+    disabled: Act = torch.compiler.disable(act)
+    return disabled

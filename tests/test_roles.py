@@ -9,7 +9,8 @@ from torch import nn
 
 import lightning_transfer as lt
 from lightning_transfer.glue.checkpoints import TrainingOnly
-from lightning_transfer.roles import entry_of, find_head, has_forward
+from lightning_transfer.networks import entry_of
+from lightning_transfer.roles import find_head, has_forward
 from tests.toys import LitToy, PlToy, ToyNet
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_transfer.batches import class_numbers, criterion_of, labels_in
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.source.passes import outside_graphs
+from lightning_transfer.tracing import outside_graphs
 
 SURE = 1e-3  # share by which a sum may differ from the mean times a number
 LEAST = 1e-3  # a mean below which says nothing

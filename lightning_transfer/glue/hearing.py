@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_transfer.roles import Head, entry_of
-from lightning_transfer.source.explaining import explain
+from lightning_transfer.explaining import explain
+from lightning_transfer.networks import entry_of
+from lightning_transfer.roles import Head
 from lightning_transfer.tracing import evaluating
 
 Heard = list[tuple[Tensor, Tensor]]  # what a layer took and gave, each time it ran

@@ -3,7 +3,7 @@
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,29 +12,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.roles import (
-    Head,
-    beside,
-    entry_of,
-    find_backbone,
-    has_forward,
-    in_width,
-    is_pooling,
-    users_modules,
-)
+from lightning_transfer.explaining import explain, explain_joint
+from lightning_transfer.networks import beside, entry_of, find_backbone
+from lightning_transfer.roles import Head, has_forward, in_width, is_pooling, users_modules
 from lightning_transfer.source.batchnorm import check_protectable, protected_batchnorm, refuse_again
-from lightning_transfer.source.explaining import explain, explain_joint
 from lightning_transfer.source.task import SourceTask
-from lightning_transfer.tracing import as_taken, forget_graphs
+from lightning_transfer.tracing import as_taken, forget_graphs, outside_graphs
 
 Draw = Callable[[], Tensor]
-Act = TypeVar("Act", bound=Callable[..., Any])
-
-
-def outside_graphs(act: Act) -> Act:
-    """Keep an act out of compiled graphs: what it does changes from step to step, which a graph would freeze."""
-    disabled: Act = torch.compiler.disable(act)
-    return disabled
 
 
 class Tap:

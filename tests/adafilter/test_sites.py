@@ -138,7 +138,7 @@ def test_layers_are_chosen_by_pattern_or_predicate(gated, expected):
         (lambda: timm.create_model("vit_tiny_patch16_224"), {}, "only a patch embedding. The other methods"),
         (lambda: timm.create_model("resnet18"), {"estimator": "hard"}, "estimator='hard' is not known"),
         (lambda: timm.create_model("resnet18"), {"gate_width": 0}, "gate_width=0"),
-        (lambda: timm.create_model("resnet18"), {"backbone": "nope"}, "backbone='nope' is no module of ResNet"),
+        (lambda: timm.create_model("resnet18"), {"backbone": "nope"}, "backbone='nope' is not a module of ResNet"),
     ],
 )
 def test_what_is_not_right_is_refused_by_name(module, options, message):

@@ -287,7 +287,7 @@ class Headless(LitToy):
             "1 chan",
         ),
         (LitToy, nn.Conv2d(3, 4, 1), {}, "source1, a Conv2d, has to be an image classifier.*No classifier found"),
-        (LitToy, toys.OtherNet(), {"model": "mdl"}, "model='mdl' is no module of LitToy. Did you mean 'model'"),
+        (LitToy, toys.OtherNet(), {"model": "mdl"}, "model='mdl' is not a module of LitToy. Did you mean 'model'"),
         (Headless, toys.OtherNet(), {}, r"'model' of Headless gives no logits.*self\.model = network.*No classifier"),
     ],
 )

@@ -125,7 +125,7 @@ def test_resumed_it_is_not_measured_again(make, tmp_path, monkeypatch):
     whole, callback = LitToy(), make(data)
     loader = DataLoader(data, batch_size=5)
     fit(whole, [callback, toys.SaveEveryStep(tmp_path)], loader=loader)
-    monkeypatch.setattr("lightning_transfer.glue.source_term.measure_gap", None)
+    monkeypatch.setattr("lightning_transfer.source.term.measure_gap", None)
     module, again = LitToy(), make(data)
     fit(module, [again], loader=loader, ckpt_path=tmp_path / "step=12.ckpt")
     assert again.part.gap == callback.part.gap
@@ -159,7 +159,7 @@ def test_resumed_far_from_the_source_it_says_again_that_it_goes_on_without(tmp_p
     with leaving_out():
         fit(LitToy(), [soft(far_data()), toys.SaveEveryStep(tmp_path)], loader=loader)
     said = []
-    monkeypatch.setattr("lightning_transfer.glue.source_term.say", lambda trainer, line: said.append(line))
+    monkeypatch.setattr("lightning_transfer.source.term.say", lambda trainer, line: said.append(line))
     fit(LitToy(), [soft(far_data())], loader=loader, ckpt_path=tmp_path / "step=12.ckpt")
     assert re.match(r"Domain gap \S+ when this run began: it goes on without the source\.", said[0])
     fit(LitToy(), [soft(), toys.SaveEveryStep(tmp_path / "near")], loader=DataLoader(near_data(), batch_size=5))

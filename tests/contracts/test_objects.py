@@ -9,7 +9,7 @@ import pytest
 
 import lightning_transfer as lt
 from lightning_transfer.glue.base import TransferCallback
-from lightning_transfer.glue.source_term import SourceTerm
+from lightning_transfer.source.term import SourceTerm
 from tests import methods
 from tests.methods import METHODS, each
 from tests.toys import LitToy, assert_same, fit, weights

@@ -119,7 +119,7 @@ def test_options_that_do_not_fit():
             lt.ProbeStart(**{option: "x"})
     with pytest.raises(lt.TransferConfigError, match="unaugmented=5"):
         lt.ProbeStart(unaugmented=5)
-    refused(LitToy(), toys.target_data(), "head='fc' is no module.*model.fc", lt.ProbeStart(head="fc"))
+    refused(LitToy(), toys.target_data(), "head='fc' is not a module.*model.fc", lt.ProbeStart(head="fc"))
 
 
 def test_a_head_that_shares_its_weight_is_refused():

@@ -10,8 +10,8 @@ from lightning_transfer.methods.adafilter.functional import ESTIMATORS, Estimato
 from lightning_transfer.methods.adafilter.gate import RecurrentFilterGate
 from lightning_transfer.methods.adafilter.modules import FIXED, Fixed, GatedConv2d
 from lightning_transfer.methods.adafilter.sites import PLAIN, Gated, Site, find_sites, without_filters
+from lightning_transfer.networks import find_network
 from lightning_transfer.options import is_list
-from lightning_transfer.roles import find_network
 from lightning_transfer.surgery import Structure, SurgeryReport, own_randomness, replace_modules
 
 NAME = "adafilter"  # of the module that is added, so its keys in a state_dict start with this

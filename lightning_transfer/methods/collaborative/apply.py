@@ -9,7 +9,8 @@ from lightning_transfer.methods.collaborative.heads import last_classifier
 from lightning_transfer.methods.collaborative.members import OWN, Sources, make_members, named
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 from lightning_transfer.methods.collaborative.together import Frozen, Together
-from lightning_transfer.roles import Head, find_head, find_network, has_forward, in_width, out_width
+from lightning_transfer.networks import find_network
+from lightning_transfer.roles import Head, find_head, has_forward, in_width, out_width
 from lightning_transfer.surgery import Structure, SurgeryReport, find_all, is_ours, replace_modules
 from lightning_transfer.tracing import trace
 

@@ -6,7 +6,8 @@ from torch import nn
 
 from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.methods.gated.modules import GatedHead, add_transfer
-from lightning_transfer.roles import find_head, find_network, has_forward
+from lightning_transfer.networks import find_network
+from lightning_transfer.roles import find_head, has_forward
 from lightning_transfer.surgery import SurgeryReport, find_all, replace_modules
 from lightning_transfer.tracing import trace
 

@@ -15,7 +15,6 @@ from lightning_transfer.batches import is_right
 from lightning_transfer.datasets import AnyDataset, Loaded, index_in, listed_labels
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.trainer import Weakly, is_trial, progress_of, say, target_dataset
-from lightning_transfer.glue.view import NetworkView
 from lightning_transfer.methods.selective.asking import check_labels, check_scaled_alike, read
 from lightning_transfer.methods.selective.functional import neighbor_budget
 from lightning_transfer.methods.selective.identity import identity, is_same
@@ -29,6 +28,7 @@ from lightning_transfer.options import is_list, made
 from lightning_transfer.randomness import seeded
 from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.task import SourceTask
+from lightning_transfer.source.view import NetworkView
 
 NEARLY = 0.9  # of the source, beyond which it is as good as all
 SURE = 1e-6  # nats: who is as sure as that is not called hard, whatever the quantile

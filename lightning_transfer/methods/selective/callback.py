@@ -10,13 +10,13 @@ from torch import Tensor
 from lightning_transfer.datasets import AnyDataset
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import TransferCallback
-from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.methods.selective.borrowing import Borrowed, Borrowing
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import Weight, as_schedule, as_source, as_weight
 from lightning_transfer.source.task import SourceTask
+from lightning_transfer.source.term import SourceTerm
 
 USUAL = Schedule(1.0, 1.0)
 

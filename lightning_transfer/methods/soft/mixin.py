@@ -6,13 +6,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
-from lightning_transfer.glue.choosing import Borrows
 from lightning_transfer.glue.mixin import PartMixin, noted
-from lightning_transfer.glue.source_term import SourceTerm
 from lightning_transfer.methods.soft.options import check_soft_options
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import Weight, as_schedule, as_source, as_weight, check_hyperparameters
+from lightning_transfer.source.choosing import Borrows
 from lightning_transfer.source.task import SourceTask
+from lightning_transfer.source.term import SourceTerm
 
 USUAL, ALWAYS = Schedule(), Schedule(1.0, 1.0)
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.glue.trainer import say
-from lightning_transfer.glue.view import NetworkView
 from lightning_transfer.randomness import seeded
 from lightning_transfer.roles import out_width
+from lightning_transfer.source.view import NetworkView
 
 UNTRAINED = 0.9  # of the loss of guessing: a kept head that starts above does not know these labels
 UNNORMALISED = 32.0  # pixel values beyond any normalisation's

@@ -5,10 +5,10 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_transfer.glue.view import NetworkView
 from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.stream import Order
 from lightning_transfer.source.task import SourceTask
+from lightning_transfer.source.view import NetworkView
 
 
 class Chooser(Protocol):

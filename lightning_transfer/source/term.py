@@ -12,11 +12,7 @@ from lightning_transfer.datasets import collate, load
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.checkpoints import check_options, sum_of_zeros
-from lightning_transfer.glue.choosing import Chooser
-from lightning_transfer.glue.drawing import Drawing
-from lightning_transfer.glue.first_batch import introduce, non_finite
 from lightning_transfer.glue.first_loss import FirstLoss, refuse_sum
-from lightning_transfer.glue.gap import data_of, measure_gap
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import keep_hooks_out
 from lightning_transfer.glue.trainer import (
@@ -28,15 +24,19 @@ from lightning_transfer.glue.trainer import (
     say,
     schedule_length,
 )
-from lightning_transfer.glue.view import NetworkView
 from lightning_transfer.randomness import seeded
 from lightning_transfer.roles import find_head, out_width
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import check_hyperparameters
+from lightning_transfer.source.choosing import Chooser
+from lightning_transfer.source.drawing import Drawing
+from lightning_transfer.source.first_batch import introduce, non_finite
 from lightning_transfer.source.gap import Extent, is_near
 from lightning_transfer.source.loss import joint_loss
+from lightning_transfer.source.measured_gap import data_of, measure_gap
 from lightning_transfer.source.passes import SourcePass, trains_before
 from lightning_transfer.source.task import SourceTask
+from lightning_transfer.source.view import NetworkView
 from lightning_transfer.stamps import stamped, unstamped
 from lightning_transfer.values import value_of
 

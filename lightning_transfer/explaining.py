@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.roles import Head, find_backbone
+from lightning_transfer.networks import find_backbone
+from lightning_transfer.roles import Head
 
 FORWARD = "Say how images run: SourceTask(forward=lambda module, images: {})."
 MISUSE = (TypeError, ValueError, LookupError, AttributeError)  # of a forward that takes a batch, or more than images

@@ -12,13 +12,12 @@ from torch import Tensor
 from lightning_transfer import ranks
 from lightning_transfer.datasets import groups_of
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
-from lightning_transfer.glue.choosing import Chooser
 from lightning_transfer.glue.sides import Side, plainly, target_side
 from lightning_transfer.glue.trainer import looking, progress_of, say, to_device
-from lightning_transfer.glue.view import NetworkView
 from lightning_transfer.naming import structure
 from lightning_transfer.randomness import seeded
 from lightning_transfer.schedules import Schedule
+from lightning_transfer.source.choosing import Chooser
 from lightning_transfer.source.gap import (
     SCALE,
     SOURCE_IMAGES,
@@ -31,6 +30,7 @@ from lightning_transfer.source.gap import (
     unlike_pixels,
 )
 from lightning_transfer.source.task import SourceTask
+from lightning_transfer.source.view import NetworkView
 
 
 def measure_gap(view: NetworkView, chooser: Chooser | None, weight: Schedule) -> float:

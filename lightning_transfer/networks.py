@@ -1,0 +1,92 @@
+"""Find the part of a user's module that images enter."""
+
+from torch import nn
+
+from lightning_transfer.errors import TransferConfigError, nearest
+from lightning_transfer.roles import Head, has_forward, users_modules
+
+HOW = "Say how images run: a forward of {}, or SourceTask(forward=lambda module, images: module.backbone(images))."
+
+
+def find_network(module: nn.Module, backbone: str = "auto", *, argument: str = "backbone") -> tuple[str, nn.Module]:
+    """Return the part of a user's module that images enter, and its dotted path; the path of the module itself is "".
+
+    Args:
+        module: the user's module.
+        backbone: a dotted path; "auto" takes a plain network itself, and of a LightningModule the one child with
+            convolutions, or the whole module if several children have some.
+        argument: the name of the option by which the user gives the path.
+
+    Raises:
+        TransferConfigError: no module has the path, there are no convolutions, or several parts hold them.
+    """
+    if backbone != "auto":
+        try:
+            network = module.get_submodule(backbone)
+        except AttributeError:
+            names = [name for name, _ in users_modules(module) if name]
+            raise TransferConfigError(
+                f"{argument}={backbone!r} is not a module of {type(module).__name__}. {nearest(backbone, names)}"
+            ) from None
+        return backbone, getattr(network, "_orig_mod", network)
+    if not hasattr(module, "training_step"):  # a plain network
+        return "", module
+    holders = [
+        (name, child)
+        for name, child in module.named_children()
+        if not hasattr(child, "is_transfer_part") and any(isinstance(part, nn.Conv2d) for part in child.modules())
+    ]
+    if len(holders) == 1 and has_forward(holders[0][1]):
+        name, child = holders[0]
+        return name, getattr(child, "_orig_mod", child)
+    if holders and has_forward(module):
+        return "", module
+    if not holders:
+        raise TransferConfigError(
+            f"{type(module).__name__} has no convolutions, by which the part that takes images is found. Name it: "
+            f"{argument}='...'."
+        )
+    known = ", ".join(repr(name) for name, _ in holders)
+    raise TransferConfigError(
+        f"{type(module).__name__} has several parts with convolutions: {known}. Name one: {argument}={holders[0][0]!r}."
+    )
+
+
+def beside(module: nn.Module, head: Head) -> list[tuple[str, nn.Module]]:
+    """Return the other children of the user's module that hold parameters, with their names."""
+    return [
+        (name, child)
+        for name, child in module.named_children()
+        if child is not head.module and not hasattr(child, "is_transfer_part") and any(True for _ in child.parameters())
+    ]
+
+
+def find_backbone(module: nn.Module, head: Head) -> tuple[str, nn.Module]:
+    """Return the one other child that holds parameters, if the head is apart, and its name.
+
+    Raises:
+        TransferConfigError: there is none, or more than one.
+    """
+    others = beside(module, head)
+    if len(others) != 1:
+        names = ", ".join(name for name, _ in others) or "none"
+        raise TransferConfigError(
+            f"Expected one backbone beside the head {head.path!r}; found: {names}. {HOW.format(type(module).__name__)}"
+        )
+    return others[0]
+
+
+def entry_of(module: nn.Module, head: Head) -> str:
+    """Return the path of what can be called on images: the module, the network with its head, or the one beside it.
+
+    Raises:
+        TransferConfigError: none of these can be called.
+    """
+    if has_forward(module):
+        return ""
+    path = head.network_path if head.network_path != head.path else find_backbone(module, head)[0]
+    if not has_forward(part := module.get_submodule(path)):
+        raise TransferConfigError(
+            f"{path!r}, a {type(part).__name__}, takes no images. {HOW.format(type(module).__name__)}"
+        )
+    return path
