@@ -1,7 +1,8 @@
 """Options as people's tools hand them over: mappings of an options object's arguments, and sequences of any type."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Any, TypeGuard, TypeVar
 
 from lightning_transfer.errors import TransferConfigError, nearest
@@ -9,7 +10,13 @@ from lightning_transfer.errors import TransferConfigError, nearest
 Options = TypeVar("Options")
 
 
-def made(cls: type[Options], given: Any, *, argument: str) -> Any:
+def made(
+    cls: type[Options],
+    given: Any,
+    *,
+    argument: str,
+    others: Mapping[str, Callable[..., Options]] = MappingProxyType({}),
+) -> Any:
     """Return an options object made from a mapping of its arguments; anything else as it is.
 
     A configuration tool's mapping, such as omegaconf's `DictConfig`, is not a `dict`.
@@ -18,9 +25,10 @@ def made(cls: type[Options], given: Any, *, argument: str) -> Any:
         cls: a dataclass of options.
         given: what the user passed.
         argument: what the user calls it.
+        others: keys beside the arguments of `cls`, each with what makes the object of a mapping that has it.
 
     Raises:
-        TransferConfigError: a key is not an argument of `cls`, or one that has no default is missing.
+        TransferConfigError: a key is not known, or one that has no default is missing.
 
     Example:
         >>> from lightning_transfer.schedules import Schedule
@@ -29,12 +37,13 @@ def made(cls: type[Options], given: Any, *, argument: str) -> Any:
     """
     if not isinstance(given, Mapping):
         return given
-    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    known = [*others, *(field.name for field in fields(cls))]  # type: ignore[arg-type]
     for key in given:
         if key not in known:
             raise TransferConfigError(f"{argument} has no option {key!r}. {nearest(str(key), known)}")
+    make = next((others[key] for key in others if key in given), cls)
     try:
-        return cls(**given)
+        return make(**given)
     except TypeError as error:
         raise TransferConfigError(f"{argument}={dict(given)!r} is not a {cls.__name__}: {error}.") from error
 

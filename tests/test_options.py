@@ -1,6 +1,9 @@
 """Options as configuration tools hand them over: omegaconf's mappings and lists are not dict and list."""
 
+import types
+
 import pytest
+import timm
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -33,9 +36,9 @@ def test_a_weight_is_a_schedule_a_number_or_a_mapping_alike_everywhere(make, giv
 
 
 class ByHand(lt.SourceTaskMixin, LitToy):
-    def __init__(self, **options):
+    def __init__(self, task=None, **options):
         super().__init__()
-        self.add_source_task(source(), **options)
+        self.add_source_task(task or source(), **options)
 
 
 @pytest.mark.parametrize("given", [conf({"start": 0.5, "end": 0.5}), 0.5])
@@ -62,6 +65,29 @@ def test_neighbors_a_source_and_a_search_are_taken_as_mappings():
     assert several.search == lt.LayerSearch(particles=2, iterations=1)
 
 
+@pytest.mark.parametrize("mapping", [dict, lambda given: OmegaConf.create(given, flags={"allow_objects": True})])
+@pytest.mark.parametrize(
+    "built",
+    [
+        lambda given: lt.SoftFinetuning(given).source,
+        lambda given: lt.SelectiveJointFinetuning(given, neighbors=4).source,
+        lambda given: ByHand(given).source_task.source,
+    ],
+    ids=["soft", "selective", "mixin"],
+)
+def test_a_mapping_with_from_timm_makes_what_from_timm_makes(built, mapping, monkeypatch):
+    network = types.SimpleNamespace(get_classifier=toys.source_head)
+    asked = []
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: asked.append((name, options)) or network)
+    data = toys.source_data()
+    meant = lt.SourceTask.from_timm("resnet10t", data, batch_size=3, forward="joint", seed=5)
+    found = built(mapping({"from_timm": "resnet10t", "dataset": data, "batch_size": 3, "forward": "joint", "seed": 5}))
+    assert asked == [("resnet10t", {"pretrained": True})] * 2
+    assert found.describe() == meant.describe()
+    assert found.dataset is data
+    assert_same(weights(found.head), weights(toys.source_head()))
+
+
 def test_lists_and_mappings_of_omegaconfs_go_where_lists_and_mappings_go():
     gated = LitToy()
     report = lt.functional.apply_adafilter(gated, gated=conf(["con*"]), gate_width=4)
@@ -86,6 +112,16 @@ def test_lists_and_mappings_of_omegaconfs_go_where_lists_and_mappings_go():
         ),
         (lambda: lt.SoftFinetuning({"num_classes": 3}), "source=.* is not a SourceTask: .*'dataset'"),
         (lambda: lt.SoftFinetuning({"data": 3}), "source has no option 'data'.*'dataset'"),
+        (lambda: lt.SoftFinetuning({"from_tim": "x"}), "source has no option 'from_tim'. Did you mean 'from_timm'"),
+        (
+            lambda: lt.SoftFinetuning({"from_timm": "x", "batchsize": 3}),
+            "no option 'batchsize'. Did you mean 'batch_size'",
+        ),
+        (lambda: lt.SoftFinetuning({"from_timm": "x"}), "is not a SourceTask: .*'dataset'"),
+        (
+            lambda: lt.SoftFinetuning({"from_timm": "x", "dataset": toys.source_data(), "head": toys.source_head()}),
+            "source has head and from_timm",
+        ),
         (lambda: lt.SoftFinetuning(source(), weight=[1.0]), "is not a weight; write lt.Schedule"),
         (lambda: lt.SoftFinetuning(source(), weight=-1.0), "start=-1.0; it takes a finite number from 0"),
         (lambda: lt.SelectiveJointFinetuning(source(), neighbors=conf({"kk": 3})), "neighbors has no option 'kk'.*'k'"),

@@ -33,18 +33,24 @@ def as_schedule(weight: Schedule | Literal["auto"], usual: Schedule) -> tuple[Sc
 
 
 def as_source(source: Any) -> SourceTask:
-    """Return a source task, also one that is given as a mapping of its arguments.
+    """Return a source task, also one that is given as a mapping of its arguments, or of those of `from_timm`.
 
     Raises:
         TransferConfigError: it is something else.
     """
-    source = made(SourceTask, source, argument="source")
+    source = made(SourceTask, source, argument="source", others={"from_timm": _from_timm})
     if not isinstance(source, SourceTask):
         raise TransferConfigError(
             f"source is a {type(source).__name__}; wrap the dataset: lt.SourceTask.from_timm(network, dataset), before "
             "the network's classifier is replaced, or lt.SourceTask(dataset, head=pretrained_classifier)."
         )
     return source
+
+
+def _from_timm(from_timm: Any, dataset: Any, **options: Any) -> SourceTask:
+    if "head" in options:
+        raise TransferConfigError("source has head and from_timm, which keeps a head of its own. Give one of them.")
+    return SourceTask.from_timm(from_timm, dataset, **options)
 
 
 def check_hyperparameters(module: Any) -> None:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypedDict, Unpack
+from typing import Any, Literal, Required, TypeAlias, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,13 @@ class SourceOptions(TypedDict, total=False):
     adapt: Callable[[Any], tuple[Tensor, Tensor]] | None
     batch_hooks: bool
     unaugmented: AnyDataset | None
+
+
+class TimmSource(SourceOptions):
+    """`SourceTask.from_timm` as a mapping, which is how a configuration file writes it."""
+
+    from_timm: Required[str | nn.Module]  # text first: a name such as "resnet50.a1_in1k" is not imported
+    dataset: Required[AnyDataset]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -139,7 +146,7 @@ class SourceTask:
             )
 
     @classmethod
-    def from_timm(cls, model: nn.Module | str, dataset: Dataset[Any], **options: Unpack[SourceOptions]) -> "SourceTask":
+    def from_timm(cls, model: nn.Module | str, dataset: AnyDataset, **options: Unpack[SourceOptions]) -> "SourceTask":
         """Keep the classifier of a pretrained timm model as the source head.
 
         Call it before the user's `reset_classifier`, with the dataset's labels in the order of that classifier.

@@ -15,7 +15,7 @@ from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import Weight, as_schedule, as_source, as_weight
-from lightning_transfer.source.task import SourceTask
+from lightning_transfer.source.task import SourceTask, TimmSource
 from lightning_transfer.source.term import SourceTerm
 
 USUAL = Schedule(1.0, 1.0)
@@ -34,7 +34,8 @@ class SelectiveJointFinetuning(TransferCallback):
     average.
 
     Args:
-        source: the task to borrow from.
+        source: the task to borrow from, or a mapping of its arguments; with the key
+            `from_timm`, of those of `SourceTask.from_timm`.
         neighbors: how many, by which statistics, and when more; a number is short for `Neighbors(k=number)`.
         target: the target's training images without augmentation, as validation sees them, giving (image, label); by
             default the train loader's dataset, whose transform then must not be random.
@@ -59,7 +60,7 @@ class SelectiveJointFinetuning(TransferCallback):
 
     def __init__(
         self,
-        source: SourceTask,
+        source: SourceTask | TimmSource,
         *,
         neighbors: Neighbors | int = Neighbors(),  # noqa: B008  (frozen)
         target: AnyDataset | None = None,

@@ -6,7 +6,7 @@ from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.methods.soft.options import check_soft_options
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import Weight, as_schedule, as_source, as_weight
-from lightning_transfer.source.task import SourceTask
+from lightning_transfer.source.task import SourceTask, TimmSource
 from lightning_transfer.source.term import SourceTerm
 
 USUAL = Schedule()
@@ -24,7 +24,8 @@ class SoftFinetuning(TransferCallback):
     `transfer/domain_gap` at the Trainer's interval.
 
     Args:
-        source: the task the network was pretrained on.
+        source: the task the network was pretrained on, or a mapping of its arguments; with the key
+            `from_timm`, of those of `SourceTask.from_timm`.
         weight: of the source loss, as a `Schedule`, or a number that is held. "auto" is `Schedule()`, from 1 to 0 over
             the first half of training, if the target lies near enough to the source, which is measured before the first
             step, else 0 (ours).
@@ -45,7 +46,7 @@ class SoftFinetuning(TransferCallback):
 
     def __init__(
         self,
-        source: SourceTask,
+        source: SourceTask | TimmSource,
         *,
         weight: Weight = "auto",
         mix: Literal["add", "convex"] = "add",

@@ -11,7 +11,7 @@ from lightning_transfer.methods.soft.options import check_soft_options
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import Weight, as_schedule, as_source, as_weight, check_hyperparameters
 from lightning_transfer.source.choosing import Borrows
-from lightning_transfer.source.task import SourceTask
+from lightning_transfer.source.task import SourceTask, TimmSource
 from lightning_transfer.source.term import SourceTerm
 
 USUAL, ALWAYS = Schedule(), Schedule(1.0, 1.0)
@@ -45,7 +45,7 @@ class SourceTaskMixin(PartMixin):
     @noted
     def add_source_task(
         self,
-        source: SourceTask,
+        source: SourceTask | TimmSource,
         *,
         weight: Weight = "auto",
         mix: Literal["add", "convex"] = "add",
@@ -55,7 +55,8 @@ class SourceTaskMixin(PartMixin):
         """Attach a source task; call it in `__init__`, when the network is built.
 
         Args:
-            source: the task the network was pretrained on.
+            source: the task the network was pretrained on, or a mapping of its arguments; with the key
+                `from_timm`, of those of `SourceTask.from_timm`.
             weight: of the source loss, as a `Schedule`, in manual optimization with `until_steps`, or a number that is
                 held. "auto" is what it is in the callbacks.
             mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
