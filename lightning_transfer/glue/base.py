@@ -58,12 +58,12 @@ SCHEDULING_CALLBACKS, PRUNING_CALLBACKS = {"FinetuningScheduler"}, {"ModelPrunin
 class TransferCallback(AnyCallback):
     """Changes layers of the user's module for good, or joins it with a part for the length of a fit; abstract.
 
-    Layers are changed in `setup`, before weights are loaded and optimizers and DDP exist, or, where the network is
-    built only later, right behind `configure_model`; what is changed already stays. Outside of fit nothing is changed
-    but what a checkpoint holds. The part joins at the same moment. It reaches into the network when the optimizers are
-    made, the last moment at which the user may have replaced a layer, and leaves with the fit. A run's part is its own:
-    a Trainer that starts at step 0 gets a fresh one, and so does another module. Whatever another Trainer does with the
-    module, or with this callback, in the middle of a fit leaves that fit's part alone.
+    Layers are changed in `setup`, before weights are loaded and optimizers and DDP exist, or, if the network is built
+    later, right after `configure_model`; layers that are already changed stay changed. Outside of fit, only what a
+    checkpoint holds is changed. The part joins at the same moment. It attaches to the network when the optimizers are
+    made, the last moment at which the user may have replaced a layer, and is removed at the end of the fit. Each run
+    has its own part: a Trainer that starts at step 0 gets a new one, and so does another module. If another Trainer
+    uses the module, or this callback, in the middle of a fit, the part of that fit is not affected.
     """
 
     mixin: str  # what does the same in manual optimization

@@ -186,13 +186,13 @@ def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], 
             says: for files that you made, or whose maker you trust.
 
     Raises:
-        TransferConfigError: the file is no Lightning checkpoint, or holds more than plain data.
+        TransferConfigError: the file is not a Lightning checkpoint, or holds more than plain data.
     """
     checkpoint = _read(path, weights_only=weights_only)
     weights, callbacks = checkpoint["state_dict"], checkpoint.get("callbacks", {})
     for name, spec in structures_in(weights):
         raise TransferConfigError(
-            f"{path} holds a changed network ({spec['kind']} at {name}), which is no plain one. Load it by "
+            f"{path} holds a changed network ({spec['kind']} at {name}), which is not a plain network. Load it by "
             "lightning_transfer.load_from_checkpoint, make it plain by functional.remove_adafilter, "
             "remove_gated_transfer or remove_collaborative, and save that."
         )

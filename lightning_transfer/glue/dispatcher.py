@@ -16,7 +16,7 @@ class LossTerm(Protocol):
     """Something that adds to the loss of every training step."""
 
     def begin(self, module: Any, batch: Any) -> None:
-        """Called in front of the user's step, with its batch."""
+        """Called before every step, with its batch."""
 
     def stepped(self, loss: Tensor | None) -> None:
         """Called after the user's step, with its loss, to which nothing has been added; None where it has none."""
@@ -25,7 +25,7 @@ class LossTerm(Protocol):
         """The loss with this term in it."""
 
     def end(self) -> None:
-        """Called behind every step, also one that failed or returned None."""
+        """Called after every step, also one that failed or returned None."""
 
 
 class StepDispatcher(StandIn):

@@ -95,7 +95,7 @@ class TransferPart(nn.Module, ABC):
 
     @abstractmethod
     def begin(self, module: Any, batch: Any) -> None:
-        """Called in front of the user's step, with its batch."""
+        """Called before every step, with its batch."""
 
     def stepped(self, loss: Tensor | None) -> None:
         """Called after the user's step, with its own loss, or None; does nothing by default."""
@@ -106,7 +106,7 @@ class TransferPart(nn.Module, ABC):
 
     @abstractmethod
     def end(self) -> None:
-        """Called behind every step, also one that failed or returned None."""
+        """Called after every step, also one that failed or returned None."""
 
 
 def _check_same_keys(part: TransferPart, state: Mapping[str, Any], prefix: str, *_: Any) -> None:

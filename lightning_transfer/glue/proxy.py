@@ -1,4 +1,4 @@
-"""Short trainings beside somebody's own, to try something out: in one process, silent, and without a trace."""
+"""Run short trial trainings, in one process, without output and without side effects."""
 
 import copy
 import importlib
@@ -45,7 +45,7 @@ def trainer_class(owner: Any) -> type:
                 return importlib.import_module(namespace).Trainer  # type: ignore[no-any-return]
     if isinstance(owner, type):
         raise TransferConfigError(f"{owner.__name__} is a class; pass what it makes: {owner.__name__}(...).")
-    raise TransferConfigError(f"{type(owner).__name__} is no LightningModule.")
+    raise TransferConfigError(f"{type(owner).__name__} is neither a LightningModule nor a LightningDataModule.")
 
 
 def options_like(trainer: Any) -> dict[str, Any]:
@@ -302,7 +302,7 @@ def _serving(datamodule: Any, loader: Any) -> Any:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Lightning's lines and hints are about a training that nobody asked for."""
+    """Silence Lightning during trial trainings."""
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     try:
         for name in LOGGERS:

@@ -125,14 +125,14 @@ def schedule_length(schedule: Schedule, trainer: Any) -> float | None:
     """The number of steps that a schedule is laid out over, where the Trainer decides it; else None.
 
     Raises:
-        TransferConfigError: the schedule needs the length of training and there is none, or it ends behind it.
+        TransferConfigError: the length of training is needed and not known, or the schedule ends after training.
     """
     if schedule.is_constant:
         return None
     if schedule.until_steps is None and not trainer.lightning_module.automatic_optimization:
         raise TransferConfigError(
-            "In manual optimization nobody knows how many steps training takes: pass Schedule(until_steps=...), "
-            "counted like trainer.global_step, over all optimizers."
+            "In manual optimization the number of training steps is not known: pass Schedule(until_steps=...), counted "
+            "like trainer.global_step, over all optimizers."
         )
     num_steps: float = trainer.estimated_stepping_batches
     is_known = 0 < num_steps < float("inf")
@@ -148,7 +148,7 @@ def schedule_length(schedule: Schedule, trainer: Any) -> float | None:
     counts = is_known and trainer.lightning_module.automatic_optimization and not is_trial(trainer)
     if counts and num_steps < schedule.until_steps:
         raise TransferConfigError(
-            f"until_steps={schedule.until_steps} lies behind the end of training at {num_steps:.0f} steps. "
+            f"until_steps={schedule.until_steps} is after the end of training, at {num_steps:.0f} steps. "
             f"Pass until_steps<={num_steps:.0f}."
         )
     return None
@@ -283,6 +283,7 @@ def train_batch_size(trainer: Any) -> int:
     size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
     if not isinstance(size, int):
         raise TransferConfigError(
-            f"The train loader, a {type(loader).__name__}, tells no batch size. Pass SourceTask(batch_size=...)."
+            f"The train loader, a {type(loader).__name__}, does not report a batch size. Pass "
+            "SourceTask(batch_size=...)."
         )
     return size

@@ -14,7 +14,7 @@ from lightning_transfer.linear import fit_linear
 FOLDS = 5
 PENALTY = 2.0  # on both classes' weights, which are each other's negative: equals 1 in a binary regression
 NEAR = 0.8  # a source loss has helped up to .86 and has hurt from .81: see examples/benchmarks/README.md
-SCALE = f"0.5 not told apart, {NEAR} too unlike, 1 always told apart"
+SCALE = f"0.5 cannot be separated, {NEAR} too far, 1 always separated"
 RAW = 32.0  # a pixel beyond any normalisation
 TARGET_IMAGES, SOURCE_IMAGES = 200, 1000  # at most: with more images the classifier separates the sides better
 
@@ -54,8 +54,8 @@ def domain_gap(
         )
     if min(len(target_features), len(source_features)) < FOLDS:
         raise TransferConfigError(
-            f"{len(target_features)} target and {len(source_features)} source images; a gap is told from {FOLDS} of "
-            "each at least."
+            f"{len(target_features)} target and {len(source_features)} source images; a gap needs at least {FOLDS} of "
+            "each."
         )
     groups = list(range(len(target_features))) if target_groups is None else list(target_groups)
     number = {group: place for place, group in enumerate(dict.fromkeys(groups))}
@@ -63,8 +63,8 @@ def domain_gap(
         raise TransferConfigError(f"{len(groups)} groups are named for {len(target_features)} target images.")
     if len(number) < 2:
         raise TransferConfigError(
-            f"All {len(target_features)} target images are of one group ({groups[0]!r}), so how far the target lies "
-            "cannot be told from how alike a group's images are. Give two groups at least, or none."
+            f"All {len(target_features)} target images are of one group ({groups[0]!r}), so the gap would measure how "
+            "similar the images of a group are. Give at least two groups, or none."
         )
     random = torch.Generator().manual_seed(0)
     features = torch.cat([target_features, source_features]).double().cpu()
@@ -112,8 +112,8 @@ def check_alike(target_images: Tensor, source_images: Tensor) -> None:
     sizes = [tuple(images.shape[1:]) for images in (target_images, source_images)]
     if sizes[0] != sizes[1]:
         raise TransferConfigError(
-            f"Target images are of shape {sizes[0]}, source images of {sizes[1]}; expected alike, or it is their size "
-            "that tells them apart. Give the source dataset the target's transform, or bring both to one size: "
+            f"Target images are of shape {sizes[0]}, source images of {sizes[1]}; expected equal sizes; otherwise the "
+            "gap measures the size. Give the source dataset the target's transform, or bring both to one size: "
             "SourceTask(forward=lambda module, images: ...)."
         )
 

@@ -239,7 +239,7 @@ class SourcePass:
             is_cut = trainable and not features.requires_grad
         if is_cut and torch.is_grad_enabled():
             raise TransferConfigError(
-                "The source features have no gradient, so the source loss would train nothing in front of the head. "
+                "The source features have no gradient, so the source loss would train nothing before the head. "
                 "If forward runs under no_grad, say how images run: SourceTask(forward=lambda module, images: ...)."
             )
         return self._checked(features)
@@ -306,6 +306,6 @@ def _check_rows(features: Any, rows: int) -> None:
     if not isinstance(features, Tensor) or len(features) != rows:
         found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise TransferConfigError(
-            f"In front of the head, {rows} images have become {found}; expected one row an image. Say how source "
-            "images run: SourceTask(forward=lambda module, images: ...)."
+            f"Before the head, {rows} images have become {found}; expected one row an image. Say how source images "
+            "run: SourceTask(forward=lambda module, images: ...)."
         )

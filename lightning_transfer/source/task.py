@@ -123,8 +123,8 @@ class SourceTask:
             raise TransferConfigError("The source loss is a sum over its images; expected the mean: reduction='mean'.")
         if not isinstance(self.head, nn.Module | None):
             raise TransferConfigError(
-                f"head={self.head!r} is no module; pass the pretrained classifier itself, SourceTask(head=model.fc). "
-                "The path of the target's head goes to the callback."
+                f"head={self.head!r} is not a module; pass the pretrained classifier, SourceTask(head=model.fc). The "
+                "path of the target's head goes to the callback."
             )
         if self.head is None and self.num_classes is None:
             raise TransferConfigError(
@@ -171,8 +171,9 @@ class SourceTask:
             model = timm.create_model(model, pretrained=True)
         if not hasattr(model, "get_classifier"):
             raise TransferConfigError(
-                f"{type(model).__name__} has no get_classifier(), so is no timm model. Take its classifier yourself, "
-                "before you replace it: SourceTask(dataset, head=model.fc), or model.classifier, as it is called there."
+                f"{type(model).__name__} has no get_classifier(), so it is not a timm model. Take its classifier "
+                "yourself, before you replace it: SourceTask(dataset, head=model.fc), or model.classifier, as it is "
+                "called there."
             )
         classifier: Any = model.get_classifier()  # type: ignore[operator]
         if not isinstance(classifier, nn.Module):

@@ -108,7 +108,7 @@ class SourceTerm(TransferPart):
         return f"the source task joins at head {self.head_path!r}."
 
     def neighbors(self, module: Any, name: str) -> Iterable[nn.Parameter]:
-        """A new head learns as fast as the user's head, a pretrained one as what stands in front of it."""
+        """Return the head's parameters for a new source head, the parameters before the head for a pretrained one."""
         if self.source.head is None:
             return module.get_submodule(self.head_path).parameters()  # type: ignore[no-any-return]
         return trains_before(module, self.head_path)
@@ -157,7 +157,7 @@ class SourceTerm(TransferPart):
             self.chooser.check(trainer)
         if reason := optimizers.why_untrained(trainer, trains_before(trainer.lightning_module, self.head_path)):
             warnings.warn(
-                "No parameter in front of the head is trained, so the source task changes nothing of the target's. "
+                "No parameter before the head is trained, so the source task changes nothing in the target network. "
                 f"{reason}",
                 NoEffectWarning,
                 stacklevel=2,
@@ -174,7 +174,7 @@ class SourceTerm(TransferPart):
             say(trainer, f"Domain gap {self.gap:.2f} when this run began: it goes on {goes_on} the source.")
 
     def check_once(self, trainer: Any) -> None:
-        """Check in the first step of a run, where no hook of a callback's tells of its start."""
+        """Check in the first step of a run, because a mixin has no hook at the start of training."""
         if not self._checked_for.is_of(trainer):
             self.check(trainer)
             keep_hooks_out(trainer)

@@ -156,7 +156,7 @@ def test_what_is_not_right_is_refused_by_name():
         advise(steps=0)
     with pytest.raises(lt.TransferConfigError, match=r"class LightningDataModule; write LightningDataModule\(\)"):
         advise(data=LightningDataModule)
-    with pytest.raises(lt.TransferConfigError, match="ToyNet is no LightningModule"):
+    with pytest.raises(lt.TransferConfigError, match="ToyNet is neither a LightningModule nor a LightningDataModule"):
         advise(toys.toy_net())
     with pytest.raises(lt.TransferConfigError, match="cannot be split"):
         advise(data=[(torch.zeros(2, 3, 6, 6), torch.tensor([0, 1]))])

@@ -122,7 +122,7 @@ def test_training_only_the_head_is_said_to_have_no_effect(method):
         def configure_optimizers(self):
             return torch.optim.SGD(self.model.fc.parameters(), lr=0.1)
 
-    with pytest.warns(lt.NoEffectWarning, match="No parameter in front of the head is trained"):
+    with pytest.warns(lt.NoEffectWarning, match="No parameter before the head is trained"):
         fit(HeadOnly(), [method.callback()])
 
 
@@ -158,7 +158,7 @@ class StopAt(L.Callback):
 @each_sourced
 def test_a_schedule_that_ends_after_training_is_refused(method):
     callback = lt.SoftFinetuning(method.callback().source, weight=lt.Schedule(until_steps=13))
-    with pytest.raises(lt.TransferConfigError, match="until_steps=13 lies behind the end of training at 12 steps"):
+    with pytest.raises(lt.TransferConfigError, match="until_steps=13 is after the end of training, at 12 steps"):
         fit(LitToy(), [callback])
 
 
@@ -175,7 +175,7 @@ def test_mixin_refuses_what_the_callback_refuses():
         module.automatic_optimization = True
         return module
 
-    with pytest.raises(lt.TransferConfigError, match="until_steps=13 lies behind the end of training at 12"):
+    with pytest.raises(lt.TransferConfigError, match="until_steps=13 is after the end of training, at 12"):
         fit(automatic(weight=lt.Schedule(until_steps=13)))
     with pytest.raises(lt.TransferConfigError, match="LBFGS"):
         fit(automatic(torch.optim.LBFGS))
@@ -352,7 +352,7 @@ class Unsized(toys.StatefulLoader):
 
 def test_a_train_loader_without_a_batch_size_asks_for_one():
     callback = lt.SoftFinetuning(lt.SourceTask(toys.source_data(), head=toys.source_head()), weight=lt.Schedule())
-    with pytest.raises(lt.TransferConfigError, match=r"tells no batch size. Pass SourceTask\(batch_size="):
+    with pytest.raises(lt.TransferConfigError, match=r"does not report a batch size. Pass SourceTask\(batch_size="):
         fit(LitToy(), [callback], loader=Unsized())
 
 

@@ -26,7 +26,7 @@ class Stream(IterableDataset):
         ((Stream(),), {"num_classes": 7}, r"Stream, has no length.*list\(stream\)"),
         (([],), {"num_classes": 7}, "dataset list is empty"),
         (("imagenet/train",), {"num_classes": 7}, r"'imagenet/train' is a path; load it"),
-        ((toys.source_data(),), {"head": "fc"}, r"head='fc' is no module; .*SourceTask\(head=model.fc\)"),
+        ((toys.source_data(),), {"head": "fc"}, r"head='fc' is not a module; .*SourceTask\(head=model.fc\)"),
         ((toys.source_data(),), {}, r"head=pretrained_classifier.*from_timm"),
         ((toys.source_data(),), {"num_classes": 1}, "num_classes=1"),
         ((toys.source_data(),), {"num_classes": 7, "head": nn.Linear(8, 6)}, "num_classes=7, but head has 6"),

@@ -112,7 +112,7 @@ class Borrowed:
         num_steps = trainer.estimated_stepping_batches if self.neighbors.rounds else 0
         if self.neighbors.rounds and self._steps_between(trainer) >= num_steps and not is_trial(trainer):
             warnings.warn(
-                f"Neighbors(every={self.neighbors.every}): the first round would come behind the end of training at "
+                f"Neighbors(every={self.neighbors.every}): the first round would come after the end of training, at "
                 f"{num_steps:.0f} steps. Pass every<{num_steps:.0f}, or rounds=0.",
                 NoEffectWarning,
                 stacklevel=2,

@@ -62,7 +62,7 @@ def select_neighbors(
         bank: "gabor", or a `FilterBank`.
         k: neighbors of each target image.
         bins: of each histogram; by default the root of the number of positions a filter has, at most 100.
-        search: "exact", or "approximate" for tens of millions of source images; it tells its measured recall.
+        search: "exact", or "approximate" for tens of millions of source images, which reports its measured recall.
         protect: datasets, such as the target's test set, whose near duplicates are left out of the source.
         scan: where work is kept, who reads images, and what is seen meanwhile.
 
@@ -245,7 +245,11 @@ class Job:
             f"{self._bytes(descriptions.shape) / 1e9:.1f} GB of memory, "
             f"{descriptions.num_bytes(len(self.source)) / 1e9:.2f} GB on disk in "
             f"{descriptions.folder}, about {rate:,.0f} images a second, so {len(self.source) / rate / 60:.1f} minutes."
-            + (" Broken off, it goes on from there." if self.scan.cache else " Broken off without cache=, it is lost.")
+            + (
+                " If interrupted, it resumes."
+                if self.scan.cache
+                else " Without cache= an interrupted selection is lost."
+            )
         )
         source, source_labels, mine = descriptions.describe(self.source, "source", is_shared=True)
         usable = source_labels != UNREADABLE

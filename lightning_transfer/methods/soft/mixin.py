@@ -100,7 +100,7 @@ class SourceTaskMixin(PartMixin):
             return target_loss
         if not hasattr(self, "source_task"):
             raise TransferConfigError(
-                f"{type(self).__name__} has no source task. In __init__, behind the network, write "
+                f"{type(self).__name__} has no source task. In __init__, after the network is built, call "
                 "self.add_source_task(source)."
             )
         part = self._joined(self.source_task)
