@@ -25,7 +25,7 @@ class LinearClassifier(NamedTuple):
 
 
 def fit_linear(
-    features: Tensor, labels: Tensor, *, num_classes: int, penalty: float = 1.0, is_balanced: bool = False
+    features: Tensor, labels: Tensor, *, num_classes: int, penalty: float = 1.0, importance: Tensor | None = None
 ) -> LinearClassifier:
     """Fit a multinomial logistic regression on standardised features, in float64.
 
@@ -34,7 +34,7 @@ def fit_linear(
         labels: (n,) class numbers.
         num_classes: how many classes there are.
         penalty: on half of the squared weights, against the sum of losses: one over scikit-learn's C.
-        is_balanced: whether classes count alike, however many images they have.
+        importance: (n,) of each image's loss; 1 if left out.
 
     Returns:
         The classifier of features as they are, not standardised.
@@ -44,8 +44,6 @@ def fit_linear(
         >>> says(torch.tensor([[0.5], [8.5]])).argmax(1).tolist()
         [0, 1]
     """
-    counts = torch.bincount(labels, minlength=num_classes)
-    importance = (len(labels) / (num_classes * counts.clamp(min=1))).double() if is_balanced else None
     return fit_path(features, labels, num_classes=num_classes, penalties=[penalty], importance=importance)[penalty]
 
 
@@ -66,7 +64,7 @@ def fit_path(
         labels: (n,) class numbers.
         num_classes: how many classes there are.
         penalties: of each fit; from the strongest on, each starts where the one before it ended.
-        importance: (classes,) of the losses of each class's images; alike if left out.
+        importance: (n,) of each image's loss; 1 if left out.
         dtype: of the fits.
         tolerance: change of the loss or a weight at which a fit has ended.
     """
@@ -123,8 +121,9 @@ def _descend(
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        losses = F.cross_entropy(design @ weight.T + bias, labels, importance, reduction="sum")
-        total = losses + (penalty * weight.square()).sum() / 2
+        losses = F.cross_entropy(design @ weight.T + bias, labels, reduction="none")
+        weighed = losses if importance is None else losses * importance
+        total = weighed.sum() + (penalty * weight.square()).sum() / 2
         total.backward()
         return total
 

@@ -23,7 +23,12 @@ class Choice(NamedTuple):
 
 
 def choose_penalty(
-    features: Tensor, labels: Tensor, *, num_classes: int, groups: Sequence[Any] | None = None
+    features: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int,
+    groups: Sequence[Any] | None = None,
+    importance: Tensor | None = None,
 ) -> Choice:
     """Choose the penalty that gives images held out in turns the smallest loss.
 
@@ -32,6 +37,7 @@ def choose_penalty(
         labels: (n,) class numbers.
         num_classes: how many classes there are.
         groups: what each image belongs to; images of one group are held out together.
+        importance: (n,) of each image's loss and answer; 1 if left out.
 
     Raises:
         TransferConfigError: all images belong to one group.
@@ -41,18 +47,20 @@ def choose_penalty(
         >>> choose_penalty(features, torch.tensor([0, 0, 0, 1, 1, 1]), num_classes=2)
         Choice(penalty=1.0, accuracy=1.0)
     """
-    losses, right = dict.fromkeys(PENALTIES, 0.0), dict.fromkeys(PENALTIES, 0)
+    counts = torch.ones(len(labels)) if importance is None else importance
+    losses, right = dict.fromkeys(PENALTIES, 0.0), dict.fromkeys(PENALTIES, 0.0)
     for out in folds(labels.tolist(), groups, num_folds=FOLDS):
         is_out = _mask(out, len(labels))
         is_known = torch.isin(labels[is_out], labels[~is_out])  # else its score is -inf but for the number of steps
-        rough: dict[str, Any] = {"dtype": torch.float32, "tolerance": ROUGH}
+        rough: dict[str, Any] = {"dtype": torch.float32, "tolerance": ROUGH, "importance": counts[~is_out]}
         fits = fit_path(features[~is_out], labels[~is_out], num_classes=num_classes, penalties=PENALTIES, **rough)
         for penalty, says in fits.items():
             scores = says(features[is_out])
-            losses[penalty] += F.cross_entropy(scores[is_known], labels[is_out][is_known], reduction="sum").item()
-            right[penalty] += int((scores.argmax(1) == labels[is_out]).sum())
+            each = F.cross_entropy(scores[is_known], labels[is_out][is_known], reduction="none")
+            losses[penalty] += (each * counts[is_out][is_known]).sum().item()
+            right[penalty] += counts[is_out][scores.argmax(1) == labels[is_out]].sum().item()
     best = min(losses, key=losses.__getitem__)
-    return Choice(best, right[best] / len(labels))
+    return Choice(best, right[best] / counts.sum().item())
 
 
 def fit_probe(

@@ -109,11 +109,22 @@ def find_head(
 
 def find_heads(module: nn.Module, head: str = "auto", *, probe: Callable[[], object] | None = None) -> list[Head]:
     """Find the head of each of several networks that stand side by side, or else the one that `find_head` finds."""
-    for path, child in users_modules(module) if head == "auto" else ():
+    for path, child in users_modules(module) if head == "auto" else on_the_way(module, head):
         if hasattr(child, "heads_of_members"):
             inside: list[Head] = child.heads_of_members()  # type: ignore[operator]
             return [Head(f"{path}.{inner.path}".lstrip("."), inner.module) for inner in inside]
     return [find_head(module, head, probe=probe)]
+
+
+def on_the_way(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the parts on the way from a module along a path, and their names, as far as there are any."""
+    part: Any = module
+    names = path.split(".")
+    for length, name in enumerate(names, start=1):
+        part = getattr(part, name, None)
+        if not isinstance(part, nn.Module):
+            return
+        yield ".".join(names[:length]), part
 
 
 def _whole(module: nn.Module, head: Head) -> Head:

@@ -14,7 +14,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.hearing import Hearing
 from lightning_transfer.glue.trainer import looking, to_device
 from lightning_transfer.naming import structure
-from lightning_transfer.roles import Head, find_head, is_pooling
+from lightning_transfer.roles import Head, find_head, is_pooling, on_the_way
 from lightning_transfer.tracing import evaluating, images_and_labels
 
 ADAPT = "Say where they are: advise(..., adapt=lambda batch: (batch['image'], batch['label']))."
@@ -139,9 +139,5 @@ def _rows(values: Tensor) -> Tensor:
 
 def _standing_at(module: nn.Module, path: str) -> nn.Module:
     """Return what stands at a path, or the networks side by side that have taken the place of one on the way there."""
-    part = module
-    for name in path.split("."):
-        part = part.get_submodule(name)
-        if hasattr(part, "heads_of_members"):  # which would lead on to the first of them
-            break
-    return part
+    ensembles = (part for _, part in on_the_way(module, path) if hasattr(part, "heads_of_members"))
+    return next(ensembles, module.get_submodule(path))

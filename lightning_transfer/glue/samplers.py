@@ -32,6 +32,15 @@ def drawn_by(loader: DataLoader[Any]) -> list[int] | None:
     return None if indices == list(range(len(loader.dataset))) else indices  # type: ignore[arg-type]
 
 
+def importance_of(loader: DataLoader[Any]) -> Tensor | None:
+    """Return the weights by which a loader draws the images of its dataset; None if it has none."""
+    sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # private: shared out by Lightning
+    while isinstance(sampler, BatchSampler):
+        sampler = sampler.sampler
+    return sampler.weights if isinstance(sampler, WeightedRandomSampler) and sampler.replacement else None
+
+
 def _drawn(sampler: Any) -> Iterable[int]:
     sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # private: shared out by Lightning
     indices = getattr(sampler, "indices", sampler)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
@@ -271,6 +272,12 @@ def target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:
         )
     dataset: Dataset[Any] = served(loader)
     return dataset
+
+
+def averages_of(trainer: Any) -> list[Any]:
+    """Return the copies of the module whose weights Lightning's `WeightAveraging` averages in this fit."""
+    found = (getattr(callback, "_average_model", None) for callback in trainer.callbacks)  # private: no other way
+    return [average.module for average in found if isinstance(average, AveragedModel)]
 
 
 def train_batch_size(trainer: Any) -> int:

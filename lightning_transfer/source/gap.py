@@ -78,7 +78,9 @@ def domain_gap(
     right = torch.zeros(len(labels), dtype=torch.bool)
     for fold in range(num_folds):
         out = folds == fold
-        says = fit_linear(features[~out], labels[~out], num_classes=2, penalty=PENALTY, is_balanced=True)
+        sides = labels[~out]
+        alike = (len(sides) / (2 * torch.bincount(sides, minlength=2).clamp(min=1)))[sides]  # however many each has
+        says = fit_linear(features[~out], sides, num_classes=2, penalty=PENALTY, importance=alike)
         right[out] = says(features[out]).argmax(1) == labels[out]
     shares = [right[labels == label].double().mean().item() for label in (0, 1)]
     return sum(shares) / 2

@@ -174,11 +174,22 @@ def test_another_module_in_a_second_fit_of_the_trainer_starts_as_its_own_probe()
     assert not torch.equal(starts[0], before)
 
 
+@pytest.mark.parametrize("steps", [3, 12])
+def test_a_loss_that_rises_far_above_chance_in_the_first_steps_is_warned_of(steps):
+    class Steep(LitToy):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + (1e3 if self.global_step == 1 else 0.0)
+
+    with pytest.warns(UserWarning, match=r"After ProbeStart the loss rose to 1\S*e\+03.*chance is 1\.6\. .*Lower the"):
+        fit(Steep(), [lt.ProbeStart()], max_steps=steps)
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     return launch(tmp_path_factory.mktemp("ranks"), 2, script=ranks_run.__file__)
 
 
+@pytest.mark.filterwarnings("ignore:After ProbeStart the loss rose")  # of random networks, far apart
 @pytest.mark.parametrize("run", ["alone", "gated", "several", "shares"])
 def test_two_ranks_start_as_one_process_does_and_stay_equal(ranks, run):
     first, second = (rank[run] for rank in ranks)

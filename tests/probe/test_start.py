@@ -3,18 +3,21 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from sklearn.linear_model import LogisticRegression
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 import lightning_transfer as lt
+from lightning_transfer.methods.probe.drawing import draw
 from lightning_transfer.probing import FOLDS, PENALTIES
 from lightning_transfer.splitting import folds
 from tests import toys
 from tests.contracts.test_as_found import anatomy
-from tests.toys import LitToy, fit
+from tests.toys import LitToy, assert_same, fit, weights
 
 PIXELS, LABELS = toys.target_data().tensors
+pytestmark = pytest.mark.filterwarnings("ignore:After ProbeStart the loss rose")  # of networks that are not pretrained
 
 
 def by_scikit_learn(features, labels):
@@ -116,10 +119,10 @@ def test_beside_each_method_in_either_order_it_is_the_probe_of_what_the_head_tak
     torch.testing.assert_close(module.logits.double().log_softmax(1), expected, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
-def test_each_of_several_networks_starts_as_the_probe_of_its_own_features(first):
+@pytest.mark.parametrize(("head", "first"), [("auto", True), ("auto", False), ("model.fc", True)])
+def test_each_of_several_networks_starts_as_the_probe_of_its_own_features(head, first):
     other, module = toys.OtherNet(), Seen()
-    started(module, *[lt.ProbeStart(), lt.CollaborativeFinetuning([other])][:: 1 if first else -1])
+    started(module, *[lt.ProbeStart(head=head), lt.CollaborativeFinetuning([other])][:: 1 if first else -1])
     other.eval()
     theirs = F.relu(other.conv2(F.relu(other.bn1(other.conv1(PIXELS))))).mean((2, 3)).detach()
     for name, features in (("own", features_by_hand(toys.toy_net())), ("source1", theirs)):
@@ -127,6 +130,60 @@ def test_each_of_several_networks_starts_as_the_probe_of_its_own_features(first)
         logits = features @ module.started[f"{head}.weight"].T + module.started[f"{head}.bias"]
         expected, _ = by_scikit_learn(features, LABELS)
         torch.testing.assert_close(logits.double().log_softmax(1), expected, atol=1e-3, rtol=0)
+
+
+class Features(LitToy):
+    """Its images are the features."""
+
+    def __init__(self, width, num_classes):
+        super().__init__()
+        self.model = nn.Sequential()
+        self.model.fc = nn.Linear(width, num_classes)
+
+    def on_train_start(self):
+        self.eval()
+
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1  # nothing is trained
+
+
+def test_an_image_counts_as_often_as_the_loader_draws_it():
+    labels = (torch.arange(600) % 20 == 0).long()
+    features = torch.randn(600, 4, generator=torch.Generator().manual_seed(0)) + 0.8 * labels[:, None]
+    sampler = WeightedRandomSampler(torch.where(labels == 1, 19.0, 1.0), 600)
+    module, start = Features(4, 2), lt.ProbeStart()
+    fit(module, [start], loader=DataLoader(TensorDataset(features, labels), 50, sampler=sampler))
+    weighted = LogisticRegression(class_weight={0: 1.0, 1: 19.0}).fit(features, labels)
+    found = module(features).argmax(1)
+    assert (found == torch.from_numpy(weighted.predict(features))).double().mean() > 0.98
+    assert (found[labels == 1] == 1).double().mean() > 0.7  # a probe of all images alike finds one in six
+
+
+def test_of_many_images_every_class_is_looked_at_and_counts_by_its_share():
+    labels = torch.cat([torch.arange(4).repeat_interleave(1400), 4 + torch.arange(60).repeat_interleave(5)])
+    centres = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    features = 3 * centres[labels] + torch.randn(5900, 16, generator=torch.Generator().manual_seed(1))
+    module = Features(16, 64)
+    fit(module, [lt.ProbeStart()], loader=DataLoader(TensorDataset(features, labels), 500))
+    assert (module(features[labels >= 4]).argmax(1) == labels[labels >= 4]).double().mean() > 0.99
+    places, importance = draw(TensorDataset(features, labels), None, most=600)
+    counts = torch.zeros(64).index_add(0, labels[places], importance)
+    torch.testing.assert_close(counts / counts.sum(), labels.bincount() / 5900.0)
+
+
+def test_an_average_of_the_weights_starts_as_the_probe_too():
+    class Watched(EMAWeightAveraging):
+        def on_train_epoch_start(self, trainer, pl_module):
+            assert_same(weights(self._average_model.module), weights(pl_module))
+            self.is_checked = True
+
+    for callbacks in (
+        [lt.ProbeStart(), Watched()],
+        [Watched(), lt.ProbeStart()],
+        [lt.ProbeStart(), lt.GatedTransfer(ratio=2), Watched()],
+    ):
+        fit(LitToy(), callbacks, max_epochs=1)
+        assert next(callback for callback in callbacks if isinstance(callback, Watched)).is_checked
 
 
 class OneLogit(Seen):
@@ -168,7 +225,7 @@ def test_classes_without_images_start_as_they_were_which_is_said_once(caplog):
     some = [index for index, label in enumerate(LABELS.tolist()) if label != 3]
     with caplog.at_level("INFO", "lightning.pytorch"):
         module = started(Seen(), data=Subset(toys.target_data(), some))
-    assert sum("1 of its classes have no images" in message for message in caplog.messages) == 1
+    assert sum("1 of its classes have none of these" in message for message in caplog.messages) == 1
     assert torch.equal(module.started["model.fc.weight"][3], toys.toy_net().fc.weight[3])
     expected, _ = by_scikit_learn(features_by_hand(toys.toy_net(), PIXELS[some]), LABELS[some])
     found = module.logits[some][:, [0, 1, 2, 4]].double().log_softmax(1)

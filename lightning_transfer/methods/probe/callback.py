@@ -1,7 +1,10 @@
 """A new head starts as the linear probe of the pretrained features (LP-FT, arXiv 2202.10054)."""
 
-from collections.abc import Callable, Iterator
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -12,9 +15,11 @@ from lightning_transfer.datasets import AnyDataset, groups_of
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import AnyCallback
 from lightning_transfer.glue.hearing import Hearing
+from lightning_transfer.glue.samplers import importance_of
 from lightning_transfer.glue.sides import Side, target_side
 from lightning_transfer.glue.trainer import (
     Weakly,
+    averages_of,
     check_supported,
     log_options,
     looking,
@@ -23,6 +28,7 @@ from lightning_transfer.glue.trainer import (
     target_dataset,
     to_device,
 )
+from lightning_transfer.methods.probe.drawing import draw
 from lightning_transfer.methods.probe.functional import Start, fit_start
 from lightning_transfer.methods.probe.reading import HOW, check_untied, features_of, images_and_classes, last_linear
 from lightning_transfer.naming import options_of
@@ -31,6 +37,8 @@ from lightning_transfer.roles import find_heads
 
 MOST = 5000  # images that a probe learns from: with more, where training starts matters little
 BATCH = 32  # if the loader does not say
+WATCHED = 10  # first steps whose loss is compared with chance
+STEEP = 10.0  # how many times as high it may be (ours)
 
 
 class ProbeStart(AnyCallback):
@@ -74,6 +82,7 @@ class ProbeStart(AnyCallback):
             raise TransferConfigError(f"unaugmented={unaugmented!r}; it takes the training images as a dataset.")
         self.head, self.unaugmented, self.forward, self.adapt = head, unaugmented, forward, adapt
         self._fit: Weakly | None = None  # the module of the last fit
+        self._left = 0  # of the first steps, those whose loss is still to be watched
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse strategies that spread parameters over processes."""
@@ -94,33 +103,61 @@ class ProbeStart(AnyCallback):
             error.add_note("This happened while ProbeStart looked at the training images, before the first step.")
             raise
         with torch.no_grad():
-            for path, start in starts.items():
-                layer = pl_module.get_submodule(path)
+            for module, (path, start) in product([pl_module, *averages_of(trainer)], starts.items()):
+                layer = module.get_submodule(path)
                 layer.weight[start.rows] = start.weight.to(layer.weight)
                 layer.bias[start.rows] = start.bias.to(layer.bias)
+        num_classes = max(2, *(len(start.rows) for start in starts.values()))
+        self._left, self._worst, self._chance = WATCHED, torch.zeros((), device=pl_module.device), math.log(num_classes)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Keep the highest loss of the first steps on the device, and look at it after the last of them."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if self._left and isinstance(loss, Tensor):
+            self._left, self._worst = self._left - 1, torch.maximum(self._worst, loss.detach())
+            if not self._left:
+                self._warn_if_steep()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Look at the highest loss if training had fewer steps."""
+        if self._left:
+            self._left = 0
+            self._warn_if_steep()
+
+    def _warn_if_steep(self) -> None:
+        if not (worst := float(self._worst)) < STEEP * self._chance:  # also if it is not a number
+            warnings.warn(
+                f"After ProbeStart the loss rose to {worst:.3g} within {WATCHED} steps; chance is {self._chance:.2g}. "
+                "Features in training mode differ from those in eval mode (a network that is not pretrained), "
+                "training_step changes images or labels first, or the learning rate is too high for the probe's large "
+                "weights. Lower the learning rate, or leave ProbeStart out.",
+                stacklevel=2,
+            )
 
     def _fitted(self, trainer: Any, module: Any) -> dict[str, Start]:
         """Return what each head starts as, by the path of its Linear."""
         side = target_side(trainer, most=MOST, unaugmented=self.unaugmented)
-        groups = groups_of(target_dataset(None, trainer))
+        data = target_dataset(None, trainer)
+        groups = groups_of(data)
         with seeded(0, 0), torch.random.fork_rng(range(torch.cuda.device_count())):  # images may be augmented at random
-            drawn = sorted(side.draw())
+            drawn, importance = draw(data, importance_of(trainer.train_dataloader), most=MOST)
             heads = find_heads(module, self.head, probe=partial(self._run_one, trainer, module, side))
             hearing = Hearing(trainer, module, heads[0], forward=self.forward, how=HOW)
             layers = dict(last_linear(head) for head in heads)
             check_untied(module, layers)
             seen = list(self._look(hearing, layers, side, drawn))
         labels, *features = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        belongs = None if groups is None else [groups[index] for index in drawn]
         starts = {}
         for (path, layer), rows in zip(layers.items(), features, strict=True):
-            belongs = None if groups is None else [groups[index] for index in drawn]
-            start = starts[path] = fit_start(rows, labels, num_outputs=layer.out_features, groups=belongs)
+            given: dict[str, Any] = {"groups": belongs, "importance": importance}
+            start = starts[path] = fit_start(rows, labels, num_outputs=layer.out_features, **given)
             missing = max(layer.out_features, 2) - len(labels.unique())
             say(
                 trainer,
                 f"ProbeStart: the head {path!r} starts as a linear probe of {len(labels)} training images (penalty "
                 f"{start.penalty:g}; {start.accuracy:.1%} of images right that were held out in turns)."
-                + (f" {missing} of its classes have no images and start as they were." if missing else ""),
+                + (f" {missing} of its classes have none of these and start as they were." if missing else ""),
             )
         return starts
 

@@ -28,7 +28,14 @@ class Start(NamedTuple):
     accuracy: float
 
 
-def fit_start(features: Tensor, labels: Tensor, *, num_outputs: int, groups: Sequence[Any] | None = None) -> Start:
+def fit_start(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    num_outputs: int,
+    groups: Sequence[Any] | None = None,
+    importance: Tensor | None = None,
+) -> Start:
     """Fit a linear probe, by a penalty that is chosen by cross-validation.
 
     Args:
@@ -36,6 +43,7 @@ def fit_start(features: Tensor, labels: Tensor, *, num_outputs: int, groups: Seq
         labels: (n,) class numbers.
         num_outputs: of the Linear; one output is the score of class 1 over class 0.
         groups: what each image belongs to; images of one group are held out together.
+        importance: (n,) of each image's loss; 1 if left out.
 
     Raises:
         TransferConfigError: most outputs have no images, or all images are of one group.
@@ -52,11 +60,12 @@ def fit_start(features: Tensor, labels: Tensor, *, num_outputs: int, groups: Seq
     if len(rows) < 2 or 2 * len(rows) < num_classes:
         raise TransferConfigError(
             f"The labels of {len(labels)} training images name {len(rows)} of the {num_classes} classes of the head; a "
-            "probe takes two, and at least half of them. Name the classifier, ProbeStart(head='...'), or leave "
-            "ProbeStart out."
+            "probe takes two, and at least half of them. Name the classifier, ProbeStart(head='...'), list the labels "
+            "of a large dataset as dataset.targets, by which images of every class are drawn, or leave ProbeStart out."
         )
-    choice = choose_penalty(features, numbers, num_classes=len(rows), groups=groups)
-    weight, bias = fit_linear(features, numbers, num_classes=len(rows), penalty=choice.penalty)
+    shared: dict[str, Any] = {"num_classes": len(rows), "importance": importance}
+    choice = choose_penalty(features, numbers, groups=groups, **shared)
+    weight, bias = fit_linear(features, numbers, penalty=choice.penalty, **shared)
     if num_outputs == 1:
         return Start([0], weight[1:] - weight[:1], bias[1:] - bias[:1], *choice)
     return Start(rows.tolist(), weight, bias, *choice)
