@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from lightning_transfer.checkpoints import load_from_checkpoint, strip_checkpoint
     from lightning_transfer.errors import NoEffectWarning, TransferConfigError
+    from lightning_transfer.examining.doctor import doctor
     from lightning_transfer.methods.collaborative.search.options import LayerSearch
     from lightning_transfer.methods.collaborative.search.plan import LayerPlan
     from lightning_transfer.methods.selective.banks import FilterBank
@@ -63,6 +64,7 @@ __all__ = [
     "advise",
     "callbacks",
     "checkpoints",
+    "doctor",
     "functional",
     "load_from_checkpoint",
     "metrics",
@@ -99,6 +101,7 @@ _HOMES = {
     "SourceTaskMixin": "mixins",
     "TransferConfigError": "errors",
     "advise": "advising.advise",
+    "doctor": "examining.doctor",
     "load_from_checkpoint": "checkpoints",
     "rank_networks": "advising.ranking",
     "select_neighbors": "methods.selective.select",

@@ -1,14 +1,19 @@
 """The command `lightning-transfer`, or `python -m lightning_transfer`: what needs no training script."""
 
 import argparse
+import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning_transfer import ranks
 from lightning_transfer.checkpoints import strip_checkpoint
 from lightning_transfer.datasets import AnyDataset
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.examining.diagnosis import Diagnosis
+from lightning_transfer.examining.doctor import doctor, examine_checkpoint
 from lightning_transfer.glue.launching import launch
+from lightning_transfer.glue.proxy import NAMESPACES, silent
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.methods.selective.scanning import Scan
@@ -27,6 +32,17 @@ a configuration:
   fabric: {accelerator: gpu, devices: 8}         # options of Lightning's Fabric
 
 Every entry can be given as an option too: --neighbors.k=100
+"""
+
+DOCTOR = """\
+a configuration, as for LightningCLI:
+
+  model: {class_path: my_project.LitModel, init_args: {...}}
+  data: {class_path: my_project.Images}       # the DataModule
+  trainer: {max_epochs: 20, callbacks: [...]}
+
+One training step of a copy is run on a few images. Exit code: 1 if something is found, else 0. In Python:
+lightning_transfer.doctor(module, datamodule, trainer)
 """
 
 
@@ -73,6 +89,33 @@ def by_configuration(path: str, others: Sequence[str]) -> None:
     CLI(select, args=["--config", path, *others], as_positional=False)
 
 
+def examine(path: str) -> Diagnosis:
+    """Examine a LightningCLI file's project, or a checkpoint.
+
+    Raises:
+        TransferConfigError: the file is neither, or what reads such files is not installed.
+    """
+    if Path(path).suffix not in (".yaml", ".yml", ".json"):
+        return examine_checkpoint(path)
+    try:
+        import yaml
+
+        model = yaml.safe_load(Path(path).read_text())["model"]["class_path"]
+        home, _, name = model.rpartition(".")
+        bases = [cls.__module__ for cls in getattr(importlib.import_module(home), name).__mro__]
+        namespace = next(each for each in NAMESPACES if any(base.startswith(f"{each}.") for base in bases))
+        cli_class = importlib.import_module(f"{namespace}.cli").LightningCLI
+    except (OSError, TypeError, KeyError, ValueError, AttributeError, ImportError, StopIteration) as error:
+        raise TransferConfigError(
+            f"{path}: {type(error).__name__}: {error}. Expected a file of LightningCLI with model: {{class_path: "
+            "my_project.LitModel}}, read by python -m lightning_transfer in the folder of my_project, and pip install "
+            "'lightning_transfer[cli]'."
+        ) from error
+    with silent():  # LightningCLI warns of arguments beside the command's own
+        line = cli_class(run=False, save_config_callback=None, args=["--config", path])
+    return doctor(line.model, line.datamodule or line.model, line.trainer)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     made = argparse.ArgumentParser("lightning-transfer", description="Transfer learning for Lightning projects.")
@@ -89,6 +132,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("checkpoint", help="the file to read")
     one.add_argument("out", help="the file to write")
     one.add_argument("--trusted", action="store_true", help="read any object; the file then runs whatever it says")
+    one = commands.add_parser(
+        "doctor",
+        help="name what will go wrong in a project, or is wrong with a checkpoint",
+        epilog=DOCTOR,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    one.add_argument("path", metavar="CONFIG_OR_CKPT", help="a YAML file of LightningCLI, or a checkpoint")
     return made
 
 
@@ -101,6 +151,10 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         if options.command == "select":
             by_configuration(options.config, others)
+        elif options.command == "doctor":
+            print(diagnosis := examine(options.path))
+            if diagnosis.findings:
+                raise SystemExit(1)
         else:
             strip_checkpoint(options.checkpoint, options.out, weights_only=not options.trusted)
     except TransferConfigError as error:

@@ -18,7 +18,7 @@ fabric: {accelerator: cpu}
 """
 
 
-@pytest.mark.parametrize("command", [(), ("select",), ("strip",)])
+@pytest.mark.parametrize("command", [(), ("select",), ("strip",), ("doctor",)])
 def test_help_is_one_screen(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command, "--help"])

@@ -156,7 +156,7 @@ class TransferCallback(AnyCallback):
         if stage == "fit":
             if hasattr(module, self.part_name):  # the module is a copy that was made in the middle of a fit
                 delattr(module, self.part_name)
-            self._check_order(trainer.callbacks)
+            self.check_order(trainer.callbacks)
             self._enter(trainer, module)
         elif not hasattr(module, self.part_name):  # what is tested is what a checkpoint holds, or the module as it is
             first: Callable[..., None] = partial(checkpoints.check_structure, name=type(self).__name__, structure=None)
@@ -166,7 +166,7 @@ class TransferCallback(AnyCallback):
                 return  # that one reads the layers
             self._stand_ins += (Before(module, "on_load_checkpoint", trainer, first),)
 
-    def _check_order(self, callbacks: list[Any]) -> None:
+    def check_order(self, callbacks: list[Any]) -> None:
         """Refuse others on the wrong side of this one in the Trainer's list."""
         name, place, is_layered = type(self).__name__, callbacks.index(self), self.structure is not None
         for other in _named(callbacks[:place], COPYING_CALLBACKS):

@@ -20,6 +20,10 @@ EXTRA = "_extra_state"  # the key that torch gives to what get_extra_state retur
 T = TypeVar("T")
 
 
+class UnsafeCheckpointError(TransferConfigError):
+    """A checkpoint holds more than tensors and plain data."""
+
+
 class TrainingOnly(nn.Module):
     """Holds a part that a run needs and the user's network does not.
 
@@ -188,7 +192,7 @@ def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], 
     Raises:
         TransferConfigError: the file is not a Lightning checkpoint, or holds more than plain data.
     """
-    checkpoint = _read(path, weights_only=weights_only)
+    checkpoint = read_checkpoint(path, weights_only=weights_only)
     weights, callbacks = checkpoint["state_dict"], checkpoint.get("callbacks", {})
     for name, spec in structures_in(weights):
         raise TransferConfigError(
@@ -210,15 +214,20 @@ def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], 
     )
 
 
-def _read(path: str | os.PathLike[str], *, weights_only: bool) -> dict[str, Any]:
-    """Return a Lightning checkpoint on the CPU."""
+def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool) -> dict[str, Any]:
+    """Return a Lightning checkpoint on the CPU.
+
+    Raises:
+        UnsafeCheckpointError: it holds more than plain data, and `weights_only` is True.
+        TransferConfigError: the file is not one.
+    """
     with reading(path, what="Lightning checkpoint", fix="Take another copy of it, or name another file."):
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
         except pickle.UnpicklingError as error:
             if "Unsupported" not in str(error):  # torch's words for a class that is not on its list
                 raise
-            raise TransferConfigError(
+            raise UnsafeCheckpointError(
                 f"{path} holds more than tensors and plain data, often a hyperparameter such as a network or a Path. "
                 "If you made this file or trust whoever made it, pass weights_only=False; it then runs whatever the "
                 "file says, so never do that with a stranger's. New checkpoints hold none of it with "
@@ -243,7 +252,7 @@ def load_from_checkpoint(cls: type[T], path: str | os.PathLike[str], **kwargs: A
     Raises:
         TransferConfigError: the checkpoint is in a form of another version, or is none.
     """
-    checkpoint = _read(path, weights_only=kwargs.get("weights_only") is not False)
+    checkpoint = read_checkpoint(path, weights_only=kwargs.get("weights_only") is not False)
     if KEY in checkpoint:
         unstamped(checkpoint[KEY])
     if not any(structures_in(checkpoint["state_dict"])):

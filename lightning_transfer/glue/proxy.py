@@ -71,13 +71,20 @@ def loader_of(data: Any, make: type, options: Mapping[str, Any]) -> Any:
     """The train loader of a DataModule, set up as by a Trainer; what is none is taken for the loader itself."""
     if not hasattr(data, "train_dataloader"):
         return data
+    with attached(data, make, options):
+        data.prepare_data()
+        data.setup("fit")
+        return data.train_dataloader()
+
+
+@contextmanager
+def attached(data: Any, make: type, options: Mapping[str, Any]) -> Iterator[None]:
+    """While it lasts, a DataModule has a Trainer to ask."""
     before = getattr(data, "trainer", None)
     with silent():
         data.trainer = make(**{**QUIET, **options})
         try:
-            data.prepare_data()
-            data.setup("fit")
-            return data.train_dataloader()
+            yield
         finally:
             data.trainer = before
 
@@ -216,27 +223,45 @@ class Trials:
         """
         module.configure_callbacks = list
         loader = part_of(self.loader, indices)
-        namespace = self.make.__module__.removesuffix(".trainer.trainer")
-        environments = importlib.import_module(f"{namespace}.plugins.environments")
         each = math.ceil(len(loader) / self.options.get("accumulate_grad_batches", 1))
         options = {
-            **QUIET,
-            "logger": _unheard(namespace, self.options.get("default_root_dir", os.getcwd())),
             "max_epochs": epochs or math.ceil(steps / each),  # a user's schedule may be laid out over them
             "max_steps": steps,
             "callbacks": [_Unvalidated(), *callbacks],
-            "limit_val_batches": 0,
-            "num_sanity_val_steps": 0,
-            "plugins": [environments.LightningEnvironment()],  # whatever has started this process
             **self.options,
             **({} if epochs else {"limit_train_batches": 1.0}),
         }
-        devices = range(torch.cuda.device_count())
-        with silent(), seeded(seed, 1), torch.random.fork_rng(devices):
-            torch.cuda.manual_seed_all(seed)  # for dropout there
-            data = loader if self.datamodule is None else _serving(self.datamodule, loader)
-            with _named(options["max_epochs"]):
-                self.make(**options).fit(module, data)
+        with _named(options["max_epochs"]):
+            fit_alone(self.make, module, loader, self.datamodule, options, seed=seed)
+
+
+def fit_alone(
+    make: type, module: Any, loader: DataLoader[Any], datamodule: Any, options: Mapping[str, Any], *, seed: int
+) -> None:
+    """Fit a copy of the user's module in this process alone, without a validation or a log.
+
+    Args:
+        make: Lightning's Trainer.
+        module: the copy.
+        loader: its batches.
+        datamodule: the user's, whose hooks move batches; None where there is none.
+        options: of the Trainer.
+        seed: of all that is drawn at random; the program's own random state stays.
+    """
+    namespace = make.__module__.removesuffix(".trainer.trainer")
+    environments = importlib.import_module(f"{namespace}.plugins.environments")
+    given = {
+        **QUIET,
+        "logger": _unheard(namespace, options.get("default_root_dir", os.getcwd())),
+        "limit_val_batches": 0,
+        "num_sanity_val_steps": 0,
+        "plugins": [environments.LightningEnvironment()],  # whatever has started this process
+        **options,
+    }
+    devices = range(torch.cuda.device_count())
+    with silent(), seeded(seed, 1), torch.random.fork_rng(devices):
+        torch.cuda.manual_seed_all(seed)  # for dropout there
+        make(**given).fit(module, loader if datamodule is None else _serving(datamodule, loader))
 
 
 @contextmanager

@@ -259,6 +259,7 @@ def test_modules_import_only_what_stands_below_them():
             "loop@methods",
             "candidates@methods",
             "advising",
+            "examining",
         ),
         ("callbacks", "mixins", "functional", "nn", "metrics", "checkpoints"),
         ("__main__",),

@@ -39,11 +39,22 @@ def near_duplicates(
     of_source = _thumbnails(source, wanted.tolist(), num_workers, step)
     of_target = _thumbnails(target, range(len(indices)), num_workers, step)
     others = of_source[torch.searchsorted(wanted, indices.contiguous())]
-    mirrored = others.unflatten(-1, (SIDE, SIDE)).flip(-1).flatten(-2)
-    likeness = torch.maximum(*((of_target[:, None] * thumbnails).sum(-1) for thumbnails in (others, mirrored)))
+    views = others, _mirrored(others)
+    likeness = torch.maximum(*((of_target[:, None] * thumbnails).sum(-1) for thumbnails in views))
     image, place = (likeness >= ALIKE).nonzero(as_tuple=True)
     pairs: Tensor = torch.stack([image, indices[image, place]], 1).unique(dim=0)
     return pairs
+
+
+def near_duplicates_of_few(target: Dataset[Picture], source: Dataset[Picture]) -> Tensor:
+    """(pairs, 2) of target and source images that show the same, each compared with all: for some thousands."""
+    of_target, others = (_thumbnails(side, range(len(side)), 0, lambda _: None) for side in (target, source))  # type: ignore[arg-type]
+    likeness = torch.maximum(*(of_target @ thumbnails.T for thumbnails in (others, _mirrored(others))))
+    return (likeness >= ALIKE).nonzero()
+
+
+def _mirrored(thumbnails: Tensor) -> Tensor:
+    return thumbnails.unflatten(-1, (SIDE, SIDE)).flip(-1).flatten(-2)
 
 
 def _thumbnails(pictures: Dataset[Picture], indices: Sequence[int], num_workers: int, step: Step) -> Tensor:

@@ -1,0 +1,1 @@
+"""What will go wrong: a look at somebody's own project before hours are lost."""

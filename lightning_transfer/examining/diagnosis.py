@@ -1,0 +1,57 @@
+"""What an examination has found, as a page in plain words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SHOWN = 5  # names, classes or images that a finding lists
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that will go wrong.
+
+    Attributes:
+        name: of the kind of finding.
+        where: the layers, options, datasets or files that it concerns.
+        found: what was seen there.
+        fix: the line to write.
+    """
+
+    name: str
+    where: str
+    found: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found in a project; printed, a page with the line to write for each.
+
+    Attributes:
+        subject: what was examined.
+        findings: what will go wrong.
+        not_checked: what could not be looked at, or not at all of it, and why.
+    """
+
+    subject: str
+    findings: tuple[Finding, ...]
+    not_checked: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        number = len(self.findings)
+        lines = [f"{number or 'No'} finding{'s' * (number != 1)} in {self.subject}."]
+        for place, each in enumerate(self.findings, 1):
+            lines += ["", f"{place}. {each.name}: {each.where}", f"   Found: {each.found}", f"   Write: {each.fix}"]
+        if self.not_checked:
+            lines += ["", "Not checked:", *(f" - {each}" for each in self.not_checked)]
+        return "\n".join(lines)
+
+
+def listed(items: Sequence[object]) -> str:
+    """Return the first few items, and how many more there are.
+
+    >>> listed("abcdefg")
+    'a, b, c, d, e and 2 more'
+    """
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(map(str, items[:SHOWN])) + more

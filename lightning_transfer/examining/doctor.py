@@ -1,0 +1,169 @@
+"""What will go wrong in a project, from its module, a step of a copy of it, and its images (ours)."""
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
+
+from lightning_transfer.datasets import AnyDataset
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.examining import images
+from lightning_transfer.examining import module as of_module
+from lightning_transfer.examining.diagnosis import Diagnosis, Finding, listed
+from lightning_transfer.examining.step import step_of
+from lightning_transfer.glue.checkpoints import UnsafeCheckpointError, read_checkpoint
+from lightning_transfer.glue.proxy import attached, options_like, trainer_class
+from lightning_transfer.glue.trainer import served
+from lightning_transfer.randomness import seeded
+
+FRAMEWORK = ("lightning", "pytorch_lightning")
+
+
+def doctor(
+    module: Any,
+    data: Any,
+    trainer: Any = None,
+    *,
+    adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
+    unaugmented: AnyDataset | None = None,
+) -> Diagnosis:
+    """Look for what will go wrong in a project before hours are lost, and name the line to write.
+
+    One training step of a copy of the module is run on a few images, without taking the optimizer's step: parts in
+    eval mode, frozen BatchNorm whose statistics drift, parameters in no optimizer, labels that do not fit,
+    probabilities for logits, a loss that is not a mean. Besides: mixed Lightning namespaces, hyperparameters that make
+    a checkpoint unsafe, callbacks in the wrong order, classes of few images, and validation or test images among the
+    training images (of each at most 2,000 are compared). The module, the data and the random state are left as they
+    were.
+
+    Args:
+        module: the LightningModule that is to be trained.
+        data: its DataModule, or its train loader.
+        trainer: the Trainer that is to train it.
+        adapt: turns a batch into (images, labels), if it is a dictionary, say.
+        unaugmented: the training images without augmentation, in the same order; by default those of the loader.
+
+    Raises:
+        TransferConfigError: the module is not a LightningModule.
+
+    Returns:
+        What was found; `print` shows it.
+
+    Example:
+        >>> import lightning as L
+        >>> class LitModel(L.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.head = torch.nn.Linear(48, 2)
+        ...     def training_step(self, batch, batch_idx):
+        ...         return torch.nn.functional.cross_entropy(self.head(batch[0].flatten(1)), batch[1])
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+        >>> few = torch.utils.data.TensorDataset(torch.rand(12, 3, 4, 4), torch.arange(12) % 2)
+        >>> print(doctor(LitModel(), torch.utils.data.DataLoader(few, batch_size=4)))
+        No findings in LitModel.
+    """
+    not_checked: list[str] = []
+    with seeded(0, 0):
+        found = tuple(_findings(module, data, trainer, adapt, unaugmented, not_checked))
+    return Diagnosis(type(module).__name__, found, tuple(not_checked))
+
+
+def _findings(
+    module: Any, data: Any, trainer: Any, adapt: Any, unaugmented: Any, not_checked: list[str]
+) -> Iterator[Finding]:
+    make = trainer_class(module)
+    options = {"devices": 1} if trainer is None else options_like(trainer)
+    yield from of_module.namespaces(module, data, trainer)
+    yield from of_module.order(trainer)
+    datamodule = data if hasattr(data, "train_dataloader") and data is not module else None
+    yield from of_module.hyperparameters({"module": module, **({"datamodule": datamodule} if datamodule else {})})
+    loaders = _loaders(data, make, options)
+    loader = loaders.pop("training")
+    dataset = _dataset(loader, "training", not_checked)
+    batches = [next(iter(copy.deepcopy(loader)))] if dataset is None else images.batches_of(loader, dataset)
+    epochs = getattr(trainer, "max_epochs", None)
+    seen = step_of(
+        module, batches, make, options, datamodule=datamodule, epochs=epochs if epochs and epochs > 0 else None
+    )
+    if seen.error is not None and seen.step_error is None:
+        not_checked.append(f"what comes after training_step: {type(seen.error).__name__}: {seen.error}")
+    yield from of_module.modes_and_optimizers(seen)
+    of_step = list(of_module.loss_and_labels(seen))
+    yield from of_step
+    if dataset is None:
+        return
+    try:
+        known = {finding.name for finding in of_step}
+        of_labels = images.labels(loader, dataset, batches[0], seen, adapt)
+        yield from (finding for finding in of_labels if finding.name not in known)
+    except TransferConfigError as error:
+        not_checked.append(f"the labels of all images: {error}")
+    held_out = {name: _dataset(each, name, not_checked) for name, each in loaders.items()}
+    clean = dataset if unaugmented is None else served(loader, unaugmented)
+    held_out = {name: each for name, each in held_out.items() if each is not None}
+    if held_out:
+        yield from images.leaks(clean, held_out, adapt, not_checked)
+
+
+def _loaders(data: Any, make: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the loaders that a copy of a DataModule has, by what they are for; a loader alone is for training."""
+    if not hasattr(data, "train_dataloader"):
+        return {"training": data}
+    twin, found = copy.copy(data), {}
+    with attached(twin, make, options):
+        twin.prepare_data()
+        twin.setup("fit")
+        found["training"] = twin.train_dataloader()
+        for name, stage in (("validation", ""), ("test", "test")):
+            hook = {"validation": "val_dataloader", "test": "test_dataloader"}[name]
+            if getattr(type(twin), hook).__module__.partition(".")[0] in FRAMEWORK:
+                continue
+            if stage:
+                twin.setup(stage)
+            each = tree_leaves(getattr(twin, hook)())
+            found |= {name if len(each) == 1 else f"{name} {place}": one for place, one in enumerate(each)}
+    return found
+
+
+def _dataset(loader: Any, name: str, not_checked: list[str]) -> Any:
+    """Return the images that a loader serves, or say why they cannot be looked at."""
+    dataset = getattr(loader, "dataset", None)
+    if not isinstance(loader, DataLoader) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        not_checked.append(f"the {name} images: a {type(loader).__name__} does not show its dataset.")
+        return None
+    try:
+        return served(loader)
+    except TransferConfigError as error:
+        not_checked.append(f"the {name} images: {error}")
+        return None
+
+
+def examine_checkpoint(path: str | os.PathLike[str]) -> Diagnosis:
+    """Look for what is wrong with a checkpoint, without running what it says.
+
+    Raises:
+        TransferConfigError: the file is not a Lightning checkpoint.
+    """
+    try:
+        weights = read_checkpoint(path, weights_only=True)["state_dict"]
+    except UnsafeCheckpointError as error:
+        found, fix = str(error).partition(". ")[0], "self.save_hyperparameters(ignore=[...]), for new checkpoints"
+        return Diagnosis(str(path), (Finding("unsafe checkpoint", str(path), found, fix),))
+    bad = [key for key, value in weights.items() if isinstance(value, Tensor) and not _is_finite(value)]
+    broken = Finding(
+        "weights that are not numbers",
+        listed(bad),
+        f"{len(bad)} of {len(weights)} tensors hold NaN or infinity: the run has diverged",
+        "an earlier checkpoint; and gradient_clip_val=1.0, or a lower learning rate",
+    )
+    return Diagnosis(str(path), (broken,) if bad else ())
+
+
+def _is_finite(values: Tensor) -> bool:
+    return not values.is_floating_point() or bool(torch.isfinite(values).all())

@@ -1,0 +1,118 @@
+"""What the training images show: labels that the head does not have, rare classes, held-out images among them."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from lightning_transfer.batches import class_numbers, labels_in
+from lightning_transfer.datasets import labels_of, listed_labels, load
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.examining.diagnosis import Finding, listed
+from lightning_transfer.examining.module import CLASSES, out_of_range
+from lightning_transfer.examining.step import Seen
+from lightning_transfer.methods.selective.duplicates import near_duplicates_of_few
+from lightning_transfer.methods.selective.pictures import Pictures, spread
+
+FEWEST = 5  # images of a class
+MOST = 2000  # images of a dataset that are read
+LARGEST = 32  # images of a batch
+Adapt: TypeAlias = Callable[[Any], tuple[Tensor, Tensor]]
+
+
+def batches_of(loader: DataLoader[Any], dataset: Any) -> list[Any]:
+    """Return two batches, some images twice and the same images once; a single one if they are too few."""
+    size = min(loader.batch_size or LARGEST, LARGEST, len(dataset))
+    samples = [load(dataset, index, of="target") for index in spread(len(dataset), size)]
+    half = samples[: size // 2]
+    groups = [half * 2, half] if len(half) > 1 else [samples]
+    return [loader.collate_fn(group) for group in groups]
+
+
+def labels(loader: DataLoader[Any], dataset: Any, batch: Any, seen: Seen, adapt: Adapt | None) -> Iterator[Finding]:
+    """Yield what all labels show together.
+
+    Args:
+        loader: of the training images.
+        dataset: those that it serves.
+        batch: the first that the step has got.
+        seen: of the step.
+        adapt: turns a batch into images and labels; None if it is both.
+
+    Raises:
+        TransferConfigError: they are not class numbers, or are too many to be read one by one.
+    """
+    read = None if adapt is None else lambda sample: adapt(loader.collate_fn([sample]))
+    if len(dataset) > MOST and listed_labels(dataset, read) is None:
+        raise TransferConfigError(f"{len(dataset):,} images do not list them; give dataset.targets.")
+    counts = Counter(labels_of(dataset, read))
+    where = f"the training images, a {type(loader.dataset).__name__}"
+    rare = [f"{label} ({number})" for label, number in sorted(counts.items()) if label >= 0 and number < FEWEST]
+    if rare:
+        yield Finding(
+            "classes of few images",
+            where,
+            f"{len(rare)} of {len(counts)} classes have fewer than {FEWEST} images: {listed(rare)}",
+            "more images of these classes, or leave them out",
+        )
+    outputs = _outputs(batch, seen, adapt)
+    kept = [label for label in counts if label >= 0]
+    if outputs is None or not kept:
+        return
+    if max(kept) >= outputs:
+        yield Finding("labels do not fit", where, *out_of_range(min(kept), max(kept), outputs))
+    elif min(kept) == 1 and max(kept) == outputs - 1 > 1:
+        found = f"labels run from 1 to {outputs - 1}, and output 0 of {outputs} is never right: labels count from 1"
+        yield Finding("labels do not fit", where, found, f"labels = labels - 1, and a head of {outputs - 1} outputs")
+
+
+def _outputs(batch: Any, seen: Seen, adapt: Adapt | None) -> int | None:
+    """Return how many classes the criterion knows, if it gets the labels as the dataset gives them."""
+    given = labels_in(batch) if adapt is None else adapt(batch)[1]
+    numbers = class_numbers(given) if isinstance(given, Tensor) else None
+    calls = (call for call in seen.calls if call.name in CLASSES and call.scores.ndim == 2)
+    return next(
+        (call.scores.shape[1] for call in calls if numbers is not None and torch.equal(call.target.cpu(), numbers)),
+        None,
+    )
+
+
+def leaks(train: Any, held_out: dict[str, Any], adapt: Adapt | None, not_checked: list[str]) -> Iterator[Finding]:
+    """Yield the held-out datasets that show images of the training data, exactly or nearly."""
+    mine = _pictures(train, "training", adapt, not_checked)
+    for name, dataset in held_out.items():
+        others = mine and _pictures(dataset, name, adapt, not_checked)
+        if not (mine and others):
+            continue
+        pairs = near_duplicates_of_few(others, mine)
+        if len(pairs):
+            places = [(others.dataset.indices[one], mine.dataset.indices[two]) for one, two in pairs.tolist()]
+            images = len(pairs[:, 0].unique())
+            yield Finding(
+                "leak",
+                f"the {name} images",
+                f"{images} of {len(others)} are among the training images too, as they are or nearly, for example "
+                f"{listed(places)} ({name}, training): what is measured on them is memory",
+                "Subset(dataset, indices) without them, or a split by groups that keeps copies on one side",
+            )
+
+
+def _pictures(dataset: Any, name: str, adapt: Adapt | None, not_checked: list[str]) -> Pictures | None:
+    """Return some of the images, or say why they cannot be compared."""
+    chosen = Subset(dataset, spread(len(dataset), MOST))
+    pictures = Pictures(chosen, name, adapt=adapt)
+    first = pictures[0].pixels
+    if isinstance(first, str):
+        found = first.partition(";")[0]
+        not_checked.append(f"leaks, as to the {name} images: {found}. Pass adapt=lambda batch: (images, labels).")
+        return None
+    try:
+        pictures.check_always_the_same("Pass unaugmented=, the same images without augmentation.")
+    except TransferConfigError as error:
+        not_checked.append(f"leaks, as they would be seen without augmentation: {error}")
+    if len(chosen) < len(dataset):
+        not_checked.append(f"leaks, as to {len(dataset) - len(chosen):,} of {len(dataset):,} {name} images.")
+    return pictures

@@ -1,0 +1,191 @@
+"""What a module, its step and its Trainer show: modes, optimizers, criteria, hyperparameters, namespaces, order."""
+
+import copy
+import io
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_transfer.batches import class_numbers, label_hint
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.examining.diagnosis import Finding, listed
+from lightning_transfer.examining.step import Call, Seen
+from lightning_transfer.glue.base import TransferCallback
+from lightning_transfer.glue.proxy import NAMESPACES
+
+CLASSES = ("cross_entropy", "nll_loss")  # criteria of class numbers
+LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")  # criteria that turn scores into probabilities
+TWICE = 0.1  # by which the ratio of a sum over two halves to one of them may miss 2
+
+
+def modes_and_optimizers(seen: Seen) -> Iterator[Finding]:
+    """Yield what is wrong with a module before its first step."""
+    if seen.evaluating:
+        yield Finding(
+            "eval mode",
+            listed(seen.evaluating),
+            "trained, but in eval mode, and Lightning leaves it so: BatchNorm keeps its old statistics, Dropout is off",
+            "network.train() at the end of __init__; or, if it is to stay so, network.requires_grad_(False)",
+        )
+    if seen.drifting:
+        yield Finding(
+            "frozen BatchNorm drifts",
+            listed(seen.drifting),
+            f"the weights of {len(seen.drifting)} BatchNorm layers are not trained, their running statistics move in "
+            "each step",
+            "network.eval() in on_train_epoch_start, for the frozen network",
+        )
+    if seen.untrained:
+        yield Finding(
+            "in no optimizer",
+            listed(seen.untrained),
+            f"{len(seen.untrained)} parameters get a gradient and no optimizer holds them, so they stay as they are",
+            "torch.optim.SGD(self.parameters(), ...) in configure_optimizers; or, if they are frozen, "
+            "network.requires_grad_(False)",
+        )
+
+
+def loss_and_labels(seen: Seen) -> Iterator[Finding]:
+    """Yield what is wrong with what the criterion gets, and with the loss."""
+    wrong = [finding for call in seen.calls for finding in _of_call(call)]
+    yield from {finding.name: finding for finding in wrong}.values()
+    if seen.step_error is not None and not wrong:
+        text = str(seen.step_error).partition("\n")[0]
+        yield Finding(
+            "training_step fails",
+            "training_step",
+            f"{type(seen.step_error).__name__}: {text}",
+            "module.training_step(next(iter(train_loader)), 0), to see where",
+        )
+    if len(seen.losses) == 2 and abs(seen.losses[0] / (seen.losses[1] or math.nan) - 2) < TWICE:
+        both, one = seen.losses
+        yield Finding(
+            "the loss is not a mean",
+            "training_step",
+            f"of some images it is {one:.4f}, of the same images twice {both:.4f}: a sum, or a mean times the batch "
+            "size. The learning rate then depends on the batch size, and what is added with a weight counts less",
+            'reduction="mean" in the criterion, and loss without "* len(images)"',
+        )
+
+
+def _of_call(call: Call) -> Iterator[Finding]:
+    scores, target = call.scores, call.target
+    if what := _misfit(call):
+        yield Finding("labels do not fit", f"{call.name} in training_step", *what)
+    if call.name == "nll_loss" and bool((scores > 0).any()):
+        yield Finding(
+            "probabilities for logits",
+            "nll_loss in training_step",
+            "it takes logarithms of probabilities, which are never above 0, and gets numbers above 0",
+            "F.cross_entropy(logits, labels), of logits without a softmax",
+        )
+    if call.name not in LOGITS or scores.ndim < 2 or not bool(((scores >= 0) & (scores <= 1)).all()):
+        return
+    is_even = call.name != "cross_entropy" or bool(((scores.double().sum(1) - 1).abs() < 1e-3).all())
+    if is_even and target.shape[:1] == scores.shape[:1]:
+        last = "softmax" if call.name == "cross_entropy" else "sigmoid"
+        yield Finding(
+            "probabilities for logits",
+            f"{call.name} in training_step",
+            f"it takes logits and gets numbers from 0 to 1, as after a {last}, so it takes the {last} twice and learns "
+            "slowly",
+            f"{call.name}(logits, labels), and the {last} only where you predict",
+        )
+
+
+def _misfit(call: Call) -> tuple[str, str] | None:
+    """Return what is wrong with a criterion's labels and the line to write, or None."""
+    scores, target = call.scores, call.target
+    found = f"labels of shape {tuple(target.shape)} and type {target.dtype} beside scores {tuple(scores.shape)}"
+    if call.name in CLASSES and not target.is_floating_point():
+        kept = target[target != call.ignored]
+        if kept.numel() and scores.ndim > 1 and not 0 <= int(kept.min()) <= int(kept.max()) < scores.shape[1]:
+            return out_of_range(int(kept.min()), int(kept.max()), scores.shape[1])
+    elif target.shape == scores.shape and not bool(((target >= 0) & (target <= 1)).all()):
+        return (
+            f"labels run from {float(target.min()):g} to {float(target.max()):g}; {call.name} takes 0 to 1",
+            "labels = (labels == positive).float(), with the number of the positive class",
+        )
+    if call.error is None:
+        return None
+    hint = label_hint(target, "{}").replace("batch[1]", "labels")
+    numbers = class_numbers(target)
+    fix = hint or ("labels.flatten().long()" if numbers is not None and call.name in CLASSES else "labels that do")
+    return f"{found}, which {call.name} refuses: {str(call.error).partition(chr(10))[0]}", fix
+
+
+def out_of_range(least: int, largest: int, outputs: int) -> tuple[str, str]:
+    """Return what is said of class numbers that a head does not have, and the line to write."""
+    if least >= 1 and largest == outputs:
+        return (
+            f"labels run from {least} to {largest}; {outputs} outputs know 0 to {outputs - 1}: labels count from 1",
+            "labels = labels - 1",
+        )
+    return (
+        f"labels run from {least} to {largest}; {outputs} outputs know 0 to {outputs - 1}",
+        f"a head of {largest + 1} outputs"
+        if least >= 0
+        else f"ignore_index={least} in the criterion, or no such images",
+    )
+
+
+def hyperparameters(owners: dict[str, Any]) -> Iterator[Finding]:
+    """Yield the hyperparameters with which a checkpoint does not load under `weights_only`."""
+    for name, owner in owners.items():
+        kept = copy.copy(owner).hparams  # which makes an empty set of them where there is none
+        unsafe = [key for key, value in kept.items() if not _loads(value)]
+        if unsafe:
+            yield Finding(
+                "unsafe hyperparameters",
+                f"{name}.hparams: {listed(unsafe)}",
+                "a checkpoint holds them whole, so it does not load with weights_only=True, the default of torch and "
+                "Lightning",
+                f"self.save_hyperparameters(ignore={unsafe})",
+            )
+
+
+def _loads(value: Any) -> bool:
+    if isinstance(value, nn.Module):  # may be large
+        return False
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:  # whatever the object's own pickling raises
+        return False
+    return True
+
+
+def namespaces(module: Any, data: Any, trainer: Any) -> Iterator[Finding]:
+    """Yield what comes of the other namespace of Lightning than the module."""
+    home = _namespaces(module)
+    rest = [data] if trainer is None else [data, trainer, *trainer.callbacks, *trainer.loggers]
+    others = [type(each).__name__ for each in rest if _namespaces(each) and not _namespaces(each) & home]
+    if others:
+        mine = "".join(home)
+        theirs = next(name for name in NAMESPACES if name != mine)
+        yield Finding(
+            "two Lightning namespaces",
+            listed(others),
+            f"{type(module).__name__} is of {mine}, these are of {theirs}: neither knows the other's classes",
+            f"import {mine} everywhere, and {theirs} nowhere",
+        )
+
+
+def _namespaces(thing: Any) -> set[str]:
+    return {name for cls in type(thing).__mro__ for name in NAMESPACES if f"{cls.__module__}.".startswith(f"{name}.")}
+
+
+def order(trainer: Any) -> Iterator[Finding]:
+    """Yield callbacks of this package that stand on the wrong side of others."""
+    for callback in trainer.callbacks if trainer is not None else ():
+        if isinstance(callback, TransferCallback):
+            try:
+                callback.check_order(trainer.callbacks)
+            except TransferConfigError as error:
+                found, _, fix = str(error).partition(". ")
+                yield Finding("order of callbacks", type(callback).__name__, found, fix)

@@ -1,0 +1,196 @@
+"""One training step of a copy of the user's module: what it holds, what its criterion gets, what its loss does."""
+
+import copy
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader
+
+from lightning_transfer.glue.base import AnyCallback
+from lightning_transfer.glue.proxy import fit_alone
+from lightning_transfer.randomness import reseed
+
+CRITERIA = ("cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy")
+EPOCHS = 100  # of a Trainer that does not say how long it trains: schedules have room
+
+
+class Call(NamedTuple):
+    """A call of a criterion of torch's.
+
+    Attributes:
+        name: of the function.
+        scores: (n, classes, ...), or (n,) of one output.
+        target: of the scores.
+        ignored: the class number that is left out.
+        error: that it raised, or None.
+    """
+
+    name: str
+    scores: Tensor
+    target: Tensor
+    ignored: int
+    error: Exception | None
+
+
+@dataclass
+class Seen:
+    """What one step showed.
+
+    Attributes:
+        calls: of criteria, in the first batch.
+        losses: of the batches.
+        step_error: that training_step raised.
+        error: that anything raised.
+        untrained: names of parameters that get a gradient and are in no optimizer.
+        drifting: names of BatchNorm layers whose statistics move and whose weights do not.
+        evaluating: names of trained parts that are in eval mode and act otherwise there.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    step_error: Exception | None = None
+    error: Exception | None = None
+    untrained: list[str] = field(default_factory=list)
+    drifting: list[str] = field(default_factory=list)
+    evaluating: list[str] = field(default_factory=list)
+
+
+class _Listening(TorchFunctionMode):
+    """Writes down calls of criteria, however the user has named or wrapped them."""
+
+    def __init__(self, calls: list[Call]) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function."""
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") not in CRITERIA:
+            return func(*args, **kwargs)
+        scores, target = (part.detach() for part in args[:2])
+        error = None
+        try:
+            return func(*args, **kwargs)
+        except Exception as raised:
+            error = raised
+            raise
+        finally:
+            self.calls.append(Call(func.__name__, scores, target, kwargs.get("ignore_index", -100), error))
+
+
+class _StepDoneError(Exception):
+    """Ends the fit before anything is changed."""
+
+
+class _Watch(AnyCallback):
+    """Looks at the module before its first step, and when its gradients are there."""
+
+    def __init__(self, seen: Seen) -> None:
+        self.seen = seen
+        self.before: dict[str, Tensor] = {}
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Remember the statistics."""
+        self.before = self.before or {name: layer.running_mean.clone() for name, layer in _tracking(pl_module)}
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Compare, and end."""
+        groups = (group for each in trainer.optimizers for group in each.param_groups)
+        held = {id(param) for group in groups for param in group["params"]}
+        trained = {id(param) for param in pl_module.parameters() if param.requires_grad and id(param) in held}
+        self.seen.untrained = [
+            name for name, param in pl_module.named_parameters() if param.grad is not None and id(param) not in held
+        ]
+        self.seen.drifting = [
+            name
+            for name, layer in _tracking(pl_module)
+            if (own := {id(param) for param in layer.parameters()})
+            and not own & trained
+            and not torch.equal(layer.running_mean, self.before[name])
+        ]
+        self.seen.evaluating = list(_evaluating(pl_module, trained))
+        raise _StepDoneError
+
+
+def _tracking(module: nn.Module) -> list[tuple[str, Any]]:
+    named = module.named_modules()
+    return [(name, layer) for name, layer in named if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
+
+
+def _evaluating(module: nn.Module, trained: set[int], name: str = "") -> list[str]:
+    """Return the outermost parts in eval mode that hold trained weights, and layers for which the mode matters."""
+    if module.training:
+        parts = module.named_children()
+        return [path for key, part in parts for path in _evaluating(part, trained, f"{name}.{key}".lstrip("."))]
+    is_trained = any(id(param) in trained for param in module.parameters())
+    return [name or type(module).__name__] if is_trained and any(map(_acts_otherwise, module.modules())) else []
+
+
+def _acts_otherwise(layer: Any) -> bool:
+    """Return whether a layer acts otherwise in eval mode."""
+    if isinstance(layer, _BatchNorm):
+        return True
+    return bool(layer.p) if isinstance(layer, _DropoutNd) else bool(getattr(layer, "drop_prob", 0))
+
+
+def step_of(
+    module: Any, batches: Sequence[Any], make: type, options: Mapping[str, Any], *, datamodule: Any, epochs: int | None
+) -> Seen:
+    """Return what the first optimizer step of a copy of the module shows; the step itself is not taken.
+
+    Args:
+        module: the user's.
+        batches: of the step, as the loader collates them.
+        make: Lightning's Trainer.
+        options: of it.
+        datamodule: whose hooks move batches; None where there is none.
+        epochs: of the user's training; None if it is not known.
+    """
+    seen, twin = Seen(), copy.deepcopy(module)
+    twin.configure_callbacks = list
+    step = twin.training_step
+
+    @functools.wraps(step)  # Lightning reads its arguments
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        reseed(0, 0)
+        try:
+            with _Listening([] if seen.losses else seen.calls):
+                given = step(*args, **kwargs)
+        except _StepDoneError:  # a step by hand
+            raise
+        except Exception as error:
+            seen.step_error = error
+            raise
+        loss = given.get("loss") if isinstance(given, Mapping) else given
+        seen.losses.append(float(loss.detach()) if isinstance(loss, Tensor) else float("nan"))
+        return given
+
+    twin.training_step = watched
+    accumulated = {"accumulate_grad_batches": len(batches)} if twin.automatic_optimization else {}
+    given = {
+        **options,
+        "max_epochs": epochs or EPOCHS,
+        "limit_train_batches": 1.0,
+        "callbacks": [_Watch(seen)],
+        **accumulated,
+    }
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            loader = DataLoader(batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type, var-annotated]
+            fit_alone(make, twin, loader, datamodule, given, seed=0)
+    except _StepDoneError:
+        pass
+    except Exception as error:
+        seen.error = error
+    return seen
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,146 @@
+"""Projects with one problem each, planted into a clean one; what a file of LightningCLI names."""
+
+import pathlib
+
+import lightning.pytorch as L
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from tests.field import nets, shapes
+from tests.field.shapes import CLASSES, Pictures
+
+NUM = 40  # training images, of five classes
+
+
+class Listed(Dataset):
+    """Pictures with labels as they are given, and other images in some places."""
+
+    def __init__(self, labels, images=None, seed=1):
+        self.pictures = Pictures(shapes.TimmClassifier, len(labels), CLASSES, seed)
+        self.labels, self.images = labels, images or {}
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.images.get(index, self.pictures.images[index]), self.labels[index]
+
+
+class _Images:
+    """A DataModule's hooks; `train`, `val` and `test` in place of clean images."""
+
+    def __init__(self, shape=shapes.TimmClassifier, train=None, val=None, test=None):
+        super().__init__()
+        self.train = train or Pictures(shape, NUM, CLASSES, seed=1)
+        self.val = val or Pictures(shape, 12, CLASSES, seed=2)
+        self.test = test or Pictures(shape, 12, CLASSES, seed=3)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def train_dataloader(self):
+        return DataLoader(self.train, batch_size=8, shuffle=True, generator=self.generator)
+
+    def val_dataloader(self):
+        return DataLoader(self.val, batch_size=8)
+
+    def test_dataloader(self):
+        return DataLoader(self.test, batch_size=8)
+
+
+class Images(_Images, L.LightningDataModule):
+    pass
+
+
+class OldImages(_Images, pl.LightningDataModule):
+    pass
+
+
+class ImagesWithPath(Images):
+    def __init__(self):
+        super().__init__()
+        self.save_hyperparameters({"folder": pathlib.Path("data")})
+
+
+class Clean(shapes.TimmClassifier):
+    pass
+
+
+class OnlyTheHead(shapes.TransformerWithoutHead):
+    """The backbone gets gradients, and is forgotten in the optimizer."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.classifier.parameters(), lr=0.1)
+
+
+class Summed(shapes.ClassWeights):
+    def __init__(self):
+        super().__init__()
+        self.loss_of = nn.CrossEntropyLoss(weight=torch.ones(CLASSES), reduction="sum", label_smoothing=0.1)
+
+
+class TwiceSigmoid(shapes.MultiLabel):
+    def training_step(self, batch, batch_idx):
+        return F.binary_cross_entropy_with_logits(self(batch[0]).sigmoid(), batch[1])
+
+
+class NotLogged(shapes.TimmClassifier):
+    def training_step(self, batch, batch_idx):
+        return F.nll_loss(self(batch[0]).softmax(1), batch[1])
+
+
+class CountsFromOne(shapes.TimmClassifier):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), (1 + torch.arange(len(batch[0]))).clamp(max=CLASSES))
+
+
+class OneTooMany(shapes.TimmClassifier):
+    def __init__(self):
+        super().__init__()
+        self.model = nets.timm_resnet(num_classes=CLASSES + 1)
+
+
+class WrongShape(shapes.TimmClassifier):
+    def forward(self, x):
+        return self.model.fc(x.flatten(1))
+
+
+def evaluated(*paths):
+    """A clean module with parts in eval mode."""
+    module = Clean()
+    for path in paths:
+        module.get_submodule(path).eval()
+    return module
+
+
+def frozen():
+    module = Clean()
+    module.model.requires_grad_(False)
+    module.model.fc.requires_grad_(True)
+    return module
+
+
+def copied(place, image):
+    """Held-out pictures, one of them a copy of a training image."""
+    return Listed([0] * 12, {place: image}, seed=2)
+
+
+def first_image():
+    return Images().train.images[7]
+
+
+def nearly(image):
+    return 0.3 + 0.5 * image.flip(2)
+
+
+def numbered(change):
+    """Clean pictures whose class numbers are changed."""
+    return Listed([change(index % CLASSES) for index in range(NUM)])
+
+
+def rare():
+    return Subset(
+        Pictures(shapes.TimmClassifier, NUM, CLASSES, seed=1),
+        [index for index in range(NUM) if index % 5 or index < 15],
+    )

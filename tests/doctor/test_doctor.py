@@ -1,0 +1,319 @@
+"""Each planted problem is found, alone and where it is; nothing is found in clean projects, and all is as it was."""
+
+import copy
+import pickle
+import random
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+import lightning_transfer as lt
+from lightning_transfer.__main__ import main
+from tests import toys
+from tests.doctor import projects
+from tests.doctor.projects import CLASSES, NUM, Clean, Images, OldImages
+from tests.field import shapes
+from tests.field.runs import anatomy
+from tests.methods import one
+
+# name of the finding, where, what is said, and the project
+PLANTED = {
+    "a network in eval mode": ("eval mode", "model", "Lightning leaves it so", lambda: [projects.evaluated("model")]),
+    "BatchNorm in eval mode": (
+        "eval mode",
+        "model.bn1, model.layer1.0.bn2",
+        "BatchNorm",
+        lambda: [projects.evaluated("model.bn1", "model.layer1.0.bn2")],
+    ),
+    "frozen BatchNorm": (
+        "frozen BatchNorm drifts",
+        "model.bn1, model.layer1.0.bn1",
+        "statistics move",
+        lambda: [projects.frozen()],
+    ),
+    "a backbone in no optimizer": (
+        "in no optimizer",
+        "backbone.cls_token",
+        "no optimizer holds them",
+        lambda: [projects.OnlyTheHead()],
+    ),
+    "the other namespace's callback": (
+        "two Lightning namespaces",
+        "LearningRateMonitor",
+        "these are of pytorch_lightning",
+        lambda: [Clean(), Images(), toys.trainer([pl.callbacks.LearningRateMonitor()])],
+    ),
+    "the other namespace's Trainer": (
+        "two Lightning namespaces",
+        "Trainer",
+        "OldNamespace is of pytorch_lightning, these are of lightning.pytorch",
+        lambda: [shapes.OldNamespace(), OldImages(), toys.trainer()],
+    ),
+    "the other namespace's DataModule": (
+        "two Lightning namespaces",
+        "OldImages",
+        "of lightning.pytorch",
+        lambda: [Clean(), OldImages()],
+    ),
+    "a network among the hyperparameters": (
+        "unsafe hyperparameters",
+        "module.hparams: net, optimizer",
+        "weights_only",
+        lambda: [shapes.InjectedNetwork()],
+    ),
+    "a path among the hyperparameters": (
+        "unsafe hyperparameters",
+        "datamodule.hparams: folder",
+        "weights_only",
+        lambda: [Clean(), projects.ImagesWithPath()],
+    ),
+    "averaging before a method": (
+        "order of callbacks",
+        "SoftFinetuning",
+        "StochasticWeightAveraging copies the module before",
+        lambda: [
+            Clean(),
+            Images(),
+            toys.trainer([L.callbacks.StochasticWeightAveraging(0.1), one(has_source=True).callback()]),
+        ],
+    ),
+    "a test image that is trained on": (
+        "leak",
+        "the test images",
+        "1 of 12 are among the training images too, as they are or nearly, for example (3, 7)",
+        lambda: [Clean(), Images(test=projects.copied(3, projects.first_image()))],
+    ),
+    "a mirrored and darker validation image": (
+        "leak",
+        "the validation images",
+        "for example (5, 7) (validation, training)",
+        lambda: [Clean(), Images(val=projects.copied(5, projects.nearly(projects.first_image())))],
+    ),
+    "a loss times the batch size": (
+        "the loss is not a mean",
+        "training_step",
+        "twice",
+        lambda: [shapes.LossTimesBatch()],
+    ),
+    "a sum with weights and smoothing": (
+        "the loss is not a mean",
+        "training_step",
+        "twice",
+        lambda: [projects.Summed()],
+    ),
+    "labels from 1": (
+        "labels do not fit",
+        "the training images, a Listed",
+        "labels run from 1 to 5; 5 outputs know 0 to 4: labels count from 1",
+        lambda: [Clean(), Images(train=projects.numbered(lambda label: label + 1))],
+    ),
+    "labels from 1 that no list shows": (
+        "labels do not fit",
+        "cross_entropy in training_step",
+        "labels run from 1 to 5; 5 outputs know 0 to 4: labels count from 1",
+        lambda: [projects.CountsFromOne()],
+    ),
+    "labels from 1 and a larger head": (
+        "labels do not fit",
+        "the training images, a Listed",
+        "output 0 of 6 is never right",
+        lambda: [projects.OneTooMany(), Images(train=projects.numbered(lambda label: label + 1))],
+    ),
+    "a label of no step that is looked at": (
+        "labels do not fit",
+        "the training images",
+        "labels run from 0 to 9; 5 outputs know 0 to 4",
+        lambda: [Clean(), Images(train=projects.Listed([*[n % 5 for n in range(34)], *[9] * 5, 0]))],
+    ),
+    "labels of int32": (
+        "labels do not fit",
+        "cross_entropy in training_step",
+        "torch.int32",
+        lambda: [Clean(), Images(train=projects.numbered(lambda label: torch.tensor(label, dtype=torch.int32)))],
+    ),
+    "labels of float": (
+        "labels do not fit",
+        "cross_entropy in training_step",
+        "torch.float32",
+        lambda: [Clean(), Images(train=projects.numbered(lambda label: torch.tensor(float(label))))],
+    ),
+    "labels of a column": (
+        "labels do not fit",
+        "cross_entropy in training_step",
+        "shape (8, 1)",
+        lambda: [Clean(), Images(train=projects.numbered(lambda label: torch.tensor([label])))],
+    ),
+    "labels 1 and 2 of one logit": (
+        "labels do not fit",
+        "binary_cross_entropy_with_logits",
+        "labels run from 1 to 2",
+        lambda: [shapes.OneLogit(), Images(train=projects.numbered(lambda label: label % 2 + 1))],
+    ),
+    "classes of few images": (
+        "classes of few images",
+        "the training images",
+        "1 of 5 classes have fewer than 5 images: 0 (3)",
+        lambda: [Clean(), Images(train=projects.rare())],
+    ),
+    "a softmax before the criterion": (
+        "probabilities for logits",
+        "cross_entropy in training_step",
+        "as after a softmax",
+        lambda: [shapes.SoftmaxAtTheEnd()],
+    ),
+    "a sigmoid before the criterion": (
+        "probabilities for logits",
+        "binary_cross_entropy_with_logits in training_step",
+        "as after a sigmoid",
+        lambda: [projects.TwiceSigmoid(), Images(projects.TwiceSigmoid)],
+    ),
+    "no logarithm before the criterion": (
+        "probabilities for logits",
+        "nll_loss in training_step",
+        "never above 0",
+        lambda: [projects.NotLogged()],
+    ),
+    "a step that fails": ("training_step fails", "training_step", "RuntimeError: ", lambda: [projects.WrongShape()]),
+}
+
+
+def examined(module, data=None, trainer=None, **options):
+    return lt.doctor(module, Images() if data is None else data, trainer, **options)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_problem_is_found_alone(name):
+    kind, where, said, project = PLANTED[name]
+    found = examined(*project())
+    assert [each.name for each in found.findings] == [kind]
+    finding = found.findings[0]
+    assert where in finding.where
+    assert said in finding.found
+    assert finding.fix
+    page = str(found)
+    assert page.startswith(f"1 finding in {found.subject}.")
+    assert all(part in page for part in (finding.name, finding.where, finding.found, f"Write: {finding.fix}"))
+
+
+CLEAN = (
+    shapes.TimmClassifier,
+    shapes.TransformerWithoutHead,
+    shapes.DictBatches,
+    shapes.MixupInTheHook,
+    shapes.OldNamespace,
+    shapes.FrozenConvNeXt,
+    shapes.BuiltInConfigureModel,
+    shapes.OneLogit,
+)
+
+
+@pytest.mark.parametrize("shape", CLEAN, ids=lambda shape: shape.__name__)
+def test_nothing_is_found_in_a_clean_project(shape):
+    is_old = shape is shapes.OldNamespace
+    adapt = (lambda batch: (batch["image"], batch["label"])) if shape is shapes.DictBatches else None
+    trainer = toys.trainer(namespace=pl if is_old else L)
+    found = examined(shape(), (OldImages if is_old else Images)(shape), trainer, adapt=adapt)
+    assert str(found) == f"No findings in {shape.__name__}."
+
+
+def states(data):
+    return torch.get_rng_state(), data.generator.get_state(), pickle.dumps((random.getstate(), np.random.get_state()))
+
+
+def test_module_data_and_random_state_are_as_they_were():
+    module, data, trainer = projects.evaluated("model.bn1"), Images(), toys.trainer()
+    weights, found, held = toys.weights(module), anatomy(module), dict(vars(data))
+    before, given = states(data), copy.copy(vars(trainer))
+    assert len(examined(module, data, trainer).findings) == 1
+    toys.assert_same(toys.weights(module), weights)
+    assert anatomy(module) == found
+    assert all(param.grad is None for param in module.parameters())
+    assert vars(data) == held
+    assert vars(trainer) == given
+    now = states(data)
+    assert torch.equal(now[0], before[0])
+    assert torch.equal(now[1], before[1])
+    assert now[2] == before[2]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(projects.numbered(int))
+
+
+class Noisy(projects.Listed):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image + torch.rand(()) * torch.randn_like(image), label
+
+
+def test_what_cannot_be_checked_is_named():
+    loader = DataLoader(Stream(), batch_size=8)
+    assert "a DataLoader does not show its dataset" in str(examined(Clean(), loader))
+    labels = [index % CLASSES for index in range(NUM)]
+    leaked = Images(train=Noisy(labels), test=projects.copied(3, projects.first_image()))
+    found = examined(Clean(), leaked)
+    assert found.findings == ()
+    assert "Pass unaugmented=" in str(found)
+    found = examined(Clean(), leaked, unaugmented=projects.Listed(labels))
+    assert [each.name for each in found.findings] == ["leak"]
+    assert found.not_checked == ()
+    found = examined(shapes.DictBatches(), Images(shapes.DictBatches))
+    assert found.findings == ()
+    assert "Pass adapt=" in str(found)
+
+
+CONFIG = """
+seed_everything: true
+model: {class_path: tests.doctor.projects.%s}
+data: {class_path: tests.doctor.projects.Images}
+trainer: {accelerator: cpu, devices: 1, logger: false, max_epochs: 2}
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("Clean", None), ("Summed", 1)])
+def test_the_command_examines_a_configuration(name, code, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(CONFIG % name)
+    arguments = ["doctor", str(tmp_path / "config.yaml")]
+    if code is None:
+        main(arguments)
+    else:
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == code
+    assert f"{'No findings' if code is None else '1 finding'} in {name}." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("shape", "damage", "said"),
+    [
+        (Clean, None, "No findings"),
+        (shapes.InjectedNetwork, None, "unsafe checkpoint"),
+        (Clean, "model.fc.bias", "1 of "),
+    ],
+)
+def test_the_command_examines_a_checkpoint(shape, damage, said, tmp_path, capsys):
+    module = shape()
+    if damage:
+        module.state_dict()[damage][0] = float("nan")
+    trainer = toys.trainer(max_epochs=0)
+    trainer.fit(module, Images())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    if said.startswith("No"):
+        main(["doctor", str(tmp_path / "last.ckpt")])
+    else:
+        with pytest.raises(SystemExit, match="1"):
+            main(["doctor", str(tmp_path / "last.ckpt")])
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "model: {class_path: no_such_project.Lit}"])
+def test_a_file_that_is_neither_is_one_message(text, tmp_path):
+    for name in ("config.yaml", "last.ckpt"):
+        (tmp_path / name).write_text(text if name == "config.yaml" else "")
+        with pytest.raises(SystemExit, match=f"lightning-transfer doctor: .*{name}"):
+            main(["doctor", str(tmp_path / name)])
