@@ -9,7 +9,7 @@ import lightning_transfer
 ROOT, NAME = Path(lightning_transfer.__file__).parent, lightning_transfer.__name__
 ONE_RUNS = {"term", "drawing", "view", "measured_gap", "choosing", "first_batch"}  # files of source/ about one run
 FACES = {"", "__main__", "callbacks", "mixins", "functional", "nn", "checkpoints", "metrics"}
-LAYERS = ("ground", "source", "reports", "glue", "source of one run", "methods", "advising", "faces")
+LAYERS = ("ground", "source", "reports", "glue", "source of one run", "methods", "advising", "examining", "faces")
 HEAVY = {"faiss", "timm", "matplotlib", "optuna", "tqdm"}  # imported where they are used
 
 

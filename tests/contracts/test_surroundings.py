@@ -259,7 +259,6 @@ def test_modules_import_only_what_stands_below_them():
             "loop@methods",
             "candidates@methods",
             "advising",
-            "examining",
         ),
         ("callbacks", "mixins", "functional", "nn", "metrics", "checkpoints"),
         ("__main__",),

@@ -50,7 +50,8 @@ def near_duplicates_of_few(target: Dataset[Picture], source: Dataset[Picture]) -
     """(pairs, 2) of target and source images that show the same, each compared with all: for some thousands."""
     of_target, others = (_thumbnails(side, range(len(side)), 0, lambda _: None) for side in (target, source))  # type: ignore[arg-type]
     likeness = torch.maximum(*(of_target @ thumbnails.T for thumbnails in (others, _mirrored(others))))
-    return (likeness >= ALIKE).nonzero()
+    pairs: Tensor = (likeness >= ALIKE).nonzero()
+    return pairs
 
 
 def _mirrored(thumbnails: Tensor) -> Tensor:
