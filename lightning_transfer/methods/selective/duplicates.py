@@ -55,7 +55,7 @@ def near_duplicates_of_few(target: Dataset[Picture], source: Dataset[Picture]) -
 
 
 def _mirrored(thumbnails: Tensor) -> Tensor:
-    return thumbnails.unflatten(-1, (SIDE, SIDE)).flip(-1).flatten(-2)
+    return thumbnails.view(*thumbnails.shape[:-1], SIDE, SIDE).flip(-1).flatten(-2)
 
 
 def _thumbnails(pictures: Dataset[Picture], indices: Sequence[int], num_workers: int, step: Step) -> Tensor:
