@@ -98,7 +98,7 @@ def examine(path: str) -> Diagnosis:
     if Path(path).suffix not in (".yaml", ".yml", ".json"):
         return examine_checkpoint(path)
     try:
-        import yaml  # type: ignore[import-untyped]
+        import yaml
 
         model = yaml.safe_load(Path(path).read_text())["model"]["class_path"]
         home, _, name = model.rpartition(".")
