@@ -188,7 +188,7 @@ def groups_of(dataset: Any) -> list[Any] | None:
     The same name in two parts of a `ConcatDataset` is one group.
 
     Raises:
-        TransferConfigError: it is not a list, or does not have one entry for each image.
+        TransferConfigError: it is not a list, does not have one entry for each image, or an entry cannot be a name.
     """
     groups = getattr(dataset, "groups", None)
     if groups is None and isinstance(dataset, Subset):
@@ -208,7 +208,21 @@ def groups_of(dataset: Any) -> list[Any] | None:
         raise TransferConfigError(
             f"{type(dataset).__name__}.groups {found} for {len(dataset)} images; give a list with one for each."
         )
+    for name in names:
+        if isinstance(name, Tensor) or not _is_hashable(name):  # equal tensors are not one group
+            raise TransferConfigError(
+                f"{type(dataset).__name__}.groups has an entry {name!r}; expected a number, a string or a tuple for "
+                "each image, equal for images of one group: dataset.groups = [str(group) for group in dataset.groups]."
+            )
     return [*names]
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def collate(samples: list[tuple[int, Any]], *, of: str) -> Any:

@@ -1,4 +1,4 @@
-"""Features that pretrained networks make of the same images, each given them as it knows pictures (ours)."""
+"""Give the same images to pretrained networks, to each as it knows pictures, and keep what it makes of them (ours)."""
 
 import copy
 import os
@@ -12,33 +12,33 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 
+from lightning_transfer.advising.features import Features
 from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
 from lightning_transfer.methods.collaborative.members import architecture, loaded, make_of
 from lightning_transfer.methods.selective.identity import identity
-from lightning_transfer.methods.selective.pictures import Pictures
+from lightning_transfer.methods.selective.pictures import Pictures, spread
 from lightning_transfer.naming import structure
 from lightning_transfer.progress import Step
 from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import in_order
-from lightning_transfer.roles import find_head, linear_layers
 from lightning_transfer.stamps import checksum, stamped, unstamped
-from lightning_transfer.tracing import evaluating
 
 Networks: TypeAlias = Mapping[str, nn.Module | str] | Sequence[nn.Module | str]
 GIVE = "Give the dataset itself, without Normalize and augmentation: torchvision's with transform=None, say."
 CONFIG = '.pretrained_cfg = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "input_size": (3, 224, 224)}'
+LOOK = 8  # images by which is decided whether a network gives logits, and whether kept features are its own
 
 
 def named(networks: Networks) -> dict[str, nn.Module | str]:
     """Return networks by name; one of a list is called as timm calls it, or as its class.
 
     Raises:
-        TransferConfigError: there are none, two share a name, or one is something else.
+        TransferConfigError: there are none, two share a name, one is something else, or a module does not say how its
+            pictures are normalised.
     """
     if isinstance(networks, Mapping):
         pairs = list(networks.items())
@@ -46,20 +46,41 @@ def named(networks: Networks) -> dict[str, nn.Module | str]:
         each = networks if isinstance(networks, Sequence) and not isinstance(networks, str) else [networks]
         pairs = [(one if isinstance(one, str) else architecture(one) or type(one).__name__, one) for one in each]
     found = dict(pairs)
-    if not pairs or len(found) < len(pairs) or not all(isinstance(one, str | nn.Module) for one in found.values()):
+    are_named = all(isinstance(name, str) and isinstance(one, str | nn.Module) for name, one in pairs)
+    if not pairs or len(found) < len(pairs) or not are_named:
         shown = ", ".join(f"{name!r}, a {type(one).__name__}" for name, one in pairs) or "none"
         raise TransferConfigError(
-            f"Networks: {shown}; expected names of timm's and modules, each under a name of its own: "
+            f"Networks: {shown}; expected names of timm's and modules, each under a name of its own, a string: "
             'rank_networks({"theirs": "resnet50.a1_in1k", "mine": module}, dataset).'
         )
+    for name, one in pairs:
+        if not isinstance(one, str):  # timm's say it
+            _check_configuration(name, one)
     return found
+
+
+def _check_configuration(name: str, network: nn.Module) -> None:
+    config: Any = getattr(network, "pretrained_cfg", None) or {}
+    if not {"mean", "std", "input_size"} <= {*config}:
+        raise TransferConfigError(
+            f"{name}, a {type(network).__name__}, does not say how its pictures are sized and normalised. Write "
+            f"what it was pretrained with; for most networks that is: network{CONFIG}"
+        )
+    size = config["input_size"]
+    are_numbers = isinstance(size, Sequence) and all(isinstance(side, int) and side > 0 for side in size)
+    if not are_numbers or len(size) != 3 or size[0] not in (1, 3):
+        raise TransferConfigError(
+            f'{name}: pretrained_cfg["input_size"] is {size!r}; expected channels, 3, or 1 for grey pictures, then '
+            "height and width: (3, 224, 224). Networks of other channels cannot be ranked."
+        )
 
 
 def pictures_of(data: Any) -> Pictures:
     """Return the images of a dataset, or of the train dataset of a loader or a DataModule, as 0 to 1.
 
     Raises:
-        TransferConfigError: samples are not (image, class number), or images are normalised or augmented.
+        TransferConfigError: samples are not (image, class number), images are normalised or augmented, what is white
+            in them is not known, or the loader has a collate_fn.
     """
     if hasattr(data, "train_dataloader"):
         from lightning_transfer.glue.proxy import loader_of, trainer_class
@@ -68,6 +89,11 @@ def pictures_of(data: Any) -> Pictures:
     if isinstance(data, DataLoader):
         from lightning_transfer.glue.trainer import served
 
+        if data.collate_fn not in (default_collate, default_convert):
+            raise TransferConfigError(
+                f"The loader has a collate_fn, {data.collate_fn!r}, and images are read one at a time without it. Give "
+                "the dataset itself; if collate_fn changes images or labels, let its __getitem__ do that."
+            )
         data = served(data)
     pictures = Pictures(data, "target")
     with seeded(0, 0):  # reading may draw
@@ -84,6 +110,12 @@ def pictures_of(data: Any) -> Pictures:
             "expected PIL images, uint8, or floats from 0 to 1, since each network is given them normalised as it "
             f"knows them. {GIVE}"
         )
+    if dim := [one for one in pictures.glance.ranges.values() if one.is_far_below_white]:
+        raise TransferConfigError(
+            f"The images' pixels are {dim[0]}, but none is near that; expected PIL images of 8 bits, uint8, or floats "
+            "from 0 to 1. Divide them in the dataset by the number that is white: "
+            f"torch.as_tensor(image) / {dim[0].largest:g}, if that is {dim[0].largest:g}."
+        )
     pictures.check_always_the_same(GIVE)
     return pictures
 
@@ -94,8 +126,8 @@ class _Prepared(Dataset[Tensor | str]):
     All go through timm's own transform as 8-bit PIL images: it resizes tensors otherwise, and pads floats wrongly.
     """
 
-    def __init__(self, pictures: Pictures, transform: Callable[[Any], Tensor]) -> None:
-        self.pictures, self.transform = pictures, transform
+    def __init__(self, pictures: Pictures, transform: Callable[[Any], Tensor], mode: str) -> None:
+        self.pictures, self.transform, self.mode = pictures, transform, mode
 
     def __getitem__(self, index: int) -> Tensor | str:
         from PIL import Image
@@ -104,68 +136,23 @@ class _Prepared(Dataset[Tensor | str]):
         if isinstance(pixels, str):
             return pixels
         levels = (pixels * 255).round().byte().expand(3, -1, -1).permute(1, 2, 0)
-        return self.transform(Image.fromarray(levels.numpy()))
-
-
-class _Features:
-    """Runs a network, and returns what its head takes, or what the network gives if it ends without a head.
-
-    Args:
-        network: a copy, which is changed.
-        name: of it, for messages.
-    """
-
-    def __init__(self, network: Any, name: str) -> None:
-        self.network, self.name = network, name
-        self.head: nn.Module | None = None
-        self.heard: list[tuple[nn.Module, Tensor, Tensor]] = []
-        if architecture(network) and hasattr(network, "reset_classifier"):
-            network.reset_classifier(0)  # timm's own way to features
-            return
-        try:
-            heads = [find_head(network).module]
-        except TransferConfigError:  # none or several: the head is what gives the scores that the network gives
-            heads = [layer for _, layer in linear_layers(network) if isinstance(layer, nn.Linear)]
-        for head in heads:
-            head.register_forward_hook(self._hear, with_kwargs=True)
-
-    def _hear(self, layer: nn.Module, args: Any, kwargs: Any, given: Tensor) -> None:
-        self.heard.append((layer, args[0] if args else next(iter(kwargs.values())), given))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return (B, D) features of (B, C, H, W) images."""
-        self.heard.clear()
-        found = self.network(images)
-        leaves = tree_leaves(found)
-        for head, taken, scores in reversed(self.heard):
-            if any(_ranks_alike(scores.flatten(1), leaf) for leaf in leaves):
-                self.head, found = head, taken
-                break
-        if not isinstance(found, Tensor) or found.ndim not in (2, 4):
-            raise TransferConfigError(
-                f"{self.name} gives {structure(found)}; expected (B, D) features or (B, classes) logits of a batch."
-            )
-        return found.mean((2, 3)) if found.ndim == 4 else found
-
-    @property
-    def num_parameters(self) -> int:
-        """Of the network without its head."""
-        head = set() if self.head is None else {*self.head.parameters()}
-        return sum(each.numel() for each in self.network.parameters() if each not in head)
-
-
-def _ranks_alike(scores: Tensor, given: Any) -> bool:
-    """Return whether a network gives the scores of its head, or shares made of them."""
-    is_one = isinstance(given, Tensor) and given.shape == scores.shape
-    return is_one and bool((given.argmax(1) == scores.argmax(1)).all())
+        return self.transform(Image.fromarray(levels.numpy()).convert(self.mode))
 
 
 class Seen(NamedTuple):
-    """What a network made of all images: (n, D) features, the milliseconds an image takes, and the network's size."""
+    """What a network made of all images.
+
+    Attributes:
+        features: (n, D).
+        milliseconds: that an image takes.
+        parameters: of the network without its head.
+        look: features of some images that were made apart, by which kept features are known to be the network's.
+    """
 
     features: Tensor
     milliseconds: float
     parameters: int
+    look: Tensor
 
 
 @dataclass(frozen=True)
@@ -197,52 +184,74 @@ class Run:
         from timm.data.config import resolve_model_data_config
         from timm.data.transforms_factory import create_transform
 
-        plain = getattr(given, "_orig_mod", given)
-        network: Any = loaded(plain) if isinstance(plain, str) else copy.deepcopy(plain)
-        if not {"mean", "std", "input_size"} <= {*(getattr(network, "pretrained_cfg", None) or {})}:
-            raise TransferConfigError(
-                f"{name}, a {type(network).__name__}, does not say how its pictures are sized and normalised. Write "
-                f"what it was pretrained with; for most networks that is: network{CONFIG}"
-            )
+        plain: Any = getattr(given, "_orig_mod", given)
+        network: Any = loaded(plain) if isinstance(plain, str) else _copied(plain, name)
+        _check_configuration(name, network)
         options = resolve_model_data_config(network)
-        prepared = _Prepared(self.pictures, create_transform(**options, is_training=False))
-        features = _Features(network.to(self.device).requires_grad_(False), name)
-        return self._kept(features, prepared), options["input_size"][1:]
+        patches = getattr(network, "patch_embed", None)
+        if getattr(patches, "strict_img_size", False) and isinstance(patches.img_size, tuple):  # timm's img_size=
+            options["input_size"] = (options["input_size"][0], *patches.img_size)
+        if is_grey := options["input_size"][0] == 1:
+            options |= {key: (statistics.fmean(options[key]),) for key in ("mean", "std")}
+        transform = create_transform(**options, is_training=False)
+        features = Features(network.to(self.device).requires_grad_(False), name)
+        return self._kept(features, _Prepared(self.pictures, transform, "L" if is_grey else "RGB")), options[
+            "input_size"
+        ][1:]
 
-    def _kept(self, features: _Features, prepared: _Prepared) -> Seen:
+    def _kept(self, features: Features, prepared: _Prepared) -> Seen:
+        indices = spread(len(prepared.pictures), LOOK)
+        batches = self._stacked(features, indices, [prepared[index] for index in indices]).split(self.batch_size)
+        features.settle(batches)
+        look = torch.cat([features(images) for images in batches])
         if self.cache is None:
-            return self._computed(features, prepared)
+            return self._computed(features, prepared, look)
         network, transform = features.network, prepared.transform
         made_of = [identity(self.pictures), make_of(network), repr(transform), network.state_dict()]
         path = Path(self.cache) / f"{checksum(made_of)}.pt"
         with suppress(TransferConfigError), reading(path, what="file of features", fix=""):  # else it is made anew
             found = Seen(**unstamped(torch.load(path, map_location="cpu", weights_only=True)))
-            self.step(len(self.pictures), features.name)
-            return found
-        found = self._computed(features, prepared)
+            if _are_alike(found.look, look):
+                self.step(len(self.pictures), features.name)
+                return found
+        found = self._computed(features, prepared, look)
         content = stamped(found._asdict())
         write_atomically(path, lambda file: torch.save(content, file), what="features", fix="Pass another cache=.")
         return found
 
-    def _computed(self, features: _Features, prepared: _Prepared) -> Seen:
+    def _computed(self, features: Features, prepared: _Prepared, look: Tensor) -> Seen:
         parts: list[Tensor] = []
         times: list[float] = []
-        dtype = next((each.dtype for each in features.network.parameters()), torch.float32)
         workers = {"num_workers": self.num_workers}
         for batch in in_order(prepared, range(len(self.pictures)), size=self.batch_size, workers=workers):
-            for index, image in enumerate(batch, sum(map(len, parts))):
-                if isinstance(image, str):
-                    raise TransferConfigError(f"Target sample {index} cannot be read: {image}. Leave it out.")
-            images, begin = torch.stack(batch).to(self.device, dtype), time.perf_counter()
-            try:
-                with seeded(0, 0), torch.inference_mode(), evaluating(features.network):
-                    parts.append(features(images).float().cpu())
-            except Exception as error:
-                error.add_note(f"This happened while {features.name} ran on images {tuple(images.shape)}.")
-                raise
+            done = sum(map(len, parts))
+            images, begin = self._stacked(features, range(done, done + len(batch)), batch), time.perf_counter()
+            parts.append(features(images))
             times.append((time.perf_counter() - begin) * 1000 / len(batch))
             self.step(len(batch), features.name)
         found = torch.cat(parts)
         if len(broken := (~found.isfinite()).any(1).nonzero()):
             raise TransferConfigError(f"{features.name} gives NaN or infinite features of image {int(broken[0])}.")
-        return Seen(found, statistics.median(times[1:] or times), features.num_parameters)
+        return Seen(found, statistics.median(times[1:] or times), features.num_parameters, look)
+
+    def _stacked(self, features: Features, indices: Sequence[int], batch: Sequence[Tensor | str]) -> Tensor:
+        for index, image in zip(indices, batch, strict=True):
+            if isinstance(image, str):
+                raise TransferConfigError(f"Target sample {index} cannot be read: {image}. Leave it out.")
+        dtype = next((each.dtype for each in features.network.parameters()), torch.float32)
+        return torch.stack(batch).to(self.device, dtype)
+
+
+def _copied(network: nn.Module, name: str) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:
+        raise TransferConfigError(
+            f"{name}, a {type(network).__name__}, cannot be copied ({type(error).__name__}: {error}). A copy runs, so "
+            "yours is left as it was. Give it without what cannot be copied, such as a lock or an open file."
+        ) from error
+
+
+def _are_alike(kept: Tensor, found: Tensor) -> bool:
+    """Return whether features are the same but for rounding, which other numbers of threads change."""
+    return kept.shape == found.shape and bool(((kept - found).abs() <= 1e-5 * found.abs().amax(0)).all())

@@ -140,11 +140,13 @@ def rank_networks(
         batch_size: images that run together.
         num_workers: processes that read images.
         cache: folder that keeps features, by which an interrupted ranking resumes. They are used again if layers and
-            weights, the transform and the images are the same, as far as 64 images and what the dataset lists show.
+            weights, the transform and the images are the same, as far as 64 images and what the dataset lists show,
+            and the network makes of eight images what it made of them.
 
     Raises:
         TransferConfigError: images are normalised or augmented at random, labels are not class numbers, a network does
-            not say how its pictures are normalised, or there is nothing to hold out.
+            not say how its pictures are normalised, it cannot be copied or run, what it gives is not features, or
+            there is nothing to hold out.
 
     Example:
         >>> import timm
@@ -165,9 +167,9 @@ def rank_networks(
     with tqdm_progress("Ranking networks", len(chosen) * len(labels)) as step:
         run = Run(pictures, step, device, batch_size, num_workers, cache)
         for name, network in chosen.items():
-            (features, *cost), size = run.look(name, network)
-            costs[name] = (*cost, size)
-            right[name] = probed(features, numbers, num_classes=len(classes), groups=groups).double()
+            seen, size = run.look(name, network)
+            costs[name] = (seen.milliseconds, seen.parameters, size)
+            right[name] = probed(seen.features, numbers, num_classes=len(classes), groups=groups).double()
     names = sorted(right, key=lambda name: -float(right[name].mean()))
     apart, of = {name: right[name] - right[names[0]] for name in names}, groups or [*range(len(labels))]
     rows = (

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import threading
 
 import lightning.pytorch as L
 import numpy as np
@@ -187,7 +188,7 @@ def test_each_network_is_given_what_timms_transform_makes(make):
         transform = create_transform(**resolve_model_data_config(network), is_training=False)
         expected = torch.stack([transform(Image.fromarray(image[:, :15])) for image in pixels])
         assert row.size == expected.shape[2:] == network.pretrained_cfg["input_size"][1:]
-        found = torch.cat([batch for batch in network.given if len(batch) in (5, 2)])  # not what a head is sought with
+        found = torch.cat(network.given)[-12:]  # before them come those that a head is sought with
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     assert len({row.size for row in ranking.rows}) == 3
 
@@ -340,7 +341,71 @@ def noisy(image):
     return torch.rand(3, 8, 8)
 
 
+class Own(nn.Module):
+    """Gives what a function of it and of images does."""
+
+    def __init__(self, forward, channels=3, *, scale=1.0, **config):
+        super().__init__()
+        self.run, self.pretrained_cfg = forward, {**CONFIG, **config}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv, self.fc = nn.Conv2d(channels, 12, 3), nn.Linear(12, 10)
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+
+    def forward(self, images):
+        return self.run(self, images)
+
+
+def means(net, images):
+    return net.conv(images).mean((2, 3))
+
+
+def scaled(net, images):
+    return means(net, images) * net.scale
+
+
+def locked():
+    network = Own(means)
+    network.lock = threading.Lock()
+    return network
+
+
+def of_numbers(white, dtype):
+    return lambda image: (as_bytes(image) / 255 * white).round().to(dtype)
+
+
+def collated(batch):
+    return torch.utils.data.default_collate([(as_bytes(image), 1 - label % 2) for image, label in batch])
+
+
 REFUSED = {
+    "digits": ([Net()], Pictures(make=of_numbers(16, torch.int64)), "int64 from 0 to 14, white at 255, .* / 14"),
+    "12 bits": ([Net()], Pictures(make=of_numbers(4095, torch.uint16)), "uint16 from 0 to 3517, white at 65535"),
+    "whole floats": ([Net()], Pictures(make=of_numbers(40, torch.float32)), "float32 from 0 to 34, white at 255"),
+    "collate_fn": ([Net()], DataLoader(Pictures(), collate_fn=collated), "collate_fn, <function collated.*__getitem__"),
+    "lists for groups": ([Net()], Pictures(groups=[[0]] * 40), r"Pictures.groups has an entry \[0\]; .* = \[str"),
+    "tensors for groups": ([Net()], Pictures(groups=[*torch.zeros(40)]), r"groups has an entry tensor\(0.\)"),
+    "a number for a name": ({1: Net()}, Pictures(), "Networks: 1, a Net; .* a string"),
+    "size of two": ({"mine": Net(input_size=(8, 8))}, Pictures(), r"mine: .* is \(8, 8\); .* \(3, 224, 224\)"),
+    "size of one": ({"mine": Net(input_size=8)}, Pictures(), "mine: .* is 8; expected channels"),
+    "four channels": ({"mine": Own(means, 4, input_size=(4, 8, 8))}, Pictures(), r"mine: .*\(4, 8, 8\).*3, or 1"),
+    "grey unsaid": ({"mine": Own(means, 1)}, Pictures(), r"mine does not run .* takes 1 channels.*input_size.\] ="),
+    "locked": (
+        {"mine": locked()},
+        Pictures(),
+        "mine, a Own, cannot be copied .TypeError: cannot pickle '_thread.lock'",
+    ),
+    "rows": ({"mine": Own(lambda net, images: means(net, images)[:1])}, Pictures(), r"mine .*\(1, 12\) of 8 images"),
+    "flat maps": (
+        {"mine": Own(lambda net, images: net.conv(images)[:, :, :2])},
+        Pictures(),
+        r"mine gives maps \(8, 12, 2, 6\).*mean..1, 2..",
+    ),
+    "cubes": (
+        {"mine": Own(lambda net, images: net.conv(images), input_size=(3, 14, 14))},
+        Pictures(),
+        "mine gives maps",
+    ),
     "normalised": ([Net()], Pictures(make=normalised), "pixels run from -2 to .* without Normalize"),
     "normalised loader": ([Net()], Data(Pictures(make=normalised)), "pixels run from .* without Normalize"),
     "augmented": ([Net()], Pictures(make=noisy), "transform is random: .* without Normalize and augmentation"),
@@ -358,7 +423,7 @@ REFUSED = {
     "one name": ([Net(), Net()], Pictures(), "'Net', a Net, 'Net', a Net; .* name of its own"),
     "no configuration": ({"mine": nn.Flatten()}, Pictures(), "mine, a Flatten, .* network.pretrained_cfg ="),
     "unknown": (["resnet10tt"], Pictures(), "timm has no model 'resnet10tt'. Did you mean"),
-    "pixels": ({"mine": Net(last=lambda out: out[None])}, Pictures(), r"mine gives Tensor\(1, 40, 12\)"),
+    "pixels": ({"mine": Net(last=lambda out: out[None])}, Pictures(), r"mine gives Tensor\(1, 8, 12\)"),
     "not finite": ({"mine": NotFinite()}, Pictures(), "mine gives NaN or infinite features of image"),
 }
 
@@ -369,10 +434,99 @@ def test_what_cannot_be_ranked_is_refused_by_name(networks, data, says):
         lt.rank_networks(networks, data)
 
 
-def test_a_networks_own_error_names_it():
+def test_a_wrong_size_is_refused_before_any_network_runs():
+    first = Net()
+    with pytest.raises(lt.TransferConfigError, match="other: "):
+        lt.rank_networks({"first": first, "other": Net(input_size=8)}, Pictures())
+    assert not first.given
+
+
+def kept(network, data, folder, **options):
+    """The features that a ranking keeps."""
+    lt.rank_networks([network], data, cache=folder, **options)
+    [file] = folder.iterdir()
+    return torch.load(file, weights_only=True)["features"].double().numpy()
+
+
+def logits(net, images):
+    return net.fc(means(net, images))
+
+
+def partly_logits(net, images):
+    """Give logits, but of some images with the opposite sign."""
+    return logits(net, images) * torch.where(images.mean((1, 2, 3)) > 0, 1, -1)[:, None]
+
+
+def mostly_zeros(net, images):
+    """Give logits as rectified ones, which are all 0 of most images."""
+    return (logits(net, images) - 0.5).relu()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize(("forward", "expected"), [(mostly_zeros, means), (partly_logits, partly_logits)])
+def test_whether_a_network_gives_logits_is_decided_once_for_all_images(tmp_path, forward, expected, batch_size):
+    data = Pictures()
+    found = kept(Own(forward), data, tmp_path, batch_size=batch_size)
+    np.testing.assert_allclose(found, by_hand(Own(expected), data), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("other", [Own(scaled, scale=0.5), Own(lambda net, images: means(net, images) ** 2)])
+def test_kept_features_of_another_network_are_not_used(tmp_path, other):
+    data = Pictures()
+    for network in (Own(scaled), other, Own(scaled)):
+        found = kept(network, data, tmp_path)
+        np.testing.assert_allclose(found, by_hand(network, data), rtol=1e-4, atol=1e-5)
+
+
+def channels_last(net, images):
+    return net.conv(images).permute(0, 2, 3, 1)
+
+
+def flat_maps(net, images):
+    net.num_features = 12
+    return net.conv(images)[:, :, :2].permute(0, 2, 3, 1)
+
+
+MAPS = {
+    "first": (lambda net, images: net.conv(images), (3, 8, 8), means),
+    "last": (channels_last, (3, 8, 8), means),
+    "wide first": (lambda net, images: net.conv(images), (3, 8, 20), means),
+    "wide last": (channels_last, (3, 8, 20), means),
+    "said": (flat_maps, (3, 8, 8), lambda net, images: net.conv(images)[:, :, :2].mean((2, 3))),
+}
+
+
+@pytest.mark.parametrize(("forward", "size", "expected"), MAPS.values(), ids=MAPS)
+def test_maps_are_averaged_over_height_and_width_wherever_channels_are(tmp_path, forward, size, expected):
+    data = Pictures()
+    found = kept(Own(forward, input_size=size), data, tmp_path)
+    hand = by_hand(Own(expected, input_size=size), data)
+    np.testing.assert_allclose(found, hand, rtol=1e-4, atol=1e-5)
+
+
+def test_maps_of_timms_with_channels_last_and_the_size_that_it_was_made_for(tmp_path):
+    options = {"img_size": 64, "window_size": 2, "embed_dim": 12, "depths": (1,) * 4, "num_heads": (1,) * 4}
+    with torch.random.fork_rng():
+        network = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, global_pool="", **options).eval()
+    data = Pictures(*pixels_and_labels(12))
+    found = kept(network, data, tmp_path)
+    assert lt.rank_networks([network], data, cache=tmp_path).rows[0].size == (64, 64)
+    network.pretrained_cfg = {**network.pretrained_cfg, "input_size": (3, 64, 64)}
+    np.testing.assert_allclose(found, by_hand(network, data).mean((1, 2)), rtol=1e-3, atol=1e-5)
+
+
+def test_a_network_of_one_channel_is_given_grey_pictures(tmp_path):
+    data = Pictures()
+    options = {"mean": sum(MEAN) / 3, "std": sum(STD) / 3}
+    grey = [(Image.fromarray(pixels).convert("L"), 0) for pixels in data.pixels]
+    network = Own(means, 1, input_size=(1, 8, 8))
+    hand = [(np.asarray(image) / 255 - options["mean"]) / options["std"] for image, _ in grey]
+    with torch.no_grad():
+        expected = means(network, torch.tensor(np.stack(hand))[:, None].float()).double().numpy()
+    np.testing.assert_allclose(kept(network, data, tmp_path), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(RuntimeError) as caught:
         lt.rank_networks({"mine": Net(last=lambda out: out @ torch.ones(5))}, Pictures())
-    assert "while mine ran on images (40, 3, 8, 8)" in str(caught.value.__notes__)
+    assert "while mine ran on images (8, 3, 8, 8)" in str(caught.value.__notes__)
 
 
 def test_tensors_with_other_class_numbers_and_workers_do_too():

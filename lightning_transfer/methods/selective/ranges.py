@@ -47,6 +47,11 @@ class Range:
         return BYTE if self.largest <= BYTE else WORD
 
     @property
+    def is_far_below_white(self) -> bool:
+        """Whether white is a guess by the largest pixel, which is not near it: digits of 0..16, or 12 bits."""
+        return self.dtype not in (torch.bool, torch.uint8) and self.white > 1 and self.largest < self.white / 2
+
+    @property
     def is_float(self) -> bool:
         """Whether the type is one of floats."""
         return self.dtype.is_floating_point
