@@ -188,7 +188,7 @@ class Run:
         network: Any = loaded(plain) if isinstance(plain, str) else _copied(plain, name)
         _check_configuration(name, network)
         options = resolve_model_data_config(network)
-        patches = getattr(network, "patch_embed", None)
+        patches: Any = getattr(network, "patch_embed", None)
         if getattr(patches, "strict_img_size", False) and isinstance(patches.img_size, tuple):  # timm's img_size=
             options["input_size"] = (options["input_size"][0], *patches.img_size)
         if is_grey := options["input_size"][0] == 1:
@@ -234,7 +234,7 @@ class Run:
             raise TransferConfigError(f"{features.name} gives NaN or infinite features of image {int(broken[0])}.")
         return Seen(found, statistics.median(times[1:] or times), features.num_parameters, look)
 
-    def _stacked(self, features: Features, indices: Sequence[int], batch: Sequence[Tensor | str]) -> Tensor:
+    def _stacked(self, features: Features, indices: Sequence[int], batch: list[Any]) -> Tensor:
         for index, image in zip(indices, batch, strict=True):
             if isinstance(image, str):
                 raise TransferConfigError(f"Target sample {index} cannot be read: {image}. Leave it out.")
