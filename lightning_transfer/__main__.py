@@ -13,7 +13,8 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining.diagnosis import Diagnosis
 from lightning_transfer.examining.doctor import doctor, examine_checkpoint
 from lightning_transfer.glue.launching import launch
-from lightning_transfer.glue.proxy import NAMESPACES, silent
+from lightning_transfer.glue.proxy import NAMESPACES
+from lightning_transfer.glue.quiet import silent
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.methods.selective.scanning import Scan

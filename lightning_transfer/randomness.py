@@ -9,16 +9,29 @@ import torch
 
 
 @contextmanager
-def seeded(seed: int, position: int) -> Iterator[None]:
-    """Use a separate random state (torch on the CPU, numpy, random) inside, and restore the program's after it."""
+def restored() -> Iterator[None]:
+    """Restore the program's random state (torch on the CPU, numpy, random) after the work inside has used it."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    reseed(seed, position)
     try:
         yield
     finally:
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])
         random.setstate(states[2])
+
+
+@contextmanager
+def seeded(seed: int, position: int) -> Iterator[None]:
+    """Use a separate random state (torch on the CPU, numpy, random) inside, and restore the program's after it."""
+    with restored():
+        reseed(seed, position)
+        yield
+
+
+def next_numbers() -> tuple[float, float, float]:
+    """Return what each generator would draw next, without drawing it."""
+    with restored():
+        return float(torch.rand(())), float(np.random.rand()), random.random()
 
 
 def reseed(seed: int, position: int) -> None:

@@ -20,7 +20,7 @@ from lightning_transfer.glue.proxy import Trials, part_of, trials_of
 from lightning_transfer.progress import Progress, no_progress, tqdm_progress
 from lightning_transfer.source.task import SourceTask
 
-PASSES = 25  # over the images that are trained on, if no length is given
+EPOCHS = 25  # if no length is given
 LENGTHS = "max_epochs", "max_steps"
 FROZEN = Candidate(
     PROBE, "callbacks=[lt.ProbeStart()], with requires_grad_(False) for all of the network but its head", list, cost=0.0
@@ -56,8 +56,9 @@ def advise(
         source: what the network was pretrained on, if it is at hand; adds the methods that learn from it.
         candidates: a mapping of names to functions that make a list of callbacks, instead of this package's methods:
             {"gated": lambda: [lt.GatedTransfer(ratio=8)]}. The callbacks have to be new ones each time.
-        steps: of each training; by default those of `trainer`'s max_steps or max_epochs, or 25 passes over the images.
-            Give as many as you will train: with few, whatever is added to the loss costs more than it gains.
+        steps: of each training; by default those of `trainer`'s max_steps or max_epochs, or 25 epochs; of an epoch
+            limit_train_batches counts. Give as many as you will train: with few, whatever is added to the loss costs
+            more than it gains.
         minutes: that all of it may take. A training is only begun if it fits; what a callback does before the first
             step, and scoring, are not interrupted.
         unaugmented: the training images without augmentation; those of the loader by default.
@@ -69,6 +70,8 @@ def advise(
     Raises:
         TransferConfigError: the images cannot be split, the module has no head that takes one row an image, or not
             even one fine-tuning fits into the minutes.
+        FloatingPointError: fine-tuning ends in outputs that are not a number.
+        Exception: what else fine-tuning raises; a candidate's is listed as refused, and the others go on.
 
     Returns:
         What was measured, and what to do; `print` shows it with the line to write.
@@ -109,7 +112,7 @@ def compare(
     paired = PairedTrials(module, trials, reading, clock=clock, deadline=deadline)
     loader = part_of(trials.loader, paired.kept(0))
     per_pass = math.ceil(len(loader) / trials.options.get("accumulate_grad_batches", 1))
-    paired.steps = steps or length(lengths, per_pass)
+    paired.steps = steps or length(lengths, trials.epoch(loader))
     race = Race(
         rivals,
         num_folds=len(paired.parts),
@@ -135,14 +138,14 @@ def compare(
     return _advice(race, paired, passes=paired.steps / per_pass)
 
 
-def length(lengths: Mapping[str, int], per_pass: int) -> int:
-    """Return the steps of a Trainer's max_steps and max_epochs, whichever ends first; without any of 25 passes.
+def length(lengths: Mapping[str, int], per_epoch: int) -> int:
+    """Return the steps of a Trainer's max_steps and max_epochs, whichever ends first; without any of 25 epochs.
 
     >>> length({"max_epochs": 3}, 10), length({"max_steps": 7, "max_epochs": 3}, 10), length({}, 10)
     (30, 7, 250)
     """
-    each = {"max_epochs": per_pass, "max_steps": 1}
-    return min((number * each[name] for name, number in lengths.items()), default=PASSES * per_pass)
+    each = {"max_epochs": per_epoch, "max_steps": 1}
+    return min((number * each[name] for name, number in lengths.items()), default=EPOCHS * per_epoch)
 
 
 def _advice(race: Race, paired: PairedTrials, *, passes: float) -> Advice:

@@ -85,7 +85,7 @@ def pictures_of(data: Any) -> Pictures:
     if hasattr(data, "train_dataloader"):
         from lightning_transfer.glue.proxy import loader_of, trainer_class
 
-        data = loader_of(data, trainer_class(data), {"accelerator": "cpu"})
+        data = loader_of(data, trainer_class(data), {"accelerator": "cpu", "devices": 1})
     if isinstance(data, DataLoader):
         from lightning_transfer.glue.trainer import served
 

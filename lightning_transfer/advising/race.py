@@ -72,7 +72,7 @@ class Race:
 
         Raises:
             OutOfTimeError: not even the first training of fine-tuning fits.
-            TransferConfigError: fine-tuning does not fit the module.
+            Exception: fine-tuning does not fit the module, or whatever else it raises.
         """
         for fold in range(self.num_folds):
             if not self._begin(fold):
@@ -131,8 +131,7 @@ class Race:
 
     def _begin(self, fold: int) -> bool:
         """Train fine-tuning, with the probe, if it fits together with one rival at least; return whether it did."""
-        least = self.price(self.plain) + min(map(self.price, self.trained), default=0.0) if fold else 0.0
-        if least > self._left():
+        if fold and self.price(self.plain) + min(map(self.price, self.trained), default=0.0) > self._left():
             return False
         try:
             self._add(self.train(self.plain.candidate, fold), fold)
@@ -140,6 +139,10 @@ class Race:
             if not fold:
                 raise
             return False
+        except Exception as error:
+            if not isinstance(error, TransferConfigError):
+                error.add_note("This happened in plain fine-tuning, without any candidate.")
+            raise
         return True
 
     def _begin_one(self, racer: Racer, fold: int) -> None:
@@ -153,8 +156,9 @@ class Race:
         except OutOfTimeError:
             if not racer.found:
                 racer.leave("no time was left for it")
-        except (TransferConfigError, FloatingPointError) as error:
-            racer.leave(f"{error}".partition(". ")[0].rstrip("."))
+        except Exception as error:  # of any kind: what the others have found is not lost by it
+            kind = "" if isinstance(error, TransferConfigError | FloatingPointError) else f"{type(error).__name__}: "
+            racer.leave(f"{kind}{error}".partition("\n")[0].partition(". ")[0].rstrip(".: "))
             racer.is_refused = True
             racer.found.clear()
             self.skip(self.num_folds - fold)

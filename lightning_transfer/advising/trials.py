@@ -82,13 +82,17 @@ class PairedTrials:
 
         Raises:
             OutOfTimeError: it does not fit before the deadline.
-            TransferConfigError: it does not fit the module.
+            TransferConfigError: it does not fit the module, or is ended early.
+            FloatingPointError: what it has learned gives NaN.
         """
         scoring = _Scoring(self, candidate, fold)
         callbacks = [*candidate.callbacks(), scoring]  # the last, when the others have done their work
         self.trials.train(copy.deepcopy(self.module), self.kept(fold), callbacks, steps=self.steps, seed=fold)
         if candidate.name not in scoring.found:
-            raise TransferConfigError(f"The training ended before its {self.steps} steps, so it was not scored.")
+            by = " or ".join(["the module", *(type(each).__name__ for each in callbacks[:-1])])
+            raise TransferConfigError(
+                f"The training was ended by {by} after {scoring.done} of its {self.steps} steps, so it was not scored."
+            )
         return scoring.found
 
 
@@ -98,7 +102,7 @@ class _Scoring(AnyCallback):
     def __init__(self, paired: PairedTrials, candidate: Candidate, fold: int) -> None:
         self.paired, self.name, self.fold = paired, candidate.name, fold
         self.found: dict[str, Scored] = {}
-        self.began, self.batches = paired.clock(), 0
+        self.began, self.batches, self.done = paired.clock(), 0, 0
         self.first: tuple[int, float] | None = None  # step, and when it was done
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -127,6 +131,7 @@ class _Scoring(AnyCallback):
         self.batches += 1
         self._draw_anew()
         now, done = self.paired.clock(), int(trainer.global_step)
+        self.done = done
         self.first = self.first or (done, now)  # which takes longer than others, so it is not counted
         since, deadline = done - self.first[0], self.paired.deadline
         each = (now - self.first[1]) / since if since else (now - self.began) / max(done, 1)
@@ -142,6 +147,11 @@ class _Scoring(AnyCallback):
         with seeded(0, 0):  # images may be augmented at random
             held = self.paired.trials.held(self.paired.scored(self.fold))
             logits, labels = self._runner(trainer, pl_module).logits(held)
+        if lost := int(logits.isnan().any(1).sum()):
+            raise FloatingPointError(
+                f"After {self.done} steps its outputs are not a number (NaN) for {lost} of {len(labels)} images. Lower "
+                "the learning rate, or look for images and losses that are not numbers."
+            )
         self.found[self.name] = Scored(is_right(logits, labels).bool(), self.paired.clock() - self.began)
 
     def _draw_anew(self) -> None:

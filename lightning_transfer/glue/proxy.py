@@ -2,9 +2,8 @@
 
 import copy
 import importlib
-import logging
 import math
-import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,18 +16,13 @@ from torch.utils.data.distributed import DistributedSampler
 from lightning_transfer.datasets import Loaded, groups_of, labels_of
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import AnyCallback
+from lightning_transfer.glue.quiet import silent, trainer_of
 from lightning_transfer.glue.trainer import looking, served, to_device
-from lightning_transfer.randomness import seeded
+from lightning_transfer.randomness import next_numbers, restored, seeded
 
 NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
-LOGGERS = ("lightning.pytorch", "pytorch_lightning", "lightning.fabric", "lightning_fabric")
 OWN = {"callbacks", "max_epochs", "max_steps", "min_epochs", "min_steps", "max_time", "plugins"}  # trials decide these
-QUIET = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
+UNEQUAL = "fast_dev_run", "overfit_batches"  # of which a trial would be no training
 EVEN = (RandomSampler, SequentialSampler, SubsetRandomSampler, DistributedSampler)
 ACCELERATORS = {"cuda": "gpu"}  # a device's name, where Lightning's is another
 
@@ -68,13 +62,23 @@ def train_loader(trainer: Any) -> Any:
 
 
 def loader_of(data: Any, make: type, options: Mapping[str, Any]) -> Any:
-    """The train loader of a DataModule, set up as by a Trainer; what is none is taken for the loader itself."""
+    """Return the train loader of a DataModule, which is set up from the random state that the next fit finds."""
     if not hasattr(data, "train_dataloader"):
         return data
-    with attached(data, make, options):
+    numbers, seed = next_numbers(), torch.initial_seed()
+    with restored(), attached(data, make, options):
         data.prepare_data()
         data.setup("fit")
-        return data.train_dataloader()
+        loader = data.train_dataloader()
+        is_drawn = next_numbers() != numbers and torch.initial_seed() == seed  # else it seeds by itself
+    if is_drawn:
+        warnings.warn(
+            f"{type(data).__name__} draws random numbers in setup. If it splits its images by them, a fit validates on "
+            "images that were used here unless it begins with the same random state: call L.seed_everything(0) right "
+            "before both, or give random_split a generator.",
+            stacklevel=4,
+        )
+    return loader
 
 
 @contextmanager
@@ -82,7 +86,7 @@ def attached(data: Any, make: type, options: Mapping[str, Any]) -> Iterator[None
     """While it lasts, a DataModule has a Trainer to ask."""
     before = getattr(data, "trainer", None)
     with silent():
-        data.trainer = make(**{**QUIET, **options})
+        data.trainer = trainer_of(make, options)
         try:
             yield
         finally:
@@ -201,6 +205,12 @@ class Trials:
         """Some of the images, without augmentation and in order."""
         return part_of(self.loader, indices, dataset=self.clean)
 
+    def epoch(self, loader: DataLoader[Any]) -> int:
+        """Return how many optimizer steps an epoch has, one at least."""
+        limit = self.options.get("limit_train_batches") or 1.0
+        batches = min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader))
+        return max(1, math.ceil(batches / self.options.get("accumulate_grad_batches", 1)))
+
     def train(
         self,
         module: Any,
@@ -223,15 +233,10 @@ class Trials:
         """
         module.configure_callbacks = list
         loader = part_of(self.loader, indices)
-        each = math.ceil(len(loader) / self.options.get("accumulate_grad_batches", 1))
-        options = {
-            "max_epochs": epochs or math.ceil(steps / each),  # a user's schedule may be laid out over them
-            "max_steps": steps,
-            "callbacks": [_Unvalidated(), *callbacks],
-            **self.options,
-            **({} if epochs else {"limit_train_batches": 1.0}),
-        }
-        with _named(options["max_epochs"]):
+        epochs = epochs or math.ceil(steps / self.epoch(loader))  # a user's schedule may be laid out over them
+        own = {"max_epochs": epochs, "max_steps": steps, "callbacks": [_Unvalidated(), *callbacks]}
+        options = {**self.options, **own}
+        with _named(epochs):
             fit_alone(self.make, module, loader, self.datamodule, options, seed=seed)
 
 
@@ -248,39 +253,25 @@ def fit_alone(
         options: of the Trainer.
         seed: of all that is drawn at random; the program's own random state stays.
     """
-    namespace = make.__module__.removesuffix(".trainer.trainer")
-    environments = importlib.import_module(f"{namespace}.plugins.environments")
-    given = {
-        **QUIET,
-        "logger": _unheard(namespace, options.get("default_root_dir", os.getcwd())),
-        "limit_val_batches": 0,
-        "num_sanity_val_steps": 0,
-        "plugins": [environments.LightningEnvironment()],  # whatever has started this process
-        **options,
-    }
     devices = range(torch.cuda.device_count())
     with silent(), seeded(seed, 1), torch.random.fork_rng(devices):
         torch.cuda.manual_seed_all(seed)  # for dropout there
-        make(**given).fit(module, loader if datamodule is None else _serving(datamodule, loader))
+        trainer = trainer_of(make, {**options, "limit_val_batches": 0, "num_sanity_val_steps": 0})
+        trainer.fit(module, loader if datamodule is None else _serving(datamodule, loader))
 
 
 @contextmanager
 def _named(epochs: int) -> Iterator[None]:
-    """Say of an error that it came in a trial, which is shorter than the user's training."""
+    """Say of a schedule's error that it came in a trial, which is shorter than the user's training."""
     try:
         yield
     except Exception as error:
-        error.add_note(
-            f"This happened in a trial of {epochs} epochs; where a schedule needs more, ask for more steps=, or for "
-            "more proxy_epochs= of a search."
-        )
+        if any(frame.filename.endswith("lr_scheduler.py") for frame in traceback.extract_tb(error.__traceback__)):
+            error.add_note(
+                f"This happened in a trial of {epochs} epochs; if the schedule needs more, ask for more steps=, or for "
+                "more proxy_epochs= of a search."
+            )
         raise
-
-
-def _unheard(namespace: str, folder: Any) -> Any:
-    """A logger of Lightning's own that does nothing, whatever the user's steps ask of theirs."""
-    logger = importlib.import_module(f"{namespace}.loggers.logger").DummyLogger
-    return type("Unheard", (logger,), {"save_dir": folder, "log_dir": folder})()
 
 
 def trials_of(
@@ -302,7 +293,8 @@ def trials_of(
         )
     devices = options.get("devices", 1)
     is_one = devices in (1, "1") or (isinstance(devices, list | tuple) and len(devices) == 1)
-    taken = sorted({*options} & OWN) + [f"devices={devices!r}"] * (not is_one)
+    taken = sorted({*options} & OWN | {name for name in UNEQUAL if options.get(name)})
+    taken += [f"devices={devices!r}"] * (not is_one)
     if taken:
         raise TransferConfigError(
             f"trainer= has {', '.join(taken)}: trials have callbacks and a length of their own, and one device. Leave "
@@ -311,8 +303,8 @@ def trials_of(
     if isinstance(data, type):
         raise TransferConfigError(f"The data is the class {data.__name__}; write {data.__name__}().")
     make, given = trainer_class(module), {"devices": 1, **options}
-    with seeded(0, 0):  # a DataModule may split at random
-        loader = loader_of(data, make, given)
+    trainer_of(make, given)  # refuses options
+    loader = loader_of(data, make, given)
     datamodule = None if loader is data else data
     return Trials(loader, make, given, datamodule=datamodule, unaugmented=unaugmented, adapt=adapt)
 
@@ -323,18 +315,3 @@ def _serving(datamodule: Any, loader: Any) -> Any:
     twin.prepare_data = twin.setup = twin.teardown = lambda *args, **options: None
     twin.train_dataloader = lambda: loader
     return twin
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Silence Lightning during trial trainings."""
-    levels = {name: logging.getLogger(name).level for name in LOGGERS}
-    try:
-        for name in LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

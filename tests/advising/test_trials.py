@@ -233,7 +233,8 @@ class WithTrainer(LightningDataModule):
 def test_a_datamodule_moves_batches_and_knows_what_is_trained_on():
     module, data = toys.LitToy(), WithTrainer()
     state = torch.get_rng_state()
-    found = lt.advise(module, data, candidates={}, steps=3, trainer=QUIET)
+    with pytest.warns(UserWarning, match="WithTrainer draws random numbers in setup"):
+        found = lt.advise(module, data, candidates={}, steps=3, trainer=QUIET)
     assert torch.equal(torch.get_rng_state(), state)
     assert data.trainer is None
     assert data.moved[True] == found.measured.folds * 3
@@ -258,7 +259,7 @@ def test_a_schedule_over_epochs_has_them():
     assert all(epochs in (2, 3) and number == 12 for epochs, number in lengths)
     more = {**QUIET, "accumulate_grad_batches": 2, "limit_train_batches": 1}
     lt.advise(Cosine(), toys.target_loader(), candidates={}, steps=7, trainer=more)
-    assert steps == [12] * 5 + [7] * 5
+    assert (steps[:5], {*steps[5:]}) == ([12] * 5, {7})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""A Trainer beside the user's own: silent, and in this process alone."""
+
+import importlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from lightning_transfer.errors import TransferConfigError
+
+LOGGERS = ("lightning.pytorch", "pytorch_lightning", "lightning.fabric", "lightning_fabric")
+QUIET = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+def trainer_of(make: type, options: Mapping[str, Any]) -> Any:
+    """Make a quiet Trainer; refuse one that cannot be made, or that would start or join other processes."""
+    namespace = make.__module__.removesuffix(".trainer.trainer")
+    environments = importlib.import_module(f"{namespace}.plugins.environments")
+    given = {
+        **QUIET,
+        "logger": _unheard(namespace, options.get("default_root_dir", os.getcwd())),
+        "plugins": [environments.LightningEnvironment()],  # whatever has started this process
+        **options,
+    }
+    try:
+        with silent():
+            trainer = make(**given)
+    except Exception as error:
+        raise TransferConfigError(f"No Trainer can be made of trainer= and the callbacks: {error}") from error
+    if not isinstance(trainer.strategy, importlib.import_module(f"{namespace}.strategies").SingleDeviceStrategy):
+        raise TransferConfigError(
+            f"trainer= makes a {type(trainer.strategy).__name__}: trials run on one device, in one process. Leave "
+            "strategy= and num_nodes= out."
+        )
+    return trainer
+
+
+def _unheard(namespace: str, folder: Any) -> Any:
+    """A logger of Lightning's own that does nothing, whatever the user's steps ask of theirs."""
+    logger = importlib.import_module(f"{namespace}.loggers.logger").DummyLogger
+    return type("Unheard", (logger,), {"save_dir": folder, "log_dir": folder})()
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Silence Lightning during trial trainings."""
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    try:
+        for name in LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
