@@ -209,7 +209,8 @@ class Trials:
         """Return how many optimizer steps an epoch has, one at least."""
         limit = self.options.get("limit_train_batches") or 1.0
         batches = min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader))
-        return max(1, math.ceil(batches / self.options.get("accumulate_grad_batches", 1)))
+        accumulated: int = self.options.get("accumulate_grad_batches", 1)
+        return max(1, -(-batches // accumulated))
 
     def train(
         self,
