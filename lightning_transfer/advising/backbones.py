@@ -60,8 +60,8 @@ def named(networks: Networks) -> dict[str, nn.Module | str]:
 
 
 def _check_configuration(name: str, network: nn.Module) -> None:
-    config: Any = getattr(network, "pretrained_cfg", None) or {}
-    if not {"mean", "std", "input_size"} <= {*config}:
+    config = getattr(network, "pretrained_cfg", None)
+    if not isinstance(config, Mapping) or not {"mean", "std", "input_size"} <= config.keys():
         raise TransferConfigError(
             f"{name}, a {type(network).__name__}, does not say how its pictures are sized and normalised. Write "
             f"what it was pretrained with; for most networks that is: network{CONFIG}"
@@ -114,7 +114,7 @@ def pictures_of(data: Any) -> Pictures:
         raise TransferConfigError(
             f"The images' pixels are {dim[0]}, but none is near that; expected PIL images of 8 bits, uint8, or floats "
             "from 0 to 1. Divide them in the dataset by the number that is white: "
-            f"torch.as_tensor(image) / {dim[0].largest:g}, if that is {dim[0].largest:g}."
+            f"numpy.asarray(image) / {dim[0].largest:g}, if that is {dim[0].largest:g}."
         )
     pictures.check_always_the_same(GIVE)
     return pictures

@@ -26,6 +26,7 @@ class Features:
     def __init__(self, network: Any, name: str) -> None:
         self.network, self.name = network, name
         self.head: nn.Module | None = None
+        self.place: int | None = None  # of the head's call, whose input is ranked, among those that are heard
         self.heard: list[tuple[nn.Module, Tensor, Tensor]] = []
         if architecture(network) and hasattr(network, "reset_classifier"):
             network.reset_classifier(0)  # timm's own way to features
@@ -42,17 +43,19 @@ class Features:
 
     def settle(self, batches: Sequence[Tensor]) -> None:
         """Decide for all images, by some, whether the network gives a head's scores, so what that takes is ranked."""
-        alike: list[list[nn.Module]] = []
+        alike: list[set[int]] = []
         for images in batches:
             leaves = tree_leaves(self._given(images))
-            alike += [[head for head, _, scores in self.heard if any(_ranks_alike(scores, leaf) for leaf in leaves)]]
-        self.head = next((head for head in reversed(alike[0]) if all(head in heads for heads in alike)), None)
+            tried = enumerate(scores for *_, scores in self.heard)
+            alike.append({place for place, scores in tried if any(_ranks_alike(scores, leaf) for leaf in leaves)})
+        self.place = max(set.intersection(*alike), default=None)
+        self.head = None if self.place is None else self.heard[self.place][0]
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return (B, D) features of (B, C, H, W) images."""
         found = self._given(images)
-        if self.head is not None:
-            found = next((taken for head, taken, _ in reversed(self.heard) if head is self.head), None)
+        if self.place is not None:
+            found = next((taken for _, taken, _ in self.heard[self.place :]), None)
         if not isinstance(found, Tensor) or found.ndim not in (2, 4) or len(found) != len(images):
             raise TransferConfigError(
                 f"{self.name} gives {structure(found)} of {len(images)} images; expected (B, D) features or "
@@ -67,12 +70,10 @@ class Features:
                 return self.network(images)
         except Exception as error:
             fix = 'network.pretrained_cfg["input_size"] = (channels, height, width)'
-            conv = next((layer for layer in self.network.modules() if isinstance(layer, nn.Conv2d)), None)
-            if conv is not None and conv.in_channels != images.shape[1]:
+            if f"got {images.shape[1]} channels" in str(error):  # said by torch's convolutions
                 raise TransferConfigError(
-                    f"{self.name} does not run on images {tuple(images.shape)}, and its first convolution takes "
-                    f"{conv.in_channels} channels. Networks of 3 channels can be ranked, and those of 1, which are "
-                    f"given grey pictures. Write what it takes: {fix}."
+                    f"{self.name} does not run on images {tuple(images.shape)}: {error}. Networks of 3 channels can be "
+                    f"ranked, and those of 1, which are given grey pictures. Write what it takes: {fix}."
                 ) from error
             error.add_note(
                 f"This happened while {self.name} ran on images {tuple(images.shape)}. If it takes others, write {fix}."

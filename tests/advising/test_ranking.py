@@ -370,6 +370,12 @@ def locked():
     return network
 
 
+def configured(config):
+    network = Net()
+    network.pretrained_cfg = config
+    return network
+
+
 def of_numbers(white, dtype):
     return lambda image: (as_bytes(image) / 255 * white).round().to(dtype)
 
@@ -389,7 +395,8 @@ REFUSED = {
     "size of two": ({"mine": Net(input_size=(8, 8))}, Pictures(), r"mine: .* is \(8, 8\); .* \(3, 224, 224\)"),
     "size of one": ({"mine": Net(input_size=8)}, Pictures(), "mine: .* is 8; expected channels"),
     "four channels": ({"mine": Own(means, 4, input_size=(4, 8, 8))}, Pictures(), r"mine: .*\(4, 8, 8\).*3, or 1"),
-    "grey unsaid": ({"mine": Own(means, 1)}, Pictures(), r"mine does not run .* takes 1 channels.*input_size.\] ="),
+    "grey unsaid": ({"mine": Own(means, 1)}, Pictures(), r"mine does not run .* have 1 channels, .*input_size.\] ="),
+    "no mapping": ({"mine": configured(3)}, Pictures(), "mine, a Net, .* network.pretrained_cfg ="),
     "locked": (
         {"mine": locked()},
         Pictures(),
@@ -462,8 +469,22 @@ def mostly_zeros(net, images):
     return (logits(net, images) - 0.5).relu()
 
 
+def and_then_others(net, images):
+    """Give logits, and run the head once more on something else."""
+    found = logits(net, images)
+    net.fc(means(net, images.flip(1)))
+    return found
+
+
+FORMS = {
+    "mostly zeros": (mostly_zeros, means),
+    "partly logits": (partly_logits, partly_logits),
+    "twice": (and_then_others, means),
+}
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-@pytest.mark.parametrize(("forward", "expected"), [(mostly_zeros, means), (partly_logits, partly_logits)])
+@pytest.mark.parametrize(("forward", "expected"), FORMS.values(), ids=FORMS)
 def test_whether_a_network_gives_logits_is_decided_once_for_all_images(tmp_path, forward, expected, batch_size):
     data = Pictures()
     found = kept(Own(forward), data, tmp_path, batch_size=batch_size)
@@ -524,8 +545,12 @@ def test_a_network_of_one_channel_is_given_grey_pictures(tmp_path):
     with torch.no_grad():
         expected = means(network, torch.tensor(np.stack(hand))[:, None].float()).double().numpy()
     np.testing.assert_allclose(kept(network, data, tmp_path), expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(RuntimeError) as caught:
-        lt.rank_networks({"mine": Net(last=lambda out: out @ torch.ones(5))}, Pictures())
+
+
+@pytest.mark.parametrize("network", [Net(last=lambda out: out @ torch.ones(5)), Own(lambda net, _: net.none, 64)])
+def test_a_networks_own_error_names_it(network):
+    with pytest.raises((RuntimeError, AttributeError)) as caught:
+        lt.rank_networks({"mine": network}, Pictures())
     assert "while mine ran on images (8, 3, 8, 8)" in str(caught.value.__notes__)
 
 
