@@ -2,13 +2,13 @@
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_transfer.datasets import AnyDataset
 from lightning_transfer.errors import TransferConfigError
@@ -49,7 +49,7 @@ def doctor(
         unaugmented: the training images without augmentation, in the same order; by default those of the loader.
 
     Raises:
-        TransferConfigError: the module is not a LightningModule.
+        TransferConfigError: the module is not a LightningModule, or the data neither a DataModule nor a loader.
 
     Returns:
         What was found; `print` shows it.
@@ -78,6 +78,13 @@ def _findings(
     module: Any, data: Any, trainer: Any, adapt: Any, unaugmented: Any, not_checked: list[str]
 ) -> Iterator[Finding]:
     make = trainer_class(module)
+    is_loader = isinstance(data, Iterable) and not isinstance(data, Dataset)
+    if isinstance(data, type) or not (is_loader or hasattr(data, "train_dataloader")):
+        found = f"class {data.__name__}" if isinstance(data, type) else type(data).__name__
+        raise TransferConfigError(
+            f"The data is a {found}; expected a DataModule or a train loader: doctor(module, DataLoader(dataset, "
+            "batch_size=32))."
+        )
     options = {"devices": 1} if trainer is None else options_like(trainer)
     yield from of_module.namespaces(module, data, trainer)
     yield from of_module.order(trainer)
@@ -92,7 +99,7 @@ def _findings(
         module, batches, make, options, datamodule=datamodule, epochs=epochs if epochs and epochs > 0 else None
     )
     if seen.error is not None and seen.step_error is None:
-        not_checked.append(f"what comes after training_step: {type(seen.error).__name__}: {seen.error}")
+        not_checked.append(f"all of the step, for around it this failed: {type(seen.error).__name__}: {seen.error}")
     yield from of_module.modes_and_optimizers(seen)
     of_step = list(of_module.loss_and_labels(seen))
     yield from of_step

@@ -27,8 +27,9 @@ def modes_and_optimizers(seen: Seen) -> Iterator[Finding]:
         yield Finding(
             "eval mode",
             listed(seen.evaluating),
-            "trained, but in eval mode, and Lightning leaves it so: BatchNorm keeps its old statistics, Dropout is off",
-            "network.train() at the end of __init__; or, if it is to stay so, network.requires_grad_(False)",
+            f"{len(seen.evaluating)} layers are in eval mode, and Lightning leaves them so, though weights there are "
+            "trained: BatchNorm keeps its old statistics, Dropout is off",
+            "self.train() at the end of __init__; or, if they are to stay so, requires_grad_(False) for their weights",
         )
     if seen.drifting:
         yield Finding(

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -50,7 +50,7 @@ class Seen:
         error: that anything raised.
         untrained: names of parameters that get a gradient and are in no optimizer.
         drifting: names of BatchNorm layers whose statistics move and whose weights do not.
-        evaluating: names of trained parts that are in eval mode and act otherwise there.
+        evaluating: names of layers that are in eval mode, act otherwise there, and are trained.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -124,17 +124,17 @@ def _tracking(module: nn.Module) -> list[tuple[str, Any]]:
     return [(name, layer) for name, layer in named if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
 
 
-def _evaluating(module: nn.Module, trained: set[int], name: str = "") -> list[str]:
-    """Return the outermost parts in eval mode that hold trained weights, and layers for which the mode matters."""
-    if module.training:
-        parts = module.named_children()
-        return [path for key, part in parts for path in _evaluating(part, trained, f"{name}.{key}".lstrip("."))]
-    is_trained = any(id(param) in trained for param in module.parameters())
-    return [name or type(module).__name__] if is_trained and any(map(_acts_otherwise, module.modules())) else []
+def _evaluating(module: nn.Module, trained: set[int]) -> Iterator[str]:
+    """Yield the layers that act otherwise in eval mode and are in it, where weights of theirs or beside are trained."""
+    for path, layer in module.named_modules():
+        owner = layer if next(layer.parameters(), None) is not None else module.get_submodule(path.rpartition(".")[0])
+        is_trained = any(id(param) in trained for param in owner.parameters())
+        if not layer.training and is_trained and _acts_otherwise(layer):
+            yield path
 
 
 def _acts_otherwise(layer: Any) -> bool:
-    """Return whether a layer acts otherwise in eval mode."""
+    """Return whether a layer, without its parts, acts otherwise in eval mode."""
     if isinstance(layer, _BatchNorm):
         return True
     return bool(layer.p) if isinstance(layer, _DropoutNd) else bool(getattr(layer, "drop_prob", 0))

@@ -106,6 +106,54 @@ class WrongShape(shapes.TimmClassifier):
         return self.model.fc(x.flatten(1))
 
 
+class Drops(shapes.TimmClassifier):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.model.fc(self.drop(self.features(x)))
+
+
+class DropsNothing(Drops):
+    def __init__(self):
+        super().__init__()
+        self.drop.eval()
+
+
+class FrozenInEvalMode(shapes.TimmClassifier):
+    """Frozen as it should be, with a head in it that is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.model.requires_grad_(False).eval()
+        self.model.fc.requires_grad_(True)
+
+
+class FrozenAsAdvised(FrozenInEvalMode):
+    """Put in eval mode as the finding says."""
+
+    def __init__(self):
+        super().__init__()
+        self.model.train()
+
+    def on_train_epoch_start(self):
+        self.model.eval()
+
+
+class ByHand(shapes.TimmClassifier):
+    """Optimizes by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        self.optimizers().zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        self.optimizers().step()
+
+
 def evaluated(*paths):
     """A clean module with parts in eval mode."""
     module = Clean()

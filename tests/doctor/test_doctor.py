@@ -22,12 +22,23 @@ from tests.methods import one
 
 # name of the finding, where, what is said, and the project
 PLANTED = {
-    "a network in eval mode": ("eval mode", "model", "Lightning leaves it so", lambda: [projects.evaluated("model")]),
+    "a network in eval mode": (
+        "eval mode",
+        "model.bn1, model.layer1.0.bn1",
+        "12 layers",
+        lambda: [projects.evaluated("model")],
+    ),
     "BatchNorm in eval mode": (
         "eval mode",
         "model.bn1, model.layer1.0.bn2",
         "BatchNorm",
         lambda: [projects.evaluated("model.bn1", "model.layer1.0.bn2")],
+    ),
+    "Dropout in eval mode before a trained head": (
+        "eval mode",
+        "drop",
+        "Dropout is off",
+        lambda: [projects.DropsNothing()],
     ),
     "frozen BatchNorm": (
         "frozen BatchNorm drifts",
@@ -208,6 +219,10 @@ CLEAN = (
     shapes.FrozenConvNeXt,
     shapes.BuiltInConfigureModel,
     shapes.OneLogit,
+    projects.FrozenInEvalMode,
+    projects.FrozenAsAdvised,
+    projects.ByHand,
+    projects.Drops,
 )
 
 
@@ -224,7 +239,7 @@ def states(data):
     return torch.get_rng_state(), data.generator.get_state(), pickle.dumps((random.getstate(), np.random.get_state()))
 
 
-def test_module_data_and_random_state_are_as_they_were():
+def test_module_data_and_random_state_are_as_they_were(tmp_path):
     module, data, trainer = projects.evaluated("model.bn1"), Images(), toys.trainer()
     weights, found, held = toys.weights(module), anatomy(module), dict(vars(data))
     before, given = states(data), copy.copy(vars(trainer))
@@ -238,6 +253,7 @@ def test_module_data_and_random_state_are_as_they_were():
     assert torch.equal(now[0], before[0])
     assert torch.equal(now[1], before[1])
     assert now[2] == before[2]
+    assert [*tmp_path.iterdir()] == []
 
 
 class Stream(IterableDataset):
@@ -265,6 +281,12 @@ def test_what_cannot_be_checked_is_named():
     found = examined(shapes.DictBatches(), Images(shapes.DictBatches))
     assert found.findings == ()
     assert "Pass adapt=" in str(found)
+
+
+@pytest.mark.parametrize("data", [None, Images, Images().train], ids=["nothing", "a class", "a dataset"])
+def test_data_that_is_none_is_refused(data):
+    with pytest.raises(lt.TransferConfigError, match=r"expected a DataModule or a train loader: doctor\(module, "):
+        lt.doctor(Clean(), data)
 
 
 CONFIG = """
