@@ -87,7 +87,7 @@ def by_configuration(path: str, others: Sequence[str]) -> None:
         from jsonargparse import CLI  # type: ignore[attr-defined]
     except ModuleNotFoundError:
         raise TransferConfigError("Configurations need jsonargparse: pip install 'lightning_transfer[cli]'.") from None
-    CLI(select, args=["--config", path, *others], as_positional=False)
+    CLI(select, args=["--config", path, *others], as_positional=False, prog="lightning-transfer select")
 
 
 def examine(path: str) -> Diagnosis:
@@ -127,9 +127,10 @@ def parser() -> argparse.ArgumentParser:
         help="select source images ahead of training, alone or under torchrun",
         epilog=SELECT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     one.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see below")
-    one = commands.add_parser("strip", help="write a checkpoint without anything of this package")
+    one = commands.add_parser("strip", help="write a checkpoint without anything of this package", allow_abbrev=False)
     one.add_argument("checkpoint", help="the file to read")
     one.add_argument("out", help="the file to write")
     one.add_argument("--trusted", action="store_true", help="read any object; the file then runs whatever it says")
@@ -159,7 +160,8 @@ def main(args: Sequence[str] | None = None) -> None:
         else:
             strip_checkpoint(options.checkpoint, options.out, weights_only=not options.trusted)
     except TransferConfigError as error:
-        raise SystemExit(f"lightning-transfer {options.command}: {error}") from error
+        message = str(error).replace("pass weights_only=False", "pass --trusted")  # the option's name on this line
+        raise SystemExit(f"lightning-transfer {options.command}: {message}") from error
 
 
 if __name__ == "__main__":

@@ -234,15 +234,11 @@ def collate(samples: list[tuple[int, Any]], *, of: str) -> Any:
     try:
         return default_collate([sample for _, sample in samples])
     except (RuntimeError, TypeError) as error:
-        empty = [
-            index
-            for index, sample in samples
-            if isinstance(sample, tuple | list) and any(part is None for part in sample[1:])
-        ]
+        empty = [f"{index} is {structure(sample)}" for index, sample in samples if "NoneType" in structure(sample)]
         if empty:
             raise TransferConfigError(
-                f"{of.capitalize()} sample {empty[0]} has label None. Give it a class number, or leave it out of the "
-                "dataset."
+                f"{of.capitalize()} sample {empty[0]}, and a batch cannot hold None. Give it an image and a class "
+                "number, or leave it out of the dataset."
             ) from error
         first, found = samples[0][0], structure(samples[0][1])
         odd = next((index for index, sample in samples if structure(sample) != found), None)

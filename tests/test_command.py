@@ -60,3 +60,38 @@ def test_what_is_wrong_is_one_message(tmp_path, capsys):
         main(["strip", "a", "b", "--neighbors.k=3"])
     assert end.value.code == 2
     assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_the_option_that_is_named_for_more_than_plain_data_is_the_commands(tmp_path):
+    torch.save({"state_dict": {}, "hyper_parameters": {"network": torch.nn.Linear(1, 1)}}, tmp_path / "holds.ckpt")
+    for option in ([], ["--t"]):
+        with pytest.raises(SystemExit) as end:
+            main(["strip", str(tmp_path / "holds.ckpt"), str(tmp_path / "out.ckpt"), *option])
+        assert not option or end.value.code == 2
+        assert option or "pass --trusted; it then runs" in end.value.code
+    with pytest.warns(lt.NoEffectWarning):
+        main(["strip", str(tmp_path / "holds.ckpt"), str(tmp_path / "out.ckpt"), "--trusted"])
+
+
+def test_no_option_of_select_is_shortened(capsys):
+    with pytest.raises(SystemExit):
+        main(["select", "--conf", "select.yaml"])
+    assert "required: --config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fabric", "detail"),
+    [("devices: x", "devices"), ("accelerator: abacus", "abacus"), ("acelerator: cpu", "acelerator")],
+)
+def test_what_fabric_refuses_is_one_message(fabric, detail, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "select.yaml").write_text(CONFIG.replace("fabric: {accelerator: cpu}", f"fabric: {{{fabric}}}"))
+    with pytest.raises(SystemExit, match=f"lightning-transfer select: Fabric does not take fabric=.*: .*{detail}"):
+        main(["select", "--config", "select.yaml"])
+
+
+def test_an_option_that_is_refused_names_the_command(tmp_path, capsys):
+    (tmp_path / "select.yaml").write_text(CONFIG)
+    with pytest.raises(SystemExit):
+        main(["select", "--config", str(tmp_path / "select.yaml"), "--neighbors.k=abc"])
+    assert "lightning-transfer select --help" in capsys.readouterr().err

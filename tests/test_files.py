@@ -64,8 +64,14 @@ def strange(name):
         return "x" * 5000
     if name == "surrogate":
         return "\ud800"
+    if name in ("named", "callbacks"):
+        odd = {"state_dict": {1: torch.ones(2)}} if name == "named" else {"state_dict": {}, "callbacks": None}
+        torch.save(odd, "file")
+        return "file"
     contents = {
         "empty": b"",
+        "code": b"import os\n",
+        "class": b"class A:\n    pass\n",
         "text": b"not what it should be\n" * 9,
         "json": b'{"a": 1}',
         "null": b"null",
@@ -81,7 +87,7 @@ def strange(name):
 
 
 KINDS = ("missing", "folder", "pipe", "device", "NUL", "long", "surrogate")
-CONTENTS = ("empty", "text", "json", "null", "deep", "unicode", "zip", "pickle", "zeros", "header")
+CONTENTS = ("empty", "code", "class", "text", "json", "null", "deep", "unicode", "zip", "pickle", "zeros", "header")
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -103,6 +109,13 @@ def test_what_is_not_a_file_of_ours_is_refused_by_name(kind, reader):
     assert caught[0].encode()  # it can be printed
     name = "file" if kind in CONTENTS else path.replace("\ud800", "\\ud800")[:99]
     assert name in caught[0]
+
+
+@pytest.mark.parametrize("kind", ["code", "class", "named", "callbacks"])
+def test_what_is_not_a_checkpoint_is_not_called_one_that_holds_more_than_plain_data(kind):
+    with pytest.raises(lt.TransferConfigError, match="file is not a Lightning checkpoint") as error:
+        READERS["strip"](strange(kind))
+    assert "weights_only" not in str(error.value)
 
 
 @pytest.mark.parametrize("reader", ["selection", "plan", "frozen"])

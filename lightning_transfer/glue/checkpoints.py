@@ -3,6 +3,7 @@
 import os
 import pickle
 import warnings
+import zipfile
 from collections import OrderedDict
 from typing import Any, TypeVar
 
@@ -194,6 +195,9 @@ def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], 
     """
     checkpoint = read_checkpoint(path, weights_only=weights_only)
     weights, callbacks = checkpoint["state_dict"], checkpoint.get("callbacks", {})
+    if not isinstance(callbacks, dict):
+        found = type(callbacks).__name__
+        raise TransferConfigError(f"{path} is not a Lightning checkpoint: its 'callbacks' is a {found}, not a dict.")
     for name, spec in structures_in(weights):
         raise TransferConfigError(
             f"{path} holds a changed network ({spec['kind']} at {name}), which is not a plain network. Load it by "
@@ -225,16 +229,18 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool) -> dict
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
         except pickle.UnpicklingError as error:
-            if "Unsupported" not in str(error):  # torch's words for a class that is not on its list
-                raise
+            # torch's words for a class that is not on its list; text that begins with a c is read as a class too
+            if "Unsupported global" not in str(error) or not zipfile.is_zipfile(path):
+                raise pickle.UnpicklingError("torch.save did not write it so") from error
             raise UnsafeCheckpointError(
                 f"{path} holds more than tensors and plain data, often a hyperparameter such as a network or a Path. "
                 "If you made this file or trust whoever made it, pass weights_only=False; it then runs whatever the "
                 "file says, so never do that with a stranger's. New checkpoints hold none of it with "
                 "self.save_hyperparameters(ignore=[...])."
             ) from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise TransferConfigError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'.")
+    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+        raise TransferConfigError(f"{path} is not a Lightning checkpoint: it has no 'state_dict' of named weights.")
     return checkpoint
 
 

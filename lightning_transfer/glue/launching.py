@@ -16,14 +16,17 @@ def launch(options: dict[str, Any]) -> torch.device:
         options: of Fabric: accelerator, devices, num_nodes, strategy.
 
     Raises:
-        TransferConfigError: more processes were started than Fabric is told of.
+        TransferConfigError: Fabric refuses the options, or more processes were started than it is told of.
     """
     try:
         fabric_class = importlib.import_module("lightning.fabric").Fabric
     except ModuleNotFoundError:
         fabric_class = importlib.import_module("lightning_fabric").Fabric
     world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # under torchrun
-    fabric = fabric_class(**{"accelerator": "auto", "devices": local, "num_nodes": world // local, **options})
+    try:
+        fabric = fabric_class(**{"accelerator": "auto", "devices": local, "num_nodes": world // local, **options})
+    except Exception as error:  # of many types, Lightning's own among them
+        raise TransferConfigError(f"Fabric does not take fabric={options}: {error}") from error
     fabric.launch()
     if fabric.world_size < world:
         raise TransferConfigError(

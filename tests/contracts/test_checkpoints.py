@@ -5,6 +5,8 @@ import torch
 from lightning.pytorch import callbacks
 
 import lightning_transfer as lt
+from lightning_transfer.glue.checkpoints import load_from_checkpoint
+from lightning_transfer.surgery import Structure
 from tests import toys
 from tests.methods import chosen, each, one
 from tests.toys import LitToy, SaveEveryStep, assert_same, fit, trainer, weights
@@ -138,6 +140,16 @@ def test_a_changed_network_is_loaded_and_made_plain(method, written):
     assert torch.equal(loaded.eval()(images), module.eval()(images))
     method.plain(loaded)
     PlainRun().load_state_dict(loaded.state_dict(), strict=True)
+
+
+@each_layered
+def test_a_change_of_a_kind_that_is_not_known_here_names_the_loader_that_knows_all(method, written, monkeypatch):
+    _, folder = written(method)
+    monkeypatch.setattr(Structure, "kinds", {})
+    with pytest.raises(
+        lt.TransferConfigError, match=r"known now: none\. Load .*lightning_transfer\.load_from_checkpoint"
+    ):
+        load_from_checkpoint(PlainRun, folder / "after.ckpt")
 
 
 @each_layered

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_transfer as lt
 from lightning_transfer.methods.selective.banks import FilterBank
+from tests import toys
 from tests.reference import selective
 
 IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 1, 3, 1, 1)
@@ -115,6 +117,25 @@ def test_a_bank_describes_every_option():
     different = [told(), told(sizes=(7, 11, 15)), told(sizes=(7, 11, 15, 21)), told(orientations=4), told(stride=2)]
     assert len(set(different)) == 5
     assert told() == told()
+
+
+@pytest.mark.parametrize("side", [6, 8, 12, 16, 18])
+def test_images_that_are_too_small_are_told_the_largest_filter_at_once(side):
+    images = TensorDataset(torch.rand(6, 3, side, 24), torch.arange(6))
+    borrowing = lt.SelectiveJointFinetuning(
+        lt.SourceTask(images, num_classes=6), neighbors=2, weight=1.0, target=images
+    )
+    message = rf"{side} x 24 pixels.* 19 x 19\. .*Resize\(38\), or pass bank=FilterBank.from_model\("
+    for select in (
+        lambda: lt.select_neighbors(images, images, k=2),
+        lambda: toys.fit(toys.LitToy(), [borrowing], loader=DataLoader(images, batch_size=2)),
+    ):
+        with pytest.raises(lt.TransferConfigError, match=message):
+            select()
+
+
+def test_images_as_large_as_the_largest_filter_are_taken():
+    assert [maps.shape[-1] for maps in FilterBank.gabor(sizes=(3, 9))(torch.rand(1, 3, 9, 9))] == [7, 1]
 
 
 @pytest.mark.parametrize(

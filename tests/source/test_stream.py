@@ -83,7 +83,16 @@ def test_closing_keeps_the_place():
     assert draw(one, 3) == draw(other, 3)
 
 
-def test_a_label_that_is_none_is_said_to_be_one():
-    data = [(torch.rand(3, 4, 4), label) for label in (0, 1, None, 2)]
-    with pytest.raises(lt.TransferConfigError, match=r"Source sample 2 has label None"):
+@pytest.mark.parametrize(
+    ("odd", "shown"),
+    [
+        ((torch.rand(3, 4, 4), None), r"\(Tensor\(3, 4, 4\), NoneType\)"),
+        ((None, 1), r"\(NoneType, int\)"),
+        (None, "NoneType"),
+    ],
+)
+def test_a_sample_or_a_part_of_it_that_is_none_is_said_to_be_one(odd, shown):
+    data = [(torch.rand(3, 4, 4), 0), (torch.rand(3, 4, 4), 1), odd, (torch.rand(3, 4, 4), 2)]
+    with pytest.raises(lt.TransferConfigError, match=f"Source sample 2 is {shown}.*cannot hold None") as error:
         draw(stream(data=data), 1)
+    assert "Resize" not in str(error.value)

@@ -104,6 +104,13 @@ class _GaborBank(FilterBank):
             self.register_buffer(f"filters_{size}", _gabor_filters(size, orientations))
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        least, (height, width) = max(filters.shape[-1] for filters in self.buffers()), images.shape[-2:]
+        if min(height, width) < least:
+            raise TransferConfigError(
+                f"Found images of {height} x {width} pixels; the largest Gabor filter has {least} x {least}. Make "
+                f"target and source images larger, for example by Resize({2 * least}), or pass "
+                "bank=FilterBank.from_model(model, layers=['conv1'])."
+            )
         grey = images.mean(1, keepdim=True)
         return [filter_responses(grey, filters, stride=self.stride) for filters in self.buffers()]
 
