@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError, differences
 from lightning_transfer.stamps import KEYS, stamped, unstamped
-from lightning_transfer.version import __version__
 
 SEED = 0  # of new weights
 MARKS = (b'"format"', b'"version"', b'"checksum"', b'"kind"')  # of a spec; a damaged spec still has some of them
@@ -149,8 +148,7 @@ def rebuild(module: nn.Module, weights: Mapping[str, Any]) -> None:
         if kind not in Structure.kinds:
             raise TransferConfigError(
                 f"{path} is a {kind}; known now: {', '.join(Structure.kinds) or 'none'}. Load the checkpoint by "
-                f"lightning_transfer.load_from_checkpoint, which knows all of this version, {__version__}, or install "
-                f"lightning_transfer {spec['version']}, which wrote it."
+                f"lightning_transfer.load_from_checkpoint of version {spec['version']}, which wrote it."
             )
         try:
             Structure.kinds[kind].rebuild(module, path, spec)

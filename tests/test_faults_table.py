@@ -348,7 +348,7 @@ FIELD: dict[str, tuple[str, ...]] = {
     "D15": (
         "values that are not finite, and labels that are None, without a word of whose they are",
         "source/test_gap.py::test_features_that_are_not_finite_are_named_by_side_and_row",
-        "source/test_stream.py::test_a_label_that_is_none_is_said_to_be_one",
+        "source/test_stream.py::test_a_sample_or_a_part_of_it_that_is_none_is_said_to_be_one",
     ),
     "D16": (
         "listed labels that the samples do not have",

@@ -227,7 +227,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool) -> dict
     """
     with reading(path, what="Lightning checkpoint", fix="Take another copy of it, or name another file."):
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
+            checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only)
         except pickle.UnpicklingError as error:
             # torch's words for a class that is not on its list; text that begins with a c is read as a class too
             if "Unsupported global" not in str(error) or not zipfile.is_zipfile(path):
