@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         SelectiveJointFinetuning,
         SoftFinetuning,
     )
-    from lightning_transfer.checkpoints import load_from_checkpoint, strip_checkpoint
+    from lightning_transfer.checkpoints import export, load_from_checkpoint, strip_checkpoint
     from lightning_transfer.errors import NoEffectWarning, TransferConfigError
     from lightning_transfer.examining.doctor import doctor
     from lightning_transfer.methods.collaborative.search.options import LayerSearch
@@ -65,6 +65,7 @@ __all__ = [
     "callbacks",
     "checkpoints",
     "doctor",
+    "export",
     "functional",
     "load_from_checkpoint",
     "metrics",
@@ -101,6 +102,7 @@ _HOMES = {
     "SourceTaskMixin": "mixins",
     "TransferConfigError": "errors",
     "advise": "advising.advise",
+    "export": "checkpoints",
     "doctor": "examining.doctor",
     "load_from_checkpoint": "checkpoints",
     "rank_networks": "advising.ranking",
