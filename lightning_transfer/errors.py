@@ -28,7 +28,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def differences(
-    theirs: Mapping[str, object], mine: Mapping[str, object], *, there: str = "in the checkpoint", here: str = "now"
+    theirs: Mapping[str, object], mine: Mapping[str, object], *, there: str = "in the checkpoint"
 ) -> list[str]:
     """Return the differences between saved and given options.
 
@@ -36,7 +36,7 @@ def differences(
     ['seed: 0 in the checkpoint, 1 now']
     """
     return [
-        f"{key}: {theirs.get(key)} {there}, {mine.get(key)} {here}"
+        f"{key}: {theirs.get(key)} {there}, {mine.get(key)} now"
         for key in sorted({*theirs, *mine})
         if theirs.get(key) != mine.get(key)
     ]

@@ -11,7 +11,6 @@ from lightning_transfer.linear import LinearClassifier, fit_linear, fit_path
 from lightning_transfer.splitting import folds
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
-FOLDS = 5
 ROUGH = 1e-2  # change of a loss, summed over images, at which a fit is near enough to choose the penalty by
 
 
@@ -49,7 +48,7 @@ def choose_penalty(
     """
     counts = torch.ones(len(labels)) if importance is None else importance
     losses, right = dict.fromkeys(PENALTIES, 0.0), dict.fromkeys(PENALTIES, 0.0)
-    for out in folds(labels.tolist(), groups, num_folds=FOLDS):
+    for out in folds(labels.tolist(), groups):
         is_out = _mask(out, len(labels))
         is_known = torch.isin(labels[is_out], labels[~is_out])  # else its score is -inf but for the number of steps
         rough: dict[str, Any] = {"dtype": torch.float32, "tolerance": ROUGH, "importance": counts[~is_out]}
@@ -95,7 +94,7 @@ def probed(features: Tensor, labels: Tensor, *, num_classes: int, groups: Sequen
         [True, True, True, True, True, True]
     """
     right = torch.zeros(len(labels), dtype=torch.bool)
-    for out in folds(labels.tolist(), groups, num_folds=FOLDS):
+    for out in folds(labels.tolist(), groups):
         is_out = _mask(out, len(labels))
         rest = None if groups is None else [group for group, at in zip(groups, is_out.tolist(), strict=True) if not at]
         says = fit_probe(features[~is_out], labels[~is_out], num_classes=num_classes, groups=rest)

@@ -60,19 +60,15 @@ def together(act: Callable[[], T], group: Any = None) -> T:
     return value  # type: ignore[return-value]
 
 
-def from_first(act: Callable[[], T], *, patiently: bool = False) -> T:
-    """Run a function in the first process and return its result in every process.
-
-    Args:
-        act: the function.
-        patiently: whether the others wait longer than the usual timeout.
-    """
+def from_first(act: Callable[[], T]) -> T:
+    """Run a function in the first process, for which the others wait, and return its result in every process."""
     if not _are_many():
         return act()
-    group: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if patiently else None
-    values = [together(lambda: act() if rank() == 0 else None, group)]
-    dist.broadcast_object_list(values, src=0, group=group)
-    if group is not None:
+    group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)  # the usual timeout is minutes
+    try:
+        values = [together(lambda: act() if rank() == 0 else None, group)]
+        dist.broadcast_object_list(values, src=0, group=group)
+    finally:
         dist.destroy_process_group(group)
     return values[0]  # type: ignore[return-value]
 

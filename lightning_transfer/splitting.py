@@ -8,6 +8,8 @@ import numpy as np
 
 from lightning_transfer.errors import TransferConfigError
 
+FOLDS = 5
+
 
 def by_group(number: int, groups: Sequence[Any] | None) -> list[list[int]]:
     """Return the indices of `number` images as one list for each group; without groups each image is alone.
@@ -55,7 +57,7 @@ def held_out(labels: Sequence[int], share: float, *, groups: Sequence[Any] | Non
     return sorted(found)
 
 
-def folds(labels: Sequence[int], groups: Sequence[Any] | None = None, *, num_folds: int) -> list[list[int]]:
+def folds(labels: Sequence[int], groups: Sequence[Any] | None = None, *, num_folds: int = FOLDS) -> list[list[int]]:
     """Return parts of the images to hold out in turns: of even size and classes, and no group in two of them.
 
     Args:

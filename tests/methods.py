@@ -133,7 +133,8 @@ def toy_bank() -> lt.FilterBank:
 
 def borrowed(**options):
     """A few neighbors for each target image, and a round in mid run in which some are hard."""
-    return lt.Neighbors(**{"k": 6, "bank": toy_bank(), "rounds": 1, "every": 2, **options})
+    every = 2 if options.get("rounds", 1) else None
+    return lt.Neighbors(**{"k": 6, "bank": toy_bank(), "rounds": 1, "every": every, **options})
 
 
 def _selective(forward):

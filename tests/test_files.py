@@ -264,7 +264,8 @@ def test_a_selection_with_other_metadata_is_refused(metadata):
         (lambda data: data["evaluations"][1].update(layers=[2.5, 1]), "layers=2.5"),
         (lambda data: data["evaluations"][1].update(failure=None), "failure=None"),
         (lambda data: data["evaluations"][1].pop("failure"), "LayerPlan"),
-        (lambda data: data["frozen"].update(own=5), "frozen.*own.*=5"),
+        (lambda data: data["evaluations"][1].update(layers=[4, 0]), "layers=4.*at most 3"),
+        (lambda data: data["frozen"].update(own=4), "frozen.*own.*=4.*at most 3"),  # all but the last convolution
         (lambda data: data["frozen"].update(own=-1), "frozen.*own.*=-1"),
         (lambda data: data["frozen"].update(own="2"), "frozen.*own.*='2'"),
         (lambda data: data["frozen"].update(other=1), "freezes"),

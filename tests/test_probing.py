@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 import lightning_transfer as lt
-from lightning_transfer.probing import FOLDS, PENALTIES, fit_probe, probed
+from lightning_transfer.probing import PENALTIES, fit_probe, probed
 from lightning_transfer.splitting import folds
 
 
@@ -30,7 +30,7 @@ def by_scikit_learn(features, labels, penalty):
 def test_the_penalty_is_the_one_that_suits_images_held_out(spread, width, strongest):
     features, labels = clouds(45, width, spread)
     losses = dict.fromkeys(PENALTIES, 0.0)
-    for out in folds(labels.tolist(), num_folds=FOLDS):
+    for out in folds(labels.tolist()):
         kept = sorted({*range(45)} - {*out})
         for penalty in PENALTIES:
             says = by_scikit_learn(features[kept].numpy(), labels[kept].numpy(), penalty)(features[out].numpy())

@@ -7,8 +7,8 @@ from html import escape
 from typing import Literal
 
 from lightning_transfer.advising.candidates import PROBE
-from lightning_transfer.advising.trials import FOLDS
 from lightning_transfer.advising.verdicts import LEVEL, NOISE, Difference, Verdict
+from lightning_transfer.splitting import FOLDS
 
 HEADS = ("candidate", "difference to fine-tuning, points", "times the cost", "parts", "verdict")
 

@@ -13,12 +13,13 @@ from lightning_transfer.advising.advice import Advice, Compared, Measured
 from lightning_transfer.advising.candidates import PROBE, Candidate, own, usual
 from lightning_transfer.advising.race import Race, Racer
 from lightning_transfer.advising.reading import ADAPT, FORWARD, Reading
-from lightning_transfer.advising.trials import FOLDS, OutOfTimeError, PairedTrials
+from lightning_transfer.advising.trials import OutOfTimeError, PairedTrials
 from lightning_transfer.datasets import AnyDataset
 from lightning_transfer.errors import TransferConfigError, check_count, check_number
 from lightning_transfer.glue.proxy import Trials, part_of, trials_of
 from lightning_transfer.progress import Progress, no_progress, tqdm_progress
 from lightning_transfer.source.task import SourceTask
+from lightning_transfer.splitting import FOLDS
 
 EPOCHS = 25  # if no length is given
 LENGTHS = "max_epochs", "max_steps"

@@ -18,7 +18,6 @@ from lightning_transfer.progress import Step
 from lightning_transfer.randomness import reseed, seeded
 from lightning_transfer.splitting import folds
 
-FOLDS = 5
 MOST = 1000  # images that are scored in a fold
 MOST_PROBED = 5000  # images that a probe learns from
 PRICED = 10  # steps by which the time of a training is estimated
@@ -62,7 +61,7 @@ class PairedTrials:
         self.clock, self.deadline = clock, deadline
         self.steps = 0
         self.step: Step = lambda more, note="": None
-        self.parts = folds(trials.labels, trials.groups, num_folds=FOLDS)
+        self.parts = folds(trials.labels, trials.groups)
         self.places: Places | None = None  # as fine-tuning, which changes no layer, has found them
 
     def kept(self, fold: int) -> list[int]:

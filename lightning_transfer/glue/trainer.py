@@ -196,11 +196,11 @@ def to_device(trainer: Any, batch: Any, *, hooks: bool, were_set: dict[str, Any]
 @contextmanager
 def looking(trainer: Any) -> Iterator[None]:
     """While it lasts the Trainer says that it validates, to hooks that augment what it trains on."""
-    trainer.validating = True
+    stage, trainer.validating = trainer.state.stage, True
     try:
         yield
     finally:
-        trainer.training = True
+        trainer.state.stage = stage
 
 
 def is_log_due(trainer: Any) -> bool:

@@ -8,6 +8,7 @@ from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.task import SourceTask
 
 Weight: TypeAlias = Schedule | float | Literal["auto"]
+USUAL, ALWAYS = Schedule(), Schedule(1.0, 1.0)  # what "auto" follows near the source: of all of it, of what is borrowed
 
 
 def as_weight(weight: Weight) -> Schedule | Literal["auto"]:

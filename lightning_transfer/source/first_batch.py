@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 from lightning_transfer.glue.trainer import say
 from lightning_transfer.randomness import seeded
 from lightning_transfer.roles import out_width
+from lightning_transfer.source.gap import RAW
 from lightning_transfer.source.view import NetworkView
 
 UNTRAINED = 0.9  # of the loss of guessing: a kept head that starts above does not know these labels
-UNNORMALISED = 32.0  # pixel values beyond any normalisation's
 
 
 def introduce(
@@ -42,7 +42,7 @@ def introduce(
             stacklevel=2,
         )
     largest = float(images.detach().abs().max())
-    if largest > UNNORMALISED:
+    if largest > RAW:
         warnings.warn(
             f"Source images reach {largest:.0f}; networks take normalised pixels. Give the source dataset the "
             "transform that the network was pretrained with.",

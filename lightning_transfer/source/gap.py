@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.linear import fit_linear
+from lightning_transfer.splitting import FOLDS
 
-FOLDS = 5
 PENALTY = 2.0  # on both classes' weights, which are each other's negative: equals 1 in a binary regression
 NEAR = 0.8  # a source loss has helped up to .86 and has hurt from .81: see examples/benchmarks/README.md
 SCALE = f"0.5 cannot be separated, {NEAR} too far, 1 always separated"

@@ -64,7 +64,7 @@ def measure_gap(view: NetworkView, chooser: Chooser | None, weight: Schedule) ->
         return gap
 
     try:
-        return ranks.from_first(measured, patiently=True)
+        return ranks.from_first(measured)
     except Exception as error:
         hint = (
             "This happened while weight='auto' measured how far the target lies from the source. To keep the source "

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
 
 import lightning_transfer as lt
-from lightning_transfer.probing import FOLDS, PENALTIES
+from lightning_transfer.probing import PENALTIES
 from lightning_transfer.splitting import folds
 from lightning_transfer.stamps import checksum
 
@@ -94,7 +94,7 @@ def right_by_scikit_learn(features, labels, groups=None):
 
     def split(some):
         given = None if groups is None else [groups[index] for index in some]
-        for out in folds(labels[some].tolist(), given, num_folds=FOLDS):
+        for out in folds(labels[some].tolist(), given):
             yield np.delete(some, out), some[out]
 
     right = np.zeros(len(labels))

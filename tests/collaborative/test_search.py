@@ -233,12 +233,19 @@ def test_a_candidate_that_fails_costs_only_itself(monkeypatch):
         real(self, module, indices, callbacks, **options)
 
     monkeypatch.setattr(candidates.proxy.Trials, "train", train)
-    fit(Deep(), [callback], max_steps=1)
+    with pytest.warns(UserWarning, match="candidates failed") as said:
+        fit(Deep(), [callback], max_steps=1)
     failures = {evaluation.layers[0]: evaluation.failure for evaluation in callback.plan.evaluations}
     assert "OutOfMemoryError: no memory" in failures[2]
     assert failures[1] == ""
     assert "not finite" in failures[0]
     assert callback.plan.frozen["own"] == 1
+    failed = {each.layers: each.failure for each in callback.plan.evaluations if each.accuracy is None}
+    tried, (layers, failure) = {each.layers for each in callback.plan.evaluations}, next(iter(failed.items()))
+    first = f"The first, {dict(zip(('own', 'source1'), layers, strict=True))}: {failure}"
+    message = str(next(each.message for each in said if "failed" in str(each.message)))
+    assert message.startswith(f"{len(failed)} of {len(tried)} candidates failed")
+    assert message.endswith(first)
 
 
 def test_where_all_fail_nothing_is_frozen_and_that_is_said(monkeypatch):
@@ -350,7 +357,7 @@ def test_a_cache_of_another_search_is_refused_with_the_differences(monkeypatch, 
     Counting(monkeypatch)
     cache = str(tmp_path / "search.json")
     fit(Deep(), [searching(cache=cache)], max_steps=1)
-    with pytest.raises(lt.TransferConfigError, match=r"seed: 0 there, 1 here.*Name another file"):
+    with pytest.raises(lt.TransferConfigError, match=r"seed: 0 there, 1 now.*Name another file"):
         fit(Deep(), [searching(cache=cache, seed=1)], max_steps=1)
     other = Deep()
     with torch.no_grad():

@@ -243,6 +243,44 @@ def test_of_several_validation_loaders_the_first_says_who_is_right():
     assert found != pytest.approx(module.model.measure(wrong))
 
 
+def test_an_error_in_the_users_labels_is_not_taken_for_a_validation_without_labels():
+    """Labels of another loader than the first are not read."""
+    images, numbers = toys.target_data().tensors
+    labelled, bare = (DataLoader(TensorDataset(*tensors), batch_size=8) for tensors in ((images, numbers), (images,)))
+    for callback, loaders in ((several_networks(**RAW), [labelled, bare]), (several_networks(), [bare])):
+        module = Module(F.cross_entropy, 5)
+        module.validation_step = _validation(module)
+        toys.trainer([callback], max_epochs=1).fit(module, toys.target_loader(), loaders)
+    runner, module = toys.trainer([several_networks(**RAW)], max_epochs=1), Module(F.cross_entropy, 5)
+    with pytest.raises(IndexError) as raised:
+        runner.fit(module, toys.target_loader(), bare)
+    assert "labels= with a validation batch, [Tensor(8, 3, 6, 6)]" in raised.value.__notes__[0]
+
+
+class ByHand(lt.CollaborativeMixin, Module):
+    def __init__(self):
+        super().__init__(F.cross_entropy, 5)
+        self.add_sources([toys.OtherNet()])
+
+    def training_step(self, batch, batch_idx):
+        return self.collaborative_loss(super().training_step(batch, batch_idx))
+
+
+@pytest.mark.parametrize("again", ["fit", "validate"])
+def test_an_interrupted_validation_leaves_no_counts_for_the_next(again):
+    class Stop(L.Callback):
+        def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            raise ValueError("stopped")
+
+    module, runner = ByHand(), toys.trainer(max_epochs=1)
+    images, labels = toys.target_data().tensors
+    right, wrong = (DataLoader(TensorDataset(images, y), batch_size=8) for y in (labels, (labels + 1) % 5))
+    with pytest.raises(ValueError, match="stopped"):
+        toys.trainer([Stop()]).validate(module, wrong, verbose=False)
+    runner.fit(module, toys.target_loader(), right) if again == "fit" else runner.validate(module, right, verbose=False)
+    assert dict(module.model.accuracies) == pytest.approx(module.model.measure(right))
+
+
 def _validation(module):
     def validation_step(batch, batch_idx, dataloader_idx=0):
         module(batch[0])

@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 import lightning_transfer as lt
-from lightning_transfer.glue.trainer import served
+from lightning_transfer.glue.trainer import looking, served
 from tests import toys
 from tests.methods import borrowed
 from tests.toys import LitToy, Recorder, fit
@@ -133,6 +133,15 @@ def test_images_of_weight_0_are_neither_looked_at_nor_selected_for(weight):
     fit(LitToy(), [callback], loader=loader, max_epochs=1)
     assert {*map(int, recorder.loaded)} <= {*range(0, 24, 3)}
     assert weight == "auto" or len(callback.selection.indices) == 8
+
+
+@pytest.mark.parametrize("stage", ["training", "sanity_checking", "testing"])
+def test_a_look_leaves_the_trainer_in_the_stage_that_it_was_in(stage):
+    runner = toys.trainer()
+    setattr(runner, stage, True)
+    with looking(runner):
+        assert runner.validating
+    assert getattr(runner, stage)
 
 
 @pytest.mark.parametrize("options", [{"sampler": Halves()}, {"batch_sampler": Balanced()}])

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, T
 
 import lightning_transfer as lt
 from lightning_transfer.methods.probe.drawing import draw
-from lightning_transfer.probing import FOLDS, PENALTIES
+from lightning_transfer.probing import PENALTIES
 from lightning_transfer.splitting import folds
 from tests import toys
 from tests.contracts.test_as_found import anatomy
@@ -33,7 +33,7 @@ def by_scikit_learn(features, labels):
 
     rows, numbers = features.double().numpy(), labels.numpy()
     losses = dict.fromkeys(PENALTIES, 0.0)
-    for out in folds(labels.tolist(), num_folds=FOLDS):
+    for out in folds(labels.tolist()):
         kept = sorted({*range(len(labels))} - {*out})
         for penalty in PENALTIES:
             says, classes = fitted(rows[kept], numbers[kept], penalty)

@@ -195,7 +195,7 @@ def interrupted(folder, rank, number=signal.SIGTERM):
     images = source_data().dataset
     source = Faulty(images, bad=UNREADABLE, signal_after=READ_BEFORE + 2 * BLOCK + 3, number=number)
     task = lt.SourceTask(images, num_classes=11, unaugmented=source, batch_size=2)
-    neighbors = lt.Neighbors(k=K, limit=K, bank=quick_bank(), rounds=0)
+    neighbors = lt.Neighbors(k=K, bank=quick_bank(), rounds=0)
     given = {"target": target_data(), "protect": [small(4, 3)], "cache": folder / "shared/chosen"}
     callback = lt.SelectiveJointFinetuning(task, neighbors=neighbors, weight=lt.Schedule(1.0, 1.0), **given)
     loader = torch.utils.data.DataLoader(target_data(), batch_size=2)

@@ -68,6 +68,14 @@ def test_what_lies_at_the_ends_is_taken(options):
     assert all(getattr(Neighbors(**options), name) == value for name, value in options.items())
 
 
+@pytest.mark.parametrize(
+    "options", [{"every": 1}, {"hard_entropy": 0.2}, {"hard_entropy": "75%"}, {"limit": 600}, {"oversample_hard": True}]
+)
+def test_an_option_of_rounds_without_rounds_is_warned_of_by_name(options):
+    with pytest.warns(lt.NoEffectWarning, match=f"rounds=0.*{next(iter(options))} changes nothing.*rounds=2"):
+        Neighbors(rounds=0, **options)
+
+
 def test_the_defaults_are_those_that_are_told():
     asked = Neighbors()
     assert (asked.k, asked.bank, asked.bins, asked.rounds, asked.every) == (300, "gabor", None, 2, None)

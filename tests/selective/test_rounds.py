@@ -207,7 +207,7 @@ def test_borrowing_nearly_all_of_the_source_is_said(monkeypatch):
     said = []
     monkeypatch.setattr(borrowing, "say", lambda trainer, line: said.append(line))
     for k in (1, 19):
-        fit(LitToy(), [selective(neighbors=borrowed(k=k, limit=k, rounds=0))], max_steps=1)
+        fit(LitToy(), [selective(neighbors=borrowed(k=k, rounds=0))], max_steps=1)
     few, all_but_one = [line for line in said if "together they borrow" in line]
     assert few.endswith("of 20.")
     assert "of 20, nearly all of it: with fewer neighbors=" in all_but_one
@@ -249,7 +249,7 @@ def test_manual_optimization_asks_for_steps_between_rounds():
     fit(module)
     assert {*module.source_task.chooser.budget.tolist()} <= {2, 6, 10}
     assert module.source_task.chooser.rounds_done == 1
-    fit(by_mixin(borrowed(every=None, rounds=0)))
+    fit(by_mixin(borrowed(rounds=0)))
 
 
 def test_the_mixin_is_the_callback():
@@ -422,7 +422,7 @@ def test_source_classes_with_few_borrowed_images_are_left_out(lists, least):
     near = lists[:, :2].tolist()
     kept = by_hand.borrowed_of_large_classes(near, [2] * 24, labels, min(least, 3))
     loaded, _ = drawn_in(
-        lambda data: selective(data, neighbors=borrowed(k=2, limit=2, rounds=0, min_per_class=min(least, 3))),
+        lambda data: selective(data, neighbors=borrowed(k=2, rounds=0, min_per_class=min(least, 3))),
         max_epochs=9,
     )
     assert {*loaded} == {image for row in kept for image in row}
@@ -436,9 +436,7 @@ def test_classes_are_those_of_the_borrowed_images_not_of_the_source(lists):
     kept = by_hand.borrowed_of_large_classes(near, [1] * 24, labels, 2)
     expected = {image for row in kept for image in row}
     assert 0 < len(expected) < len({image for row in near for image in row})
-    loaded, _ = drawn_in(
-        lambda data: selective(data, neighbors=borrowed(k=1, limit=1, rounds=0, min_per_class=2)), max_epochs=9
-    )
+    loaded, _ = drawn_in(lambda data: selective(data, neighbors=borrowed(k=1, rounds=0, min_per_class=2)), max_epochs=9)
     assert {*loaded} == expected
     num_left = sum(1 for row in kept if row)
     assert sorted(loaded[:num_left]) == sorted(row[0] for row in kept if row)  # a turn passes over the others

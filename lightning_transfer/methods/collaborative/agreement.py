@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_transfer.batches import Kind, is_right, kind_of
+from lightning_transfer.batches import Kind, find_labels, is_right, kind_of
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.first_loss import MeanLoss, is_close, refuse_sum
@@ -19,6 +19,7 @@ from lightning_transfer.methods.collaborative.apply import find_ensemble
 from lightning_transfer.methods.collaborative.functional import collaborative_loss, disagreement
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 from lightning_transfer.methods.collaborative.together import Together
+from lightning_transfer.naming import structure
 from lightning_transfer.roles import out_width
 from lightning_transfer.values import value_of
 
@@ -224,19 +225,32 @@ class Agreement(TransferPart):
         self._batch = None
         self.ensemble.passes.end()
 
-    def begin_validation(self, trainer: Any, module: Any) -> None:
-        """Record each network's logits in a validation step, unless another Trainer runs the module."""
+    def begin_validation(self, trainer: Any, module: Any, *place: int) -> None:
+        """Record each network's logits in a validation step, unless another Trainer runs the module.
+
+        Args:
+            trainer: of this run.
+            module: the user's.
+            place: of the batch in its loader, and of the loader.
+        """
+        if not any(place):  # an earlier validation may have been interrupted
+            self._right, self._num_seen = None, 0
         self.ensemble.passes.begin(lambda: is_run_by(trainer, module))
 
     def count(self, batch: Any, loader: int = 0) -> None:
         """Count how many images of a validation step each network has right, on the first of several loaders."""
         logits, number = self.ensemble.passes.logits, self.ensemble.passes.number
         self.ensemble.passes.end()
+        if loader or logits is None or number != 1:
+            return
         try:
             labels = self.labels(batch)
-        except (TransferConfigError, TypeError, LookupError, AttributeError):
-            return  # validation batches may have no labels
-        if loader or logits is None or number != 1 or logits.shape[1] != len(labels):
+        except Exception as error:
+            if self.labels is find_labels:
+                return  # validation batches may have no labels
+            error.add_note(f"This happened in labels= with a validation batch, {structure(batch)}.")
+            raise
+        if logits.shape[1] != len(labels):
             return
         if (kind := self._kind(labels, logits.shape[2])) is not None:
             right = is_right(logits, labels, kind).sum(1)
@@ -248,7 +262,6 @@ class Agreement(TransferPart):
         counts = torch.zeros(len(self.ensemble.names) + 1, device=trainer.strategy.root_device)
         if self._right is not None:
             counts[:-1], counts[-1] = self._right, self._num_seen
-        self._right, self._num_seen = None, 0
         if trainer.sanity_checking:
             return
         counts = trainer.strategy.reduce(counts, reduce_op="sum")

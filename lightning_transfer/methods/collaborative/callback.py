@@ -169,7 +169,7 @@ class CollaborativeFinetuning(TransferCallback):
             return
         assert self.search is not None
         try:
-            data = ranks.from_first(lambda: self._searched(trainer).as_data(), patiently=True)
+            data = ranks.from_first(lambda: self._searched(trainer).as_data())
         except BaseException:
             if self._unfinished is not None:
                 number = len({evaluation.layers for evaluation in self._unfinished.evaluations})
@@ -219,10 +219,10 @@ class CollaborativeFinetuning(TransferCallback):
         if isinstance(state_dict, dict) and "plan" in state_dict:
             self.plan = LayerPlan.from_data(state_dict["plan"])
 
-    def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *place: int) -> None:
         """Record each network's logits."""
         if (part := self._followed(trainer, pl_module)) is not None:
-            part.begin_validation(trainer, pl_module)
+            part.begin_validation(trainer, pl_module, *place)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

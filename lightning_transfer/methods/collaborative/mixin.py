@@ -116,11 +116,11 @@ class CollaborativeMixin(PartMixin):
         self._agreement.end()
         super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
 
-    def on_validation_batch_start(self, batch: Any, *args: Any) -> None:
+    def on_validation_batch_start(self, batch: Any, *place: int) -> None:
         """Record each network's logits."""
         if not self._is_lent():
-            self._agreement.begin_validation(self._running, self)
-        super().on_validation_batch_start(batch, *args)  # type: ignore[misc]
+            self._agreement.begin_validation(self._running, self, *place)
+        super().on_validation_batch_start(batch, *place)  # type: ignore[misc]
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, *args: Any) -> None:
         """Count how many images each network has right."""

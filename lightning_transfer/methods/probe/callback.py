@@ -98,7 +98,7 @@ class ProbeStart(AnyCallback):
             return
         log_options(trainer, {f"transfer/ProbeStart/{name}": value for name, value in options_of(self).items()})
         try:
-            starts = ranks.from_first(lambda: self._fitted(trainer, pl_module), patiently=True)
+            starts = ranks.from_first(lambda: self._fitted(trainer, pl_module))
         except Exception as error:
             error.add_note("This happened while ProbeStart looked at the training images, before the first step.")
             raise

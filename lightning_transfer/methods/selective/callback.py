@@ -13,12 +13,9 @@ from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.methods.selective.borrowing import Borrowed, Borrowing
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.selection import Selection
-from lightning_transfer.schedules import Schedule
-from lightning_transfer.source.checks import Weight, as_schedule, as_source, as_weight
+from lightning_transfer.source.checks import ALWAYS, Weight, as_schedule, as_source, as_weight
 from lightning_transfer.source.task import SourceTask, TimmSource
 from lightning_transfer.source.term import SourceTerm
-
-USUAL = Schedule(1.0, 1.0)
 
 
 class SelectiveJointFinetuning(TransferCallback):
@@ -121,7 +118,7 @@ class SelectiveJointFinetuning(TransferCallback):
     def make_part(self, module: Any) -> SourceTerm:
         """The source task as a term of the loss, its images chosen."""
         chooser = self.borrowing.open(self.source)
-        weight, measured = as_schedule(self.weight, USUAL)
+        weight, measured = as_schedule(self.weight, ALWAYS)
         return SourceTerm(
             self.source, module, weight=weight, mix="add", head=self.head, chooser=chooser, measured=measured
         )

@@ -1,11 +1,13 @@
 """How many source images each target image borrows, and when it is given more."""
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, fields
 
-from lightning_transfer.errors import TransferConfigError, check_choice, check_count, check_number
+from lightning_transfer.errors import NoEffectWarning, TransferConfigError, check_choice, check_count, check_number
 from lightning_transfer.methods.selective.banks import FilterBank, check_bank
 
 LIMIT = 5  # times k, the most a target image may borrow: the authors' code has 5 to 10
+OF_ROUNDS = ("every", "hard_entropy", "limit", "oversample_hard")  # options that change nothing without rounds
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,15 @@ class Neighbors:
         check_choice("search", self.search, ("exact", "approximate"))
         if self.quantile is None:
             check_number("hard_entropy", self.hard_entropy)
+        usual = {field.name: field.default for field in fields(self) if field.name in OF_ROUNDS}
+        given = [name for name, default in usual.items() if getattr(self, name) != default]
+        if given and not self.rounds:
+            warnings.warn(
+                f"With rounds=0 no target image is given more neighbors, so {', '.join(given)} changes nothing. Leave "
+                "it out, or pass rounds=2.",
+                NoEffectWarning,
+                stacklevel=3,
+            )
 
     @property
     def quantile(self) -> float | None:

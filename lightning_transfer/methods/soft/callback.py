@@ -4,12 +4,9 @@ from typing import Any, Literal
 
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.methods.soft.options import check_soft_options
-from lightning_transfer.schedules import Schedule
-from lightning_transfer.source.checks import Weight, as_schedule, as_source, as_weight
+from lightning_transfer.source.checks import USUAL, Weight, as_schedule, as_source, as_weight
 from lightning_transfer.source.task import SourceTask, TimmSource
 from lightning_transfer.source.term import SourceTerm
-
-USUAL = Schedule()
 
 
 class SoftFinetuning(TransferCallback):

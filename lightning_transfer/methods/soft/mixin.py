@@ -8,13 +8,18 @@ from torch import Tensor
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.mixin import PartMixin, noted
 from lightning_transfer.methods.soft.options import check_soft_options
-from lightning_transfer.schedules import Schedule
-from lightning_transfer.source.checks import Weight, as_schedule, as_source, as_weight, check_hyperparameters
+from lightning_transfer.source.checks import (
+    ALWAYS,
+    USUAL,
+    Weight,
+    as_schedule,
+    as_source,
+    as_weight,
+    check_hyperparameters,
+)
 from lightning_transfer.source.choosing import Borrows
 from lightning_transfer.source.task import SourceTask, TimmSource
 from lightning_transfer.source.term import SourceTerm
-
-USUAL, ALWAYS = Schedule(), Schedule(1.0, 1.0)
 
 
 class SourceTaskMixin(PartMixin):

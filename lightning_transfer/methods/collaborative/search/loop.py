@@ -73,7 +73,7 @@ def search_layers(
                 if options.cache is not None:
                     plan.save(options.cache)
             step(1, plan.summary)
-    _warn_of_no_effect(plan, candidates.num_held_out)
+    _warn(plan, candidates.num_held_out)
     return plan
 
 
@@ -82,7 +82,7 @@ def _cached(cache: str | None, mine: LayerPlan) -> tuple[Evaluation, ...]:
     if cache is None or not os.path.exists(cache):  # unlike Path.exists, it does not raise for an impossible name
         return ()
     found = LayerPlan.load(cache)
-    different = differences(found.settings, mine.settings, there="there", here="here")
+    different = differences(found.settings, mine.settings, there="there")
     if different:
         raise TransferConfigError(
             f"{cache} keeps another search: {'; '.join(different)}. Name another file, or remove it."
@@ -90,14 +90,23 @@ def _cached(cache: str | None, mine: LayerPlan) -> tuple[Evaluation, ...]:
     return found.evaluations
 
 
-def _warn_of_no_effect(plan: LayerPlan, num_held_out: int) -> None:
-    """Warn of a search whose candidates have no scores, or all the same score."""
+def _warn(plan: LayerPlan, num_held_out: int) -> None:
+    """Warn of a search of whose candidates some have no scores, or all the same score."""
     scores = {evaluation.fitness for evaluation in plan.evaluations if evaluation.accuracy is not None}
     tried = {evaluation.layers for evaluation in plan.evaluations}
+    failures = {evaluation.layers: evaluation.failure for evaluation in plan.evaluations if evaluation.accuracy is None}
     if not scores:
         reason = f"all failed: {plan.evaluations[0].failure}" if plan.evaluations else "there was no time for any"
         warnings.warn(f"No candidate has a score, {reason}. Nothing is frozen.", NoEffectWarning, stacklevel=3)
-    elif len(scores) == 1 < len(tried):
+        return
+    if failures:
+        layers, failure = next(iter(failures.items()))
+        warnings.warn(
+            f"{len(failures)} of {len(tried)} candidates failed, so the search cannot take them. The first, "
+            f"{dict(zip(plan.num_layers, layers, strict=True))}: {failure}",
+            stacklevel=3,
+        )
+    if len(scores) == 1 < len(tried):
         warnings.warn(
             f"All {len(tried)} candidates are right equally often on {num_held_out} held-out images "
             f"({max(scores):.1%}), so the one that freezes least is taken. Hold out more: "

@@ -110,10 +110,10 @@ class LayerPlan:
             )
         for name, number in self.num_layers.items():
             check_count(f"num_layers[{name!r}]", number, least=0)
-            check_count(f"frozen[{name!r}]", self.frozen.get(name, 0), least=0, most=number)
+            check_count(f"frozen[{name!r}]", self.frozen.get(name, 0), least=0, most=max(number - 1, 0))
         for evaluation in self.evaluations:
             for number, most in zip(evaluation.layers, self.num_layers.values(), strict=True):
-                check_count("layers", number, least=0, most=most)
+                check_count("layers", number, least=0, most=max(most - 1, 0))
             if evaluation.accuracy is not None:
                 check_number("accuracy", evaluation.accuracy, most=1)
             if not isinstance(evaluation.failure, str):

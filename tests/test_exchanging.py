@@ -1,0 +1,27 @@
+"""Values that the processes of a run exchange leave nothing with torch."""
+
+import pytest
+import torch.distributed as dist
+
+from lightning_transfer import ranks
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_group_of_processes_is_destroyed_with_the_work_it_was_made_for(fails, monkeypatch):
+    def act():
+        return 1 / (0 if fails else 1)
+
+    left = []
+    make, destroy = dist.new_group, dist.destroy_process_group
+    monkeypatch.setattr(dist, "new_group", lambda *args, **options: left.append(make(*args, **options)) or left[-1])
+    monkeypatch.setattr(dist, "destroy_process_group", lambda group: left.remove(group) or destroy(group))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        if fails:
+            with pytest.raises(ZeroDivisionError):
+                ranks.from_first(act)
+        else:
+            assert ranks.from_first(act) == 1
+        assert left == []
+    finally:
+        destroy()
