@@ -11,10 +11,10 @@ def test_a_group_of_processes_is_destroyed_with_the_work_it_was_made_for(fails, 
     def act():
         return 1 / (0 if fails else 1)
 
-    left = []
+    made, destroyed = [], []
     make, destroy = dist.new_group, dist.destroy_process_group
-    monkeypatch.setattr(dist, "new_group", lambda *args, **options: left.append(make(*args, **options)) or left[-1])
-    monkeypatch.setattr(dist, "destroy_process_group", lambda group: left.remove(group) or destroy(group))
+    monkeypatch.setattr(dist, "new_group", lambda *args, **options: made.append(make(*args, **options)) or made[-1])
+    monkeypatch.setattr(dist, "destroy_process_group", lambda group: destroyed.append(group) or destroy(group))
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         if fails:
@@ -22,6 +22,7 @@ def test_a_group_of_processes_is_destroyed_with_the_work_it_was_made_for(fails, 
                 ranks.from_first(act)
         else:
             assert ranks.from_first(act) == 1
-        assert left == []
+        assert len(made) == 1
+        assert destroyed == made
     finally:
         destroy()
