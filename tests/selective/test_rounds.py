@@ -160,7 +160,8 @@ def test_asking_changes_nothing_in_training():
     for num in (0, 3):
         torch.manual_seed(1), np.random.seed(1), random.seed(1)
         module, data = Seen(), Recorder(toys.source_data())
-        fit(module, [selective(data, neighbors=borrowed(k=4, limit=4, rounds=num, every=2))])
+        given = {"limit": 4, "every": 2} if num else {}
+        fit(module, [selective(data, neighbors=borrowed(k=4, rounds=num, **given))])
         runs.append((module, data))
     (one, data), (other, same_data) = runs
     assert one.losses == other.losses
@@ -186,12 +187,12 @@ def test_rounds_never_search_again(selections):
         ({"rounds": 2, "every": None}, {"accumulate_grad_batches": 2}, [4, 8]),  # batches: 6 steps
         ({"rounds": 2, "every": 5}, {}, [5, 10]),
         ({"rounds": 2, "every": 1}, {}, [1, 2]),
-        ({"rounds": 0, "every": None}, {}, []),
+        ({"rounds": 0, "every": None, "limit": None}, {}, []),
     ],
 )
 def test_rounds_share_training_out_evenly_or_come_every_so_many_steps(neighbors, options, changes):
     """Most target images are wrong, so that every round is seen."""
-    follow = followed(selective(neighbors=borrowed(k=1, limit=20, **neighbors)), **options)
+    follow = followed(selective(neighbors=borrowed(**{"k": 1, "limit": 20, **neighbors})), **options)
     budgets = [[1] * 24, *follow.budgets]
     assert [step for step in range(len(follow.budgets)) if budgets[step + 1] != budgets[step]] == changes
 
