@@ -52,7 +52,6 @@ class MethodCase:
         always: makes the same callback with another weight.
         mixin: makes a LightningModule that does the same by hand, or None.
         reference: trains the same network by a hand-written loop.
-        yaml: the callback in a LightningCLI file.
         plain: takes out of a module what stays in it after a fit.
         other: makes the same callback with options that change layers in another way.
         head: what the weight of the user's head is called in changed layers, and only there.
@@ -70,7 +69,6 @@ class MethodCase:
     always: Callable[..., Any]
     mixin: Callable[..., Any] | None
     reference: Callable[..., Any]
-    yaml: str
     plain: Callable[[Any], object] = lambda module: None
     other: Callable[..., Any] | None = None
     head: str = ""
@@ -110,16 +108,6 @@ def _soft(forward, mix):
         ),
         mixin=lambda data=None: SoftByHand(_source(data, forward=forward), weight=schedule, mix=mix),
         reference=lambda **run: soft.train(forward=forward, mix=mix, until=UNTIL, **run),
-        yaml=f"""
-            class_path: lightning_transfer.SoftFinetuning
-            init_args:
-              source:
-                dataset: {{class_path: tests.methods.SourceData}}
-                num_classes: {toys.SOURCE_CLASSES}
-                forward: {forward}
-              weight: {{start: 1.0, shape: cosine, until_steps: {UNTIL}}}
-              mix: {mix}
-        """,
     )
 
 
@@ -164,29 +152,18 @@ def _selective(forward):
             borrow=lt.Borrowing(borrowed(), target=toys.target_data()),
         ),
         reference=lambda **run: soft.train(forward=forward, mix="add", until=UNTIL, **run),
-        yaml=f"""
-            class_path: lightning_transfer.SelectiveJointFinetuning
-            init_args:
-              source:
-                dataset: {{class_path: tests.methods.SourceData}}
-                num_classes: {toys.SOURCE_CLASSES}
-                forward: {forward}
-              neighbors: {{k: 6, rounds: 1, every: 2, bank: {{class_path: tests.methods.toy_bank}}}}
-              target: {{class_path: tests.methods.TargetData}}
-              weight: {{start: 1.0, end: 0.0, shape: cosine, until_steps: {UNTIL}}}
-        """,
     )
 
 
 class SourceData(torch.utils.data.TensorDataset):
-    """The source dataset as a LightningCLI file names it."""
+    """The source dataset as a YAML file names it."""
 
     def __init__(self) -> None:
         super().__init__(*toys.source_data().tensors)
 
 
 class TargetData(torch.utils.data.TensorDataset):
-    """The target dataset as a LightningCLI file names it."""
+    """The target dataset as a YAML file names it."""
 
     def __init__(self) -> None:
         super().__init__(*toys.target_data().tensors)
@@ -236,10 +213,6 @@ def _adafilter():
         always=lambda weight, data=None, **_: lt.AdaFilter(**options),
         mixin=lambda data=None: GatedFilters(**options),
         reference=reference,
-        yaml="""
-            class_path: lightning_transfer.AdaFilter
-            init_args: {gated: conv, gate_width: 4, estimator: gumbel, temperature: 0.5}
-        """,
         plain=lt.functional.remove_adafilter,
         other=lambda: lt.AdaFilter(gated="other", gate_width=4),
         head="model.fc.weight",
@@ -269,10 +242,6 @@ def _gated():
         always=lambda weight, data=None, **_: lt.GatedTransfer(**options),
         mixin=lambda data=None: GatedFeatures(**options),
         reference=reference,
-        yaml="""
-            class_path: lightning_transfer.GatedTransfer
-            init_args: {tap: model.bn, ratio: 2, aux_weight: 0.3}
-        """,
         plain=lt.functional.remove_gated_transfer,
         other=lambda: lt.GatedTransfer(head="model.x", ratio=2),
         head="model.fc.head.weight",
@@ -326,14 +295,6 @@ def _collaborative(name="collaborative", place="model", **options):
         always=lambda weight, data=None, **_: lt.CollaborativeFinetuning([toys.OtherNet()], **options),
         mixin=lambda data=None: Collaborating(**options),
         reference=reference,
-        yaml=f"""
-            class_path: lightning_transfer.CollaborativeFinetuning
-            init_args:
-              model: {options.get("model", "auto")}
-              sources: {{other: {{class_path: tests.toys.OtherNet}}}}
-              weight: 0.3
-              search: {{particles: 2, iterations: 1, proxy_epochs: 1}}
-        """,
         plain=lt.functional.remove_collaborative,
         other=lambda: lt.CollaborativeFinetuning([toys.OtherNet()], **{**options, "frozen_layers": None}),
         head="model.fc.weight".replace(place, f"{place}.members.own.network"),

@@ -1,15 +1,21 @@
 """The files of examples/yaml and examples/hydra train, and however such a run is written down it is the same run."""
 
 import pathlib
+import re
 import runpy
 import subprocess
 import sys
 import types
 from contextlib import contextmanager
 
+import lightning.pytorch as L
 import pytest
+import timm
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from jsonargparse import ArgumentParser
+from omegaconf import OmegaConf
 
 import lightning_transfer as lt
 from tests.toys import assert_same, weights
@@ -86,6 +92,25 @@ def test_in_pytorch_lightning_it_is_that_run(run, tmp_path):
     cli = start(tmp_path, "--config", run.file, *SHORT, namespace="pytorch_lightning")
     assert type(cli.trainer).__module__.startswith("pytorch_lightning.")
     assert_same(weights(cli.model), run.end)
+
+
+def test_the_guides_files_keep_the_classifier_of_a_pretrained_timm_model(monkeypatch):
+    project = types.ModuleType("my_project")
+    exec("from tests.methods import SourceData\nclass SourceImages(SourceData): pass", vars(project))
+    monkeypatch.setitem(sys.modules, "my_project", project)
+    network, asked = timm.create_model("resnet10t", num_classes=7), []
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: asked.append((name, options)) or network)
+    page = (EXAMPLES / "guides/configuration.md").read_text()
+    lightning_cli, hydra_config = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--trainer.callbacks", type=list[L.Callback])
+    config = parser.parse_object(lightning_cli)
+    built = [parser.instantiate_classes(config).trainer.callbacks[0], instantiate(OmegaConf.create(hydra_config)).soft]
+    for callback in built:
+        assert type(callback) is lt.SoftFinetuning
+        assert (type(callback.source.dataset), callback.source.batch_size) == (project.SourceImages, 24)
+        assert_same(weights(callback.source.head), weights(network.fc))
+    assert asked == [("resnet50.a1_in1k", {"pretrained": True})] * 2
 
 
 def by_hydra(folder, *overrides):

@@ -1,9 +1,8 @@
-"""The same callback in both namespaces of Lightning, in a LightningCLI file, beside others, and with little around."""
+"""The same callback in both namespaces of Lightning, beside others, and with little around."""
 
 import pathlib
 import subprocess
 import sys
-import textwrap
 import tomllib
 from itertools import product
 
@@ -12,7 +11,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI
 from packaging.requirements import Requirement
 
 import lightning_transfer as lt
@@ -47,34 +45,6 @@ def test_runs_the_same_in_pytorch_lightning(method):
     fit(old, [method.callback()], namespace=pl)
     fit(new, [method.callback()])
     assert_same(weights(old), weights(new))
-
-
-class ToyData(L.LightningDataModule):
-    def train_dataloader(self):
-        return toys.target_loader()
-
-
-@each_method
-@pytest.mark.filterwarnings(
-    "ignore"
-)  # as for a user: an error in place of jsonargparse's warning would hide its effect
-def test_is_built_from_a_lightning_cli_file(method, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["main.py"])
-    callback = textwrap.indent(textwrap.dedent(method.yaml).strip(), "    ")
-    config = f"trainer:\n  callbacks:\n  - {callback.strip()}\n"
-    (tmp_path / "config.yaml").write_text(config)
-    options = ["--seed_everything=1", "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.logger=false"]
-    folder = ["--trainer.default_root_dir=saved"]
-    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_checkpointing=false"]
-    LightningCLI(LitToy, ToyData, args=["fit", "-c", "config.yaml", *options, *quiet, *folder])
-    # what the command line wrote down of its run is another run's configuration
-    cli = LightningCLI(LitToy, ToyData, args=["fit", "-c", "saved/config.yaml"], save_config_callback=None)
-    built = next(callback for callback in cli.trainer.callbacks if type(callback) is type(method.callback()))
-    assert built.part is not None
-    if method.has_source:
-        assert built.weight == lt.Schedule(shape="cosine", until_steps=5)
-        assert built.source.forward == method.callback().source.forward
-        assert built.part.get_extra_state()["position"] > 0
 
 
 @pytest.mark.parametrize(("first", "second"), list(product(METHODS, METHODS)), ids=str)

@@ -6,7 +6,6 @@ import os
 import pickle
 import random
 import signal
-import sys
 import types
 
 import lightning.pytorch as L
@@ -15,7 +14,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lightning.pytorch.callbacks import LearningRateFinder
-from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
@@ -214,28 +212,6 @@ def test_runs_the_same_in_pytorch_lightning_and_for_a_copy():
         results.append(weights(module))
     assert_same(results[1], results[0])
     assert_same(results[2], results[0])
-
-
-class ToyData(L.LightningDataModule):
-    def train_dataloader(self):
-        return toys.target_loader()
-
-
-@pytest.mark.filterwarnings("ignore")  # of the command line's
-def test_is_built_from_a_lightning_cli_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["main.py"])
-    options = "{head: model.fc, unaugmented: {class_path: tests.methods.TargetData}}"
-    callback = f"{{class_path: lightning_transfer.ProbeStart, init_args: {options}}}"
-    (tmp_path / "config.yaml").write_text(f"trainer:\n  callbacks:\n  - {callback}\n")
-    given = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.logger=false"]
-    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_checkpointing=false"]
-    folder = ["--trainer.default_root_dir=saved"]
-    for config in ("config.yaml", "saved/config.yaml"):
-        arguments = ["fit", "-c", config, *([*given, *quiet, *folder] if config == "config.yaml" else [])]
-        once = {} if config == "config.yaml" else {"save_config_callback": None}
-        cli = LightningCLI(LitToy, ToyData, args=arguments, **once)
-        (start,) = (each for each in cli.trainer.callbacks if isinstance(each, lt.ProbeStart))
-        assert (start.head, len(start.unaugmented)) == ("model.fc", 24)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
