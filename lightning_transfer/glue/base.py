@@ -231,11 +231,11 @@ class TransferCallback(AnyCallback):
             OwnGroup(module, "configure_optimizers", trainer, part.own_group(module)),
             Afterwards(module, "configure_optimizers", trainer, with_optimizers),
             Before(module, "configure_optimizers", trainer, self._check_still_there),
+            *(Before(module, hook, trainer, part.settle) for hook in ("on_save_checkpoint", "on_train_end")),
             WithoutHooks(trainer, module),
         )
-        if (
-            type(part).before_optimizer_step is not TransferPart.before_optimizer_step
-        ):  # each hook costs a step its time
+        # each hook costs a step its time
+        if type(part).before_optimizer_step is not TransferPart.before_optimizer_step:
             self._stand_ins += (
                 Afterwards(module, "on_before_optimizer_step", trainer, lambda _: part.before_optimizer_step(module)),
             )

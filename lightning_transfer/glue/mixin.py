@@ -84,6 +84,22 @@ class PartMixin:
             log_options(self._fitting, dict(self._options))
         super().on_fit_start()  # type: ignore[misc]
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read the pending checks before the checkpoint is written."""
+        self._settle()
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+
+    def on_train_end(self) -> None:
+        """Read the pending checks of the last steps."""
+        self._settle()
+        super().on_train_end()  # type: ignore[misc]
+
+    def _settle(self) -> None:
+        module: Any = self
+        for part in module.modules():
+            if isinstance(part, TransferPart):
+                part.settle()
+
     def _is_training(self) -> bool:
         """Whether this is a step of the fit: not of its validation, and not of another Trainer's run."""
         trainer = self._fitting

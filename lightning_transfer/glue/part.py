@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import EXTRA, check_options
 from lightning_transfer.glue.trainer import Weakly
+from lightning_transfer.pending import PendingChecks
 
 
 class TransferPart(nn.Module, ABC):
@@ -22,12 +23,14 @@ class TransferPart(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.run = self.of_module = Weakly()  # the Trainer whose fit it is in, and what is fitted
+        self.pending = PendingChecks()
         self.register_load_state_dict_pre_hook(_check_same_keys)  # type: ignore[no-untyped-call]
 
     def join(self, trainer: Any, module: Any) -> None:
         """Belong to a Trainer's fit of a module from here on; whatever else runs the module, the fit is this one's."""
         if not self.is_of(trainer, module):
             self.run, self.of_module = Weakly(trainer), Weakly(module)
+            self.pending.clear()
 
     def is_of(self, trainer: Any, module: Any) -> bool:
         """Whether it joined this Trainer's fit of this module."""
@@ -80,6 +83,22 @@ class TransferPart(nn.Module, ABC):
 
     def before_optimizer_step(self, module: Any) -> None:
         """Called when gradients are ready and nothing has been done with them; does nothing by default."""
+
+    def settle(self, *_: Any) -> None:
+        """Read the pending checks of all processes: before a checkpoint is written, and when training ends.
+
+        Raises:
+            FloatingPointError: a check failed in another process, whose gradients this one has got.
+        """
+        trainer = self.run.get()
+        if trainer is None or trainer.strategy.root_device.type in self.pending.free:
+            return
+        error = self.pending.find()
+        is_right: bool = trainer.strategy.reduce_boolean_decision(error is None, all=True)
+        if error is None and not is_right:
+            error = FloatingPointError(f"{self.title}: a check failed in another process, whose error names the batch.")
+        if error is not None:
+            raise error
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a resumed run needs beside weights: the options it has to be given again."""

@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import optimizers
-from lightning_transfer.glue.batch_hooks import check_unmixed
+from lightning_transfer.glue.batch_hooks import check_unmixed, has_hooks
+from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import say, to_device, train_batch_size
+from lightning_transfer.pending import PendingChecks
 from lightning_transfer.source.redrawing import digests_of, redrawn
 from lightning_transfer.source.stream import Order, Shuffled, SourceStream
 from lightning_transfer.source.task import SourceTask
@@ -63,7 +65,7 @@ class Drawing:
             self.close()
             self._order = order
 
-    def draw(self, trainer: Any, part: nn.Module) -> Tensor:
+    def draw(self, trainer: Any, part: TransferPart) -> Tensor:
         """Draw a batch, onto the device, and give its images; labels wait until the pass is done."""
         draw = trainer.global_step, trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
         if draw == self._last:
@@ -77,14 +79,22 @@ class Drawing:
         indices, samples = self._stream.next_batch()
         if self.is_at_first_batch and self._order is None and trainer.is_global_zero:
             self._first = digests_of(samples)
+        is_class, hooks = self.source.has_class_labels, self.source.batch_hooks
+        is_as_collated = self.source.adapt is None and not (hooks and has_hooks(trainer))
+        if is_class and is_as_collated:
+            images, labels = self.source.unpack(samples)
+            samples = images, self._checked(labels, indices, None if labels.is_cpu else part.pending)
         were_set: dict[str, Any] = {}
-        moved = to_device(trainer, samples, hooks=self.source.batch_hooks, were_set=were_set)
+        moved = to_device(trainer, samples, hooks=hooks, were_set=were_set)
         images, labels = self.source.unpack(moved)
         check_unmixed(were_set, (samples, moved), len(images))
-        if self.source.has_class_labels:
-            labels = self.source.check_labels(labels, self.num_classes, indices)
+        if is_class and not is_as_collated:
+            labels = self._checked(labels, indices, part.pending)
         self.batch = images, labels, indices
         return images
+
+    def _checked(self, labels: Tensor, indices: Tensor, pending: PendingChecks | None) -> Tensor:
+        return self.source.check_labels(labels, self.num_classes, indices, pending)
 
     def _open(self, trainer: Any, part: nn.Module) -> SourceStream:
         """A stream for this fit, now that it is sure to be used."""

@@ -3,13 +3,14 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.glue.trainer import say
+from lightning_transfer.pending import when
 from lightning_transfer.randomness import seeded
 from lightning_transfer.roles import out_width
 from lightning_transfer.source.gap import RAW
@@ -50,34 +51,48 @@ def introduce(
         )
 
 
-def non_finite(loss: Tensor, images: Tensor, indices: Tensor, step: int, *, target: Any) -> str:
-    """What is said of a loss that is not a number.
+class Evidence(NamedTuple):
+    """What is known of a source loss that may not be finite; small, since it may be kept for some steps.
 
-    Args:
+    Attributes:
         loss: of the source.
-        images: of the source.
-        indices: of these in their dataset.
+        sums: (B,) of each source image's pixels, which are finite if these are.
+        target_sums: the same of each tensor of images in the target batch.
+        indices: of the source images in their dataset.
         step: in which it is.
-        target: the batch of the step.
     """
-    bad, bad_target = _not_finite(images), _rows_not_finite(target)
-    if bad.any():
-        cause = f"pixels of source samples {indices[bad.cpu()].tolist()} are not finite"
-    elif bad_target:
-        cause = (
-            f"images {bad_target} of the target batch are not finite, and reach the source by what both share; source "
-            f"samples {indices.tolist()} have finite pixels"
+
+    loss: Tensor
+    sums: Tensor
+    target_sums: list[Tensor]
+    indices: Tensor
+    step: int
+
+    @classmethod
+    def of(cls, loss: Tensor, images: Tensor, indices: Tensor, step: int, *, target: Any) -> "Evidence":
+        """Return the evidence of a step's batches."""
+        target_images = [leaf for leaf in tree_leaves(target) if isinstance(leaf, Tensor) and leaf.ndim == 4]
+        return cls(loss.detach(), _sums(images), [_sums(some) for some in target_images], indices, step)
+
+    def error(self, now: int) -> FloatingPointError:
+        """Return the error that names the images, read in the step `now`."""
+        bad = ~torch.isfinite(self.sums.cpu())
+        bad_target = sorted(
+            {row for sums in self.target_sums for row, is_bad in enumerate((~torch.isfinite(sums)).tolist()) if is_bad}
         )
-    else:
-        cause = f"source samples {indices.tolist()} have finite pixels; the learning rate may be too high"
-    return f"The source loss is {loss.item()} in step {step}: {cause}. Stopped before the optimizer's step."
+        if bad.any():
+            cause = f"pixels of source samples {self.indices[bad].tolist()} are not finite"
+        elif bad_target:
+            cause = (
+                f"images {bad_target} of the target batch are not finite, and reach the source by what both share; "
+                f"source samples {self.indices.tolist()} have finite pixels"
+            )
+        else:
+            cause = f"source samples {self.indices.tolist()} have finite pixels; the learning rate may be too high"
+        return FloatingPointError(
+            f"The source loss is {self.loss.item()} in step {self.step}: {cause}. {when(self.step, now)}"
+        )
 
 
-def _not_finite(images: Tensor) -> Tensor:
-    return ~torch.isfinite(images.detach()).flatten(1).all(1)
-
-
-def _rows_not_finite(batch: Any) -> list[int]:
-    """Rows of a batch's images that are not finite."""
-    images = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim == 4)
-    return sorted({row for some in images for row in _not_finite(some).nonzero()[:, 0].tolist()})
+def _sums(images: Tensor) -> Tensor:
+    return images.detach().flatten(1).sum(1, dtype=torch.promote_types(images.dtype, torch.float32))

@@ -17,6 +17,7 @@ from lightning_transfer.batches import class_numbers, either, label_hint, label_
 from lightning_transfer.datasets import AnyDataset, check_random_access, known_labels, load
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
 from lightning_transfer.naming import name_of, structure
+from lightning_transfer.pending import PendingChecks
 from lightning_transfer.roles import has_linear, in_width, is_pooling, linear_layers, out_width
 from lightning_transfer.values import value_of
 
@@ -246,8 +247,17 @@ class SourceTask:
         """Return whether labels are class indices; another loss than cross-entropy may take other labels."""
         return self.loss is F.cross_entropy
 
-    def check_labels(self, given: Tensor, num_classes: int, indices: Tensor) -> Tensor:
-        """Return labels (n,), below `num_classes`, of those given, or raise; `indices` (n,) name the samples."""
+    def check_labels(
+        self, given: Tensor, num_classes: int, indices: Tensor, pending: PendingChecks | None = None
+    ) -> Tensor:
+        """Return labels (n,), below `num_classes`, of those given, or raise.
+
+        Args:
+            given: labels (n,) or (n, 1).
+            num_classes: that the head has.
+            indices: (n,), names of the samples.
+            pending: takes the check, if its answer may be read later; until then a wrong label counts as a known one.
+        """
         labels = class_numbers(given)
         if labels is None or (given.dtype == torch.bool and num_classes > 2):  # two classes are surely no and yes
             hint = label_hint(given, "adapt=lambda batch: (batch[0], {})")
@@ -256,14 +266,20 @@ class SourceTask:
                 f"indices, (batch,) of integers. {hint} For another loss pass SourceTask(loss=)."
             )
         wrong = (labels < 0) | (labels >= num_classes)
-        if wrong.any():
+
+        def error(labels: Tensor) -> TransferConfigError:
             where = int(wrong.nonzero()[0])
-            raise TransferConfigError(
+            return TransferConfigError(
                 f"Source sample {int(indices[where])} has label {int(labels[where])}; the source head knows 0 to "
                 f"{num_classes - 1}. Drop unlabelled samples, and give the labels in the head's own order; is it the "
                 "pretrained head, taken before reset_classifier?"
             )
-        return labels
+
+        if pending is not None:
+            pending.refuse(wrong.any(), error, lambda: labels)
+        elif wrong.any():
+            raise error(labels)
+        return labels.clamp(0, num_classes - 1)  # on a GPU cross_entropy of an unknown label ends the process
 
     def check_all_labels(self, num_classes: int) -> None:
         """Check all labels at once if the dataset lists them; a listed label is checked as the dataset returns it."""

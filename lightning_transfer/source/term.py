@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -30,7 +31,7 @@ from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import check_hyperparameters
 from lightning_transfer.source.choosing import Chooser
 from lightning_transfer.source.drawing import Drawing
-from lightning_transfer.source.first_batch import introduce, non_finite
+from lightning_transfer.source.first_batch import Evidence, introduce
 from lightning_transfer.source.gap import Extent, is_near
 from lightning_transfer.source.loss import joint_loss
 from lightning_transfer.source.measured_gap import data_of, measure_gap
@@ -188,7 +189,11 @@ class SourceTerm(TransferPart):
         if not self._weight(self.trainer):
             return
         if self.chooser is not None:
-            self.drawing.follow(self.chooser.order(self._view(module), self.first_extent))
+            try:
+                self.drawing.follow(self.chooser.order(self._view(module), self.first_extent))
+            except FloatingPointError:
+                self.pending.read()  # of a network that gives no numbers, an earlier batch may be the cause
+                raise
         if self.source.forward == "joint":
             self._source_pass.arm(lambda: self.drawing.draw(self.trainer, self))
         if batch is not None and max(self.weight.start, self.weight.end) <= 1:
@@ -206,6 +211,7 @@ class SourceTerm(TransferPart):
         weight = self._weight(trainer)
         source_loss = self._loss(module) if weight else None
         if is_log_due(trainer):
+            self.pending.read()
             values = {"transfer/target_loss": loss.detach(), "transfer/source_weight": torch.tensor(weight)}
             if self.gap is not None:
                 values["transfer/domain_gap"] = torch.tensor(self.gap)
@@ -271,9 +277,10 @@ class SourceTerm(TransferPart):
                 f"The source loss has shape {tuple(loss.shape)}; expected a scalar, the mean over its images. "
                 "Pass SourceTask(loss=) that reduces."
             )
-        if not torch.isfinite(loss):
-            raise FloatingPointError(non_finite(loss, images, indices, self.trainer.global_step, target=self._batch))
+        found = partial(Evidence.of, loss, images, indices, self.trainer.global_step, target=self._batch)
+        self.pending.refuse(~torch.isfinite(loss), lambda found: found.error(self.trainer.global_step), found)
         if self.drawing.is_at_first_batch:
+            self.pending.read()  # before what is said of the batch, which waits for the device too
             self.first_extent = Extent().see(images.detach())
             introduce(self._view(module), self.head, self.loss, float(loss.detach()), images, labels)
         return loss

@@ -107,4 +107,4 @@ class AdaFilterMixin(PartMixin):
     def on_train_end(self) -> None:
         """Forget the last pass."""
         self._gate_watch.detach()
-        super().on_train_end()  # type: ignore[misc]
+        super().on_train_end()

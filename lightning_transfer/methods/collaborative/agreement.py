@@ -20,6 +20,7 @@ from lightning_transfer.methods.collaborative.functional import collaborative_lo
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 from lightning_transfer.methods.collaborative.together import Together
 from lightning_transfer.naming import structure
+from lightning_transfer.pending import when
 from lightning_transfer.roles import out_width
 from lightning_transfer.values import value_of
 
@@ -152,15 +153,25 @@ class Agreement(TransferPart):
         if not self._is_foreign and (self.trainer.global_step == 0 or is_log_due(self.trainer)):
             self._compare(loss, joint, logits)
         together = collaborative_loss(logits, labels, weight=self.weight, loss=self.criterion)
-        if not torch.isfinite(together):
-            losses = [float(self.criterion(each, labels).detach()) for each in logits]
-            raise FloatingPointError(
-                f"The collaborative loss is {float(together.detach())} in step {self.trainer.global_step}: the "
-                f"losses of {', '.join(self.ensemble.names)} are {losses}."
-            )
+        self._refuse_non_finite(together.detach(), logits.detach(), labels)
         if is_log_due(self.trainer):
+            self.pending.read()
             self._log(self.trainer, logits.detach(), labels)
         return loss + (together - joint)
+
+    def _refuse_non_finite(self, together: Tensor, logits: Tensor, labels: Tensor) -> None:
+        step = self.trainer.global_step
+
+        def error(losses: Tensor) -> FloatingPointError:
+            return FloatingPointError(
+                f"The collaborative loss is {together.item()} in step {step}: the losses of "
+                f"{', '.join(self.ensemble.names)} are {losses.tolist()}. {when(step, self.trainer.global_step)}"
+            )
+
+        def losses() -> Tensor:
+            return torch.stack([self.criterion(each, labels) for each in logits])
+
+        self.pending.refuse(~torch.isfinite(together), error, losses)
 
     def _last_pass(self) -> Tensor:
         passes = self.ensemble.passes

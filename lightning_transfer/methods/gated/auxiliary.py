@@ -16,6 +16,7 @@ from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, is_trial, log
 from lightning_transfer.methods.gated.apply import find_gated_head, find_tap
 from lightning_transfer.methods.gated.modules import AuxiliaryClassifier
+from lightning_transfer.pending import when
 from lightning_transfer.roles import users_modules
 from lightning_transfer.surgery import own_randomness
 
@@ -150,6 +151,7 @@ class AuxiliaryTerm(TransferPart):
             values["transfer/aux_loss"] = aux_loss.detach()
             loss = loss + self.weight * aux_loss
         if is_log_due(trainer):
+            self.pending.read()
             transfer = self._gated[0].transfer
             if transfer is not None and transfer.last.weights is not None:
                 values["transfer/gate_spread"] = transfer.last.weights.float().std()
@@ -198,8 +200,15 @@ class AuxiliaryTerm(TransferPart):
         logits = self.classifier(features[: len(labels)])
         self._kind = self._kind or self._kind_of(labels, logits.shape[1])
         loss = criterion_of(self._kind)(logits, labels)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"The auxiliary loss after {self.tap!r} is {float(loss.detach())}.")
+        step = self.trainer.global_step
+
+        def error(found: Tensor) -> FloatingPointError:
+            later = when(step, self.trainer.global_step)
+            return FloatingPointError(
+                f"The auxiliary loss after {self.tap!r} is {found.item()} in step {step}. {later}"
+            )
+
+        self.pending.refuse(~torch.isfinite(loss), error, loss.detach)
         return loss
 
     def _kind_of(self, labels: Tensor, num_outputs: int) -> Kind:

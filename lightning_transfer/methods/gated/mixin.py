@@ -124,7 +124,7 @@ class GatedTransferMixin(PartMixin):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what only training needs."""
         checkpoint[STATE] = stamped({"part": dict(self._term.state_dict())})
-        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load it; a checkpoint of only weights does not have it."""
