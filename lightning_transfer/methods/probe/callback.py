@@ -21,6 +21,7 @@ from lightning_transfer.glue.trainer import (
     Weakly,
     averages_of,
     check_supported,
+    is_log_due,
     log_options,
     looking,
     progress_of,
@@ -83,6 +84,7 @@ class ProbeStart(AnyCallback):
         self.head, self.unaugmented, self.forward, self.adapt = head, unaugmented, forward, adapt
         self._fit: Weakly | None = None  # the module of the last fit
         self._left = 0  # of the first steps, those whose loss is still to be watched
+        self._is_watching = False
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse strategies that spread parameters over processes."""
@@ -108,23 +110,24 @@ class ProbeStart(AnyCallback):
                 layer.weight[start.rows] = start.weight.to(layer.weight)
                 layer.bias[start.rows] = start.bias.to(layer.bias)
         num_classes = max(2, *(len(start.rows) for start in starts.values()))
+        self._is_watching = True
         self._left, self._worst, self._chance = WATCHED, torch.zeros((), device=pl_module.device), math.log(num_classes)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Keep the highest loss of the first steps on the device, and look at it after the last of them."""
+        """Keep the highest loss of the first steps on the device, and look at it in a later step that logs."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if self._left and isinstance(loss, Tensor):
             self._left, self._worst = self._left - 1, torch.maximum(self._worst, loss.detach())
-            if not self._left:
-                self._warn_if_steep()
+        if self._is_watching and not self._left and is_log_due(trainer):
+            self._warn_if_steep()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Look at the highest loss if training had fewer steps."""
-        if self._left:
-            self._left = 0
+        if self._is_watching:
             self._warn_if_steep()
 
     def _warn_if_steep(self) -> None:
+        self._is_watching, self._left = False, 0
         if not (worst := float(self._worst)) < STEEP * self._chance:  # also if it is not a number
             warnings.warn(
                 f"After ProbeStart the loss rose to {worst:.3g} within {WATCHED} steps; chance is {self._chance:.2g}. "
