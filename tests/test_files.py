@@ -321,7 +321,7 @@ def test_hyperparameters_that_are_not_plain_ask_for_weights_only_false_and_for_n
     module = Holding(toys.toy_net(), Path("data"))
     fit(module, [HOLDERS[method](), SaveEveryStep(Path())], max_steps=1)
     for read in (READERS["checkpoint"], READERS["strip"]):
-        with pytest.raises(lt.TransferConfigError, match=r"pass weights_only=False; .*never do that with a") as error:
+        with pytest.raises(lt.TransferConfigError, match=r"pass weights_only=False; .*never do it with a") as error:
             read("step=1.ckpt")
         assert "safe_globals" not in str(error.value)
         assert "lightning_transfer" not in str(error.value)

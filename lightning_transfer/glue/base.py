@@ -1,4 +1,4 @@
-"""The life cycle that every callback of this package shares, under `lightning` and `pytorch_lightning` alike."""
+"""Run the life cycle that all callbacks of this package share, in `lightning` and in `pytorch_lightning`."""
 
 import importlib
 import logging
@@ -23,7 +23,7 @@ from lightning_transfer.surgery import Structure, rebuild
 
 
 def _callback_classes() -> tuple[type, ...]:
-    """The Callback class of every installed namespace."""
+    """Return the Callback class of every installed namespace."""
     found: list[type] = []
     for name in sorted(("lightning.pytorch", "pytorch_lightning"), key=lambda name: name not in sys.modules):
         package = name.partition(".")[0]
@@ -32,8 +32,8 @@ def _callback_classes() -> tuple[type, ...]:
             found.append(importlib.import_module(name).Callback)
         except ImportError as error:
             if error.name != package and not found:
-                raise  # the one namespace there is does not load; a second one that does not is not in use
-        if len(found) > 1:  # the second namespace has taken over where the first one logs, and with what level
+                raise  # if a first namespace has loaded, the second one may be broken
+        if len(found) > 1:  # importing the second namespace has replaced the first one's logger and its level
             rank_zero.log = log
             logging.getLogger(package).setLevel(level or logging.INFO)
     return tuple(found)
@@ -49,14 +49,14 @@ else:
         """A Callback of every namespace: each Trainer, and each command line, takes only its own."""
 
 
-# these copy the module in their own setup and then pair parameters by order, so our parts must be there before
+# these copy the module in their own setup and then pair parameters by order, so our parts must be there before that
 COPYING_CALLBACKS = {"WeightAveraging", "StochasticWeightAveraging"}
-# these list parameters in their own setup: of layers that change afterwards, or of layers that are not the user's
+# these list parameters in their own setup, which must neither miss changed layers nor include layers of ours
 SCHEDULING_CALLBACKS, PRUNING_CALLBACKS = {"FinetuningScheduler"}, {"ModelPruning"}
 
 
 class TransferCallback(AnyCallback):
-    """Changes layers of the user's module for good, or joins it with a part for the length of a fit; abstract.
+    """Changes layers of the user's module permanently, or attaches a part to it during a fit; abstract.
 
     Layers are changed in `setup`, before weights are loaded and optimizers and DDP exist, or, if the network is built
     later, right after `configure_model`; layers that are already changed stay changed. Outside of fit, only what a
@@ -67,61 +67,61 @@ class TransferCallback(AnyCallback):
     """
 
     mixin: str  # what does the same in manual optimization
-    structure: type[Structure] | None = None  # what its change of layers leaves in a network
+    structure: type[Structure] | None = None  # the kind of layer change that it leaves in a network
     part: TransferPart | None = None
     _stand_ins: tuple[StandIn, ...] = ()
     _dispatcher: StepDispatcher | None = None
 
     def change_layers(self, trainer: Any, module: Any) -> bool:
-        """Change the network, unless it is changed already, and say whether it was; nothing by default."""
+        """Change the network unless it is already changed, and return whether this call did; nothing by default."""
         return False
 
     def restore_layers(self, module: Any) -> None:
-        """Take the change back, where nothing came of it."""
+        """Undo the change if the fit does not start."""
 
     def read_layers(self, module: Any, checkpoint: dict[str, Any]) -> None:
-        """Change the network as a checkpoint's was, where it is to be tested."""
+        """Change the network in the way a checkpoint's network was changed, to test it."""
         rebuild(module, checkpoint["state_dict"])
 
     def resume_layers(self, module: Any, checkpoint: dict[str, Any]) -> None:
-        """Take from a checkpoint, before its weights are loaded, what a run has found out; nothing by default."""
+        """Read from a checkpoint, before its weights are loaded, what its run decided; nothing by default."""
 
     def before_optimizers(self, trainer: Any, module: Any) -> None:
-        """Called when a checkpoint has been loaded, if there is one, and neither optimizers nor DDP exist."""
+        """Called after a checkpoint is loaded, if there is one, and before optimizers and DDP exist."""
 
     def refuse_mixin(self, module: Any) -> None:
-        """Refuse a module that changes its layers itself, by this callback's mixin."""
+        """Refuse a module that changes its layers itself, with this callback's mixin."""
         if any(cls.__name__ == self.mixin for cls in type(module).__mro__):
             raise TransferConfigError(
                 f"{type(module).__name__} has {self.mixin} already. Leave one out, the mixin or the callback."
             )
 
     def refuse_other(self, module: Any, change: str, different: list[str], *, remove: str) -> None:
-        """Refuse a module whose layers were changed already, by other options than this callback's."""
+        """Refuse a module whose layers are already changed with options other than this callback's."""
         if different:
             raise TransferConfigError(
-                f"{type(module).__name__} {change} already, with {', '.join(different)}. Give {type(self).__name__} "
-                f"the same, or call functional.{remove}(module) first."
+                f"{type(module).__name__} {change} already, with {', '.join(different)}. Pass the same options to "
+                f"{type(self).__name__}, or call functional.{remove}(module) first."
             )
 
     @abstractmethod
     def make_part(self, module: Any) -> TransferPart:
-        """What this callback adds to a user's module."""
+        """Return what this callback adds to the user's module."""
 
     @property
     def part_name(self) -> str:
-        """The name under which the part sits in the user's module."""
+        """Return the name of the part in the user's module."""
         return f"{checkpoints.KEY}_{type(self).__name__}"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Change layers and join, when the stage is fit."""
+        """Change layers and join, if the stage is fit."""
         if stage == "fit":
             check_supported(trainer)
             self._check_free(trainer, pl_module)
             if not pl_module.automatic_optimization:
                 raise TransferConfigError(
-                    f"{type(pl_module).__name__} optimizes by hand, where {type(self).__name__} has no say. Use "
-                    f"lightning_transfer.{self.mixin}."
+                    f"{type(pl_module).__name__} uses manual optimization, which {type(self).__name__} does not "
+                    f"support. Use lightning_transfer.{self.mixin}."
                 )
         try:
             self._join(trainer, pl_module, stage)
@@ -129,45 +129,45 @@ class TransferCallback(AnyCallback):
             if not _is_built_later(pl_module):
                 raise
             if _named(trainer.callbacks, COPYING_CALLBACKS):
-                error.add_note("Beside a callback that copies the module, the network has to be built in __init__.")
+                error.add_note("With a callback that copies the module, build the network in __init__.")
                 raise
             self._leave(trainer)
             late = Afterwards(pl_module, "configure_model", trainer, lambda _: self._join(trainer, pl_module, stage))
             self._stand_ins += (late,)
 
     def _check_free(self, trainer: Any, module: Any) -> None:
-        """Refuse to join while another Trainer's fit of this module, or with this callback, goes on."""
+        """Refuse to join during another Trainer's fit of this module or with this callback."""
         mine = [] if self._dispatcher is None or self.part is None else [self.part]
         for part in [*mine, *(child for child in module.modules() if isinstance(child, TransferPart))]:
             other = part.run.get()
             if other is not None and other is not trainer and is_running(other):
                 raise TransferConfigError(
-                    f"{part.title} is in the middle of another Trainer's fit. Fit a copy of the module with "
-                    f"callbacks of its own, copy.deepcopy(module) and another {type(self).__name__}(...)."
+                    f"{part.title} is in the middle of another Trainer's fit. Fit a copy of the module with its own "
+                    f"callbacks: copy.deepcopy(module) and another {type(self).__name__}(...)."
                 )
 
     def _is_in(self, trainer: Any) -> bool:
-        """Whether this is the Trainer whose fit the part is in."""
+        """Return whether this is the Trainer whose fit the part is in."""
         return self._dispatcher is not None and self._dispatcher.run.is_of(trainer)
 
     def _join(self, trainer: Any, module: Any, stage: str) -> None:
-        if self._is_in(trainer):  # a setup of the user's may call configure_model too
+        if self._is_in(trainer):  # the user's setup may call configure_model too
             return
         if stage == "fit":
-            if hasattr(module, self.part_name):  # the module is a copy that was made in the middle of a fit
+            if hasattr(module, self.part_name):  # the module is a copy made in the middle of a fit
                 delattr(module, self.part_name)
             self.check_order(trainer.callbacks)
             self._enter(trainer, module)
-        elif not hasattr(module, self.part_name):  # what is tested is what a checkpoint holds, or the module as it is
+        elif not hasattr(module, self.part_name):  # test the checkpoint's network, or the module as it is
             first: Callable[..., None] = partial(checkpoints.check_structure, name=type(self).__name__, structure=None)
             if self.structure is not None:
                 first = self.read_layers
             elif any(isinstance(one, TransferCallback) and one.structure for one in trainer.callbacks):
-                return  # that one reads the layers
+                return  # that callback reads the layers
             self._stand_ins += (Before(module, "on_load_checkpoint", trainer, first),)
 
     def check_order(self, callbacks: list[Any]) -> None:
-        """Refuse others on the wrong side of this one in the Trainer's list."""
+        """Refuse callbacks that have to be on the other side of this one in the Trainer's list."""
         name, place, is_layered = type(self).__name__, callbacks.index(self), self.structure is not None
         for other in _named(callbacks[:place], COPYING_CALLBACKS):
             raise TransferConfigError(
@@ -180,8 +180,7 @@ class TransferCallback(AnyCallback):
             )
         for other in _named(callbacks[place:], PRUNING_CALLBACKS if is_layered else SCHEDULING_CALLBACKS):
             raise TransferConfigError(
-                f"{other} would list what {name} has added among the module's own parameters. In callbacks put {other} "
-                f"before {name}."
+                f"{other} would include parameters that {name} has added. In callbacks put {other} before {name}."
             )
 
     def _enter(self, trainer: Any, module: Any) -> None:
@@ -207,7 +206,7 @@ class TransferCallback(AnyCallback):
     def _before_strategy(self, trainer: Any, module: Any, has_changed: bool, *_: Any) -> None:
         try:
             self.before_optimizers(trainer, module)
-        except BaseException:  # Ctrl-C too: a fit that has not begun leaves no trace
+        except BaseException:  # also Ctrl-C: a fit that has not started leaves nothing
             if has_changed:
                 self.restore_layers(module)
             raise
@@ -234,14 +233,14 @@ class TransferCallback(AnyCallback):
             *(Before(module, hook, trainer, part.settle) for hook in ("on_save_checkpoint", "on_train_end")),
             WithoutHooks(trainer, module),
         )
-        # each hook costs a step its time
+        # only if the part needs it: each hook takes time in every step
         if type(part).before_optimizer_step is not TransferPart.before_optimizer_step:
             self._stand_ins += (
                 Afterwards(module, "on_before_optimizer_step", trainer, lambda _: part.before_optimizer_step(module)),
             )
 
     def _check_company(self, trainer: Any, module: Any) -> None:
-        """Refuse what only works alone beside anything else of this package."""
+        """Refuse a method that only works alone together with another one of this package."""
         callbacks = [callback for callback in trainer.callbacks if isinstance(callback, TransferCallback)]
         alone = [type(callback).__name__ for callback in callbacks if not getattr(callback.structure, "composes", True)]
         inside = [type(child).__name__ for child in module.modules() if not getattr(child, "composes", True)]
@@ -260,16 +259,18 @@ class TransferCallback(AnyCallback):
             )
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Give the loggers what this callback was made with."""
+        """Pass this callback's options to the loggers."""
         if self.structure is not None and (saved := checkpoints.changed_hyperparameters(pl_module)):
             line = f"self.save_hyperparameters(ignore={saved})"
-            say(trainer, f"Checkpoints hold {saved} with changed layers, for this package alone to read. Write {line}.")
+            say(
+                trainer, f"Checkpoints hold {saved} with changed layers; only this package can load them. Write {line}."
+            )
         options = options_of(self)
         log_options(trainer, {f"transfer/{type(self).__name__}/{name}": value for name, value in options.items()})
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check what only now is known, such as how long training takes."""
-        assert self.part is not None  # joined in setup or after configure_model
+        """Check what is only known now, such as the length of training."""
+        assert self.part is not None  # made in setup or after configure_model
         self.part.check(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -277,11 +278,11 @@ class TransferCallback(AnyCallback):
         self._leave(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """The same after a crash or Ctrl-C, when Lightning calls no teardown."""
+        """Leave the module as it was found after a crash or Ctrl-C, when Lightning does not call teardown."""
         self._leave(trainer)
 
     def _leave(self, trainer: Any) -> None:
-        """Take away what was put in place for this Trainer's run."""
+        """Remove what was added for this Trainer's run."""
         for stand_in in reversed(self._stand_ins):
             if stand_in.run.is_of(trainer):
                 stand_in.remove()
@@ -294,17 +295,17 @@ class TransferCallback(AnyCallback):
             delattr(module, self.part_name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_stand_ins": (), "_dispatcher": None}  # a copy stands on nobody's module
+        return {**vars(self), "_stand_ins": (), "_dispatcher": None}  # a copy is not attached to a module
 
     def state_dict(self) -> dict[str, Any]:
-        """The part's weights and what else its run needs."""
+        """Return the part's weights and everything else that its run needs."""
         if self.part is None:
             return {}
         part = dict(self.part.state_dict())
         return {checkpoints.KEY: stamp(part), "part": part}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state; outside of fit there is nothing to go on with, and what a fit left is kept."""
+        """Resume from a state; outside of fit it is ignored, and what a fit left is kept."""
         if self.part is not None and self._dispatcher is not None and state_dict != {}:
             state = state_dict if isinstance(state_dict, dict) else {}
             part = state.get("part", {})
@@ -312,22 +313,22 @@ class TransferCallback(AnyCallback):
             self.part.load_state_dict(part)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Keep our parameters out of the optimizer's state, which a run without us would refuse."""
+        """Remove our parameters from the optimizer states, so that a run without this callback can resume them."""
         checkpoints.hide_optimizer_states(trainer.optimizers, checkpoint)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Put them back.
+        """Put our parameters back into the optimizer states.
 
         Raises:
             TransferConfigError: the checkpoint is of a run without this callback.
         """
         if not self._is_in(trainer):
-            if self._dispatcher is not None:  # in another Trainer's fit, whose state this is not
+            if self._dispatcher is not None:  # it is in another Trainer's fit, which this state does not belong to
                 checkpoint.get("callbacks", {}).pop(self.state_key, None)
             return
         if not checkpoint.get("callbacks", {}).get(self.state_key):
             raise TransferConfigError(
-                f"This checkpoint was written without {type(self).__name__}, so its run cannot go on with it. "
+                f"This checkpoint was written without {type(self).__name__}, so its run cannot be resumed with it. "
                 f"{BEGIN_ANEW}"
             )
         owners = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, TransferCallback)]
@@ -335,13 +336,13 @@ class TransferCallback(AnyCallback):
 
 
 def _named(callbacks: list[Any], names: set[str]) -> list[str]:
-    """The class names of callbacks that are, or inherit from, one of these."""
+    """Return the class names of callbacks that are, or inherit from, one of these classes."""
     found = [type(one) for one in callbacks if names & {cls.__name__ for cls in type(one).__mro__}]
     return [cls.__name__ for cls in found]
 
 
 def _is_built_later(module: Any) -> bool:
-    """Whether the module's author wrote a hook that may build the network after `setup` of the callbacks."""
+    """Return whether the module has a hook of its own that may build the network after the callbacks' `setup`."""
     theirs = [
         cls
         for cls in type(module).__mro__

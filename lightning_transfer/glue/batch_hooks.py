@@ -1,4 +1,4 @@
-"""Leave no trace of source batches in what the user's batch-transfer hooks remember, and refuse mixing that is lost."""
+"""Restore what the user's batch-transfer hooks set while source batches pass, and refuse mixup, which would be lost."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,13 +24,13 @@ def has_hooks(trainer: Any) -> bool:
 
 @contextmanager
 def forgotten(trainer: Any) -> Iterator[dict[str, Any]]:
-    """Put back what hooks set on the module and on the DataModule while it lasts.
+    """Restore what hooks set on the module and on the DataModule inside this context.
 
-    Attributes and buffers are compared by identity and put back as they were, counters too. What is changed in place, a
-    tensor or an object that the module holds, cannot be seen and stays changed.
+    Attributes and buffers are compared by identity and restored, counters too. A tensor or an object that is changed in
+    place cannot be detected and stays changed.
 
     Args:
-        trainer: whose module and DataModule.
+        trainer: the Trainer of the module and the DataModule.
 
     Returns:
         Names and values that were set, filled in at the end.
@@ -46,20 +46,20 @@ def forgotten(trainer: Any) -> Iterator[dict[str, Any]]:
             found = {name: value for name, value in place.items() if name not in old or old[name] is not value}
             if found or len(place) < len(old):
                 were_set |= found
-                place.clear()  # and filled again: attributes are in their order, too
+                place.clear()  # and fill it again, to keep the order of the attributes
                 place.update(old)
 
 
 def check_unmixed(were_set: dict[str, Any], batches: Any, num_images: int) -> None:
-    """Refuse hooks that keep a row for each source image, as mixup keeps partners: the source loss does not know them.
+    """Refuse hooks that store a value for each source image, such as mixup's partners: the source loss ignores them.
 
     Args:
         were_set: attributes that hooks have set.
-        batches: what went into the hooks and what came out; a hook may keep parts of it.
+        batches: the hooks' input and output; a hook may keep parts of them.
         num_images: in the source batch.
 
     Raises:
-        TransferConfigError: with the option to pass.
+        TransferConfigError: a hook stored such values; the message shows the option to pass.
     """
     if num_images < 2:
         return
@@ -70,20 +70,20 @@ def check_unmixed(were_set: dict[str, Any], batches: Any, num_images: int) -> No
         if any(_is_row_an_image(leaf, num_images) for leaf in new):
             raise TransferConfigError(
                 f"While {num_images} source images went through the batch-transfer hooks, these set {name!r} to "
-                f"{structure(value)}: something of each image, such as the partner that mixup mixes it with. The "
-                "source loss does not use it, so images would be mixed and their labels not. Pass "
-                "SourceTask(batch_hooks=False): source batches then pass no hook, so let the transform of the source "
-                "dataset do what else your hooks do, such as normalising."
+                f"{structure(value)}: a value for each image, such as its partner in mixup. The source loss does not "
+                "use it, so images would be mixed but not their labels. Pass SourceTask(batch_hooks=False): source "
+                "batches then skip the hooks, so do what else your hooks do, such as normalising, in the source "
+                "dataset's transform."
             )
 
 
 def _memory(value: Tensor) -> int:
-    """Return a number that views of one tensor share."""
+    """Return a number that all views of a tensor share."""
     return value.untyped_storage().data_ptr() if value.layout == torch.strided else id(value)
 
 
 def _is_row_an_image(value: Any, num_images: int) -> bool:
-    """Return whether it is labels, shares or places of images, by its shape: no tensor is read from the device."""
+    """Return whether a value has a row for each image, by its shape: no tensor is read from the device."""
     if isinstance(value, Tensor | np.ndarray):
         shape = tuple(value.shape)
         return shape[:1] == (num_images,) and (len(shape) <= 2 or set(shape[1:]) == {1})

@@ -1,4 +1,4 @@
-"""What a checkpoint may hold of ours: nothing that the user's plain class, or a run without us, would stumble over."""
+"""Keep checkpoints free of anything that the user's plain class, or a run without this package, could not load."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from lightning_transfer.stamps import BEGIN_ANEW, is_stamped, stamped, unstamped
 from lightning_transfer.surgery import Structure, rebuild, structures_in
 
 KEY = "lightning_transfer"
-EXTRA = "_extra_state"  # the key that torch gives to what get_extra_state returns
+EXTRA = "_extra_state"  # torch's key for the result of get_extra_state
 
 T = TypeVar("T")
 
@@ -28,10 +28,10 @@ class UnsafeCheckpointError(TransferConfigError):
 class TrainingOnly(nn.Module):
     """Holds a part that a run needs and the user's network does not.
 
-    No state_dict shows it, and loading one neither wants nor touches it; optimizers, devices and DDP see it like any.
+    It is not in the state_dict, and loading one ignores it; optimizers, devices and DDP treat it like any module.
 
     Args:
-        owner: the name of the callback whose parts these are.
+        owner: the name of the part's callback.
         part: the module to hold.
     """
 
@@ -45,7 +45,7 @@ class TrainingOnly(nn.Module):
         self.register_load_state_dict_post_hook(_forgive_missing)  # type: ignore[no-untyped-call]
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        """Nothing."""
+        """Return nothing of the part."""
         return OrderedDict() if destination is None else destination
 
 
@@ -54,55 +54,55 @@ def _forgive_missing(module: nn.Module, keys: Any) -> None:
 
 
 def check_options(name: str, saved: dict[str, str], current: dict[str, str]) -> None:
-    """Refuse to resume a run under other options than it was started with.
+    """Refuse to resume a run with other options than it was started with.
 
     Raises:
-        TransferConfigError: listing every difference.
+        TransferConfigError: the options differ; the message lists every difference.
     """
     different = differences(saved, current)
     if different:
         raise TransferConfigError(
-            f"{name} resumes with other options: {'; '.join(different)}. Give the old ones. {BEGIN_ANEW}"
+            f"{name} resumes with other options: {'; '.join(different)}. Pass the old ones. {BEGIN_ANEW}"
         )
 
 
 def check_structure(module: Any, checkpoint: dict[str, Any], *, name: str, structure: type[Structure] | None) -> None:
-    """Refuse a checkpoint whose network was not changed, or was changed by something that is not there.
+    """Refuse a checkpoint whose network was not changed, or was changed by a callback that is missing.
 
     Args:
-        module: the user's.
-        checkpoint: of a run that is to go on.
+        module: the user's module.
+        checkpoint: of the run to resume.
         name: of a callback.
-        structure: what the callback leaves in a network, or None.
+        structure: the kind of layer change that the callback leaves in a network, or None.
 
     Raises:
-        TransferConfigError: naming the callback, in place of a list of keys that do not fit.
+        TransferConfigError: the message names the callback, instead of a list of keys that do not fit.
     """
     theirs = {spec["kind"] for _, spec in structures_in(checkpoint["state_dict"])}
     mine = {type(child).__name__ for child in module.modules() if isinstance(child, Structure)}
     if structure is not None and structure.__name__ not in theirs:
-        raise TransferConfigError(f"This checkpoint was written without {name}: its layers are others. {BEGIN_ANEW}")
+        raise TransferConfigError(f"This checkpoint was written without {name}: its layers differ. {BEGIN_ANEW}")
     if theirs - mine:
         kinds = Structure.kinds
         missing = sorted(kinds[kind].callback if kind in kinds else kind for kind in theirs - mine)
         raise TransferConfigError(
-            f"This checkpoint's network was changed by {' and '.join(missing)}, which is not in callbacks. Give it "
-            f"beside {name}, with the options of the run that wrote the checkpoint. Or use the module that "
+            f"This checkpoint's network was changed by {' and '.join(missing)}, which is not in callbacks. Add it to "
+            f"callbacks, besides {name}, with the options of the run that wrote the checkpoint. Or use the module that "
             "lightning_transfer.load_from_checkpoint loads."
         )
 
 
 def changed_hyperparameters(module: Any) -> list[str]:
-    """Return which hyperparameters are networks with changed layers, which a checkpoint pickles whole."""
+    """Return the names of hyperparameters that are networks with changed layers, which a checkpoint pickles whole."""
     networks = ((name, value) for name, value in getattr(module, "hparams", {}).items() if isinstance(value, nn.Module))
     return [name for name, network in networks if any(isinstance(child, Structure) for child in network.modules())]
 
 
 def hide_optimizer_states(optimizers: list[torch.optim.Optimizer], checkpoint: dict[str, Any]) -> None:
-    """Take what optimizers remember of training-only parameters out of a checkpoint and put it under our own key.
+    """Move the optimizer states of training-only parameters in a checkpoint to our own key.
 
-    A run without our callbacks then resumes: its optimizers have just these parameters fewer. Done once for all
-    callbacks, since positions shift.
+    A run without our callbacks can then resume: its optimizers do not have these parameters. Done once for all
+    callbacks, because positions shift.
     """
     if KEY in checkpoint:
         return
@@ -147,10 +147,11 @@ def _with_params(group: dict[str, Any], params: list[int], names: list[str] | No
 
 
 def unhide_optimizer_states(owners: list[str], checkpoint: dict[str, Any]) -> None:
-    """The inverse of `hide_optimizer_states`, for the parts of the callbacks that are there.
+    """Undo `hide_optimizer_states` for the parts of the callbacks that are present.
 
     Raises:
-        TransferConfigError: another version's checkpoint, or callbacks in another order, whose states would be swapped.
+        TransferConfigError: another version wrote the checkpoint, or the callbacks are in another order, so that states
+            would be swapped.
     """
     if KEY not in checkpoint or "optimizer_states" not in checkpoint:
         return
@@ -161,7 +162,7 @@ def unhide_optimizer_states(owners: list[str], checkpoint: dict[str, Any]) -> No
         raise TransferConfigError(f"This run had its callbacks in the order {', '.join(before)}; keep that order.")
     for number, packed in enumerate(checkpoint["optimizer_states"]):
         entries = [entry for entry in ours["optimizer"] if entry["optimizer"] == number and entry["owner"] in owners]
-        # every param's state, in order, with the hidden ones back in their places
+        # the states of all parameters in order, the hidden ones in their old places
         groups: list[dict[str, Any]] = []
         states: list[Any] = []
         for group_number, group in enumerate(packed["param_groups"]):
@@ -179,16 +180,16 @@ def unhide_optimizer_states(owners: list[str], checkpoint: dict[str, Any]) -> No
 
 
 def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], *, weights_only: bool = True) -> None:
-    """Write a copy of a checkpoint without anything of this package in it.
+    """Write a copy of a checkpoint that holds nothing of this package.
 
-    What remains of a callback's run is the user's own: the network, its optimizers, loops and callbacks. Of a mixin's
-    run the weights remain, for a class without the mixin. Written in one move.
+    Of a callback's run it keeps all that is the user's: the network, its optimizers, loops and callbacks. Of a mixin's
+    run it keeps the weights, for a class without the mixin. The file is written whole or not at all.
 
     Args:
         path: the checkpoint.
-        out: where the copy goes.
-        weights_only: False reads any object, such as a network among the hyperparameters, and runs whatever the file
-            says: for files that you made, or whose maker you trust.
+        out: path of the copy.
+        weights_only: False reads any object, such as a network in the hyperparameters, and runs any code in the file:
+            only for files that you made, or whose maker you trust.
 
     Raises:
         TransferConfigError: the file is not a Lightning checkpoint, or holds more than plain data.
@@ -234,9 +235,9 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool) -> dict
                 raise pickle.UnpicklingError("torch.save did not write it so") from error
             raise UnsafeCheckpointError(
                 f"{path} holds more than tensors and plain data, often a hyperparameter such as a network or a Path. "
-                "If you made this file or trust whoever made it, pass weights_only=False; it then runs whatever the "
-                "file says, so never do that with a stranger's. New checkpoints hold none of it with "
-                "self.save_hyperparameters(ignore=[...])."
+                "If you made this file or trust its maker, pass weights_only=False; this runs any code in the file, so "
+                "never do it with a file that you do not trust. self.save_hyperparameters(ignore=[...]) keeps such "
+                "objects out of new checkpoints."
             ) from error
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
@@ -245,18 +246,18 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool) -> dict
 
 
 def load_from_checkpoint(cls: type[T], path: str | os.PathLike[str], **kwargs: Any) -> T:
-    """Load a network that was trained with callbacks of this package; otherwise `cls.load_from_checkpoint`.
+    """Load a checkpoint whose layers a callback of this package has changed; others as `cls.load_from_checkpoint` does.
 
-    Layers that a callback changed are changed again.
+    The layers of the new module are changed in the same way before the weights are loaded.
 
     Args:
         cls: the user's LightningModule class.
         path: the checkpoint.
-        kwargs: handed to `cls.load_from_checkpoint`. `weights_only=False` reads any object, such as a network among the
-            hyperparameters, and runs whatever the file says: for files that you made, or whose maker you trust.
+        kwargs: passed to `cls.load_from_checkpoint`. `weights_only=False` reads any object, such as a network in the
+            hyperparameters, and runs any code in the file: only for files that you made, or whose maker you trust.
 
     Raises:
-        TransferConfigError: the checkpoint is in a form of another version, or is none.
+        TransferConfigError: the file is not a checkpoint, or another version of this package wrote it.
     """
     checkpoint = read_checkpoint(path, weights_only=kwargs.get("weights_only") is not False)
     if KEY in checkpoint:
@@ -266,7 +267,7 @@ def load_from_checkpoint(cls: type[T], path: str | os.PathLike[str], **kwargs: A
         return loaded
 
     class Rebuilt(cls):  # type: ignore[valid-type, misc]
-        """The user's class, whose layers are changed when it is built and before weights are loaded."""
+        """The user's class, with layers that are changed after it is built and before weights are loaded."""
 
         def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             rebuild(self, checkpoint["state_dict"])
@@ -279,5 +280,5 @@ def load_from_checkpoint(cls: type[T], path: str | os.PathLike[str], **kwargs: A
 
 
 def sum_of_zeros(part: nn.Module) -> Tensor:
-    """Zero, with every parameter of a part in its graph: DDP waits for each one's gradient in every step."""
+    """Return zero with every parameter of a part in its graph: in every step DDP waits for the gradient of each."""
     return sum((0.0 * param.sum() for param in part.parameters() if param.requires_grad), torch.zeros(()))

@@ -1,4 +1,4 @@
-"""Loss terms added to somebody else's training step, and taken out again without a trace."""
+"""Add loss terms to the user's training step, and remove them without side effects."""
 
 import copy
 import functools
@@ -19,10 +19,10 @@ class LossTerm(Protocol):
         """Called before every step, with its batch."""
 
     def stepped(self, loss: Tensor | None) -> None:
-        """Called after the user's step, with its loss, to which nothing has been added; None where it has none."""
+        """Called after the user's step with its own loss, before any term is added; None if the step has no loss."""
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
-        """The loss with this term in it."""
+        """Return the loss with this term added."""
 
     def end(self) -> None:
         """Called after every step, also one that failed or returned None."""
@@ -31,7 +31,7 @@ class LossTerm(Protocol):
 class StepDispatcher(StandIn):
     """Stands in for `module.training_step` and adds named terms to the loss it returns.
 
-    One object serves all terms, because callbacks that each wrap the step cannot be taken out in any order. Lightning
+    One object serves all terms, because callbacks that each wrap the step could not be removed in any order. Lightning
     reads the step's signature, so it is kept.
     """
 
@@ -42,21 +42,21 @@ class StepDispatcher(StandIn):
 
     @classmethod
     def add(cls, module: Any, name: str, term: LossTerm, trainer: Any) -> "StepDispatcher":
-        """Add a term to the module's step, in place of one of the same name, and give the object that holds it."""
+        """Add a term to the module's step, or replace one of the same name, and return the object that holds it."""
         top = vars(module).get(STEP)
-        is_at_hand = isinstance(top, cls) and not top.is_removed and top.run.is_of(trainer)
-        dispatcher: StepDispatcher = top if is_at_hand else cls(module, trainer)
+        is_there = isinstance(top, cls) and not top.is_removed and top.run.is_of(trainer)
+        dispatcher: StepDispatcher = top if is_there else cls(module, trainer)
         dispatcher.terms[name] = term
         return dispatcher
 
     def discard(self, name: str) -> None:
-        """Take a term out; with the last one the module's step is as it was found."""
+        """Remove a term; after the last one the module's step is as it was found."""
         self.terms.pop(name, None)
         if not self.terms:
             self.remove()
 
     def act(self, *args: Any, **kwargs: Any) -> Any:
-        """The user's step with every term added; a step without a loss is a skipped batch and stays one."""
+        """Run the user's step and add every term; a step without a loss is a skipped batch and stays one."""
         if not self.run.get().training:  # a validation_step may call the step too
             return self.hook(*args, **kwargs)
         try:

@@ -1,4 +1,4 @@
-"""Whether the loss of a run's first step is what the weight of a term beside it means: a mean over the images."""
+"""Check that the loss of a run's first step is a mean over the images, as the weight of an added term assumes."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -11,19 +11,19 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.tracing import outside_graphs
 
 SURE = 1e-3  # share by which a sum may differ from the mean times a number
-LEAST = 1e-3  # a mean below which says nothing
-CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}  # share by which two ways to the same loss may differ
-CLOSE_AT_HALF = 0.02  # and at half precision
+LEAST = 1e-3  # a smaller mean decides nothing
+CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}  # share by which two computations of one loss may differ
+CLOSE_AT_HALF = 0.02  # the same at half precision
 
 
 def is_close(found: float, expected: float, dtype: torch.dtype) -> bool:
-    """Whether two losses are one, computed in two ways from logits of a type; or neither a number."""
+    """Return whether two losses agree, computed in two ways from logits of a type; NaN agrees with everything."""
     close = CLOSE.get(dtype, CLOSE_AT_HALF)
     return not abs(found - expected) > close * max(abs(found), abs(expected))
 
 
 class MeanLoss(NamedTuple):
-    """A mean loss, by which numbers it is multiplied where it is a sum, and the type of the logits."""
+    """A mean loss, the numbers that would make a sum of it, and the type of the logits."""
 
     name: str
     mean: float
@@ -31,14 +31,14 @@ class MeanLoss(NamedTuple):
     dtype: torch.dtype = torch.float32
 
     def is_sum(self, loss: float) -> bool:
-        """Whether a loss is surely the mean times one of the numbers."""
+        """Return whether a loss is clearly the mean times one of the numbers."""
         return self.mean > LEAST and any(
             number > 1 and abs(loss / self.mean / number - 1) < SURE for number in self.numbers
         )
 
 
 class Heard:
-    """Forward hook on a head: what it gives in the step's own pass; outside of compiled graphs, as all that listens."""
+    """Forward hook on a head that keeps its output in the step's own pass, outside of compiled graphs."""
 
     def __init__(self) -> None:
         self.is_idle = False
@@ -48,7 +48,7 @@ class Heard:
         return (Heard, ())
 
     def __call__(self, head: nn.Module, args: Any, output: Any) -> None:
-        """Keep what is given."""
+        """Keep the output."""
         if not self.is_idle:
             self._keep(output)
 
@@ -59,7 +59,7 @@ class Heard:
 
 
 class FirstLoss:
-    """Looks at the loss of one step, the first in which it is asked to.
+    """Checks the loss of one step, the first after `reset`.
 
     Args:
         labels: finds the labels in a batch.
@@ -83,22 +83,22 @@ class FirstLoss:
         return (FirstLoss, (self.labels,))
 
     def listen(self, head: nn.Module, batch: Any) -> None:
-        """Hear what a head gives from here on, if this is the first step."""
+        """Record the head's output from now on, if this is the first step."""
         self.end()
         if self._is_due:
             self._batch, self._heard = batch, Heard()
             self._handle = head.register_forward_hook(self._heard)
 
     def end(self) -> None:
-        """Leave nothing with the user's head."""
+        """Remove the hook from the user's head."""
         if self._handle is not None:
             self._handle.remove()
         if self._heard is not None:
-            self._heard.is_idle = True  # a compiled graph that holds it is guarded by that
+            self._heard.is_idle = True  # a guard of compiled graphs that hold the hook
         self._batch = self._heard = self._handle = None
 
     def criteria(self) -> list[MeanLoss]:
-        """Return what is known of the step's logits and labels, once; nothing where they cannot be read."""
+        """Return the criteria that fit the step's logits and labels, once; none if these cannot be read."""
         heard, batch = self._heard, self._batch
         self.end()
         if heard is None:
@@ -111,7 +111,7 @@ class FirstLoss:
 
 
 def criteria(logits: Tensor, labels: Tensor) -> Iterator[MeanLoss]:
-    """The usual criteria that fit logits (B, classes) and the labels of a batch."""
+    """Yield the usual criteria that fit logits (B, classes) and the labels of a batch."""
     if logits.ndim != 2 or labels.shape[:1] != logits.shape[:1] or labels.device != logits.device:
         return
     num_images, num_classes = logits.shape
@@ -132,22 +132,22 @@ def criteria(logits: Tensor, labels: Tensor) -> Iterator[MeanLoss]:
 
 
 def refuse_sum(loss: Tensor, found: list[MeanLoss], *, to_do: str) -> None:
-    """Refuse a loss that is surely a sum over the images, next to which a term's weight means something else.
+    """Refuse a loss that is clearly a sum over the images: the weight of an added term assumes a mean.
 
     Args:
         loss: of the user's step.
         found: criteria of the step's logits and labels.
-        to_do: what to write where it has to stay a sum.
+        to_do: the fix to show if the loss has to stay a sum.
 
     Raises:
-        TransferConfigError: it is one.
+        TransferConfigError: the loss is a sum.
     """
     value = float(loss.detach()) if found and loss.numel() == 1 else 0.0
     for criterion in found:
         if criterion.is_sum(value):
             times = round(value / criterion.mean)
             raise TransferConfigError(
-                f"training_step gives a loss of {value:.4f}, {times} times {criterion.name} ({criterion.mean:.4f}): a "
-                f"sum, or a mean times the batch size, so that what is added with a weight counts 1/{times} of it. "
-                f"Return the mean over the images, or {to_do}."
+                f"training_step returns a loss of {value:.4f}, {times} times {criterion.name} ({criterion.mean:.4f}): "
+                f"a sum, or a mean times the batch size. Next to it an added term has 1/{times} of its weight. Return "
+                f"the mean over the images, or {to_do}."
             )

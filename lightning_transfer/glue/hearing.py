@@ -1,4 +1,4 @@
-"""Hear what layers of a user's network take and give when images run through it outside of training."""
+"""Record the inputs and outputs of layers when images run through the user's network outside of training."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,22 +11,22 @@ from lightning_transfer.networks import entry_of
 from lightning_transfer.roles import Head
 from lightning_transfer.tracing import evaluating
 
-Heard = list[tuple[Tensor, Tensor]]  # what a layer took and gave, each time it ran
+Heard = list[tuple[Tensor, Tensor]]  # a layer's input and output, each time it ran
 
 
 class Hearing:
     """Runs images through a user's module in eval mode, without gradients and in the Trainer's precision.
 
     Args:
-        trainer: that runs the module.
-        module: the user's.
+        trainer: the Trainer that runs the module.
+        module: the user's module.
         head: its head.
-        forward: runs images, if the module's own forward does not take them alone: it either reaches the head or
-            returns the features.
-        how: what to write if images alone do not run, with a place for the call.
+        forward: runs images, if the module's own forward takes more than images: it either reaches the head or returns
+            the features.
+        how: the fix to show if images alone do not run, with a place for the call.
 
     Raises:
-        TransferConfigError: it is not known what images are given to.
+        TransferConfigError: no layer is found that takes the images.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class Hearing:
     ) -> None:
         self.trainer, self.module, self.head, self.forward, self.how = trainer, module, head, forward, how
         self.path = entry_of(module, head) if forward is None else ""
-        self.is_apart = self.path not in ("", head.network_path)  # what takes the images ends before the head
+        self.is_apart = self.path not in ("", head.network_path)  # the layer that takes images ends before the head
 
     def hear(self, images: Tensor, layers: Sequence[nn.Module]) -> list[Heard]:
-        """Return what each layer takes and gives, detached, when images run.
+        """Return the inputs and outputs of each layer, detached, when images run.
 
         Args:
             images: (B, ...), on the device.
@@ -59,8 +59,8 @@ class Hearing:
         finally:
             for handle in handles:
                 handle.remove()
-            torch.clear_autocast_cache()  # of weights cast without gradients, which training would go on with
-        # a forward of the user's may enable gradients
+            torch.clear_autocast_cache()  # training must not use weights that were cast without gradients
+        # the user's forward may enable gradients
         return [[(taken.detach(), given.detach()) for taken, given in calls] for calls in heard.values()]
 
     def _run(self, images: Tensor, is_reached: Callable[[], bool]) -> None:

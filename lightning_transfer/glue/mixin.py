@@ -1,4 +1,4 @@
-"""How a module with parts of its own learns which Trainer fits it."""
+"""Find out which Trainer fits a module that has parts as a mixin."""
 
 import functools
 import inspect
@@ -18,7 +18,7 @@ Part = TypeVar("Part", bound=TransferPart)
 
 
 def noted(add: Add) -> Add:
-    """Have a mixin's method remember the options that it was called with, for the loggers."""
+    """Make a mixin's method remember the options of its call, for the loggers."""
     signature, mixin = inspect.signature(add), add.__qualname__.partition(".")[0]
 
     @functools.wraps(add)
@@ -34,18 +34,18 @@ def noted(add: Add) -> Add:
 
 
 class PartMixin:
-    """Remembers the Trainer of a fit, whichever other one runs the module in the middle of it; for the mixins.
+    """Remembers the Trainer of a fit, even if another one runs the module in the middle of it; for the mixins.
 
-    Lightning calls no hook early enough: a callback of the user's may validate the module in another Trainer before the
-    module's first hook. The moment at which a Trainer is attached comes before all of them.
+    No hook of Lightning is called early enough: one of the user's callbacks may validate the module in another Trainer
+    before the module's first hook. A Trainer is attached before all hooks.
     """
 
     _fit = Weakly()
-    _options: Mapping[str, Any] = MappingProxyType({})  # that parts were added with, under the loggers' names
+    _options: Mapping[str, Any] = MappingProxyType({})  # of the parts, by their names in the loggers
 
     @property
     def trainer(self) -> Any:
-        """The last Trainer that ran the module, as Lightning has it."""
+        """Return the last Trainer that ran the module, as in Lightning."""
         return super().trainer  # type: ignore[misc]
 
     @trainer.setter
@@ -62,21 +62,21 @@ class PartMixin:
 
     @property
     def _fitting(self) -> Any:
-        """The Trainer that fits the module; the last one, where none has."""
+        """Return the Trainer of the module's fit; the last Trainer if there was no fit."""
         mine = self._fit.get()
         return self.trainer if mine is None else mine
 
     @property
     def _running(self) -> Any:
-        """The Trainer that fits the module, in the middle of its fit; otherwise the last one."""
+        """Return the Trainer of the module's fit while it runs, otherwise the last Trainer."""
         trainer = self._fitting
         return trainer if is_running(trainer) else self.trainer
 
     def on_fit_start(self) -> None:
-        """Give the loggers what the parts of this module were made with."""
+        """Pass the options of this module's parts to the loggers."""
         if saved := changed_hyperparameters(self):
             warnings.warn(
-                f"save_hyperparameters puts {saved}, whose layers are changed already, into every checkpoint: "
+                f"save_hyperparameters puts {saved}, whose layers are already changed, into every checkpoint: "
                 f"{type(self).__name__} cannot be made from it again. Write self.save_hyperparameters(ignore={saved}).",
                 stacklevel=2,
             )
@@ -101,12 +101,12 @@ class PartMixin:
                 part.settle()
 
     def _is_training(self) -> bool:
-        """Whether this is a step of the fit: not of its validation, and not of another Trainer's run."""
+        """Return whether this is a step of the fit: not of its validation, and not of another Trainer's run."""
         trainer = self._fitting
         return bool(trainer.training and is_run_by(trainer, self))
 
     def _is_lent(self) -> bool:
-        """Whether another Trainer runs the module in the middle of the fit."""
+        """Return whether another Trainer runs the module in the middle of the fit."""
         trainer = self._fitting
         return is_running(trainer) and not is_run_by(trainer, self)
 

@@ -1,4 +1,4 @@
-"""New parameters reach the user's optimizer, or an error says which line to change."""
+"""Add new parameters to the user's optimizer, or raise an error that says which line to change."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,19 +15,19 @@ def _held(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
 
 
 def join(made: Any, name: str, part: nn.Module, *, neighbors: Iterable[nn.Parameter]) -> None:
-    """Put the parameters of a new part that no optimizer holds into a group of the user's optimizer.
+    """Add the parameters of a new part that no optimizer holds to a group of the user's optimizer.
 
-    A group that exists keeps every scheduler right; a group added late breaks most of them.
+    The group has to exist already: most schedulers are wrong with a group that is added later.
 
     Args:
         made: what the user's configure_optimizers returned.
         name: the part's name in the module.
         part: the new part.
-        neighbors: the parameters whose group, and so whose learning rate, the part shares; the first group where none
+        neighbors: the parameters whose group, and so whose learning rate, the part shares; the first group if no group
             holds them.
 
     Raises:
-        TransferConfigError: there is no optimizer, or LBFGS.
+        TransferConfigError: there is no optimizer, or it is LBFGS.
     """
     optimizers = list(_optimizers_in(made))
     check_kind(optimizers)
@@ -42,12 +42,12 @@ def join(made: Any, name: str, part: nn.Module, *, neighbors: Iterable[nn.Parame
     group["params"].extend(missing.values())
     if "param_names" in group:
         group["param_names"].extend(missing)
-    if optimizer.state:  # some make it at once, as Adagrad does: the new parameters' is made the same way
+    if optimizer.state:  # some optimizers, such as Adagrad, make their state at once: make the new parameters' state
         optimizer.state.update(type(optimizer)(list(missing.values()), **optimizer.defaults).state)
 
 
 def _optimizers_in(made: Any) -> Iterable[torch.optim.Optimizer]:
-    """Every optimizer in what configure_optimizers may return: one, lists, dictionaries, and lists of those."""
+    """Yield every optimizer in what configure_optimizers may return: one, lists, dictionaries, or lists of those."""
     if isinstance(made, torch.optim.Optimizer):
         yield made
     elif isinstance(made, dict):
@@ -58,22 +58,22 @@ def _optimizers_in(made: Any) -> Iterable[torch.optim.Optimizer]:
 
 
 def check_kind(optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Refuse optimizers under which a loss term would be wrong.
+    """Refuse optimizers with which a loss term would be wrong.
 
     Raises:
-        TransferConfigError: there is none, or LBFGS.
+        TransferConfigError: there is no optimizer, or it is LBFGS.
     """
     if not any(optimizer.param_groups for optimizer in optimizers):
         raise TransferConfigError("configure_optimizers returns no optimizer, so nothing would be trained. Return one.")
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
         raise TransferConfigError(
-            "LBFGS runs the training step several times a batch, and what is added to its loss would differ each time. "
-            "Use SGD or AdamW."
+            "LBFGS runs the training step several times for each batch, and the term added to its loss would differ "
+            "each time. Use SGD or AdamW."
         )
 
 
 def check_held(trainer: Any, part: nn.Module) -> None:
-    """Raise unless the user's optimizers hold a part; one that the user attached is the user's to train.
+    """Raise unless the user's optimizers hold a part; a mixin's user has to pass its parameters to an optimizer.
 
     Raises:
         TransferConfigError: a parameter would never be trained.
@@ -89,37 +89,38 @@ def check_held(trainer: Any, part: nn.Module) -> None:
 
 
 def trains_any(trainer: Any, params: Iterable[nn.Parameter]) -> bool:
-    """Whether some optimizer trains at least one of these parameters."""
+    """Return whether some optimizer trains at least one of these parameters."""
     held = _held(trainer.optimizers)
     return any(id(param) in held and param.requires_grad for param in params)
 
 
 def why_untrained(trainer: Any, params: Iterable[nn.Parameter]) -> str:
-    """What to change where no optimizer trains any of these parameters; "" where one does.
+    """Return what to change if no optimizer trains any of these parameters, otherwise "".
 
-    What a callback of the user's (BackboneFinetuning, say) has frozen it may thaw, so nothing is said of that.
+    If one of the user's callbacks has frozen them, such as BackboneFinetuning, it may unfreeze them later, so the
+    result is "" too.
     """
     params = list(params)
     if trains_any(trainer, params):
         return ""
     if any(param.requires_grad for param in params):
-        return "In configure_optimizers give the optimizer self.parameters()."
+        return "In configure_optimizers pass self.parameters() to the optimizer."
     if any("BaseFinetuning" in {cls.__name__ for cls in type(each).__mro__} for each in trainer.callbacks):
         return ""
-    return "They are frozen now: leave requires_grad=True for some of them, or let your own code thaw them later."
+    return "They are frozen now: set requires_grad=True for some of them, or unfreeze them later."
 
 
 class OwnGroup(StandIn):
     """Runs the user's configure_optimizers so that the first optimizer gets a group of ours.
 
-    The group has to be there when schedulers are made: most are wrong with one that is added later. So it comes in
-    while the optimizer is made, and leaves the other groups.
+    The group has to be there when schedulers are made: most are wrong with one that is added later. So it is added
+    while the optimizer is made, and its parameters are removed from the other groups.
 
     Args:
         module: the user's module.
         name: of the hook.
-        trainer: whose run it is.
-        group: the group's parameters and learning rate; None for nothing of ours.
+        trainer: the Trainer of the run.
+        group: the group's parameters and learning rate; None for no group.
     """
 
     def __init__(self, module: Any, name: str, trainer: Any, group: tuple[list[nn.Parameter], float] | None) -> None:
@@ -127,7 +128,7 @@ class OwnGroup(StandIn):
         self.group = group
 
     def act(self, *args: Any, **kwargs: Any) -> Any:
-        """The user's optimizers."""
+        """Return the user's optimizers."""
         if self.group is None:
             return self.hook(*args, **kwargs)
         params, rate = self.group
@@ -148,21 +149,21 @@ class OwnGroup(StandIn):
             made = self.hook(*args, **kwargs)
         except (ValueError, TypeError) as error:
             error.add_note(
-                "AdaFilter(gate_lr=...) adds a group for the gate, the last one: schedulers' lists need an entry more."
+                "AdaFilter(gate_lr=...) adds a group for the gate, as the last one: add one entry to schedulers' lists."
             )
             raise
         finally:
             torch.optim.Optimizer.__init__ = make  # type: ignore[method-assign]
         if id(params[0]) not in _held(_optimizers_in(made)):
             raise TransferConfigError(
-                f"gate_lr={rate}: configure_optimizers returns an optimizer that was made elsewhere, so the gate "
-                "has no group in it. Make it there, or leave gate_lr out."
+                f"gate_lr={rate}: configure_optimizers returns an optimizer that was made elsewhere, so the gate has "
+                "no group in it. Make the optimizer in configure_optimizers, or leave gate_lr out."
             )
         return made
 
 
 def check_rate(optimizers: Iterable[torch.optim.Optimizer], params: Sequence[nn.Parameter], rate: float) -> None:
-    """Raise unless a group of ours has its own rate still, as schedulers count it.
+    """Raise if a scheduler has overwritten the rate of our group.
 
     Raises:
         TransferConfigError: something sets one rate for all groups.
@@ -172,22 +173,22 @@ def check_rate(optimizers: Iterable[torch.optim.Optimizer], params: Sequence[nn.
             found = group.get("max_lr", group.get("initial_lr", group["lr"]))
             if any(param is params[0] for param in group["params"]) and found != rate:
                 raise TransferConfigError(
-                    f"gate_lr={rate} is not what the gate would learn with: a scheduler or a learning-rate finder has "
-                    f"set {found:g}. Give the scheduler a rate for each of {len(optimizer.param_groups)} groups, the "
+                    f"gate_lr={rate} is not the gate's learning rate: a scheduler or a learning-rate finder has set "
+                    f"{found:g}. Give the scheduler a rate for each of {len(optimizer.param_groups)} groups, the "
                     "gate's last, or leave gate_lr out."
                 )
 
 
 class AsBefore(StandIn):
-    """Runs the user's configure_optimizers so that parameters in changed layers have the names they had.
+    """Runs the user's configure_optimizers so that parameters in changed layers have their old names.
 
-    Who sorts parameters by name, into groups with and without weight decay, say, then sorts them as ever.
+    Code that sorts parameters by name, for example into groups with and without weight decay, then still works.
 
     Args:
         module: the user's module.
         name: of the hook.
-        trainer: whose run it is.
-        renamed: what names in the module begin with now, and what they began with before.
+        trainer: the Trainer of the run.
+        renamed: the prefixes of names in the module now, and their old prefixes.
     """
 
     def __init__(self, module: Any, name: str, trainer: Any, renamed: Mapping[str, str]) -> None:
@@ -195,7 +196,7 @@ class AsBefore(StandIn):
         self.renamed = renamed
 
     def act(self, *args: Any, **kwargs: Any) -> Any:
-        """The user's optimizers."""
+        """Return the user's optimizers."""
         paths = {id(child): path for path, child in self.module.named_modules()}
         before = {}
         for path, old in self.renamed.items():
@@ -221,7 +222,7 @@ class AsBefore(StandIn):
 
 
 def _as_groups(given: Any) -> list[dict[str, Any]]:
-    """What an optimizer is given, as groups with lists of parameters, or of (name, parameter)."""
+    """Return an optimizer's argument as groups with lists of parameters, or of (name, parameter)."""
     items = list(given)
     if items and not isinstance(items[0], dict):
         return [{"params": items}]
@@ -242,7 +243,7 @@ def _without_params(group: dict[str, Any], params: Sequence[nn.Parameter]) -> di
 
 
 def _like(groups: list[dict[str, Any]], params: Sequence[nn.Parameter], module: Any) -> list[Any]:
-    """The parameters, with their names where the other groups have names."""
+    """Return the parameters, with their names if the other groups have names."""
     if not groups or not isinstance(groups[0]["params"][0], tuple):
         return list(params)
     names = {id(param): name for name, param in module.named_parameters()}

@@ -1,4 +1,4 @@
-"""What a callback attaches to somebody's module for the length of a fit."""
+"""Define what a callback attaches to the user's module during a fit."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from lightning_transfer.pending import PendingChecks
 
 
 class TransferPart(nn.Module, ABC):
-    """A method's own modules, and the term they add to the loss; abstract."""
+    """Holds a method's own modules and adds a term to the loss; abstract."""
 
     title = "The method"  # in messages
     is_transfer_part = True  # `roles` looks for the user's modules only
@@ -22,73 +22,73 @@ class TransferPart(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.run = self.of_module = Weakly()  # the Trainer whose fit it is in, and what is fitted
+        self.run = self.of_module = Weakly()  # the Trainer whose fit it is in, and the module of that fit
         self.pending = PendingChecks()
         self.register_load_state_dict_pre_hook(_check_same_keys)  # type: ignore[no-untyped-call]
 
     def join(self, trainer: Any, module: Any) -> None:
-        """Belong to a Trainer's fit of a module from here on; whatever else runs the module, the fit is this one's."""
+        """Join a Trainer's fit of a module; other Trainers that run the module do not change that."""
         if not self.is_of(trainer, module):
             self.run, self.of_module = Weakly(trainer), Weakly(module)
             self.pending.clear()
 
     def is_of(self, trainer: Any, module: Any) -> bool:
-        """Whether it joined this Trainer's fit of this module."""
+        """Return whether it joined this Trainer's fit of this module."""
         return self.run.is_of(trainer) and self.of_module.is_of(module)
 
     @property
     def trainer(self) -> Any:
-        """The Trainer whose fit it joined, which `module.trainer` is not after another one has run the module.
+        """Return the Trainer whose fit it joined; `module.trainer` may be another one that ran the module later.
 
         Raises:
-            TransferConfigError: it has joined none.
+            TransferConfigError: it has not joined a fit.
         """
         trainer = self.run.get()
         if trainer is None:
-            raise TransferConfigError(f"{self.title} has joined no Trainer. Run it in Trainer.fit.")
+            raise TransferConfigError(f"{self.title} is not in a Trainer's fit. Run it in Trainer.fit.")
         return trainer
 
     @property
     @abstractmethod
     def introduction(self) -> str:
-        """One line for the log: what was found and what is done with it."""
+        """Return one line for the log: what was found and what is done with it."""
 
     @abstractmethod
     def neighbors(self, module: Any, name: str) -> Iterable[nn.Parameter]:
-        """The user's parameters whose learning rate new ones share: this part's, or those of one that `added` names."""
+        """Return the user's parameters whose learning rate new ones share; `name` is the part's, or one of `added`."""
 
     @abstractmethod
     def attach(self, module: Any) -> None:
-        """Reach into the user's module, when its network and optimizers exist."""
+        """Attach to the user's module, after its network and optimizers are made."""
 
     @abstractmethod
     def detach(self) -> None:
-        """Let go of the user's module and of every resource."""
+        """Remove everything from the user's module and free all resources."""
 
     @abstractmethod
     def check(self, trainer: Any) -> None:
-        """Raise or warn, at the start of training, on what cannot be right."""
+        """Raise or warn, at the start of training, if something cannot be right."""
 
     def added(self, module: Any) -> dict[str, nn.Module]:
-        """New modules that stay in the network, by name: none by default. Their parameters join an optimizer too."""
+        """Return new modules that stay in the network, by name; none by default. An optimizer gets their parameters."""
         return {}
 
     def renamed(self, module: Any) -> dict[str, str]:
-        """Modules of the user's that have another name in changed layers, and their old names; none by default."""
+        """Return the user's modules that have another name in changed layers, and their old names; none by default."""
         return {}
 
     def own_group(self, module: Any) -> tuple[list[nn.Parameter], float] | None:
-        """New parameters that have a learning rate of their own, and that rate; none by default."""
+        """Return new parameters that have their own learning rate, and that rate; None by default."""
         return None
 
     def before_optimizer_step(self, module: Any) -> None:
-        """Called when gradients are ready and nothing has been done with them; does nothing by default."""
+        """Called when gradients are computed and not yet used; does nothing by default."""
 
     def settle(self, *_: Any) -> None:
         """Read the pending checks of all processes: before a checkpoint is written, and when training ends.
 
         Raises:
-            FloatingPointError: a check failed in another process, whose gradients this one has got.
+            FloatingPointError: a check failed in another process, whose gradients are part of the sum.
         """
         trainer = self.run.get()
         if trainer is None or trainer.strategy.root_device.type in self.pending.free:
@@ -101,14 +101,14 @@ class TransferPart(nn.Module, ABC):
             raise error
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What a resumed run needs beside weights: the options it has to be given again."""
+        """Return what a resumed run needs besides weights: the options, which have to be the same."""
         return {"options": dict(self.options)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Refuse to go on with other options.
+        """Refuse to resume with other options.
 
         Raises:
-            TransferConfigError: listing the differences.
+            TransferConfigError: the options differ; the message lists the differences.
         """
         check_options(self.title, state["options"], dict(self.options))
 
@@ -121,7 +121,7 @@ class TransferPart(nn.Module, ABC):
 
     @abstractmethod
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
-        """The loss with this part's term in it."""
+        """Return the loss with this part's term added."""
 
     @abstractmethod
     def end(self) -> None:
@@ -129,7 +129,7 @@ class TransferPart(nn.Module, ABC):
 
 
 def _check_same_keys(part: TransferPart, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    """Name the options that differ if a state has other keys than a part, such as those of another loss's buffers."""
+    """Name the options that differ if a state's keys do not fit the part, such as the buffers of another loss."""
     saved = state.get(f"{prefix}{EXTRA}")
     theirs = {key for key in state if key.startswith(prefix)}
     if isinstance(saved, dict) and theirs != {f"{prefix}{key}" for key in part.state_dict()}:

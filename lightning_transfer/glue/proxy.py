@@ -22,28 +22,28 @@ from lightning_transfer.randomness import next_numbers, restored, seeded
 
 NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 OWN = {"callbacks", "max_epochs", "max_steps", "min_epochs", "min_steps", "max_time", "plugins"}  # trials decide these
-UNEQUAL = "fast_dev_run", "overfit_batches"  # of which a trial would be no training
+UNEQUAL = "fast_dev_run", "overfit_batches"  # with these a trial would not be a training
 EVEN = (RandomSampler, SequentialSampler, SubsetRandomSampler, DistributedSampler)
-ACCELERATORS = {"cuda": "gpu"}  # a device's name, where Lightning's is another
+ACCELERATORS = {"cuda": "gpu"}  # devices for which Lightning has another name
 
 
 def trainer_class(owner: Any) -> type:
-    """Lightning's own Trainer, of the namespace that a Trainer or a module comes from.
+    """Return Lightning's Trainer of the namespace that a Trainer or a module comes from.
 
     Raises:
-        TransferConfigError: it comes from neither.
+        TransferConfigError: it comes from no namespace of Lightning.
     """
     for cls in type(owner).__mro__:
         for namespace in NAMESPACES:
             if cls.__module__.startswith(f"{namespace}."):
                 return importlib.import_module(namespace).Trainer  # type: ignore[no-any-return]
     if isinstance(owner, type):
-        raise TransferConfigError(f"{owner.__name__} is a class; pass what it makes: {owner.__name__}(...).")
+        raise TransferConfigError(f"{owner.__name__} is a class; pass an instance: {owner.__name__}(...).")
     raise TransferConfigError(f"{type(owner).__name__} is neither a LightningModule nor a LightningDataModule.")
 
 
 def options_like(trainer: Any) -> dict[str, Any]:
-    """What makes a Trainer step as another does, on its device alone."""
+    """Return the options that make a Trainer step like another one, on that one's device."""
     device = trainer.strategy.root_device
     return {
         "accelerator": ACCELERATORS.get(device.type, device.type),
@@ -57,12 +57,12 @@ def options_like(trainer: Any) -> dict[str, Any]:
 
 
 def train_loader(trainer: Any) -> Any:
-    """The user's train loader, before the fit loop has asked for it."""
-    return trainer.fit_loop._data_source.dataloader()  # private: loaders given, a DataModule's or the module's own
+    """Return the user's train loader before the fit loop has set it up."""
+    return trainer.fit_loop._data_source.dataloader()  # private: finds the given loader, the DataModule's, the module's
 
 
 def loader_of(data: Any, make: type, options: Mapping[str, Any]) -> Any:
-    """Return the train loader of a DataModule, which is set up from the random state that the next fit finds."""
+    """Return the train loader of a DataModule, set up with the random state that the next fit will have."""
     if not hasattr(data, "train_dataloader"):
         return data
     numbers, seed = next_numbers(), torch.initial_seed()
@@ -83,7 +83,7 @@ def loader_of(data: Any, make: type, options: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def attached(data: Any, make: type, options: Mapping[str, Any]) -> Iterator[None]:
-    """While it lasts, a DataModule has a Trainer to ask."""
+    """Attach a Trainer to a DataModule inside this context."""
     before = getattr(data, "trainer", None)
     with silent():
         data.trainer = trainer_of(make, options)
@@ -97,26 +97,26 @@ def check_loader(loader: Any) -> None:
     """Refuse a train loader that cannot be split.
 
     Raises:
-        TransferConfigError: saying what there is.
+        TransferConfigError: the message names the loader that was found.
     """
     dataset = getattr(loader, "dataset", None)
     sized = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if not isinstance(loader, DataLoader) or not sized or loader.batch_size is None:
         found = type(loader).__name__ if dataset is None else f"{type(loader).__name__} of {type(dataset).__name__}"
         raise TransferConfigError(
-            f"A part of the training images is to be held out, and the train loader, a {found}, cannot be split. Give "
-            "a DataLoader with batch_size= of a dataset with a length."
+            f"A part of the training images is held out, but the train loader, a {found}, cannot be split. Pass a "
+            "DataLoader with batch_size= of a dataset with a length."
         )
     if not isinstance(loader.sampler, EVEN):
         warnings.warn(
-            f"Trials are trained on images drawn evenly, not by the loader's {type(loader.sampler).__name__}.",
+            f"Trials draw all images equally often and do not use the loader's {type(loader.sampler).__name__}.",
             stacklevel=2,
         )
 
 
 def part_of(loader: Any, indices: Sequence[int], *, dataset: Any = None) -> DataLoader[Any]:
-    """A loader of some of the images; of those of another dataset, in order, where one is given."""
-    leaves_one = len(indices) % loader.batch_size == 1  # which BatchNorm cannot train on, and no fault of the user's
+    """Return a loader of some of the images; if `dataset` is given, of that dataset's images, in order."""
+    leaves_one = len(indices) % loader.batch_size == 1  # BatchNorm cannot train on one image
     return DataLoader(
         Subset(Loaded(served(loader) if dataset is None else dataset, "target"), indices),
         batch_size=loader.batch_size,
@@ -129,20 +129,20 @@ def part_of(loader: Any, indices: Sequence[int], *, dataset: Any = None) -> Data
 
 
 class _Unvalidated(AnyCallback):
-    """A rate that waits for the user's validation, which is not run, stays."""
+    """Keeps a scheduler that monitors a validation value from failing: trials run no validation."""
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Before any schedule asks."""
+        """Make all schedulers tolerate a missing value."""
         for config in trainer.lr_scheduler_configs:
             config.strict = False
 
 
 class Scoring(AnyCallback):
-    """Remembers the best accuracy, over epochs, of a network on images that were held out.
+    """Remembers the best accuracy, over epochs, of a network on held-out images.
 
     Args:
         loader: the images.
-        score: tells, of a module and a batch, which images are right.
+        score: takes a module and a batch, and returns which images are right.
     """
 
     def __init__(self, loader: DataLoader[Any], score: Any) -> None:
@@ -151,7 +151,7 @@ class Scoring(AnyCallback):
         self.best = 0.0
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Count what it has right."""
+        """Score the network on the images."""
         right, total = 0.0, 0
         with trainer.precision_plugin.forward_context():
             for batch in self.loader:
@@ -164,18 +164,18 @@ class Scoring(AnyCallback):
 
 
 class Trials:
-    """Trainings of copies of a module on a part of its training images, to be scored on the rest.
+    """Trains copies of a module on a part of its training images, to score them on the rest.
 
     Args:
         loader: the train loader.
-        make: Lightning's Trainer.
-        options: of it.
-        datamodule: the user's, whose hooks move batches; None where there is none.
-        unaugmented: the images to be scored, without augmentation; None for the loader's own.
-        adapt: turns a batch into images and labels, if the dataset does not list labels; None if it is both.
+        make: Lightning's Trainer class.
+        options: of the Trainer.
+        datamodule: the user's DataModule, whose hooks move batches; None if there is none.
+        unaugmented: the images to score on, without augmentation; None for the loader's own.
+        adapt: turns a batch into images and labels, if the dataset does not list labels; None if a batch is both.
 
     Raises:
-        TransferConfigError: the loader cannot be split, or the images are others.
+        TransferConfigError: the loader cannot be split, or `unaugmented` has another number of images.
     """
 
     def __init__(
@@ -197,12 +197,12 @@ class Trials:
             self.labels = labels_of(self.dataset, adapt and (lambda sample: adapt(loader.collate_fn([sample]))))
         if len(self.clean) != len(self.labels):
             raise TransferConfigError(
-                f"unaugmented has {len(self.clean)} images, the training data {len(self.labels)}; give the same, in "
-                "order."
+                f"unaugmented has {len(self.clean)} images, the training data {len(self.labels)}; pass the same images "
+                "in the same order."
             )
 
     def held(self, indices: Sequence[int]) -> DataLoader[Any]:
-        """Some of the images, without augmentation and in order."""
+        """Return a loader of some of the images, without augmentation and in order."""
         return part_of(self.loader, indices, dataset=self.clean)
 
     def epoch(self, loader: DataLoader[Any]) -> int:
@@ -222,19 +222,19 @@ class Trials:
         epochs: int | None = None,
         steps: int = -1,
     ) -> None:
-        """Fit a module on some of the images; its own callbacks, its validation and every log are left out.
+        """Fit a module on some of the images, without its own callbacks, without validation and without logs.
 
         Args:
-            module: a copy of the user's.
+            module: a copy of the user's module.
             indices: of the images.
-            callbacks: in place of the user's.
-            seed: of all that is drawn at random; the program's own random state stays.
-            epochs: how many; as many as the steps need where left out.
-            steps: optimizer steps, where they end the training.
+            callbacks: used instead of the user's.
+            seed: of everything random; the program's own random state does not change.
+            epochs: how many; by default as many as `steps` needs.
+            steps: optimizer steps after which training ends.
         """
         module.configure_callbacks = list
         loader = part_of(self.loader, indices)
-        epochs = epochs or math.ceil(steps / self.epoch(loader))  # a user's schedule may be laid out over them
+        epochs = epochs or math.ceil(steps / self.epoch(loader))  # a user's schedule may use it as its length
         own = {"max_epochs": epochs, "max_steps": steps, "callbacks": [_Unvalidated(), *callbacks]}
         options = {**self.options, **own}
         with _named(epochs):
@@ -244,26 +244,26 @@ class Trials:
 def fit_alone(
     make: type, module: Any, loader: DataLoader[Any], datamodule: Any, options: Mapping[str, Any], *, seed: int
 ) -> None:
-    """Fit a copy of the user's module in this process alone, without a validation or a log.
+    """Fit a copy of the user's module in this process, without validation and without logs.
 
     Args:
-        make: Lightning's Trainer.
+        make: Lightning's Trainer class.
         module: the copy.
         loader: its batches.
-        datamodule: the user's, whose hooks move batches; None where there is none.
+        datamodule: the user's DataModule, whose hooks move batches; None if there is none.
         options: of the Trainer.
-        seed: of all that is drawn at random; the program's own random state stays.
+        seed: of everything random; the program's own random state does not change.
     """
     devices = range(torch.cuda.device_count())
     with silent(), seeded(seed, 1), torch.random.fork_rng(devices):
-        torch.cuda.manual_seed_all(seed)  # for dropout there
+        torch.cuda.manual_seed_all(seed)  # for dropout on a GPU
         trainer = trainer_of(make, {**options, "limit_val_batches": 0, "num_sanity_val_steps": 0})
         trainer.fit(module, loader if datamodule is None else _serving(datamodule, loader))
 
 
 @contextmanager
 def _named(epochs: int) -> Iterator[None]:
-    """Say of a schedule's error that it came in a trial, which is shorter than the user's training."""
+    """Add a note to a schedule's error: it happened in a trial, which is shorter than the user's training."""
     try:
         yield
     except Exception as error:
@@ -283,14 +283,14 @@ def trials_of(
     unaugmented: Any,
     adapt: Callable[[Any], Any] | None = None,
 ) -> Trials:
-    """Trials ahead of training: of a DataModule or a train loader, by a Trainer with these options on one device.
+    """Return trials on a DataModule or a train loader, with a Trainer of these options on one device.
 
     Raises:
-        TransferConfigError: an option is one that trials decide by themselves.
+        TransferConfigError: an option is one that trials set themselves.
     """
     if not isinstance(options, Mapping):
         raise TransferConfigError(
-            f"trainer is a {type(options).__name__}; it takes options of a Trainer, as {{'accelerator': 'gpu'}}."
+            f"trainer is a {type(options).__name__}; it takes options of a Trainer, such as {{'accelerator': 'gpu'}}."
         )
     devices = options.get("devices", 1)
     is_one = devices in (1, "1") or (isinstance(devices, list | tuple) and len(devices) == 1)
@@ -298,7 +298,7 @@ def trials_of(
     taken += [f"devices={devices!r}"] * (not is_one)
     if taken:
         raise TransferConfigError(
-            f"trainer= has {', '.join(taken)}: trials have callbacks and a length of their own, and one device. Leave "
+            f"trainer= has {', '.join(taken)}: trials set their own callbacks and length, and use one device. Leave "
             "that out."
         )
     if isinstance(data, type):
@@ -311,7 +311,7 @@ def trials_of(
 
 
 def _serving(datamodule: Any, loader: Any) -> Any:
-    """A DataModule whose hooks are the user's, and which is set up and has this loader."""
+    """Return a copy of a DataModule that has the user's hooks, is already set up and returns this loader."""
     twin = copy.copy(datamodule)
     twin.prepare_data = twin.setup = twin.teardown = lambda *args, **options: None
     twin.train_dataloader = lambda: loader

@@ -1,4 +1,4 @@
-"""A Trainer beside the user's own: silent, and in this process alone."""
+"""Make a Trainer without output that runs in this process only."""
 
 import importlib
 import logging
@@ -26,7 +26,7 @@ def trainer_of(make: type, options: Mapping[str, Any]) -> Any:
     given = {
         **QUIET,
         "logger": _unheard(namespace, options.get("default_root_dir", os.getcwd())),
-        "plugins": [environments.LightningEnvironment()],  # whatever has started this process
+        "plugins": [environments.LightningEnvironment()],  # one process, even if a cluster has started this one
         **options,
     }
     try:
@@ -43,7 +43,7 @@ def trainer_of(make: type, options: Mapping[str, Any]) -> Any:
 
 
 def _unheard(namespace: str, folder: Any) -> Any:
-    """A logger of Lightning's own that does nothing, whatever the user's steps ask of theirs."""
+    """Return Lightning's logger that does nothing, whichever of its methods the user's steps call."""
     logger = importlib.import_module(f"{namespace}.loggers.logger").DummyLogger
     return type("Unheard", (logger,), {"save_dir": folder, "log_dir": folder})()
 

@@ -1,4 +1,4 @@
-"""Which images of its dataset a loader serves, as far as its sampler shows it."""
+"""Find out which images of its dataset a loader draws, if its sampler shows it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -20,13 +20,13 @@ from lightning_transfer.errors import TransferConfigError
 
 
 def drawn_by(loader: DataLoader[Any]) -> list[int] | None:
-    """Return the indices that a loader draws in the course of its epochs, each once; None for all of its dataset.
+    """Return the indices that a loader draws over its epochs, each once; None for all of its dataset.
 
     Raises:
-        TransferConfigError: it draws by a sampler or a batch sampler of the user's own, which may leave images out.
+        TransferConfigError: the loader has the user's own sampler or batch sampler, which may leave images out.
     """
     if isinstance(loader.dataset, IterableDataset):
-        return None  # no sampler; who needs its images one by one refuses it
+        return None  # it has no sampler; callers that need random access refuse it
     drawn = _drawn(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
     indices = list(dict.fromkeys(drawn))
     return None if indices == list(range(len(loader.dataset))) else indices  # type: ignore[arg-type]
@@ -42,26 +42,26 @@ def importance_of(loader: DataLoader[Any]) -> Tensor | None:
 
 
 def _drawn(sampler: Any) -> Iterable[int]:
-    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # private: shared out by Lightning
+    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # private: Lightning's wrapper for DDP
     indices = getattr(sampler, "indices", sampler)
     if isinstance(indices, Sequence | Tensor | np.ndarray):
         return (int(index) for batch in indices for index in np.atleast_1d(batch))  # or single indices
     for kind, drawn in KINDS.items():
-        if isinstance(sampler, kind) and type(sampler).__iter__ is kind.__iter__:  # else it draws in a way of its own
+        if isinstance(sampler, kind) and type(sampler).__iter__ is kind.__iter__:  # a subclass may draw differently
             return drawn(sampler)
     raise TransferConfigError(
-        f"The train loader draws by a {type(sampler).__name__}, which does not show the images that it draws. Pass "
-        "target=, where the callback takes it: the target's training images without augmentation. Or give the loader "
-        "Subset(dataset, indices) and a sampler of torch's."
+        f"The train loader draws by a {type(sampler).__name__}, which does not show the images that it draws. If the "
+        "callback has target=, pass it: the target's training images without augmentation. Or give the loader "
+        "Subset(dataset, indices) and one of torch's samplers."
     )
 
 
 def _shared_out(sampler: Any) -> Iterable[int]:
     if sampler.num_replicas != ranks.world_size():
         raise TransferConfigError(
-            f"The train loader draws by a {type(sampler).__name__} that shares images out among "
-            f"{sampler.num_replicas} processes, and there are {ranks.world_size()}, so a part is never drawn. Leave "
-            "num_replicas= and rank= out."
+            f"The train loader draws by a {type(sampler).__name__} that divides images among {sampler.num_replicas} "
+            f"processes, but there are {ranks.world_size()}, so some images are never drawn. Leave num_replicas= and "
+            "rank= out."
         )
     return range(len(sampler.dataset))
 

@@ -1,4 +1,4 @@
-"""Images of a run's target or source, read outside of training as training reads them."""
+"""Read images of a run's target or source outside of training, in the way training reads them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ WORKERS = ("num_workers", "worker_init_fn", "multiprocessing_context")
 
 @dataclass(frozen=True)
 class Side:
-    """Images of the target or of the source, and how they are read: as in training.
+    """Images of the target or of the source, read as in training.
 
     Attributes:
         name: "target" or "source".
         dataset: of the images.
-        most: how many are looked at.
-        hooks: whether the user's batch-transfer hooks see them.
-        workers: options of a DataLoader. A dataset is read where training reads it: a file that it opened in this
-            process would be shared by the workers that are forked from it.
+        most: how many images are used.
+        hooks: whether they pass the user's batch-transfer hooks.
+        workers: options of a DataLoader. If training reads the dataset in workers, it is read in workers here too: a
+            file that it opens in this process would be shared by workers that are forked later.
         collate: makes a batch of samples.
         forgives: whether some may be unreadable: a selection names them and leaves them out too.
     """
@@ -39,23 +39,23 @@ class Side:
     forgives: bool = False
 
     def draw(self) -> list[int]:
-        """Indices, drawn with the random state that is current."""
+        """Draw indices, with the current random state."""
         check_random_access(self.dataset, self.name)
         return torch.randperm(len(self.dataset))[: self.most].tolist()
 
     def batches(self, drawn: list[int], size: int) -> Iterator[tuple[list[int], Any]]:
-        """Return images, a batch at a time, after their indices in the user's dataset."""
+        """Yield batches: the indices of the images in the user's dataset, and the images."""
         some = readable(self.dataset, drawn, of=self.name, size=size, workers=self.workers, forgives=self.forgives)
         for samples in some:
             yield [index_in(self.dataset, place) for place, _ in samples], self.collate(samples)
 
 
 def target_side(trainer: Any, *, most: int, unaugmented: Any = None) -> Side:
-    """Return the images that the train loader serves, collated as it does.
+    """Return the images that the train loader draws, collated as it does.
 
     Args:
-        trainer: whose train loader it is.
-        most: how many are looked at.
+        trainer: the Trainer with the train loader.
+        most: how many images are used.
         unaugmented: the same images without augmentation; None for the loader's own.
 
     Raises:
@@ -65,7 +65,7 @@ def target_side(trainer: Any, *, most: int, unaugmented: Any = None) -> Side:
     check_random_access(dataset, "target")
     if unaugmented is not None and len(unaugmented) != len(loader.dataset):
         raise TransferConfigError(
-            f"unaugmented has {len(unaugmented)} images, the train loader's dataset {len(loader.dataset)}; give the "
+            f"unaugmented has {len(unaugmented)} images, the train loader's dataset {len(loader.dataset)}; pass the "
             "same images in the same order."
         )
 
@@ -83,5 +83,5 @@ def target_side(trainer: Any, *, most: int, unaugmented: Any = None) -> Side:
 
 
 def plainly(name: str) -> Callable[[Samples], Any]:
-    """Return what collates samples by torch's default, and names those that do not fit."""
+    """Return a function that collates samples by torch's default, and names those that do not fit."""
     return lambda samples: collate(samples, of=name)

@@ -1,4 +1,4 @@
-"""Hooks of somebody's module, stood in for on the instance, and put back exactly as they were."""
+"""Replace hooks of the user's module on the instance, and put them back exactly as they were."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.glue.trainer import Weakly, is_run_by
 
-HOOKS = (  # private: where torch keeps a layer's hooks, and what it knows of them, by number
+HOOKS = (  # private: where torch keeps a layer's hooks and their options, by number
     "_forward_pre_hooks",
     "_forward_hooks",
     "_forward_pre_hooks_with_kwargs",
@@ -20,32 +20,33 @@ HOOKS = (  # private: where torch keeps a layer's hooks, and what it knows of th
 
 
 class StandIn(ABC):
-    """Stands on a module's instance in place of one of its hooks; abstract.
+    """Replaces one of a module's hooks on the instance; abstract.
 
-    Several may stand on one another, ours and other people's, and be taken away in any order: one that is removed from
-    under another lets everything pass from then on. A copy of the module, pickled or deep, gets the user's own hook
-    back, bound to the copy.
+    Several may replace the same hook, ours and other packages', and be removed in any order: one that is removed while
+    another is on top of it only calls the hook from then on. A copy of the module, pickled or deep, has the user's own
+    hook, bound to the copy.
 
-    While another Trainer runs the module, one that validates it in the middle of a fit, say, everything passes too.
+    It also only calls the hook while another Trainer runs the module, for example to validate it in the middle of a
+    fit.
 
     Args:
         module: the user's module.
         name: the hook's name.
-        trainer: whose run it is.
+        trainer: the Trainer of the run.
     """
 
     def __init__(self, module: Any, name: str, trainer: Any) -> None:
         self.module = module
         self.name = name
         self.run = Weakly(trainer)
-        self.own = vars(module).get(name)  # a compiled module, say, already owns a step on the instance
+        self.own = vars(module).get(name)  # a compiled module, for example, already has a step on the instance
         self.hook: Callable[..., Any] = getattr(module, name)
         self.is_removed = False
-        self.__code__ = type(self).__call__.__code__  # by it Lightning asks whether a hook is overridden
+        self.__code__ = type(self).__call__.__code__  # Lightning compares it to see whether a hook is overridden
         setattr(module, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the user's hook does, and more of ours."""
+        """Run the user's hook and what this class adds to it."""
         trainer = self.run.get()
         if self.is_removed or trainer is None or not is_run_by(trainer, self.module):
             return self.hook(*args, **kwargs)
@@ -53,10 +54,10 @@ class StandIn(ABC):
 
     @abstractmethod
     def act(self, *args: Any, **kwargs: Any) -> Any:
-        """Run `self.hook`, and what it is stood in for."""
+        """Run `self.hook` and what this class adds to it."""
 
     def remove(self) -> None:
-        """Put back what was found, as far as nobody else stands on top."""
+        """Put back what was found, unless something else has replaced the hook since."""
         self.is_removed = True
         top = vars(self.module).get(self.name)
         while isinstance(top, StandIn) and top.is_removed:
@@ -66,46 +67,45 @@ class StandIn(ABC):
             top = top.own
 
     def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
-        return (itemgetter(0), ((self.hook,),))  # the hook itself, by nothing that only this package could load
+        return (itemgetter(0), ((self.hook,),))  # the hook itself, so that it loads without this package
 
 
 class Afterwards(StandIn):
-    """Runs the user's hook, then something of ours with what it returned."""
+    """Runs the user's hook, then a function with its result."""
 
     def __init__(self, module: Any, name: str, trainer: Any, then: Callable[[Any], None]) -> None:
         super().__init__(module, name, trainer)
         self.then = then
 
     def act(self, *args: Any, **kwargs: Any) -> Any:
-        """The user's result."""
+        """Return the user's result."""
         result = self.hook(*args, **kwargs)
         self.then(result)
         return result
 
 
 class Before(StandIn):
-    """Looks at what the user's hook is given, then runs it."""
+    """Runs a function with the arguments of the user's hook, then the hook."""
 
     def __init__(self, module: Any, name: str, trainer: Any, first: Callable[..., None]) -> None:
         super().__init__(module, name, trainer)
         self.first = first
 
     def act(self, *args: Any, **kwargs: Any) -> Any:
-        """The user's result."""
+        """Return the user's result."""
         self.first(self.module, *args, **kwargs)
         return self.hook(*args, **kwargs)
 
 
 class WithoutHooks(StandIn):
-    """Takes this package's hooks out of a network while a strategy writes a checkpoint, which may hold the network.
+    """Removes this package's hooks from a network while a strategy writes a checkpoint, which may hold the network.
 
-    Saved hyperparameters often do; pickled, a hook would ask for this package wherever the checkpoint is loaded, and be
-    a part of the loaded network for good. The Trainer collects a checkpoint first and has the strategy write it then,
-    whoever asked for it and whether or not for weights alone.
+    Saved hyperparameters often hold it. A pickled hook would need this package to load the checkpoint, and would stay
+    in the loaded network. Every checkpoint goes through the strategy, after the Trainer has collected it.
 
     Args:
-        trainer: whose strategy it is.
-        network: what holds the hooks.
+        trainer: the Trainer of the strategy.
+        network: the network with the hooks.
     """
 
     def __init__(self, trainer: Any, network: nn.Module) -> None:
@@ -113,14 +113,14 @@ class WithoutHooks(StandIn):
         self.network = network
 
     def act(self, *args: Any, **kwargs: Any) -> Any:
-        """Write without hooks, and put them back where they were among the user's own."""
+        """Write without our hooks, and put them back in their places among the user's own."""
         taken = [pair for layer in self.network.modules() for pair in _take_hooks(layer)]
         try:
             result = self.hook(*args, **kwargs)
             plugin = self.module.checkpoint_io
             is_async = any(cls.__name__ == "AsyncCheckpointIO" for cls in type(plugin).__mro__)
             if is_async and taken and any(isinstance(leaf, nn.Module) for leaf in tree_leaves((args, kwargs))):
-                plugin.teardown()  # wait for its thread, which pickles the network; the next call starts another
+                plugin.teardown()  # wait for its thread, which pickles the network; the next call starts a new one
             return result
         finally:
             for hooks, before in taken:
@@ -129,13 +129,13 @@ class WithoutHooks(StandIn):
 
 
 def keep_hooks_out(trainer: Any) -> None:
-    """Write checkpoints without hooks for as long as a Trainer lives, for parts that stay in a module."""
+    """Write checkpoints without hooks as long as the Trainer lives, for parts that stay in a module."""
     if not isinstance(vars(trainer.strategy).get("save_checkpoint"), WithoutHooks):
         WithoutHooks(trainer, trainer.lightning_module)
 
 
 def _take_hooks(layer: nn.Module) -> Iterator[tuple[dict[int, Any], dict[int, Any]]]:
-    """Take this package's hooks out of a layer; give each dictionary that held some, and what was in it."""
+    """Remove this package's hooks from a layer; yield each dictionary that held some, and its content before."""
     every: list[dict[int, Any]] = [getattr(layer, kind) for kind in HOOKS]
     numbers = {number for hooks in every for number, hook in hooks.items() if _is_our_hook(hook)}
     for hooks in every:

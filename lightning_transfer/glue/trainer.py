@@ -1,4 +1,4 @@
-"""What callbacks and mixins ask of a Trainer, in one place for both namespaces of Lightning."""
+"""Read from a Trainer what callbacks and mixins need, for both namespaces of Lightning."""
 
 import importlib
 import inspect
@@ -26,7 +26,7 @@ REFUSED_STRATEGIES = ("DeepSpeedStrategy",)  # a DDPStrategy by inheritance, but
 
 
 class Weakly:
-    """Remembers a Trainer or a module without keeping it alive; a copy, pickled or deep, has forgotten it."""
+    """Remembers a Trainer or a module without keeping it alive; a copy, pickled or deep, remembers nothing."""
 
     def __init__(self, thing: Any = None) -> None:
         self._reference = None if thing is None else weakref.ref(thing)
@@ -36,7 +36,7 @@ class Weakly:
         return None if self._reference is None else self._reference()
 
     def is_of(self, thing: Any) -> bool:
-        """Whether it is that one."""
+        """Return whether this is the remembered object."""
         return self._reference is not None and self._reference() is thing
 
     def __reduce__(self) -> tuple[type["Weakly"], tuple[()]]:
@@ -44,28 +44,28 @@ class Weakly:
 
 
 def is_running(trainer: Any) -> bool:
-    """Whether a Trainer is in the middle of fit, validate, test or predict."""
+    """Return whether a Trainer is in the middle of fit, validate, test or predict."""
     return bool(trainer.state.status == "running")
 
 
 def is_run_by(trainer: Any, module: Any) -> bool:
-    """Whether this Trainer runs the module now, and not another one in the middle of its run.
+    """Return whether this Trainer runs the module now, and not another one in the middle of its run.
 
     Lightning leaves `module.trainer` at the last Trainer, also after that one has finished.
     """
-    last = getattr(module, "_trainer", None)  # private: the property raises where there is none
+    last = getattr(module, "_trainer", None)  # private: the property raises if there is none
     return last is trainer or last is None or not is_running(last)
 
 
 def say(trainer: Any, message: str) -> None:
-    """Log a line where the Trainer logs its own, once for all ranks."""
+    """Log a line with the Trainer's own logger, once for all ranks."""
     if trainer.is_global_zero:
         namespace = next(cls.__module__ for cls in type(trainer).__mro__ if cls.__module__.endswith("trainer.trainer"))
         logging.getLogger(namespace).info(message)
 
 
 def progress_of(trainer: Any) -> Progress:
-    """Bars of the kind that the Trainer shows; a Trainer that is told to terminate stops at their next step."""
+    """Return bars of the kind that the Trainer shows; a Trainer that received SIGTERM stops at their next step."""
     bar = trainer.progress_bar_callback
     kinds = {cls.__name__ for cls in type(bar).__mro__}
     is_seen = bar is not None and trainer.is_global_zero
@@ -88,7 +88,7 @@ def progress_of(trainer: Any) -> Progress:
 
 
 def check_supported(trainer: Any) -> None:
-    """Refuse strategies that this package has not been shown to train right under.
+    """Refuse strategies with which this package is not tested.
 
     Raises:
         TransferConfigError: the strategy shards parameters or is unknown.
@@ -102,20 +102,20 @@ def check_supported(trainer: Any) -> None:
 
 
 def check_launcher(trainer: Any, name: str) -> None:
-    """Refuse to change layers in a process that gives back weights alone, to a module whose layers are as before.
+    """Refuse to change layers in a process that returns only weights to the script's unchanged module.
 
     Raises:
-        TransferConfigError: processes are spawned or forked from the script's own.
+        TransferConfigError: processes are spawned or forked from the script's process.
     """
     if type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher":
         raise TransferConfigError(
-            f"{name} changes layers, which processes that are spawned or forked cannot hand back. Use strategy='ddp', "
-            "or torchrun."
+            f"{name} changes layers, which spawned or forked processes cannot return to your script. Use "
+            "strategy='ddp', or torchrun."
         )
 
 
 def current_value(schedule: Schedule, trainer: Any) -> float:
-    """A schedule's value at the optimizer step that comes next."""
+    """Return a schedule's value at the next optimizer step."""
     if schedule.is_constant:
         return schedule.end
     num_steps = trainer.estimated_stepping_batches if schedule.until_steps is None else schedule.until_steps
@@ -123,7 +123,7 @@ def current_value(schedule: Schedule, trainer: Any) -> float:
 
 
 def schedule_length(schedule: Schedule, trainer: Any) -> float | None:
-    """The number of steps that a schedule is laid out over, where the Trainer decides it; else None.
+    """Return the length of a schedule in steps if the Trainer decides it, otherwise None.
 
     Raises:
         TransferConfigError: the length of training is needed and not known, or the schedule ends after training.
@@ -141,11 +141,11 @@ def schedule_length(schedule: Schedule, trainer: Any) -> float | None:
         if is_known:
             return num_steps
         raise TransferConfigError(
-            "Training has no known end (no max_steps, and no max_epochs or no length of the train loader), so a share "
-            "of it means nothing. Give the Trainer max_steps, or the schedule a length: "
-            "weight=lt.Schedule(until_steps=1000)."
+            "The length of training is not known (no max_steps, and no max_epochs or no length of the train loader), "
+            "so a schedule over a share of it is not possible. Pass Trainer(max_steps=...), or give the schedule a "
+            "length: weight=lt.Schedule(until_steps=1000)."
         )
-    # the number of a manual optimization's steps is not estimated
+    # Lightning does not estimate the number of steps of a manual optimization
     counts = is_known and trainer.lightning_module.automatic_optimization and not is_trial(trainer)
     if counts and num_steps < schedule.until_steps:
         raise TransferConfigError(
@@ -156,18 +156,18 @@ def schedule_length(schedule: Schedule, trainer: Any) -> float | None:
 
 
 def is_trial(trainer: Any) -> bool:
-    """Whether this is a run of a few steps that is too short for any schedule: a dry run, or the rate finder's."""
+    """Return whether this run is too short for any schedule: a dry run, or the learning-rate finder's."""
     finders = [callback for callback in trainer.callbacks if type(callback).__name__ == "_LRCallback"]
     return bool(trainer.fast_dev_run or finders)
 
 
 def to_device(trainer: Any, batch: Any, *, hooks: bool, were_set: dict[str, Any] | None = None) -> Any:
-    """Convert and move a batch as the training loop does its own.
+    """Convert and move a batch as the training loop does.
 
     Args:
         trainer: the Trainer.
-        batch: as the loader gave it.
-        hooks: whether the user's batch-transfer hooks see it; what these set is put back, as far as `forgotten` can.
+        batch: as the loader returned it.
+        hooks: whether it passes the user's batch-transfer hooks; `forgotten` restores what these set.
         were_set: filled with the attributes that hooks have set.
     """
     module = trainer.lightning_module
@@ -175,7 +175,7 @@ def to_device(trainer: Any, batch: Any, *, hooks: bool, were_set: dict[str, Any]
     if not hooks:
         device = trainer.strategy.root_device
         return tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
-    # the loop's own three steps: 64-true and bf16-true convert the input, DataModule hooks are found by the selector
+    # the same three steps as the loop: 64-true and bf16-true convert the input, the selector finds DataModule hooks
     with forgotten(trainer) as found:
         try:
             batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
@@ -183,9 +183,9 @@ def to_device(trainer: Any, batch: Any, *, hooks: bool, were_set: dict[str, Any]
         except Exception as error:
             error.add_note(
                 f"This happened while a batch, {structure(batch)}, went through the batch-transfer hooks. If it is a "
-                "source batch, let the source dataset give samples like the target's, and read them by "
-                "SourceTask(adapt=lambda batch: (images, labels)). SourceTask(batch_hooks=False) skips the hooks, and "
-                "with them whatever they do, such as normalising."
+                "source batch, let the source dataset return samples like the target's, and extract images and labels "
+                "with SourceTask(adapt=lambda batch: (images, labels)). SourceTask(batch_hooks=False) skips the hooks, "
+                "and everything that they do, such as normalising."
             )
             raise
     if were_set is not None:
@@ -204,27 +204,27 @@ def looking(trainer: Any) -> Iterator[None]:
 
 
 def is_log_due(trainer: Any) -> bool:
-    """Whether values of this step are wanted: by the loggers, or by what monitors them when it is done."""
+    """Return whether values of this step are logged, or may be monitored after it."""
     return _is_at_interval(trainer) or _is_monitored(trainer)
 
 
 def _is_monitored(trainer: Any) -> bool:
-    """Whether an epoch's end or a validation comes after this step."""
+    """Return whether an epoch's end or a validation comes after this step."""
     loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch  # infinite, or None, if not counted in batches
     number = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
     return trainer.is_last_batch or bool(every and (number + 1) % every == 0)
 
 
 def _is_at_interval(trainer: Any) -> bool:
-    """Whether the Trainer logs this step."""
-    # private: the Trainer's own clock, which counts batches that stepped, not steps of all optimizers
+    """Return whether the Trainer logs this step."""
+    # private: the Trainer counts batches with a step here, not the steps of all optimizers
     return trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate()
 
 
 def log(trainer: Any, values: dict[str, Tensor]) -> None:
-    """Give values to callbacks that monitor them and, at the Trainer's interval and in a validation, to the loggers.
+    """Pass values to callbacks that monitor them and, at the Trainer's interval and in a validation, to the loggers.
 
-    `module.log` would do the same, but costs as much as a small network's step, and slows every step after it.
+    `module.log` would do the same, but takes as long as a small network's step and slows down every later step.
     """
     trainer.callback_metrics.update(values)
     if not trainer.training or _is_at_interval(trainer):
@@ -232,19 +232,19 @@ def log(trainer: Any, values: dict[str, Tensor]) -> None:
 
 
 def log_options(trainer: Any, options: dict[str, Any]) -> None:
-    """Give options to the loggers, beside the module's own hyperparameters, if the Trainer logs those."""
+    """Pass options to the loggers, together with the module's hyperparameters, if the Trainer logs those."""
     if not trainer.is_global_zero or not getattr(trainer, "enable_autolog_hparams", True):
         return
     for logger in trainer.loggers:
-        # with no metrics TensorBoard writes no second hp_metric, and no summary in place of the module's
+        # without metrics TensorBoard does not write a second hp_metric or replace the module's summary
         takes_metrics = "metrics" in inspect.signature(logger.log_hyperparams).parameters
         logger.log_hyperparams(options, **({"metrics": {}} if takes_metrics else {}))
 
 
 def served(loader: DataLoader[Any], dataset: Any = None) -> Any:
-    """Return the subset of a loader's dataset that its sampler draws; of another with as many images, the same subset.
+    """Return the subset of a loader's dataset that its sampler draws; if `dataset` is given, the same subset of it.
 
-    The images that it does not draw may be the user's validation images.
+    The images that the sampler does not draw may be the user's validation images.
 
     Raises:
         TransferConfigError: the sampler does not show what it draws.
@@ -257,7 +257,7 @@ def served(loader: DataLoader[Any], dataset: Any = None) -> Any:
 
 
 def target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:
-    """The target's training images.
+    """Return the target's training images.
 
     Raises:
         TransferConfigError: the train loader does not show its dataset.
@@ -267,8 +267,8 @@ def target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader):
         raise TransferConfigError(
-            f"The train loader, a {type(loader).__name__}, does not show its dataset. Train with one "
-            "DataLoader, or pass target=, where the callback takes it: the training images without augmentation."
+            f"The train loader, a {type(loader).__name__}, does not show its dataset. Train with one DataLoader, or, "
+            "if the callback has target=, pass it: the training images without augmentation."
         )
     dataset: Dataset[Any] = served(loader)
     return dataset
@@ -281,10 +281,10 @@ def averages_of(trainer: Any) -> list[Any]:
 
 
 def train_batch_size(trainer: Any) -> int:
-    """The batch size of the user's train loader.
+    """Return the batch size of the user's train loader.
 
     Raises:
-        TransferConfigError: the loader does not say.
+        TransferConfigError: the loader does not report it.
     """
     loader = trainer.train_dataloader
     size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)

@@ -41,7 +41,7 @@ class Drawing:
 
     @property
     def is_at_first_batch(self) -> bool:
-        """Whether no more than one batch was drawn in this run."""
+        """Return whether no more than one batch was drawn in this run."""
         stream = self._stream
         return stream is not None and stream.position == stream.batch_size * stream.num_ranks
 

@@ -242,7 +242,7 @@ class SourceTerm(TransferPart):
 
     @property
     def is_left_out(self) -> bool:
-        """Whether the source was found to lie too far away."""
+        """Return whether the source was found to lie too far away."""
         return self.gap is not None and not is_near(self.gap)
 
     def _weight(self, trainer: Any) -> float:

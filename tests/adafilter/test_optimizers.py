@@ -70,7 +70,7 @@ def test_schedulers_move_the_gates_rate_as_the_others_and_resume(make, tmp_path)
     ],
 )
 def test_schedulers_that_set_one_rate_for_all_are_refused(make):
-    with pytest.raises(lt.TransferConfigError, match=r"gate_lr=0\.02 is not what the gate would learn with"):
+    with pytest.raises(lt.TransferConfigError, match=r"gate_lr=0\.02 is not the gate's learning rate"):
         fit(scheduled(make), [callback()])
 
 

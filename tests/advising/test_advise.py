@@ -172,7 +172,7 @@ def test_what_is_not_right_is_refused_by_name():
         advise(trainer={**QUIET, "max_epochs": 0})
     with pytest.raises(lt.TransferConfigError, match="trainer is a Trainer"):
         advise(trainer=toys.trainer())
-    with pytest.raises(lt.TransferConfigError, match=r"LitToy is a class; pass what it makes: LitToy\(\.\.\.\)"):
+    with pytest.raises(lt.TransferConfigError, match=r"LitToy is a class; pass an instance: LitToy\(\.\.\.\)"):
         advise(toys.LitToy)
     with pytest.raises(lt.TransferConfigError, match="adapt='image' is no function"):
         advise(adapt="image")

@@ -395,7 +395,7 @@ def test_a_loader_that_cannot_be_split_is_refused(data, message):
 def test_an_uneven_sampler_is_said(monkeypatch):
     Counting(monkeypatch)
     sampler = torch.utils.data.WeightedRandomSampler([1.0] * 24, 24)
-    with pytest.warns(UserWarning, match="drawn evenly, not by the loader's WeightedRandomSampler"):
+    with pytest.warns(UserWarning, match="equally often and do not use the loader's WeightedRandomSampler"):
         fit(Deep(), [searching()], loader=DataLoader(toys.target_data(), batch_size=4, sampler=sampler), max_steps=1)
 
 

@@ -225,7 +225,7 @@ def test_other_options_of_a_changed_network_are_refused_with_the_differences(tmp
 def test_spawned_processes_cannot_hand_changed_layers_back(method):
     callback = method.callback()
     runner = trainer([callback], strategy="ddp_spawn", devices=2)
-    with pytest.raises(lt.TransferConfigError, match="cannot hand back. Use strategy='ddp'"):
+    with pytest.raises(lt.TransferConfigError, match="cannot return to your script. Use strategy='ddp'"):
         callback.setup(runner, LitToy(), "fit")
 
 

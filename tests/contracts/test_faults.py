@@ -139,7 +139,7 @@ def test_mixin_names_the_line_for_parameters_that_nobody_trains():
 @each_sourced
 def test_training_without_an_end_asks_for_steps(method):
     callback = lt.SoftFinetuning(method.callback().source)
-    with pytest.raises(lt.TransferConfigError, match="no known end.*until_steps"):
+    with pytest.raises(lt.TransferConfigError, match="length of training is not known.*until_steps"):
         fit(LitToy(), [callback], max_epochs=-1)
     module = LitToy()
     runner = toys.trainer([method.callback(), StopAt(8)], max_epochs=-1)

@@ -53,12 +53,12 @@ class Range:
 
     @property
     def is_float(self) -> bool:
-        """Whether the type is one of floats."""
+        """Return whether the type is one of floats."""
         return self.dtype.is_floating_point
 
     @property
     def is_sure(self) -> bool:
-        """Whether the type alone says what is white."""
+        """Return whether the type alone says what is white."""
         return self.dtype in (torch.bool, torch.uint8) or (self.dtype == torch.uint16 and self.white == WORD)
 
     def agrees(self, other: "Range") -> bool:
