@@ -1,4 +1,4 @@
-"""Labels of any batch: where they are, what they are, how they are learned, and who is right by them."""
+"""Find the labels of any batch, their kind, the criterion for them, and which predictions are right."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
@@ -15,9 +15,9 @@ KEYS = ("label", "labels", "target", "targets")
 
 
 def labels_in(batch: Any) -> Any:
-    """Return what stands where labels do, in (images, labels, ...) or a mapping with one of `KEYS`; None without.
+    """Return the labels of a batch (images, labels, ...) or of a mapping with one of `KEYS`; None if it has none.
 
-    Of three entries or more it is the one of class numbers; None where several are.
+    Of three entries or more it is the one that holds class numbers; None if several do.
     """
     if isinstance(batch, Mapping):
         return next((batch[key] for key in KEYS if key in batch), None)
@@ -46,14 +46,14 @@ def find_labels(batch: Any) -> Tensor:
         hint = label_hint(given, "labels=lambda batch: {}")
         raise TransferConfigError(
             f"Labels have shape {tuple(given.shape)} and type {given.dtype}; expected (B,) class numbers. {hint} Pass "
-            "labels=lambda batch: ... to make them; several networks take others beside their criterion: "
-            "labels=lambda batch: batch[1], loss=..."
+            "labels=lambda batch: ... to make them. Several networks also take other labels, together with their "
+            "criterion: labels=lambda batch: batch[1], loss=..."
         )
     return labels
 
 
 def label_places(batch: Any) -> list[int]:
-    """Return the places of class numbers in a batch of three entries or more, which has more than images and labels."""
+    """Return the positions of class numbers in a batch of three entries or more; none in (images, labels)."""
     if not isinstance(batch, list | tuple) or len(batch) < 3:
         return []
     return [
@@ -64,11 +64,11 @@ def label_places(batch: Any) -> list[int]:
 
 
 def either(places: Sequence[int], made: str) -> str:
-    """Return what is said where several entries of a batch, or of a sample, may be its labels.
+    """Return the error text if several entries of a batch, or of a sample, may be its labels.
 
     Args:
-        places: of these entries.
-        made: the fix to show, with {} for a place.
+        places: positions of these entries.
+        made: the fix to show, with {} for a position.
 
     Example:
         >>> either([1, 2], "adapt=lambda batch: (batch[0], batch[{}])")
@@ -80,7 +80,7 @@ adapt=lambda batch: (batch[0], batch[1]), or adapt=lambda batch: (batch[0], batc
 
 
 def class_numbers(labels: Tensor) -> Tensor | None:
-    """Return (B,) class numbers of int64, also of other whole types and of labels (B, 1); None where labels are others.
+    """Return labels (B,) or (B, 1) of any whole type as (B,) class numbers of int64; None for other labels.
 
     >>> class_numbers(torch.tensor([[2], [0]], dtype=torch.int16))
     tensor([2, 0])
@@ -94,7 +94,7 @@ def label_hint(labels: Tensor, made: str) -> str:
 
     Args:
         labels: of a batch.
-        made: the fix to show, with {} where an expression of `batch[1]` stands.
+        made: the fix to show, with {} for an expression of `batch[1]`.
     """
     has_values = labels.numel() and not labels.is_meta and labels.layout == torch.strided
     if not has_values or labels.is_complex():
@@ -104,20 +104,20 @@ def label_hint(labels: Tensor, made: str) -> str:
     if are_shares and bool((values.sum(1) - 1).abs().max() < 1e-3):
         if bool((values.amax(1) == 1).all()):
             return f"One-hot labels: {made.format('batch[1].argmax(1)')}."
-        return "These are soft labels, such as mixup makes: leave mixing of images out."
+        return "These are soft labels, for example of mixup: do not mix images."
     if are_shares:
-        return "These are several labels an image, not class numbers."
+        return "These are several labels for each image, not class numbers."
     if _is_one_each(labels) and bool((values == values.round()).all()):
         if bool((values.abs() == 1).all() & (values < 0).any()):
             return f"For labels that are -1 and 1: {made.format('(batch[1].long() + 1) // 2')}."
         return f"Class numbers of another type: {made.format('batch[1].long()')}."
     if labels.ndim == 2 and not labels.is_floating_point():
-        return f"These are {labels.shape[1]} numbers an image: {made.format('batch[1][:, 0]')} takes the first."
+        return f"These are {labels.shape[1]} numbers for each image: {made.format('batch[1][:, 0]')} takes the first."
     return ""
 
 
 def kind_of(labels: Tensor, num_outputs: int) -> Kind | None:
-    """Return of what kind labels are beside (B, num_outputs) logits; None if they do not fit. Reads values.
+    """Return the kind of labels for (B, num_outputs) logits; None if they do not fit. Reads values.
 
     >>> kind_of(torch.eye(3), 3), kind_of(torch.tensor([[1.0, 1, 0]]), 3), kind_of(torch.tensor([0.0, 1]), 1)
     ('soft', 'multi-hot', 'one logit')
@@ -133,12 +133,12 @@ def kind_of(labels: Tensor, num_outputs: int) -> Kind | None:
 
 
 def criterion_of(kind: Kind) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the criterion, a mean, that labels of a kind are learned by."""
+    """Return the mean criterion for labels of a kind."""
     return _cross_entropy if kind in ("class numbers", "soft") else _binary_cross_entropy
 
 
 def is_right(logits: Tensor, labels: Tensor, kind: Kind | None = None) -> Tensor:
-    """Return how right each image's logits are, 0 or 1; of several labels an image the share of right signs.
+    """Return 1 for each image whose logits are right, otherwise 0; with several labels, the share of right signs.
 
     Args:
         logits: (..., B, outputs).
@@ -158,7 +158,7 @@ def is_right(logits: Tensor, labels: Tensor, kind: Kind | None = None) -> Tensor
     kind = kind or kind_of(labels, logits.shape[-1])
     if kind is None:
         raise TransferConfigError(
-            f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}, beside {logits.shape[-1]} logits an "
+            f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}, with {logits.shape[-1]} logits for each "
             "image; expected class numbers, one 0 or 1 for one logit, or a row of as many from 0 to 1."
         )
     if kind == "one logit":

@@ -1,4 +1,4 @@
-"""Read files that may be anything, and write files whole or not at all."""
+"""Read files whose content is not known, and write files whole or not at all."""
 
 import os
 import stat
@@ -14,18 +14,18 @@ Place = str | os.PathLike[str]
 
 
 def write_atomically(path: Place, write: Callable[[BinaryIO], object], *, what: str, fix: str) -> None:
-    """Write a file beside its place and move it there: whoever reads finds the old one or the new one, whole.
+    """Write a temporary file and rename it to `path`: a reader finds either the old file or the new one, whole.
 
-    Folders are made. Where the place is a symbolic link, what it names is written, and the link stays.
+    Folders are created. If the path is a symbolic link, its target is written and the link stays.
 
     Args:
         path: the file.
-        write: is called with the open file.
-        what: it holds, for messages.
-        fix: what to do if it cannot be written.
+        write: called with the open file.
+        what: name of the content, for messages.
+        fix: the fix to show if the file cannot be written.
 
     Raises:
-        TransferConfigError: it cannot be written; nothing is left of it then.
+        TransferConfigError: the file cannot be written; no part of it is left.
     """
     try:
         place = Path(os.path.realpath(path))
@@ -49,18 +49,18 @@ def write_atomically(path: Place, write: Callable[[BinaryIO], object], *, what: 
 
 @contextmanager
 def reading(path: Place, *, what: str, fix: str) -> Iterator[None]:
-    """Refuse what is not a regular file, and make one error of whatever a reader says to a damaged or foreign one.
+    """Refuse a path that is not a regular file, and turn a reader's errors on a damaged or foreign file into one error.
 
     Args:
         path: the file.
-        what: it should hold, for messages.
-        fix: what to do if it does not.
+        what: name of the expected content, for messages.
+        fix: the fix to show if the file holds something else.
 
     Raises:
-        TransferConfigError: naming the path.
+        TransferConfigError: the file cannot be read; the message names the path.
     """
     try:
-        mode = os.stat(path).st_mode  # not opened yet: a pipe would wait for a writer
+        mode = os.stat(path).st_mode  # before opening it: opening a pipe would wait for a writer
     except FileNotFoundError:
         raise TransferConfigError(f"There is no {what} at {_shown(path)}.") from None
     except (OSError, ValueError) as error:

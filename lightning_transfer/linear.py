@@ -1,4 +1,4 @@
-"""A linear classifier on the features of a network, fitted to its optimum (ours)."""
+"""Fit a linear classifier on the features of a network to its optimum (ours)."""
 
 import math
 from collections.abc import Sequence

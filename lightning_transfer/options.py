@@ -1,4 +1,4 @@
-"""Options as people's tools hand them over: mappings of an options object's arguments, and sequences of any type."""
+"""Read options as configuration tools pass them: as mappings of an object's arguments, and as sequences of any type."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Hold out a part of the training images: the same share of each class, and no group on both sides (ours)."""
+"""Hold out a part of the training images: the same share of each class, and each group on one side only (ours)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ def held_out(labels: Sequence[int], share: float, *, groups: Sequence[Any] | Non
 
     Args:
         labels: class of each image.
-        share: of each class that is held out, as nearly as images and groups can be counted.
-        groups: what each image belongs to, a patient, say; images of one group stay together.
+        share: of each class that is held out, as closely as whole images and groups allow.
+        groups: the group of each image, for example a patient; images of one group stay together.
         seed: of the choice.
 
     Raises:
-        TransferConfigError: nothing, or all, would be held out.
+        TransferConfigError: no image, or all images, would be held out.
 
     Example:
         >>> held_out([0, 0, 0, 0, 1, 1, 1, 1], 0.25, groups=list("aabbccdd"))
@@ -45,14 +45,14 @@ def held_out(labels: Sequence[int], share: float, *, groups: Sequence[Any] | Non
     for place in np.random.default_rng(seed).permutation(len(order)):
         inside = Counter(labels[index] for index in order[place])
         gain = sum(abs(wanted[label]) - abs(wanted[label] - number) for label, number in inside.items())
-        if gain >= 0:  # half a group too many is as near as half a group too few
+        if gain >= 0:  # if half a group too many is as close as half a group too few, hold it out
             found += order[place]
             for label, number in inside.items():
                 wanted[label] -= number
     if not 0 < len(found) < len(labels):
         raise TransferConfigError(
             f"Of {len(labels)} training images in {len(order)} groups, {len(found)} would be held out "
-            f"as a share of {share:g}. Give more images, or another share."
+            f"as a share of {share:g}. Pass more images, or another share."
         )
     return sorted(found)
 
@@ -62,8 +62,8 @@ def folds(labels: Sequence[int], groups: Sequence[Any] | None = None, *, num_fol
 
     Args:
         labels: class of each image.
-        groups: what each image belongs to.
-        num_folds: how many parts; as many as there are groups, if those are fewer.
+        groups: the group of each image.
+        num_folds: how many parts; if there are fewer groups, as many as groups.
 
     Raises:
         TransferConfigError: all images belong to one group.
@@ -76,13 +76,13 @@ def folds(labels: Sequence[int], groups: Sequence[Any] | None = None, *, num_fol
     num_folds = min(num_folds, len(order))
     if num_folds < 2:
         raise TransferConfigError(
-            f"All {len(labels)} training images are of one group, so none can be held out from the others. Give at "
+            f"All {len(labels)} training images are of one group, so none can be held out from the others. Pass at "
             "least two groups."
         )
     drawn = [order[place] for place in np.random.default_rng(0).permutation(len(order))]
     parts: list[list[int]] = [[] for _ in range(num_folds)]
     counts = [Counter[int]() for _ in parts]
-    for inside in sorted(drawn, key=len, reverse=True):  # each to where its classes are fewest, and the part smallest
+    for inside in sorted(drawn, key=len, reverse=True):  # each to the part with the fewest of its classes and images
         classes = Counter(labels[index] for index in inside)
         crowd = [(sum(count[label] * number for label, number in classes.items()), count.total()) for count in counts]
         place = crowd.index(min(crowd))

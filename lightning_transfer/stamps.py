@@ -1,4 +1,4 @@
-"""What every state of this package begins with, and the refusal of one that is of another form or damaged."""
+"""Stamp every state of this package with its format and a checksum, and refuse other formats and damaged states."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.version import __version__
 
-FORMAT = 2  # raised when a reader of the old form would go wrong
+FORMAT = 2  # raised when old code could not read a new state
 KEYS = frozenset({"format", "version", "checksum"})
 BEGIN_ANEW = (
     "To begin a new run from its weights, load them and fit without ckpt_path: "
@@ -19,42 +19,42 @@ BEGIN_ANEW = (
 
 
 def stamp(content: Any) -> dict[str, Any]:
-    """Return the form, the version that writes it, and a checksum of what is written."""
+    """Return the format, this version, and a checksum of the content."""
     return {"format": FORMAT, "version": __version__, "checksum": checksum(content)}
 
 
 def stamped(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return content with its stamp among it."""
+    """Return content together with its stamp."""
     return {**stamp(content), **content}
 
 
 def check_stamp(found: Any, content: Any, what: str = "This checkpoint") -> None:
-    """Refuse content that another version of this package wrote in a form that this one cannot read, or that changed.
+    """Refuse content in a format that this version cannot read, and damaged content.
 
     Args:
-        found: the stamp that was found with it.
+        found: the stamp of the content.
         content: plain data and tensors.
-        what: holds them, for messages.
+        what: name of what holds the content, for messages.
 
     Raises:
-        TransferConfigError: naming both versions, or the damage.
+        TransferConfigError: the message names both versions, or the damage.
     """
     if not is_stamped(found):
-        raise TransferConfigError(f"{what} is damaged: what lightning_transfer wrote has lost its stamp. {BEGIN_ANEW}")
-    if str(found["format"]) != str(FORMAT):  # by their text: damaged, they may be tensors, which compare otherwise
+        raise TransferConfigError(f"{what} is damaged: the stamp of lightning_transfer is missing. {BEGIN_ANEW}")
+    if str(found["format"]) != str(FORMAT):  # as text: in a damaged file they may be tensors
         raise TransferConfigError(
             f"{what} was written by lightning_transfer {found['version']} (format {found['format']}); this is "
             f"{__version__} (format {FORMAT}). Install that version. {BEGIN_ANEW}"
         )
     if str(found.get("checksum")) != checksum(content):
-        raise TransferConfigError(f"{what} is damaged: its checksum is wrong. Take another copy of it. {BEGIN_ANEW}")
+        raise TransferConfigError(f"{what} is damaged: its checksum is wrong. Use another copy of it. {BEGIN_ANEW}")
 
 
 def unstamped(state: Any, what: str = "This checkpoint") -> dict[str, Any]:
-    """Return the content of what `stamped` gave.
+    """Return the content of a result of `stamped`.
 
     Raises:
-        TransferConfigError: it is of another form, or damaged.
+        TransferConfigError: it has another format, or is damaged.
     """
     content = {key: value for key, value in state.items() if key not in KEYS} if isinstance(state, Mapping) else {}
     check_stamp(state, content, what)
@@ -62,12 +62,12 @@ def unstamped(state: Any, what: str = "This checkpoint") -> dict[str, Any]:
 
 
 def is_stamped(state: Any) -> bool:
-    """Return whether something has a stamp, of whatever version; those of the first form had no checksum."""
+    """Return whether a state has a stamp of any version; those of the first format had no checksum."""
     return isinstance(state, Mapping) and {"format", "version"} <= state.keys()
 
 
 def checksum(content: Any) -> str:
-    """Return a digest of plain data and tensors: equal for equal values, whatever order a dictionary has.
+    """Return a digest of plain data and tensors: equal for equal values, in any order of a dictionary.
 
     >>> checksum({"a": (1, 0.5), "b": None}) == checksum({"b": None, "a": [1, 0.5]})
     True

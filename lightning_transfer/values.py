@@ -1,4 +1,4 @@
-"""What a function or a module computes, in a few letters: two runs are compared by it, whatever its name."""
+"""Digest what a function or a module computes, so that two runs can be compared by it and not by its name."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -19,12 +19,12 @@ KNOWN_BY_NAME = ("torch", "builtins", "lightning_transfer")  # their functions c
 
 
 def value_of(function: Callable[..., Any]) -> str:
-    """Return a name that differs where a function, a module or another callable computes something else.
+    """Return a name that differs if a function, a module or another callable computes something else.
 
-    A function is compared by its code and by what it closes over and is bound to, a callable object by its attributes,
-    a module without parameters, such as a criterion, by its attributes and buffers. Names that code takes from its
-    module are not followed. What changes in a run is not compared: a module with parameters counts by its layers, any
-    other object by its class. Equal in every process of one Python.
+    A function is compared by its code, its closure and the object it is bound to; a callable object by its attributes;
+    a module without parameters, such as a criterion, by its attributes and buffers. Global names in the code are not
+    followed. State that changes in a run is not compared: of a module with parameters only the layers count, of any
+    other object only the class. Equal in every process with the same Python version.
 
     >>> value_of(torch.nn.functional.cross_entropy)
     'cross_entropy'
@@ -33,7 +33,7 @@ def value_of(function: Callable[..., Any]) -> str:
     """
     if _is_known_by_name(function):
         return name_of(function)
-    core = function.func if isinstance(function, partial) else function  # a partial of a partial is made one
+    core = function.func if isinstance(function, partial) else function  # Python merges a partial of a partial
     given = dict(vars(core)) if isinstance(core, nn.Module) else {}
     given |= function.keywords if isinstance(function, partial) else {}
     shown = ", ".join(f"{key}={value}" for key, value in given.items() if _is_word(key, value))
@@ -51,7 +51,7 @@ def _is_word(key: str, value: Any) -> bool:
 
 
 def _is_value(thing: Any) -> bool:
-    """Return whether an object stands for a function; others, such as a callback, change in a run."""
+    """Return whether an object is used as a function; other objects, such as callbacks, change in a run."""
     return callable(thing) and hasattr(thing, "__dict__")
 
 
@@ -60,7 +60,7 @@ def _digest(content: bytes) -> str:
 
 
 def _content(value: Any, inside: tuple[int, ...]) -> Any:
-    """Return plain data that is equal for equal values: no address, no order of a set."""
+    """Return plain data that is equal for equal values: without addresses and without the order of a set."""
     if id(value) in inside:
         return "itself"
     if _is_known_by_name(value):
@@ -88,7 +88,7 @@ def _of_module(module: nn.Module, of: Of) -> Any:
     return type(module).__qualname__, *map(of, (own, buffers, dict(module.named_children())))
 
 
-# the first that fits
+# the first type that matches is used
 KINDS: list[tuple[Any, Callable[[Any, Of], Any]]] = [
     ((type(None), bool, int, float, complex, str, bytes), lambda value, of: value),
     (Tensor, _of_tensor),

@@ -195,7 +195,7 @@ def to_device(trainer: Any, batch: Any, *, hooks: bool, were_set: dict[str, Any]
 
 @contextmanager
 def looking(trainer: Any) -> Iterator[None]:
-    """While it lasts the Trainer says that it validates, to hooks that augment what it trains on."""
+    """Set the Trainer's state to validating, so that hooks that augment training images do not."""
     stage, trainer.validating = trainer.state.stage, True
     try:
         yield

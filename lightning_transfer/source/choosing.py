@@ -1,4 +1,4 @@
-"""What decides which source images a run draws, where it is not all of them in turn."""
+"""Define the objects that decide which source images a run draws, if it does not draw all in turn."""
 
 from typing import Any, Protocol
 
@@ -12,41 +12,41 @@ from lightning_transfer.source.view import NetworkView
 
 
 class Chooser(Protocol):
-    """Decides, in the course of one run, which source images are drawn."""
+    """Decides which source images one run draws."""
 
     @property
     def target(self) -> Dataset[Any] | None:
-        """The target's training images without augmentation; None where the train loader has to tell."""
+        """Return the target's training images without augmentation; None if they are the train loader's."""
 
     def reset(self) -> None:
         """Begin a new run."""
 
     def check(self, trainer: Any) -> None:
-        """Raise on what cannot be right, at the start of training."""
+        """Raise, at the start of training, if something cannot be right."""
 
     def order(self, view: NetworkView, source: Extent | None) -> Order:
         """Return the order to draw in at this step; another object if it has changed.
 
         Args:
             view: of the network as it is now.
-            source: how far the pixels of the first source batch run, after that was drawn.
+            source: the range of pixels in the first source batch; None before it is drawn.
         """
 
     def values(self) -> dict[str, Tensor]:
-        """What is logged."""
+        """Return the values to log."""
 
     def describe(self) -> dict[str, str]:
-        """Every option that decides what a run computes."""
+        """Return every option that changes what a run computes."""
 
     def get_state(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """Return what a resumed run needs."""
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where a run was left."""
+        """Continue where a run stopped."""
 
 
 class Borrows(Protocol):
     """Options of a chooser."""
 
     def open(self, source: SourceTask) -> Chooser:
-        """The chooser of one run."""
+        """Return the chooser of one run."""

@@ -1,4 +1,4 @@
-"""The source images of a run, a batch a step, from where a resumed run was left."""
+"""Draw the source images of a run, one batch in each step, and continue where a resumed run stopped."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ from lightning_transfer.stamps import BEGIN_ANEW
 
 
 class Drawing:
-    """Draws for one source task; the stream is opened when a batch is wanted.
+    """Draws batches for one source task; the stream is opened for the first batch.
 
     Args:
         source: the task.
-        num_classes: that its head tells apart.
+        num_classes: of its head.
     """
 
     def __init__(self, source: SourceTask, num_classes: int) -> None:
@@ -32,21 +32,21 @@ class Drawing:
         self._stream: SourceStream | None = None
         self._last: tuple[int, int, int] | None = None
         self._position = 0
-        self._first: list[str] = []  # digests of the first samples of this run, where no chooser checks its own
+        self._first: list[str] = []  # digests of the first samples of this run; a chooser checks its own images
 
     @property
     def position(self) -> int:
-        """How many images were drawn, in all processes."""
+        """Return how many images were drawn, in all processes."""
         return self._position if self._stream is None else self._stream.position
 
     @property
     def is_at_first_batch(self) -> bool:
-        """Return whether no more than one batch was drawn in this run."""
+        """Return whether only one batch was drawn in this run."""
         stream = self._stream
         return stream is not None and stream.position == stream.batch_size * stream.num_ranks
 
     def seek(self, position: int) -> None:
-        """Go on, or begin, at a place."""
+        """Continue, or begin, at a position."""
         self.close()
         self._position, self._last, self._first = position, None, []
 
@@ -55,23 +55,23 @@ class Drawing:
         return {"position": self.position, "first": self._first}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where a run was left."""
+        """Continue where a run stopped."""
         self.seek(state["position"])
         self._first = state.get("first", [])
 
     def follow(self, order: Order) -> None:
-        """Draw in an order from here on."""
+        """Draw in this order from now on."""
         if order is not self._order:
             self.close()
             self._order = order
 
     def draw(self, trainer: Any, part: TransferPart) -> Tensor:
-        """Draw a batch, onto the device, and give its images; labels wait until the pass is done."""
+        """Draw a batch, move it to the device and return its images; the labels are kept until the pass is done."""
         draw = trainer.global_step, trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
         if draw == self._last:
             raise TransferConfigError(
-                "The training step asked for a second source batch in one step: by an optimizer that runs its closure "
-                "twice, or by a second call of joint_loss. Use another optimizer, or call joint_loss once a step."
+                "The training step asked for a second source batch in one step: the optimizer runs its closure twice, "
+                "or joint_loss was called twice. Use another optimizer, or call joint_loss once in each step."
             )
         self._last = draw
         if self._stream is None:
@@ -97,7 +97,7 @@ class Drawing:
         return self.source.check_labels(labels, self.num_classes, indices, pending)
 
     def _open(self, trainer: Any, part: nn.Module) -> SourceStream:
-        """A stream for this fit, now that it is sure to be used."""
+        """Open a stream for this fit, after checking that its loss can be trained."""
         optimizers.check_kind(trainer.optimizers)
         optimizers.check_held(trainer, part)
         self._check_same(trainer)
@@ -107,10 +107,10 @@ class Drawing:
         return stream
 
     def _check_same(self, trainer: Any) -> None:
-        """Refuse to go on with a source that gives other samples than those that the run began with.
+        """Refuse to resume with a source whose samples differ from those that the run began with.
 
         Raises:
-            TransferConfigError: naming those that are read again and are others.
+            TransferConfigError: samples differ; the message names those that were read again.
         """
         if not self._first:
             return
@@ -118,8 +118,8 @@ class Drawing:
         if not found:
             say(
                 trainer,
-                "Source samples are not the same when they are read again, by random augmentation of their own, so it "
-                "cannot be checked whether the source is the one that this run began with.",
+                "Source samples differ when they are read again, because their random augmentation does not follow "
+                "the seed, so it cannot be checked whether the source is the one that this run began with.",
             )
         elif found != self._first:
             order = Shuffled(self.source.num_images, self.source.seed)
@@ -127,16 +127,16 @@ class Drawing:
                 order(place) for place, (now, then) in enumerate(zip(found, self._first, strict=True)) if now != then
             ]
             raise TransferConfigError(
-                f"The source changed since this run began, or comes in another order: samples {others} are others now. "
-                f"Give the same images in the same order. {BEGIN_ANEW}"
+                f"The source has changed since this run began, or is in another order: samples {others} differ now. "
+                f"Pass the same images in the same order. {BEGIN_ANEW}"
             )
 
     def batch_size(self, trainer: Any) -> int:
-        """Source images a step: as many as target images where the task does not say."""
+        """Return the number of source images in a step; by default as many as target images."""
         return self.source.batch_size or train_batch_size(trainer)
 
     def close(self) -> None:
-        """Let go of the stream and its workers; the place is kept."""
+        """Close the stream and its workers; the position is kept."""
         if self._stream is not None:
             self._position = self._stream.position
             self._stream.close()

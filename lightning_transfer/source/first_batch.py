@@ -1,4 +1,4 @@
-"""What a look at a source batch tells: whether the kept head knows it, and what is wrong with its numbers."""
+"""Check the first source batch: whether the kept head fits its labels, and whether its values are plausible."""
 
 import math
 import warnings
@@ -16,7 +16,7 @@ from lightning_transfer.roles import out_width
 from lightning_transfer.source.gap import RAW
 from lightning_transfer.source.view import NetworkView
 
-UNTRAINED = 0.9  # of the loss of guessing: a kept head that starts above does not know these labels
+UNTRAINED = 0.9  # share of the loss of guessing; a kept head that starts above it does not fit these labels
 
 
 def introduce(
@@ -27,39 +27,39 @@ def introduce(
     images: Tensor,
     labels: Tensor,
 ) -> None:
-    """Log one line on the first source batch, and warn of what looks wrong with it."""
+    """Log one line about the first source batch, and warn if something looks wrong."""
     num_classes, source, step = out_width(head), view.source, view.trainer.global_step
     chance = math.log(num_classes)
     say(view.trainer, f"Source loss at step {step}: {loss:.3f}; guessing: ln({num_classes}) = {chance:.3f}.")
     is_kept = source.head is not None and source.has_class_labels
     if is_kept and loss > UNTRAINED * chance:
-        with seeded(source.seed, 0):  # a batch of few classes misleads BatchNorm, not its running statistics
+        with seeded(source.seed, 0):  # in eval mode: a batch of few classes would mislead BatchNorm
             loss = float(criterion(view.logits(images, head), labels))
     if is_kept and loss > UNTRAINED * chance:
         warnings.warn(
-            f"The kept source head starts at a loss of {loss:.2f}, where guessing has {chance:.2f}: hardly what a "
-            "pretrained classifier knows. Are the labels in the order of its training, the images normalised as "
-            "then, and was it taken out before reset_classifier?",
+            f"The kept source head starts at a loss of {loss:.2f}; guessing has {chance:.2f}, so it does not seem to "
+            "be trained. Are the labels in the order of its training, and the images normalised as then? Was it taken "
+            "before reset_classifier?",
             stacklevel=2,
         )
     largest = float(images.detach().abs().max())
     if largest > RAW:
         warnings.warn(
-            f"Source images reach {largest:.0f}; networks take normalised pixels. Give the source dataset the "
+            f"Source pixels reach {largest:.0f}; networks expect normalised pixels. Give the source dataset the "
             "transform that the network was pretrained with.",
             stacklevel=2,
         )
 
 
 class Evidence(NamedTuple):
-    """What is known of a source loss that may not be finite; small, since it may be kept for some steps.
+    """Evidence for the error on a source loss that is not finite; small, because it may be kept for some steps.
 
     Attributes:
         loss: of the source.
         sums: (B,) of each source image's pixels, which are finite if these are.
         target_sums: the same of each tensor of images in the target batch.
         indices: of the source images in their dataset.
-        step: in which it is.
+        step: number of the step.
     """
 
     loss: Tensor
@@ -84,7 +84,7 @@ class Evidence(NamedTuple):
             cause = f"pixels of source samples {self.indices[bad].tolist()} are not finite"
         elif bad_target:
             cause = (
-                f"images {bad_target} of the target batch are not finite, and reach the source by what both share; "
+                f"images {bad_target} of the target batch are not finite, and the source shares a pass with them; "
                 f"source samples {self.indices.tolist()} have finite pixels"
             )
         else:

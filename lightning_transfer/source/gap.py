@@ -101,7 +101,7 @@ def check_finite(name: str, features: Tensor, indices: Sequence[int] | None = No
         which = f"the first in row {bad[0]}" if indices is None else f"{name} samples {[indices[row] for row in bad]}"
         raise TransferConfigError(
             f"Features of {len(bad)} of {len(features)} {name} images are not finite, {which}, so the two sides cannot "
-            "be compared. Look for pixels that are not finite, or a network that overflows."
+            "be compared. Check for pixels that are not finite, or a network that overflows."
         )
 
 

@@ -1,6 +1,6 @@
-"""How far the target of a run lies from its source, measured before the first step, and the source weight that follows.
+"""Measure how far a run's target is from its source before the first step, and decide whether the source is used.
 
-The rule is ours: see examples/benchmarks/README.md for what it was chosen on.
+The rule is ours: examples/benchmarks/README.md shows the data on which it was chosen.
 """
 
 import warnings
@@ -34,12 +34,12 @@ from lightning_transfer.source.view import NetworkView
 
 
 def measure_gap(view: NetworkView, chooser: Chooser | None, weight: Schedule) -> float:
-    """Return the domain gap by the features of the network as it is, before its head; the same in every process.
+    """Return the domain gap of the features before the head of the current network; the same in every process.
 
     Args:
         view: of the network.
-        chooser: what chooses source images, if anything does.
-        weight: that the source has if it is near enough, for messages.
+        chooser: chooses the source images; None if all are drawn.
+        weight: of the source if it is near enough, for messages.
     """
     trainer = view.trainer
     given = None if chooser is None else chooser.target
@@ -49,7 +49,7 @@ def measure_gap(view: NetworkView, chooser: Chooser | None, weight: Schedule) ->
             target, source = _target_side(view, given), _source_side(view, chooser)
             mine, groups = _look(view, target)
             step(TARGET_IMAGES)
-            like = None if callable(view.source.forward) else mine.images  # which may bring both to one size
+            like = None if callable(view.source.forward) else mine.images  # a user's forward may resize both
             theirs, _ = _look(view, source, like=like)
             step(SOURCE_IMAGES)
         gap = domain_gap(mine.features, theirs.features, target_groups=groups)
@@ -59,7 +59,7 @@ def measure_gap(view: NetworkView, chooser: Chooser | None, weight: Schedule) ->
         say(trainer, says)
         if not is_near(gap):
             unlike = unlike_pixels(mine.extent, theirs.extent)
-            line = f"That may be scaling alone: {unlike}." if unlike else f"To keep it: weight=lt.{weight!r}."
+            line = f"The reason may be the scaling: {unlike}." if unlike else f"To keep it: weight=lt.{weight!r}."
             warnings.warn(f"{says} This run is plain fine-tuning. {line}", NoEffectWarning, stacklevel=2)
         return gap
 
@@ -67,8 +67,8 @@ def measure_gap(view: NetworkView, chooser: Chooser | None, weight: Schedule) ->
         return ranks.from_first(measured)
     except Exception as error:
         hint = (
-            "This happened while weight='auto' measured how far the target lies from the source. To keep the source "
-            f"without a look: weight=lt.{weight!r}."
+            "This happened while weight='auto' measured how far the target is from the source. To use the source "
+            f"without measuring: weight=lt.{weight!r}."
         )
         if isinstance(error, TransferConfigError):
             raise TransferConfigError(f"{error} {hint}") from error
@@ -77,7 +77,7 @@ def measure_gap(view: NetworkView, chooser: Chooser | None, weight: Schedule) ->
 
 
 def data_of(trainer: Any) -> Any:
-    """What the train loader serves; the loader, where that is a list, of which nothing can be kept weakly."""
+    """Return the train loader's dataset; the loader itself if the dataset, such as a list, has no weak reference."""
     data = getattr(trainer.train_dataloader, "dataset", None)
     return data if type(data).__weakrefoffset__ else trainer.train_dataloader
 
@@ -85,20 +85,20 @@ def data_of(trainer: Any) -> Any:
 def _target_side(view: NetworkView, given: Any) -> Side:
     if given is None:
         return target_side(view.trainer, most=TARGET_IMAGES)
-    workers = {"num_workers": view.source.num_workers}  # shown as the rounds of a selection show it
+    workers = {"num_workers": view.source.num_workers}  # the same as in the rounds of a selection
     return Side("target", given, TARGET_IMAGES, view.source.batch_hooks, workers, plainly("target"))
 
 
 def _source_side(view: NetworkView, chooser: Chooser | None) -> Side:
     source = view.source
-    is_plain = chooser is not None and chooser.target is not None  # as the target's images are
+    is_plain = chooser is not None and chooser.target is not None  # then the target's images are not augmented either
     dataset, workers = source.plain_dataset if is_plain else source.dataset, {"num_workers": source.num_workers}
     forgives = chooser is not None
     return Side("source", dataset, SOURCE_IMAGES, source.batch_hooks, workers, plainly("source"), forgives)
 
 
 def _look(view: NetworkView, side: Side, *, like: Tensor | None = None) -> tuple[Seen, list[Any] | None]:
-    """What is seen of a side's images, and what they belong to; no random state of the program's moves."""
+    """Return what is seen of a side's images, and their groups; the program's random state does not change."""
     read: list[int] = []  # indices
     with seeded(view.source.seed, 0):
         drawn = side.draw()
@@ -112,7 +112,7 @@ def _look(view: NetworkView, side: Side, *, like: Tensor | None = None) -> tuple
 def _images(
     view: NetworkView, side: Side, batches: Iterator[tuple[list[int], Any]], read: list[int]
 ) -> Iterator[Tensor]:
-    """Return the images of batches, on the device and behind the user's hooks; `read` is filled with their indices."""
+    """Yield the images of batches, on the device and after the user's hooks; `read` is filled with their indices."""
     for indices, batch in batches:
         read += indices
         with looking(view.trainer):
@@ -121,14 +121,14 @@ def _images(
 
 
 def _unpacked(source: SourceTask, batch: Any, name: str) -> Tensor:
-    """The images of a batch: a target's is read as the source's are."""
+    """Return the images of a batch; a target batch is read in the same way as a source batch."""
     try:
         return source.unpack(batch)[0]
     except Exception as error:
         if name == "source":
             raise
         raise TransferConfigError(
-            f"A target batch is {structure(batch)}, and weight='auto' reads it as it reads a source batch, which "
-            f"failed ({type(error).__name__}). Let the source dataset give what the target's gives, with "
-            "SourceTask(adapt=lambda batch: (images, labels)) for both."
+            f"A target batch is {structure(batch)}, and weight='auto' reads it in the same way as a source batch, "
+            f"which failed ({type(error).__name__}). Let the source dataset return samples like the target's, and "
+            "extract images and labels of both with SourceTask(adapt=lambda batch: (images, labels))."
         ) from error

@@ -1,4 +1,4 @@
-"""How source images run through the user's own network: in a pass of their own, or beside the target's images."""
+"""Run source images through the user's network: in a separate pass, or together with the target's images."""
 
 import sys
 from abc import ABC, abstractmethod
@@ -68,7 +68,7 @@ class _Hook(ABC):
 
 
 class _AppendSource(_Hook):
-    """Forward pre-hook on the network: its first call in an armed step gets the source images after its own."""
+    """Forward pre-hook on the network that appends the source images to the first call of an armed step."""
 
     @outside_graphs
     def act(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -84,8 +84,8 @@ class _AppendSource(_Hook):
         source_images = draw()
         if images.ndim != source_images.ndim:
             raise TransferConfigError(
-                f"forward='joint' found an input of shape {tuple(images.shape)} where {type(network).__name__} holds "
-                "the head, apart from the network that takes the images. Use forward='separate'."
+                f"forward='joint' found an input of shape {tuple(images.shape)} at {type(network).__name__}, which "
+                "holds the head but does not take the images. Use forward='separate'."
             )
         if images.shape[1:] != source_images.shape[1:]:
             raise TransferConfigError(
@@ -121,7 +121,7 @@ class _TakeAtHead(_Hook):
 
 
 class _TakeAfterBackbone(_Hook):
-    """Forward hook on a backbone that stands apart from its head."""
+    """Forward hook on a backbone that does not hold its head."""
 
     @outside_graphs
     def act(self, backbone: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -153,7 +153,7 @@ class _RefuseLeak(_Hook):
 
 
 class _ExplainFailure(_Hook):
-    """Forward hook on the network, called after an error in it too: source images may be what it stumbled over."""
+    """Forward hook on the network, also called after an error in it, which source images may have caused."""
 
     @outside_graphs
     def act(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -165,7 +165,7 @@ class SourcePass:
     """Run source images through one module and keep the features that its head would get.
 
     Args:
-        source: says how images run.
+        source: decides how images run.
         module: the user's module.
         head: its head.
     """
@@ -231,7 +231,7 @@ class SourcePass:
             ran = "SourceTask.forward" if forward else f"{type(module).__name__}.forward"
             raise TransferConfigError(
                 f"{ran}(images) neither reaches the head {self.head.path!r} nor returns features. Name the right head, "
-                "or say how images run: SourceTask(forward=lambda module, images: module.backbone(images))."
+                "or the part that takes images: SourceTask(forward=lambda module, images: module.backbone(images))."
             )
         _check_rows(features, len(images))
         if not reached:
@@ -240,12 +240,12 @@ class SourcePass:
         if is_cut and torch.is_grad_enabled():
             raise TransferConfigError(
                 "The source features have no gradient, so the source loss would train nothing before the head. "
-                "If forward runs under no_grad, say how images run: SourceTask(forward=lambda module, images: ...)."
+                "If forward runs under no_grad, pass a function: SourceTask(forward=lambda module, images: ...)."
             )
         return self._checked(features)
 
     def arm(self, draw: Draw) -> None:
-        """Let the next call of the network take along the source images that `draw` gives."""
+        """Append the images that `draw` returns to the next call of the network."""
         self.tap.reset()
         self.tap.is_idle, self.tap.draw = False, draw
 
@@ -275,8 +275,9 @@ class SourcePass:
         is_picture = features.shape[2:].numel() > 1 and not is_pooling(self.head.module)
         if is_picture and isinstance(self.head.module, nn.Conv2d | nn.Sequential):
             raise TransferConfigError(
-                f"The head {self.head.path!r} is a convolution over pictures, {tuple(features.shape[1:])}, and gives "
-                "one. Expected one row an image: name the part that pools too, head='...', or pool before the head."
+                f"The head {self.head.path!r} is a convolution over pictures, {tuple(features.shape[1:])}, and returns "
+                "a picture. Expected one row for each image: name the part that includes the pooling, head='...', or "
+                "pool before the head."
             )
         if width not in features.shape[1:]:
             raise TransferConfigError(
@@ -306,6 +307,6 @@ def _check_rows(features: Any, rows: int) -> None:
     if not isinstance(features, Tensor) or len(features) != rows:
         found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise TransferConfigError(
-            f"Before the head, {rows} images have become {found}; expected one row an image. Say how source images "
-            "run: SourceTask(forward=lambda module, images: ...)."
+            f"Before the head, {rows} images have become {found}; expected one row for each image. Pass the part that "
+            "takes images: SourceTask(forward=lambda module, images: ...)."
         )

@@ -23,9 +23,8 @@ def digests_of(samples: Any) -> list[str]:
 
 def redrawn(source: SourceTask, num: int) -> list[str]:
     """Return the digests of the first samples that a run draws; none if reading them again gives different ones."""
-    task = dataclasses.replace(
-        source, num_workers=min(source.num_workers, 1)
-    )  # in a worker process if training uses workers
+    # in a worker process if training uses workers
+    task = dataclasses.replace(source, num_workers=min(source.num_workers, 1))
     readings = []
     for _ in range(READINGS):
         stream = SourceStream(task, batch_size=num)

@@ -1,4 +1,4 @@
-"""An endless stream of source batches whose order, and whose augmentation, a resumed run repeats exactly."""
+"""Stream source batches without end, in an order and with augmentation that a resumed run repeats exactly."""
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -16,10 +16,10 @@ Key = tuple[int, int]  # (position in the endless order, index in the dataset)
 
 
 class SourceBatch(NamedTuple):
-    """The samples that one step borrows from the source.
+    """The source samples of one step.
 
     Attributes:
-        indices: (batch,) which samples of the dataset these are.
+        indices: (batch,) of the samples in the dataset.
         samples: the collated samples.
     """
 
@@ -31,19 +31,19 @@ Order = Callable[[int], int]  # the dataset's index at a position of an endless 
 
 
 class SourceStream:
-    """Source batches without end, shared out among ranks; by default every pass over the data is a new permutation.
+    """Draws source batches without end, divided among ranks; by default every pass over the data is a new permutation.
 
-    The order is a function of (seed, position) alone. `position` counts the images that all ranks together have
-    taken, so a run that resumes from it, even with another number of ranks or workers, continues exactly there.
-    Random augmentation by torch (on the CPU), numpy or random draws from the same seed and position, and leaves the
-    program's own random state untouched.
+    The order depends only on (seed, position). `position` counts the images that all ranks together have drawn, so a
+    run that resumes from it, even with another number of ranks or workers, continues exactly there. Random augmentation
+    by torch (on the CPU), numpy or random is seeded with the same seed and position, and does not change the program's
+    own random state.
 
     Args:
-        source: whose images to draw.
-        batch_size: images a batch and rank.
-        rank: this process' number.
+        source: the task whose images are drawn.
+        batch_size: images in each batch of a rank.
+        rank: number of this process.
         num_ranks: how many processes share the stream.
-        order: which sample comes at a position; by default one permutation after the other.
+        order: returns the sample at a position; by default one permutation after the other.
 
     Example:
         >>> data = torch.utils.data.TensorDataset(torch.arange(4.0), torch.arange(4))
@@ -72,12 +72,12 @@ class SourceStream:
         return batch
 
     def seek(self, position: int) -> None:
-        """Go on from a position as if everything before it had been drawn."""
+        """Continue from a position as if everything before it had been drawn."""
         self.close()
         self.position = position
 
     def close(self) -> None:
-        """Let the loader and its workers go; the position is kept."""
+        """Close the loader and its workers; the position is kept."""
         self._batches = None
 
     def _loader(self) -> DataLoader[SourceBatch]:
@@ -86,7 +86,7 @@ class SourceStream:
             batch_sampler=_Keys(self),
             collate_fn=_collate,
             num_workers=self.source.num_workers,
-            generator=torch.Generator(),  # without one, opening a loader draws from the program's random state
+            generator=torch.Generator(),  # without it a new loader draws from the program's random state
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class SourceStream:
 
 
 class _Keys:
-    """The keys of one rank's batches, from the stream's position on."""
+    """Yields the keys of one rank's batches, from the stream's position on."""
 
     def __init__(self, stream: SourceStream) -> None:
         self.stream = stream
@@ -108,7 +108,7 @@ class _Keys:
 
 
 class Shuffled:
-    """Every sample once in each turn, in a new order every turn.
+    """Order in which every turn has each sample once, in a new permutation.
 
     Args:
         num_samples: of the dataset.
@@ -127,15 +127,15 @@ class Shuffled:
 
 @lru_cache(maxsize=4)
 def permutation(num: int, seed: int, turn: int) -> Tensor:
-    """Return (num,) numbers in the order of a turn."""
+    """Return (num,) sample numbers in the order of a turn."""
     return torch.randperm(num, generator=torch.Generator().manual_seed(seed_of(seed, turn)))
 
 
 class _Reproducible(Dataset[SourceBatch]):
-    """The user's dataset, read a batch at a time with the random state of that batch's place in the stream."""
+    """Reads the user's dataset a batch at a time, with the random state of the batch's position in the stream."""
 
     def __init__(self, source: SourceTask) -> None:
-        self.dataset, self.seed = source.dataset, source.seed  # all that a worker process needs to be sent
+        self.dataset, self.seed = source.dataset, source.seed  # only what a worker process needs
 
     def __getitems__(self, keys: list[Key]) -> list[tuple[int, Any]]:
         with seeded(self.seed, keys[0][0]):

@@ -25,7 +25,7 @@ SourceForward: TypeAlias = Literal["separate", "joint"] | Callable[[nn.Module, T
 
 
 class SourceOptions(TypedDict, total=False):
-    """The options that `SourceTask.from_timm` hands on."""
+    """Options that `SourceTask.from_timm` passes on."""
 
     batch_size: int | None
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -49,9 +49,9 @@ class TimmSource(SourceOptions):
 class SourceTask:
     """The task that a network was pretrained on, kept beside the target task.
 
-    A description only: each training run copies the head and opens its own stream, so one `SourceTask` serves many
-    runs. That the source objective is kept is the paper's (arXiv 1909.02236); how it is kept is ours: the pretrained
-    classifier on the features the target head sees, one mean loss per domain.
+    It is only a description: each training run copies the head and opens its own stream, so many runs can share one
+    `SourceTask`. To keep the source objective is the paper's idea (arXiv 1909.02236). How it is kept is ours: the
+    pretrained classifier on the features before the target head, and one mean loss per domain.
 
     Args:
         dataset: source images with a length and random access, giving (image, label).
@@ -61,16 +61,16 @@ class SourceTask:
         loss: mean loss of (logits, labels).
         forward: "separate" runs source images in a pass of their own; "joint" appends them to the target's, so that
             one pass serves both; a function of (module, images) runs modules whose forward does not end in the head:
-            it either reaches the head or returns the features. What looks at the target beside training, a measured
-            weight, a selection, advice, runs its images so too.
+            it either reaches the head or returns the features. A measured weight, a selection and advice run target
+            images in the same way.
         batchnorm: "protect" keeps BatchNorm's running statistics the target's; "update" lets separate source passes
             move them. A joint pass always sees both domains.
         num_workers: loader workers for source images.
         seed: of the order of source images, their augmentation and a new head.
-        adapt: turns the dataset's collated samples into (images, labels); if a weight or a selection looks at the
-            target, it also reads target batches.
-        batch_hooks: whether source batches pass through the user's batch-transfer hooks, as target batches do. What
-            hooks set on the module or the DataModule is put back for the target's loss; mixup, which keeps partners
+        adapt: turns the dataset's collated samples into (images, labels); a measured weight or a selection also reads
+            target batches with it.
+        batch_hooks: whether source batches pass the user's batch-transfer hooks, as target batches do. Attributes that
+            hooks set on the module or the DataModule are restored for the target's loss; mixup, which keeps partners
             there for its loss, is refused.
         unaugmented: if the dataset augments at random, the same images in the same order without augmentation; a
             selection compares these.
@@ -116,7 +116,7 @@ class SourceTask:
                 f"dataset={str(self.dataset)!r} is a path; load it: SourceTask(ImageFolder(path, transform), ...)."
             )
         if isinstance(self.dataset, DataLoader):
-            raise TransferConfigError("SourceTask takes the dataset, not its loader: SourceTask(loader.dataset, ...).")
+            raise TransferConfigError("SourceTask takes a dataset, not a loader: SourceTask(loader.dataset, ...).")
         check_random_access(self.dataset, "source")
 
     def _check_head(self) -> None:
@@ -271,8 +271,8 @@ class SourceTask:
             where = int(wrong.nonzero()[0])
             return TransferConfigError(
                 f"Source sample {int(indices[where])} has label {int(labels[where])}; the source head knows 0 to "
-                f"{num_classes - 1}. Drop unlabelled samples, and give the labels in the head's own order; is it the "
-                "pretrained head, taken before reset_classifier?"
+                f"{num_classes - 1}. Drop unlabelled samples, and pass the labels in the head's order. Was the "
+                "pretrained head taken before reset_classifier?"
             )
 
         if pending is not None:
@@ -287,13 +287,13 @@ class SourceTask:
         if labels is None or not self.has_class_labels or self.adapt is not None:
             return
         if labels.ndim > 1 or labels.is_floating_point():
-            return  # what a sample's label then is, is seen when it is drawn
+            return  # these labels are checked when their samples are drawn
         wrong = ((labels < 0) | (labels >= num_classes)).nonzero()[:1, 0]
         given = labels[wrong].clone()  # the list may be the dataset's own memory
         for place, index in enumerate(wrong.tolist()):
-            with contextlib.suppress(Exception):  # a sample that cannot be read says so when it is drawn
+            with contextlib.suppress(Exception):  # a sample that cannot be read raises when it is drawn
                 sample = load(self.dataset, index, of="source")
-                given[place] = sample[1] if len(sample) == 2 else 0  # which of three is asked for when it is drawn
+                given[place] = sample[1] if len(sample) == 2 else 0  # of three entries, `adapt` is asked for when drawn
         if len(wrong):
             self.check_labels(given, num_classes, wrong)
 
@@ -322,16 +322,16 @@ class SourceTask:
 
 
 def _where(batch: Any) -> str:
-    """Show how to take images and labels out of a batch, as far as its form says which they are."""
+    """Return the fix that extracts images and labels from a batch, as far as its structure shows them."""
     made = "SourceTask(adapt=lambda batch: (batch[0], batch[{}]))"
     if len(places := label_places(batch)) > 1:
         return either(places, made)
     made = made.format(*places) if places else f"SourceTask(adapt=lambda batch: {_ends(batch)})"
-    return f"Say where they are: {made}."
+    return f"Extract them: {made}."
 
 
 def _ends(batch: Any) -> str:
-    """Return the expression that takes images and labels out of a batch without several columns of whole numbers."""
+    """Return the expression that extracts images and labels if a batch has at most one column of whole numbers."""
     if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Tensor):
         is_pair = isinstance(batch[1], tuple | list) and all(isinstance(part, Tensor) for part in batch[1])
         labels = "batch[1][0]" if is_pair else "torch.tensor([NUMBERS[name] for name in batch[1]])"

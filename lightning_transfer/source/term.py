@@ -1,4 +1,4 @@
-"""The source loss as a term of somebody's training step: on which images, how much, and from where after a resume."""
+"""Add the source loss to the user's training step: its weight, its images, and where a resumed run continues."""
 
 import copy
 import warnings
@@ -49,13 +49,13 @@ class SourceTerm(TransferPart):
         source: the task.
         module: the user's module.
         weight: of the source loss.
-        mix: how the losses are joined.
-        head: where the target head sits, or "auto".
-        chooser: which source images are drawn; all of them in turn by default.
-        measured: whether a domain gap that is measured before the first step decides if there is any weight.
+        mix: how the losses are combined.
+        head: path of the target head, or "auto".
+        chooser: decides which source images are drawn; all of them in turn by default.
+        measured: whether a domain gap, measured before the first step, decides if the weight is used.
 
     Raises:
-        TransferConfigError: no head is found, or the module has a source task already.
+        TransferConfigError: no head is found, or the module already has a source task.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class SourceTerm(TransferPart):
         super().__init__()
         if any(isinstance(child, SourceTerm) for child in module.modules()):
             raise TransferConfigError(
-                f"{type(module).__name__} has a source task already, by its mixin or by another callback: a second one "
+                f"{type(module).__name__} already has a source task, from its mixin or another callback: a second one "
                 "would count the source twice. Leave one out; SelectiveJointFinetuning takes weight=Schedule() to "
-                "anneal what it borrows."
+                "anneal the source loss."
             )
         self.source = source
         self.chooser = chooser
@@ -83,19 +83,19 @@ class SourceTerm(TransferPart):
         self.measured = measured
         self.gap: float | None = None
         self._looked_at: Weakly | None = None  # the target data that the gap was measured on, in this process
-        self.was_asked = False  # by a module's own step
+        self.was_asked = False  # whether the user's step has called joint_loss
         self.mix = mix
         target_head = find_head(module, head, probe=lambda: self._probe(module), narrow=not source.keeps_container)
         self.head_path = target_head.path
         self.head = source.make_head(target_head.module, target_head.path)
-        self.loss = copy.deepcopy(source.loss)  # where it is a module with buffers, it moves to the device with us
+        self.loss = copy.deepcopy(source.loss)  # a module with buffers moves to the device together with this part
         self.num_classes = out_width(self.head)
-        self._options = self.describe()  # once: it reads every listed label, and checkpoints are many
+        self._options = self.describe()  # once: it reads every listed label, which each checkpoint would repeat
         self.drawing = Drawing(source, self.num_classes)
         self._pass: SourcePass | None = None
         self._batch: Any = None  # of the target, in this step
         self._is_over = False  # whether the weight is 0 for good
-        self._num_steps: float | None = None  # of the training that the weight was laid out over
+        self._num_steps: float | None = None  # length of training that the schedule uses
         self._saved_options: dict[str, str] | None = None
         self._checked_for = Weakly()
         self._first_loss = FirstLoss()
@@ -105,7 +105,7 @@ class SourceTerm(TransferPart):
 
     @property
     def introduction(self) -> str:
-        """Where the source head went."""
+        """Return the place of the source head."""
         return f"the source task joins at head {self.head_path!r}."
 
     def neighbors(self, module: Any, name: str) -> Iterable[nn.Parameter]:
@@ -115,29 +115,29 @@ class SourceTerm(TransferPart):
         return trains_before(module, self.head_path)
 
     def _probe(self, module: Any) -> None:
-        with seeded(self.source.seed, 0):  # neither loading nor running an example may move the program's random state
+        with seeded(self.source.seed, 0):  # loading and running an example must not change the program's random state
             images, _ = self.source.unpack(collate([(0, load(self.source.dataset, 0, of="source"))], of="source"))
             self.source.forward(module, images) if callable(self.source.forward) else module(images)
 
     def attach(self, module: Any) -> None:
-        """Listen at the head of the user's module."""
+        """Attach hooks to the head of the user's module."""
         if self._pass is not None:
             self._pass.remove()
         self._pass = SourcePass(self.source, module, find_head(module, self.head_path))
 
     def detach(self) -> None:
-        """Let go of the user's module and of loader workers."""
+        """Remove the hooks from the user's module, and stop loader workers."""
         if self._pass is not None:
             self._pass.remove()
         self._pass = self.drawing.batch = None
         self.drawing.close()
 
     def check(self, trainer: Any) -> None:
-        """Raise or warn, at the start of training, on what only now is known."""
+        """Raise or warn, at the start of training, about what is only known now."""
         self._checked_for = Weakly(trainer)
         self._first_loss.reset()
         check_supported(trainer)
-        if trainer.global_step == 0:  # a new run, whatever this part was in before
+        if trainer.global_step == 0:  # a new run, even if this part was in another one before
             self.drawing.seek(0)
             self._saved_options = self._num_steps = None
             self.weight, self.gap, self._is_over = self._given, None, False
@@ -149,8 +149,8 @@ class SourceTerm(TransferPart):
         num_steps = schedule_length(self.weight, trainer)
         if self._num_steps not in (None, num_steps) and not self._is_over:
             raise TransferConfigError(
-                f"Training is now {num_steps:.0f} steps long, {self._num_steps:.0f} when this run began: the source "
-                "weight would jump. Keep the length, or from the start lay it out in steps: Schedule(until_steps=...)."
+                f"Training now has {num_steps:.0f} steps; it had {self._num_steps:.0f} when this run began, so the "
+                "source weight would jump. Keep the length, or begin with Schedule(until_steps=...)."
             )
         self._num_steps = num_steps
         self._recall_gap(trainer)
@@ -165,14 +165,14 @@ class SourceTerm(TransferPart):
             )
 
     def _recall_gap(self, trainer: Any) -> None:
-        """Go by the gap of before; measure again in a second fit that has other data."""
+        """Use the gap that was measured before; measure it again in a second fit with other data."""
         is_given = self.chooser is not None and self.chooser.target is not None
         is_other = self._looked_at is not None and not is_given and not self._looked_at.is_of(data_of(trainer))
         if is_other and (self.is_left_out or not self._is_over):
             self.weight, self.gap, self._is_over = self._given, None, False
         elif self.gap is not None:
             goes_on = "without" if self.is_left_out else "with"
-            say(trainer, f"Domain gap {self.gap:.2f} when this run began: it goes on {goes_on} the source.")
+            say(trainer, f"Domain gap {self.gap:.2f} when this run began: it continues {goes_on} the source.")
 
     def check_once(self, trainer: Any) -> None:
         """Check in the first step of a run, because a mixin has no hook at the start of training."""
@@ -181,7 +181,7 @@ class SourceTerm(TransferPart):
             keep_hooks_out(trainer)
 
     def begin(self, module: Any, batch: Any = None) -> None:
-        """See to it that the right images are drawn; let a joint pass take them along."""
+        """Prepare the draw of source images; a joint pass appends them to the target's."""
         self._batch = batch
         if self.measured and self.gap is None:
             self._decide(measure_gap(self._view(module), self.chooser, self.weight))
@@ -206,7 +206,7 @@ class SourceTerm(TransferPart):
             refuse_sum(loss, self._first_loss.criteria(), to_do=do)
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
-        """The step's loss with the source loss in it; at weight 0 exactly the step's own."""
+        """Return the step's loss with the source loss added; at weight 0 exactly the step's own loss."""
         trainer = self.trainer
         weight = self._weight(trainer)
         source_loss = self._loss(module) if weight else None
@@ -225,30 +225,30 @@ class SourceTerm(TransferPart):
 
     @property
     def num_joint(self) -> int:
-        """How many source images are in the step's own pass."""
+        """Return how many source images are in the step's own pass."""
         return 0 if self._pass is None else self._pass.tap.num_source
 
     def end(self) -> None:
-        """Nothing of a step is left for the next one, or for a validation in between."""
+        """Clear the step's state, so that neither the next step nor a validation in between can use it."""
         if self._pass is not None:
             self._pass.disarm()
         self._first_loss.end()
         self._batch = self.drawing.batch = None
 
     def _decide(self, gap: float) -> None:
-        """Keep the weight, or far from the source take none."""
+        """Keep the weight if the source is near, otherwise set it to 0."""
         self.gap = gap
         self.weight = Schedule(0.0, 0.0) if self.is_left_out else self._given
 
     @property
     def is_left_out(self) -> bool:
-        """Return whether the source was found to lie too far away."""
+        """Return whether the source is left out because it is too far."""
         return self.gap is not None and not is_near(self.gap)
 
     def _weight(self, trainer: Any) -> float:
-        """The step's weight; at 0 no pass is run, which would still move BatchNorm and the random state.
+        """Return the step's weight; at 0 no pass is run, which would still change BatchNorm and the random state.
 
-        Once 0 for good it stays 0, also where training is made longer afterwards.
+        After the end of the schedule a weight of 0 stays 0, even if training is made longer later.
         """
         if self._is_over:
             return 0.0
@@ -275,7 +275,7 @@ class SourceTerm(TransferPart):
         if loss.ndim:
             raise TransferConfigError(
                 f"The source loss has shape {tuple(loss.shape)}; expected a scalar, the mean over its images. "
-                "Pass SourceTask(loss=) that reduces."
+                "Pass a SourceTask(loss=) that reduces to the mean."
             )
         found = partial(Evidence.of, loss, images, indices, self.trainer.global_step, target=self._batch)
         self.pending.refuse(~torch.isfinite(loss), lambda found: found.error(self.trainer.global_step), found)
@@ -310,7 +310,7 @@ class SourceTerm(TransferPart):
         }
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What a resumed run needs beside the head's weights."""
+        """Return what a resumed run needs besides the head's weights."""
         state = {
             **self.drawing.get_state(),
             "is_over": self._is_over,
@@ -321,10 +321,10 @@ class SourceTerm(TransferPart):
         return stamped(state if self.chooser is None else {**state, "chosen": self.chooser.get_state()})
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Go on where a run was left; whether the options still are its options is seen when training starts.
+        """Resume a run's state; its options are compared when training starts.
 
         Raises:
-            TransferConfigError: it was another version's run.
+            TransferConfigError: another version of this package wrote the state.
         """
         state = unstamped(state)
         self._checked_for = Weakly()

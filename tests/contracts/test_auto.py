@@ -84,7 +84,7 @@ def test_the_warning_names_what_to_write(make):
         fit(LitToy(), [make(striped)], loader=shuffled(striped), max_steps=2)
     assert not any("scaling" in str(each.message) for each in told)
     with pytest.warns(
-        lt.NoEffectWarning, match="scaling alone: pixels run from .* give the source the target's"
+        lt.NoEffectWarning, match="the scaling: pixels run from .* give the source the target's"
     ) as told:
         fit(LitToy(), [make(far_data())], loader=shuffled(far_data()), max_steps=2)
     assert not any("To keep it" in str(each.message) for each in told)
@@ -161,10 +161,10 @@ def test_resumed_far_from_the_source_it_says_again_that_it_goes_on_without(tmp_p
     said = []
     monkeypatch.setattr("lightning_transfer.source.term.say", lambda trainer, line: said.append(line))
     fit(LitToy(), [soft(far_data())], loader=loader, ckpt_path=tmp_path / "step=12.ckpt")
-    assert re.match(r"Domain gap \S+ when this run began: it goes on without the source\.", said[0])
+    assert re.match(r"Domain gap \S+ when this run began: it continues without the source\.", said[0])
     fit(LitToy(), [soft(), toys.SaveEveryStep(tmp_path / "near")], loader=DataLoader(near_data(), batch_size=5))
     fit(LitToy(), [soft()], loader=DataLoader(near_data(), batch_size=5), ckpt_path=tmp_path / "near/step=12.ckpt")
-    assert "it goes on with the source." in said[-1]
+    assert "it continues with the source." in said[-1]
 
 
 def test_it_is_logged_and_the_mixins_too():
@@ -275,7 +275,7 @@ def test_a_target_batch_that_is_not_read_as_the_sources_is_named():
         fit(Unreached(), [soft(forward="joint")], loader=shuffled(near_data()))
     images, labels = near_data().tensors
     named = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
-    with pytest.raises(lt.TransferConfigError, match=r"A target batch is {'image': Tensor\(4, .*for both"):
+    with pytest.raises(lt.TransferConfigError, match=r"A target batch is {'image': Tensor\(4, .*of both"):
         fit(ByName(), [soft()], loader=DataLoader(named, batch_size=4))
 
 

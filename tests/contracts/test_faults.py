@@ -291,14 +291,14 @@ def test_a_failing_sample_is_named_by_its_index():
 
 
 def test_pixels_that_nobody_normalised_are_pointed_out():
-    with pytest.warns(UserWarning, match="Source images reach 255"):
+    with pytest.warns(UserWarning, match="Source pixels reach 255"):
         fit(LitToy(), [soft(dataset(torch.full((9, 3, 6, 6), 255.0)))], max_steps=1)
 
 
 def test_labels_in_another_order_than_the_heads_are_pointed_out():
     images, labels = toys.source_data().tensors
     shifted = torch.utils.data.TensorDataset(images, (labels + 3) % 7)
-    with pytest.warns(UserWarning, match="hardly what a pretrained classifier knows"):
+    with pytest.warns(UserWarning, match="does not seem to be trained"):
         fit(LitToy(), [SOFT.callback(shifted)])
 
 

@@ -55,7 +55,7 @@ BOTH = ("refused", r"labels=lambda batch: batch\[1\], loss=", {**RAW, "loss": BC
 AUX = {  # what becomes of a case, in which words, and the options with which it works
     "one logit": ("refused", r"labels=lambda batch: batch\[1\]", RAW),
     "one logit, column": ("refused", r"labels=lambda batch: batch\[1\]", RAW),
-    "multi-hot": ("refused", "several labels an image.*labels=lambda", RAW),
+    "multi-hot": ("refused", "several labels for each image.*labels=lambda", RAW),
     "soft": ("refused", "soft labels.*labels=lambda", RAW),
     "mixup in the step": ("warned", "If images are mixed.*aux_weight=0", {}),
     "sum": SUM,
@@ -77,7 +77,7 @@ SEVERAL = {
 ROUNDS = {
     "one logit": ("refused", r"batch\[1\].long\(\).*Neighbors\(rounds=0\)", {}),
     "one logit, column": ("refused", r"batch\[1\].long\(\).*Neighbors\(rounds=0\)", {}),
-    "multi-hot": ("refused", r"several labels an image.*Neighbors\(rounds=0\)", {}),
+    "multi-hot": ("refused", r"several labels for each image.*Neighbors\(rounds=0\)", {}),
     "soft": ("refused", r"soft labels.*Neighbors\(rounds=0\)", {}),
     "sum": SUM,
     "times the batch": SUM,

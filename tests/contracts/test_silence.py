@@ -405,7 +405,7 @@ def test_a_longer_training_never_raises_the_weight_again(method, tmp_path):
     resumed = lt.SoftFinetuning(source)
     fit(LitToy(), [resumed], ckpt_path=tmp_path / "step=12.ckpt", max_epochs=8)
     assert resumed.part.get_extra_state()["position"] == 6 * 4
-    with pytest.raises(lt.TransferConfigError, match=r"now 48 steps long, 12 when this run began.*until_steps="):
+    with pytest.raises(lt.TransferConfigError, match=r"now has 48 steps; it had 12 when this run began.*until_steps="):
         fit(LitToy(), [lt.SoftFinetuning(source)], ckpt_path=tmp_path / "step=4.ckpt", max_epochs=8)
 
 

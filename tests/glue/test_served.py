@@ -149,13 +149,13 @@ def test_a_sampler_that_shows_nothing_is_refused_by_name_and_target_cures_it(opt
     name = type(next(iter(options.values()))).__name__
     data = toys.target_data()
     loader = DataLoader(data, **options)
-    with pytest.raises(lt.TransferConfigError, match=f"draws by a {name}, .*Pass target=.*Subset"):
+    with pytest.raises(lt.TransferConfigError, match=f"draws by a {name}, .*target=, pass it: .*Subset"):
         served(loader)
     source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4)
     neighbors = borrowed(rounds=0)
-    with pytest.raises(lt.TransferConfigError, match=f"draws by a {name}, .*Pass target="):
+    with pytest.raises(lt.TransferConfigError, match=f"draws by a {name}, .*target=, pass it: "):
         fit(LitToy(), [lt.SelectiveJointFinetuning(source, neighbors=neighbors, weight=1.0)], loader=loader)
-    with pytest.raises(lt.TransferConfigError, match=f"draws by a {name}, .*without a look: weight=lt.Schedule"):
+    with pytest.raises(lt.TransferConfigError, match=f"draws by a {name}, .*without measuring: weight=lt.Schedule"):
         fit(LitToy(), [lt.SoftFinetuning(source)], loader=loader)
     callback = lt.SelectiveJointFinetuning(source, neighbors=neighbors, weight=1.0, target=Subset(data, HALF))
     fit(LitToy(), [callback], loader=loader, max_epochs=1)

@@ -47,7 +47,7 @@ HEADS = {
 }
 TASKS = {
     "one-hot": (F.one_hot(LABELS, 5).float(), "one-hot|One-hot.*argmax"),
-    "several labels": (torch.ones(24, 5), "several labels an image"),
+    "several labels": (torch.ones(24, 5), "several labels for each image"),
     "soft labels": (torch.full((24, 5), 0.2), "soft labels"),
     "regression": (torch.randn(24), r"type torch.float32.*leave ProbeStart out"),
     "several numbers": (torch.randn(24, 5), r"shape \(5, 5\).*leave ProbeStart out"),

@@ -1,4 +1,4 @@
-"""Soft fine-tuning as a callback: one line in a Trainer."""
+"""Add soft fine-tuning to a Trainer as a callback."""
 
 from typing import Any, Literal
 
@@ -10,27 +10,27 @@ from lightning_transfer.source.term import SourceTerm
 
 
 class SoftFinetuning(TransferCallback):
-    """Fine-tune while the source loss is held and softly annealed away (arXiv 1909.02236).
+    """Fine-tune with the source loss, which is annealed away (arXiv 1909.02236).
 
-    Usual fine-tuning swaps the source objective for the target's at once. Here, if the source lies near enough, every
-    step adds the loss of a source batch, through the user's own network with the source head in place of the target's,
-    at a weight that falls to exactly 0; from there on each step computes and costs what plain fine-tuning does. The
-    idea is the paper's; the weight's shape and length, and the source head on the target head's features, are ours.
+    Plain fine-tuning replaces the source objective by the target's at once. Here, if the source is near enough, every
+    step adds the loss of a source batch, which runs through the user's network with the source head instead of the
+    target's. Its weight falls to exactly 0; from then on each step computes and costs the same as in plain fine-tuning.
+    The idea is the paper's; the weight's shape and length, and the source head on the target head's features, are ours.
 
-    Logs `transfer/source_loss`, `transfer/source_weight`, `transfer/target_loss` and, where it was measured,
+    Logs `transfer/source_loss`, `transfer/source_weight`, `transfer/target_loss` and, if it was measured,
     `transfer/domain_gap` at the Trainer's interval.
 
     Args:
-        source: the task the network was pretrained on, or a mapping of its arguments; with the key
-            `from_timm`, of those of `SourceTask.from_timm`.
-        weight: of the source loss, as a `Schedule`, or a number that is held. "auto" is `Schedule()`, from 1 to 0 over
-            the first half of training, if the target lies near enough to the source, which is measured before the first
-            step, else 0 (ours).
+        source: the task that the network was pretrained on, or a mapping of the arguments of `SourceTask`; with the
+            key `from_timm`, of the arguments of `SourceTask.from_timm`.
+        weight: of the source loss: a `Schedule`, or a number, which is constant. "auto" measures before the first step
+            how far the target is from the source; if it is near enough, it is `Schedule()`, from 1 to 0 over the first
+            half of training, otherwise 0 (ours).
         mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
         head: dotted path of the target head, or "auto".
 
     Raises:
-        TransferConfigError: an option does not fit.
+        TransferConfigError: an option is not valid.
 
     Example:
         >>> import torch
@@ -56,7 +56,7 @@ class SoftFinetuning(TransferCallback):
         self.head = head
 
     def make_part(self, module: Any) -> SourceTerm:
-        """The source task as a term of the loss."""
+        """Return the source task as a term of the loss."""
         weight, measured = as_schedule(self.weight, USUAL)
         return SourceTerm(self.source, module, weight=weight, mix=self.mix, head=self.head, measured=measured)
 

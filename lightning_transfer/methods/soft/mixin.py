@@ -1,4 +1,4 @@
-"""The source task as a mixin: explicit, and for manual optimization too."""
+"""Add a source task to a LightningModule as a mixin, also for manual optimization."""
 
 import warnings
 from typing import Any, Literal
@@ -23,12 +23,12 @@ from lightning_transfer.source.term import SourceTerm
 
 
 class SourceTaskMixin(PartMixin):
-    """A source task inside a LightningModule: the numbers of the callbacks, called by hand.
+    """Adds a source task to a LightningModule: the same numbers as the callbacks, with explicit calls.
 
-    Annealed away it is `SoftFinetuning`; with `borrow=Borrowing(...)` it is `SelectiveJointFinetuning`.
+    By default it is `SoftFinetuning`; with `borrow=Borrowing(...)` it is `SelectiveJointFinetuning`.
 
-    The source head is a part of the module (`self.source_task`): its weights and the place in the stream of source
-    images are in the module's own state_dict. A module without a source task loads such a checkpoint too.
+    The source head is a part of the module (`self.source_task`): its weights and the position in the stream of source
+    images are in the module's own state_dict. A module without a source task can load such a checkpoint too.
 
     Example:
         >>> import lightning as L
@@ -57,19 +57,19 @@ class SourceTaskMixin(PartMixin):
         head: str = "auto",
         borrow: Borrows | None = None,
     ) -> None:
-        """Attach a source task; call it in `__init__`, when the network is built.
+        """Attach a source task; call it in `__init__`, after the network is built.
 
         Args:
-            source: the task the network was pretrained on, or a mapping of its arguments; with the key
-                `from_timm`, of those of `SourceTask.from_timm`.
-            weight: of the source loss, as a `Schedule`, in manual optimization with `until_steps`, or a number that is
-                held. "auto" is what it is in the callbacks.
+            source: the task that the network was pretrained on, or a mapping of the arguments of `SourceTask`; with the
+                key `from_timm`, of the arguments of `SourceTask.from_timm`.
+            weight: of the source loss: a `Schedule`, in manual optimization with `until_steps`, or a number, which is
+                constant. "auto" is the same as in the callbacks.
             mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
             head: dotted path of the target head, or "auto".
             borrow: `Borrowing(...)` for selective joint fine-tuning.
 
         Raises:
-            TransferConfigError: an option does not fit, no head is found, or the source task is a hyperparameter.
+            TransferConfigError: an option is not valid, no head is found, or the source task is a hyperparameter.
         """
         source = as_source(source)
         schedule, measured = as_schedule(as_weight(weight), USUAL if borrow is None else ALWAYS)
@@ -82,7 +82,7 @@ class SourceTaskMixin(PartMixin):
         self.source_task.attach(self)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        """Let a joint pass take source images along."""
+        """Prepare the source images of a joint pass."""
         if hasattr(self, "source_task"):
             part = self._joined(self.source_task)
             part.check_once(part.trainer)
@@ -91,9 +91,10 @@ class SourceTaskMixin(PartMixin):
         return parent
 
     def joint_loss(self, target_loss: Tensor) -> Tensor:
-        """The loss to return from `training_step`, or to hand to `manual_backward`: once a step.
+        """Return the loss for `training_step` to return, or for `manual_backward`; call it once in each step.
 
-        Outside of training, as in a `validation_step` that shares code with the training step, it is the target's.
+        Outside of training, for example in a `validation_step` that shares code with the training step, it returns the
+        target's loss.
 
         Args:
             target_loss: scalar, the mean loss of the target batch.
@@ -117,7 +118,7 @@ class SourceTaskMixin(PartMixin):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let no later pass take source images along, where the step made no joint loss; say so at first."""
+        """Clear the step's source images, and warn once if the step did not call `joint_loss`."""
         if hasattr(self, "source_task"):
             if outputs is not None and not self.source_task.was_asked:
                 self.source_task.was_asked = True
@@ -131,7 +132,7 @@ class SourceTaskMixin(PartMixin):
         super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the source task where this module has none."""
+        """Leave the source task out of the checkpoint if this module has none."""
         if not hasattr(self, "source_task"):
             weights = checkpoint["state_dict"]
             for key in [key for key in weights if key.startswith("source_task.")]:

@@ -1,4 +1,4 @@
-"""What the callback and the mixin of soft fine-tuning both refuse."""
+"""Check the options of soft fine-tuning, for the callback and the mixin."""
 
 from lightning_transfer.errors import TransferConfigError, check_choice
 from lightning_transfer.schedules import Schedule
@@ -8,7 +8,7 @@ def check_soft_options(weight: Schedule, mix: str) -> None:
     """Raise unless the options describe a source loss that is annealed away.
 
     Raises:
-        TransferConfigError: naming the option.
+        TransferConfigError: an option is not valid; the message names it.
     """
     check_choice("mix", mix, ("add", "convex"))
     if weight.end > weight.start:
