@@ -83,9 +83,7 @@ def test_the_warning_names_what_to_write(make):
     with pytest.warns(lt.NoEffectWarning, match=r"To keep it: weight=lt.Schedule\(start=1.0") as told:
         fit(LitToy(), [make(striped)], loader=shuffled(striped), max_steps=2)
     assert not any("scaling" in str(each.message) for each in told)
-    with pytest.warns(
-        lt.NoEffectWarning, match="the scaling: pixels run from .* give the source the target's"
-    ) as told:
+    with pytest.warns(lt.NoEffectWarning, match="the scaling: pixels run from .* give the source the target's") as told:
         fit(LitToy(), [make(far_data())], loader=shuffled(far_data()), max_steps=2)
     assert not any("To keep it" in str(each.message) for each in told)
 

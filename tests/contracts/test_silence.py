@@ -247,7 +247,7 @@ def test_what_is_wrong_is_said_also_beside_a_callback_that_copies():
 
     callback = lt.SoftFinetuning(SOFT.callback().source, head="model.nope")
     averaging = L.callbacks.StochasticWeightAveraging(0.05)
-    with pytest.raises(lt.TransferConfigError, match="(?s)head='model.nope'.*built in __init__"):
+    with pytest.raises(lt.TransferConfigError, match="(?s)head='model.nope'.*build the network in __init__"):
         fit(Setup(), [callback, averaging])
 
 
