@@ -61,9 +61,8 @@ class TransferCallback(AnyCallback):
     Layers are changed in `setup`, before weights are loaded and optimizers and DDP exist, or, if the network is built
     later, right after `configure_model`; layers that are already changed stay changed. Outside of fit, only what a
     checkpoint holds is changed. The part joins at the same moment. It attaches to the network when the optimizers are
-    made, the last moment at which the user may have replaced a layer, and is removed at the end of the fit. Each run
-    has its own part: a Trainer that starts at step 0 gets a new one, and so does another module. If another Trainer
-    uses the module, or this callback, in the middle of a fit, the part of that fit is not affected.
+    made, because the user may replace layers until then, and is removed at the end of the fit. Each run has its own
+    part, also if only the module is another one. Other Trainers that use the module or this callback do not affect it.
     """
 
     mixin: str  # what does the same in manual optimization
