@@ -19,6 +19,8 @@ from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import Job
+from lightning_transfer.methods.selective.selection import Selection
+from lightning_transfer.reports import TransferReport
 from lightning_transfer.version import __version__
 
 SELECT = """\
@@ -141,6 +143,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     one.add_argument("path", metavar="CONFIG_OR_CKPT", help="a YAML file of LightningCLI, or a checkpoint")
+    one = commands.add_parser("report", help="write one HTML page about a run", allow_abbrev=False)
+    one.add_argument("folder", help="of CSVLogger, with metrics.csv")
+    one.add_argument("out", help="the page to write")
+    one.add_argument("--selection", metavar="FILE", help="the file that cache= names, of selective joint fine-tuning")
     return made
 
 
@@ -157,6 +163,9 @@ def main(args: Sequence[str] | None = None) -> None:
             print(diagnosis := examine(options.path))
             if diagnosis.findings:
                 raise SystemExit(1)
+        elif options.command == "report":
+            selection = None if options.selection is None else Selection.load(options.selection)
+            TransferReport(options.folder, selection=selection).save(options.out)
         else:
             strip_checkpoint(options.checkpoint, options.out, weights_only=not options.trusted)
     except TransferConfigError as error:

@@ -1,5 +1,7 @@
 """The command line, run as people run it."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ fabric: {accelerator: cpu}
 """
 
 
-@pytest.mark.parametrize("command", [(), ("select",), ("strip",), ("doctor",)])
+@pytest.mark.parametrize("command", [(), ("select",), ("strip",), ("doctor",), ("report",)])
 def test_help_is_one_screen(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command, "--help"])
@@ -30,6 +32,18 @@ def test_the_version(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out.strip() == lt.__version__
+
+
+def test_a_report_is_the_page_of_the_run(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,val_acc\n3,0.5\n")
+    none = torch.empty(0, 2, dtype=torch.int64)
+    chosen = lt.Selection(torch.tensor([[1, 0]]), torch.rand(1, 2), {}, none[:, 0], none[:, 0], none, none, none[:, 0])
+    chosen = dataclasses.replace(chosen, target_labels=torch.tensor([0]), source_labels=torch.tensor([4, 4]))
+    chosen.save(tmp_path / "chosen.safetensors")
+    main(["report", str(tmp_path), str(tmp_path / "run.html"), "--selection", str(tmp_path / "chosen.safetensors")])
+    assert "the most, 100% of all entries, are of class 4" in (tmp_path / "run.html").read_text()
+    with pytest.raises(SystemExit, match="lightning-transfer report: There is no file of metrics at"):
+        main(["report", str(tmp_path / "none"), "out.html"])
 
 
 @pytest.mark.parametrize(("options", "k"), [([], 3), (["--neighbors.k=2"], 2)])

@@ -1,8 +1,9 @@
-"""Draw results as pictures; needs the extra `report`."""
+"""Draw results as pictures and pages; needs the extra `report`."""
 
 from lightning_transfer.reports.borrowed import borrowed_images
 from lightning_transfer.reports.curves import learning_curves
 from lightning_transfer.reports.gates import gate_map
+from lightning_transfer.reports.page import TransferReport
 from lightning_transfer.reports.search import layer_search
 
-__all__ = ["borrowed_images", "gate_map", "layer_search", "learning_curves"]
+__all__ = ["TransferReport", "borrowed_images", "gate_map", "layer_search", "learning_curves"]

@@ -117,7 +117,7 @@ class Selection:
         source: Dataset[Any] | None = None,
         target_names: Any = None,
         source_names: Any = None,
-    ) -> None:
+    ) -> Any:
         """Draw a page: target images beside what they borrow, the most borrowed images, the classes drawn on.
 
         Args:
@@ -126,6 +126,9 @@ class Selection:
             source: the source's images, where the selection was loaded from a file.
             target_names: names of the target's classes.
             source_names: names of the source's classes.
+
+        Returns:
+            The figure that was written.
 
         Raises:
             TransferConfigError: the images are not at hand, or matplotlib is missing.
@@ -140,7 +143,7 @@ class Selection:
             f"{name}_image": _viewer(data, name, labels)
             for name, data, labels in (("target", target, self.target_labels), ("source", source, self.source_labels))
         }
-        borrowed_images(
+        return borrowed_images(
             self.indices,
             self.distances,
             path,

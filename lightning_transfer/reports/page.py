@@ -1,0 +1,221 @@
+"""Show a run as one HTML page: what each method did, its losses, what was borrowed."""
+
+import base64
+import csv
+import io
+import math
+import os
+from collections.abc import Iterator, Mapping
+from html import escape
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.files import reading, write_atomically
+from lightning_transfer.reports.curves import COLORS, empty_figure, printable
+from lightning_transfer.version import __version__
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OPTIONS = "transfer/"  # what the names of logged options and values begin with
+MOST = 0.5  # share of a selection from which one class is said to give most of it (ours)
+STYLE = """
+:root { color-scheme: light dark; --ink: #2e3440; --paper: #ffffff; --line: #d8dee9; --soft: #5b6678; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e5e9f0; --paper: #22262e; --line: #434c5e; --soft: #a3adbf; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
+  margin: 0 auto; padding: 1rem 1.2rem 3rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
+h3 { font-size: 1rem; margin-bottom: .3rem; }
+table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 1rem .15rem 0; font-weight: normal; }
+th { color: var(--soft); } td.number { text-align: right; white-space: nowrap; }
+img { max-width: 100%; background: #ffffff; border-radius: 4px; } p.note { color: var(--soft); }
+p.warning { border-left: 4px solid #d08770; padding-left: .8rem; }
+"""
+
+Series = dict[str, tuple[list[int], list[float]]]
+
+
+class TransferReport:
+    r"""A page about a run, of the folder that Lightning's `CSVLogger` wrote.
+
+    Args:
+        folder: with `metrics.csv` and `hparams.yaml`, such as `trainer.logger.log_dir`.
+        selection: `callback.selection` of a SelectiveJointFinetuning, or `Selection.load(path)`.
+        pictures: figures or PNG files, by title, such as `selection.report`, `reports.gate_map` and
+            `reports.layer_search` return or write.
+
+    Raises:
+        TransferConfigError: the folder holds no metrics, or they cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "metrics.csv").write_text("step,train_loss\n0,1.5\n1,1.0\n")
+        >>> TransferReport(folder).save(folder / "run.html")
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        selection: Any = None,
+        pictures: "Mapping[str, Figure | str | os.PathLike[str]] | None" = None,
+    ) -> None:
+        self.folder, self.selection, self.pictures = Path(folder), selection, dict(pictures or {})
+        self.series = _series(self.folder / "metrics.csv")
+        self.options = _options(self.folder / "hparams.yaml")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the page, which needs no other file.
+
+        Raises:
+            TransferConfigError: it cannot be written there.
+        """
+        page = "\n".join(self._page()).encode("utf-8")
+        write_atomically(path, lambda file: file.write(page), what="the report", fix="Pass another path.")
+
+    def _repr_html_(self) -> str:
+        return "\n".join(self._content())
+
+    def _page(self) -> Iterator[str]:
+        yield '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        yield f"<title>{_text(self.folder.name)}</title><style>{STYLE}</style></head><body>"
+        yield from self._content()
+        yield "</body></html>"
+
+    def _content(self) -> Iterator[str]:
+        yield f"<h1>Transfer report: {_text(self.folder.name)}</h1>"
+        yield f'<p class="note">{_text(self.folder)}, lightning_transfer {__version__}</p>'
+        yield from self._methods()
+        if panels := _panels(self.series):
+            yield f"<h2>Training</h2>{_image(_curves(panels), 'Losses, accuracies and weights by optimizer step')}"
+        yield from self._last()
+        if self.selection is not None:
+            yield from _borrowed(self.selection)
+        for title, figure in self.pictures.items():
+            yield f"<h2>{_text(title)}</h2>{_image(figure, title)}"
+
+    def _methods(self) -> Iterator[str]:
+        yield "<h2>Methods</h2>"
+        if not self.options:
+            yield "<p>The run logged no options of lightning_transfer's callbacks: plain fine-tuning, or no logger.</p>"
+        for name, options in self.options.items():
+            yield f"<h3>{_text(name)}</h3><table>"
+            for key, value in options.items():
+                yield f"<tr><th>{_text(key)}</th><td>{_text(value)}</td></tr>"
+            yield "</table>"
+
+    def _last(self) -> Iterator[str]:
+        yield "<h2>Values</h2><table><tr><th>name</th><th>last</th><th>least</th><th>most</th></tr>"
+        for name, (_, values) in sorted(self.series.items()):
+            known = [value for value in values if math.isfinite(value)] or [math.nan]
+            cells = "".join(f'<td class="number">{value:.4g}</td>' for value in (values[-1], min(known), max(known)))
+            yield f"<tr><td>{_text(name)}</td>{cells}</tr>"
+        yield "</table>"
+        for name, (steps, values) in self.series.items():
+            if bad := [step for step, value in zip(steps, values, strict=True) if not math.isfinite(value)]:
+                yield f'<p class="warning">{_text(name)} is not finite at step {bad[0]} for the first time.</p>'
+
+
+def _series(path: Path) -> Series:
+    """Return steps and values by the name of each column."""
+    found: Series = {}
+    fix = "Train with Trainer(logger=CSVLogger('.')), and name the logger's log_dir."
+    with reading(path, what="file of metrics", fix=fix):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if name not in ("step", "epoch") and value:
+                        steps, values = found.setdefault(name, ([], []))
+                        steps.append(int(row["step"]))
+                        values.append(float(value))
+        if not found:
+            raise TransferConfigError(f"{path} holds no values. Log some, or name the folder of another run.")
+    return found
+
+
+def _options(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the options of each callback that were logged, without those that are None."""
+    if not path.exists():
+        return {}
+    with reading(path, what="file of hyperparameters", fix="Name the folder of another run."):
+        logged = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in logged.items():
+        if isinstance(key, str) and key.startswith(OPTIONS) and value is not None:
+            name, _, option = key.removeprefix(OPTIONS).partition("/")
+            found.setdefault(name, {})[option.replace("/", ".")] = value
+    return found
+
+
+def _panels(series: Series) -> dict[str, Series]:
+    """Return what is drawn together: losses, accuracies, and other values of this package."""
+    kinds = {name: next((kind for kind in ("loss", "acc") if kind in name.lower()), "") for name in series}
+    kinds |= {name: "other" for name, kind in kinds.items() if not kind and name.startswith(OPTIONS)}
+    titles = {"loss": "loss", "acc": "accuracy", "other": "weights and shares"}
+    panels = {title: {name: series[name] for name in series if kinds[name] == kind} for kind, title in titles.items()}
+    return {title: inside for title, inside in panels.items() if inside}
+
+
+def _curves(panels: dict[str, Series]) -> "Figure":
+    figure = empty_figure(size=(8, 0.6 + 2.4 * len(panels)))
+    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (title, inside) in zip(rows, panels.items(), strict=True):
+        for (name, (steps, values)), color in zip(inside.items(), cycle(COLORS), strict=False):
+            label = printable(name.removeprefix(OPTIONS))
+            axes.plot(steps, values, color=color, label=label, marker="o", markersize=2, linewidth=1.5)
+        axes.set_ylabel(title)
+        axes.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    rows[-1].set_xlabel("optimizer steps")
+    figure.align_ylabels()
+    return figure
+
+
+def _borrowed(selection: Any) -> Iterator[str]:
+    """Yield what was borrowed in numbers, and what to look at in it."""
+    images = selection.indices.unique()
+    labels = selection.source_labels[selection.indices].flatten()
+    yield f"<h2>Borrowed source images</h2><p>{_text(selection)}</p>"
+    known = labels[labels >= 0]
+    if len(known):
+        classes, counts = known.unique(return_counts=True)
+        share, place = counts.max().item() / len(labels), int(classes[counts.argmax()])
+        yield f"<p>Of {len(classes):,} classes; the most, {share:.0%} of all entries, are of class {place}.</p>"
+        if share > MOST and len(selection.source_labels.unique()) > 2:
+            yield (
+                f'<p class="warning">One class, {place}, gives most of what is borrowed: look whether your images have '
+                "a colour or a border in common with it.</p>"
+            )
+    for count, what in (
+        (len(selection.duplicates), "pairs of a target and a source image show the same"),
+        (len(selection.dropped), "source images were left out, since they show a protected image"),
+        (len(selection.unreadable), "source images could not be read"),
+    ):
+        if count:
+            yield f'<p class="warning">{count:,} {what}.</p>'
+    yield f'<p class="note">{len(images):,} different source images in lists of {selection.indices.shape[1]:,}.</p>'
+
+
+def _image(picture: Any, title: str) -> str:
+    """Return a figure or a PNG file as a part of a page."""
+    if isinstance(picture, str | os.PathLike):
+        with reading(picture, what="picture", fix="Name a PNG file."):
+            data = Path(picture).read_bytes()
+            if not data.startswith(b"\x89PNG"):
+                raise TransferConfigError(f"{picture} is not a PNG file. Name one, or pass the figure.")
+    else:
+        written = io.BytesIO()
+        picture.savefig(written, format="png", dpi=110)
+        data = written.getvalue()
+    return f'<img alt="{_text(title)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+
+
+def _text(thing: object) -> str:
+    return escape(printable(thing))
