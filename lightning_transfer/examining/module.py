@@ -73,7 +73,7 @@ def loss_and_labels(seen: Seen) -> Iterator[Finding]:
 
 
 def _of_call(call: Call) -> Iterator[Finding]:
-    scores, target = call.scores, call.target
+    scores = call.scores
     if what := _misfit(call):
         yield Finding("labels do not fit", f"{call.name} in training_step", *what)
     if call.name == "nll_loss" and bool((scores > 0).any()):
@@ -83,16 +83,14 @@ def _of_call(call: Call) -> Iterator[Finding]:
             "it takes logarithms of probabilities, which are never above 0, and gets numbers above 0",
             "F.cross_entropy(logits, labels), of logits without a softmax",
         )
-    if call.name not in LOGITS or scores.ndim < 2 or not bool(((scores >= 0) & (scores <= 1)).all()):
-        return
-    is_even = call.name != "cross_entropy" or bool(((scores.double().sum(1) - 1).abs() < 1e-3).all())
-    if is_even and target.shape[:1] == scores.shape[:1]:
-        last = "softmax" if call.name == "cross_entropy" else "sigmoid"
+    is_even = call.name == "cross_entropy" and scores.ndim > 1 and bool((scores >= 0).all())
+    is_softmax = is_even and bool(((scores.double().sum(1) - 1).abs() < 1e-3).all())
+    if call.name in LOGITS and (is_softmax or call.maker.startswith("Sigmoid")):
+        last = "softmax" if is_softmax else "sigmoid"
         yield Finding(
             "probabilities for logits",
             f"{call.name} in training_step",
-            f"it takes logits and gets numbers from 0 to 1, as after a {last}, so it takes the {last} twice and learns "
-            "slowly",
+            f"it takes logits and gets numbers from 0 to 1, as after a {last}: squeezed twice, the network learns slowly",
             f"{call.name}(logits, labels), and the {last} only where you predict",
         )
 

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from lightning_transfer.glue.base import AnyCallback
 from lightning_transfer.glue.proxy import fit_alone
-from lightning_transfer.randomness import reseed
 
 CRITERIA = ("cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy")
+RESHAPING = ("View", "UnsafeView", "Squeeze", "Unsqueeze", "Select", "ToCopy", "Clamp")  # names of graph nodes
 EPOCHS = 100  # of a Trainer that does not say how long it trains: schedules have room
 
 
@@ -29,6 +29,7 @@ class Call(NamedTuple):
         scores: (n, classes, ...), or (n,) of one output.
         target: of the scores.
         ignored: the class number that is left out.
+        maker: the operation whose result the scores are, "" if no gradient shows it.
         error: that it raised, or None.
     """
 
@@ -36,6 +37,7 @@ class Call(NamedTuple):
     scores: Tensor
     target: Tensor
     ignored: int
+    maker: str
     error: Exception | None
 
 
@@ -44,7 +46,7 @@ class Seen:
     """What one step showed.
 
     Attributes:
-        calls: of criteria, in the first batch.
+        calls: of criteria.
         losses: of the batches.
         step_error: that training_step raised.
         error: that anything raised.
@@ -74,15 +76,24 @@ class _Listening(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") not in CRITERIA:
             return func(*args, **kwargs)
-        scores, target = (part.detach() for part in args[:2])
-        error = None
+        scores, target = args[:2]
+        ignored, error = kwargs.get("ignore_index", -100), None
         try:
             return func(*args, **kwargs)
         except Exception as raised:
             error = raised
             raise
         finally:
-            self.calls.append(Call(func.__name__, scores, target, kwargs.get("ignore_index", -100), error))
+            maker = _maker(scores)
+            self.calls.append(Call(func.__name__, scores.detach(), target.detach(), ignored, maker, error))
+
+
+def _maker(scores: Tensor) -> str:
+    """Return the name of the operation that made a tensor, before it was reshaped or cast."""
+    node: Any = scores.grad_fn
+    while node is not None and node.name().startswith(RESHAPING):
+        node = node.next_functions[0][0]
+    return "" if node is None else str(node.name())
 
 
 class _StepDoneError(Exception):
@@ -159,9 +170,8 @@ def step_of(
 
     @functools.wraps(step)  # Lightning reads its arguments
     def watched(*args: Any, **kwargs: Any) -> Any:
-        reseed(0, 0)
         try:
-            with _Listening([] if seen.losses else seen.calls):
+            with _Listening(seen.calls):
                 given = step(*args, **kwargs)
         except _StepDoneError:  # a step by hand
             raise

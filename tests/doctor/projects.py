@@ -1,8 +1,10 @@
 """Projects with one problem each, planted into a clean one; what a file of LightningCLI names."""
 
 import pathlib
+import random
 
 import lightning.pytorch as L
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,14 @@ class Listed(Dataset):
         return self.images.get(index, self.pictures.images[index]), self.labels[index]
 
 
+class Noisy(Listed):
+    """Augmented at random, by every generator that augmentations use."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image + (random.random() + np.random.rand()) * torch.randn_like(image), label
+
+
 class _Images:
     """A DataModule's hooks; `train`, `val` and `test` in place of clean images."""
 
@@ -38,6 +48,9 @@ class _Images:
         self.val = val or Pictures(shape, 12, CLASSES, seed=2)
         self.test = test or Pictures(shape, 12, CLASSES, seed=3)
         self.generator = torch.Generator().manual_seed(0)
+
+    def setup(self, stage):
+        self.stage = stage
 
     def train_dataloader(self):
         return DataLoader(self.train, batch_size=8, shuffle=True, generator=self.generator)
@@ -83,6 +96,31 @@ class Summed(shapes.ClassWeights):
 class TwiceSigmoid(shapes.MultiLabel):
     def training_step(self, batch, batch_idx):
         return F.binary_cross_entropy_with_logits(self(batch[0]).sigmoid(), batch[1])
+
+
+class OneSigmoid(shapes.OneLogit):
+    def training_step(self, batch, batch_idx):
+        return shapes.binary(self(batch[0]).sigmoid(), batch[1])
+
+
+class ZeroAtFirst(shapes.MultiLabel):
+    """Every logit is 0 in the first step."""
+
+    def __init__(self):
+        super().__init__()
+        nn.init.zeros_(self.model.fc.weight)
+        nn.init.zeros_(self.model.fc.bias)
+
+
+class CountedFromOne(shapes.TimmClassifier):
+    """Labels from 1 on disk, from 0 in the criterion."""
+
+    @staticmethod
+    def sample(image, label, index, classes):
+        return image, label + 1
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1] - 1)
 
 
 class NotLogged(shapes.TimmClassifier):

@@ -122,6 +122,12 @@ PLANTED = {
         "labels run from 1 to 5; 5 outputs know 0 to 4: labels count from 1",
         lambda: [Clean(), Images(train=projects.numbered(lambda label: label + 1))],
     ),
+    "labels from 1 in the first batch": (
+        "labels do not fit",
+        "cross_entropy in training_step",
+        "labels run from 1 to 5",
+        lambda: [Clean(), Images(train=projects.numbered(lambda label: label or 5))],
+    ),
     "labels from 1 that no list shows": (
         "labels do not fit",
         "cross_entropy in training_step",
@@ -182,6 +188,12 @@ PLANTED = {
         "as after a sigmoid",
         lambda: [projects.TwiceSigmoid(), Images(projects.TwiceSigmoid)],
     ),
+    "a sigmoid of one logit, squeezed": (
+        "probabilities for logits",
+        "binary_cross_entropy_with_logits in training_step",
+        "as after a sigmoid",
+        lambda: [projects.OneSigmoid(), Images(projects.OneSigmoid)],
+    ),
     "no logarithm before the criterion": (
         "probabilities for logits",
         "nll_loss in training_step",
@@ -223,6 +235,8 @@ CLEAN = (
     projects.FrozenAsAdvised,
     projects.ByHand,
     projects.Drops,
+    projects.ZeroAtFirst,
+    projects.CountedFromOne,
 )
 
 
@@ -240,7 +254,8 @@ def states(data):
 
 
 def test_module_data_and_random_state_are_as_they_were(tmp_path):
-    module, data, trainer = projects.evaluated("model.bn1"), Images(), toys.trainer()
+    train = projects.Noisy([index % CLASSES for index in range(NUM)])
+    module, data, trainer = projects.evaluated("model.bn1"), Images(train=train), toys.trainer()
     weights, found, held = toys.weights(module), anatomy(module), dict(vars(data))
     before, given = states(data), copy.copy(vars(trainer))
     assert len(examined(module, data, trainer).findings) == 1
@@ -261,17 +276,11 @@ class Stream(IterableDataset):
         return iter(projects.numbered(int))
 
 
-class Noisy(projects.Listed):
-    def __getitem__(self, index):
-        image, label = super().__getitem__(index)
-        return image + torch.rand(()) * torch.randn_like(image), label
-
-
 def test_what_cannot_be_checked_is_named():
     loader = DataLoader(Stream(), batch_size=8)
     assert "a DataLoader does not show its dataset" in str(examined(Clean(), loader))
     labels = [index % CLASSES for index in range(NUM)]
-    leaked = Images(train=Noisy(labels), test=projects.copied(3, projects.first_image()))
+    leaked = Images(train=projects.Noisy(labels), test=projects.copied(3, projects.first_image()))
     found = examined(Clean(), leaked)
     assert found.findings == ()
     assert "Pass unaugmented=" in str(found)
