@@ -90,7 +90,7 @@ def _of_call(call: Call) -> Iterator[Finding]:
         yield Finding(
             "probabilities for logits",
             f"{call.name} in training_step",
-            f"it takes logits and gets numbers from 0 to 1, as after a {last}: squeezed twice, the network learns slowly",
+            f"it takes logits and gets numbers from 0 to 1, as after a {last}: squeezed twice, they learn slowly",
             f"{call.name}(logits, labels), and the {last} only where you predict",
         )
 
