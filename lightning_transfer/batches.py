@@ -116,8 +116,10 @@ def label_hint(labels: Tensor, made: str) -> str:
     return ""
 
 
-def kind_of(labels: Tensor, num_outputs: int) -> Kind | None:
+def kind_of(labels: Tensor, num_outputs: int, *, is_binary: bool = False) -> Kind | None:
     """Return the kind of labels for (B, num_outputs) logits; None if they do not fit. Reads values.
+
+    With a binary criterion, rows of one label an image are multi-hot.
 
     >>> kind_of(torch.eye(3), 3), kind_of(torch.tensor([[1.0, 1, 0]]), 3), kind_of(torch.tensor([0.0, 1]), 1)
     ('soft', 'multi-hot', 'one logit')
@@ -129,7 +131,7 @@ def kind_of(labels: Tensor, num_outputs: int) -> Kind | None:
         return None
     if num_outputs == 1:
         return "one logit"
-    return "soft" if bool(((labels.double().sum(1) - 1).abs() < 1e-3).all()) else "multi-hot"
+    return "soft" if not is_binary and bool(((labels.double().sum(1) - 1).abs() < 1e-3).all()) else "multi-hot"
 
 
 def criterion_of(kind: Kind) -> Callable[[Tensor, Tensor], Tensor]:

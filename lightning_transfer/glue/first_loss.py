@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_transfer.batches import class_numbers, criterion_of, labels_in
+from lightning_transfer.batches import Kind, class_numbers, criterion_of, kind_of, labels_in
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.tracing import outside_graphs
 
@@ -129,6 +130,19 @@ def criteria(logits: Tensor, labels: Tensor) -> Iterator[MeanLoss]:
         yield MeanLoss("binary_cross_entropy_with_logits", binary, (num_images, logits.numel()), logits.dtype)
         if num_classes > 1:
             yield MeanLoss("cross_entropy", float(criterion_of("soft")(logits, labels)), (num_images,), logits.dtype)
+
+
+def is_binary(loss: Tensor, found: list[MeanLoss]) -> bool:
+    """Return whether a loss is binary cross-entropy, by what is known of its logits and labels."""
+    binary = [known for known in found if known.name.startswith("binary")] if loss.numel() == 1 else []
+    return any(is_close(float(loss.detach()), known.mean, known.dtype) for known in binary)
+
+
+def kind_by(criterion: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> Kind | None:
+    """Return of what kind labels are beside (B, outputs) logits, as a criterion takes them."""
+    may_be_binary = labels.shape == logits.shape and criterion is not F.cross_entropy
+    binary = may_be_binary and is_binary(criterion(logits, labels), list(criteria(logits, labels)))
+    return kind_of(labels, logits.shape[1], is_binary=binary)
 
 
 def refuse_sum(loss: Tensor, found: list[MeanLoss], *, to_do: str) -> None:

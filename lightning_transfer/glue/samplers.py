@@ -12,6 +12,7 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    SubsetRandomSampler,
     WeightedRandomSampler,
 )
 
@@ -43,9 +44,8 @@ def importance_of(loader: DataLoader[Any]) -> Tensor | None:
 
 def _drawn(sampler: Any) -> Iterable[int]:
     sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # private: Lightning's wrapper for DDP
-    indices = getattr(sampler, "indices", sampler)
-    if isinstance(indices, Sequence | Tensor | np.ndarray):
-        return (int(index) for batch in indices for index in np.atleast_1d(batch))  # or single indices
+    if isinstance(sampler, Sequence | Tensor | np.ndarray):
+        return (int(index) for batch in sampler for index in np.atleast_1d(batch))  # or single indices
     for kind, drawn in KINDS.items():
         if isinstance(sampler, kind) and type(sampler).__iter__ is kind.__iter__:  # a subclass may draw differently
             return drawn(sampler)
@@ -68,6 +68,7 @@ def _shared_out(sampler: Any) -> Iterable[int]:
 
 KINDS: dict[Any, Callable[[Any], Iterable[int]]] = {
     BatchSampler: lambda sampler: _drawn(sampler.sampler),
+    SubsetRandomSampler: lambda sampler: _drawn(sampler.indices),
     SequentialSampler: lambda sampler: range(len(sampler.data_source)),
     RandomSampler: lambda sampler: range(len(sampler.data_source)),
     WeightedRandomSampler: lambda sampler: sampler.weights.nonzero()[:, 0].tolist(),

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
@@ -268,11 +269,14 @@ class SourceTask:
         wrong = (labels < 0) | (labels >= num_classes)
 
         def error(labels: Tensor) -> TransferConfigError:
-            where = int(wrong.nonzero()[0])
+            where, largest = int(wrong.nonzero()[0]), int(labels.max())
+            head, fix = "", ", and pass the labels in the head's order. Was it taken before reset_classifier?"
+            if self.head is None:
+                more = f", or pass num_classes={largest + 1} if classes run to {largest}"
+                head, fix = f" of num_classes={num_classes}", f"{more if largest >= num_classes else ''}."
             return TransferConfigError(
-                f"Source sample {int(indices[where])} has label {int(labels[where])}; the source head knows 0 to "
-                f"{num_classes - 1}. Drop unlabelled samples, and pass the labels in the head's order. Was the "
-                "pretrained head taken before reset_classifier?"
+                f"Source sample {int(indices[where])} has label {int(labels[where])}; the source head{head} knows 0 to "
+                f"{num_classes - 1}. Drop unlabelled samples{fix}"
             )
 
         if pending is not None:
@@ -284,18 +288,23 @@ class SourceTask:
     def check_all_labels(self, num_classes: int) -> None:
         """Check all labels at once if the dataset lists them; a listed label is checked as the dataset returns it."""
         labels = known_labels(self.dataset)
-        if labels is None or not self.has_class_labels or self.adapt is not None:
-            return
-        if labels.ndim > 1 or labels.is_floating_point():
+        are_read = self.has_class_labels and self.adapt is None
+        if labels is None or not are_read or labels.ndim > 1 or labels.is_floating_point():
             return  # these labels are checked when their samples are drawn
-        wrong = ((labels < 0) | (labels >= num_classes)).nonzero()[:1, 0]
-        given = labels[wrong].clone()  # the list may be the dataset's own memory
-        for place, index in enumerate(wrong.tolist()):
+        is_wrong, most = (labels < 0) | (labels >= num_classes), int(labels.max())
+        if not is_wrong.any():
+            if self.head is None and 2 * (most + 1) < num_classes:  # by chance a subset may lack a few
+                warnings.warn(
+                    f"num_classes={num_classes}, but labels run to {most}. Pass num_classes={most + 1}.", stacklevel=2
+                )
+            return
+        looked = torch.stack([is_wrong.nonzero()[0, 0], labels.argmax()]).unique()  # the first, and the largest label
+        given = labels[looked].clone()  # the list may be the dataset's own memory
+        for place, index in enumerate(looked.tolist()):
             with contextlib.suppress(Exception):  # a sample that cannot be read raises when it is drawn
                 sample = load(self.dataset, index, of="source")
                 given[place] = sample[1] if len(sample) == 2 else 0  # of three entries, `adapt` is asked for when drawn
-        if len(wrong):
-            self.check_labels(given, num_classes, wrong)
+        self.check_labels(given, num_classes, looked)
 
     def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return images and labels of a collated source batch.

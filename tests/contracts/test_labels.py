@@ -189,6 +189,30 @@ def test_several_networks_are_scored_as_the_step_says(case):
     assert shares["own"] == pytest.approx(right_by_hand(logits, every, kind).mean(), rel=1e-5)
 
 
+def test_rows_of_one_label_do_not_hide_that_an_image_may_have_several():
+    """The first batch, of training as of validation, has one label an image."""
+    images, labels = toys.target_data().tensors
+    every = torch.cat([rows(labels[:8]), several(labels[8:])])
+    data = DataLoader(TensorDataset(images, every), batch_size=4)
+    callback, module = several_networks(**RAW, loss=BCE), Module(BCE, 5)
+    taken = Taken(lambda module: module.model.members["own"])
+    runner = toys.trainer([callback, taken], max_steps=5, limit_val_batches=0)
+    runner.fit(module, data)
+    expected = right_by_hand(taken.given[4], every[16:20], "multi-hot").mean()
+    assert float(runner.callback_metrics["transfer/accuracy/own"]) == pytest.approx(expected)
+    by_hand = ByHand(BCE, **RAW, loss=BCE)
+    toys.trainer().validate(by_hand, data, verbose=False)
+    with torch.no_grad():
+        logits = by_hand.eval().model.members["own"](images)
+    assert by_hand.model.accuracies["own"] == pytest.approx(right_by_hand(logits, every, "multi-hot").mean(), rel=1e-5)
+    candidates = Candidates.__new__(Candidates)
+    candidates.together = callback.together
+    with torch.no_grad():
+        mean = by_hand.model.each(images[:4]).mean(0)
+    found = candidates._right(by_hand, (images[:4], every[:4]))
+    np.testing.assert_allclose(found.numpy(), right_by_hand(mean, every[:4], "multi-hot"), rtol=1e-5)
+
+
 def test_labels_of_several_classes_need_their_criterion_too():
     with pytest.raises(lt.TransferConfigError, match=r"labels=lambda batch: batch\[1\], loss=torch.nn.functional.bin"):
         run("multi-hot", several_networks(**RAW), Taken())
@@ -258,9 +282,9 @@ def test_an_error_in_the_users_labels_is_not_taken_for_a_validation_without_labe
 
 
 class ByHand(lt.CollaborativeMixin, Module):
-    def __init__(self):
-        super().__init__(F.cross_entropy, 5)
-        self.add_sources([toys.OtherNet()])
+    def __init__(self, criterion=F.cross_entropy, **options):
+        super().__init__(criterion, 5)
+        self.add_sources([toys.OtherNet()], **options)
 
     def training_step(self, batch, batch_idx):
         return self.collaborative_loss(super().training_step(batch, batch_idx))

@@ -1,6 +1,7 @@
 """What METHODS promises of the gated transfer network, and the phase in which its body rests."""
 
 import copy
+from contextlib import nullcontext
 
 import lightning.pytorch as L
 import numpy as np
@@ -131,6 +132,16 @@ def test_a_dead_gate_is_said_to_be_dead():
 
     with pytest.warns(lt.NoEffectWarning, match="are nearly equal"):
         fit(Dying(), [lt.GatedTransfer(**OPTIONS, gate_dropout=0)])
+
+
+@pytest.mark.parametrize("options", [{"gate_dropout": 0}, {"dropout": 0}, {"gate_dropout": 0, "dropout": 0}])
+def test_dropout_in_a_network_that_is_trained_in_eval_mode_is_warned_of(options):
+    module = LitToy()
+    module.model.eval()
+    is_warned = len(options) < 2
+    with pytest.warns(lt.NoEffectWarning, match="'model.fc' is in eval mode") if is_warned else nullcontext():
+        fit(module, [lt.GatedTransfer(**OPTIONS, **options)], max_steps=1)
+    assert not any(layer.training for layer in module.model.modules())
 
 
 def test_a_collapse_of_the_filters_gates_is_said():

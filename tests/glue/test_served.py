@@ -68,7 +68,12 @@ class OddBatches(BatchSampler):
 
 
 class Listed(Halves):
-    indices = HALF
+    indices = (1, 3)  # of which it draws none
+
+
+class OddSubset(SubsetRandomSampler):
+    def __iter__(self):
+        return iter([1, 3])
 
 
 def shared_out(sampler):
@@ -90,7 +95,6 @@ def shared_out(sampler):
         ({"sampler": SubsetRandomSampler(torch.tensor(HALF))}, HALF),
         ({"sampler": SubsetRandomSampler(np.array(HALF))}, HALF),
         ({"sampler": HALF}, HALF),
-        ({"sampler": Listed()}, HALF),
         ({"sampler": WeightedRandomSampler([1.0, 0.0] * 6, 20)}, HALF),
         ({"sampler": shared_out(SubsetRandomSampler(HALF))}, HALF),
         ({"batch_sampler": BatchSampler(SubsetRandomSampler(HALF), 2, drop_last=False)}, HALF),
@@ -112,13 +116,16 @@ def test_what_a_loader_draws_is_what_is_served(options, expected):
     "options",
     [
         {"sampler": Odd(DATA)},
+        {"sampler": OddSubset(HALF)},
+        {"sampler": Listed()},
         {"batch_sampler": BatchSampler(Odd(DATA), 2, False)},
         {"batch_sampler": OddBatches(SequentialSampler(DATA), 2, False)},
         {"sampler": DistributedSampler(DATA, 2, 1)},  # in one process
     ],
 )
 def test_a_sampler_of_torchs_kind_that_draws_otherwise_is_refused_by_name(options):
-    with pytest.raises(lt.TransferConfigError, match="draws by a (Odd|OddBatches|DistributedSampler)[ ,]"):
+    names = "Odd|OddSubset|Listed|OddBatches|DistributedSampler"
+    with pytest.raises(lt.TransferConfigError, match=f"draws by a ({names})[ ,]"):
         served(DataLoader(DATA, **options))
 
 

@@ -122,6 +122,40 @@ def test_labels_that_a_dataset_lists(dataset, labels):
     assert labels == (None if found is None else found.tolist())
 
 
+@pytest.mark.parametrize(
+    ("labels", "num_classes", "kind", "message"),
+    [
+        (
+            [0, 1, 2, 3, 6, 5],
+            3,
+            lt.TransferConfigError,
+            "label 3; .* num_classes=3 .* pass num_classes=7 if",
+        ),
+        ([0, -1, 2], 3, lt.TransferConfigError, r"sample 1 has label -1; .*num_classes=3 .*Drop unlabelled samples\.$"),
+        ([0, 6, 3], 1000, UserWarning, "num_classes=1000, but labels run to 6. Pass num_classes=7."),
+        ([0, 1, 2, 3], 5, None, ""),  # a subset may lack the last class
+    ],
+)
+def test_a_number_of_classes_that_the_labels_contradict_is_named(labels, num_classes, kind, message):
+    data = TensorDataset(torch.rand(len(labels), 3), torch.tensor(labels))
+    task, kept = (
+        lt.SourceTask(data, **given) for given in ({"num_classes": num_classes}, {"head": nn.Linear(8, 1000)})
+    )
+    if kind is None:
+        task.check_all_labels(num_classes)
+    else:
+        with pytest.warns(kind, match=message) if kind is UserWarning else pytest.raises(kind, match=message):
+            task.check_all_labels(num_classes)
+    if min(labels) == 0:
+        kept.check_all_labels(1000)  # a pretrained head may know more classes
+
+
+def test_a_label_above_a_kept_head_asks_whether_it_is_the_pretrained_one():
+    data = TensorDataset(torch.rand(2, 3), torch.tensor([0, 3]))
+    with pytest.raises(lt.TransferConfigError, match="label 3; the source head knows 0 to 2.*reset_classifier"):
+        lt.SourceTask(data, head=nn.Linear(8, 3)).check_all_labels(3)
+
+
 def test_listed_labels_of_the_torchvision_kind():
     class Listed(list):
         targets = (0, 1)

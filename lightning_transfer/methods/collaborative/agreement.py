@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_transfer.batches import Kind, find_labels, is_right, kind_of
+from lightning_transfer.batches import Kind, find_labels, is_right
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import optimizers
-from lightning_transfer.glue.first_loss import MeanLoss, is_close, refuse_sum
+from lightning_transfer.glue.first_loss import MeanLoss, is_close, kind_by, refuse_sum
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, is_run_by, log, say
 from lightning_transfer.methods.collaborative.apply import find_ensemble
@@ -148,7 +148,7 @@ class Agreement(TransferPart):
                 "labels=lambda batch: ..., one label for each image."
             )
         if labels.shape[1:] not in self._kinds:
-            self._check_labels(labels, logits.shape[2])
+            self._check_labels(labels, logits)
         joint = self.criterion(logits.mean(0), labels)
         if not self._is_foreign and (self.trainer.global_step == 0 or is_log_due(self.trainer)):
             self._compare(loss, joint, logits)
@@ -198,9 +198,9 @@ class Agreement(TransferPart):
                 stacklevel=2,
             )
 
-    def _check_labels(self, labels: Tensor, num_outputs: int) -> None:
+    def _check_labels(self, labels: Tensor, logits: Tensor) -> None:
         """Refuse labels that cross-entropy cannot learn from, in the first step."""
-        kind = self._kind(labels, num_outputs)
+        kind, num_outputs = self._kind(labels, logits), logits.shape[2]
         if self.criterion is not F.cross_entropy:
             return
         if kind not in ("class numbers", "soft"):
@@ -215,15 +215,15 @@ class Agreement(TransferPart):
                 "labels=lambda batch: ..., class numbers from 0."
             )
 
-    def _kind(self, labels: Tensor, num_outputs: int) -> Kind | None:
+    def _kind(self, labels: Tensor, logits: Tensor) -> Kind | None:
         """Return the kind of labels; only the first ones of a shape are read from the device."""
         if labels.shape[1:] not in self._kinds:
-            self._kinds[labels.shape[1:]] = kind_of(labels, num_outputs)
+            self._kinds[labels.shape[1:]] = kind_by(self.criterion, logits.detach().mean(0), labels)
         return self._kinds[labels.shape[1:]]
 
     def _log(self, trainer: Any, logits: Tensor, labels: Tensor) -> None:
         values = {"transfer/disagreement": disagreement(logits)}
-        if (kind := self._kind(labels, logits.shape[2])) is not None:
+        if (kind := self._kind(labels, logits)) is not None:
             values["transfer/ensemble_accuracy"] = is_right(logits.mean(0), labels, kind).mean()
             right = is_right(logits, labels, kind).mean(1)
             values |= {
@@ -263,7 +263,7 @@ class Agreement(TransferPart):
             raise
         if logits.shape[1] != len(labels):
             return
-        if (kind := self._kind(labels, logits.shape[2])) is not None:
+        if (kind := self._kind(labels, logits)) is not None:
             right = is_right(logits, labels, kind).sum(1)
             self._right = right if self._right is None else self._right + right
             self._num_seen += len(labels)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from lightning_transfer.batches import Kind, Labels, criterion_of, find_labels, kind_of
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError, check_number
 from lightning_transfer.glue import optimizers
-from lightning_transfer.glue.first_loss import FirstLoss, is_close, refuse_sum
+from lightning_transfer.glue.first_loss import FirstLoss, is_binary, is_close, refuse_sum
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, is_trial, log
 from lightning_transfer.methods.gated.apply import find_gated_head, find_tap
@@ -113,6 +113,14 @@ class AuxiliaryTerm(TransferPart):
         optimizers.check_held(trainer, self)
         self._first_loss.reset()
         self._kind = None
+        gated, spec = self._gated[0], self._gated[0].spec()
+        if not gated.training and (spec["dropout"] or spec["gate_dropout"]):
+            warnings.warn(
+                f"{self.head_path!r} is in eval mode, and Lightning trains it so: dropout and gate_dropout do nothing. "
+                "Call .train() on your network before fit, or pass dropout=0, gate_dropout=0.",
+                NoEffectWarning,
+                stacklevel=2,
+            )
         self._joint = [part for part in trainer.lightning_module.modules() if hasattr(part, "num_joint")]
         num_epochs = trainer.max_epochs  # -1 or None: not known
         if num_epochs is not None and 0 < num_epochs <= self.warmup_epochs and not is_trial(trainer):
@@ -162,10 +170,7 @@ class AuxiliaryTerm(TransferPart):
     def _look(self, loss: Tensor) -> None:
         """Refuse a first loss that is a sum, and warn if it is not the criterion of the auxiliary classifier."""
         found = self._first_loss.criteria()
-        binary = [known for known in found if known.name.startswith("binary")]
-        self._is_binary = any(
-            is_close(float(loss.detach()), known.mean, known.dtype) for known in binary if loss.numel() == 1
-        )
+        self._is_binary = is_binary(loss, found)
         if self.weight <= AUX_WEIGHT:
             refuse_sum(loss, found, to_do="pass aux_weight= times the batch size")
         if not found or loss.numel() > 1 or self.labels is not find_labels:  # labels= settles what it learns from
@@ -212,10 +217,8 @@ class AuxiliaryTerm(TransferPart):
         return loss
 
     def _kind_of(self, labels: Tensor, num_outputs: int) -> Kind:
-        """Return the kind of the first step's labels; a row of one label is multi-hot if the loss is binary."""
-        kind = kind_of(labels, num_outputs)
-        if kind == "soft" and self._is_binary:
-            return "multi-hot"
+        """Return the kind of the first step's labels."""
+        kind = kind_of(labels, num_outputs, is_binary=self._is_binary)
         if kind is None or (kind == "class numbers" and int(labels.max()) >= num_outputs):
             raise TransferConfigError(
                 f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}, up to {labels.max().item()}, and "

@@ -17,6 +17,7 @@ from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import proxy
 from lightning_transfer.glue.base import AnyCallback
+from lightning_transfer.glue.first_loss import kind_by
 from lightning_transfer.methods.collaborative.apply import ensemble_of, put_together
 from lightning_transfer.methods.collaborative.members import loaded, named
 from lightning_transfer.methods.collaborative.search.options import LayerSearch
@@ -125,7 +126,8 @@ class Candidates:
             logits = ensemble_of(module).ask(batch[0], module).mean(0)
         if not bool(torch.isfinite(logits).all()):
             raise FloatingPointError("the logits of the networks are not finite")
-        return is_right(logits, self.together.labels(batch))
+        labels = self.together.labels(batch)
+        return is_right(logits, labels, kind_by(self.together.loss, logits, labels))
 
 
 def _digest_of_images(dataset: Any) -> str:
