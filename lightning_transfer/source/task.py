@@ -209,7 +209,9 @@ class SourceTask:
             "source images": str(self.num_images),
             "source head": "new" if self.head is None else "kept",
             "source batch_size": str(self.batch_size),
-            "source labels": "unlisted" if (labels := known_labels(self.dataset)) is None else _digest(labels),
+            "source labels": "unlisted"
+            if (labels := known_labels(self.dataset)) is None
+            else f"{zlib.crc32(labels.cpu().numpy().tobytes()):08x}",
             "source loss": value_of(self.loss),
             "source forward": self.forward if isinstance(self.forward, str) else value_of(self.forward),
             "source batchnorm": self.batchnorm,
@@ -293,10 +295,9 @@ class SourceTask:
             return  # these labels are checked when their samples are drawn
         is_wrong, most = (labels < 0) | (labels >= num_classes), int(labels.max())
         if not is_wrong.any():
+            found = f"num_classes={num_classes}, but source labels run to {most}. Pass num_classes={most + 1}."
             if self.head is None and 2 * (most + 1) < num_classes:  # by chance a subset may lack a few
-                warnings.warn(
-                    f"num_classes={num_classes}, but labels run to {most}. Pass num_classes={most + 1}.", stacklevel=2
-                )
+                warnings.warn(found, stacklevel=2)
             return
         looked = torch.stack([is_wrong.nonzero()[0, 0], labels.argmax()]).unique()  # the first, and the largest label
         given = labels[looked].clone()  # the list may be the dataset's own memory
@@ -346,7 +347,3 @@ def _ends(batch: Any) -> str:
         labels = "batch[1][0]" if is_pair else "torch.tensor([NUMBERS[name] for name in batch[1]])"
         return f"(batch[0], {labels})"
     return "(batch[0], batch[1])" if isinstance(batch, tuple | list) else "(batch['image'], batch['label'])"
-
-
-def _digest(labels: Tensor) -> str:
-    return f"{zlib.crc32(labels.cpu().numpy().tobytes()):08x}"

@@ -132,7 +132,7 @@ def test_labels_that_a_dataset_lists(dataset, labels):
             "label 3; .* num_classes=3 .* pass num_classes=7 if",
         ),
         ([0, -1, 2], 3, lt.TransferConfigError, r"sample 1 has label -1; .*num_classes=3 .*Drop unlabelled samples\.$"),
-        ([0, 6, 3], 1000, UserWarning, "num_classes=1000, but labels run to 6. Pass num_classes=7."),
+        ([0, 6, 3], 1000, UserWarning, "num_classes=1000, but source labels run to 6. Pass num_classes=7."),
         ([0, 1, 2, 3], 5, None, ""),  # a subset may lack the last class
     ],
 )
