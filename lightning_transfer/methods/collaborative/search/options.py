@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from torch.utils.data import Dataset
-
+from lightning_transfer.datasets import AnyDataset
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count, check_number
 from lightning_transfer.methods.collaborative.search.plan import LayerPlan
 from lightning_transfer.methods.collaborative.search.strategies import STRATEGIES
@@ -53,7 +52,7 @@ class LayerSearch:
     seed: int = 0
     strategy: Literal["swarm", "tpe"] = "swarm"
     validation: float = 0.2
-    unaugmented: Dataset[Any] | None = None
+    unaugmented: AnyDataset | None = None
     max_evaluations: int | None = None
     max_seconds: float | None = None
     cache: str | None = None
