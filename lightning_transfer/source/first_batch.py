@@ -95,4 +95,5 @@ class Evidence(NamedTuple):
 
 
 def _sums(images: Tensor) -> Tensor:
-    return images.detach().flatten(1).sum(1, dtype=torch.promote_types(images.dtype, torch.float32))
+    dims, dtype = [*range(1, images.ndim)], torch.promote_types(images.dtype, torch.float32)
+    return images.detach().sum(dims, dtype=dtype)  # flattened, images in channels_last would be copied

@@ -130,11 +130,29 @@ def two(*names):
     return lambda: [one(name=name).callback() for name in names]
 
 
+class Mapped(LitToy):
+    """With a hook that may change labels, so that they are checked on the device."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch[0], batch[1] + 0
+
+
+def as_given(batch):
+    return batch[0], batch[1]
+
+
+def soft(**options):
+    return one(has_source=True).callback(**options)
+
+
 RUNS = {str(row): (LitToy, lambda row=row: [row.callback()]) for row in METHODS}
 RUNS |= {f"{row} mixin": (row.mixin, list) for row in METHODS if row.mixin is not None}
 RUNS |= {
     "nothing": (LitToy, list),
     "ProbeStart": (LitToy, lambda: [lt.ProbeStart()]),
+    "labels that a hook may change": (Mapped, lambda: [soft()]),
+    "labels that adapt= gives": (LitToy, lambda: [soft(adapt=as_given)]),
+    "no batch hooks": (Mapped, lambda: [soft(batch_hooks=False)]),
     "two together": (LitToy, two("soft-separate-add", "gated")),
     "three together": (LitToy, two("soft-joint-convex", "adafilter", "gated")),
 }
@@ -189,13 +207,6 @@ class Waits(L.Callback):
         keep_pending(module)
 
 
-class Mapped(LitToy):
-    """With a hook that may change labels, so that they are checked on the device."""
-
-    def on_after_batch_transfer(self, batch, dataloader_idx):
-        return batch[0], batch[1] + 0
-
-
 class StopAt(L.Callback):
     """Ends training in the middle of an epoch."""
 
@@ -218,7 +229,7 @@ def with_nan(data):
     return data
 
 
-SELDOM = {"log_every_n_steps": 100}  # the last step of an epoch reads
+SELDOM = {"log_every_n_steps": 100}  # the last step of an epoch reads; in that of the first the weight is 0 already
 
 
 @each(adds_loss=True)
@@ -227,7 +238,7 @@ def test_a_loss_that_is_not_finite_is_found_later_and_its_batch_named(method, tm
 
     def run(*more):
         if method.has_source:
-            return [method.always(1.0, with_nan(toys.source_data())), *more], {}
+            return [method.callback(with_nan(toys.source_data())), *more], {}
         return [method.callback(), *more], {"loader": DataLoader(with_nan(toys.target_data()), batch_size=4)}
 
     callbacks, options = run()
