@@ -240,7 +240,7 @@ def test_layers_that_are_no_convolutions_are_refused(layers, message):
 def test_normalised_pixels_are_refused_by_name():
     _, _, _, bank = bank_of("plain")
     for pixels in (torch.full((1, 3, 12, 12), -0.5), torch.full((1, 3, 12, 12), 1.25)):
-        with pytest.raises(lt.TransferConfigError, match=r"normalised already.*from_model\(..., normalize=False\)"):
+        with pytest.raises(lt.TransferConfigError, match=r"already normalised.*from_model\(..., normalize=False\)"):
             bank(pixels)
     _, _, _, bank = bank_of("plain", normalize=False)
     assert len(bank(pixels)) == 2

@@ -193,9 +193,9 @@ def test_a_kept_selection_is_refused_where_what_is_listed_changed_that_no_probe_
     target, kept, said = smooth(3, 1, side=16), tmp_path / "kept.safetensors", []
     found_in(target, make(*listed()), cache=kept)
     found_in(target, make(*listed()), cache=kept, said=said)
-    assert f"Compared were 64 of {NUM} source images, all listed labels, all images in memory." in said[-1]
+    assert f"It compared 64 of {NUM} source images, all listed labels, all images in memory." in said[-1]
     for changed in ({"pixels": 1}, {"labels": 1}):
-        with pytest.raises(lt.TransferConfigError, match=rf"keeps another selection: source: {NUM} images"):
+        with pytest.raises(lt.TransferConfigError, match=rf"holds another selection: source: {NUM} images"):
             found_in(target, make(*listed(**changed)), cache=kept)
 
 
@@ -213,7 +213,7 @@ def test_where_nothing_is_listed_it_says_that_only_some_images_were_compared(tmp
     target, kept, said = smooth(3, 1, side=16), tmp_path / "kept.safetensors", []
     found_in(target, Unlisted(*listed()), cache=kept)
     found_in(target, Unlisted(*listed(pixels=1)), cache=kept, said=said)
-    assert said[-1].endswith(f"Compared were 64 of {NUM} source images.")
+    assert said[-1].endswith(f"It compared 64 of {NUM} source images.")
 
 
 def test_a_kept_selection_is_refused_where_files_were_changed_or_renamed_and_not_where_they_were_moved(tmp_path):
@@ -224,14 +224,14 @@ def test_a_kept_selection_is_refused_where_files_were_changed_or_renamed_and_not
     data.samples = [(path.replace("images", "else/images"), label) for path, label in data.samples]
     os.utime(data.samples[1][0], (time.time() + 9, time.time() + 9))
     found_in(target, data, cache=kept, said=said)
-    assert f"Compared were 64 of {NUM} source images, all file names, sizes of {NUM} files." in said[-1]
+    assert f"It compared 64 of {NUM} source images, all file names, sizes of {NUM} files." in said[-1]
     before = data.samples[1]
     np.savez_compressed(before[0], SOURCE[1].numpy() * 0)
-    with pytest.raises(lt.TransferConfigError, match="keeps another selection: source"):
+    with pytest.raises(lt.TransferConfigError, match="holds another selection: source"):
         found_in(target, data, cache=kept)
     np.savez_compressed(before[0], SOURCE[1].numpy())
     found_in(target, data, cache=kept)
     data.samples[1] = (str(tmp_path / "other.npz"), 0)
     os.rename(before[0], data.samples[1][0])
-    with pytest.raises(lt.TransferConfigError, match="keeps another selection: source"):
+    with pytest.raises(lt.TransferConfigError, match="holds another selection: source"):
         found_in(target, data, cache=kept)

@@ -261,6 +261,6 @@ def test_the_index_of_a_picture_that_is_too_small_is_named():
 
 def test_the_indices_of_normalised_pictures_are_named():
     data = Pictures([torch.rand(3, 20, 20), torch.rand(3, 21, 20) - 1], "source")
-    with pytest.raises(lt.TransferConfigError, match="normalised already") as caught:
+    with pytest.raises(lt.TransferConfigError, match="already normalised") as caught:
         described("network", data)
     assert caught.value.__notes__ == ["This happened with images [1]."]

@@ -98,7 +98,7 @@ def test_processes_that_see_different_images_are_refused(ranks):
     told, written = ranks
     assert told["other_images-2"] == [1, 1]
     for rank in range(2):
-        assert "Processes see different images" in written(f"other_images-2-{rank}")["message"]
+        assert "Processes have different images" in written(f"other_images-2-{rank}")["message"]
 
 
 def test_rounds_on_two_processes_give_the_budgets_of_one(ranks):

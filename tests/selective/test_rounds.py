@@ -211,7 +211,7 @@ def test_borrowing_nearly_all_of_the_source_is_said(monkeypatch):
         fit(LitToy(), [selective(neighbors=borrowed(k=k, rounds=0))], max_steps=1)
     few, all_but_one = [line for line in said if "together they borrow" in line]
     assert few.endswith("of 20.")
-    assert "of 20, nearly all of it: with fewer neighbors=" in all_but_one
+    assert "of 20, nearly all of it: pass fewer neighbors=" in all_but_one
 
 
 def test_a_small_source_lends_what_is_left_of_it():
@@ -717,7 +717,9 @@ def test_a_target_on_another_scale_than_what_is_trained_on_is_refused():
     plain = torch.utils.data.TensorDataset(toys.source_data().tensors[0].abs() / 99, toys.source_data().tensors[1])
     source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4, unaugmented=plain)
     callback = lt.SelectiveJointFinetuning(source, neighbors=borrowed(k=2), target=raw, weight=ALWAYS)
-    with pytest.raises(lt.TransferConfigError, match="Target pixels run from 0.00 .*validation sees it, normalised"):
+    with pytest.raises(
+        lt.TransferConfigError, match="Target pixels run from 0.00 .*validation sees it, with the same normalisation"
+    ):
         fit(LitToy(), [callback])
 
 

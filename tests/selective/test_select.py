@@ -341,7 +341,7 @@ def test_a_cache_of_something_else_is_refused_with_the_difference(tmp_path, chan
     kept = run["cache"].read_bytes()
     changed = change(run)
     changed = changed if isinstance(changed, dict) else {"target": changed}
-    with pytest.raises(lt.TransferConfigError, match=rf"keeps another selection: .*{difference}.*Delete it, or pass"):
+    with pytest.raises(lt.TransferConfigError, match=rf"holds another selection: .*{difference}.*Delete it, or pass"):
         found_in(**{**run, **changed})
     assert run["cache"].read_bytes() == kept
 
@@ -374,7 +374,7 @@ def test_source_images_too_large_to_count_are_refused():
     """The width of a count is the target's; a flat image of 300 pixels gives one number 65,536 times and more."""
     target, source = smooth(3, 1, side=32), [*smooth(3, 2, side=32), torch.full((3, 300, 300), 0.5)]
     with (
-        pytest.warns(UserWarning, match="about 32 pixels a side, source images 153: .*Resize both alike"),
+        pytest.warns(UserWarning, match="sides of about 32 pixels, source images of 153: .*Resize both to one size"),
         pytest.raises(lt.TransferConfigError, match="Images 0 to 3 have more positions .* Resize the source"),
     ):
         found_in(target, source, k=2, bank="gabor")

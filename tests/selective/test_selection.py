@@ -181,7 +181,7 @@ def test_a_report_of_a_selection_with_its_images_and_of_a_loaded_one(tmp_path):
     ("target", "source", "name"), [(3, 9, "target has 3 images, 4"), (4, 10, "source has 10 images, 9")]
 )
 def test_a_report_with_other_data_is_refused(tmp_path, target, source, name):
-    with pytest.raises(lt.TransferConfigError, match=f"The {name} when the selection was made; give that one"):
+    with pytest.raises(lt.TransferConfigError, match=f"The {name} when the selection was made. Pass those"):
         made_selection().report(tmp_path / "page.png", target=pixels(target), source=pixels(source))
 
 

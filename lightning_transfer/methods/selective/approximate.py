@@ -1,7 +1,7 @@
-"""Nearest source descriptors of a source too large for an exact search: nearly all of them, with the share measured.
+"""Find nearly all of the nearest descriptors in a source too large for an exact search, and measure the recall.
 
-Roots of histograms, projected to few coordinates, are kept as bytes in a faiss index; what it takes for the nearest by
-Euclidean distance is measured again by the true distance (ours).
+Roots of histograms, projected to few coordinates, are kept as bytes in a faiss index. Its nearest candidates by
+Euclidean distance are measured again with the true distance (ours).
 """
 
 import math
@@ -16,13 +16,13 @@ from lightning_transfer.methods.selective.exact import exact_neighbors, measure,
 from lightning_transfer.methods.selective.search import InMemory, Rows, blocks
 
 COORDINATES = 128
-BYTES = COORDINATES + 1  # that an image takes in the index
-ASKED = 8  # times k, candidates that are measured again
-CHECKED = 32  # queries whose exact neighbors are found too
+BYTES = COORDINATES + 1  # of an image in the index
+ASKED = 8  # times k candidates are measured again
+CHECKED = 32  # queries whose exact neighbors are found too, to measure the recall
 
 
 def approximate_neighbors(queries: Rows, source: Rows, *, k: int, root: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Nearly the k nearest rows of the source of every query.
+    """Return nearly the k nearest source rows of every query.
 
     Args:
         queries: flat histograms.

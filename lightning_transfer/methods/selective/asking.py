@@ -1,4 +1,4 @@
-"""Target images as a round shows them to the network, with the class numbers that it goes by."""
+"""Read target images and their class numbers for a round, in the way the network sees them."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ from lightning_transfer.randomness import seeded
 from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.task import SourceTask
 
-ASKED = 16  # images: one alone may have one label of the several that others have
+ASKED = 16  # images: a single one may have one label where others have several
 
 
 def read(batch: Any, source: SourceTask, trainer: Any) -> tuple[Tensor, Tensor]:
-    """Images and class numbers of a target batch, on the device.
+    """Return images and class numbers of a target batch, on the device.
 
     Raises:
         TransferConfigError: its labels are not class numbers.
@@ -27,15 +27,15 @@ def read(batch: Any, source: SourceTask, trainer: Any) -> tuple[Tensor, Tensor]:
     labels = class_numbers(given)
     if labels is None:
         raise TransferConfigError(
-            f"Target labels have shape {tuple(given.shape)} and type {given.dtype}; rounds ask whether the network is "
-            f"right, which takes class indices. {label_hint(given, 'SourceTask(adapt=lambda batch: (batch[0], {}))')} "
+            f"Target labels have shape {tuple(given.shape)} and type {given.dtype}; rounds check whether the network "
+            f"is right and need class indices. {label_hint(given, 'SourceTask(adapt=lambda batch: (batch[0], {}))')} "
             "Pass target= with such labels, or Neighbors(rounds=0)."
         )
     return images, labels
 
 
 def check_labels(data: Dataset[Any], source: SourceTask, trainer: Any) -> None:
-    """Refuse a target of which no round could ask, by its first images, before anything is selected.
+    """Refuse a target whose labels rounds cannot use, by its first images, before anything is selected.
 
     Raises:
         TransferConfigError: its labels are not class numbers.
@@ -46,14 +46,14 @@ def check_labels(data: Dataset[Any], source: SourceTask, trainer: Any) -> None:
 
 
 def check_scaled_alike(asked: Extent, seen: Extent) -> None:
-    """Refuse target images with other pixels than the source's.
+    """Refuse target images whose pixels are scaled differently from the source's.
 
     Raises:
-        TransferConfigError: they are scaled otherwise.
+        TransferConfigError: the scales differ.
     """
     if asked.scale != seen.scale:
         raise TransferConfigError(
-            f"Target pixels run {asked}, the source's in training {seen}. Rounds show the target to the network: give "
-            "target= as validation sees it, normalised alike (for a bank of a model with "
+            f"Target pixels run {asked}, the source's in training {seen}. Rounds run the target through the network: "
+            "pass target= as validation sees it, with the same normalisation (for a bank of a model with "
             "FilterBank.from_model(..., normalize=False))."
         )

@@ -1,7 +1,7 @@
-"""Filter banks whose responses describe an image (arXiv 1702.08690, section 3.1).
+"""Describe images by the responses of filter banks (arXiv 1702.08690, section 3.1).
 
-That the banks are Gabor filters, or the kernels of a pretrained network's first layers with their maps taken before the
-nonlinearity, is the paper's. Sizes, wavelengths and the grey input of the Gabor bank are ours: the paper's are not
+The paper's: a bank has Gabor filters, or the kernels of a pretrained network's first layers, whose maps are taken
+before the nonlinearity. Ours: sizes, wavelengths and the grey input of the Gabor bank, because the paper's are not
 available.
 """
 
@@ -30,15 +30,15 @@ class FilterBank(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Responses of each layer, (n, filters, height, width), to images (n, channels, height, width)."""
+        """Return each layer's responses (n, filters, height, width) to images (n, channels, height, width)."""
 
     @abstractmethod
     def describe(self) -> str:
-        """What decides the responses, weights by their digest."""
+        """Return a description of everything that decides the responses; weights as a digest."""
 
     @property
     def weights(self) -> Tensor:
-        """(filters,) what each counts in a distance: layers alike, and the filters of a layer alike (the authors')."""
+        """Return the filters' weights (filters,): equal sums for all layers, equal weights in a layer (the authors')."""
         shares = [
             torch.full((num,), 1 / (len(self.num_filters) * num), dtype=torch.float64) for num in self.num_filters
         ]
@@ -46,12 +46,12 @@ class FilterBank(nn.Module, ABC):
 
     @staticmethod
     def gabor(*, sizes: Sequence[int] = SIZES, orientations: int = 6, stride: int = 1) -> "FilterBank":
-        """Gabor filters on grey images, real and imaginary parts apart.
+        """Make a bank of Gabor filters on grey images, with separate real and imaginary parts.
 
         Args:
-            sizes: sides of the filters in pixels, odd; the wavelength is half of it.
+            sizes: sides of the filters in pixels, odd; the wavelength is half of the side.
             orientations: how many, evenly over half a turn.
-            stride: take every stride-th position only.
+            stride: use every stride-th position only.
 
         Raises:
             TransferConfigError: a size is even, or a count is out of range.
@@ -66,20 +66,22 @@ class FilterBank(nn.Module, ABC):
         for size in sizes:
             check_count("sizes", size, least=3)
             if size % 2 == 0:
-                raise TransferConfigError(f"sizes={tuple(sizes)}; a Gabor filter's side is odd, {size} is not.")
+                raise TransferConfigError(
+                    f"sizes={tuple(sizes)}; the side of a Gabor filter is odd, but {size} is not."
+                )
         check_count("orientations", orientations, least=1)
         check_count("stride", stride, least=1)
         return _GaborBank(tuple(sizes), orientations, stride)
 
     @staticmethod
     def from_model(model: nn.Module, layers: Sequence[str], *, normalize: bool = True) -> "FilterBank":
-        """All kernels of a network's named convolutions.
+        """Make a bank of all kernels of a network's named convolutions.
 
         Args:
-            model: any network, of timm or torchvision or your own; it is copied.
-            layers: dotted paths of its convolutions, the first ones as a rule.
-            normalize: bring images from 0..1 to what the network was trained on, by timm's data config of it
-                (ImageNet's mean and deviation where it has none); False where the dataset does it.
+            model: any network, from timm or torchvision or your own; it is copied.
+            layers: dotted paths of its convolutions, usually the first ones.
+            normalize: whether to normalise images in 0..1 as in the network's training, by its timm data config
+                (ImageNet's mean and deviation if it has none); False if the dataset does it.
 
         Raises:
             TransferConfigError: a layer is not a convolution of the model.
@@ -94,7 +96,7 @@ class FilterBank(nn.Module, ABC):
 
 
 class _GaborBank(FilterBank):
-    """Gabor filters, those of one size in one layer as far as computing goes; they count alike."""
+    """Gabor filters; those of one size form a layer, and all have the same weight."""
 
     def __init__(self, sizes: tuple[int, ...], orientations: int, stride: int) -> None:
         super().__init__()
@@ -119,7 +121,7 @@ class _GaborBank(FilterBank):
 
 
 def _gabor_filters(size: int, orientations: int) -> Tensor:
-    """(2 * orientations, 1, size, size), each of zero mean and unit length."""
+    """Return (2 * orientations, 1, size, size), each of zero mean and unit length."""
     reach, wavelength = size // 2, size / 2
     sigma = SIGMA * wavelength
     y, x = torch.meshgrid(*[torch.arange(-reach, reach + 1, dtype=torch.float64)] * 2, indexing="ij")
@@ -138,7 +140,7 @@ def _gabor_filters(size: int, orientations: int) -> Tensor:
 
 
 class _EnoughError(Exception):
-    """The last layer that is asked for has run."""
+    """The last layer that is needed has run."""
 
 
 class _ModelBank(FilterBank):
@@ -171,8 +173,8 @@ class _ModelBank(FilterBank):
     def forward(self, images: Tensor) -> list[Tensor]:
         if self.normalize and bool(((images < 0) | (images > 1)).any()):
             raise TransferConfigError(
-                f"Found pixels {Extent().see(images)}, so normalised already, which the bank would do again. Write "
-                "FilterBank.from_model(..., normalize=False)."
+                f"Found pixels {Extent().see(images)}, so images are already normalised, and the bank would do it "
+                "again. Write FilterBank.from_model(..., normalize=False)."
             )
         if images.shape[1] == 1 != self.channels:
             images = images.expand(-1, self.channels, -1, -1)
@@ -187,12 +189,12 @@ class _ModelBank(FilterBank):
                 handle.remove()
         missing = [name for name in self.layers if name not in found]
         if missing:
-            raise TransferConfigError(f"{type(self.model).__name__}.forward never reaches {missing}; leave it out.")
+            raise TransferConfigError(f"{type(self.model).__name__}.forward does not reach {missing}; leave it out.")
         return [found[name] for name in self.layers]
 
     def _keep(self, name: str, found: dict[str, Tensor]) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            found[name] = output.clone()  # an inplace nonlinearity may follow
+            found[name] = output.clone()  # an in-place nonlinearity may follow
             if len(found) == len(self.layers):
                 raise _EnoughError
 
@@ -220,7 +222,7 @@ def check_bank(bank: object) -> None:
     """Raise unless it is "gabor" or a bank.
 
     Raises:
-        TransferConfigError: with what to write.
+        TransferConfigError: it is something else; the message shows the fix.
     """
     if bank != "gabor" and not isinstance(bank, FilterBank):
         raise TransferConfigError(
@@ -229,7 +231,7 @@ def check_bank(bank: object) -> None:
 
 
 def digest(module: nn.Module, *, deep: bool = True) -> str:
-    """A short name of all weights of a module, or of its own buffers only."""
+    """Return a digest of all weights of a module, or of its own buffers only."""
     found = hashlib.sha256()
     for name, value in module.state_dict().items() if deep else module.named_buffers(recurse=False):
         found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Which source images a run draws: selected at its first step, more of them for hard target images in later rounds."""
+"""Select the source images of a run at its first step, and give hard target images more of them in later rounds."""
 
 import warnings
 from collections.abc import Sequence
@@ -30,13 +30,13 @@ from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.source.view import NetworkView
 
-NEARLY = 0.9  # of the source, beyond which it is as good as all
-SURE = 1e-6  # nats: who is as sure as that is not called hard, whatever the quantile
+NEARLY = 0.9  # share of the source that counts as nearly all
+SURE = 1e-6  # nats: an answer with less entropy is never called hard, at any quantile
 
 
 @dataclass(frozen=True)
 class Borrowing:
-    """What a source task borrows: an argument of the callback, or of a mixin's `add_source_task`.
+    """Options of what a source task borrows; an argument of the mixin's `add_source_task`.
 
     Args:
         neighbors: how many, by which statistics; a number is short for `Neighbors(k=number)`.
@@ -63,10 +63,10 @@ class Borrowing:
             raise TransferConfigError("protect takes a list of datasets; write protect=[test_dataset].")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Borrowing":
-        return self  # never changes, and a copy of somebody's module must not copy images
+        return self  # never changes, and a copy of the user's module must not copy images
 
     def open(self, source: SourceTask) -> "Borrowed":
-        """The borrowing of one run."""
+        """Return the chooser of one run."""
         return Borrowed(self, source)
 
 
@@ -75,7 +75,7 @@ class Borrowed:
 
     Args:
         options: what is borrowed.
-        source: from where.
+        source: the task to borrow from.
     """
 
     def __init__(self, options: Borrowing, source: SourceTask) -> None:
@@ -89,16 +89,16 @@ class Borrowed:
                 f"neighbors<={source.num_images}."
             )
         self.selection: Selection | None = None
-        self._loader = Weakly()  # whose images are the target, where none were given
+        self._loader = Weakly()  # whose images are the target, if none were given
         self.reset()
 
     @property
     def target(self) -> AnyDataset | None:
-        """The target's training images, where they were given."""
+        """Return the target's training images if they were given, otherwise None."""
         return self.options.target
 
     def reset(self) -> None:
-        """Begin a new run; what was selected in a trial of the same data stays selected."""
+        """Begin a new run; a selection of the same data is kept."""
         self._made_of = self._saved_identity = ""
         self.rounds_done = 0
         self.lists = torch.empty(0, 0, dtype=torch.int32)
@@ -107,7 +107,7 @@ class Borrowed:
         self._order: NeighborOrder | None = None
 
     def check(self, trainer: Any) -> None:
-        """Raise on what cannot be right, at the start of training."""
+        """Raise or warn, at the start of training, if something cannot be right."""
         target_dataset(self.options.target, trainer)
         num_steps = trainer.estimated_stepping_batches if self.neighbors.rounds else 0
         if self.neighbors.rounds and self._steps_between(trainer) >= num_steps and not is_trial(trainer):
@@ -124,7 +124,7 @@ class Borrowed:
         num_steps: float = trainer.estimated_stepping_batches
         if not 0 < num_steps < float("inf") or not trainer.lightning_module.automatic_optimization:
             raise TransferConfigError(
-                "How many steps training takes is not known, so rounds cannot share it out. Pass "
+                "The number of training steps is not known, so rounds cannot be spread over training. Pass "
                 "Neighbors(every=<steps between rounds>), or Neighbors(rounds=0)."
             )
         return num_steps / (self.neighbors.rounds + 1)
@@ -145,7 +145,7 @@ class Borrowed:
             self._order = self._make_order(trainer)
             counts, drawn = self._order.counts.float(), len(self._order.pool.unique())
             nearly = drawn > NEARLY * self.source.num_images
-            much = ", nearly all of it: with fewer neighbors= there is something to choose" if nearly else ""
+            much = ", nearly all of it: pass fewer neighbors= to leave something out" if nearly else ""
             say(
                 trainer,
                 f"A target image borrows {counts.mean():.0f} source images on average, {int(counts.min())} to "
@@ -155,7 +155,7 @@ class Borrowed:
         return self._order
 
     def _see_target(self, trainer: Any) -> None:
-        """Have the lists checked where a second fit, or a reloaded loader, may serve other images than the last."""
+        """Plan a check of the lists if a second fit, or a reloaded loader, may have other images than before."""
         data = target_dataset(None, trainer)
         is_known = self.selection is not None and is_same(self.selection.target, data)
         if len(self.lists) and not is_known:
@@ -179,11 +179,11 @@ class Borrowed:
         return f"target {identity(target)}, source {identity(self._source_pictures())}"
 
     def _check_same_data(self, trainer: Any) -> None:
-        """Raise where a resumed run has other images than its lists were made of."""
+        """Raise if the images differ from those that the lists were made of."""
         found = self._identity(trainer)
         if found != self._saved_identity:
             raise TransferConfigError(
-                f"This run's neighbors were selected with {self._saved_identity}; now there are {found}. Give the same "
+                f"This run's neighbors were selected with {self._saved_identity}; now there are {found}. Pass the same "
                 "images in the same order, or begin a new run: another Trainer, without ckpt_path."
             )
         self._saved_identity = ""
@@ -216,7 +216,7 @@ class Borrowed:
         return job.run()
 
     def _check_same_labels(self) -> None:
-        """Raise where `unaugmented` is not in the dataset's order, as far as both list the labels of their samples."""
+        """Raise if `unaugmented` is not in the dataset's order, as far as both list the labels of their samples."""
         if self.source.unaugmented is None:
             return
         adapt = self.source.adapt
@@ -225,11 +225,11 @@ class Borrowed:
         if mine is not None and theirs is not None and not torch.equal(mine, theirs):
             raise TransferConfigError(
                 f"The labels of unaugmented= are not those of the source dataset: {theirs[:5].tolist()} and so on in "
-                f"place of {mine[:5].tolist()}. Give the same images in the same order."
+                f"place of {mine[:5].tolist()}. Pass the same images in the same order."
             )
 
     def _round(self, view: NetworkView, source: Extent | None) -> None:
-        """Ask the network which target images are hard, and let those borrow more."""
+        """Find with the network which target images are hard, and let those borrow more."""
         answers = torch.empty(len(self.lists), 2, dtype=torch.float32)
         for number, share in enumerate(ranks.gather(ranks.together(lambda: self._asked(view, source)))):
             answers[number :: ranks.world_size()] = share
@@ -260,7 +260,7 @@ class Borrowed:
         )
 
     def _asked(self, view: NetworkView, source: Extent | None) -> Tensor:
-        """(share, 2): whether the network is right, and its entropy, on this process' share of the target images."""
+        """Return (share, 2): whether the network is right, and its entropy, on this process' share of target images."""
         trainer = view.trainer
         data = target_dataset(self.options.target, trainer)
         mine = range(ranks.rank(), len(data), ranks.world_size())  # type: ignore[arg-type]
@@ -278,7 +278,7 @@ class Borrowed:
                     check_scaled_alike(Extent().see(images), source)
                 logits = view.target_logits(images).float()
                 right = is_right(logits, labels)
-                if logits.shape[1] == 1:  # that of class 1, beside class 0 at 0
+                if logits.shape[1] == 1:  # the logit of class 1; that of class 0 is 0
                     logits = torch.cat([torch.zeros_like(logits), logits], 1)
                 entropy = torch.special.entr(logits.softmax(1)).sum(1)
                 share.append(torch.stack([right, entropy], 1).cpu())
@@ -288,7 +288,7 @@ class Borrowed:
         if bad:
             which = [index_in(data, mine[row]) for row in bad]
             raise FloatingPointError(
-                f"The network's answers on target samples {which} are not finite; stopped in a round."
+                f"The network's outputs for target samples {which} are not finite; stopped in a round."
             )
         return answers
 
@@ -316,22 +316,22 @@ class Borrowed:
 
     @property
     def target_weights(self) -> Tensor:
-        """(targets,) how many times its first number of neighbors each target image has."""
+        """Return (targets,) the number of neighbors of each target image, as a multiple of its first number."""
         return self.budget / self.neighbors.k
 
     def values(self) -> dict[str, Tensor]:
-        """What is logged."""
+        """Return the values to log."""
         return {"transfer/neighbors": self.budget.float().mean()}
 
     def describe(self) -> dict[str, str]:
-        """Every option that decides what a run computes."""
+        """Return every option that changes what a run computes."""
         neighbors = self.neighbors
         bank = neighbors.bank if isinstance(neighbors.bank, str) else neighbors.bank.describe()
         names = ("k", "bins", "rounds", "every", "hard_entropy", "limit", "min_per_class", "oversample_hard", "search")
         return {"neighbors bank": bank, **{f"neighbors {name}": str(getattr(neighbors, name)) for name in names}}
 
     def get_state(self) -> dict[str, Any]:
-        """What a resumed run needs, so that it selects nothing anew."""
+        """Return what a resumed run needs, so that it selects nothing anew."""
         return {
             "lists": self.lists,
             "labels": self.labels,
@@ -341,7 +341,7 @@ class Borrowed:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where a run was left."""
+        """Continue where a run stopped."""
         self.reset()
         self.lists, self.labels, self.budget = state["lists"].cpu(), state["labels"].cpu(), state["budget"].cpu()
         self.rounds_done = state["rounds_done"]

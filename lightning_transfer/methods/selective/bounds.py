@@ -1,8 +1,8 @@
-"""Pairs of descriptors ruled out by a lower bound of their distance that is cheap to take (ours).
+"""Rule out pairs of descriptors by a lower bound of their distance that is cheap to compute (ours).
 
 2 sum w (sqrt p - sqrt q)^2 is never more than the distance D, and an orthonormal projection of the roots, with the
-residual's length as one more coordinate, only lowers it. Few coordinates are then compared in place of all, and the
-distance is taken only where the bound is below what the k-th of a query's likely distances foretells.
+residual's length as one more coordinate, only lowers it. So few coordinates are compared first, and the distance is
+computed only if the bound is below an estimate of the query's k-th distance.
 """
 
 import math
@@ -25,21 +25,21 @@ from lightning_transfer.methods.selective.search import (
     places_of,
 )
 
-COORDINATES = (32, 64, 128, 256)  # of the projection: as many as pay best
+COORDINATES = (32, 64, 128, 256)  # of the projection: the cheapest number is chosen
 COARSE = 8  # numbers that a filter's bins are projected to first
 FITTED = 512  # rows that the projection is fitted to
-TRIED = 1024, 64  # other rows, and queries, on which it is seen whether pruning pays
-LIKELY = 0.95  # of the queries whose k-th distance is to be foreseen
+TRIED = 1024, 64  # other rows, and queries, on which the cost of pruning is estimated
+LIKELY = 0.95  # share of the queries whose k-th distance the estimate has to exceed
 SCORES = 2**19  # held at once
 COMPARED = 2**19  # numbers of source rows that are compared one by one while they are in the cache
-CLEAR = 0.003  # by how much more than its k-th distance is searched, so that float32 cannot mistake what is left out
-ROUNDING = 1e-5  # of a squared length: what float32 may err in it; 5e-6 was the most seen
+CLEAR = 0.003  # share of the k-th distance that is searched beyond it, more than the error of float32
+ROUNDING = 1e-5  # largest error of float32 in a squared length; the largest one seen was 5e-6
 
-# what a pair costs, in numbers multiplied: measured, good to some ten percent
+# cost of a pair, in multiplications: measured, accurate to about ten percent
 SELECT = 96  # to compare its bound
-SINGLE = 10  # times its numbers, to take its distance by itself
+SINGLE = 10  # times its numbers, to compute a single distance
 SKETCH = 80  # times its numbers, to sketch a source row
-WORTH = 0.6  # of a full scan, at which pruning is tried
+WORTH = 0.6  # share of a full scan's cost below which pruning is used
 
 
 class Sketcher:
@@ -61,7 +61,7 @@ class Sketcher:
         self.basis = torch.linalg.qr(torch.cat([mean.T, _top(fine - mean, COORDINATES[-1])], 1).double())[0].float()
 
     def _fine(self, histograms: Tensor) -> Tensor:
-        """(rows, coarse * filters) roots, the bins of each filter projected to few numbers."""
+        """Return (rows, coarse * filters) roots, the bins of each filter projected to few numbers."""
         fine = torch.empty(self.coarse.shape[1], len(histograms), len(self.root))
         for some in cached(*histograms.shape):
             roots = histograms[some].float().sqrt().view(-1, self.num_bins)
@@ -70,26 +70,26 @@ class Sketcher:
         return fine.mul_(self.root).transpose(0, 1).flatten(1)
 
     def __call__(self, histograms: Tensor) -> Tensor:
-        """(rows, coordinates + 2): the last but one is the residual, the last the squared length of the whole."""
+        """Return (rows, coordinates + 2): the last two are the residual and the squared length of the whole."""
         length = histograms.float() @ self.root.square().repeat_interleave(self.num_bins)
         return _with_residual(self._fine(histograms) @ self.basis, length)
 
     def shortened(self, sketches: Tensor, num: int) -> Tensor:
-        """What the first coordinates alone would have given."""
+        """Return sketches of the first coordinates only."""
         return _with_residual(sketches[:, :num], sketches[:, -1])
 
 
 def _with_residual(coordinates: Tensor, length: Tensor) -> Tensor:
-    rest = length * (1 + ROUNDING) - coordinates.square().sum(1)  # rather too long a residual: it lowers the bound
+    rest = length * (1 + ROUNDING) - coordinates.square().sum(1)  # slightly too long, which only lowers the bound
     residual = rest.clamp_(min=0).sqrt_()
     return torch.cat([coordinates, residual[:, None], length[:, None]], 1)
 
 
 def _scores(mine: Tensor, theirs: Tensor, *, residuals: bool) -> Tensor:
-    """(n, rows) of sketches: what the squared length of the query is more than half the bound.
+    """Return (n, rows) scores of sketches: the squared length of the query minus half of the bound.
 
-    Or than half of what the distance may well be, which leaves the residuals out: they are mostly noise, of which no
-    two images' are alike.
+    Without residuals it is half of a likely distance instead of the bound: residuals are mostly noise, which differs
+    in every image.
     """
     compared = slice(-1 if residuals else -2)
     scores: Tensor = torch.addmm(theirs[:, -1], mine[:, compared], theirs[:, compared].T, beta=-1, alpha=2)
@@ -97,7 +97,7 @@ def _scores(mine: Tensor, theirs: Tensor, *, residuals: bool) -> Tensor:
 
 
 def _top(rows: Tensor, num: int) -> Tensor:
-    """(numbers, num) leading directions of rows, through the smaller of their two products."""
+    """Return (numbers, num) leading directions of rows, from the smaller of their two products."""
     if len(rows) >= rows.shape[1]:
         vectors: Tensor = torch.linalg.eigh((rows.T @ rows).double())[1]
         return vectors.flip(1)[:, :num].float()
@@ -109,14 +109,14 @@ def _top(rows: Tensor, num: int) -> Tensor:
 
 
 def pruned_scan(queries: Tensor, packed: Packed, source: Rows, k: int, prune: bool | None) -> Nearest | None:
-    """What float32 takes for the nearest, as `search.scan` finds it; None where pruning does not pay.
+    """Return the nearest rows in float32, as `search.scan` does; None if pruning is not worth its cost.
 
     Args:
         queries: (n, numbers) flat histograms.
         packed: the same, packed.
         source: flat histograms.
-        k: how many are sought; all that may be nearer than a query's `below` is found.
-        prune: True or False to do it or not, whatever it costs; None to see on a sample.
+        k: how many to find; every row that may be nearer than a query's `below` is found.
+        prune: whether to prune; None to decide on a sample.
     """
     if prune is False or (prune is None and SKETCH / (2 * len(queries)) > WORTH):
         return None
@@ -130,9 +130,9 @@ def pruned_scan(queries: Tensor, packed: Packed, source: Rows, k: int, prune: bo
 
 
 def _cheapest(queries: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int) -> tuple[float, int, float]:
-    """The least cost, full scan = 1, and with how many coordinates; from a sample of queries and source rows.
+    """Return the least cost as a share of a full scan, and its number of coordinates, from a sample.
 
-    The last is what the k-th distance of nearly every query is below, in likely ones.
+    The third value is a factor: times its likely k-th distance, nearly every query's true k-th distance is below it.
     """
     asked = torch.arange(0, len(queries), max(1, len(queries) // TRIED[1]))
     tried = torch.arange(min(FITTED // 2, len(source) - 1), len(source), max(1, len(source) // TRIED[0]))[: TRIED[0]]
@@ -147,7 +147,7 @@ def _cheapest(queries: Tensor, packed: Packed, source: Rows, sketcher: Sketcher,
         short, others = sketcher.shortened(mine, num), sketcher.shortened(theirs, num)
         likely = 2 * (short[:, -1] - _scores(short, others, residuals=False).topk(nearest).values[:, -1])
         shares = distance / likely.clamp(min=ROUNDING * short[:, -1].max())
-        ratio = max(1.0, float(shares.quantile(LIKELY)))  # never below 1: likely distances are no less than the bounds
+        ratio = max(1.0, float(shares.quantile(LIKELY)))  # at least 1: likely distances are not below the bounds
         is_left = 2 * (short[:, -1:] - _scores(short, others, residuals=True)) <= ratio * likely[:, None]
         compared = 2 * (num + SELECT) / packed.queries.shape[1]
         costs.append((SKETCH / (2 * len(queries)) + compared + SINGLE * float(is_left.float().mean()), num, ratio))
@@ -155,12 +155,12 @@ def _cheapest(queries: Tensor, packed: Packed, source: Rows, sketcher: Sketcher,
 
 
 def _scan(mine: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int, ratio: float) -> Nearest:
-    """Two passes: likely distances give each query one to stay below, then every pair whose bound does is compared.
+    """Estimate a limit for each query from likely distances, then compare every pair whose bound is below the limit.
 
-    A query whose k-th distance turns out to be longer, or nearly so, is asked once more, to stay below that.
+    A query whose k-th distance exceeds its limit, or nearly so, is searched once more with a higher limit.
     """
     likely, nearest = Nearest(len(mine), min(k, len(source))), Nearest(len(mine), kept_for(k, len(source)))
-    with tempfile.TemporaryFile() as file:  # one sketch a row: for a large source too much to hold
+    with tempfile.TemporaryFile() as file:  # the sketches of a large source do not fit into memory
 
         def sketched(start: int, stop: int) -> Tensor:
             theirs = sketcher(source.read(start, stop))
@@ -195,14 +195,14 @@ def _scan(mine: Tensor, packed: Packed, source: Rows, sketcher: Sketcher, k: int
 
 
 def _below(below: Tensor, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries, and places of sketches whose bound is not above (queries,) distances; by query."""
+    """Return queries, and positions of sketches whose bound is not above (queries,) distances, ordered by query."""
     longest = torch.maximum(mine[:, -1].max(), theirs[:, -1].max())
     enough = mine[:, -1] - below / 2 - ROUNDING * longest
     return places_of(_scores(mine, theirs, residuals=True) >= enough[:, None])
 
 
 def _parts(source: Rows, num_queries: int, sketches: Callable[[int, int], Tensor]) -> Iterator[tuple[int, Tensor]]:
-    """Sketches, so many at once that their scores stay in the processor's cache, and the row of each part's first."""
+    """Yield parts of the sketches whose scores fit into the processor's cache, after the row of their first sketch."""
     step = max(1, SCORES // num_queries)
     for start, stop in blocks(source, math.prod(source.shape)):
         block = sketches(start, stop)
@@ -211,7 +211,7 @@ def _parts(source: Rows, num_queries: int, sketches: Callable[[int, int], Tensor
 
 
 def _single_scores(packed: Packed, source: Rows, query: Tensor, row: Tensor) -> Tensor:
-    """The scores of single pairs: what `search.scan` takes from a matrix product."""
+    """Return the scores of single pairs, equal to those that `search.scan` computes with a matrix product."""
     import faiss
 
     scores = torch.empty(len(row))

@@ -1,4 +1,4 @@
-"""Selective joint fine-tuning as a callback: one line in a Trainer."""
+"""Add selective joint fine-tuning to a Trainer as a callback."""
 
 import os
 from collections.abc import Sequence
@@ -21,30 +21,30 @@ from lightning_transfer.source.term import SourceTerm
 class SelectiveJointFinetuning(TransferCallback):
     """Fine-tune on the target and on the source images that look like it (arXiv 1702.08690).
 
-    Before the first step, if the source lies near enough, every target image is given the source images with the
-    nearest filter statistics. Every step then adds the loss of a source batch: for as many target images as it holds,
-    one neighbor each. In later rounds the network says which target images are hard, and those borrow more. The method
-    is the paper's and its authors' code's; their loss 0.5 target + 0.5 source is target + source here, at twice the
-    learning rate.
+    Before the first step, if the source is near enough, every target image gets the source images with the nearest
+    filter statistics. Every step then adds the loss of a source batch, which has one neighbor for each of as many
+    target images. In later rounds the network decides which target images are hard, and those borrow more. The method
+    is the paper's and its authors' code's. Their loss 0.5 target + 0.5 source is target + source here, which doubles
+    the effective learning rate.
 
-    Logs what `SoftFinetuning` logs, and, where it borrows, `transfer/neighbors`, how many a target image has on
-    average.
+    Logs the values of `SoftFinetuning` and, if it borrows, `transfer/neighbors`, the mean number of neighbors of a
+    target image.
 
     Args:
         source: the task to borrow from, or a mapping of its arguments; with the key
             `from_timm`, of those of `SourceTask.from_timm`.
-        neighbors: how many, by which statistics, and when more; a number is short for `Neighbors(k=number)`.
+        neighbors: how many, by which statistics, and when more; a number means `Neighbors(k=number)`.
         target: the target's training images without augmentation, as validation sees them, giving (image, label); by
             default the train loader's dataset, whose transform then must not be random.
         protect: datasets, such as the target's test set, whose near duplicates are left out of the source.
-        cache: file that keeps the selection, and gives it back to the next run with the same data and options.
-        weight: of the source loss, as a `Schedule`, or a number that is held. "auto" is `Schedule(1.0, 1.0)`, always 1,
-            if the target lies near enough to the source, which is measured before the first step, else 0 (ours). It
-            does not know how many labels there are: with thousands of images borrowing has lost near, too.
+        cache: file that keeps the selection, for the next run with the same data and options.
+        weight: of the source loss: a `Schedule`, or a number, which is constant. "auto" measures before the first step
+            how far the target is from the source; if it is near enough, the weight is always 1, otherwise 0 (ours). The
+            measurement ignores the number of labels: with thousands of images borrowing has hurt on a near target too.
         head: dotted path of the target head, or "auto".
 
     Raises:
-        TransferConfigError: an option does not fit.
+        TransferConfigError: an option is not valid.
 
     Example:
         >>> import torch
@@ -74,15 +74,15 @@ class SelectiveJointFinetuning(TransferCallback):
 
     @property
     def neighbors(self) -> Neighbors:
-        """How many are borrowed, by which statistics, and when more."""
+        """Return the options of what is borrowed."""
         assert isinstance(self.borrowing.neighbors, Neighbors)  # a number has become one
         return self.borrowing.neighbors
 
     @property
     def selection(self) -> Selection | None:
-        """What was selected in this run.
+        """Return the selection of this run.
 
-        None before its first step, where the source was left out, and in a resumed run without `cache`.
+        It is None before the first step, if the source is left out, and in a resumed run without `cache`.
         """
         if self.part is not None and self.part.is_left_out:
             return None
@@ -92,10 +92,10 @@ class SelectiveJointFinetuning(TransferCallback):
 
     @property
     def target_weights(self) -> Tensor:
-        """(targets,) how many times its first number of neighbors each target image has now.
+        """Return (targets,) the current number of neighbors of each target image, as a multiple of its first number.
 
-        For the authors' oversampling of hard target images, give them to a WeightedRandomSampler of your train loader,
-        made anew each epoch: Trainer(reload_dataloaders_every_n_epochs=1).
+        For the authors' oversampling of hard target images, pass them to a WeightedRandomSampler of your train loader
+        and rebuild the loader each epoch: Trainer(reload_dataloaders_every_n_epochs=1).
 
         Raises:
             TransferConfigError: nothing is selected yet.
@@ -105,18 +105,18 @@ class SelectiveJointFinetuning(TransferCallback):
     @property
     def _borrowed(self) -> Borrowed:
         if self.part is None:
-            raise TransferConfigError("No run has begun yet, so nothing is borrowed: look when its first step is done.")
+            raise TransferConfigError("No run has begun, so nothing is borrowed yet. Read it after the first step.")
         if self.part.is_left_out:
             raise TransferConfigError(
                 f"The source was left out, at a domain gap of {self.part.gap:.2f}, so nothing is borrowed. To borrow "
-                "all the same: weight=lt.Schedule(1.0, 1.0)."
+                "anyway: weight=lt.Schedule(1.0, 1.0)."
             )
         chooser = self.part.chooser
         assert isinstance(chooser, Borrowed)
         return chooser
 
     def make_part(self, module: Any) -> SourceTerm:
-        """The source task as a term of the loss, its images chosen."""
+        """Return the source task as a term of the loss, with chosen images."""
         chooser = self.borrowing.open(self.source)
         weight, measured = as_schedule(self.weight, ALWAYS)
         return SourceTerm(

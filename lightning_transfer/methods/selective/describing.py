@@ -1,4 +1,4 @@
-"""From pictures to counted filter responses: the same picture gives the same counts in whatever company."""
+"""Count filter responses to pictures; a picture has the same counts in every batch."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -12,15 +12,15 @@ from lightning_transfer.methods.selective.banks import FilterBank
 from lightning_transfer.methods.selective.descriptors import Binning, ResponseCounts
 from lightning_transfer.methods.selective.pictures import Picture, read_batches
 
-MOST_TOGETHER, NUMBERS = 32, 2**23  # pictures, and responses, that are worked on at once: they stay in the cache
+MOST_TOGETHER, NUMBERS = 32, 2**23  # pictures and responses in one batch, so that they stay in the cache
 
 
 class Describer:
     """A bank on a device.
 
     Args:
-        bank: whose filters are laid over pictures.
-        device: where.
+        bank: of the filters.
+        device: of the computation.
     """
 
     def __init__(self, bank: FilterBank, device: torch.device) -> None:
@@ -29,7 +29,7 @@ class Describer:
         self.num_filters = sum(bank.num_filters)
 
     def response_counts(self, batches: Iterator[tuple[list[int], list[Picture]]]) -> tuple[ResponseCounts, int]:
-        """Every response to readable pictures, and the most positions that a filter has in one of them."""
+        """Return the counts of all responses to readable pictures, and the most positions of a filter in a picture."""
         counts, most = ResponseCounts(self.num_filters, self.device), 0
         for indices, batch in batches:
             for _, responses in self._responses(indices, batch):
@@ -41,7 +41,7 @@ class Describer:
         return counts, most
 
     def counts(self, indices: Sequence[int], batch: Sequence[Picture], binning: Binning) -> Tensor:
-        """(pictures, filters, bins) counts; all zero for a picture that could not be read."""
+        """Return (pictures, filters, bins) counts; all zero for a picture that could not be read."""
         found = torch.zeros(len(batch), self.num_filters, binning.bins, dtype=torch.int32)
         for places, responses in self._responses(indices, batch):
             first, parts = 0, []
@@ -53,7 +53,7 @@ class Describer:
 
     @torch.no_grad()
     def _responses(self, indices: Sequence[int], batch: Sequence[Picture]) -> Iterator[tuple[list[int], list[Tensor]]]:
-        """Places in the batch, and responses of each layer to the pictures there, pictures of one size at a time."""
+        """Yield positions in the batch and each layer's responses to these pictures, for one size at a time."""
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for place, (pixels, _) in enumerate(batch):
             if isinstance(pixels, Tensor):
@@ -62,7 +62,7 @@ class Describer:
             together = max(1, min(MOST_TOGETHER, NUMBERS // (self.num_filters * height * width)))
             for start in range(0, len(places), together):
                 some = places[start : start + together]
-                # always as many at once: how a convolution adds up may depend on how many there are
+                # always the same number: a convolution's rounding may depend on the batch size
                 images = torch.zeros(together, channels, height, width)
                 torch.stack([batch[place].pixels for place in some], out=images[: len(some)])  # type: ignore[misc]
                 with torch.backends.cudnn.flags(allow_tf32=False, deterministic=True, benchmark=False):
@@ -75,5 +75,5 @@ class Describer:
 
 
 def read_all(pictures: Dataset[Picture], num_workers: int) -> Iterator[tuple[list[int], list[Picture]]]:
-    """All pictures, in order."""
+    """Yield all pictures, in order."""
     return read_batches(pictures, range(len(pictures)), num_workers=num_workers)  # type: ignore[arg-type]

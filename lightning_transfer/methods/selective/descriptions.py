@@ -1,4 +1,4 @@
-"""Descriptors of whole datasets, kept on disk while a selection is made; processes share a large one out."""
+"""Keep the descriptors of whole datasets on disk during a selection; several processes divide a large dataset."""
 
 import contextlib
 import hashlib
@@ -31,12 +31,12 @@ class Descriptions:
     """The stores of a selection, in a folder beside its cache, or in a temporary one.
 
     Args:
-        scan: where, and who reads.
-        describer: the bank.
+        scan: options of the work.
+        describer: computes responses.
         binning: the target's bins.
-        most_positions: that a filter has in an image.
-        identity: of everything that descriptors are made of; interrupted work is found by it.
-        undo: lets go of files, and of a temporary folder.
+        most_positions: of a filter in an image.
+        identity: of everything that descriptors depend on, to find interrupted work.
+        undo: closes files and removes a temporary folder.
     """
 
     def __init__(
@@ -61,27 +61,27 @@ class Descriptions:
             self.folder = Path(f"{scan.cache}.work") / hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def num_bytes(self, num_images: int) -> int:
-        """What descriptors take on disk."""
+        """Return the size of descriptors on disk."""
         return num_images * self.shape[0] * self.shape[1] * (2 if self.most_positions < 2**16 else 4)
 
     def remove(self) -> None:
-        """Delete them; files that are open stay readable."""
+        """Delete the folder; open files stay readable."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.scan.cache is not None:
-            with contextlib.suppress(OSError):  # another job is at work there
+            with contextlib.suppress(OSError):  # another job uses the folder above
                 self.folder.parent.rmdir()
 
     def describe(self, pictures: Pictures, name: str, *, is_shared: bool) -> tuple[Store, Tensor, Tensor]:
-        """Describe what is not described yet.
+        """Describe all images that have no descriptor yet.
 
         Args:
-            pictures: images of which descriptors are wanted.
-            name: of the store; it holds the identity of the images too.
-            is_shared: whether each process describes a share; else each describes everything.
+            pictures: the images.
+            name: of the store, with the identity of the images.
+            is_shared: whether each process describes a share; otherwise each describes everything.
 
         Returns:
-            The store, labels of all images (`UNREADABLE` where there is no descriptor), and which images this process
-            has in its store.
+            The store, the labels of all images (`UNREADABLE` for those without a descriptor), and the images in this
+            process' store.
 
         Raises:
             TransferConfigError: too many images are unreadable, or the disk is full.
@@ -130,7 +130,7 @@ class Descriptions:
             if there:
                 self.scan.say(f"{there:,} of {len(pictures):,} images are described already, by an interrupted run.")
             step(there)
-            for start in range(0, len(todo), len(held)):  # in step: no process waits long
+            for start in range(0, len(todo), len(held)):  # together, so that no process waits for long
                 ranks.together(partial(turn, todo[start : start + len(held)]))
         kept = sorted({*mine, *(block for block, who in enumerate(holders) if who and who[block % len(who)] == me)})
         here = torch.cat([torch.empty(0, dtype=torch.int64), *(torch.tensor(blocks[block]) for block in kept)])
@@ -141,7 +141,7 @@ class Descriptions:
         return store, all_labels, here
 
     def _describe_block(self, store: Store, number: int, images: range, batches: Batches, pictures: Pictures) -> Tensor:
-        """Describe and write one block; its labels."""
+        """Describe and write one block, and return its labels."""
         counts: list[Tensor] = []
         labels: list[int] = []
         while len(labels) < len(images):
@@ -167,4 +167,4 @@ class Descriptions:
 
 
 def _too_many(name: str, what: str) -> str:
-    return f"More than {MOST_UNREADABLE:.0%} of the {name} images cannot be used: {what}. Mend the dataset."
+    return f"More than {MOST_UNREADABLE:.0%} of the {name} images cannot be used: {what}. Repair the dataset."

@@ -1,8 +1,8 @@
-"""Descriptors of images: one histogram of responses per filter (arXiv 1702.08690, section 3, and the authors' code).
+"""Describe images by one histogram of responses per filter (arXiv 1702.08690, section 3, and the authors' code).
 
-Bin edges are quantiles of the target's responses and are used unchanged for the source: the authors'. Ours: responses
-are counted as bfloat16 numbers, so that a look-up finds a bin and quantiles are exact over a target of any size; how
-many bins; and one position's mass on top of every bin.
+The authors': bin edges are quantiles of the target's responses and are used unchanged for the source. Ours: responses
+are counted as bfloat16 numbers, so that a table lookup finds a bin and quantiles are exact over a target of any size;
+the number of bins; and the mass of one position that is added to every bin.
 """
 
 import math
@@ -19,18 +19,18 @@ SMOOTHING = 1.0  # on each bin's count: the mass of one position
 
 
 def filter_responses(images: Tensor, filters: Tensor, *, stride: int = 1) -> Tensor:
-    """Responses of filters at every position of images where they lie wholly inside.
+    """Compute responses of filters at every position where they are wholly inside the image.
 
     Args:
         images: (n, channels, height, width).
         filters: (filters, channels, size, size).
-        stride: take every stride-th position only; coarser, and cheaper by less than one would think.
+        stride: use every stride-th position only.
 
     Returns:
         (n, filters, height - size + 1, width - size + 1), at stride 1.
 
     Raises:
-        TransferConfigError: the images are too small for the filters, or have other channels.
+        TransferConfigError: the images are too small for the filters, or have a different number of channels.
 
     Example:
         >>> filter_responses(torch.ones(1, 1, 4, 4), torch.full((2, 1, 3, 3), 1 / 9)).shape
@@ -46,14 +46,14 @@ def filter_responses(images: Tensor, filters: Tensor, *, stride: int = 1) -> Ten
 
 
 def response_histograms(responses: Tensor, edges: Tensor, *, smoothing: float = 0.0) -> Tensor:
-    """Histograms of filter responses over all positions.
+    """Compute histograms of filter responses over all positions.
 
     Args:
         responses: (n, filters, ...), any number of positions.
-        edges: (filters, bins - 1), the inner edges of each filter's bins, rising; a response on an edge falls into the
-            bin above it, one outside of all edges into the end bin.
-        smoothing: what is added to each bin's count, so that an empty bin is not infinitely unlikely; 1 adds the mass
-            of one position (ours; the authors add nothing).
+        edges: (filters, bins - 1), the inner edges of each filter's bins, rising; a response on an edge belongs to the
+            bin above it, one outside of all edges to the first or last bin.
+        smoothing: added to each bin's count, so that no bin is empty; 1 adds the mass of one position (ours; the
+            authors add nothing).
 
     Returns:
         (n, filters, bins), each histogram summing to 1.
@@ -85,14 +85,14 @@ def response_histograms(responses: Tensor, edges: Tensor, *, smoothing: float = 
 
 
 def to_histograms(counts: Tensor, *, smoothing: float = SMOOTHING, out: Tensor | None = None) -> Tensor:
-    """Counts (n, filters, bins) as shares of each filter's positions, every bin raised by `smoothing` counts."""
+    """Turn counts (n, filters, bins) into shares of each filter's positions, after adding `smoothing` to every bin."""
     raised = counts.float() if out is None else out.copy_(counts)
     raised += smoothing
     return raised.div_(raised.sum(-1, keepdim=True))
 
 
 def num_bins(num_positions: float) -> int:
-    """How many bins fit so many positions: the root of their number, at most 100 (ours).
+    """Return the number of bins for a number of positions: its square root, at most 100 (ours).
 
     >>> num_bins(30 * 30), num_bins(224 * 224)
     (30, 100)
@@ -101,11 +101,11 @@ def num_bins(num_positions: float) -> int:
 
 
 class ResponseCounts:
-    """How often each filter gave each number, over any number of images: what quantiles are read from.
+    """Counts how often each filter gave each number, over any number of images, to find quantiles.
 
     Args:
         num_filters: of the bank.
-        device: where responses are.
+        device: of the responses.
     """
 
     def __init__(self, num_filters: int, device: torch.device) -> None:
@@ -118,16 +118,16 @@ class ResponseCounts:
 
     @property
     def per_filter(self) -> float:
-        """How many responses a filter gave, on average."""
+        """Return the mean number of responses of a filter."""
         return int(self.counts.sum()) * CODES / len(self.counts)
 
     def edges(self, bins: int) -> Tensor:
-        """(filters, bins - 1) inner edges that share the counted responses out as evenly as equal responses allow."""
+        """Return (filters, bins - 1) inner edges that divide the counted responses as evenly as ties allow."""
         values = _values().to(self.counts.device)
         order = values.nan_to_num(torch.inf).argsort(stable=True)
         counts = self.counts.view(-1, CODES)[:, order].cpu()
         values = values[order].cpu()
-        zeros = (values == 0).nonzero()[:, 0]  # there are two, and no edge lies between them
+        zeros = (values == 0).nonzero()[:, 0]  # 0 and -0 are equal, so they are counted together
         counts[:, zeros[1]] += counts[:, zeros[0]]
         counts[:, zeros[0]] = 0
         below = (counts.cumsum(1) - counts).double()  # how many responses lie below each value
@@ -138,7 +138,7 @@ class ResponseCounts:
 
 
 class Binning:
-    """Counts responses into bins, by one look-up each.
+    """Counts responses into bins, with one table lookup each.
 
     Args:
         edges: (filters, bins - 1), rising.
@@ -151,12 +151,12 @@ class Binning:
         self._places = (places.clamp(max=self.bins - 1) + offsets).int().flatten()
 
     def to(self, device: torch.device) -> "Binning":
-        """The same on another device."""
+        """Move the table to a device and return itself."""
         self._places = self._places.to(device)
         return self
 
     def counts(self, responses: Tensor, first: int) -> Tensor:
-        """(n, filters, bins) counts of responses (n, filters, height, width) of filters from `first` on."""
+        """Return (n, filters, bins) counts of responses (n, filters, height, width) of filters from `first` on."""
         num_images, num_filters = responses.shape[:2]
         places = self._places.index_select(0, _codes(responses, first)).view(num_images, -1)
         size = num_filters * self.bins
@@ -166,12 +166,12 @@ class Binning:
 
 
 def _codes(responses: Tensor, first: int) -> Tensor:
-    """The place of each response in a table of every number that every filter from `first` on can give."""
+    """Return each response's position in the table of all numbers that filters from `first` on can give."""
     codes = responses.bfloat16().view(torch.int16).int()
     filters = torch.arange(first, first + responses.shape[1], dtype=torch.int32, device=codes.device)
     return codes.add_((filters * CODES + CODES // 2)[:, None, None]).flatten()
 
 
 def _values() -> Tensor:
-    """The numbers that codes stand for, as float32."""
+    """Return the number of each code, as float32."""
     return torch.arange(-CODES // 2, CODES // 2, dtype=torch.int16).view(torch.bfloat16).float()

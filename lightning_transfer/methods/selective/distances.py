@@ -1,4 +1,4 @@
-"""The distance of two descriptors (arXiv 1702.08690 and the authors' code), as it stands and as an inner product.
+"""Compute the distance of two descriptors (arXiv 1702.08690 and the authors' code), directly or as an inner product.
 
 D(p, q) = sum_i w_i sum_b 1/2 [p log((p + e) / (q + e)) + q log((q + e) / (p + e))]. With c_q = sum w q log q it is half
 of c_p + c_q - <w p, log q> - <w log p, q>: the nearest are the top of an inner product.
@@ -11,18 +11,18 @@ from torch import Tensor
 from lightning_transfer.errors import TransferConfigError
 
 EPS = 2.2e-16  # the authors' e; it counts where float64 descriptors have empty bins
-CHUNK = 2**17  # numbers held at once when distances are taken one by one: they stay in the cache
-# with it numpy's logarithm takes less than half of the time that torch's does; without it torch's is the faster one
+CHUNK = 2**17  # numbers held at once for single distances, so that they stay in the cache
+# with AVX512 numpy's logarithm takes less than half of the time of torch's; without it torch's is faster
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def symmetric_kl(p: Tensor, q: Tensor, *, filter_weights: Tensor | None = None) -> Tensor:
-    """The distance of every descriptor of one set to every one of another, in float64, term by term.
+    """Return the distance of every descriptor of one set to every one of another, in float64, term by term.
 
     Args:
         p: (n, filters, bins) histograms.
         q: (m, filters, bins) histograms.
-        filter_weights: (filters,), what each filter counts; one over their number by default.
+        filter_weights: (filters,), the weight of each filter; one over their number by default.
 
     Returns:
         (n, m) distances: 0 for equal descriptors, the same in both directions.
@@ -47,7 +47,7 @@ def symmetric_kl(p: Tensor, q: Tensor, *, filter_weights: Tensor | None = None) 
 
 
 def root_weights(p: Tensor, q: Tensor, filter_weights: Tensor | None) -> Tensor:
-    """The root of what each number of a flat descriptor counts: (filters * bins,), in float64.
+    """Return the square root of the weight of each number of a flat descriptor: (filters * bins,), in float64.
 
     Raises:
         TransferConfigError: the sets, or the weights, do not fit.
@@ -68,13 +68,13 @@ def root_weights(p: Tensor, q: Tensor, filter_weights: Tensor | None) -> Tensor:
 
 
 def with_logs(histograms: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
-    """Flat histograms and their logarithms, both times the root of the weights, in the histograms' own precision."""
+    """Return flat histograms and their logarithms, both times the root of the weights, in the histograms' precision."""
     root = root.to(histograms.dtype)
     return histograms * root, logs(histograms).mul_(root)
 
 
 def logs(histograms: Tensor) -> Tensor:
-    """Logarithms, also of empty bins."""
+    """Return logarithms, also of empty bins."""
     raised = histograms + EPS
     if raised.device.type != "cpu" or raised.requires_grad or not HAS_AVX512:
         return raised.log_()
@@ -82,7 +82,7 @@ def logs(histograms: Tensor) -> Tensor:
 
 
 def pair_distances(p: Tensor, q: Tensor, root: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:
-    """Distances of pairs of flat descriptors in float64; a pair's is the same to the bit in whatever company.
+    """Return distances of pairs of flat descriptors in float64; a pair's distance does not depend on the other pairs.
 
     Args:
         p: (n, numbers) histograms.
@@ -99,6 +99,6 @@ def pair_distances(p: Tensor, q: Tensor, root: Tensor, pairs: tuple[Tensor, Tens
         (mine, of_p), (theirs, of_q) = (rows[start : start + block].unique(return_inverse=True) for rows in pairs)
         (a, log_a), (b, log_b) = with_logs(p[mine].double(), root), with_logs(q[theirs].double(), root)
         difference, log_difference = a[of_p].sub_(b[of_q]), log_a[of_p].sub_(log_b[of_q])
-        # numpy adds each row up by itself; torch would share a single long row out among threads
+        # numpy sums each row in one thread; torch would divide a single long row among threads
         found[start : start + block] = torch.from_numpy((difference.numpy() * log_difference.numpy()).sum(1))
     return found / 2

@@ -1,6 +1,6 @@
-"""Source images that are copies, exact or nearly, of target images: what would leak a test set (ours).
+"""Find source images that are copies, exact or nearly, of target images and would leak a test set (ours).
 
-Descriptors say who is worth comparing, pictures decide: two are near duplicates when their grey thumbnails, one of them
+Descriptors choose the candidates and pictures decide: two are near duplicates if their grey thumbnails, one of them
 mirrored or not, agree up to brightness and contrast.
 """
 
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from lightning_transfer.methods.selective.pictures import Picture, read_batches
 from lightning_transfer.progress import Step
 
-COMPARED = 5  # nearest source images of each target image, and of its mirror image, that are looked at at least
+COMPARED = 5  # nearest source images to compare with each target image, and with its mirror image, at least
 SIDE = 16  # of a thumbnail
 ALIKE = 0.985  # correlation of thumbnails
 
@@ -26,7 +26,7 @@ def near_duplicates(
     num_workers: int,
     step: Step,
 ) -> Tensor:
-    """(pairs, 2) of target and source images that show the same, among (targets, k) candidates.
+    """Return (pairs, 2) of target and source images that show the same, among (targets, k) candidates.
 
     Args:
         indices: source images that each target image is compared with.
@@ -47,7 +47,7 @@ def near_duplicates(
 
 
 def near_duplicates_of_few(target: Dataset[Picture], source: Dataset[Picture]) -> Tensor:
-    """(pairs, 2) of target and source images that show the same, each compared with all: for some thousands."""
+    """Return (pairs, 2) of target and source images that show the same, each compared with all: for some thousands."""
     of_target, others = (_thumbnails(side, range(len(side)), 0, lambda _: None) for side in (target, source))  # type: ignore[arg-type]
     likeness = torch.maximum(*(of_target @ thumbnails.T for thumbnails in (others, _mirrored(others))))
     pairs: Tensor = (likeness >= ALIKE).nonzero()
@@ -59,7 +59,7 @@ def _mirrored(thumbnails: Tensor) -> Tensor:
 
 
 def _thumbnails(pictures: Dataset[Picture], indices: Sequence[int], num_workers: int, step: Step) -> Tensor:
-    """(pictures, SIDE * SIDE) grey, of zero mean and unit length; a flat or unreadable one resembles none."""
+    """Return (pictures, SIDE * SIDE) grey, of zero mean and unit length; a flat or unreadable one resembles none."""
     found = []
     for _, batch in read_batches(pictures, indices, num_workers=num_workers):
         for pixels, _ in batch:

@@ -1,7 +1,7 @@
-"""The exact nearest source descriptors of every target descriptor.
+"""Find the exact nearest source descriptors of every target descriptor.
 
-What float32 keeps is measured again in float64 wherever float32 could mistake the order. Where a cheap lower bound
-rules out nearly all pairs, only the others are compared; the result is the same.
+The nearest in float32 are measured again in float64 wherever the error of float32 could change the order. If a cheap
+lower bound rules out nearly all pairs, only the others are compared; the result is the same.
 """
 
 import math
@@ -16,22 +16,22 @@ from lightning_transfer.methods.selective.search import BLOCK, LEAST, Packed, Ro
 
 QUERIES = 2**27  # numbers of packed queries held at once
 MOST_QUERIES = 8192  # in one pass over the source
-SAMPLE = 1024  # pairs that are measured again to see how much float32 errs
+SAMPLE = 1024  # pairs that are measured again to estimate the error of float32
 SAFETY = 2  # times the largest error seen
-QUANTA = 2  # steps of float32 that an error is taken for at least
+QUANTA = 2  # steps of float32 that an error is assumed to have at least
 
 
 def exact_neighbors(
     queries: Rows, source: Rows, *, k: int, root: Tensor, prune: bool | None = None, all_in_double: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The k nearest rows of the source of every query.
+    """Return the k nearest rows of the source of every query.
 
     Args:
         queries: flat histograms.
         source: flat histograms.
         k: how many, at most as many as the source has.
         root: (numbers,) root of the weights.
-        prune: whether a lower bound rules pairs out first; by default where a sample says that it pays.
+        prune: whether a lower bound rules pairs out first; by default if it is cheaper on a sample.
         all_in_double: measure every distance again in float64, not only those that could be out of order.
 
     Returns:
@@ -46,7 +46,7 @@ def exact_neighbors(
 
 
 def search_bytes(num_queries: int, k: int, shape: tuple[int, int]) -> int:
-    """About how much memory a search takes, whatever the size of the source."""
+    """Return about how much memory a search takes, which does not depend on the size of the source."""
     numbers = math.prod(shape)
     group = min(num_queries, MOST_QUERIES, max(1, QUERIES // (2 * numbers)))
     blocks = 4 * BLOCK + 2 * group * max(LEAST, BLOCK // (2 * numbers))  # of the source, and their scores
@@ -89,11 +89,11 @@ def _settle(
     k: int,
     all_in_double: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The k nearest, from (n, kept) rough distances, nearest first, and their indices.
+    """Return the k nearest in their true order from (n, kept) rough distances and indices, and the error of float32.
 
-    How much float32 errs is seen on a sample, relative to the (n, 1) size of the numbers that distances are taken from,
-    and is never less than a few steps of those. Neighbors in the list that lie nearer to each other than that, or to
-    zero, are measured again. Beside the k nearest in their true order, by how much float32 errs.
+    The error is estimated on a sample, relative to the (n, 1) size of the numbers in the distances, and is at least a
+    few steps of float32. Distances that differ from each other, or from zero, by less than the error are measured
+    again.
     """
     rough, indices = lists
     query, place = torch.arange(len(rough)), torch.arange(max(1, SAMPLE // len(rough)))[:, None]
@@ -115,10 +115,10 @@ def _settle(
 
 
 def nearest_first(distances: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest of (n, m) neighbors in order, equal distances by index."""
+    """Return the k nearest of (n, m) neighbors in order, equal distances by index."""
     ordered, order = distances.sort(dim=1, stable=True)
     indices = indices.gather(1, order)
-    tied = (ordered.diff(dim=1) == 0).any(1)  # seldom, and two more sorts
+    tied = (ordered.diff(dim=1) == 0).any(1)  # few rows: they need two more sorts
     by_index, order = indices[tied].sort(1)
     ordered[tied], order = ordered[tied].gather(1, order).sort(dim=1, stable=True)
     indices[tied] = by_index.gather(1, order)
@@ -126,7 +126,7 @@ def nearest_first(distances: Tensor, indices: Tensor, k: int) -> tuple[Tensor, T
 
 
 def measure(queries: Tensor, source: Rows, root: Tensor, which: Tensor, indices: Tensor) -> Tensor:
-    """Exact distances of the chosen places of (n, kept) lists, in the order of the places."""
+    """Return exact distances at the chosen positions of (n, kept) lists, in the order of the positions."""
     query, place = which.nonzero(as_tuple=True)
     rows, order = indices[query, place].sort(stable=True)
     distances = torch.empty(len(rows), dtype=torch.float64)

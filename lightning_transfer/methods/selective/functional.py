@@ -1,4 +1,4 @@
-"""What selective joint fine-tuning computes (arXiv 1702.08690): the nearest images, and how many are borrowed."""
+"""Compute the nearest images of selective joint fine-tuning (arXiv 1702.08690), and how many are borrowed."""
 
 import torch
 from torch import Tensor
@@ -8,23 +8,23 @@ from lightning_transfer.methods.selective.distances import root_weights
 from lightning_transfer.methods.selective.exact import exact_neighbors
 from lightning_transfer.methods.selective.search import InMemory, plain_arithmetic
 
-WRONG, UNSURE = 4, 2  # how many times its first budget a hard target image is given on top (the paper's)
+WRONG, UNSURE = 4, 2  # times k, the neighbors that a round adds for a hard target image (the paper's)
 
 
 def symmetric_kl_neighbors(
     target: Tensor, source: Tensor, *, k: int, filter_weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The k nearest source descriptors of every target descriptor, exactly.
+    """Return the k nearest source descriptors of every target descriptor, exactly.
 
     With c_q = sum w q log q, the distance is half of c_p + c_q - <w p, log q> - <w log p, q>: the nearest are the top
-    of an inner product of (w p, w log p, 1) with (log q, q, -c_q). What float32 takes for these is measured again in
-    float64; a query whose k-th is not nearer than everything left out, by the error seen, is asked for more.
+    of an inner product of (w p, w log p, 1) with (log q, q, -c_q). The top in float32 is measured again in float64. If
+    the error of float32 could hide a nearer row, the query is searched again with a longer list.
 
     Args:
         target: (n, filters, bins) histograms.
         source: (m, filters, bins) histograms.
         k: how many neighbors.
-        filter_weights: (filters,), what each filter counts; one over their number by default.
+        filter_weights: (filters,), the weight of each filter; one over their number by default.
 
     Returns:
         Distances in float64 and indices, each (n, k), nearest first, equal distances by index.
@@ -45,7 +45,7 @@ def symmetric_kl_neighbors(
         if not len(histograms) or not histograms.is_floating_point() or not bool((histograms >= 0).all()):
             raise TransferConfigError(
                 f"{name} is {histograms.dtype} {tuple(histograms.shape)}, or has numbers below 0 or NaN; expected "
-                "histograms, such as response_histograms gives."
+                "histograms, for example from response_histograms."
             )
     queries, rows = (
         InMemory(_at_least_single(histograms.detach()).flatten(1), (histograms.shape[1], histograms.shape[2]))
@@ -56,26 +56,26 @@ def symmetric_kl_neighbors(
 
 
 def _at_least_single(histograms: Tensor) -> Tensor:
-    """Half precision has no number as small as what is added to empty bins."""
+    """Return histograms in single precision at least: half precision cannot hold the number added to empty bins."""
     return histograms.to(torch.promote_types(histograms.dtype, torch.float32))
 
 
 def neighbor_budget(
     budget: Tensor, *, is_correct: Tensor, entropy: Tensor, k: int, limit: int, hard_entropy: float = 0.1
 ) -> Tensor:
-    """How many neighbors each target image may have after a round.
+    """Return how many neighbors each target image may have after a round.
 
-    The paper's rule: a target image that the network gets wrong is given 4 k more, one that it gets right but is not
-    sure of, 2 k more, the others keep what they have. `hard_entropy` is ours, the paper's is not available; the limit
-    is the authors' code's.
+    The paper's rule: a target image that the network gets wrong gets 4 k more neighbors, one that it gets right but is
+    not sure of gets 2 k more, and the others keep theirs. `hard_entropy` is ours, because the paper's is not available;
+    the limit is the authors' code's.
 
     Args:
-        budget: (n,) numbers of neighbors before.
+        budget: (n,) numbers of neighbors before the round.
         is_correct: (n,) whether the network is right.
         entropy: (n,) entropy of its class probabilities, in nats.
         k: the number of neighbors that every image began with.
         limit: the most that an image may have.
-        hard_entropy: from which entropy on a right answer counts as unsure.
+        hard_entropy: the entropy from which a right answer counts as unsure.
 
     Returns:
         (n,) numbers of neighbors, none lower than before.

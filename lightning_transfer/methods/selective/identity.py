@@ -1,4 +1,4 @@
-"""Short names of images, by which kept work knows what it was made of."""
+"""Digest images, so that kept work can be compared with the images it was made of."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,19 +11,19 @@ from lightning_transfer.methods.selective.pictures import IDENTIFIED, Picture, P
 
 
 def identity(pictures: Pictures) -> str:
-    """Return a short name of images in their order, by some of them and by what their dataset lists of all."""
+    """Return a digest of images in their order, from some of them and from what their dataset lists about all."""
     listed = "".join(f", {name} {digest}" for name, digest in pictures.listed.items())
     return f"{len(pictures)} images {pictures.glance.digest}{listed}"
 
 
 def looked_at(pictures: Pictures) -> str:
-    """Return what `identity` looks at, in words."""
+    """Return a text that says what `identity` compares."""
     listed = "".join(f", {name}" for name in pictures.listed)
     return f"{min(len(pictures), IDENTIFIED):,} of {len(pictures):,} {pictures.name} images{listed}"
 
 
 def digest_of(pictures: Iterable[Picture]) -> str:
-    """A short name of all of them, in their order."""
+    """Return a digest of all pictures, in their order."""
     found = hashlib.sha256()
     for pixels, label in pictures:
         found.update(f"{label} ".encode())
@@ -33,7 +33,7 @@ def digest_of(pictures: Iterable[Picture]) -> str:
 
 
 def is_same(before: Dataset[Any] | None, data: Dataset[Any]) -> bool:
-    """Return whether two datasets are one, or the same part of one, without a look at an image."""
+    """Return whether two datasets are the same, or the same part of one, without reading an image."""
     before = before.dataset if isinstance(before, Pictures) else before
     if isinstance(before, Subset) and isinstance(data, Subset) and before.dataset is data.dataset:
         return list(before.indices) == list(data.indices)

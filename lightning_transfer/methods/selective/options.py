@@ -1,4 +1,4 @@
-"""How many source images each target image borrows, and when it is given more."""
+"""Define how many source images each target image borrows, and when it gets more."""
 
 import warnings
 from dataclasses import dataclass, fields
@@ -12,22 +12,22 @@ OF_ROUNDS = ("every", "hard_entropy", "limit", "oversample_hard")  # options tha
 
 @dataclass(frozen=True)
 class Neighbors:
-    """The source images that a target image borrows: those with the nearest filter statistics.
+    """Options of the source images that a target image borrows: those with the nearest filter statistics.
 
     Args:
         k: how many at first (the authors': 300 to 1,000).
         bank: "gabor", or a `FilterBank`.
         bins: of each filter's histogram; by default the root of the number of positions, at most 100 (ours).
-        rounds: how often the network is asked, in the course of training, which target images are hard: one that it
-            gets wrong is given 4 k neighbors more, one that it gets right but is not sure of, 2 k more (the paper's).
-        every: optimizer steps between rounds; by default they share training out evenly (ours).
-        hard_entropy: from which entropy of the class probabilities on, in nats, a right answer counts as unsure (0.1
-            is ours), or a quantile of the right answers' entropies, as "75%".
-        limit: the most that a target image may have; 5 k by default.
-        min_per_class: source classes with fewer borrowed images are left out, and nothing takes their place (the
-            authors': 0 to 50).
-        oversample_hard: draw neighbors of a target image that borrows m times as many, m times as often. The authors
-            repeat the target image itself too, which is your train loader's: see `target_weights` of the callback.
+        rounds: how often during training the network decides which target images are hard: one that it gets wrong gets
+            4 k more neighbors, one that it gets right but is not sure of gets 2 k more (the paper's).
+        every: optimizer steps between rounds; by default rounds are spread evenly over training (ours).
+        hard_entropy: the entropy of the class probabilities, in nats, from which a right answer counts as unsure (0.1
+            is ours), or a quantile of the right answers' entropies, such as "75%".
+        limit: the largest number of neighbors of a target image; 5 k by default.
+        min_per_class: source classes with fewer borrowed images are left out and not replaced (the authors': 0 to 50).
+        oversample_hard: whether neighbors of a target image that borrows m times as many are drawn m times as often.
+            The authors also repeat the target image itself, which your train loader decides: see the callback's
+            `target_weights`.
         search: "exact", or "approximate" for tens of millions of source images.
 
     Raises:
@@ -63,25 +63,25 @@ class Neighbors:
         given = [name for name, default in usual.items() if getattr(self, name) != default]
         if given and not self.rounds:
             warnings.warn(
-                f"With rounds=0 no target image is given more neighbors, so {', '.join(given)} changes nothing. Leave "
-                "it out, or pass rounds=2.",
+                f"With rounds=0 no target image gets more neighbors, so {', '.join(given)} changes nothing. Leave it "
+                "out, or pass rounds=2.",
                 NoEffectWarning,
                 stacklevel=3,
             )
 
     @property
     def quantile(self) -> float | None:
-        """The quantile of entropies that `hard_entropy` names; None where it is a number of nats."""
+        """Return the quantile of entropies in `hard_entropy`; None if it is a number of nats."""
         if not isinstance(self.hard_entropy, str):
             return None
         digits = self.hard_entropy.removesuffix("%")
         if digits == self.hard_entropy or not digits.replace(".", "", 1).isdigit() or not 0 <= float(digits) <= 100:
             raise TransferConfigError(
-                f'hard_entropy={self.hard_entropy!r}; write nats, as 0.1, or a quantile, as "75%".'
+                f'hard_entropy={self.hard_entropy!r}; write nats, such as 0.1, or a quantile, such as "75%".'
             )
         return float(digits) / 100
 
     def longest(self, num_images: int) -> int:
-        """The longest list that may be needed, of a source of so many images."""
+        """Return the length of the longest list that may be needed, for a source of `num_images`."""
         limit = self.k if not self.rounds else LIMIT * self.k if self.limit is None else self.limit
         return min(limit, num_images)

@@ -1,4 +1,4 @@
-"""In which order borrowed images are drawn: one neighbor of each target image in turn (the authors' code)."""
+"""Order the draws of borrowed images: one neighbor of each target image in turn (the authors' code)."""
 
 from functools import lru_cache
 
@@ -9,15 +9,15 @@ from lightning_transfer.randomness import seed_of
 
 
 class NeighborOrder:
-    """For every target image in turn, one of its neighbors, drawn uniformly (the authors' code).
+    """Draws one neighbor of every target image in turn, uniformly (the authors' code).
 
-    A function of (seed, position) alone. Target images come in another order every time round; one that has no
-    neighbors left is passed over.
+    It depends only on (seed, position). Every turn has the target images in a new order; those without neighbors are
+    skipped.
 
     Args:
-        pool: neighbors of all target images, end to end.
+        pool: neighbors of all target images, one list after the other.
         counts: (targets,) how many neighbors each has.
-        times: (targets,) how often each is drawn for in a turn.
+        times: (targets,) how many neighbors of each are drawn in a turn.
         seed: of the order.
     """
 
@@ -29,7 +29,7 @@ class NeighborOrder:
         self.seed = seed
 
     def __call__(self, position: int) -> int:
-        """The source image at a position of the endless order."""
+        """Return the source image at a position of the endless order."""
         turn, offset = divmod(position, len(self.turns))
         order, draws = _turn(len(self.turns), self.seed, turn)
         target = self.turns[order[offset]]
@@ -38,6 +38,6 @@ class NeighborOrder:
 
 @lru_cache(maxsize=4)
 def _turn(num: int, seed: int, turn: int) -> tuple[Tensor, Tensor]:
-    """(num,) numbers in the order of a turn, and (num,) draws from 0 up to 1."""
+    """Return (num,) numbers in the order of a turn, and (num,) draws from 0 up to 1."""
     generator = torch.Generator().manual_seed(seed_of(seed, turn))
     return torch.randperm(num, generator=generator), torch.rand(num, dtype=torch.float64, generator=generator)

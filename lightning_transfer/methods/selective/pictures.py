@@ -1,4 +1,4 @@
-"""Any dataset's samples as pictures, in the dataset's order: what filters are laid over, and eyes look at."""
+"""Read the samples of any dataset as pictures, in the dataset's order, for filters and for display."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -20,17 +20,17 @@ from lightning_transfer.source.listing import listed_by
 
 CHANNELS = (1, 2, 3, 4)  # grey and colour, with or without transparency
 READ = 64  # pictures a batch
-IDENTIFIED = 64  # images that tell one large dataset from another, and what is white in it
-PROBED, READINGS = 8, 3  # samples that are read several times, to see whether they are always the same
+IDENTIFIED = 64  # images that identify a large dataset and show its range of pixels
+PROBED, READINGS = 8, 3  # samples that are read several times, to check that they are always the same
 
 
 class Picture(NamedTuple):
     """One sample.
 
     Attributes:
-        pixels: (channels, height, width), 0..1 by the dataset's white, or as the dataset normalises them; a string says
-            why there is none.
-        label: its class, -1 where it is no whole number.
+        pixels: (channels, height, width), scaled to 0..1, or as the dataset normalises them; if the sample cannot be
+            used, a string with the reason.
+        label: its class; -1 if it is not a whole number.
     """
 
     pixels: Tensor | str
@@ -38,7 +38,7 @@ class Picture(NamedTuple):
 
 
 class Pictures(Dataset[Picture]):
-    """A dataset whose samples are pictures, whatever they were; the random state of a sample is its own.
+    """A dataset that turns the samples of another one into pictures; each sample is read with its own random state.
 
     Args:
         dataset: giving images, or (image, label): tensors, arrays or PIL images.
@@ -56,7 +56,7 @@ class Pictures(Dataset[Picture]):
         self.is_mirrored = False
 
     def mirrored(self) -> "Pictures":
-        """The same, each picture as in a mirror."""
+        """Return the same pictures, mirrored."""
         other = copy.copy(self)
         other.name, other.is_mirrored = f"mirrored {self.name}", True
         return other
@@ -68,33 +68,33 @@ class Pictures(Dataset[Picture]):
         return self.read(index, seed=0)
 
     def read(self, index: int, seed: int) -> Picture:
-        """One picture; what cannot be read or is no picture says why."""
+        """Return one picture; if it cannot be read or is not a picture, with the reason."""
         glance = self.glance
         try:
             given, label = self._given(index, seed)
             pixels = glance.scaled(given).contiguous()
             return Picture(pixels.flip(-1) if self.is_mirrored else pixels, label)
         except ControlFlowError:
-            raise  # not an unreadable image, of which some are forgiven
+            raise  # this is not an unreadable image, of which some are allowed
         except Exception as error:
             return Picture(f"{type(error).__name__}: {error}")
 
     @cached_property
     def glance(self) -> Glance:
-        """What some images say of all: the same in every process, for it looks at the same images."""
+        """Return what some images show about all; the same in every process."""
         found = Glance()
         for index in spread(len(self), IDENTIFIED):
             try:
                 found.see(*self._given(index, seed=0))
             except ControlFlowError:
                 raise
-            except Exception:  # said where it is read
+            except Exception:  # reported when the image is read
                 found.see(None, -1)
         return found
 
     @cached_property
     def listed(self) -> dict[str, str]:
-        """Digests of what the dataset lists of its images, by what that is."""
+        """Return digests of what the dataset lists about its images, by name."""
         return listed_by(self.dataset)
 
     def _given(self, index: int, seed: int) -> tuple[Tensor, int]:
@@ -116,32 +116,32 @@ class Pictures(Dataset[Picture]):
         return image, max(int(label), -1) if is_class else -1
 
     def check_always_the_same(self, advice: str) -> None:
-        """Raise where reading a sample again gives other pixels.
+        """Raise if reading a sample again returns other pixels.
 
         Raises:
-            TransferConfigError: with the advice.
+            TransferConfigError: a sample differs; the message ends in the advice.
         """
         for index in spread(len(self), PROBED):
             first, *others = (self.read(index, seed=seed).pixels for seed in range(READINGS))
             if isinstance(first, Tensor) and any(isinstance(o, str) or not torch.equal(first, o) for o in others):
                 raise TransferConfigError(
-                    f"The {self.name}'s transform is random: {self.name} sample {index} is not the same twice, so "
-                    f"what is found for it would not be either. {advice}"
+                    f"The {self.name}'s transform is random: {self.name} sample {index} differs when it is read again, "
+                    f"so its neighbors would differ too. {advice}"
                 )
 
 
 def _pixels(image: Any) -> Tensor:
-    """(channels, height, width) in the numbers that were given."""
+    """Return (channels, height, width) with unchanged values."""
     try:
         given = image if isinstance(image, Tensor) else np.array(_without_palette(image))
     except ValueError:  # parts of several shapes
         given = np.array(0)
     if given.ndim == 2:
-        given = given[None] if isinstance(given, Tensor) else given[..., None]  # where channels are looked for first
+        given = given[None] if isinstance(given, Tensor) else given[..., None]  # where each type has its channels
     if given.ndim != 3 or (given.shape[0] not in CHANNELS and given.shape[2] not in CHANNELS):
         raise TransferConfigError(
-            f"expected an image (channels, height, width) or a PIL image, found {structure(image)}; for samples of "
-            "another form, SourceTask(adapt=) or a dataset that gives (image, label)"
+            f"expected an image (channels, height, width) or a PIL image, found {structure(image)}; for other samples "
+            "pass SourceTask(adapt=), or a dataset that returns (image, label)"
         )
     array = torch.as_tensor(given)
     if array.shape[0] not in CHANNELS or (not isinstance(image, Tensor) and array.shape[2] in CHANNELS):
@@ -159,7 +159,7 @@ def _without_palette(image: Any) -> Any:
 def read_batches(
     pictures: Dataset[Picture], indices: Sequence[int], *, num_workers: int
 ) -> Iterator[tuple[list[int], list[Picture]]]:
-    """Pictures in the order of their indices, some at a time."""
+    """Yield indices and their pictures in batches, in order."""
     start = 0
     for batch in in_order(pictures, indices, size=READ, workers={"num_workers": num_workers}):
         yield list(indices[start : start + len(batch)]), batch
@@ -167,42 +167,42 @@ def read_batches(
 
 
 def readable(pictures: Pictures, indices: Sequence[int], *, num_workers: int) -> list[int]:
-    """Return those of the indices whose picture can be read."""
+    """Return the indices whose picture can be read."""
     batches = read_batches(pictures, indices, num_workers=num_workers) if indices else ()
     read = (pair for some, batch in batches for pair in zip(some, batch, strict=True))
     return [index for index, (pixels, _) in read if isinstance(pixels, Tensor)]
 
 
 def check_ranges(pictures: Pictures, source: Pictures) -> None:
-    """Raise where one brightness is not one number in these pictures and in the source's.
+    """Raise if these pictures and the source's have different ranges of pixels.
 
     Raises:
-        TransferConfigError: naming both ranges.
+        TransferConfigError: the ranges differ; the message names both.
     """
     sides = (pictures, source)
     extents = {side.name: side.glance.extent for side in sides}
     if None not in extents.values() and len({extent.scale for extent in extents.values() if extent}) > 1:
         shown = " and ".join(f"{name} pixels run {extent}" for name, extent in extents.items())
         raise TransferConfigError(
-            f"The {shown}: one is normalised and the other is not, so that their statistics say nothing of each "
-            "other. Give both the same processing."
+            f"The {shown}: one is normalised and the other is not, so their statistics cannot be compared. Give both "
+            "the same processing."
         )
     if not pictures.glance.agrees(source.glance):
         shown = " and ".join(f"{side.name} pixels are {side.glance}" for side in sides)
         raise TransferConfigError(
-            f"The {shown}: their ranges differ, so that one brightness is not one number. Bring both to one range, "
-            "for example to floats of 0 to 1."
+            f"The {shown}: their ranges differ, so equal brightness has different values. Bring both to one range, for "
+            "example to floats of 0 to 1."
         )
 
 
 def spread(num: int, wanted: int) -> list[int]:
-    """Some of so many places, first and last among them."""
+    """Return evenly spread positions, including the first and the last."""
     found: list[int] = torch.linspace(0, num - 1, min(num, wanted)).long().tolist()
     return found
 
 
 def for_display(pixels: Tensor) -> np.ndarray[Any, Any]:
-    """(height, width, 3) in 0..1 of pixels on whatever scale."""
+    """Return pixels of any scale as (height, width, 3) in 0..1."""
     pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels
     low, high = float(pixels.min()), float(pixels.max())
     if low < 0 or high > 1:

@@ -1,4 +1,4 @@
-"""In which numbers a dataset keeps its pixels, by some of them: what is white, and whether two sides agree (ours)."""
+"""Find a dataset's range of pixels from some of its images: what is white, and whether two datasets agree (ours)."""
 
 import hashlib
 import math
@@ -11,18 +11,18 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.source.gap import RAW, Extent
 
 BYTE, WORD = 255.0, 65535.0  # white in 8 and in 16 bits
-FAR = 100.0  # times as bright, at which no two datasets are of one range
+FAR = 100.0  # if one dataset is this many times as bright as another, their ranges differ
 
 
 @dataclass
 class Range:
-    """What was seen of the pixels of one kind.
+    """The range of the pixels seen so far of one kind.
 
     Attributes:
-        dtype: of the first.
-        least: pixel.
-        largest: pixel.
-        is_whole: whether all are whole numbers, whatever their type.
+        dtype: of the first pixels.
+        least: smallest pixel.
+        largest: largest pixel.
+        is_whole: whether all values are whole numbers, in any type.
     """
 
     dtype: torch.dtype
@@ -31,14 +31,14 @@ class Range:
     is_whole: bool = True
 
     def see(self, pixels: Tensor) -> None:
-        """Some more of them."""
+        """Include more pixels."""
         self.least = min(self.least, float(pixels.min()))
         self.largest = max(self.largest, float(pixels.max()))
         self.is_whole = self.is_whole and bool((pixels == pixels.round()).all())
 
     @property
     def white(self) -> float:
-        """What pixels are divided by; signed ones, and floats of no known range, stay as they are."""
+        """Return the number that pixels are divided by; 1 for signed pixels and for floats of unknown range."""
         if self.dtype in (torch.bool, torch.uint8):
             return 1.0 if self.dtype == torch.bool else BYTE
         as_they_are = RAW if self.is_float and not self.is_whole else 1.0
@@ -48,22 +48,22 @@ class Range:
 
     @property
     def is_far_below_white(self) -> bool:
-        """Whether white is a guess by the largest pixel, which is not near it: digits of 0..16, or 12 bits."""
+        """Return whether the largest pixel is far below the guessed white, as in digits of 0..16 or in 12 bits."""
         return self.dtype not in (torch.bool, torch.uint8) and self.white > 1 and self.largest < self.white / 2
 
     @property
     def is_float(self) -> bool:
-        """Return whether the type is one of floats."""
+        """Return whether the type is a float."""
         return self.dtype.is_floating_point
 
     @property
     def is_sure(self) -> bool:
-        """Return whether the type alone says what is white."""
+        """Return whether the type alone decides what is white."""
         return self.dtype in (torch.bool, torch.uint8) or (self.dtype == torch.uint16 and self.white == WORD)
 
     def agrees(self, other: "Range") -> bool:
         """Return whether pixels of both kinds mean the same brightness, each divided by its white."""
-        if not self.largest or not other.largest:  # black says nothing
+        if not self.largest or not other.largest:  # all pixels are black, which decides nothing
             return True
         is_told = self.is_sure and other.is_sure
         is_converted = any(
@@ -81,12 +81,12 @@ class Range:
 
 @dataclass
 class Glance:
-    """What some images of a dataset say of all of them.
+    """What some images of a dataset show about all of them.
 
     Attributes:
         ranges: of their pixels, by kind.
-        areas: of each, in pixels.
-        digest: of all.
+        areas: of each image, in pixels.
+        digest: of all these images.
     """
 
     ranges: dict[str, Range] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class Glance:
     digest: str = ""
 
     def see(self, pixels: Tensor | None, label: int) -> None:
-        """One more image, as its dataset gives it; None where it cannot be read."""
+        """Include an image as its dataset returns it; None if it cannot be read."""
         found = hashlib.sha256(f"{self.digest} {label} ".encode())
         if pixels is not None:
             self.areas.append(pixels.shape[1] * pixels.shape[2])
@@ -104,12 +104,12 @@ class Glance:
 
     @property
     def side(self) -> float:
-        """The root of the mean area; 0 where none could be read."""
+        """Return the root of the mean area; 0 if no image could be read."""
         return math.sqrt(sum(self.areas) / max(len(self.areas), 1))
 
     @property
     def extent(self) -> Extent | None:
-        """How far pixels run, divided by their white; None where none could be read."""
+        """Return the range of pixels divided by their white; None if no image could be read."""
         ends = [(one.least / one.white, one.largest / one.white) for one in self.ranges.values()]
         return Extent(min(least for least, _ in ends), max(largest for _, largest in ends)) if ends else None
 
@@ -117,7 +117,7 @@ class Glance:
         """Return an image's pixels divided by the dataset's white.
 
         Raises:
-            TransferConfigError: they are of a kind or a range that none of the images had that were looked at.
+            TransferConfigError: none of the probed images had pixels of this kind or range.
         """
         seen, kind = self.ranges.get(_kind(pixels.dtype)), str(pixels.dtype).removeprefix("torch.")
         found = pixels.float()
@@ -135,7 +135,7 @@ class Glance:
         return found / seen.white
 
     def agrees(self, other: "Glance") -> bool:
-        """Return whether images of both can be compared, as far as anything was seen of them."""
+        """Return whether images of both can be compared, as far as the images seen show it."""
         pairs = [(mine, theirs) for mine in self.ranges.values() for theirs in other.ranges.values()]
         return not pairs or any(mine.agrees(theirs) for mine, theirs in pairs)
 

@@ -1,4 +1,4 @@
-"""How a long look at all images is done: where its results are kept, who reads, what the user sees meanwhile."""
+"""Define how all images are scanned: where results are kept, how images are read, and what is shown meanwhile."""
 
 import sys
 from collections.abc import Callable
@@ -17,15 +17,16 @@ def _on_terminal(line: str) -> None:
 
 @dataclass(frozen=True)
 class Scan:
-    """How selection goes about its work; nothing here changes what it finds.
+    """Options of the work of a selection; they do not change its result.
 
     Args:
-        cache: file that keeps the selection and gives it back when everything it was made of is the same (a source is
-            known by its length and 64 of its images); interrupted work resumes from a folder beside it.
+        cache: file that keeps the selection; it is used again if everything it was made of is the same (a source is
+            identified by its length, 64 of its images and what it lists about all). Interrupted work resumes from a
+            folder next to the file.
         num_workers: processes that read images.
         device: where filters run.
-        progress: makes a progress bar of a name and a total.
-        say: what is done with a line of text; by default it goes to the terminal, beside the bars.
+        progress: makes a progress bar from a name and a total.
+        say: called with each line of text; by default it prints to the terminal.
     """
 
     cache: str | Path | None = None
@@ -38,6 +39,6 @@ class Scan:
         check_count("num_workers", self.num_workers, least=0)
 
     def silent(self) -> "Scan":
-        """The same work, of which nothing is seen; a bar of one's own may have more to do than to be seen."""
+        """Return the same options without output; a bar of the user's is kept, because it may do more than show."""
         progress = no_progress if self.progress is tqdm_progress else self.progress
         return replace(self, progress=progress, say=lambda _: None)

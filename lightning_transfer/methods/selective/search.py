@@ -1,6 +1,6 @@
-"""What float32 takes for the nearest source descriptors of every target descriptor, from one pass over the source.
+"""Find the nearest source descriptors of every target descriptor in float32, in one pass over the source.
 
-Blocks of the source are read, compared by one matrix product, and forgotten: the source need not fit into memory.
+Blocks of the source are read, compared by one matrix product, and dropped: the source need not fit into memory.
 """
 
 import math
@@ -15,29 +15,29 @@ from torch import Tensor
 
 from lightning_transfer.methods.selective.distances import logs
 
-BLOCK = 2**22  # numbers of a block of the source that are held at once: more would leave the processor's cache
-SEVERAL = 8  # rows at least, for a call to be worth its while
-LEAST = 256  # rows of a block, for a matrix product to be worth its name
-CACHED = 2**16  # numbers that are worked on at once where arithmetic is cheaper than memory
-SAMPLE = 256  # rows whose mean is taken out
-SLACK = 32  # how many more than k are kept, for what float32 may have confused
+BLOCK = 2**22  # numbers of a block of the source that are held at once, so that they fit into the processor's cache
+SEVERAL = 8  # rows of a call at least, so that its overhead is small
+LEAST = 256  # rows of a block at least, so that a matrix product is efficient
+CACHED = 2**16  # numbers in one step if memory is slower than arithmetic
+SAMPLE = 256  # rows whose mean is subtracted
+SLACK = 32  # how many more than k are kept, because float32 may confuse the order
 
 
 class Rows(Protocol):
-    """Flat histograms, wherever they lie."""
+    """Flat histograms, in memory or on disk."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of rows."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Filters, and bins of each."""
+        """Return the number of filters, and of bins of each."""
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop, (rows, filters * bins)."""
+        """Return rows start to stop, (rows, filters * bins)."""
 
     def take(self, rows: Tensor) -> Tensor:
-        """Chosen rows, in rising order."""
+        """Return chosen rows, in rising order."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ class InMemory:
         return len(self.histograms)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop."""
+        """Return rows start to stop."""
         return self.histograms[start:stop]
 
     def take(self, rows: Tensor) -> Tensor:
-        """Chosen rows."""
+        """Return chosen rows."""
         return self.histograms[rows]
 
 
 @contextmanager
 def plain_arithmetic() -> Iterator[None]:
-    """No gradients, and float32 whatever precision the training around it has."""
+    """Compute without gradients and in float32, in a training of any precision."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -72,21 +72,21 @@ def plain_arithmetic() -> Iterator[None]:
 
 
 def kept_for(k: int, num_rows: int) -> int:
-    """How many are kept where k are sought."""
+    """Return how many rows to keep to find k."""
     return min(k + max(SLACK, k // 8), num_rows)
 
 
 class Nearest:
-    """The running k best of every query, under scores that come block by block.
+    """Keeps the k best scores of every query, from scores that come block by block.
 
-    Kept by threshold: of a block only what beats a query's k-th so far is looked at, which soon is next to nothing.
-    What a block has left waits to be merged with that of others.
+    Only scores above a query's current k-th are used, which soon are very few. They wait until there are enough of them
+    for a merge.
     """
 
     def __init__(self, num_queries: int, k: int) -> None:
         self.scores = torch.full((num_queries, k), -torch.inf)
         self.indices = torch.full((num_queries, k), -1)
-        self.below = torch.full((num_queries,), torch.inf)  # what is nearer was not passed over unseen
+        self.below = torch.full((num_queries,), torch.inf)  # every row nearer than this was compared
         self.k = k
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
@@ -101,7 +101,7 @@ class Nearest:
             self.add_pairs(query, place + first, scores[query, place])
 
     def add_pairs(self, query: Tensor, index: Tensor, score: Tensor) -> None:
-        """Let single scores wait, given by rising query, until there are enough of them to be worth a merge."""
+        """Add single scores, sorted by query; they wait until there are enough for a merge."""
         if len(query):
             number = numbered(query, len(self.scores))
             scores = torch.full((len(self.scores), int(number.max()) + 1), -torch.inf)
@@ -112,7 +112,7 @@ class Nearest:
                 self.settle()
 
     def settle(self) -> None:
-        """Merge what waits."""
+        """Merge the waiting scores."""
         if self._waiting:
             scores, indices = zip(*self._waiting, strict=True)
             self._waiting = []
@@ -125,13 +125,13 @@ class Nearest:
 
 
 def places_of(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of what is chosen, by row: numpy finds few among many several times as fast as torch."""
+    """Return rows and columns of the chosen elements, by row; with numpy, which is several times as fast as torch."""
     flat = torch.from_numpy(np.flatnonzero(chosen.numpy()))
     return flat // chosen.shape[1], flat % chosen.shape[1]
 
 
 def numbered(groups: Tensor, num_groups: int) -> Tensor:
-    """The place of each element in its own group, from (n,) rising groups.
+    """Return the position of each element in its group, from (n,) rising groups.
 
     >>> numbered(torch.tensor([0, 0, 2, 2, 2]), 3)
     tensor([0, 1, 0, 1, 2])
@@ -141,7 +141,7 @@ def numbered(groups: Tensor, num_groups: int) -> Tensor:
 
 
 class Packed:
-    """Queries and source rows as the two sides of an inner product, centred so that float32 errs less."""
+    """Queries and source rows as the two sides of an inner product, centred to reduce the error of float32."""
 
     def __init__(self, queries: Tensor, source: Rows, root: Tensor) -> None:
         self.root, self.weights = root, root.square().float()
@@ -151,18 +151,18 @@ class Packed:
         numbers = queries.shape[1]
         self.queries = torch.empty(len(queries), 2 * numbers)
         self.own = self._pack(queries, self.queries[:, numbers:], self.queries[:, :numbers])
-        self.queries.mul_(self.weights.repeat(2))  # on one side is enough
+        self.queries.mul_(self.weights.repeat(2))  # weights on one side are enough
 
     def rows(self, histograms: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows, 2 * numbers) to multiply with `queries`, and (rows,) each row's own part; until the next call."""
+        """Return (rows, 2 * numbers) to multiply with `queries`, and each row's own part; valid until the next call."""
         num_rows, numbers = histograms.shape
-        if num_rows > len(self._buffer):  # used again and again: fresh memory costs as much as the arithmetic
+        if num_rows > len(self._buffer):  # reused: allocating memory takes as long as the arithmetic
             self._buffer = torch.empty(num_rows, 2 * numbers)
         packed = self._buffer[:num_rows]
         return packed, self._pack(histograms, packed[:, :numbers], packed[:, numbers:])
 
     def _pack(self, histograms: Tensor, log_side: Tensor, side: Tensor) -> Tensor:
-        """Write the logarithms and the histograms, both centred; (rows,) each row's own part."""
+        """Write the centred logarithms and histograms, and return (rows,) each row's own part."""
         own = torch.empty(len(histograms))
         for some in cached(*histograms.shape):
             p, log_p = histograms[some], logs(histograms[some])  # in their own precision; float32 once centred
@@ -172,12 +172,12 @@ class Packed:
         return own
 
     def distances(self, scores: Tensor) -> Tensor:
-        """Distances from (queries, ...) scores: inner products, less what the row is to itself."""
+        """Return distances from (queries, ...) scores, which are inner products minus each row's own part."""
         return (self.own[:, None] - scores) / 2
 
 
 def scan(packed: Packed, source: Rows, k: int) -> Nearest:
-    """What float32 takes for the nearest, from one pass over the source: k, and a few more."""
+    """Return the k nearest rows in float32, and a few more, from one pass over the source."""
     nearest = Nearest(len(packed.queries), kept_for(k, len(source)))
     for start, stop in blocks(source, 2 * math.prod(source.shape), least=LEAST):
         rows, own = packed.rows(source.read(start, stop))
@@ -187,15 +187,16 @@ def scan(packed: Packed, source: Rows, k: int) -> Nearest:
 
 
 def cached(num_rows: int, numbers: int) -> Iterator[slice]:
-    """All rows, so few at once that several arrays of them stay in the processor's cache."""
+    """Return slices of all rows, so small that several arrays of them fit into the processor's cache."""
     step = max(SEVERAL, CACHED // numbers)
     return (slice(start, start + step) for start in range(0, num_rows, step))
 
 
 def blocks(source: Rows, numbers: int, *, least: int = 1) -> list[tuple[int, int]]:
-    """First and last row of the blocks of a source that are held at once, at so many numbers a row.
+    """Return the first and last row of the blocks of a source, with `numbers` in each row.
 
-    Not more than `BLOCK` where `least` rows are fewer: beyond 32 MB the C library fetches fresh memory every time.
+    A block has at most `BLOCK` numbers, but at least `least` rows: above 32 MB the C library allocates memory anew each
+    time.
     """
     step = max(least, BLOCK // numbers)
     return [(start, min(start + step, len(source))) for start in range(0, len(source), step)]

@@ -1,7 +1,7 @@
-"""The nearest source images of every target image, from images to lists (arXiv 1702.08690, section 3).
+"""Find the nearest source images of every target image, from images to lists (arXiv 1702.08690, section 3).
 
-Edges from one pass over the target, descriptors from a second one; one pass over the source, whose descriptors are kept
-as whole numbers on disk; then a search that reads them in blocks. Several processes share the source among them.
+One pass over the target finds bin edges, a second one its descriptors. One pass over the source writes its descriptors
+to disk as whole numbers, and a search reads them in blocks. Several processes divide the source.
 """
 
 import hashlib
@@ -36,8 +36,8 @@ from lightning_transfer.methods.selective.search import plain_arithmetic
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
 from lightning_transfer.methods.selective.store import Store, Stored
 
-LARGER = 1.25  # times the other's side, at which images are of another scale
-MERGED = 2**20  # neighbors of a process' lists that the others are told at once
+LARGER = 1.25  # times the other's side, from which images have another scale
+MERGED = 2**20  # neighbors of a process' lists that are exchanged at once
 
 
 def select_neighbors(
@@ -53,21 +53,21 @@ def select_neighbors(
 ) -> Selection:
     """Find the k source images with the nearest low-level statistics of every target image.
 
-    Descriptors and distance are the paper's and the authors' code's; bins, smoothing and the search are ours. The same
-    images give the same selection with any number of processes: within `torch.distributed` they share the source.
+    Descriptors and distance are the paper's and the authors' code's; bins, smoothing and the search are ours. The
+    selection does not depend on the number of processes: with `torch.distributed` they divide the source.
 
     Args:
         target: target training images without augmentation, giving images or (image, label).
-        source: source images without augmentation, of the same processing.
+        source: source images without augmentation, preprocessed in the same way.
         bank: "gabor", or a `FilterBank`.
         k: neighbors of each target image.
         bins: of each histogram; by default the root of the number of positions a filter has, at most 100.
         search: "exact", or "approximate" for tens of millions of source images, which reports its measured recall.
         protect: datasets, such as the target's test set, whose near duplicates are left out of the source.
-        scan: where work is kept, who reads images, and what is seen meanwhile.
+        scan: where work is kept, how images are read, and what is shown meanwhile.
 
     Raises:
-        TransferConfigError: what is given cannot be right; the message names it.
+        TransferConfigError: an argument cannot be right; the message names it.
 
     Example:
         >>> images = torch.rand(6, 3, 24, 24, generator=torch.Generator().manual_seed(0))
@@ -100,7 +100,7 @@ def _as_bank(bank: str | FilterBank) -> FilterBank:
 
 @dataclass(frozen=True)
 class Job:
-    """One selection on its way; lists are as long as `longest`, or as what is left of the source, but never below k."""
+    """One selection; its lists have `longest` neighbors, or as many as the source has left, but at least k."""
 
     target: Pictures
     source: Pictures
@@ -116,7 +116,7 @@ class Job:
     def of(
         cls, target: Pictures, source: Pictures, protect: Sequence[Pictures], *, neighbors: Neighbors, scan: Scan
     ) -> "Job":
-        """The job that a run with such neighbors has."""
+        """Return the job of a run with these neighbors."""
         return cls(
             target,
             source,
@@ -130,7 +130,7 @@ class Job:
         )
 
     def run(self) -> Selection:
-        """Everything, or what an earlier run left of it."""
+        """Select, or resume the work of an interrupted run."""
         job = self if ranks.rank() == 0 else replace(self, scan=self.scan.silent())
         with plain_arithmetic():
             return job._run()
@@ -141,7 +141,7 @@ class Job:
         edges, most_positions, target_digest = ranks.together(lambda: self._edges(describer))
         fingerprint = self._fingerprint(edges, target_digest)
         if len({repr(one) for one in ranks.gather(fingerprint)}) > 1:
-            raise TransferConfigError("Processes see different images. Give all of them the same data in one order.")
+            raise TransferConfigError("Processes have different images. Pass the same data in the same order to all.")
         found = ranks.from_first(lambda: self._cached(fingerprint))
         if found is None:
             with ExitStack() as undo:
@@ -154,9 +154,9 @@ class Job:
                 descriptions.remove()
         if len(found.duplicates):
             warnings.warn(
-                f"{len(found.duplicates)} target images are in the source too, as they are or nearly, for example "
-                f"{_pairs(found.duplicates)} (target, source). If test images are there as well, what they measure is "
-                "memory: pass protect=[test_dataset].",
+                f"{len(found.duplicates)} target images are also in the source, exactly or nearly, for example "
+                f"{_pairs(found.duplicates)} (target, source). If test images are in the source too, the test accuracy "
+                "is too high: pass protect=[test_dataset].",
                 stacklevel=5,
             )
         return replace(found, target=self.target, source=self.source)
@@ -173,17 +173,17 @@ class Job:
         for pictures in (self.target, *self.protect):
             check_ranges(pictures, self.source)
         shown = "; ".join(f"{side.name}: {side.glance}" for side in (self.target, self.source, *self.protect))
-        self.scan.say(f"Pixels by a look at some images: {shown}.")
+        self.scan.say(f"Pixels of some images: {shown}.")
         target_side, source_side = (pictures.glance.side for pictures in (self.target, self.source))
         if max(target_side, source_side) > LARGER * min(target_side, source_side) > 0:
             warnings.warn(
-                f"Target images have about {target_side:.0f} pixels a side, source images {source_side:.0f}: filters "
-                "see them at other scales. Resize both alike.",
+                f"Target images have sides of about {target_side:.0f} pixels, source images of {source_side:.0f}: "
+                "filters see them at different scales. Resize both to one size.",
                 stacklevel=2,
             )
 
     def _edges(self, describer: Describer) -> tuple[Tensor, int, str]:
-        """Bin edges, the most positions that a filter has in a target image, and the digest of all target images."""
+        """Return bin edges, the most positions of a filter in a target image, and a digest of all target images."""
         digests = []
         with self.scan.progress("Filters over the target", len(self.target)) as step:
 
@@ -216,22 +216,22 @@ class Job:
 
     def _cached(self, fingerprint: dict[str, str]) -> Selection | None:
         path = self.scan.cache
-        if path is None or not os.path.exists(path):  # Path's raises on what no path can be
+        if path is None or not os.path.exists(path):  # Path.exists raises on an impossible path
             return None
         found = Selection.load(path)
         different = differences(found.fingerprint, fingerprint, there="there")
         if different:
             raise TransferConfigError(
-                f"{path} keeps another selection: {'; '.join(different)}. Delete it, or pass another cache=."
+                f"{path} holds another selection: {'; '.join(different)}. Delete it, or pass another cache=."
             )
         if mended := readable(self.source, found.unreadable.tolist(), num_workers=self.scan.num_workers):
             warnings.warn(
-                f"Source images {mended} could not be read when the selection in {path} was made, and can be read now: "
-                "it is made again, with them.",
+                f"Source images {mended} could not be read when the selection in {path} was made, but can be read now: "
+                "the selection is made again, with them.",
                 stacklevel=2,
             )
             return None
-        self.scan.say(f"The selection in {path} is used: {found!r}. Compared were {looked_at(self.source)}.")
+        self.scan.say(f"The selection in {path} is used: {found!r}. It compared {looked_at(self.source)}.")
         return found
 
     def _select(self, descriptions: Descriptions, fingerprint: dict[str, str]) -> Selection:
@@ -276,12 +276,12 @@ class Job:
         )
 
     def _bytes(self, shape: tuple[int, int]) -> int:
-        """About how much memory is taken."""
+        """Return about how much memory the selection takes."""
         index = len(self.source) * BYTES if self.search == "approximate" else 0
         return index + search_bytes(len(self.target), self.longest, shape)
 
     def _leaks(self, descriptions: Descriptions, source: Store, mine: Tensor) -> Tensor:
-        """(pairs, 2) of protected images, counted over all datasets, and the source images that show the same."""
+        """Return (pairs, 2) of protected images, counted over all datasets, and source images that show the same."""
         found, before = [torch.empty(0, 2, dtype=torch.int64)], 0
         for pictures in self.protect:
             found.append(self._copies(descriptions, source, mine, pictures) + torch.tensor([before, 0]))
@@ -295,7 +295,7 @@ class Job:
         return dropped
 
     def _copies(self, descriptions: Descriptions, source: Store, mine: Tensor, pictures: Pictures) -> Tensor:
-        """(pairs, 2) of pictures and the source images that show the same, mirrored or not, however many there are."""
+        """Return (pairs, 2) of pictures and all source images that show the same, mirrored or not."""
         stores = []
         for view in (pictures, pictures.mirrored()):
             store, _, _ = descriptions.describe(view, f"{view.name} {identity(view)}", is_shared=False)
@@ -309,12 +309,12 @@ class Job:
                 pairs = ranks.from_first(compare)
             if k == most or not len(pairs) or int(pairs[:, 0].bincount().max()) < k:
                 return pairs
-            k *= 4  # all that was looked at are copies: there may be more
+            k *= 4  # all compared images are copies: there may be more
 
     def _nearest(
         self, queries: Stored, source: Store, mine: Tensor, k: int, *, all_in_double: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The k nearest among all processes' shares of the source; distances in float64 do not depend on the shares."""
+        """Return the k nearest among all processes' shares of the source; the result does not depend on the shares."""
 
         def search() -> tuple[Tensor, Tensor, float]:
             if not len(mine):

@@ -1,4 +1,4 @@
-"""Which source images lie nearest to each target image: found once, kept in a file, looked at."""
+"""Keep the nearest source images of each target image in a file, and draw them."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
 from lightning_transfer.methods.selective.pictures import Pictures, for_display
 
-FORMAT = "1"  # of the file; raised when a reader of the old form would go wrong
+FORMAT = "1"  # of the file; raised when old code could not read a new file
 TENSORS = ("indices", "distances", "target_labels", "source_labels", "duplicates", "dropped", "unreadable")
 
 
@@ -25,15 +25,15 @@ class Selection:
     Attributes:
         indices: (targets, k) source images, nearest first.
         distances: (targets, k) symmetric KL distances, float64.
-        fingerprint: what it was made of: data and their order, bank, bins, edges, the version of its form.
-        target_labels: (targets,) classes, -1 where unknown.
-        source_labels: (source,) classes, -1 where unknown.
+        fingerprint: what it was made of: data and their order, bank, bins, edges, the version of its format.
+        target_labels: (targets,) classes, -1 if unknown.
+        source_labels: (source,) classes, -1 if unknown.
         duplicates: (pairs, 2) of target and source images that show the same.
         dropped: (pairs, 2) of protected images, counted over all protected datasets, and the source images left out
             because of them.
         unreadable: (images,) source images that could not be read.
-        target: the target's images, where the selection was just made.
-        source: the source's images, where the selection was just made.
+        target: the target's images, if the selection was just made.
+        source: the source's images, if the selection was just made.
 
     Example:
         >>> import tempfile, pathlib, torch
@@ -58,7 +58,7 @@ class Selection:
     source: Dataset[Any] | None = field(default=None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Selection":
-        return self  # never changes, and a copy of somebody's module must not copy images
+        return self  # never changes, and a copy of the user's module must not copy images
 
     def __repr__(self) -> str:
         num_targets, k = self.indices.shape
@@ -82,7 +82,7 @@ class Selection:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Selection":
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Args:
             path: of the file.
@@ -93,7 +93,7 @@ class Selection:
         from safetensors.torch import load
 
         with reading(path, what="selection", fix="Delete it and select again."):
-            data = Path(path).read_bytes()  # once: another job may put a new file in its place
+            data = Path(path).read_bytes()  # once: another job may replace the file
             tensors: dict[str, Any] = load(data)
             facts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
             if facts.get("format") != FORMAT:
@@ -118,12 +118,12 @@ class Selection:
         target_names: Any = None,
         source_names: Any = None,
     ) -> Any:
-        """Draw a page: target images beside what they borrow, the most borrowed images, the classes drawn on.
+        """Draw a page: target images with the images they borrow, the most borrowed images, and the classes used.
 
         Args:
-            path: where the picture goes; its ending says the format.
-            target: the target's images, where the selection was loaded from a file.
-            source: the source's images, where the selection was loaded from a file.
+            path: of the picture; its ending decides the format.
+            target: the target's images, if the selection was loaded from a file.
+            source: the source's images, if the selection was loaded from a file.
             target_names: names of the target's classes.
             source_names: names of the source's classes.
 
@@ -131,7 +131,7 @@ class Selection:
             The figure that was written.
 
         Raises:
-            TransferConfigError: the images are not at hand, or matplotlib is missing.
+            TransferConfigError: the images are missing, or matplotlib is not installed.
         """
         from lightning_transfer.reports.borrowed import borrowed_images
 
@@ -160,7 +160,7 @@ def _viewer(data: Dataset[Any], name: str, labels: Tensor) -> Any:
     pictures = data if isinstance(data, Pictures) else Pictures(data, name)
     if len(pictures) != len(labels):
         raise TransferConfigError(
-            f"The {name} has {len(pictures):,} images, {len(labels):,} when the selection was made; give that one."
+            f"The {name} has {len(pictures):,} images; it had {len(labels):,} when the selection was made. Pass those."
         )
 
     def view(index: int) -> Any:

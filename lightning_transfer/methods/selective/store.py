@@ -1,4 +1,4 @@
-"""Descriptors of a source of any size, in one file, as whole numbers; finished blocks are found again after a crash."""
+"""Store the descriptors of a source of any size in one file, as whole numbers; a crash keeps finished blocks."""
 
 import shutil
 import zlib
@@ -14,23 +14,23 @@ from lightning_transfer.files import write_atomically
 from lightning_transfer.methods.selective.descriptors import to_histograms
 from lightning_transfer.methods.selective.search import cached
 
-FULL = "Make room, or pass another cache=; blocks that are finished are used again."
-BLOCK = 1024  # images that are described, and lost in a crash, together
+FULL = "Free some disk space, or pass another cache=; finished blocks are used again."
+BLOCK = 1024  # images that are written together; a crash loses at most one block
 
 
 class Store:
-    """A file of counts, (images, filters, bins), and a mark for each block of it that is finished.
+    """A file of counts, (images, filters, bins), and a mark for each finished block.
 
-    An image that could not be read has no counts at all.
+    An image that could not be read has counts of zero.
 
     Args:
-        folder: where the file lies; made, and shared by whoever describes the same images.
+        folder: of the file; it is created, and shared by all jobs that describe the same images.
         num_images: of the source.
         shape: filters and bins.
-        num_positions: the most that a filter has in an image, which decides how wide a number is.
+        num_positions: the most positions of a filter in an image, which decides the width of a number.
 
     Raises:
-        TransferConfigError: the disk is too small, or cannot be written.
+        TransferConfigError: the disk is too small, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, num_images: int, shape: tuple[int, int], num_positions: int) -> None:
@@ -49,14 +49,14 @@ class Store:
                 )
             (folder / "counts").touch()
             self._file = (folder / "counts").open("r+b", buffering=0)
-        except (OSError, ValueError) as error:  # ValueError: what cannot be a path
+        except (OSError, ValueError) as error:  # ValueError: an impossible path
             if isinstance(error, TransferConfigError):
                 raise
             raise TransferConfigError(f"Cannot write descriptors to {folder}: {error}. Pass another cache=.") from error
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole file."""
+        """Return the size of the whole file."""
         return self.num_images * self.row_bytes
 
     def _written(self) -> int:
@@ -64,14 +64,14 @@ class Store:
         return file.stat().st_blocks * 512 if file.exists() else 0
 
     def blocks(self) -> list[range]:
-        """The images of each block."""
+        """Return the images of each block."""
         return [range(start, min(start + BLOCK, self.num_images)) for start in range(0, self.num_images, BLOCK)]
 
     def write(self, number: int, counts: Tensor, labels: Tensor) -> None:
-        """Finish a block: its counts (images, filters, bins), then labels (images,) and a checksum as its mark.
+        """Write a block's counts (images, filters, bins), then its labels (images,) and a checksum as its mark.
 
         Raises:
-            TransferConfigError: the disk is full, or cannot be written.
+            TransferConfigError: the disk is full, or the file cannot be written.
         """
         if int(counts.max()) >= 2 ** (8 * self.dtype.itemsize):
             raise TransferConfigError(
@@ -93,7 +93,7 @@ class Store:
         return self.folder / f"block{number:06d}"
 
     def finished(self) -> dict[int, Tensor]:
-        """Labels of the blocks that are finished and as they were written."""
+        """Return the labels of finished blocks that are not damaged."""
         found = {}
         for number, images in enumerate(self.blocks()):
             mark = self._mark(number)
@@ -107,19 +107,19 @@ class Store:
         return found
 
     def counts(self, images: Tensor) -> Tensor:
-        """(images, filters, bins) counts of chosen images, in rising order."""
+        """Return (images, filters, bins) counts of chosen images, in rising order."""
         data = np.empty((len(images), *self.shape), dtype=self.dtype)
         start = 0
         for end in [*((images.diff() != 1).nonzero()[:, 0] + 1).tolist(), len(images)]:  # one read for each run
             view: Any = data[start:end].reshape(-1).view(np.uint8)
             self._file.seek(int(images[start]) * self.row_bytes)
             if self._file.readinto(view) != len(view):
-                raise OSError(f"{self.folder} lost descriptors of images {int(images[start])} on.")
+                raise OSError(f"{self.folder} has lost the descriptors from image {int(images[start])} on.")
             start = end
         return torch.from_numpy(data)
 
     def histograms(self, images: Tensor) -> Tensor:
-        """(images, filters * bins) histograms of chosen images, in rising order."""
+        """Return (images, filters * bins) histograms of chosen images, in rising order."""
         counts = self.counts(images)
         found = torch.empty(len(counts), self.shape[0] * self.shape[1])
         for some in cached(*found.shape):
@@ -127,7 +127,7 @@ class Store:
         return found
 
     def close(self) -> None:
-        """Let go of the file; it stays."""
+        """Close the file; it stays on disk."""
         self._file.close()
 
 
@@ -136,7 +136,7 @@ class Stored:
 
     Args:
         store: where their counts are.
-        images: (rows,) which, rising.
+        images: (rows,) of the store, rising.
     """
 
     def __init__(self, store: Store, images: Tensor) -> None:
@@ -148,9 +148,9 @@ class Stored:
         return len(self.images)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop."""
+        """Return rows start to stop."""
         return self.store.histograms(self.images[start:stop])
 
     def take(self, rows: Tensor) -> Tensor:
-        """Chosen rows."""
+        """Return chosen rows."""
         return self.store.histograms(self.images[rows])
