@@ -13,7 +13,7 @@ from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.source.listing import listed_by
 from tests.selective.test_select import found_in, smooth
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* target images are in the source too")
+pytestmark = pytest.mark.filterwarnings("ignore:.* target images are also in the source")
 BYTES = (smooth(12, 3) * 255).round()
 BYTES[:, 0, 0, 0], BYTES[:, 0, 0, 1] = 0, 255
 WORDS = BYTES * 257

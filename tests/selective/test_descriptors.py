@@ -254,7 +254,7 @@ def test_a_picture_that_could_not_be_read_has_no_counts():
 
 def test_the_index_of_a_picture_that_is_too_small_is_named():
     data = pictures(5, shapes=((3, 20, 24), (3, 20, 24), (3, 4, 24)))
-    with pytest.raises(lt.TransferConfigError, match="sides of at least 5") as caught:
+    with pytest.raises(lt.TransferConfigError, match="largest Gabor filter has 9 x 9") as caught:
         described("gabor", data)
     assert caught.value.__notes__ == ["This happened with images [2]."]
 

@@ -28,7 +28,7 @@ from lightning_transfer.methods.selective.options import Neighbors
         ({"hard_entropy": float("inf")}, "hard_entropy=inf"),
         ({"hard_entropy": None}, "hard_entropy=None"),
         ({"hard_entropy": True}, "hard_entropy=True"),
-        ({"hard_entropy": "abc"}, """hard_entropy='abc'; write nats, as 0.1, or a quantile, as "75%"."""),
+        ({"hard_entropy": "abc"}, """hard_entropy='abc'; write nats, such as 0.1, or a quantile, such as "75%"."""),
         ({"hard_entropy": "120%"}, "hard_entropy='120%'"),
         ({"hard_entropy": "-5%"}, "hard_entropy='-5%'"),
         ({"hard_entropy": "75"}, "hard_entropy='75'"),

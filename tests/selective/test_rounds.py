@@ -637,7 +637,9 @@ def test_a_random_transform_of_the_train_loader_asks_for_the_target():
 
 def test_another_train_loader_asks_for_the_target():
     callback = lt.SelectiveJointFinetuning(source_task(), neighbors=borrowed(), weight=ALWAYS)
-    with pytest.raises(lt.TransferConfigError, match="a StatefulLoader, does not show its dataset.*pass target="):
+    with pytest.raises(
+        lt.TransferConfigError, match="a StatefulLoader, does not show its dataset.*has target=, pass it"
+    ):
         fit(LitToy(), [callback], loader=StatefulLoader())
 
     class Both(LitToy):
@@ -646,7 +648,7 @@ def test_another_train_loader_asks_for_the_target():
 
     loader = CombinedLoader({"a": toys.target_loader(), "b": toys.target_loader()}, "min_size")
     with pytest.raises(
-        lt.TransferConfigError, match=r"a (CombinedLoader|dict), does not show its dataset.*pass target="
+        lt.TransferConfigError, match=r"a (CombinedLoader|dict), does not show its dataset.*has target=, pass it"
     ):
         toys.trainer([callback]).fit(Both(), loader)
     toys.trainer([selective()], max_epochs=1).fit(Both(), loader)

@@ -206,7 +206,7 @@ def test_an_image_that_could_not_be_read_for_a_moment_is_not_left_out_of_the_cac
 
 
 def test_above_one_percent_unreadable_is_an_error_that_names_one_and_its_reason():
-    with pytest.raises(lt.TransferConfigError, match=r"More than 1% .*image 3: OSError: truncated file.*Mend"):
+    with pytest.raises(lt.TransferConfigError, match=r"More than 1% .*image 3: OSError: truncated file.*Repair"):
         found_in(smooth(4, 1), Faulty(smooth(200, 2), bad={3, 8, 21}), k=2)
 
 

@@ -178,7 +178,7 @@ def test_a_report_of_a_selection_with_its_images_and_of_a_loaded_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("target", "source", "name"), [(3, 9, "target has 3 images, 4"), (4, 10, "source has 10 images, 9")]
+    ("target", "source", "name"), [(3, 9, "target has 3 images; it had 4"), (4, 10, "source has 10 images; it had 9")]
 )
 def test_a_report_with_other_data_is_refused(tmp_path, target, source, name):
     with pytest.raises(lt.TransferConfigError, match=f"The {name} when the selection was made. Pass those"):

@@ -38,7 +38,7 @@ class FilterBank(nn.Module, ABC):
 
     @property
     def weights(self) -> Tensor:
-        """Return the filters' weights (filters,): equal sums for all layers, equal weights in a layer (the authors')."""
+        """Return the filters' weights (filters,): equal sums for all layers, equal weights in a layer (authors')."""
         shares = [
             torch.full((num,), 1 / (len(self.num_filters) * num), dtype=torch.float64) for num in self.num_filters
         ]
