@@ -96,7 +96,7 @@ class TransferPart(nn.Module, ABC):
         error = self.pending.find()
         is_right: bool = trainer.strategy.reduce_boolean_decision(error is None, all=True)
         if error is None and not is_right:
-            error = FloatingPointError(f"{self.title}: a check failed in another process, whose error names the batch.")
+            error = FloatingPointError("A check failed in another process, whose error names the batch.")
         if error is not None:
             raise error
 

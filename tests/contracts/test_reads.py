@@ -345,6 +345,6 @@ def test_a_failure_in_another_process_keeps_this_one_from_a_checkpoint():
         def on_train_batch_end(self, trainer, module, *args):
             trainer.save_checkpoint("never.ckpt")
 
-    with pytest.raises(FloatingPointError, match="a check failed in another process"):
+    with pytest.raises(FloatingPointError, match="A check failed in another process"):
         fit(module, [callback, Fails()])
     assert len(module.losses) == 1
