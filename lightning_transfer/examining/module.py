@@ -90,7 +90,7 @@ def _of_call(call: Call) -> Iterator[Finding]:
         yield Finding(
             "probabilities for logits",
             f"{call.name} in training_step",
-            f"it takes logits and gets numbers from 0 to 1, as after a {last}: squeezed twice, they learn slowly",
+            f"it applies a {last} itself and gets numbers from 0 to 1, as after a {last}: learning is slow",
             f"{call.name}(logits, labels), and the {last} only where you predict",
         )
 
@@ -112,7 +112,8 @@ def _misfit(call: Call) -> tuple[str, str] | None:
         return None
     hint = label_hint(target, "{}").replace("batch[1]", "labels")
     numbers = class_numbers(target)
-    fix = hint or ("labels.flatten().long()" if numbers is not None and call.name in CLASSES else "labels that do")
+    is_class = numbers is not None and call.name in CLASSES
+    fix = hint or ("labels.flatten().long()" if is_class else f"labels of shape {tuple(scores.shape)}, type float")
     return f"{found}, which {call.name} refuses: {str(call.error).partition(chr(10))[0]}", fix
 
 

@@ -179,6 +179,16 @@ class FrozenAsAdvised(FrozenInEvalMode):
         self.model.eval()
 
 
+def never(graph, inputs):
+    raise AssertionError("a look at one step compiles nothing")
+
+
+class Compiled(shapes.TimmClassifier):
+    def __init__(self):
+        super().__init__()
+        self.model = torch.compile(self.model, backend=never)
+
+
 class ByHand(shapes.TimmClassifier):
     """Optimizes by hand."""
 

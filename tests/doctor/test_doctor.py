@@ -234,6 +234,7 @@ CLEAN = (
     projects.FrozenInEvalMode,
     projects.FrozenAsAdvised,
     projects.ByHand,
+    projects.Compiled,
     projects.Drops,
     projects.ZeroAtFirst,
     projects.CountedFromOne,
