@@ -12,8 +12,16 @@ torch.set_num_threads(1)  # also while tests are collected, when some build the 
 LONGEST = ("test_examples.py", "test_resume.py", "test_ranks.py", "test_readme.py")  # each a minute or less on a core
 
 
-def pytest_collection_modifyitems(items):
-    """Start with the longest files, so that no process is left alone with one at the end."""
+def pytest_report_header():
+    return f"{torch.cuda.device_count()} GPUs; of the tests in tests/gpu those that need more are not run"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what needs more GPUs than there are; start with the longest files, so that none is alone at the end."""
+    needs = {item: mark.args[0] for item in items if (mark := item.get_closest_marker("gpu"))}
+    left_out = [item for item, number in needs.items() if number > torch.cuda.device_count()]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: item.path.name not in LONGEST)  # stable: the others keep their order
 
 
