@@ -119,7 +119,7 @@ def label_hint(labels: Tensor, made: str) -> str:
 def kind_of(labels: Tensor, num_outputs: int, *, is_binary: bool = False) -> Kind | None:
     """Return the kind of labels for (B, num_outputs) logits; None if they do not fit. Reads values.
 
-    With a binary criterion, rows of one label an image are multi-hot.
+    With a binary criterion, rows with one label for each image are multi-hot.
 
     >>> kind_of(torch.eye(3), 3), kind_of(torch.tensor([[1.0, 1, 0]]), 3), kind_of(torch.tensor([0.0, 1]), 1)
     ('soft', 'multi-hot', 'one logit')

@@ -49,7 +49,7 @@ def made(
 
 
 def is_list(given: object) -> TypeGuard[Sequence[Any]]:
-    """Return whether a value is a sequence of things, of whatever type, and not one text.
+    """Return whether a value is a sequence of any type, and not a string.
 
     >>> is_list(("a", "b")), is_list("ab")
     (True, False)

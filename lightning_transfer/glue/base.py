@@ -341,7 +341,7 @@ def _named(callbacks: list[Any], names: set[str]) -> list[str]:
 
 
 def _is_built_later(module: Any) -> bool:
-    """Return whether the module has a hook of its own that may build the network after the callbacks' `setup`."""
+    """Return whether the module defines a hook that may build the network after the callbacks' `setup`."""
     theirs = [
         cls
         for cls in type(module).__mro__

@@ -133,13 +133,13 @@ def criteria(logits: Tensor, labels: Tensor) -> Iterator[MeanLoss]:
 
 
 def is_binary(loss: Tensor, found: list[MeanLoss]) -> bool:
-    """Return whether a loss is binary cross-entropy, by what is known of its logits and labels."""
+    """Return whether a loss is binary cross-entropy, by the criteria that fit its logits and labels."""
     binary = [known for known in found if known.name.startswith("binary")] if loss.numel() == 1 else []
     return any(is_close(float(loss.detach()), known.mean, known.dtype) for known in binary)
 
 
 def kind_by(criterion: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> Kind | None:
-    """Return of what kind labels are beside (B, outputs) logits, as a criterion takes them."""
+    """Return the kind of labels for (B, outputs) logits, as a criterion reads them."""
     may_be_binary = labels.shape == logits.shape and criterion is not F.cross_entropy
     binary = may_be_binary and is_binary(criterion(logits, labels), list(criteria(logits, labels)))
     return kind_of(labels, logits.shape[1], is_binary=binary)

@@ -1,4 +1,4 @@
-"""Processes that Lightning's Fabric starts, or finds started by torchrun or a cluster."""
+"""Start processes with Lightning's Fabric, or join those that torchrun or a cluster has started."""
 
 import importlib
 import os
@@ -10,13 +10,13 @@ from lightning_transfer.errors import TransferConfigError
 
 
 def launch(options: dict[str, Any]) -> torch.device:
-    """Join the other processes, if there are to be any; this one's device.
+    """Join the other processes, if there are any, and return this one's device.
 
     Args:
         options: of Fabric: accelerator, devices, num_nodes, strategy.
 
     Raises:
-        TransferConfigError: Fabric refuses the options, or more processes were started than it is told of.
+        TransferConfigError: Fabric refuses the options, or more processes were started than the options say.
     """
     try:
         fabric_class = importlib.import_module("lightning.fabric").Fabric

@@ -50,7 +50,7 @@ def as_source(source: Any) -> SourceTask:
 
 def _from_timm(from_timm: Any, dataset: Any, **options: Any) -> SourceTask:
     if "head" in options:
-        raise TransferConfigError("source has head and from_timm, which keeps a head of its own. Give one of them.")
+        raise TransferConfigError("source has head and from_timm, which keeps its own head. Pass one of them.")
     return SourceTask.from_timm(from_timm, dataset, **options)
 
 

@@ -95,7 +95,7 @@ def check_finite(name: str, features: Tensor, indices: Sequence[int] | None = No
         indices: of the images in their dataset, if known.
 
     Raises:
-        TransferConfigError: naming the images.
+        TransferConfigError: a feature is not finite; the message names the images.
     """
     if bad := (~torch.isfinite(features).all(1)).nonzero()[:, 0].tolist():
         which = f"the first in row {bad[0]}" if indices is None else f"{name} samples {[indices[row] for row in bad]}"

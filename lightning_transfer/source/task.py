@@ -60,7 +60,7 @@ class SourceTask:
         num_classes: classes of a new source head, if there is no pretrained one.
         batch_size: source images a step; as many as target images by default.
         loss: mean loss of (logits, labels).
-        forward: "separate" runs source images in a pass of their own; "joint" appends them to the target's, so that
+        forward: "separate" runs source images in a separate pass; "joint" appends them to the target's, so that
             one pass serves both; a function of (module, images) runs modules whose forward does not end in the head:
             it either reaches the head or returns the features. A measured weight, a selection and advice run target
             images in the same way.

@@ -296,7 +296,7 @@ class SourceTerm(TransferPart):
         return self._pass
 
     def describe(self) -> dict[str, str]:
-        """Every option that decides what the run computes."""
+        """Return every option that changes what the run computes."""
         shape = self.weight.shape
         return {
             **self.source.describe(),

@@ -349,7 +349,7 @@ class HeadOnSequential(Shape):
 
 
 class LinearProbe(HeadOnSequential):
-    """A linear probe: the body under `no_grad`, only the head in the optimizer"""
+    """A linear probe: the backbone under `no_grad`, only the head in the optimizer"""
 
     def forward(self, x):
         with torch.no_grad():
@@ -656,7 +656,7 @@ class Segmentation(Shape):
 
 
 class FrozenConvNeXt(Shape):
-    """A ConvNeXt whose body is frozen"""
+    """A ConvNeXt whose backbone is frozen"""
 
     head_path = "model.head.fc"
 
