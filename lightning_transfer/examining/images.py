@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from lightning_transfer.batches import class_numbers, labels_in
-from lightning_transfer.datasets import labels_of, listed_labels, load
+from lightning_transfer.datasets import index_in, labels_of, listed_labels, load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining.diagnosis import Finding, listed
 from lightning_transfer.examining.module import CLASSES, out_of_range
@@ -89,7 +89,8 @@ def leaks(train: Any, held_out: dict[str, Any], adapt: Adapt | None, not_checked
             continue
         pairs = near_duplicates_of_few(others, mine)
         if len(pairs):
-            places = [(others.dataset.indices[one], mine.dataset.indices[two]) for one, two in pairs.tolist()]
+            rows = [(others.dataset.indices[one], mine.dataset.indices[two]) for one, two in pairs.tolist()]
+            places = [(index_in(dataset, one), index_in(train, two)) for one, two in rows]
             images = len(pairs[:, 0].unique())
             yield Finding(
                 "leak",

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler
 
 from tests.field import nets, shapes
 from tests.field.shapes import CLASSES, Pictures
@@ -64,6 +64,13 @@ class _Images:
 
 class Images(_Images, L.LightningDataModule):
     pass
+
+
+class Sampled(Images):
+    """The first images are not drawn."""
+
+    def train_dataloader(self):
+        return DataLoader(self.train, batch_size=8, sampler=SubsetRandomSampler(range(5, NUM)))
 
 
 class OldImages(_Images, pl.LightningDataModule):

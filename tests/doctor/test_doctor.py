@@ -98,6 +98,12 @@ PLANTED = {
         "1 of 12 are among the training images too, as they are or nearly, for example (3, 7)",
         lambda: [Clean(), Images(test=projects.copied(3, projects.first_image()))],
     ),
+    "a test image that a sampler draws": (
+        "leak",
+        "the test images",
+        "for example (3, 7)",
+        lambda: [Clean(), projects.Sampled(test=projects.copied(3, projects.first_image()))],
+    ),
     "a mirrored and darker validation image": (
         "leak",
         "the validation images",
