@@ -34,6 +34,7 @@ class SoftFinetuning(TransferCallback):
 
     Example:
         >>> import torch
+        >>> from lightning_transfer.schedules import Schedule
         >>> data = torch.utils.data.TensorDataset(torch.rand(8, 3, 4, 4), torch.arange(8))
         >>> SoftFinetuning(SourceTask(data, num_classes=8), weight=Schedule(shape="cosine")).weight(0.25)
         0.5
