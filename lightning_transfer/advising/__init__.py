@@ -1,1 +1,1 @@
-"""Will it help me: trials on somebody's own data."""
+"""Will it help me: trials on your own data."""

@@ -24,6 +24,7 @@ class Measured:
         groups: that images belong to, if the dataset names them.
         commonest: share of the most common class.
         scored: how many images were held out from a training, in turns, and scored.
+        scored_groups: that these belong to; an image alone is its own group.
         probe: accuracy of a linear probe of the network as it came.
         tuned: accuracy of fine-tuning.
         falls_short: whether fine-tuning did so much worse than the probe that itself is what has to be mended.
@@ -41,6 +42,7 @@ class Measured:
     groups: int | None
     commonest: float
     scored: int
+    scored_groups: int
     probe: float
     tuned: float
     falls_short: bool
@@ -54,8 +56,7 @@ class Measured:
     @property
     def is_guessing(self) -> bool:
         """Whether neither is shown to be better than the one answer that is right most often."""
-        scored = self.scored if self.groups is None else min(self.scored, self.groups)  # images of one stand for one
-        error = math.sqrt(self.commonest * (1 - self.commonest) / scored)
+        error = math.sqrt(self.commonest * (1 - self.commonest) / self.scored_groups)
         return max(self.probe, self.tuned) <= self.commonest + 1.96 * error
 
 
@@ -65,10 +66,10 @@ class Compared:
 
     Attributes:
         name: of the candidate.
-        line: what to write to use it.
+        line: what to write to use it; empty for the user's own.
         difference: to fine-tuning; None if it was not scored.
         folds: parts that it was scored on.
-        is_dropped: whether it was dropped before the end.
+        is_dropped: whether it was dropped, and so was scored on fewer parts than fine-tuning.
         is_refused: whether it does not fit the module.
         reason: why it was not scored.
         cost: in trainings of fine-tuning.
@@ -88,8 +89,7 @@ class Compared:
         """Return what is known of it."""
         if self.difference is None:
             return "refused" if self.is_refused else "not trained"
-        is_open = self.difference.verdict == "not shown"
-        return "dropped" if is_open and self.is_dropped else self.difference.verdict
+        return "dropped" if self.is_dropped else self.difference.verdict
 
     @property
     def row(self) -> tuple[str, ...]:
@@ -114,10 +114,11 @@ class Advice:
 
     @property
     def best(self) -> Compared | None:
-        """Return the best of those that are shown to be better than fine-tuning; None without one."""
+        """Return the best of those with most parts that are shown to be better than fine-tuning; None without one."""
         if self.measured.is_guessing:
             return None
-        return next((each for each in self.candidates if each.verdict == "shown better"), None)
+        better = (each for each in self.candidates if each.verdict == "shown better")
+        return max(better, key=lambda each: each.folds, default=None)
 
     def __str__(self) -> str:
         rows = [HEADS, *(each.row for each in self.candidates)]
@@ -147,21 +148,24 @@ class Advice:
         )
         yield f"Of {seen.scored} images fine-tuning has {seen.tuned:.1%} right, a linear probe {seen.probe:.1%}."
         if seen.guess:
-            yield f"Without a forward of the module's, images were run {seen.guess}: write one if your step does more."
+            yield (
+                f"The module has no forward, so images were run {seen.guess}: if your training step does more than "
+                "that, write a forward."
+            )
         yield (
-            f"{among} compared; their intervals hold together with {1 - LEVEL:.0%}. They count images of a group as "
-            f"one, and {100 * NOISE:.1f} points by which trainings differ with the seed alone."
+            f"{among} compared; the intervals of those compared on all parts hold together with {1 - LEVEL:.0%}. They "
+            f"count images of a group as one, and {100 * NOISE:.1f} points of difference between seeds."
         )
 
     def _advised(self) -> Iterator[str]:
-        """What to do, in one sentence, and the line to write."""
+        """What to do, in one sentence, and the code to write."""
         seen, best = self.measured, self.best
         probe = next((each for each in self.candidates if each.name == PROBE), None)
         if seen.is_guessing:
             yield (
-                "Look at your labels first: neither fine-tuning nor the probe is shown to be better than to say the "
-                f"most common class each time ({seen.commonest:.1%}), so images and labels may not belong together, or "
-                "images are too few to tell."
+                "Look at your labels first: neither fine-tuning nor the probe is shown to be better than always "
+                f"predicting the most common class ({seen.commonest:.1%}), so images and labels may not belong "
+                "together, or there are too few images to tell."
             )
         elif seen.falls_short:
             yield (
@@ -178,7 +182,7 @@ class Advice:
             stay = f"Stay with fine-tuning: none of {len(tried) + 1} is shown to be better"
             is_open = probe is not None and probe.verdict == "not shown"
             yield f"{stay}; nor is the linear probe, which costs little, shown to be worse." if is_open else f"{stay}."
-        if best is not None:
+        if best is not None and best.line:
             yield f"    {best.line}"
 
 

@@ -42,12 +42,12 @@ def advise(
     forward: Callable[[nn.Module, Tensor], Tensor] | None = None,
     trainer: Mapping[str, Any] | None = None,
 ) -> Advice:
-    """Try methods on parts of somebody's own training images, and say which are shown to be better than fine-tuning.
+    """Compare methods with fine-tuning on held-out parts of your training images.
 
     Copies of the module are trained on all but one of five parts and scored on that part: by plain fine-tuning and by
     each candidate, with the same parts, batches, new head and seed, and beside them a linear probe. Each round adds a
-    part for the candidates that are still in the race; those that are shown to be worse are dropped, and the worse
-    half of them if there is not enough time for all. Neither the module nor the random state is changed, and validation
+    part for the candidates that are still in the race; those that are clearly worse are dropped, and the worse half
+    of them if there is not enough time for all. Neither the module nor the random state is changed, and validation
     and test data are not looked at.
 
     Args:
@@ -75,7 +75,7 @@ def advise(
         Exception: what else fine-tuning raises; a candidate's is listed as refused, and the others go on.
 
     Returns:
-        What was measured, and what to do; `print` shows it with the line to write.
+        What was measured, and what to do; `print` shows it with the code to write.
     """
     _check(source, steps, minutes, adapt, forward)
     if forward is None and source is not None and callable(source.forward):
@@ -92,6 +92,7 @@ def advise(
         steps=steps,
         lengths=lengths,
         minutes=minutes,
+        is_over_early=candidates is None,  # the user's own may mend it
         progress=tqdm_progress if trials.options.get("enable_progress_bar", True) else no_progress,
     )
 
@@ -105,6 +106,7 @@ def compare(
     steps: int | None,
     lengths: Mapping[str, int],
     minutes: float,
+    is_over_early: bool,
     progress: Progress,
     clock: Callable[[], float] = time.monotonic,
 ) -> Advice:
@@ -121,7 +123,7 @@ def compare(
         groups=lambda fold: paired.groups(paired.scored(fold)),
         clock=clock,
         deadline=deadline,
-        is_over_early=not any(rival.name == rival.line for rival in rivals),  # the user's own may mend it
+        is_over_early=is_over_early,
         skip=lambda number: paired.step(number * paired.steps),
     )
     total = len(paired.parts) * paired.steps * (1 + len(race.trained))
@@ -152,7 +154,7 @@ def length(lengths: Mapping[str, int], per_epoch: int) -> int:
 def _advice(race: Race, paired: PairedTrials, *, passes: float) -> Advice:
     labels, groups = paired.trials.labels, paired.trials.groups
     counts, plain = Counter(labels), race.plain
-    probe = race.rivals[0]  # which has all folds that fine-tuning has until it is dropped
+    probe = race.rivals[0]
     return Advice(
         Measured(
             images=len(labels),
@@ -161,9 +163,10 @@ def _advice(race: Race, paired: PairedTrials, *, passes: float) -> Advice:
             groups=None if groups is None else len({*groups}),
             commonest=max(counts.values()) / len(labels),
             scored=sum(len(scored.right) for scored in plain.found.values()),
+            scored_groups=len({group for fold in plain.found for group in race.groups(fold)}),
             probe=_accuracy(probe),
             tuned=_accuracy(plain),
-            falls_short=race.falls_short,
+            falls_short=race.falls_short(),
             steps=paired.steps,
             passes=passes,
             folds=len(plain.found),
@@ -171,18 +174,19 @@ def _advice(race: Race, paired: PairedTrials, *, passes: float) -> Advice:
             trainings=sum(len(racer.found) for racer in [plain, *race.rivals]) - len(probe.found),
             seconds=race.price(plain),
         ),
-        tuple(sorted((_compared(race, racer) for racer in race.rivals), key=_rank)),
+        tuple(sorted((outcome(race, racer) for racer in race.rivals), key=_rank)),
     )
 
 
-def _compared(race: Race, racer: Racer) -> Compared:
+def outcome(race: Race, racer: Racer) -> Compared:
+    """Return what became of a racer; one that was dropped has no verdict, since its result chose its last part."""
     seen = race.difference(racer)
     return Compared(
         racer.candidate.name,
         racer.candidate.line,
         seen,
         len(racer.found),
-        is_dropped=racer.is_out,
+        is_dropped=racer.is_out and len(racer.found) < len(race.plain.found),
         is_refused=racer.is_refused,
         reason=racer.reason,
         cost=race.price(racer) / race.price(race.plain) if seen else 0.0,
@@ -245,7 +249,7 @@ def _check_labels(trials: Trials) -> None:
         alone = sum(number == 1 for number in spread.values())
         if len(spread) - alone < 2:
             raise TransferConfigError(
-                f"Of {len(spread)} classes {alone} have images of one group only, so where these are held out nothing "
-                "has shown their class. Let groups say what images belong to beside their class, a patient or a track, "
-                "or give none."
+                f"Of {len(spread)} classes {alone} have images of one group only, so if that group is held out, no "
+                "training image has this class. Let groups say what images belong to beside their class, a patient or "
+                "a track, or give none."
             )

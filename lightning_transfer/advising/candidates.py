@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -24,7 +23,7 @@ class Candidate:
 
     Attributes:
         name: in the table.
-        line: what to write to use it.
+        line: what to write to use it; empty for the user's own.
         make: makes its callbacks.
         cost: what it may cost, in trainings of fine-tuning, before this is known.
     """
@@ -104,4 +103,4 @@ def own(candidates: Mapping[str, Callable[[], Sequence[Any]]]) -> list[Candidate
                 f"candidates[{name!r}] is a {type(make).__name__}; expected a function that makes a list of callbacks, "
                 f"new ones for each training: lambda: [...]."
             )
-    return [Candidate(name, name, partial(make)) for name, make in candidates.items()]
+    return [Candidate(name, "", make) for name, make in candidates.items()]

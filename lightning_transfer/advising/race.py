@@ -77,45 +77,39 @@ class Race:
         for fold in range(self.num_folds):
             if not self._begin(fold):
                 break
-            if self.is_over_early and self.falls_short:
+            if self.is_over_early and self.falls_short(looks=self.num_folds):
                 for racer in self.trained:
                     racer.leave("it builds on fine-tuning, which falls short of the probe")
                 break
             for racer in sorted(self.trained, key=self.price):
                 self._begin_one(racer, fold)
-            for racer in self.alive:
-                seen = self.difference(racer)
-                if seen is not None and seen.verdict == "shown worse":
-                    self._drop(racer, fold)
-            if fold + 1 == self.num_folds or not self.alive:
-                break
-            self._make_room(fold)
-
-    @property
-    def alive(self) -> list[Racer]:
-        """Those still in the race."""
-        return [racer for racer in self.rivals if not racer.is_out]
+            if fold + 1 < self.num_folds:
+                self._make_room(fold)
 
     @property
     def trained(self) -> list[Racer]:
-        """Those of them that cost something."""
-        return [racer for racer in self.alive if racer.candidate.name != PROBE]
+        """Those still in the race that cost something."""
+        return [racer for racer in self.rivals if not racer.is_out and racer.candidate.name != PROBE]
 
-    @property
-    def falls_short(self) -> bool:
-        """Whether fine-tuning did so much worse than the probe that itself is what has to be mended."""
+    def falls_short(self, *, looks: int = 1) -> bool:
+        """Return whether fine-tuning did so much worse than the probe that itself is what has to be mended."""
         probe = next((racer for racer in self.rivals if racer.candidate.name == PROBE), None)
-        seen = None if probe is None else self.difference(probe)
+        seen = None if probe is None else self.difference(probe, looks=looks)
         return seen is not None and seen.points > LOST and seen.verdict == "shown better"
 
-    def difference(self, racer: Racer) -> Difference | None:
-        """Return how a racer compares with fine-tuning on the folds of both; None without one."""
+    def difference(self, racer: Racer, *, looks: int = 1) -> Difference | None:
+        """Return how a racer compares with fine-tuning on the folds of both; None without one.
+
+        Args:
+            racer: that is compared.
+            looks: how often it is compared; intervals of all looks hold together (Bonferroni).
+        """
         folds = [*racer.found]
         if not folds:
             return None
         mine, plain = ([each.found[fold].right for fold in folds] for each in (racer, self.plain))
         among = sum(bool(each.found) or not each.is_out for each in self.rivals)
-        return difference(mine, plain, [group for fold in folds for group in self.groups(fold)], among=among)
+        return difference(mine, plain, [group for fold in folds for group in self.groups(fold)], among=among * looks)
 
     def price(self, racer: Racer) -> float:
         """Return the seconds of a training, as seen or as a multiple of fine-tuning's."""
@@ -165,11 +159,15 @@ class Race:
 
     def _add(self, found: dict[str, Scored], fold: int) -> None:
         for racer in [self.plain, *self.rivals]:
-            if not racer.is_out and (scored := found.get(racer.candidate.name)):
+            if scored := found.get(racer.candidate.name):
                 racer.found[fold] = scored
 
     def _make_room(self, fold: int) -> None:
-        """Drop the worse half if not all can run all folds, and again until a round fits."""
+        """Drop what is worse, then the worse half if not all can run all folds, and again until a round fits."""
+        for racer in self.trained:
+            seen = self.difference(racer, looks=self.num_folds)
+            if seen is not None and seen.verdict == "shown worse":
+                self._drop(racer, fold)
         rounds = self.num_folds - fold - 1
         while rounds * self._price_of_a_round() > self._left() and len(self.trained) > 1:
             self._halve(fold)
@@ -187,5 +185,4 @@ class Race:
 
     def _drop(self, racer: Racer, fold: int) -> None:
         racer.leave()
-        if racer.candidate.name != PROBE:
-            self.skip(self.num_folds - fold - 1)
+        self.skip(self.num_folds - fold - 1)

@@ -1,4 +1,4 @@
-"""Which pretrained network for somebody's data: linear probes of frozen features, held against each other (ours)."""
+"""Which pretrained network for your data: linear probes of frozen features, held against each other (ours)."""
 
 import html
 import os
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_transfer.advising.backbones import Networks, Run, named, pictures_of
-from lightning_transfer.advising.verdicts import error
+from lightning_transfer.advising.verdicts import half_interval
 from lightning_transfer.datasets import groups_of, labels_of
 from lightning_transfer.errors import TransferConfigError, check_count
 from lightning_transfer.probing import probed
@@ -27,9 +27,10 @@ class Ranked:
     Attributes:
         name: of the network.
         accuracy: share of the images that are right when held out.
-        error: its standard error; images of one group stand for one.
+        error: its standard error, if 1.96 of it are half of Student's 95 % interval; images of one group stand for one.
         difference: accuracy above that of the best network: 0 or less.
-        interval: half of the difference's 95 % interval, which is paired: both networks are asked of the same images.
+        interval: half of the difference's interval, which is paired: both networks are asked of the same images. The
+            intervals of all pairs of networks hold together with 95 % (Bonferroni), since the best is chosen of all.
         milliseconds: that an image takes, beside reading it.
         parameters: of the network without its head.
         size: height and width of the pictures that it was given.
@@ -100,7 +101,8 @@ class Ranking:
         of = "" if self.groups is None else f" of {self.groups} groups"
         return (
             f"Linear probes on frozen features: {self.images:,} images{of}, {self.classes} classes, each scored by a "
-            "probe that has not seen it; +- is half of a 95 % interval."
+            "probe that has not seen it; +- is half of a 95 % interval, and the intervals of all differences between "
+            "two networks hold together with 95 %."
         )
 
     def _says(self) -> str:
@@ -122,12 +124,13 @@ def rank_networks(
     num_workers: int = 0,
     cache: str | os.PathLike[str] | None = None,
 ) -> Ranking:
-    """Rank pretrained networks by how well linear classifiers of their features do on somebody's images.
+    """Rank pretrained networks by how well linear classifiers of their features do on your images.
 
     Each network sees all images once, frozen, resized and normalised as its own timm configuration says. A linear
     classifier of what its head takes is then fitted in five folds, each of which chooses its penalty without the images
-    that it is scored on. Networks are compared on the same images. The best of many is flattered by the choice: look at
-    which are not told apart from it. Networks and random state are left as they were.
+    that it is scored on. Networks are compared on the same images. The best of many is flattered by the choice, so the
+    intervals of all pairs hold together with 95 %: look at which are not told apart from it. Networks and random state
+    are left as they were.
 
     Args:
         networks: names of timm's, whose pretrained weights are loaded one network at a time, or modules, in a list or
@@ -172,13 +175,14 @@ def rank_networks(
             right[name] = probed(seen.features, numbers, num_classes=len(classes), groups=groups).double()
     names = sorted(right, key=lambda name: -float(right[name].mean()))
     apart, of = {name: right[name] - right[names[0]] for name in names}, groups or [*range(len(labels))]
+    pairs = len(names) * (len(names) - 1) // 2
     rows = (
         Ranked(
             name,
             accuracy=float(right[name].mean()),
-            error=error(right[name], of),
+            error=half_interval(right[name], of) / 1.96,
             difference=float(apart[name].mean()),
-            interval=1.96 * error(apart[name], of) if name != names[0] else 0.0,
+            interval=half_interval(apart[name], of, among=pairs) if name != names[0] else 0.0,
             **dict(zip(("milliseconds", "parameters", "size"), costs[name], strict=True)),
         )
         for name in names

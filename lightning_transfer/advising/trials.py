@@ -129,15 +129,17 @@ class _Scoring(AnyCallback):
         """Show the step, stop what does not fit, and draw the next batch as every candidate does."""
         self.batches += 1
         self._draw_anew()
-        now, done = self.paired.clock(), int(trainer.global_step)
+        now, before, done = self.paired.clock(), self.done, int(trainer.global_step)
         self.done = done
         self.first = self.first or (done, now)  # which takes longer than others, so it is not counted
         since, deadline = done - self.first[0], self.paired.deadline
         each = (now - self.first[1]) / since if since else (now - self.began) / max(done, 1)
         left = each * (self.paired.steps - done)
-        if now > deadline or (since == PRICED and now + left > deadline):
+        is_priced = before - self.first[0] < PRICED <= since  # once; a batch may take several steps, or none
+        if now > deadline or (is_priced and now + left > deadline):
             raise OutOfTimeError(now - self.began + left)
-        self.paired.step(1, f"{self.name}, part {self.fold + 1}; at most {(deadline - now) / 60:.0f} minutes left")
+        note = f"{self.name}, part {self.fold + 1}; at most {(deadline - now) / 60:.0f} minutes left"
+        self.paired.step(done - before, note)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Score the part that was held out."""

@@ -60,22 +60,27 @@ def difference(mine: Sequence[Tensor], plain: Sequence[Tensor], groups: Sequence
         'shown better'
     """
     apart = torch.cat([*mine]).double() - torch.cat([*plain]).double()
-    points, freedom = 100 * float(apart.mean()), len({*groups}) - 1
-    if not freedom:
-        return Difference(points, math.inf)
-    half = math.hypot(_clustered(apart, groups), NOISE / math.sqrt(len(mine)))
-    return Difference(points, 100 * half * quantile(1 - LEVEL / among, freedom))
+    half = half_interval(apart, groups, among=among, noise=NOISE / math.sqrt(len(mine)))
+    return Difference(100 * float(apart.mean()), 100 * half)
 
 
-def error(apart: Tensor, groups: Sequence[Any]) -> float:
-    """Return the standard error of a mean over images, those of a group counted as one, at least one image's worth.
+def half_interval(apart: Tensor, groups: Sequence[Any], *, among: int = 1, noise: float = 0.0) -> float:
+    """Return half of Student's interval of a mean over images; infinite if all are of one group.
 
-    With few groups it is so much larger that 1.96 of it are half of Student's 95 % interval all the same.
+    Args:
+        apart: (n,) numbers, one an image.
+        groups: what each image belongs to; a group counts as one.
+        among: number of intervals that hold together with 95 % (Bonferroni).
+        noise: standard deviation that is not seen in the images.
     """
-    return _clustered(apart, groups) * quantile(0.95, len({*groups}) - 1) / 1.96
+    freedom = len({*groups}) - 1
+    if not freedom:
+        return math.inf
+    return math.hypot(_clustered(apart, groups), noise) * quantile(1 - LEVEL / among, freedom)
 
 
 def _clustered(apart: Tensor, groups: Sequence[Any]) -> float:
+    """Return the cluster-robust standard error of the mean, at least one image's worth."""
     sums: dict[Any, float] = {}
     for value, group in zip((apart - apart.mean()).tolist(), groups, strict=True):
         sums[group] = sums.get(group, 0.0) + value

@@ -19,7 +19,7 @@ from lightning_transfer.examining.step import step_of
 from lightning_transfer.glue.checkpoints import UnsafeCheckpointError, read_checkpoint
 from lightning_transfer.glue.proxy import attached, options_like, trainer_class
 from lightning_transfer.glue.trainer import served
-from lightning_transfer.randomness import seeded
+from lightning_transfer.randomness import reseed, restored
 
 FRAMEWORK = ("lightning", "pytorch_lightning")
 
@@ -69,7 +69,7 @@ def doctor(
         No findings in LitModel.
     """
     not_checked: list[str] = []
-    with seeded(0, 0):
+    with restored():
         found = tuple(_findings(module, data, trainer, adapt, unaugmented, not_checked))
     return Diagnosis(type(module).__name__, found, tuple(not_checked))
 
@@ -90,7 +90,8 @@ def _findings(
     yield from of_module.order(trainer)
     datamodule = data if hasattr(data, "train_dataloader") and data is not module else None
     yield from of_module.hyperparameters({"module": module, **({"datamodule": datamodule} if datamodule else {})})
-    loaders = _loaders(data, make, options)
+    loaders = _loaders(data, make, options)  # with the random state that the next fit will have, so it splits alike
+    reseed(0, 0)
     loader = loaders.pop("training")
     dataset = _dataset(loader, "training", not_checked)
     batches = [next(iter(copy.deepcopy(loader)))] if dataset is None else images.batches_of(loader, dataset)

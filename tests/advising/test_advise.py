@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import lightning_transfer as lt
+from lightning_transfer.advising import trials
 from lightning_transfer.advising.advice import Advice, Compared, Measured
 from lightning_transfer.advising.verdicts import Difference
 from tests import toys
@@ -101,7 +102,7 @@ def test_unaugmented_images_are_what_is_looked_at():
 def test_groups_that_say_no_more_than_classes_do_are_refused():
     data = toys.images(24, 3, seed=5)
     data.groups = [int(label) for label in data.tensors[1]]
-    with pytest.raises(lt.TransferConfigError, match="Of 3 classes 3 have images of one group only"):
+    with pytest.raises(lt.TransferConfigError, match="3 have images of one group only, so if that group is held"):
         advise(data=DataLoader(data, batch_size=8))
     data.groups[:4] = range(10, 14)
     data.groups[4:8] = range(20, 24)
@@ -115,16 +116,15 @@ def test_groups_that_say_no_more_than_classes_do_are_refused():
         ({"probe": 0.3, "tuned": 0.49}, True),
         ({"probe": 0.3, "tuned": 0.50}, False),
         ({"probe": 0.50, "tuned": 0.45}, False),
-        ({"probe": 0.3, "tuned": 0.59, "groups": 25}, True),
-        ({"probe": 0.3, "tuned": 0.60, "groups": 25}, False),
-        ({"probe": 0.3, "tuned": 0.50, "groups": 200}, False),
+        ({"probe": 0.3, "tuned": 0.59, "groups": 90, "scored_groups": 25}, True),
+        ({"probe": 0.3, "tuned": 0.60, "groups": 90, "scored_groups": 25}, False),
     ],
 )
 def test_answers_that_may_be_no_better_than_the_most_common_class_are_named(changes, is_guessing):
     measured = seen(**{"commonest": 0.4, **changes})
     assert measured.is_guessing == is_guessing
     advice = Advice(measured, (GOOD,))
-    assert ("to say the most common class each time (40.0%)" in str(advice)) == is_guessing
+    assert ("than always predicting the most common class (40.0%)" in str(advice)) == is_guessing
     assert (advice.best is None) == is_guessing
 
 
@@ -307,6 +307,12 @@ def test_groups_stay_together_and_stand_for_one():
     assert "40 labelled images of 10 groups, 5 classes" in str(found)
 
 
+def test_groups_that_are_scored_are_counted(monkeypatch):
+    monkeypatch.setattr(trials, "MOST", 1)
+    found = advise(data=DataLoader(Grouped(*toys.images(40, toys.TARGET_CLASSES, seed=5).tensors), batch_size=8))
+    assert (found.measured.groups, found.measured.scored, found.measured.scored_groups) == (10, 5, 5)
+
+
 def test_two_groups_are_held_out_in_turns():
     class Halves(TensorDataset):
         groups = [index % 2 for index in range(40)]  # noqa: RUF012
@@ -357,16 +363,17 @@ class Shy(toys.LitToy):
         return torch.optim.SGD(self.parameters(), lr=1e-2)
 
 
-def test_what_helps_is_found_and_what_harms_is_dropped_after_one_part():
+def test_what_helps_is_found_and_what_harms_is_dropped_early():
     data = DataLoader(toys.images(200, toys.TARGET_CLASSES, seed=6), batch_size=20)
     planted = {"faster": lambda: [Rate(10.0)], "shifted": lambda: [Shifting()], "same": lambda: [Rate(1.0)]}
     found = advise(Shy(), data, candidates=planted, steps=24)
     verdicts = {each.name: (each.verdict, each.folds) for each in found.candidates}
     assert verdicts["faster"] == ("shown better", 5)
-    assert verdicts["shifted"] == ("shown worse", 1)
+    assert verdicts["shifted"] == ("dropped", 2)
     assert verdicts["same"] == ("not shown", 5)
     assert found.measured.falls_short
     assert found.best.name == found.candidates[0].name
+    assert str(found).endswith(f"until then use {found.best.name}.")  # no line of code, which is the user's own
     assert next(each for each in found.candidates if each.name == "same").difference.points == 0
 
 
@@ -455,6 +462,7 @@ def test_minutes_that_not_one_training_fits_into_are_refused_by_what_it_takes():
 
 def seen(**changes):
     known = {"images": 100, "classes": 5, "fewest": 20, "groups": None, "commonest": 0.2, "scored": 100}
+    known["scored_groups"] = 100
     told = {"probe": 0.6, "tuned": 0.6, "falls_short": False, "steps": 50, "passes": 5.0, "folds": 5}
     return Measured(**{**known, **told, **changes})
 
@@ -471,7 +479,10 @@ def test_the_page_says_what_was_done_what_came_out_and_what_to_write():
     assert lines[0] == "100 labelled images, 5 classes, 20 of the rarest."
     assert lines[1].startswith("12 trainings of 50 steps (5 passes; fine-tuning took 31 seconds), each on all but one")
     assert lines[2] == "Of 100 images fine-tuning has 60.0% right, a linear probe 60.0%."
-    assert lines[3].startswith("3 compared; their intervals hold together with 95%.")
+    assert lines[3] == (
+        "3 compared; the intervals of those compared on all parts hold together with 95%. They count images of a group "
+        "as one, and 2.0 points of difference between seeds."
+    )
     table = [line.split("  ") for line in lines[6:11]]
     assert [[cell.strip() for cell in row if cell] for row in table] == [
         ["<b>mine</b>", "+8.0 +- 4.0", "1.2", "5", "shown better"],
@@ -482,6 +493,13 @@ def test_the_page_says_what_was_done_what_came_out_and_what_to_write():
     ]
     assert lines[-2].startswith("Use <b>mine</b>: it is shown to be better than fine-tuning, by +8.0 +- 4.0 points, at")
     assert lines[-1] == "    lines <i>"
+
+
+def test_the_best_is_not_one_that_was_lucky_in_one_part():
+    lucky = replace(GOOD, name="lucky", difference=Difference(20.0, 9.0), folds=1)
+    assert Advice(seen(), (replace(lucky, is_dropped=True), OPEN)).best is None
+    assert Advice(seen(), (lucky, GOOD)).best is GOOD
+    assert replace(lucky, is_dropped=True).row[-1] == "dropped after 1 part"
 
 
 def test_what_is_shown_in_a_notebook_is_escaped():
@@ -498,7 +516,7 @@ def test_what_is_shown_in_a_notebook_is_escaped():
         (seen(), (OPEN, DROPPED), "Stay with fine-tuning: none of 2 is shown to be better; nor is the linear", None),
         (seen(), (replace(OPEN, difference=Difference(-9.0, 4.0)),), "none of 1 is shown to be better.", None),
         (seen(falls_short=True), (GOOD, OPEN), "too few steps; until then use <b>mine</b>.", "lines <i>"),
-        (seen(tuned=0.2, probe=0.2), (GOOD, OPEN), "to say the most common class each time (20.0%)", None),
+        (seen(tuned=0.2, probe=0.2), (GOOD, OPEN), "always predicting the most common class (20.0%)", None),
     ],
 )
 def test_what_to_do_is_one_sentence(measured, candidates, says, line):

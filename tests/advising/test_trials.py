@@ -170,6 +170,35 @@ def test_a_training_that_does_not_fit_is_stopped_when_that_is_known(deadline, st
     assert caught.value.args[0] == 80.0
 
 
+class Several(Ticking):
+    """Takes three optimizer steps a batch."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        for _ in range(3):
+            self.optimizers().step()
+
+
+@pytest.mark.parametrize(("module", "options"), [(Ticking(), {"accumulate_grad_batches": 3}), (Several(), {})])
+def test_a_bar_counts_optimizer_steps(module, options):
+    given = trials_of(module, toys.target_loader(), {**QUIET, **options}, unaugmented=None)
+    found, seen = PairedTrials(module, given, Reading(), clock=Clock(), deadline=1e9), []
+    found.steps, found.step = 9, lambda more, note: seen.append(more)
+    found.train(PLAIN, 0)
+    assert sum(seen) == 9
+
+
+def test_a_training_with_several_steps_a_batch_is_stopped_when_it_is_known_not_to_fit():
+    Several.clock = clock = Clock()
+    found = paired(Several(), toys.target_loader(), steps=90, clock=clock, deadline=29.0)  # 30 batches
+    with pytest.raises(OutOfTimeError):
+        found.train(PLAIN, 0)
+    assert clock.now == 5.0  # 3 steps, and 12 more
+
+
 @pytest.mark.parametrize("minutes", [1.5, 4, 7, 30])
 def test_trials_stay_within_the_minutes_given(minutes):
     Ticking.clock = clock = Clock()
@@ -177,7 +206,7 @@ def test_trials_stay_within_the_minutes_given(minutes):
     module.seconds = 4.0
     given = trials_of(module, data, QUIET, unaugmented=None)
     rivals = [FROZEN, *(Candidate(name, name, lambda: [L.Callback()]) for name in "ab")]
-    options = {"lengths": {}, "progress": no_progress, "clock": clock, "minutes": minutes}
+    options = {"lengths": {}, "progress": no_progress, "clock": clock, "minutes": minutes, "is_over_early": True}
     found = compare(module, given, rivals, Reading(), steps=15, **options)
     assert clock.now <= 60 * minutes
     assert found.measured.trainings == clock.now / 60 >= min(int(minutes) - 1, 15)
