@@ -3,13 +3,14 @@
 import copy
 import pickle
 import random
+from typing import ClassVar
 
 import lightning.pytorch as L
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, random_split
 
 import lightning_transfer as lt
 from lightning_transfer.__main__ import main
@@ -276,6 +277,25 @@ def test_module_data_and_random_state_are_as_they_were(tmp_path):
     assert torch.equal(now[1], before[1])
     assert now[2] == before[2]
     assert [*tmp_path.iterdir()] == []
+
+
+class Splitting(Images):
+    """Splits at random."""
+
+    splits: ClassVar = []
+
+    def setup(self, stage):
+        if stage == "fit":
+            self.train, self.val = random_split(projects.Listed([index % CLASSES for index in range(NUM)]), [28, 12])
+            self.splits.append(self.train.indices)
+
+
+def test_the_split_that_is_looked_at_is_the_next_fits():
+    module, data, trainer = Clean(), Splitting(), toys.trainer(max_steps=1)
+    examined(module, data, trainer)
+    trainer.fit(module, data)
+    looked_at, fitted = Splitting.splits
+    assert looked_at == fitted
 
 
 class Stream(IterableDataset):
