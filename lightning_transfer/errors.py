@@ -6,11 +6,25 @@ from collections.abc import Iterable, Mapping
 
 
 class TransferConfigError(ValueError):
-    """A setting, module or checkpoint does not fit; the message shows the fix."""
+    """A setting, module or checkpoint does not fit; the message shows the fix.
+
+    Example:
+        >>> try:
+        ...     check_count("neighbors", 0, least=1)
+        ... except TransferConfigError as error:
+        ...     print(error)
+        neighbors=0; it takes a whole number of at least 1.
+    """
 
 
 class NoEffectWarning(UserWarning):
-    """An option or a callback has no effect."""
+    """An option or a callback has no effect.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", NoEffectWarning)  # stops a run in which an option has no effect
+    """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

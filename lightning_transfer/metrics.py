@@ -9,6 +9,8 @@ from torchmetrics import Metric
 
 from lightning_transfer.errors import TransferConfigError, check_count
 
+__all__ = ["GeneralDiscrimination"]
+
 BLOCK = 2**24  # similarities in memory at once
 
 

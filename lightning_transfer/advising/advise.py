@@ -76,6 +76,25 @@ def advise(
 
     Returns:
         What was measured, and what to do; `print` shows it with the code to write.
+
+    Example:
+        >>> import lightning as L
+        >>> class Lit(L.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
+        ...     def forward(self, images):
+        ...         return self.net(images)
+        ...     def training_step(self, batch, batch_idx):
+        ...         return nn.functional.cross_entropy(self(batch[0]), batch[1])
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+        >>> images = [(torch.full((3, 2, 2), index % 2.0), index % 2) for index in range(20)]
+        >>> few_images = torch.utils.data.DataLoader(images, batch_size=4)
+        >>> quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+        >>> advice = advise(Lit(), few_images, candidates={"mine": lambda: []}, steps=2, trainer=quiet)
+        >>> advice.measured.images, sorted(each.name for each in advice.candidates)
+        (20, ['linear probe', 'mine'])
     """
     _check(source, steps, minutes, adapt, forward)
     if forward is None and source is not None and callable(source.forward):

@@ -67,6 +67,11 @@ class Ranking:
         images: how many there are.
         classes: how many they have.
         groups: how many they belong to; None without groups.
+
+    Example:
+        >>> row = Ranked("net", 0.9, 0.03, 0.0, 0.0, milliseconds=1.0, parameters=300_000, size=(32, 32))
+        >>> Ranking((row,), images=100, classes=10).best
+        'net'
     """
 
     rows: tuple[Ranked, ...]

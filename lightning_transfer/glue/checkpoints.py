@@ -193,6 +193,23 @@ def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], 
 
     Raises:
         TransferConfigError: the file is not a Lightning checkpoint, or holds more than plain data.
+
+    Example:
+        >>> import lightning as L, pathlib, tempfile
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_transfer.callbacks import SoftFinetuning
+        >>> source = {"dataset": [(torch.rand(32), 0)] * 4, "num_classes": 2}
+        >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        >>> soft = SoftFinetuning(source, weight=1.0, head="layer.1")
+        >>> module = BoringModel()
+        >>> module.layer = nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 2))
+        >>> trainer = L.Trainer(accelerator="cpu", max_steps=1, callbacks=soft, enable_checkpointing=False, **quiet)
+        >>> trainer.fit(module)
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> trainer.save_checkpoint(folder / "run.ckpt")
+        >>> strip_checkpoint(folder / "run.ckpt", folder / "plain.ckpt")
+        >>> [list(torch.load(folder / name)["callbacks"]) for name in ("run.ckpt", "plain.ckpt")]
+        [['SoftFinetuning'], []]
     """
     checkpoint = read_checkpoint(path, weights_only=weights_only)
     weights, callbacks = checkpoint["state_dict"], checkpoint.get("callbacks", {})
@@ -258,6 +275,19 @@ def load_from_checkpoint(cls: type[T], path: str | os.PathLike[str], **kwargs: A
 
     Raises:
         TransferConfigError: the file is not a checkpoint, or another version of this package wrote it.
+
+    Example:
+        >>> import lightning as L, pathlib, tempfile
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_transfer.callbacks import GatedTransfer
+        >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        >>> gated = GatedTransfer(head="layer")
+        >>> trainer = L.Trainer(accelerator="cpu", max_steps=1, callbacks=gated, enable_checkpointing=False, **quiet)
+        >>> trainer.fit(BoringModel())
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "run.ckpt")
+        >>> trainer.save_checkpoint(path)
+        >>> type(load_from_checkpoint(BoringModel, path).layer).__name__
+        'GatedHead'
     """
     checkpoint = read_checkpoint(path, weights_only=kwargs.get("weights_only") is not False)
     if KEY in checkpoint:

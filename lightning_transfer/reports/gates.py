@@ -40,6 +40,16 @@ def gate_map(
     Raises:
         TransferConfigError: the network is not gated, its gates do not learn, the loader is empty, or matplotlib is
             missing.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from lightning_transfer.functional import apply_adafilter
+        >>> flat = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3), *flat)
+        >>> report = apply_adafilter(network)
+        >>> loader = [(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 1, 0]))]
+        >>> list(gate_map(network, loader, pathlib.Path(tempfile.mkdtemp(), "gates.png")))
+        ['1']
     """
     gates = next((child for child in module.modules() if hasattr(child, "last_gates")), None)
     if gates is None:

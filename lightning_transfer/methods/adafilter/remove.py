@@ -48,6 +48,16 @@ def remove_adafilter(
 
     Raises:
         TransferConfigError: the network is not gated, or a mean cannot be taken.
+
+    Example:
+        >>> from lightning_transfer.functional import apply_adafilter
+        >>> flat = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3), *flat)
+        >>> report = apply_adafilter(network)
+        >>> remove_adafilter(network, keep="frozen")
+        Removal(accuracy_before=None, accuracy_after=None)
+        >>> network[1]
+        Conv2d(4, 8, kernel_size=(3, 3), stride=(1, 1))
     """
     check_choice("keep", keep, ("tuned", "frozen", "mean"))
     found = gates_of(module)

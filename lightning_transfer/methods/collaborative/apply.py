@@ -138,6 +138,14 @@ def remove_collaborative(module: nn.Module, keep: str = OWN) -> None:
 
     Raises:
         TransferConfigError: the module holds no ensemble, or no network has this name.
+
+    Example:
+        >>> flat = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        >>> module = nn.ModuleDict({"net": flat()})
+        >>> report = apply_collaborative(module, {"places": flat()}, model="net")
+        >>> remove_collaborative(module, keep="places")
+        >>> type(module["net"]).__name__
+        'Sequential'
     """
     found = find_ensemble(module)
     if found is None:

@@ -69,6 +69,13 @@ def remove_gated_transfer(module: nn.Module) -> None:
 
     Raises:
         TransferConfigError: there is no transfer module.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(4, 32), nn.Linear(32, 3))
+        >>> report = apply_gated_transfer(network, head="1")
+        >>> remove_gated_transfer(network)
+        >>> network[1]
+        Linear(in_features=32, out_features=3, bias=True)
     """
     found = find_gated_head(module)
     if found is None:

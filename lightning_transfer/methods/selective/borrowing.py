@@ -47,6 +47,10 @@ class Borrowing:
 
     Raises:
         TransferConfigError: an option is out of range.
+
+    Example:
+        >>> Borrowing(neighbors=300).neighbors.k
+        300
     """
 
     neighbors: Neighbors | int = field(default_factory=Neighbors)
@@ -332,13 +336,8 @@ class Borrowed:
 
     def get_state(self) -> dict[str, Any]:
         """Return what a resumed run needs, so that it selects nothing anew."""
-        return {
-            "lists": self.lists,
-            "labels": self.labels,
-            "budget": self.budget,
-            "rounds_done": self.rounds_done,
-            "made_of": self._made_of,
-        }
+        tensors = {"lists": self.lists, "labels": self.labels, "budget": self.budget}
+        return {**tensors, "rounds_done": self.rounds_done, "made_of": self._made_of}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue where a run stopped."""

@@ -27,6 +27,10 @@ class Scan:
         device: where filters run.
         progress: makes a progress bar from a name and a total.
         say: called with each line of text; by default it prints to the terminal.
+
+    Example:
+        >>> Scan(cache="selection.safetensors", num_workers=2).device
+        'cpu'
     """
 
     cache: str | Path | None = None
