@@ -110,7 +110,7 @@ class Advice:
 
     Example:
         >>> seen = {"images": 100, "classes": 10, "fewest": 10, "groups": None, "commonest": 0.1, "scored": 100}
-        >>> seen |= {"scored_groups": None, "probe": 0.91, "tuned": 0.94, "falls_short": False}
+        >>> seen |= {"scored_groups": 100, "probe": 0.91, "tuned": 0.94, "falls_short": False}
         >>> soft = Compared("soft", "callbacks=[lt.SoftFinetuning(source)]", Difference(4.0, 3.6), folds=5)
         >>> Advice(Measured(**seen, steps=150, passes=37.5, folds=5), (soft,)).best.line
         'callbacks=[lt.SoftFinetuning(source)]'
