@@ -23,6 +23,8 @@ from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.reports import TransferReport
 from lightning_transfer.version import __version__
 
+FITS = ("ckpt_path", "weights_only")  # options of fit, that LightningCLI saves beside the rest
+
 SELECT = """\
 a configuration:
 
@@ -103,7 +105,9 @@ def examine(path: str) -> Diagnosis:
     try:
         import yaml
 
-        model = yaml.safe_load(Path(path).read_text())["model"]["class_path"]
+        given = yaml.safe_load(Path(path).read_text())
+        given = given.get("fit", given)  # as LightningCLI saves it, or with its subcommand on top
+        model = given["model"]["class_path"]
         home, _, name = model.rpartition(".")
         bases = [cls.__module__ for cls in getattr(importlib.import_module(home), name).__mro__]
         namespace = next(each for each in NAMESPACES if any(base.startswith(f"{each}.") for base in bases))
@@ -111,11 +115,12 @@ def examine(path: str) -> Diagnosis:
     except (OSError, TypeError, KeyError, ValueError, AttributeError, ImportError, StopIteration) as error:
         raise TransferConfigError(
             f"{path}: {type(error).__name__}: {error}. Expected a file of LightningCLI with model: {{class_path: "
-            "my_project.LitModel}}, read by python -m lightning_transfer in the folder of my_project, and pip install "
+            "my_project.LitModel}, read by python -m lightning_transfer in the folder of my_project, and pip install "
             "'lightning_transfer[cli]'."
         ) from error
+    options = {key: value for key, value in given.items() if key not in FITS}
     with silent():  # LightningCLI warns of arguments beside the command's own
-        line = cli_class(run=False, save_config_callback=None, args=["--config", path])
+        line = cli_class(run=False, save_config_callback=None, args=options)
     return doctor(line.model, line.datamodule or line.model, line.trainer)
 
 

@@ -3,10 +3,13 @@
 import copy
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from types import GeneratorType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
@@ -38,8 +41,8 @@ def doctor(
     eval mode, frozen BatchNorm whose statistics drift, parameters in no optimizer, labels that do not fit,
     probabilities for logits, a loss that is not a mean. Besides: mixed Lightning namespaces, hyperparameters that make
     a checkpoint unsafe, callbacks in the wrong order, classes of few images, and validation or test images among the
-    training images (of each at most 2,000 are compared). The module, the data and the random state are left as they
-    were.
+    training images (of each at most 2,000 are compared). A copy of the DataModule is set up. The module, the data and
+    the random state are left as they were; only what the DataModule holds that cannot be copied is shared.
 
     Args:
         module: the LightningModule that is to be trained.
@@ -86,21 +89,28 @@ def _findings(
             "batch_size=32))."
         )
     options = {"devices": 1} if trainer is None else options_like(trainer)
+    data = data if is_loader else _copied(data)
     yield from of_module.namespaces(module, data, trainer)
     yield from of_module.order(trainer)
-    datamodule = data if hasattr(data, "train_dataloader") and data is not module else None
+    datamodule = None if is_loader or isinstance(data, nn.Module) else data
     yield from of_module.hyperparameters({"module": module, **({"datamodule": datamodule} if datamodule else {})})
-    loaders = _loaders(data, make, options)  # with the random state that the next fit will have, so it splits alike
+    # with the random state that the next fit will have, so it splits alike
+    loaders = _loaders(data, make, options, not_checked)
     reseed(0, 0)
     loader = loaders.pop("training")
     dataset = _dataset(loader, "training", not_checked)
-    batches = [next(iter(copy.deepcopy(loader)))] if dataset is None else images.batches_of(loader, dataset)
+    batches = _batches(loader, dataset)
     epochs = getattr(trainer, "max_epochs", None)
-    seen = step_of(
-        module, batches, make, options, datamodule=datamodule, epochs=epochs if epochs and epochs > 0 else None
-    )
+    epochs = epochs if epochs and epochs > 0 else None
+    step = partial(step_of, module, make=make, options=options, datamodule=datamodule, epochs=epochs)
+    seen = step(batches)
     if seen.error is not None and seen.step_error is None:
         not_checked.append(f"all of the step, for around it this failed: {type(seen.error).__name__}: {seen.error}")
+    if seen.untrained and _finetuning(trainer):
+        seen.untrained = []
+        not_checked.append("parameters in no optimizer: a finetuning callback adds parameters later.")
+    if len(seen.losses) < 2 and seen.error is None:
+        not_checked.append("whether the loss is a mean: that takes two automatic steps of the same images.")
     yield from of_module.modes_and_optimizers(seen)
     of_step = list(of_module.loss_and_labels(seen))
     yield from of_step
@@ -108,7 +118,7 @@ def _findings(
         return
     try:
         known = {finding.name for finding in of_step}
-        of_labels = images.labels(loader, dataset, batches[0], seen, adapt)
+        of_labels = images.labels(loader, dataset, batches[0], seen, adapt, lambda batch: step([batch]))
         yield from (finding for finding in of_labels if finding.name not in known)
     except TransferConfigError as error:
         not_checked.append(f"the labels of all images: {error}")
@@ -119,22 +129,68 @@ def _findings(
         yield from images.leaks(clean, held_out, adapt, not_checked)
 
 
-def _loaders(data: Any, make: type, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the loaders that a copy of a DataModule has, by what they are for; a loader alone is for training."""
+def _copied(data: Any) -> Any:
+    """Return a copy that can be set up, with the same Trainer; it shares what cannot be copied."""
+    trainer = vars(data).get("trainer", vars(data).get("_trainer"))
+    try:
+        return copy.deepcopy(data, {id(trainer): trainer})
+    except Exception:  # whatever the objects in it raise
+        return copy.copy(data)
+
+
+def _finetuning(trainer: Any) -> bool:
+    """Return whether a callback adds parameters to the optimizer while it trains."""
+    callbacks = () if trainer is None else trainer.callbacks
+    return any(cls.__name__ == "BaseFinetuning" for callback in callbacks for cls in type(callback).__mro__)
+
+
+def _batches(loader: Any, dataset: Any) -> list[Any]:
+    """Return the batches of the step.
+
+    Raises:
+        TransferConfigError: there are none, or looking at them would take them from the training.
+    """
+    found = []
+    if not isinstance(loader, GeneratorType):
+        found = list(islice(copy.deepcopy(loader), 1)) if dataset is None else images.batches_of(loader, dataset)
+    if not found:
+        kind = type(loader).__name__ + " of no batch" * (not isinstance(loader, GeneratorType))
+        raise TransferConfigError(
+            f"The train loader is a {kind}; expected one with batches that can be read again: "
+            "DataLoader(dataset, batch_size=32)."
+        )
+    return found
+
+
+def _is_own(data: Any, hook: str) -> bool:
+    return getattr(type(data), hook).__module__.partition(".")[0] not in FRAMEWORK
+
+
+def _loaders(data: Any, make: type, options: dict[str, Any], not_checked: list[str]) -> dict[str, Any]:
+    """Return the loaders that a DataModule has, by what they are for; a loader alone is for training.
+
+    Raises:
+        TransferConfigError: it has none for training.
+    """
     if not hasattr(data, "train_dataloader"):
         return {"training": data}
-    twin, found = copy.copy(data), {}
-    with attached(twin, make, options):
-        twin.prepare_data()
-        twin.setup("fit")
-        found["training"] = twin.train_dataloader()
-        for name, stage in (("validation", ""), ("test", "test")):
-            hook = {"validation": "val_dataloader", "test": "test_dataloader"}[name]
-            if getattr(type(twin), hook).__module__.partition(".")[0] in FRAMEWORK:
+    if not _is_own(data, "train_dataloader"):
+        raise TransferConfigError(f"{type(data).__name__} has no train_dataloader; expected a DataModule that has one.")
+    found = {}
+    with attached(data, make, options):
+        data.prepare_data()
+        data.setup("fit")
+        found["training"] = data.train_dataloader()
+        for name, hook in (("validation", "val_dataloader"), ("test", "test_dataloader")):
+            if not _is_own(data, hook):
                 continue
-            if stage:
-                twin.setup(stage)
-            each = tree_leaves(getattr(twin, hook)())
+            try:
+                if name == "test":
+                    data.setup(name)
+                each = tree_leaves(getattr(data, hook)())
+            except Exception as error:  # the user's
+                not_checked.append(f"the {name} images: {type(error).__name__}: {error}")
+                continue
             found |= {name if len(each) == 1 else f"{name} {place}": one for place, one in enumerate(each)}
     return found
 
@@ -144,6 +200,9 @@ def _dataset(loader: Any, name: str, not_checked: list[str]) -> Any:
     dataset = getattr(loader, "dataset", None)
     if not isinstance(loader, DataLoader) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         not_checked.append(f"the {name} images: a {type(loader).__name__} does not show its dataset.")
+        return None
+    if loader.batch_size is None and loader.batch_sampler is None:
+        not_checked.append(f"the {name} images: with batch_size=None, the dataset gives whole batches.")
         return None
     try:
         return served(loader)

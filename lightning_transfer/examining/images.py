@@ -13,13 +13,14 @@ from lightning_transfer.datasets import index_in, labels_of, listed_labels, load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining.diagnosis import Finding, listed
 from lightning_transfer.examining.module import CLASSES, out_of_range
-from lightning_transfer.examining.step import Seen
+from lightning_transfer.examining.step import Call, Seen
 from lightning_transfer.methods.selective.duplicates import near_duplicates_of_few
 from lightning_transfer.methods.selective.pictures import Pictures, spread
 
 FEWEST = 5  # images of a class
 MOST = 2000  # images of a dataset that are read
 LARGEST = 32  # images of a batch
+COPIES = 3  # images of one side that an image may resemble to count as a copy
 Adapt: TypeAlias = Callable[[Any], tuple[Tensor, Tensor]]
 
 
@@ -32,7 +33,9 @@ def batches_of(loader: DataLoader[Any], dataset: Any) -> list[Any]:
     return [loader.collate_fn(group) for group in groups]
 
 
-def labels(loader: DataLoader[Any], dataset: Any, batch: Any, seen: Seen, adapt: Adapt | None) -> Iterator[Finding]:
+def labels(
+    loader: DataLoader[Any], dataset: Any, batch: Any, seen: Seen, adapt: Adapt | None, again: Callable[[Any], Seen]
+) -> Iterator[Finding]:
     """Yield what all labels show together.
 
     Args:
@@ -41,6 +44,7 @@ def labels(loader: DataLoader[Any], dataset: Any, batch: Any, seen: Seen, adapt:
         batch: the first that the step has got.
         seen: of the step.
         adapt: turns a batch into images and labels; None if it is both.
+        again: runs the step of another batch.
 
     Raises:
         TransferConfigError: they are not class numbers, or are too many to be read one by one.
@@ -48,7 +52,8 @@ def labels(loader: DataLoader[Any], dataset: Any, batch: Any, seen: Seen, adapt:
     read = None if adapt is None else lambda sample: adapt(loader.collate_fn([sample]))
     if len(dataset) > MOST and listed_labels(dataset, read) is None:
         raise TransferConfigError(f"{len(dataset):,} images do not list them; give dataset.targets.")
-    counts = Counter(labels_of(dataset, read))
+    listing = labels_of(dataset, read)
+    counts = Counter(listing)
     where = f"the training images, a {type(loader.dataset).__name__}"
     rare = [f"{label} ({number})" for label, number in sorted(counts.items()) if label >= 0 and number < FEWEST]
     if rare:
@@ -58,24 +63,30 @@ def labels(loader: DataLoader[Any], dataset: Any, batch: Any, seen: Seen, adapt:
             f"{len(rare)} of {len(counts)} classes have fewer than {FEWEST} images: {listed(rare)}",
             "more images of these classes, or leave them out",
         )
-    outputs = _outputs(batch, seen, adapt)
+    call = _call(batch, seen, adapt)
     kept = [label for label in counts if label >= 0]
-    if outputs is None or not kept:
+    if call is None or not kept:
         return
-    if max(kept) >= outputs:
+    outputs, odd = call.scores.shape[1], [label for label in counts if label < 0 and label != call.ignored]
+    if odd:  # the user's step may leave such images out
+        sample = load(dataset, listing.index(odd[0]), of="target")
+        odd = [] if again(loader.collate_fn([sample] * 4)).step_error is None else odd
+    if odd:
+        yield Finding("labels do not fit", where, *out_of_range(min(odd), max(kept), outputs))
+    elif max(kept) >= outputs:
         yield Finding("labels do not fit", where, *out_of_range(min(kept), max(kept), outputs))
     elif min(kept) == 1 and max(kept) == outputs - 1 > 1:
         found = f"labels run from 1 to {outputs - 1}, and output 0 of {outputs} is never right: labels count from 1"
         yield Finding("labels do not fit", where, found, f"labels = labels - 1, and a head of {outputs - 1} outputs")
 
 
-def _outputs(batch: Any, seen: Seen, adapt: Adapt | None) -> int | None:
-    """Return how many classes the criterion knows, if it gets the labels as the dataset gives them."""
+def _call(batch: Any, seen: Seen, adapt: Adapt | None) -> Call | None:
+    """Return the call of a criterion that gets the labels as the dataset gives them."""
     given = labels_in(batch) if adapt is None else adapt(batch)[1]
     numbers = class_numbers(given) if isinstance(given, Tensor) else None
     calls = (call for call in seen.calls if call.name in CLASSES and call.scores.ndim == 2)
     return next(
-        (call.scores.shape[1] for call in calls if numbers is not None and torch.equal(call.target.cpu(), numbers)),
+        (call for call in calls if numbers is not None and torch.equal(call.target.cpu(), numbers)),
         None,
     )
 
@@ -88,6 +99,13 @@ def leaks(train: Any, held_out: dict[str, Any], adapt: Adapt | None, not_checked
         if not (mine and others):
             continue
         pairs = near_duplicates_of_few(others, mine)
+        often = [column.bincount()[column] > COPIES for column in pairs.T]  # images of little detail resemble many
+        many, pairs = pairs[often[0] | often[1]], pairs[~(often[0] | often[1])]
+        if left := {*many[:, 0].tolist()} - {*pairs[:, 0].tolist()}:
+            not_checked.append(
+                f"leaks, as to {len(left)} {name} images: they, or the training images like them, resemble more than "
+                f"{COPIES} others."
+            )
         if len(pairs):
             rows = [(others.dataset.indices[one], mine.dataset.indices[two]) for one, two in pairs.tolist()]
             places = [(index_in(dataset, one), index_in(train, two)) for one, two in rows]

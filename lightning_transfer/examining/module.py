@@ -45,7 +45,7 @@ def modes_and_optimizers(seen: Seen) -> Iterator[Finding]:
             listed(seen.untrained),
             f"{len(seen.untrained)} parameters get a gradient and no optimizer holds them, so they stay as they are",
             "torch.optim.SGD(self.parameters(), ...) in configure_optimizers; or, if they are frozen, "
-            "network.requires_grad_(False)",
+            "network.requires_grad_(False); or, if a callback adds them later, doctor(module, data, trainer)",
         )
 
 
@@ -60,6 +60,13 @@ def loss_and_labels(seen: Seen) -> Iterator[Finding]:
             "training_step",
             f"{type(seen.step_error).__name__}: {text}",
             "module.training_step(next(iter(train_loader)), 0), to see where",
+        )
+    if seen.skipped and seen.skipped == len(seen.losses):
+        yield Finding(
+            "training_step returns nothing",
+            "training_step",
+            "it returns None of every batch, and Lightning then takes no step: nothing is trained",
+            "return loss, at the end of training_step",
         )
     if len(seen.losses) == 2 and abs(seen.losses[0] / (seen.losses[1] or math.nan) - 2) < TWICE:
         both, one = seen.losses
@@ -110,10 +117,12 @@ def _misfit(call: Call) -> tuple[str, str] | None:
         )
     if call.error is None:
         return None
-    hint = label_hint(target, "{}").replace("batch[1]", "labels")
-    numbers = class_numbers(target)
-    is_class = numbers is not None and call.name in CLASSES
-    fix = hint or ("labels.flatten().long()" if is_class else f"labels of shape {tuple(scores.shape)}, type float")
+    change = ".flatten()" * (target.ndim > 1) + ".long()" * (target.dtype != torch.int64)
+    if call.name in CLASSES and class_numbers(target) is not None:
+        fix = f"labels{change}" if change else f"scores of shape ({len(target)}, classes), one row for each label"
+    else:
+        hint = label_hint(target, "{}").replace("batch[1]", "labels")
+        fix = hint or f"labels of shape {tuple(scores.shape)}, type float"
     return f"{found}, which {call.name} refuses: {str(call.error).partition(chr(10))[0]}", fix
 
 

@@ -4,6 +4,7 @@ import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +49,7 @@ class Seen:
     Attributes:
         calls: of criteria.
         losses: of the batches.
+        skipped: batches of which training_step returned None, without optimizing by hand.
         step_error: that training_step raised.
         error: that anything raised.
         untrained: names of parameters that get a gradient and are in no optimizer.
@@ -57,6 +59,7 @@ class Seen:
 
     calls: list[Call] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    skipped: int = 0
     step_error: Exception | None = None
     error: Exception | None = None
     untrained: list[str] = field(default_factory=list)
@@ -106,16 +109,18 @@ class _Watch(AnyCallback):
     def __init__(self, seen: Seen) -> None:
         self.seen = seen
         self.before: dict[str, Tensor] = {}
+        self.required: set[int] = set()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Remember the statistics."""
+        """Remember the statistics, and what is trained before `toggle_optimizer` hides a part of it."""
         self.before = self.before or {name: layer.running_mean.clone() for name, layer in _tracking(pl_module)}
+        self.required = self.required or {id(param) for param in pl_module.parameters() if param.requires_grad}
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Compare, and end."""
         groups = (group for each in trainer.optimizers for group in each.param_groups)
         held = {id(param) for group in groups for param in group["params"]}
-        trained = {id(param) for param in pl_module.parameters() if param.requires_grad and id(param) in held}
+        trained = self.required & held
         self.seen.untrained = [
             name for name, param in pl_module.named_parameters() if param.grad is not None and id(param) not in held
         ]
@@ -164,8 +169,11 @@ def step_of(
         datamodule: whose hooks move batches; None where there is none.
         epochs: of the user's training; None if it is not known.
     """
-    seen, twin = Seen(), copy.deepcopy(module)
+    seen, memo = Seen(), {}  # type: ignore[var-annotated]
+    twin = copy.deepcopy(module, memo)
     twin.configure_callbacks = list
+    if isinstance(own := vars(module).get("configure_optimizers"), MethodType):  # LightningCLI's, bound to parameters
+        twin.configure_optimizers = MethodType(copy.deepcopy(own.__func__, memo), twin)
     step = twin.training_step
 
     @functools.wraps(step)  # Lightning reads its arguments
@@ -179,6 +187,7 @@ def step_of(
             seen.step_error = error
             raise
         loss = given.get("loss") if isinstance(given, Mapping) else given
+        seen.skipped += given is None and twin.automatic_optimization
         seen.losses.append(float(loss.detach()) if isinstance(loss, Tensor) else float("nan"))
         return given
 

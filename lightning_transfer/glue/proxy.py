@@ -84,7 +84,7 @@ def loader_of(data: Any, make: type, options: Mapping[str, Any]) -> Any:
 @contextmanager
 def attached(data: Any, make: type, options: Mapping[str, Any]) -> Iterator[None]:
     """Attach a Trainer to a DataModule inside this context."""
-    before = getattr(data, "trainer", None)
+    before = getattr(data, "trainer" if "trainer" in vars(data) else "_trainer", None)  # a module's own raises
     with silent():
         data.trainer = trainer_of(make, options)
         try:

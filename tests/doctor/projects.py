@@ -247,3 +247,96 @@ def rare():
         Pictures(shapes.TimmClassifier, NUM, CLASSES, seed=1),
         [index for index in range(NUM) if index % 5 or index < 15],
     )
+
+
+class WithoutOptimizer(shapes.TimmClassifier):
+    """LightningCLI gives it one."""
+
+    configure_optimizers = L.LightningModule.configure_optimizers
+
+
+class Own(shapes.TimmClassifier):
+    """Loads its images itself."""
+
+    def train_dataloader(self):
+        return Images().train_dataloader()
+
+
+class Nothing(shapes.TimmClassifier):
+    def training_step(self, batch, batch_idx):
+        super().training_step(batch, batch_idx)
+
+
+class LeavesOut(shapes.TimmClassifier):
+    """Images without a label are not trained on."""
+
+    def training_step(self, batch, batch_idx):
+        kept = batch[1] >= 0
+        return F.cross_entropy(self(batch[0])[kept], batch[1][kept]) if kept.any() else 0 * self(batch[0]).sum()
+
+
+class Toggles(ByHand):
+    """Trains its parts in turn, as a GAN does."""
+
+    def training_step(self, batch, batch_idx):
+        head, rest = self.optimizers()
+        loss = shapes.TimmClassifier.training_step(self, batch, batch_idx)
+        for each in (head, rest):
+            self.toggle_optimizer(each)
+            each.zero_grad()
+            self.manual_backward(loss, retain_graph=True)
+            each.step()
+            self.untoggle_optimizer(each)
+
+    def configure_optimizers(self):
+        rest = [param for name, param in self.named_parameters() if ".fc." not in name]
+        return [torch.optim.SGD(each, lr=0.1) for each in (self.model.fc.parameters(), rest)]
+
+
+class Untested(Images):
+    def setup(self, stage):
+        if stage == "test":
+            raise FileNotFoundError("test.csv")
+
+
+class Loadless(L.LightningDataModule):
+    pass
+
+
+class Keeping(Images):
+    """Writes down how often it was set up."""
+
+    def __init__(self):
+        super().__init__()
+        self.stages = []
+
+    def setup(self, stage):
+        self.stages.append(stage)
+
+
+class Whole(Dataset):
+    """Whole batches."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        pictures = Images().train
+        return pictures.images[index * 8 : index * 8 + 8], pictures.labels[index * 8 : index * 8 + 8]
+
+
+class Finetunes(L.callbacks.BaseFinetuning):
+    """Freezes the backbone, and trains it later."""
+
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.backbone)
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.backbone, optimizer)
+
+
+def alike():
+    """Validation pictures that all look like one training image."""
+    image = first_image()
+    return Listed([0] * 12, {place: image + 0.01 * place for place in range(6)}, seed=2)

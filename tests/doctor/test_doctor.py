@@ -207,6 +207,18 @@ PLANTED = {
         "never above 0",
         lambda: [projects.NotLogged()],
     ),
+    "one label that the criterion does not take": (
+        "labels do not fit",
+        "the training images, a Listed",
+        "labels run from -1 to 4; 5 outputs know 0 to 4",
+        lambda: [Clean(), Images(train=projects.Listed([*[index % 5 for index in range(59)], -1, 0, 1]))],
+    ),
+    "a step that returns nothing": (
+        "training_step returns nothing",
+        "training_step",
+        "None of every batch",
+        lambda: [projects.Nothing()],
+    ),
     "a step that fails": ("training_step fails", "training_step", "RuntimeError: ", lambda: [projects.WrongShape()]),
 }
 
@@ -240,7 +252,6 @@ CLEAN = (
     shapes.OneLogit,
     projects.FrozenInEvalMode,
     projects.FrozenAsAdvised,
-    projects.ByHand,
     projects.Compiled,
     projects.Drops,
     projects.ZeroAtFirst,
@@ -255,6 +266,60 @@ def test_nothing_is_found_in_a_clean_project(shape):
     trainer = toys.trainer(namespace=pl if is_old else L)
     found = examined(shape(), (OldImages if is_old else Images)(shape), trainer, adapt=adapt)
     assert str(found) == f"No findings in {shape.__name__}."
+
+
+@pytest.mark.parametrize("shape", [projects.ByHand, projects.Toggles])
+def test_nothing_is_found_in_a_step_by_hand_and_what_it_hides_is_named(shape):
+    found = examined(shape())
+    assert found.findings == ()
+    assert "whether the loss is a mean" in " ".join(found.not_checked)
+
+
+def test_images_without_a_label_may_be_left_out_by_the_step():
+    found = examined(projects.LeavesOut(), Images(train=projects.Listed([*[n % 5 for n in range(59)], -1, 0, 1])))
+    assert str(found) == "No findings in LeavesOut."
+
+
+def test_parameters_that_a_callback_adds_later_are_not_a_finding():
+    trainer = toys.trainer([projects.Finetunes()])
+    found = examined(projects.OnlyTheHead(), Images(), trainer)
+    assert found.findings == ()
+    assert "a finetuning callback adds parameters later" in str(found)
+
+
+def test_pictures_of_little_detail_are_not_copies():
+    found = examined(Clean(), Images(val=projects.alike()))
+    assert found.findings == ()
+    assert "leaks, as to 6 validation images" in str(found)
+
+
+def test_a_column_of_labels_is_flattened():
+    found = examined(Clean(), Images(train=projects.numbered(lambda label: torch.tensor([label]))))
+    assert found.findings[0].fix == "labels.flatten()"
+
+
+def test_whole_batches_are_no_images():
+    found = lt.doctor(Clean(), DataLoader(projects.Whole(), batch_size=None))
+    assert found.findings == ()
+    assert "the dataset gives whole batches" in str(found)
+
+
+def test_test_images_that_cannot_be_set_up_are_named():
+    found = examined(Clean(), projects.Untested())
+    assert found.findings == ()
+    assert found.not_checked == ("the test images: FileNotFoundError: test.csv",)
+
+
+def test_the_datamodule_is_set_up_as_a_copy():
+    data = projects.Keeping()
+    examined(Clean(), data)
+    assert data.stages == []
+
+
+def test_a_module_may_load_its_images_itself():
+    module = projects.Own()
+    assert str(lt.doctor(module, module)) == "No findings in Own."
+    assert module._trainer is None
 
 
 def states(data):
@@ -325,6 +390,19 @@ def test_data_that_is_none_is_refused(data):
         lt.doctor(Clean(), data)
 
 
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (list, "a list of no batch"),
+        (lambda: (batch for batch in [1]), "The train loader is a generator; expected"),
+        (projects.Loadless, "Loadless has no train_dataloader"),
+    ],
+)
+def test_data_that_has_no_batch_to_look_at_is_refused(make, said):
+    with pytest.raises(lt.TransferConfigError, match=said):
+        lt.doctor(Clean(), make())
+
+
 CONFIG = """
 seed_everything: true
 model: {class_path: tests.doctor.projects.%s}
@@ -344,6 +422,27 @@ def test_the_command_examines_a_configuration(name, code, tmp_path, capsys):
             main(arguments)
         assert end.value.code == code
     assert f"{'No findings' if code is None else '1 finding'} in {name}." in capsys.readouterr().out
+
+
+OPTIMIZER = "optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.1}}\n"
+SCHEDULE = "lr_scheduler: {class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 1}}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("WithoutOptimizer", lambda text: text + OPTIMIZER),
+        ("WithoutOptimizer", lambda text: text + OPTIMIZER + SCHEDULE),
+        ("Own", lambda text: text.replace("data: {class_path: tests.doctor.projects.Images}", "")),
+        ("Clean", lambda text: text + "ckpt_path: null\nweights_only: null\n"),
+        ("Clean", lambda text: "fit:" + (text + "ckpt_path: null\n").replace("\n", "\n  ")),
+    ],
+    ids=["optimizer", "schedule", "no data", "saved", "fit"],
+)
+def test_nothing_is_found_in_a_clean_configuration(name, change, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(change(CONFIG % name))
+    main(["doctor", str(tmp_path / "config.yaml")])
+    assert f"No findings in {name}.\n" == capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
