@@ -1,13 +1,18 @@
 """The page about a run: what it says was logged, it stands alone, and what is wrong is said."""
 
+import io
+import math
 import re
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
 import lightning_transfer as lt
 from lightning_transfer.reports import TransferReport
+from lightning_transfer.reports.page import _curves
 from tests import toys
 from tests.toys import LitToy, fit
 
@@ -51,6 +56,73 @@ def test_the_options_of_a_real_run_stand_on_its_page(tmp_path):
     assert "None" not in text
 
 
+def test_a_real_run_whose_hyperparameters_are_python_objects_is_read(tmp_path):
+    class Saving(LitToy):
+        def __init__(self, folder, rate, kind, network):
+            super().__init__()
+            self.save_hyperparameters()
+
+    with warnings.catch_warnings(action="ignore"):  # Lightning's, that a network is saved
+        module = Saving(tmp_path, np.float64(0.5), torch.nn.ReLU, toys.toy_net())
+        callback = lt.SoftFinetuning(lt.SourceTask(toys.source_data(), num_classes=7))
+        runner = fit(module, [callback], logger=CSVLogger(tmp_path))
+    assert "!!python/" in (tmp_path / runner.logger.log_dir / "hparams.yaml").read_text()
+    assert "<h3>SoftFinetuning</h3>" in "".join(TransferReport(runner.logger.log_dir)._content())
+
+
+def test_no_object_is_built_of_a_file(tmp_path):
+    (tmp_path / "hparams.yaml").write_text(
+        f"a: !!python/object/apply:os.mkdir [{tmp_path / 'made'}]\ntransfer/B/c: 7\n"
+    )
+    assert "<th>c</th><td>7</td>" in page(tmp_path)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("step,loss\n0.0,1\n1.0,2\n", ([0, 1], [1, 2])),
+        ("\ufeffstep,loss\n0,1\n", ([0], [1])),
+        ("step,loss\n0,1\n,2\n", ([0, math.nan], [1, 2])),
+        ("epoch,loss\n0,1\n0,2\n", ([math.nan, math.nan], [1, 2])),
+        ("step,loss\n0,1\nstep,loss\n0,3\n", ([0, 0], [1, 3])),
+        ("step,loss\n0,1\nloss,step\n2,5\n", ([0, 5], [1, 2])),
+        ("loss\n1\nloss\n2\n", ([math.nan, math.nan], [1, 2])),
+        ("loss,step,acc\n1,0,\n2,1", ([0, 1], [1, 2])),
+    ],
+)
+def test_what_can_be_read_of_a_file_is_read(text, found, tmp_path):
+    (tmp_path / "metrics.csv").write_text(text, encoding="utf-8")
+    report = TransferReport(tmp_path)
+    np.testing.assert_equal(report.series, {"loss": found})
+    assert "<img" in "".join(report._content())
+
+
+@pytest.mark.parametrize("name", ["loss_$x", "loss $\\frac$", "_loss"])
+def test_a_name_stands_in_the_legend_as_it_is(name):
+    figure = _curves({"loss": {name: ([0, 1], [1.0, 2.0]), "other": ([0], [1.0])}})
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [name, "other"]
+    figure.savefig(io.BytesIO())
+
+
+def test_values_that_no_axis_can_hold_are_in_the_table_alone(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,loss\n0,1e308\n1,-1e308\n2,inf\n3,1\n")
+    text = "".join(TransferReport(tmp_path)._content())
+    assert cells(text, "loss") == ["1", "-1e+308", "1e+308"]
+
+
+@pytest.mark.parametrize(("text", "kind"), [("- 1\n", "list"), ("word\n", "str")])
+def test_hyperparameters_without_names_are_refused(text, kind, tmp_path):
+    (tmp_path / "hparams.yaml").write_text(text)
+    with pytest.raises(lt.TransferConfigError, match=f"hparams.yaml holds a {kind}; expected hyperparameters by name"):
+        page(tmp_path)
+
+
+def test_a_selection_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(lt.TransferConfigError, match="selection= is 'x'; expected a Selection"):
+        page(tmp_path, selection="x")
+
+
 def selection(labels):
     none = torch.empty(0, 2, dtype=torch.int64)
     indices = torch.tensor([[0, 1, 2, 3], [1, 0, 3, 4]])
@@ -77,7 +149,12 @@ def test_pictures_are_inside(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("", "holds no values"), ("step,loss\n1,x\n", "not a file of metrics.*CSVLogger")]
+    ("text", "message"),
+    [
+        ("", "holds no values"),
+        ("step,loss\n1,x\n", "not a file of metrics.*CSVLogger"),
+        ("step,loss\n1,2,3\n", "a row has 3 values"),
+    ],
 )
 def test_a_folder_without_metrics_is_refused(text, message, tmp_path):
     (tmp_path / "metrics.csv").write_text(text)

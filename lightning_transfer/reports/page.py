@@ -5,7 +5,8 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from itertools import cycle
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OPTIONS = "transfer/"  # what the names of logged options and values begin with
+DRAWN = 1e300  # a larger value has no place on an axis, whose margins are beyond what a float holds
 MOST = 0.5  # share of a selection from which one class is said to give most of it (ours)
 STYLE = """
 :root { color-scheme: light dark; --ink: #2e3440; --paper: #ffffff; --line: #d8dee9; --soft: #5b6678; }
@@ -36,7 +38,14 @@ img { max-width: 100%; background: #ffffff; border-radius: 4px; } p.note { color
 p.warning { border-left: 4px solid #d08770; padding-left: .8rem; }
 """
 
-Series = dict[str, tuple[list[int], list[float]]]
+Series = dict[str, tuple[list[float], list[float]]]
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Reads a tag of Python, such as that of a path or a class, as None: no object is built."""
+
+
+_Loader.add_constructor(None, lambda loader, node: None)
 
 
 class TransferReport:
@@ -49,7 +58,7 @@ class TransferReport:
             `reports.layer_search` return or write.
 
     Raises:
-        TransferConfigError: the folder holds no metrics, or they cannot be read.
+        TransferConfigError: the folder holds no metrics, or they cannot be read; `selection` is not a Selection.
 
     Example:
         >>> import tempfile
@@ -65,6 +74,11 @@ class TransferReport:
         selection: Any = None,
         pictures: "Mapping[str, Figure | str | os.PathLike[str]] | None" = None,
     ) -> None:
+        if selection is not None and not hasattr(selection, "source_labels"):
+            raise TransferConfigError(
+                f"selection= is {reprlib.repr(selection)}; expected a Selection. Pass callback.selection, or "
+                "Selection.load(path)."
+            )
         self.folder, self.selection, self.pictures = Path(folder), selection, dict(pictures or {})
         self.series = _series(self.folder / "metrics.csv")
         self.options = _options(self.folder / "hparams.yaml")
@@ -127,16 +141,29 @@ def _series(path: Path) -> Series:
     found: Series = {}
     fix = "Train with Trainer(logger=CSVLogger('.')), and name the logger's log_dir."
     with reading(path, what="file of metrics", fix=fix):
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for row in _rows(file):
+                step = row.pop("step", "").strip()
                 for name, value in row.items():
-                    if name not in ("step", "epoch") and value:
+                    if name != "epoch" and value.strip():
                         steps, values = found.setdefault(name, ([], []))
-                        steps.append(int(row["step"]))
+                        steps.append(int(float(step)) if step else math.nan)
                         values.append(float(value))
         if not found:
             raise TransferConfigError(f"{path} holds no values. Log some, or name the folder of another run.")
     return found
+
+
+def _rows(file: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Yield the rows of one or several appended files, each with its own header; a last row may be incomplete."""
+    names: list[str] = []
+    for row in csv.reader(file):
+        if not names or row == names or "step" in row:
+            names = row
+        elif len(row) > len(names):
+            raise ValueError(f"a row has {len(row)} values, and its header {len(names)} names")
+        else:
+            yield dict(zip(names, row, strict=False))
 
 
 def _options(path: Path) -> dict[str, dict[str, Any]]:
@@ -144,7 +171,12 @@ def _options(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     with reading(path, what="file of hyperparameters", fix="Name the folder of another run."):
-        logged = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        logged = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+        if not isinstance(logged, dict):
+            raise TransferConfigError(
+                f"{path} holds a {type(logged).__name__}; expected hyperparameters by name. Name the folder of another "
+                "run."
+            )
     found: dict[str, dict[str, Any]] = {}
     for key, value in logged.items():
         if isinstance(key, str) and key.startswith(OPTIONS) and value is not None:
@@ -166,11 +198,14 @@ def _curves(panels: dict[str, Series]) -> "Figure":
     figure = empty_figure(size=(8, 0.6 + 2.4 * len(panels)))
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (title, inside) in zip(rows, panels.items(), strict=True):
-        for (name, (steps, values)), color in zip(inside.items(), cycle(COLORS), strict=False):
-            label = printable(name.removeprefix(OPTIONS))
-            axes.plot(steps, values, color=color, label=label, marker="o", markersize=2, linewidth=1.5)
+        for (steps, values), color in zip(inside.values(), cycle(COLORS), strict=False):
+            shown = [value if abs(value) < DRAWN else math.nan for value in values]
+            axes.plot(steps, shown, color=color, marker="o", markersize=2, linewidth=1.5)
         axes.set_ylabel(title)
-        axes.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
+        legend = axes.legend(axes.lines, [""] * len(inside), frameon=False, fontsize="small", ncols=4, **place)
+        for text, name in zip(legend.get_texts(), inside, strict=True):  # otherwise "$" is math, and "_" hides a name
+            text.set(text=printable(name.removeprefix(OPTIONS)), parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     rows[-1].set_xlabel("optimizer steps")
