@@ -1,10 +1,12 @@
 """Hand a trained network on: its weights in a folder that timm reads, with a card that says how they were made."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import options_of
 from lightning_transfer.networks import find_network
-from lightning_transfer.roles import find_head, out_width
+from lightning_transfer.roles import find_head, out_width, users_modules
 from lightning_transfer.surgery import Structure, find_all
 from lightning_transfer.tracing import evaluating
 from lightning_transfer.version import __version__
@@ -28,8 +30,10 @@ PAPERS = {
     "CollaborativeFinetuning": "https://doi.org/10.7717/peerj-cs.2107",
     "ProbeStart": "https://arxiv.org/abs/2202.10054",
 }
+OPTION = re.compile(r"(Pass|Name) (one|it): (network='(?P<child>\w+)|head='(?P<top>\w+)\.|\w+=).*", re.DOTALL)
 
 
+@torch.random.fork_rng()  # timm draws weights before it loads any
 def export(
     module: nn.Module,
     folder: str | os.PathLike[str],
@@ -63,38 +67,83 @@ def export(
         ...     sorted(path.name for path in export(network, Path(place, "mine")).iterdir())
         ['README.md', 'model.safetensors']
     """
-    path, network = find_network(module, argument="network")
+    if trainer is not None and not hasattr(trainer, "callback_metrics"):
+        raise TransferConfigError(f"trainer={trainer!r}; it takes the Trainer that trained the module.")
+    module = getattr(module, "_orig_mod", module)  # of torch.compile
+    network, num_classes = _network_and_width(module)
     _check_plain(network)
-    head = find_head(module)
+    if classes is not None:
+        _check_classes(classes, num_classes)
+    entries = _entries(network)
+    place, part = _new_folder(folder)
+    try:
+        is_timm, size = _is_timm(network), None
+        save_model(SimpleNamespace(state_dict=lambda: dict(entries)), str(part / WEIGHTS))  # type: ignore[arg-type]
+        if is_timm:
+            size = _write_for_timm(network, entries, part, classes)
+        if onnx:
+            _write_onnx(network, getattr(module, "example_input_array", None), size, part / "model.onnx")
+        text = "\n".join(_card(network, is_timm, num_classes, classes, trainer))
+        (part / "README.md").write_text(text, encoding="utf-8")
+        part.chmod(0o755)
+        part.replace(place)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise TransferConfigError(f"The folder {str(place)!r} cannot be written: {error}.") from error
+        raise
+    return place
+
+
+def _network_and_width(module: nn.Module) -> tuple[nn.Module, int]:
+    """Return the network that takes the images, and the number of its outputs."""
+    try:
+        path, network = find_network(module, argument="network")
+        head = find_head(module)
+    except TransferConfigError as error:
+        fix = "Export the network itself: lt.export(module.{}, folder)."
+        text = OPTION.sub(lambda found: fix.format(found["child"] or found["top"] or "network"), str(error))
+        raise TransferConfigError(text) from error
     if not f"{head.path}.".startswith(f"{path}." if path else ""):
         raise TransferConfigError(
             f"The head {head.path!r} is not in {path!r}, which takes the images, and one network is exported. Put both "
             "into one, nn.Sequential(module.backbone, module.head), and export that."
         )
-    num_classes = out_width(head.module)
-    if classes is not None and len(classes) != max(num_classes, 2):
-        raise TransferConfigError(f"classes names {len(classes)} classes, and the head gives {num_classes} numbers.")
-    place = Path(folder)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise TransferConfigError(f"{place} holds something already. Name a folder that does not exist.")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name[:40]}."))
+    return network, out_width(head.module)
+
+
+def _check_classes(classes: Any, num_classes: int) -> None:
+    if isinstance(classes, str) or not isinstance(classes, Sequence) or {*map(type, classes)} - {str}:
+        raise TransferConfigError(f"classes={classes!r}; it takes a list of names, such as ['ant', 'bee'].")
+    if len(classes) != max(num_classes, 2):
+        wanted = f"{num_classes} numbers" if num_classes > 1 else "one number; it takes two names, of 0 and of 1"
+        raise TransferConfigError(f"classes names {len(classes)} classes, and the head gives {wanted}.")
+
+
+def _entries(network: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of the user's own layers, by the names that they have without torch.compile."""
+    own = {name for name, _ in users_modules(network)}
+    state = {key: value for key, value in network.state_dict().items() if key.rpartition(".")[0] in own}
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TransferConfigError(f"{key} is a {type(value).__name__}, and only tensors are exported.")
+        if value.isnan().any():
+            raise TransferConfigError(f"{key} holds NaN: the training went wrong. Export an earlier checkpoint.")
+    return {key.replace("_orig_mod.", ""): value.detach().contiguous() for key, value in state.items()}
+
+
+def _new_folder(folder: Any) -> tuple[Path, Path]:
+    """Return the place of the folder, and a new one beside it to write in."""
     try:
-        is_timm = _is_timm(network)
-        if is_timm:
-            _write_for_timm(network, part, classes)
-        else:
-            save_model(network, str(part / WEIGHTS))
-        if onnx:
-            _write_onnx(network, getattr(module, "example_input_array", None), part / "model.onnx")
-        text = "\n".join(_card(network, is_timm, num_classes, classes, trainer))
-        (part / "README.md").write_text(text, encoding="utf-8")
-        part.chmod(0o755)
-        part.replace(place)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    return place
+        place = Path(folder)
+        if not place.name or place.is_symlink() or (place.exists() and (not place.is_dir() or any(place.iterdir()))):
+            raise ValueError(f"{place} holds something already")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place, Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name[:40]}."))
+    except (OSError, ValueError, TypeError) as error:
+        raise TransferConfigError(
+            f"The folder {str(folder)!r} cannot be written: {error}. Name a folder that does not exist."
+        ) from error
 
 
 def _check_plain(network: nn.Module) -> None:
@@ -110,43 +159,62 @@ def _is_timm(network: nn.Module) -> bool:
     return type(network).__module__.startswith("timm.") and bool(getattr(network, "pretrained_cfg", None))
 
 
-def _write_for_timm(network: Any, folder: Path, classes: Sequence[str] | None) -> None:
-    """Write timm's files, load them again, and compare.
+def _write_for_timm(network: Any, entries: dict[str, Tensor], folder: Path, classes: Sequence[str] | None) -> Any:
+    """Write what timm makes the network by, load it again, and compare; return the shape of an image.
 
     Raises:
-        TransferConfigError: timm does not load them, or loads other weights.
+        TransferConfigError: timm does not load it, or loads another network.
     """
     import timm
-    from timm.models import save_for_hf
+    from timm.models._hub import save_config_for_hf
 
     names = None if classes is None else {"label_names": list(classes)}
     try:
-        save_for_hf(network, str(folder), model_config=names, safe_serialization=True)
-        again = timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict()
-        mine = network.state_dict()
-        if again.keys() != mine.keys() or not all(torch.equal(again[key], mine[key].cpu()) for key in mine):
-            raise ValueError("the weights that it loads are others")
+        save_config_for_hf(network, str(folder / "config.json"), model_config=names)
+        again: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        channels, *listed = again.pretrained_cfg["input_size"]
+        size = (channels, *(getattr(getattr(again, "patch_embed", None), "img_size", None) or listed))
+        if fault := _difference(network, entries, again, size):
+            raise ValueError(fault)
+        return size
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise TransferConfigError(
             f"timm does not load this {type(network).__name__} again: {error}. If you replaced layers by hand, let "
-            "timm do it before training: network.reset_classifier(num_classes). To write the weights alone, export "
-            "nn.Sequential(network)."
+            "timm do it before training: network.reset_classifier(num_classes). If weights are computed (weight_norm, "
+            "pruning), remove the parametrization. To write the weights alone, export nn.Sequential(network)."
         ) from error
 
 
-def _write_onnx(network: Any, example: Any, path: Path) -> None:
+def _difference(network: Any, entries: dict[str, Tensor], again: Any, size: Any) -> str:
+    """Say what is different in the network that timm loads; "" if it gives the same."""
+    loaded = again.state_dict()
+    for key, value in entries.items():
+        if value.dtype != loaded[key].dtype:
+            return f"{key} is {value.dtype}, and timm loads {loaded[key].dtype}; call network.float() first"
+        if not torch.equal(value.cpu(), loaded[key]):
+            return f"{key} is another in the weights that it loads"
+    device = next(network.parameters()).device
+    images = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    with evaluating(network), evaluating(again):
+        mine, its = network(images), again.to(device)(images)
+        is_same = (mine - its).abs().max() <= 1e-3 * mine.abs().max()  # kernels of other layouts round otherwise
+    return "" if is_same else "for the same image it gives other numbers"
+
+
+def _write_onnx(network: Any, example: Any, size: Any, path: Path) -> None:
     """Write a network for any number of images.
 
     Raises:
-        TransferConfigError: the size of an image is not known, or onnx is missing.
+        TransferConfigError: the size of an image is not known, onnx is missing, or the exporter fails.
     """
-    size = (getattr(network, "pretrained_cfg", None) or {}).get("input_size")
-    if not isinstance(example, Tensor) and size is None:
+    if isinstance(example, tuple | list) and len(example) == 1:
+        example = example[0]
+    shape = example.shape[1:] if isinstance(example, Tensor) else size
+    if shape is None:
         raise TransferConfigError(
             "The size of an image is not known, which onnx=True needs. Set example_input_array in the LightningModule."
         )
     param = next(network.parameters())
-    shape: Any = example.shape[1:] if isinstance(example, Tensor) else size
     images = torch.zeros(2, *shape, dtype=param.dtype, device=param.device)
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     try:
@@ -154,6 +222,13 @@ def _write_onnx(network: Any, example: Any, path: Path) -> None:
             torch.onnx.export(network, (images,), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
     except ModuleNotFoundError as error:
         raise TransferConfigError("onnx=True needs onnx and onnxscript: pip install onnx onnxscript.") from error
+    except Exception as error:  # the exporter raises many types
+        raise TransferConfigError(f"torch.onnx does not export this {type(network).__name__}: {error}") from error
+
+
+def _plain(text: object) -> str:
+    """Return a text that neither ends a line nor a cell of a table."""
+    return " ".join(str(text).split()).replace("|", r"\|")
 
 
 def _card(network: Any, is_timm: bool, num_classes: int, classes: Sequence[str] | None, trainer: Any) -> Iterator[str]:
@@ -162,7 +237,8 @@ def _card(network: Any, is_timm: bool, num_classes: int, classes: Sequence[str] 
     yield from ("---", f"library_name: {'timm' if is_timm else 'pytorch'}", "pipeline_tag: image-classification")
     yield from ("tags:", "- image-classification", "- transfer-learning", "---", f"# {name}, fine-tuned", "")
     made = "one output" if num_classes == 1 else f"{num_classes} classes"
-    yield f"Trained with lightning_transfer {__version__}; {made}{': ' + ', '.join(classes) if classes else ''}."
+    names = f": {', '.join(map(_plain, classes))}" if classes else ""
+    yield f"Trained with lightning_transfer {__version__}; {made}{names}."
     yield from ("", "## Use", "", "```python")
     if is_timm:
         yield from ("import timm", "", 'network = timm.create_model("local-dir:FOLDER", pretrained=True).eval()')
@@ -180,4 +256,4 @@ def _card(network: Any, is_timm: bool, num_classes: int, classes: Sequence[str] 
             yield f"- {name}({given}), {paper}"
     if metrics := trainer.callback_metrics:
         yield from ("", "## Last metrics of the run", "", "| metric | value |", "|---|---|")
-        yield from (f"| {key} | {float(value):.4g} |" for key, value in sorted(metrics.items()))
+        yield from (f"| {_plain(key)} | {float(value):.4g} |" for key, value in sorted(metrics.items()))

@@ -1,11 +1,15 @@
 """A network that is handed on loads without this package and gives the same; what would not load is refused."""
 
+import re
+import tempfile
+
 import lightning.pytorch as L
 import onnx
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from onnx.reference import ReferenceEvaluator
 from safetensors.torch import load_file
 from torch import nn
@@ -36,8 +40,8 @@ class Lit(L.LightningModule):
 IMAGES = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def tiny():
-    return timm.create_model("test_resnet", num_classes=3)  # its name is in timm's registry
+def tiny(num_classes=3):
+    return timm.create_model("test_resnet", num_classes=num_classes)  # its name is in timm's registry
 
 
 def test_timm_loads_what_was_trained_and_the_card_says_how(tmp_path):
@@ -80,6 +84,49 @@ def by_hand():
     return network
 
 
+FC = ("fc.weight", "fc.bias")
+
+
+def changed(path="", **parts):
+    network = tiny()
+    for name, part in parts.items():
+        setattr(network.get_submodule(path), name, part)
+    return network
+
+
+def hooked():
+    network = tiny()
+    network.layer1.register_forward_hook(lambda layer, args, given: given * 2)
+    return network
+
+
+def not_a_number():
+    head = tiny().fc
+    nn.init.constant_(head.weight, torch.nan)
+    return head
+
+
+def parametrized(change, *args):
+    network = tiny()
+    change(network.fc, *args)
+    return network
+
+
+class Several(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.student, self.teacher = tiny(), tiny()
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.student(batch[0]), batch[1])
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.head = nn.Linear(4, 2), nn.Linear(4, 3)
+
+
 class Apart(L.LightningModule):
     def __init__(self):
         super().__init__()
@@ -98,6 +145,23 @@ class Apart(L.LightningModule):
         (lambda: Lit(by_hand()), {}, "timm does not load this ResNet again: .*reset_classifier"),
         (Apart, {}, r"The head 'head' is not in 'backbone'.*nn.Sequential\(module.backbone, module.head\)"),
         (LitToy, {"classes": ["one"]}, "classes names 1 classes, and the head gives 5 numbers"),
+        (LitToy, {"classes": [1, 2, 3, 4, 5]}, r"classes=\[1, 2, 3, 4, 5\]; it takes a list of names"),
+        (LitToy, {"classes": ["a", "b", "c", "d", None]}, r"classes=\['a'.* takes a list of names"),
+        (LitToy, {"classes": iter("abcde")}, "classes=<.*takes a list of names"),
+        (LitToy, {"classes": "abcde"}, "classes='abcde'; it takes a list of names"),
+        (lambda: Lit(tiny(1)), {"classes": ["one"]}, "two names, of 0 and of 1"),
+        (LitToy, {"trainer": 3}, "trainer=3; it takes the Trainer"),
+        (lambda: changed(maxpool=nn.Identity()), {}, "for the same image it gives other numbers"),
+        (lambda: changed(act1=nn.Sigmoid()), {}, "for the same image it gives other numbers"),
+        (lambda: changed("conv1.0", stride=(1, 1)), {}, "for the same image it gives other numbers"),
+        (lambda: hooked(), {}, "for the same image it gives other numbers"),
+        (lambda: changed(fc=not_a_number()), {}, "fc.weight holds NaN"),
+        (lambda: tiny().double(), {}, "conv1.* is torch.float64, and timm loads torch.float32.*network.float"),
+        (lambda: parametrized(nn.utils.parametrizations.weight_norm), {}, "remove the parametrization"),
+        (lambda: parametrized(nn.utils.prune.random_unstructured, "weight", 0.5), {}, "remove the parametrization"),
+        (Several, {}, r"several parts.*Export the network itself: lt.export\(module.student, folder\)."),
+        (TwoHeads, {}, r"ambiguous: fc, head. Export the network itself: lt.export\(module.network, folder\).$"),
+        (lambda: Lit(Several()), {}, r"ambiguous: network.student.*itself: lt.export\(module.network, folder\)."),
         (LitToy, {"onnx": True}, "size of an image is not known.*example_input_array"),
     ],
 )
@@ -116,3 +180,112 @@ def test_changed_layers_are_refused_until_they_are_taken_out(tmp_path):
     assert lt.export(module, tmp_path / "mine").is_dir()
     with pytest.raises(lt.TransferConfigError, match="mine holds something already"):
         lt.export(module, tmp_path / "mine")
+
+
+class OnItself(lt.SourceTaskMixin, L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 5)
+        self.add_source_task(lt.SourceTask(toys.source_data(), num_classes=7))
+
+    def forward(self, images):
+        return self.fc(self.last(self.first(images)).mean((2, 3)))
+
+    def training_step(self, batch, batch_idx):
+        return self.joint_loss(F.cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def test_of_a_module_with_layers_on_itself_only_the_users_are_written(tmp_path):
+    module = OnItself()
+    fit(module)
+    assert any(key.startswith("source_task.") for key in module.state_dict())
+    written = load_file(lt.export(module, tmp_path / "mine") / "model.safetensors")
+    assert written.keys() == {"first.weight", "first.bias", "last.weight", "last.bias", *FC}
+    assert torch.equal(written["fc.weight"], module.fc.weight)
+
+
+class Beside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = torch.compile(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, images):
+        return self.fc(self.body(images))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        lambda: torch.compile(tiny()),
+        lambda: torch.compile(Lit(tiny())),
+        lambda: Lit(torch.compile(tiny())),
+        lambda: changed(layer1=torch.compile(tiny().layer1)),
+        Beside,
+        lambda: tiny().to(memory_format=torch.channels_last),
+    ],
+)
+def test_compiled_parts_and_layouts_of_memory_are_not_in_what_is_written(tmp_path, module):
+    torch.manual_seed(0)
+    with torch.compiler.set_stance("force_eager"):
+        network = module()
+        before = torch.get_rng_state()
+        folder = lt.export(network, tmp_path / "mine")
+    assert torch.equal(torch.get_rng_state(), before)
+    written = load_file(folder / "model.safetensors")
+    plain = tiny().state_dict().keys() if module is not Beside else {"body.0.weight", "body.0.bias", *FC}
+    assert written.keys() == plain
+    assert (folder / "config.json").exists() == (module is not Beside)
+
+
+@pytest.mark.parametrize("name", ["file/mine", "file", "dangling", "a\0b", "", ".", "x" * 300])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(lt.TransferConfigError, match=rf"^The folder {re.escape(repr(name))} cannot be written: ."):
+        lt.export(LitToy(), name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file"]
+
+
+def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(lt.TransferConfigError, match="The folder '.*mine' cannot be written: Permission denied"):
+        lt.export(LitToy(), tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("example", "options", "shape"),
+    [
+        (torch.zeros(1, 3, 40, 40), {}, (3, 40, 40)),
+        ((torch.zeros(1, 3, 40, 40),), {}, (3, 40, 40)),
+        (None, {"in_chans": 1}, (1, 160, 160)),
+        (None, {"model_name": "test_vit", "img_size": 64}, (3, 64, 64)),
+    ],
+)
+def test_onnx_takes_the_size_of_the_example_or_of_the_network(tmp_path, monkeypatch, example, options, shape):
+    def stop(network, images, *args, **kwargs):
+        raise RuntimeError(f"no operator for {tuple(images[0].shape)}")
+
+    monkeypatch.setattr(torch.onnx, "export", stop)
+    module = Lit(timm.create_model(**{"model_name": "test_resnet", "num_classes": 3, **options}))
+    module.example_input_array = example
+    message = f"torch.onnx does not export .*: no operator for {re.escape(str((2, *shape)))}"
+    with pytest.raises(lt.TransferConfigError, match=message):
+        lt.export(module, tmp_path / "mine", onnx=True)
+
+
+def test_names_break_neither_lines_nor_tables_of_the_card(tmp_path):
+    runner = toys.trainer()
+    runner.fit(module := LitToy(), toys.target_loader())
+    runner.callback_metrics["a|b\nc"] = torch.tensor(1.0)
+    folder = lt.export(module, tmp_path / "mine", trainer=runner, classes=["one\n# two", "a|b", "c", "d", "e"])
+    card = (folder / "README.md").read_text()
+    assert r"5 classes: one # two, a\|b, c, d, e." in card
+    assert r"| a\|b c | 1 |" in card
