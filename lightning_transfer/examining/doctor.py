@@ -106,9 +106,11 @@ def _findings(
     seen = step(batches)
     if seen.error is not None and seen.step_error is None:
         not_checked.append(f"all of the step, for around it this failed: {type(seen.error).__name__}: {seen.error}")
-    if seen.untrained and _finetuning(trainer):
-        seen.untrained = []
-        not_checked.append("parameters in no optimizer: a finetuning callback adds parameters later.")
+    callbacks = [*seen.callbacks, *(trainer.callbacks if trainer is not None else ())]
+    if finetuning := [each for each in callbacks if "BaseFinetuning" in {cls.__name__ for cls in type(each).__mro__}]:
+        seen.untrained, seen.drifting = [], []
+        name = type(finetuning[0]).__name__
+        not_checked.append(f"optimizers and frozen BatchNorm: {name} changes what is trained during training.")
     if len(seen.losses) < 2 and seen.error is None:
         not_checked.append("whether the loss is a mean: that takes two automatic steps of the same images.")
     yield from of_module.modes_and_optimizers(seen)
@@ -136,12 +138,6 @@ def _copied(data: Any) -> Any:
         return copy.deepcopy(data, {id(trainer): trainer})
     except Exception:  # whatever the objects in it raise
         return copy.copy(data)
-
-
-def _finetuning(trainer: Any) -> bool:
-    """Return whether a callback adds parameters to the optimizer while it trains."""
-    callbacks = () if trainer is None else trainer.callbacks
-    return any(cls.__name__ == "BaseFinetuning" for callback in callbacks for cls in type(callback).__mro__)
 
 
 def _batches(loader: Any, dataset: Any) -> list[Any]:
@@ -187,7 +183,7 @@ def _loaders(data: Any, make: type, options: dict[str, Any], not_checked: list[s
             try:
                 if name == "test":
                     data.setup(name)
-                each = tree_leaves(getattr(data, hook)())
+                each = [one for one in tree_leaves(getattr(data, hook)()) if one is not None]
             except Exception as error:  # the user's
                 not_checked.append(f"the {name} images: {type(error).__name__}: {error}")
                 continue
@@ -200,6 +196,9 @@ def _dataset(loader: Any, name: str, not_checked: list[str]) -> Any:
     dataset = getattr(loader, "dataset", None)
     if not isinstance(loader, DataLoader) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         not_checked.append(f"the {name} images: a {type(loader).__name__} does not show its dataset.")
+        return None
+    if not len(dataset):
+        not_checked.append(f"the {name} images: there are none.")
         return None
     if loader.batch_size is None and loader.batch_sampler is None:
         not_checked.append(f"the {name} images: with batch_size=None, the dataset gives whole batches.")

@@ -1,5 +1,6 @@
 """One training step of a copy of the user's module: what it holds, what its criterion gets, what its loss does."""
 
+import contextlib
 import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_transfer.glue.base import AnyCallback
@@ -49,6 +51,7 @@ class Seen:
     Attributes:
         calls: of criteria.
         losses: of the batches.
+        callbacks: that the module brings.
         skipped: batches of which training_step returned None, without optimizing by hand.
         step_error: that training_step raised.
         error: that anything raised.
@@ -59,6 +62,7 @@ class Seen:
 
     calls: list[Call] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    callbacks: list[Any] = field(default_factory=list)
     skipped: int = 0
     step_error: Exception | None = None
     error: Exception | None = None
@@ -171,6 +175,8 @@ def step_of(
     """
     seen, memo = Seen(), {}  # type: ignore[var-annotated]
     twin = copy.deepcopy(module, memo)
+    with contextlib.suppress(Exception):  # the user's method may need a Trainer
+        seen.callbacks = tree_leaves(twin.configure_callbacks())
     twin.configure_callbacks = list
     if isinstance(own := vars(module).get("configure_optimizers"), MethodType):  # LightningCLI's, bound to parameters
         twin.configure_optimizers = MethodType(copy.deepcopy(own.__func__, memo), twin)

@@ -340,3 +340,25 @@ def alike():
     """Validation pictures that all look like one training image."""
     image = first_image()
     return Listed([0] * 12, {place: image + 0.01 * place for place in range(6)}, seed=2)
+
+
+class HeadFirst(shapes.BackboneAndHead):
+    """Trains its head, and later the backbone with its BatchNorm."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.head.parameters(), lr=0.1)
+
+
+class HeadFirstByItself(HeadFirst):
+    def configure_callbacks(self):
+        return Finetunes()
+
+
+class Few(Images):
+    """Has no validation images, and a list of no test images."""
+
+    def val_dataloader(self):
+        return None
+
+    def test_dataloader(self):
+        return DataLoader([], batch_size=8)

@@ -280,11 +280,13 @@ def test_images_without_a_label_may_be_left_out_by_the_step():
     assert str(found) == "No findings in LeavesOut."
 
 
-def test_parameters_that_a_callback_adds_later_are_not_a_finding():
-    trainer = toys.trainer([projects.Finetunes()])
-    found = examined(projects.OnlyTheHead(), Images(), trainer)
+@pytest.mark.parametrize(
+    ("shape", "callbacks"), [(projects.HeadFirst, [projects.Finetunes()]), (projects.HeadFirstByItself, [])]
+)
+def test_what_a_callback_trains_later_is_not_a_finding(shape, callbacks):
+    found = examined(shape(), Images(), toys.trainer(callbacks))
     assert found.findings == ()
-    assert "a finetuning callback adds parameters later" in str(found)
+    assert "Finetunes changes what is trained" in str(found)
 
 
 def test_pictures_of_little_detail_are_not_copies():
@@ -308,6 +310,12 @@ def test_test_images_that_cannot_be_set_up_are_named():
     found = examined(Clean(), projects.Untested())
     assert found.findings == ()
     assert found.not_checked == ("the test images: FileNotFoundError: test.csv",)
+
+
+def test_held_out_images_may_be_missing():
+    found = examined(Clean(), projects.Few())
+    assert found.findings == ()
+    assert found.not_checked == ("the test images: there are none.",)
 
 
 def test_the_datamodule_is_set_up_as_a_copy():
@@ -394,6 +402,7 @@ def test_data_that_is_none_is_refused(data):
     ("make", "said"),
     [
         (list, "a list of no batch"),
+        (lambda: DataLoader([], batch_size=8), "a DataLoader of no batch"),
         (lambda: (batch for batch in [1]), "The train loader is a generator; expected"),
         (projects.Loadless, "Loadless has no train_dataloader"),
     ],
