@@ -18,7 +18,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining import images
 from lightning_transfer.examining import module as of_module
 from lightning_transfer.examining.diagnosis import Diagnosis, Finding, listed
-from lightning_transfer.examining.step import step_of
+from lightning_transfer.examining.step import Seen, step_of
 from lightning_transfer.glue.checkpoints import UnsafeCheckpointError, read_checkpoint
 from lightning_transfer.glue.proxy import attached, options_like, trainer_class
 from lightning_transfer.glue.trainer import served
@@ -104,15 +104,7 @@ def _findings(
     epochs = epochs if epochs and epochs > 0 else None
     step = partial(step_of, module, make=make, options=options, datamodule=datamodule, epochs=epochs)
     seen = step(batches)
-    if seen.error is not None and seen.step_error is None:
-        not_checked.append(f"all of the step, for around it this failed: {type(seen.error).__name__}: {seen.error}")
-    callbacks = [*seen.callbacks, *(trainer.callbacks if trainer is not None else ())]
-    if finetuning := [each for each in callbacks if "BaseFinetuning" in {cls.__name__ for cls in type(each).__mro__}]:
-        seen.untrained, seen.drifting = [], []
-        name = type(finetuning[0]).__name__
-        not_checked.append(f"optimizers and frozen BatchNorm: {name} changes what is trained during training.")
-    if len(seen.losses) < 2 and seen.error is None:
-        not_checked.append("whether the loss is a mean: that takes two automatic steps of the same images.")
+    _leave_out(seen, trainer, not_checked)
     yield from of_module.modes_and_optimizers(seen)
     of_step = list(of_module.loss_and_labels(seen))
     yield from of_step
@@ -129,6 +121,19 @@ def _findings(
     held_out = {name: each for name, each in held_out.items() if each is not None}
     if held_out:
         yield from images.leaks(clean, held_out, adapt, not_checked)
+
+
+def _leave_out(seen: Seen, trainer: Any, not_checked: list[str]) -> None:
+    """Drop what the step cannot show, and say so."""
+    if seen.error is not None and seen.step_error is None:
+        not_checked.append(f"all of the step, for around it this failed: {type(seen.error).__name__}: {seen.error}")
+    callbacks = [*seen.callbacks, *(trainer.callbacks if trainer is not None else ())]
+    if finetuning := [each for each in callbacks if "BaseFinetuning" in {cls.__name__ for cls in type(each).__mro__}]:
+        seen.untrained, seen.drifting = [], []
+        name = type(finetuning[0]).__name__
+        not_checked.append(f"optimizers and frozen BatchNorm: {name} changes what is trained during training.")
+    if len(seen.losses) < 2 and seen.error is None:
+        not_checked.append("whether the loss is a mean: that takes two automatic steps of the same images.")
 
 
 def _copied(data: Any) -> Any:
@@ -193,7 +198,7 @@ def _loaders(data: Any, make: type, options: dict[str, Any], not_checked: list[s
 
 def _dataset(loader: Any, name: str, not_checked: list[str]) -> Any:
     """Return the images that a loader serves, or say why they cannot be looked at."""
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     if not isinstance(loader, DataLoader) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         not_checked.append(f"the {name} images: a {type(loader).__name__} does not show its dataset.")
         return None

@@ -481,5 +481,6 @@ def test_the_command_examines_a_checkpoint(shape, damage, said, tmp_path, capsys
 def test_a_file_that_is_neither_is_one_message(text, tmp_path):
     for name in ("config.yaml", "last.ckpt"):
         (tmp_path / name).write_text(text if name == "config.yaml" else "")
-        with pytest.raises(SystemExit, match=f"lightning-transfer doctor: .*{name}"):
+        with pytest.raises(SystemExit, match=f"lightning-transfer doctor: .*{name}") as end:
             main(["doctor", str(tmp_path / name)])
+        assert "}}" not in end.value.code
