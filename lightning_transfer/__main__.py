@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command; what is wrong ends it with one message."""
+    sys.path.insert(0, os.getcwd())  # a project's modules, as for `python -m`
     line = parser()
     options, others = line.parse_known_args(args)
     if others and options.command != "select":

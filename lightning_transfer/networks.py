@@ -1,5 +1,7 @@
 """Find the part of a user's module that images enter."""
 
+from typing import Any
+
 from torch import nn
 
 from lightning_transfer.errors import TransferConfigError, nearest
@@ -90,3 +92,10 @@ def entry_of(module: nn.Module, head: Head) -> str:
             f"{path!r}, a {type(part).__name__}, takes no images. {HOW.format(type(module).__name__)}"
         )
     return path
+
+
+def required_size(network: Any) -> tuple[int, int] | None:
+    """Return the only height and width that a network takes, as timm's `img_size=` sets it; None if it takes others."""
+    patches = getattr(network, "patch_embed", None)
+    size = getattr(patches, "img_size", None)
+    return size if getattr(patches, "strict_img_size", False) and isinstance(size, tuple) else None

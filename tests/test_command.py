@@ -1,6 +1,7 @@
 """The command line, run as people run it."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -44,6 +45,16 @@ def test_a_report_is_the_page_of_the_run(tmp_path):
     assert "the most, 100% of all entries, are of class 4" in (tmp_path / "run.html").read_text()
     with pytest.raises(SystemExit, match="lightning-transfer report: There is no file of metrics at"):
         main(["report", str(tmp_path / "none"), "out.html"])
+
+
+def test_modules_of_the_folder_are_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    (tmp_path / "mine_alone.py").write_text("from tests.methods import SourceData, TargetData\n")
+    text = CONFIG.replace("tests.methods.TargetData", "mine_alone.TargetData")
+    (tmp_path / "select.yaml").write_text(text)
+    main(["select", "--config", "select.yaml"])
+    assert (tmp_path / "chosen.safetensors").exists()
 
 
 @pytest.mark.parametrize(("options", "k"), [([], 3), (["--neighbors.k=2"], 2)])

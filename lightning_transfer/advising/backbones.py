@@ -22,6 +22,7 @@ from lightning_transfer.methods.collaborative.members import architecture, loade
 from lightning_transfer.methods.selective.identity import identity
 from lightning_transfer.methods.selective.pictures import Pictures, spread
 from lightning_transfer.naming import structure
+from lightning_transfer.networks import required_size
 from lightning_transfer.progress import Step
 from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import in_order
@@ -188,9 +189,8 @@ class Run:
         network: Any = loaded(plain) if isinstance(plain, str) else _copied(plain, name)
         _check_configuration(name, network)
         options = resolve_model_data_config(network)
-        patches: Any = getattr(network, "patch_embed", None)
-        if getattr(patches, "strict_img_size", False) and isinstance(patches.img_size, tuple):  # timm's img_size=
-            options["input_size"] = (options["input_size"][0], *patches.img_size)
+        if size := required_size(network):
+            options["input_size"] = (options["input_size"][0], *size)
         if is_grey := options["input_size"][0] == 1:
             options |= {key: (statistics.fmean(options[key]),) for key in ("mean", "std")}
         transform = create_transform(**options, is_training=False)

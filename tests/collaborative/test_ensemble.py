@@ -59,6 +59,13 @@ def test_two_of_a_kind_do_not_start_alike():
     assert not torch.equal(*heads)
 
 
+def test_a_network_that_takes_one_size_is_given_it():
+    module = LitToy()
+    module.model = timm.create_model("test_vit", img_size=32, num_classes=3)
+    lt.functional.apply_collaborative(module, [timm.create_model("test_vit", img_size=32)])
+    assert module.model(torch.rand(2, 3, 32, 32)).shape == (2, 3)
+
+
 def test_pictures_are_normalised_and_sized_as_each_network_knows_them():
     vit = timm.create_model("vit_tiny_patch16_224")
     larger = timm.create_model("resnet18")

@@ -3,7 +3,7 @@
 import copy
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.methods.collaborative.depths import find_depths
 from lightning_transfer.methods.collaborative.heads import classifier, last_classifier, renew_head
+from lightning_transfer.networks import required_size
 from lightning_transfer.roles import Head, out_width
 from lightning_transfer.surgery import own_randomness
 
@@ -94,8 +95,10 @@ def adapted(network: nn.Module, own: nn.Module) -> Member:
 def _config(network: Any) -> dict[str, Any] | None:
     """Return timm's `pretrained_cfg`, or what the user assigned to that name; None if it is incomplete."""
     config = getattr(network, "pretrained_cfg", None)
-    complete = isinstance(config, Mapping) and {"mean", "std", "input_size"} <= config.keys()
-    return dict(cast(Mapping[str, Any], config)) if complete else None
+    if not isinstance(config, Mapping) or not {"mean", "std", "input_size"} <= config.keys():
+        return None
+    size = required_size(network)
+    return {**config, **({"input_size": (config["input_size"][0], *size)} if size else {})}
 
 
 def named(sources: Sources) -> dict[str, nn.Module | str]:
