@@ -61,8 +61,8 @@ def test_two_of_a_kind_do_not_start_alike():
 
 def test_a_network_that_takes_one_size_is_given_it():
     module = LitToy()
-    module.model = timm.create_model("test_vit", img_size=32, num_classes=3)
-    lt.functional.apply_collaborative(module, [timm.create_model("test_vit", img_size=32)])
+    module.model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3, depth=1)
+    lt.functional.apply_collaborative(module, [timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)])
     assert module.model(torch.rand(2, 3, 32, 32)).shape == (2, 3)
 
 
