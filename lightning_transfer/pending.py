@@ -1,6 +1,7 @@
 """Checks of values on the device, whose answers are read when the program waits for the device anyway."""
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ def when(step: int, now: int) -> str:
 
 
 class PendingChecks:
-    """Checks of one run, raised in the order in which they were made.
+    """Checks of one run, shared by its parts and raised in the order in which they were made.
 
     To read a value, the program waits until the device has computed all that it was given. So an answer stays on the
     device until `read` is called: in a step that logs, before a checkpoint is written, and when training ends.
@@ -73,9 +74,13 @@ class PendingChecks:
         if (error := self.find()) is not None:
             raise error
 
+    def note(self, exception: BaseException | None) -> None:
+        """Read all answers, and note the error of the first check that failed, the likely cause of an exception."""
+        with suppress(RuntimeError):  # after an error of the device it gives no answers
+            if exception is not None and (error := self.find()) is not None:
+                exception.add_note(
+                    f"Before it, a check had failed: {error} Checkpoints written since may hold spoilt weights."
+                )
+
     def __iter__(self) -> Iterator[tuple[Tensor, Callable[[], Exception]]]:
         return iter(self._waiting)
-
-    def clear(self) -> None:
-        """Forget what waits."""
-        self._waiting = []

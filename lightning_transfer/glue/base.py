@@ -278,9 +278,9 @@ class TransferCallback(AnyCallback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the module as it was found after a crash or Ctrl-C, when Lightning does not call teardown."""
-        self._leave(trainer)
+        self._leave(trainer, exception)
 
-    def _leave(self, trainer: Any) -> None:
+    def _leave(self, trainer: Any, exception: BaseException | None = None) -> None:
         """Remove what was added for this Trainer's run."""
         for stand_in in reversed(self._stand_ins):
             if stand_in.run.is_of(trainer):
@@ -290,6 +290,7 @@ class TransferCallback(AnyCallback):
             module = self._dispatcher.module
             self._dispatcher.discard(self.part_name)
             self._dispatcher = None
+            self.part.pending.note(exception)
             self.part.detach()
             delattr(module, self.part_name)
 
@@ -336,8 +337,7 @@ class TransferCallback(AnyCallback):
 
 def _named(callbacks: list[Any], names: set[str]) -> list[str]:
     """Return the class names of callbacks that are, or inherit from, one of these classes."""
-    found = [type(one) for one in callbacks if names & {cls.__name__ for cls in type(one).__mro__}]
-    return [cls.__name__ for cls in found]
+    return [type(one).__name__ for one in callbacks if names & {cls.__name__ for cls in type(one).__mro__}]
 
 
 def _is_built_later(module: Any) -> bool:

@@ -29,8 +29,10 @@ class TransferPart(nn.Module, ABC):
     def join(self, trainer: Any, module: Any) -> None:
         """Join a Trainer's fit of a module; other Trainers that run the module do not change that."""
         if not self.is_of(trainer, module):
+            parts = (part for part in module.modules() if isinstance(part, TransferPart))
+            shared = (part.pending for part in parts if part.is_of(trainer, module))
+            self.pending = next(shared, PendingChecks(self.pending.free))  # the first of all that fail is the cause
             self.run, self.of_module = Weakly(trainer), Weakly(module)
-            self.pending.clear()
 
     def is_of(self, trainer: Any, module: Any) -> bool:
         """Return whether it joined this Trainer's fit of this module."""

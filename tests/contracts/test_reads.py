@@ -113,7 +113,7 @@ class Reads(L.Callback):
 def keep_pending(module):
     for part in module.modules():
         if isinstance(part, TransferPart):
-            part.pending = PendingChecks(free=())
+            part.pending.free = ()
 
 
 def quiet(self, batch, batch_idx):
@@ -252,6 +252,50 @@ def test_a_loss_that_is_not_finite_is_found_later_and_its_batch_named(method, tm
     assert len([*tmp_path.iterdir()]) == step
     callbacks, options = run(Waits())
     assert stopped(LitToy(), [*callbacks, StopAt(step + 1)], **options, **SELDOM) == (said, step)
+
+
+@pytest.mark.parametrize("is_gated_first", [True, False])
+def test_of_two_methods_the_first_failure_is_said(is_gated_first):
+    def run(*more, **options):
+        parts = [
+            lt.GatedTransfer(ratio=2, aux_weight=0.3, tap="model.conv"),
+            one(has_source=True).callback(with_nan(toys.source_data())),
+        ]
+        return stopped(LitToy(), [*(parts if is_gated_first else parts[::-1]), *more], **options)[0]
+
+    assert "source samples [13]" in (said := run())
+    assert "in step 2" in said
+    assert run(Waits(), **SELDOM) == said
+
+
+class Refuses(LitToy):
+    def training_step(self, batch, batch_idx):
+        if self(batch[0]).isnan().any():
+            raise ValueError("outputs are not finite")
+        return super().training_step(batch, batch_idx)
+
+
+def test_an_exception_of_the_user_says_what_waits(tmp_path):
+    module, gate = Refuses(), lt.GatedTransfer(ratio=2, aux_weight=0.3, tap="model.conv")
+    saves = L.callbacks.OnExceptionCheckpoint(tmp_path)
+    with pytest.raises(ValueError, match="outputs are not finite") as caught:
+        fit(
+            module,
+            [gate, one(has_source=True).callback(with_nan(toys.source_data())), Waits(), saves],
+            enable_checkpointing=True,
+            **SELDOM,
+        )
+    (note,) = caught.value.__notes__
+    assert "source samples [13]" in note
+    assert "in step 2" in note
+    assert "training_step" not in vars(module)
+
+
+def test_a_device_that_failed_gives_no_note(monkeypatch):
+    checks, error = PendingChecks(free=()), ValueError()
+    monkeypatch.setattr(checks, "find", lambda: torch.ones(2).reshape(3))
+    checks.note(error)
+    assert not hasattr(error, "__notes__")
 
 
 @each(adds_loss=True)

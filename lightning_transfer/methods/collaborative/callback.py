@@ -197,9 +197,9 @@ class CollaborativeFinetuning(TransferCallback):
         self._unfinished = None
         return plan
 
-    def _leave(self, trainer: Any) -> None:
+    def _leave(self, trainer: Any, exception: BaseException | None = None) -> None:
         """Leave; the hooks that stay are kept out of checkpoints, which may hold the network."""
-        super()._leave(trainer)
+        super()._leave(trainer, exception)
         found = find_ensemble(trainer.lightning_module)
         if found is not None and found[1].is_apart:
             keep_hooks_out(trainer)
