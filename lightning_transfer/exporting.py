@@ -177,7 +177,7 @@ def _write_for_timm(network: Any, entries: dict[str, Tensor], folder: Path, clas
         if fault := _difference(network, entries, again, size):
             raise ValueError(fault)
         return size
-    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
         raise TransferConfigError(
             f"timm does not load this {type(network).__name__} again: {error}. If you replaced layers by hand, let "
             "timm do it before training: network.reset_classifier(num_classes). If weights are computed (weight_norm, "
@@ -195,7 +195,7 @@ def _difference(network: Any, entries: dict[str, Tensor], again: Any, size: Any)
             return f"{key} is another in the weights that it loads"
     device = next(network.parameters()).device
     images = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(device)
-    with evaluating(network), evaluating(again):
+    with torch.compiler.set_stance("force_eager"), evaluating(network), evaluating(again):
         mine, its = network(images), again.to(device)(images)
         is_same = (mine - its).abs().max() <= 1e-3 * mine.abs().max()  # kernels of other layouts round otherwise
     return "" if is_same else "for the same image it gives other numbers"
@@ -207,8 +207,7 @@ def _write_onnx(network: Any, example: Any, size: Any, path: Path) -> None:
     Raises:
         TransferConfigError: the size of an image is not known, onnx is missing, or the exporter fails.
     """
-    if isinstance(example, tuple | list) and len(example) == 1:
-        example = example[0]
+    example = example[0] if isinstance(example, tuple | list) and len(example) == 1 else example
     shape = example.shape[1:] if isinstance(example, Tensor) else size
     if shape is None:
         raise TransferConfigError(
@@ -244,7 +243,8 @@ def _card(network: Any, is_timm: bool, num_classes: int, classes: Sequence[str] 
         yield from ("import timm", "", 'network = timm.create_model("local-dir:FOLDER", pretrained=True).eval()')
         yield "# give it images prepared as those that it was trained on"
     else:
-        yield from ("from safetensors.torch import load_model", "", "network = ...  # built as it was for training")
+        yield from ("from safetensors.torch import load_model", "", "")
+        yield "network = ...  # built as it was for training, without what lightning_transfer attached"
         yield f'load_model(network, "{WEIGHTS}")'
     yield "```"
     if trainer is None:
