@@ -138,6 +138,14 @@ def test_a_class_that_gives_most_and_leaks_are_warned_of(tmp_path):
     assert "gives most" not in page(tmp_path, selection=selection(torch.tensor([3, 3, 2, 1, 2, 0])))
 
 
+def test_a_folder_of_runs_and_a_name_that_is_not_a_pages_are_refused(tmp_path):
+    page(tmp_path / "version_0")
+    with pytest.raises(lt.TransferConfigError, match="holds 1 runs. Name one, such as the last: .*version_0"):
+        TransferReport(tmp_path)
+    with pytest.raises(lt.TransferConfigError, match="run.pdf is not the name of a page"):
+        TransferReport(tmp_path / "version_0").save(tmp_path / "run.pdf")
+
+
 def test_pictures_are_inside(tmp_path):
     path = tmp_path / "curves.png"
     figure = lt.reports.learning_curves({"plain": [[0.2, 0.5]]}, [10, 20], path)

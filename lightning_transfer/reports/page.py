@@ -80,6 +80,10 @@ class TransferReport:
                 "Selection.load(path)."
             )
         self.folder, self.selection, self.pictures = Path(folder), selection, dict(pictures or {})
+        if runs := sorted(path.parent for path in self.folder.glob("*/metrics.csv")):
+            raise TransferConfigError(
+                f"{self.folder} holds {len(runs)} runs. Name one, such as the last: {printable(runs[-1])}."
+            )
         self.series = _series(self.folder / "metrics.csv")
         self.options = _options(self.folder / "hparams.yaml")
 
@@ -87,8 +91,10 @@ class TransferReport:
         """Write the page, which needs no other file.
 
         Raises:
-            TransferConfigError: it cannot be written there.
+            TransferConfigError: it cannot be written there, or the name is not of a page.
         """
+        if Path(path).suffix.lower() not in (".html", ".htm"):
+            raise TransferConfigError(f"{printable(path)} is not the name of a page. Let it end in .html.")
         page = "\n".join(self._page()).encode("utf-8")
         write_atomically(path, lambda file: file.write(page), what="the report", fix="Pass another path.")
 
