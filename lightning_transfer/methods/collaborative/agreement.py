@@ -224,8 +224,8 @@ class Agreement(TransferPart):
     def _log(self, trainer: Any, logits: Tensor, labels: Tensor) -> None:
         values = {"transfer/disagreement": disagreement(logits)}
         if (kind := self._kind(labels, logits)) is not None:
-            values["transfer/ensemble_accuracy"] = is_right(logits.mean(0), labels, kind).mean()
-            right = is_right(logits, labels, kind).mean(1)
+            ways, several = ways_to_be_right(torch.cat([logits, logits.mean(0, keepdim=True)]), labels, kind)
+            *right, values["transfer/ensemble_accuracy"] = torch.where(several > 0, ways[0], ways[1]).mean(1)
             values |= {
                 f"transfer/accuracy/{name}": share for name, share in zip(self.ensemble.names, right, strict=True)
             }
@@ -264,13 +264,14 @@ class Agreement(TransferPart):
         if logits.shape[1] != len(labels):
             return
         if (kind := self._kind(labels, logits)) is not None:
-            right = is_right(logits, labels, kind).sum(1)
-            self._right = right if self._right is None else self._right + right
+            ways, several = ways_to_be_right(logits, labels, kind)
+            counts = torch.cat([ways.sum(2).flatten(), several[None]])
+            self._right = counts if self._right is None else self._right + counts
             self._num_seen += len(labels)
 
     def validated(self, trainer: Any) -> None:
         """Log each network's accuracy and give it to the ensemble; ignore the sanity check before training."""
-        counts = torch.zeros(len(self.ensemble.names) + 1, device=trainer.strategy.root_device)
+        counts = torch.zeros(2 * len(self.ensemble.names) + 2, device=trainer.strategy.root_device)
         if self._right is not None:
             counts[:-1], counts[-1] = self._right, self._num_seen
         if trainer.sanity_checking:
@@ -279,7 +280,8 @@ class Agreement(TransferPart):
         if counts[-1]:
             if len(trainer.num_val_batches) > 1 and not self.ensemble.accuracies:
                 say(trainer, "Each network's accuracy is measured on the first of your validation loaders.")
-            shares = dict(zip(self.ensemble.names, (counts[:-1] / counts[-1]).tolist(), strict=True))
+            right = counts[:-2].view(2, -1)[0 if counts[-2] else 1]
+            shares = dict(zip(self.ensemble.names, (right / counts[-1]).tolist(), strict=True))
             self.ensemble.accuracies = shares
             log(trainer, {f"transfer/val_accuracy/{name}": torch.tensor(share) for name, share in shares.items()})
             self._warn_of_one_below(shares, float(counts[-1]))
@@ -295,3 +297,14 @@ class Agreement(TransferPart):
                 "pretraining, and that its learning rate is the same. If that does not help, leave it out.",
                 stacklevel=2,
             )
+
+
+def ways_to_be_right(logits: Tensor, labels: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Return how right each image is in two ways, (2, networks, B), and above 0 where the first counts.
+
+    Rows of a binary criterion count by their signs, but by the largest logit if every image has one label.
+    """
+    if kind != "multi-hot":
+        return is_right(logits, labels, kind).expand(2, *logits.shape[:2]), torch.ones((), device=logits.device)
+    ways = torch.stack([is_right(logits, labels, "multi-hot"), is_right(logits, labels, "soft")])
+    return ways, (labels.sum(1) != 1).any().to(ways)
