@@ -1,1 +1,1 @@
-"""What will go wrong: a look at somebody's own project before hours are lost."""
+"""Find what will go wrong in a project before hours are lost."""

@@ -14,7 +14,7 @@ class Finding:
         name: of the kind of finding.
         where: the layers, options, datasets or files that it concerns.
         found: what was seen there.
-        fix: the line to write.
+        fix: the code to write.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found in a project; printed, a page with the line to write for each.
+    """What was found in a project; printed, a page with the code to write for each.
 
     Attributes:
         subject: what was examined.

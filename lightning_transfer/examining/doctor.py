@@ -35,7 +35,7 @@ def doctor(
     adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
     unaugmented: AnyDataset | None = None,
 ) -> Diagnosis:
-    """Look for what will go wrong in a project before hours are lost, and name the line to write.
+    """Look for what will go wrong in a project before hours are lost, and name the code to write.
 
     One training step of a copy of the module is run on a few images, without taking the optimizer's step: parts in
     eval mode, frozen BatchNorm whose statistics drift, parameters in no optimizer, labels that do not fit,

@@ -103,7 +103,7 @@ def _of_call(call: Call) -> Iterator[Finding]:
 
 
 def _misfit(call: Call) -> tuple[str, str] | None:
-    """Return what is wrong with a criterion's labels and the line to write, or None."""
+    """Return what is wrong with a criterion's labels and the code to write, or None."""
     scores, target = call.scores, call.target
     found = f"labels of shape {tuple(target.shape)} and type {target.dtype} beside scores {tuple(scores.shape)}"
     if call.name in CLASSES and not target.is_floating_point():
@@ -127,7 +127,7 @@ def _misfit(call: Call) -> tuple[str, str] | None:
 
 
 def out_of_range(least: int, largest: int, outputs: int) -> tuple[str, str]:
-    """Return what is said of class numbers that a head does not have, and the line to write."""
+    """Return what is said of class numbers that a head does not have, and the code to write."""
     if least >= 1 and largest == outputs:
         return (
             f"labels run from {least} to {largest}; {outputs} outputs know 0 to {outputs - 1}: labels count from 1",

@@ -28,22 +28,29 @@ def drawn_by(loader: DataLoader[Any]) -> list[int] | None:
     """
     if isinstance(loader.dataset, IterableDataset):
         return None  # it has no sampler; callers that need random access refuse it
-    drawn = _drawn(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
-    indices = list(dict.fromkeys(drawn))
+    indices = list(dict.fromkeys(_drawn(_sampler_of(loader))))
     return None if indices == list(range(len(loader.dataset))) else indices  # type: ignore[arg-type]
 
 
 def importance_of(loader: DataLoader[Any]) -> Tensor | None:
     """Return the weights by which a loader draws the images of its dataset; None if it has none."""
-    sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # private: shared out by Lightning
+    sampler = _users(_sampler_of(loader))
     while isinstance(sampler, BatchSampler):
-        sampler = sampler.sampler
+        sampler = _users(sampler.sampler)
     return sampler.weights if isinstance(sampler, WeightedRandomSampler) and sampler.replacement else None
 
 
+def _sampler_of(loader: DataLoader[Any]) -> Any:
+    return loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+
+
+def _users(sampler: Any) -> Any:
+    """Return the user's own sampler, without Lightning's wrapper for DDP."""
+    return getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # private: no other way
+
+
 def _drawn(sampler: Any) -> Iterable[int]:
-    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # private: Lightning's wrapper for DDP
+    sampler = _users(sampler)
     if isinstance(sampler, Sequence | Tensor | np.ndarray):
         return (int(index) for batch in sampler for index in np.atleast_1d(batch))  # or single indices
     for kind, drawn in KINDS.items():

@@ -3,12 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 import lightning_transfer as lt
+from lightning_transfer.glue.samplers import importance_of
 from lightning_transfer.methods.probe.drawing import draw
 from lightning_transfer.probing import PENALTIES
 from lightning_transfer.splitting import folds
@@ -157,6 +159,13 @@ def test_an_image_counts_as_often_as_the_loader_draws_it():
     found = module(features).argmax(1)
     assert (found == torch.from_numpy(weighted.predict(features))).double().mean() > 0.98
     assert (found[labels == 1] == 1).double().mean() > 0.7  # a probe of all images alike finds one in six
+
+
+def test_the_weights_of_a_sampler_that_is_shared_out_are_seen():
+    sampler = WeightedRandomSampler([1.0, 2.0, 3.0, 4.0], 4)
+    shared = DistributedSamplerWrapper(sampler, num_replicas=2, rank=0)
+    for given in (sampler, shared):
+        assert importance_of(DataLoader(range(4), 2, sampler=given)).tolist() == [1, 2, 3, 4]
 
 
 def test_of_many_images_every_class_is_looked_at_and_counts_by_its_share():
