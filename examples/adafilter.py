@@ -9,12 +9,31 @@ import argparse
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from quickstart import LR, SOURCE, Digits, LitDigits, calm, make_trainer, pretrain, printed
 
 import lightning_transfer as lt
 from lightning_transfer.functional import remove_adafilter
+
+GATE_LR = 0.1
+
+
+class GatedDigits(lt.AdaFilterMixin, LitDigits):
+    """The quickstart's module with gates that learn faster than its filters."""
+
+    def __init__(self, model: torch.nn.Module, lr: float) -> None:
+        super().__init__(model, lr)
+        self.add_adafilter()
+
+    def configure_optimizers(self) -> Any:
+        """SGD with a group for the gates; both rates fall to zero along a cosine."""
+        rest = [param for name, param in self.named_parameters() if "adafilter." not in name]
+        groups: list[dict[str, Any]] = [{"params": rest}, {"params": self.filter_gates.parameters(), "lr": GATE_LR}]
+        optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, weight_decay=5e-4)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -28,9 +47,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     with calm():
         network = pretrain(printed(SOURCE, 300, seed=0), max(100, 2 * options.steps), lambda: None)
         network.reset_classifier(10)  # type: ignore[operator]
-        module = LitDigits(network, LR)
-        trainer = make_trainer(options.steps, [lt.AdaFilter(gate_lr=0.1)])
-        trainer.fit(module, digits)
+        module = GatedDigits(network, LR)
+        make_trainer(options.steps, []).fit(module, digits)
 
     shares = lt.reports.gate_map(module.model, digits.val_dataloader(), options.out, class_names=list("0123456789"))
     print(f"{sum(shares.values()) / len(shares):.0%} of the filters were tuned. Which: {options.out}")

@@ -38,6 +38,8 @@ def small_resnet(num_classes: int) -> ResNet:
 class Classifier(L.LightningModule):
     """An ordinary project: SGD with momentum, whose rate falls to zero along a cosine."""
 
+    gate_lr: float | None = None  # of AdaFilter's gates, if it is not that of the filters
+
     def __init__(self, network: nn.Module, lr: float) -> None:
         super().__init__()
         self.model = network
@@ -49,8 +51,12 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """All that is trained."""
-        params = [param for param in self.parameters() if param.requires_grad]
-        optimizer = torch.optim.SGD(params, lr=self.lr, momentum=0.9, weight_decay=5e-4)
+        params = {name: param for name, param in self.named_parameters() if param.requires_grad}
+        gates = [params.pop(name) for name in [*params] if "adafilter." in name and self.gate_lr is not None]
+        groups: list[dict[str, Any]] = [{"params": params.values()}]
+        if gates:
+            groups.append({"params": gates, "lr": self.gate_lr})
+        optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, weight_decay=5e-4)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 

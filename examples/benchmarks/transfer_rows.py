@@ -50,6 +50,17 @@ class KeptStatistics(L.Callback):
                 layer.eval()
 
 
+class GateRate(L.Callback):
+    """AdaFilter's gates learn at a rate of their own."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Before optimizers are made."""
+        pl_module.gate_lr = self.rate
+
+
 class L2SP(L.Callback):
     """Weights are drawn to where they began, in place of zero (arXiv 1802.01483)."""
 
@@ -236,8 +247,8 @@ TRIED = {  # in search of better defaults, at the learning rate of the row that 
     "AdaFilter, gate bias .05": _adafilter("fine-tuning", gate_bias=0.05),  # all filters begin tuned, and some are shut
     "AdaFilter, gate bias 1": _adafilter("fine-tuning", gate_bias=1.0),  # all are tuned, and stay so
     "AdaFilter, gate bias 2": _adafilter("fine-tuning", gate_bias=2.0),
-    "AdaFilter, gate rate .001": _adafilter(gate_lr=0.001),
-    "AdaFilter, gate rate .1": _adafilter(gate_lr=0.1),
+    "AdaFilter, gate rate .001": Row(lambda setting: [lt.AdaFilter(), GateRate(0.001)], tuned_as="AdaFilter"),
+    "AdaFilter, gate rate .1": Row(lambda setting: [lt.AdaFilter(), GateRate(0.1)], tuned_as="AdaFilter"),
     "AdaFilter, first two stages": _adafilter(gated=["layer1.*", "layer2.*"]),
     "AdaFilter, statistics kept": Row(lambda setting: [lt.AdaFilter(), KeptStatistics()], tuned_as="AdaFilter"),
     "fine-tuning, statistics kept": Row(lambda setting: [KeptStatistics()], tuned_as="fine-tuning"),

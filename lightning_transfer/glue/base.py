@@ -13,7 +13,7 @@ from lightning_utilities.core import rank_zero
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import checkpoints, optimizers
 from lightning_transfer.glue.dispatcher import StepDispatcher
-from lightning_transfer.glue.optimizers import AsBefore, OwnGroup
+from lightning_transfer.glue.optimizers import AsBefore
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import Afterwards, Before, StandIn, WithoutHooks
 from lightning_transfer.glue.trainer import check_launcher, check_supported, is_running, log_options, say
@@ -226,7 +226,6 @@ class TransferCallback(AnyCallback):
 
         self._stand_ins += (
             AsBefore(module, "configure_optimizers", trainer, part.renamed(module)),
-            OwnGroup(module, "configure_optimizers", trainer, part.own_group(module)),
             Afterwards(module, "configure_optimizers", trainer, with_optimizers),
             Before(module, "configure_optimizers", trainer, self._check_still_there),
             *(Before(module, hook, trainer, part.settle) for hook in ("on_save_checkpoint", "on_train_end")),

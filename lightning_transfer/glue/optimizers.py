@@ -110,75 +110,6 @@ def why_untrained(trainer: Any, params: Iterable[nn.Parameter]) -> str:
     return "They are frozen now: set requires_grad=True for some of them, or unfreeze them later."
 
 
-class OwnGroup(StandIn):
-    """Runs the user's configure_optimizers so that the first optimizer gets a group of ours.
-
-    The group has to be there when schedulers are made: most are wrong with one that is added later. So it is added
-    while the optimizer is made, and its parameters are removed from the other groups.
-
-    Args:
-        module: the user's module.
-        name: of the hook.
-        trainer: the Trainer of the run.
-        group: the group's parameters and learning rate; None for no group.
-    """
-
-    def __init__(self, module: Any, name: str, trainer: Any, group: tuple[list[nn.Parameter], float] | None) -> None:
-        super().__init__(module, name, trainer)
-        self.group = group
-
-    def act(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the user's optimizers."""
-        if self.group is None:
-            return self.hook(*args, **kwargs)
-        params, rate = self.group
-        make = torch.optim.Optimizer.__init__
-        is_in = False
-
-        def make_with_group(optimizer: Any, given: Any, defaults: dict[str, Any]) -> None:
-            nonlocal is_in
-            groups = [_without_params(group, params) for group in _as_groups(given)]
-            groups = [group for group in groups if group["params"]]
-            if not is_in:
-                groups.append({"params": _like(groups, params, self.module), "lr": rate})
-                is_in = True
-            make(optimizer, groups, defaults)
-
-        torch.optim.Optimizer.__init__ = make_with_group  # type: ignore[method-assign, assignment]
-        try:
-            made = self.hook(*args, **kwargs)
-        except (ValueError, TypeError) as error:
-            error.add_note(
-                "AdaFilter(gate_lr=...) adds a group for the gate, as the last one: add one entry to schedulers' lists."
-            )
-            raise
-        finally:
-            torch.optim.Optimizer.__init__ = make  # type: ignore[method-assign]
-        if id(params[0]) not in _held(_optimizers_in(made)):
-            raise TransferConfigError(
-                f"gate_lr={rate}: configure_optimizers returns an optimizer that was made elsewhere, so the gate has "
-                "no group in it. Make the optimizer in configure_optimizers, or leave gate_lr out."
-            )
-        return made
-
-
-def check_rate(optimizers: Iterable[torch.optim.Optimizer], params: Sequence[nn.Parameter], rate: float) -> None:
-    """Raise if a scheduler has overwritten the rate of our group.
-
-    Raises:
-        TransferConfigError: something sets one rate for all groups.
-    """
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            found = group.get("max_lr", group.get("initial_lr", group["lr"]))
-            if any(param is params[0] for param in group["params"]) and found != rate:
-                raise TransferConfigError(
-                    f"gate_lr={rate} is not the gate's learning rate: a scheduler or a learning-rate finder has set "
-                    f"{found:g}. Give the scheduler a rate for each of {len(optimizer.param_groups)} groups, the "
-                    "gate's last, or leave gate_lr out."
-                )
-
-
 class AsBefore(StandIn):
     """Runs the user's configure_optimizers so that parameters in changed layers have their old names.
 
@@ -219,32 +150,3 @@ class AsBefore(StandIn):
             return self.hook(*args, **kwargs)
         finally:
             nn.Module.named_parameters = name_all  # type: ignore[method-assign]
-
-
-def _as_groups(given: Any) -> list[dict[str, Any]]:
-    """Return an optimizer's argument as groups with lists of parameters, or of (name, parameter)."""
-    items = list(given)
-    if items and not isinstance(items[0], dict):
-        return [{"params": items}]
-    return [{**group, "params": _listed(group["params"])} for group in items]
-
-
-def _listed(params: Any) -> list[Any]:
-    return [params] if isinstance(params, torch.Tensor) else list(params)
-
-
-def _param_of(item: Any) -> Any:
-    return item[1] if isinstance(item, tuple) else item
-
-
-def _without_params(group: dict[str, Any], params: Sequence[nn.Parameter]) -> dict[str, Any]:
-    ours = {id(param) for param in params}
-    return {**group, "params": [item for item in group["params"] if id(_param_of(item)) not in ours]}
-
-
-def _like(groups: list[dict[str, Any]], params: Sequence[nn.Parameter], module: Any) -> list[Any]:
-    """Return the parameters, with their names if the other groups have names."""
-    if not groups or not isinstance(groups[0]["params"][0], tuple):
-        return list(params)
-    names = {id(param): name for name, param in module.named_parameters()}
-    return [(names[id(param)], param) for param in params]

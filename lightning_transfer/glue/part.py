@@ -79,10 +79,6 @@ class TransferPart(nn.Module, ABC):
         """Return the user's modules that have another name in changed layers, and their old names; none by default."""
         return {}
 
-    def own_group(self, module: Any) -> tuple[list[nn.Parameter], float] | None:
-        """Return new parameters that have their own learning rate, and that rate; None by default."""
-        return None
-
     def before_optimizer_step(self, module: Any) -> None:
         """Called when gradients are computed and not yet used; does nothing by default."""
 

@@ -213,8 +213,6 @@ def test_other_options_of_a_changed_network_are_refused_with_the_differences(tmp
     fit(LitToy(), [lt.AdaFilter(gated="conv", gate_width=4), SaveEveryStep(tmp_path)], max_epochs=1)
     with pytest.raises(lt.TransferConfigError, match="width: 4 in the checkpoint, 8 now"):
         fit(LitToy(), [lt.AdaFilter(gated="conv", gate_width=8)], ckpt_path=tmp_path / "step=3.ckpt")
-    with pytest.raises(lt.TransferConfigError, match=r"gate_lr: None in the checkpoint, 0\.5 now"):
-        fit(LitToy(), [lt.AdaFilter(gated="conv", gate_width=4, gate_lr=0.5)], ckpt_path=tmp_path / "step=3.ckpt")
     gated = LitToy()
     lt.functional.apply_adafilter(gated, gated="conv", gate_width=4)
     with pytest.raises(lt.TransferConfigError, match="gated already, with gate_width=4"):

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from lightning_transfer.errors import TransferConfigError, check_count, check_number
+from lightning_transfer.errors import check_count
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.trainer import say
 from lightning_transfer.methods.adafilter.apply import FilterGates, apply_adafilter, check_options, gates_of
 from lightning_transfer.methods.adafilter.functional import Estimator
-from lightning_transfer.methods.adafilter.modules import FIXED, Fixed
+from lightning_transfer.methods.adafilter.modules import Fixed
 from lightning_transfer.methods.adafilter.remove import remove_adafilter
 from lightning_transfer.methods.adafilter.sites import Gated, chosen_by
 from lightning_transfer.methods.adafilter.watching import GateWatch
@@ -21,8 +21,9 @@ class AdaFilter(TransferCallback):
     width, how a hard choice learns, and a stem that is tuned without gates are ours.
 
     The network stays gated after fit: `functional.remove_adafilter` turns it into a plain one, and
-    `load_from_checkpoint` reads its checkpoints. Logs `transfer/tuned`, the share of gates that chose the tuned filter,
-    and the same for each layer, at the Trainer's logging interval.
+    `load_from_checkpoint` reads its checkpoints. The gates are in a parameter group with filters that they gate. Logs
+    `transfer/tuned`, the share of gates that chose the tuned filter, and the same for each layer, at the Trainer's
+    logging interval.
 
     Args:
         backbone: dotted name of the network to gate; "auto" takes the part of the module that holds all convolutions.
@@ -34,8 +35,6 @@ class AdaFilter(TransferCallback):
         gated: the convolutions to gate: a pattern of names such as "layer4.*", a list of patterns, or a function of
             name and convolution; by default all except the stem. If the target is far from the source, gating only the
             first stages loses less (examples/benchmarks/README.md).
-        gate_lr: learning rate of the gate, in its own parameter group; by default the gate is in a group with gated
-            filters.
         temperature: of the "gumbel" estimator.
 
     Raises:
@@ -43,7 +42,7 @@ class AdaFilter(TransferCallback):
 
     Example:
         >>> AdaFilter(gated="layer4.*")
-        AdaFilter(estimator='straight_through', gate_width=128, gate_bias=0.0, gated='layer4.*', gate_lr=None)
+        AdaFilter(estimator='straight_through', gate_width=128, gate_bias=0.0, gated='layer4.*')
     """
 
     mixin = "AdaFilterMixin"
@@ -57,17 +56,10 @@ class AdaFilter(TransferCallback):
         estimator: Estimator | Fixed = "straight_through",
         gate_bias: float = 0.0,
         gated: Gated = None,
-        gate_lr: float | None = None,
         temperature: float = 1.0,
     ) -> None:
         check_options(estimator, gate_bias, temperature, gated)
         check_count("gate_width", gate_width, least=1)
-        if gate_lr is not None:
-            check_number("gate_lr", gate_lr)
-        if gate_lr is not None and estimator in FIXED:
-            raise TransferConfigError(
-                f"estimator={estimator!r} has no gate that learns, so gate_lr={gate_lr} has no effect. Leave it out."
-            )
         self.options: dict[str, Any] = {
             "backbone": backbone,
             "gate_width": gate_width,
@@ -76,7 +68,6 @@ class AdaFilter(TransferCallback):
             "gated": gated,
             "temperature": temperature,
         }
-        self.gate_lr = gate_lr
 
     def change_layers(self, trainer: Any, module: Any) -> bool:
         """Gate the network."""
@@ -103,9 +94,9 @@ class AdaFilter(TransferCallback):
 
     def make_part(self, module: Any) -> GateWatch:
         """Return the part that watches the gates."""
-        return GateWatch(module, self.gate_lr)
+        return GateWatch(module)
 
     def __repr__(self) -> str:
         names = ("estimator", "gate_width", "gate_bias", "gated")
         shown = ", ".join(f"{name}={self.options[name]!r}" for name in names)
-        return f"AdaFilter({shown}, gate_lr={self.gate_lr!r})"
+        return f"AdaFilter({shown})"

@@ -16,7 +16,8 @@ class AdaFilterMixin(PartMixin):
     """Gated filters inside a LightningModule: what `AdaFilter` does, called explicitly.
 
     The gates are a part of the network, so the module's own load_from_checkpoint reads its checkpoints. In
-    configure_optimizers self.parameters() includes them; for a group of their own use `self.filter_gates.parameters()`.
+    configure_optimizers self.parameters() includes them; for a group of their own use `self.filter_gates.parameters()`,
+    and leave parameters with `adafilter.` in their names out of the others.
 
     Example:
         >>> import lightning as L

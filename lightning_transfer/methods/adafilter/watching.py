@@ -21,21 +21,19 @@ class GateWatch(TransferPart):
 
     Args:
         module: the user's module, gated.
-        rate: the gate's own learning rate.
     """
 
     title = "AdaFilter"
 
-    def __init__(self, module: nn.Module, rate: float | None = None) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
         found = gates_of(module)
         assert found is not None  # the caller gated it
         self._watched = found  # in a tuple: the user's modules are not registered here
         self._path = next(path for path, child in module.named_modules() if child is found[1])
-        self._rate = rate
         self._num_collapsed = 0
         self._has_looked = False  # in this step
-        self.options = {**{key: str(value) for key, value in found[1].spec().items()}, "gate_lr": str(rate)}
+        self.options = {key: str(value) for key, value in found[1].spec().items()}
 
     @property
     def introduction(self) -> str:
@@ -65,10 +63,6 @@ class GateWatch(TransferPart):
         prefix = f"{path}." if path else ""
         return {prefix + new: prefix + old for new, old in self.gates.renamed().items()}
 
-    def own_group(self, module: Any) -> tuple[list[nn.Parameter], float] | None:
-        """Return the gate's parameters and its own rate, if one was given."""
-        return None if self._rate is None else (list(self.gates.parameters()), self._rate)
-
     def attach(self, module: Any) -> None:
         """Do nothing: the layers are changed already."""
 
@@ -89,8 +83,6 @@ class GateWatch(TransferPart):
             )
         if self.gates.gate is not None:
             optimizers.check_held(trainer, self.gates)
-        if self._rate is not None and trainer.global_step == 0:  # later a scheduler may have changed it
-            optimizers.check_rate(trainer.optimizers, list(self.gates.parameters()), self._rate)
 
     def begin(self, module: Any, batch: Any = None) -> None:
         """Forget the last step's pass."""
@@ -118,7 +110,7 @@ class GateWatch(TransferPart):
             kind, plain = ("tuned", "fine-tuning") if share == 1 else ("frozen", "a fixed feature extractor")
             warnings.warn(
                 f"All gates chose the {kind} filter in the last {COLLAPSED} logged steps: this is {plain} at a higher "
-                f"cost. Pass a {'lower' if share == 1 else 'higher'} gate_bias, or a higher gate_lr.",
+                f"cost. Pass a {'lower' if share == 1 else 'higher'} gate_bias, or give the gates a higher rate.",
                 NoEffectWarning,
                 stacklevel=2,
             )
