@@ -311,3 +311,24 @@ def test_differences_are_of_shared_seeds_at_the_chosen_rates(regime, monkeypatch
     assert "| soft | +21.5 ± 6.4 (2) |" in regime.results.table(10)
     cells = cells[1:]  # a neighbor that fine-tuning has not looked at
     assert regime.results.difference("soft", "trashnet", 10) is None
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_gaps_of_pictures_made_alike_and_unlike(regime, folder, monkeypatch):
+    import regime_gaps
+
+    dark = np.load(folder / "tgt_trashnet.npz")
+    black = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(black, "JPEG")
+    file = np.frombuffer(black.getvalue(), np.uint8)
+    number = len(dark["y_train"])
+    ends = {"train_bytes": np.tile(file, number), "train_offsets": np.arange(number + 1) * len(file)}
+    np.savez(folder / "tgt_rsscn7.npz", **{**dark, **ends})
+    monkeypatch.setattr(regime.main, "of_timm", lambda name, weights: _network())
+    monkeypatch.setattr(regime_gaps, "TARGETS", ("trashnet", "rsscn7"))
+    monkeypatch.setattr(regime_gaps, "SEEDS", (1, 2))
+    monkeypatch.setattr(regime_gaps, "PATH", folder / "gaps.json")
+    regime_gaps.main(["--data", str(folder), "--out", str(folder / "out")])
+    gaps = json.loads((folder / "gaps.json").read_text())["gaps"]
+    assert gaps["rsscn7"] == [1.0, 1.0]  # black pictures are told from any other by everything
+    assert all(gap < 0.8 for gap in gaps["trashnet"])

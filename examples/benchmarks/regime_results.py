@@ -1,10 +1,11 @@
 """What the regime benchmark has measured so far: differences to plain fine-tuning, paired by seed."""
 
+import json
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
-from regime import STEPS, Cell, chosen, committed, name_of, next_rates, tuning
+from regime import RESULTS, STEPS, Cell, chosen, committed, name_of, next_rates, tuning
 from regime_data import TARGETS
 from regime_network import Rates
 from regime_rows import PLAIN, PROBE, ROWS
@@ -13,6 +14,7 @@ from transfer_results import interval
 from lightning_transfer.reports.curves import COLORS, empty_figure
 
 SHOTS = (10, 5, 0)
+GAPS = json.loads((RESULTS / "domain-gaps.json").read_text())  # by regime_gaps.py
 Runs = dict[int, Cell]  # by seed
 
 
@@ -58,6 +60,9 @@ def table(shots: int) -> str:
     lines.append(f"| steps | {' | '.join(str(STEPS[target][shots]) for target in there)} | |")
     plain = [runs(PLAIN, target, shots) for target in there]
     said = [f"{100 * mean(cell['test'] for cell in each.values()):.1f} % ({len(each)})" for each in plain]
+    if shots == GAPS["shots"]:
+        gaps = [f"{mean(GAPS['gaps'][target]):.2f}" for target in there]
+        lines.append(f"| domain gap | {' | '.join(gaps)} | |")
     lines.append(f"| **{PLAIN}** | {' | '.join(said)} | 1 |")
     for row in ROWS:
         found = [difference(row, target, shots) for target in there]
