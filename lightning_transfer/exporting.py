@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import options_of
-from lightning_transfer.networks import find_network
+from lightning_transfer.networks import find_network, required_size, timm_name
 from lightning_transfer.roles import find_head, out_width, users_modules
 from lightning_transfer.surgery import Structure, find_all
 from lightning_transfer.tracing import evaluating
@@ -52,7 +52,8 @@ def export(
         folder: a folder that does not exist or is empty.
         trainer: the Trainer, whose callbacks, steps and last metrics the card then names.
         classes: their names, in the order of the outputs.
-        onnx: whether to write `model.onnx` too, for any number of images; needs onnx and onnxscript.
+        onnx: whether to write `model.onnx` too, for any number of images, of the size of `example_input_array`, or the
+            one that timm lists; needs onnx and onnxscript.
 
     Returns:
         The folder.
@@ -67,6 +68,11 @@ def export(
         ...     sorted(path.name for path in export(network, Path(place, "mine")).iterdir())
         ['README.md', 'model.safetensors']
     """
+    if not isinstance(module, nn.Module):
+        raise TransferConfigError(
+            f"The first argument is a {type(module).__name__}; expected the module, and then the folder: "
+            "lt.export(module, 'mine')."
+        )
     if trainer is not None and not hasattr(trainer, "callback_metrics"):
         raise TransferConfigError(f"trainer={trainer!r}; it takes the Trainer that trained the module.")
     module = getattr(module, "_orig_mod", module)  # of torch.compile
@@ -77,13 +83,15 @@ def export(
     entries = _entries(network)
     place, part = _new_folder(folder)
     try:
-        is_timm, size = _is_timm(network), None
+        architecture, size = timm_name(network), None
         save_model(SimpleNamespace(state_dict=lambda: dict(entries)), str(part / WEIGHTS))  # type: ignore[arg-type]
-        if is_timm:
+        if architecture:
             size = _write_for_timm(network, entries, part, classes)
         if onnx:
             _write_onnx(network, getattr(module, "example_input_array", None), size, part / "model.onnx")
-        text = "\n".join(_card(network, is_timm, num_classes, classes, trainer))
+        text = "\n".join(
+            _card(architecture or type(network).__name__, bool(architecture), num_classes, classes, trainer)
+        )
         (part / "README.md").write_text(text, encoding="utf-8")
         part.chmod(0o755)
         part.replace(place)
@@ -155,10 +163,6 @@ def _check_plain(network: nn.Module) -> None:
         )
 
 
-def _is_timm(network: nn.Module) -> bool:
-    return type(network).__module__.startswith("timm.") and bool(getattr(network, "pretrained_cfg", None))
-
-
 def _write_for_timm(network: Any, entries: dict[str, Tensor], folder: Path, classes: Sequence[str] | None) -> Any:
     """Write what timm makes the network by, load it again, and compare; return the shape of an image.
 
@@ -173,7 +177,7 @@ def _write_for_timm(network: Any, entries: dict[str, Tensor], folder: Path, clas
         save_config_for_hf(network, str(folder / "config.json"), model_config=names)
         again: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
         channels, *listed = again.pretrained_cfg["input_size"]
-        size = (channels, *(getattr(getattr(again, "patch_embed", None), "img_size", None) or listed))
+        size = (channels, *(required_size(again) or listed))
         if fault := _difference(network, entries, again, size):
             raise ValueError(fault)
         return size
@@ -230,14 +234,13 @@ def _plain(text: object) -> str:
     return " ".join(str(text).split()).replace("|", r"\|")
 
 
-def _card(network: Any, is_timm: bool, num_classes: int, classes: Sequence[str] | None, trainer: Any) -> Iterator[str]:
+def _card(name: str, is_timm: bool, num_classes: int, classes: Sequence[str] | None, trainer: Any) -> Iterator[str]:
     """Yield the lines of the card."""
-    name = network.pretrained_cfg["architecture"] if is_timm else type(network).__name__
     yield from ("---", f"library_name: {'timm' if is_timm else 'pytorch'}", "pipeline_tag: image-classification")
     yield from ("tags:", "- image-classification", "- transfer-learning", "---", f"# {name}, fine-tuned", "")
     made = "one output" if num_classes == 1 else f"{num_classes} classes"
     names = f": {', '.join(map(_plain, classes))}" if classes else ""
-    yield f"Trained with lightning_transfer {__version__}; {made}{names}."
+    yield f"Written by lightning_transfer {__version__}; {made}{names}."
     yield from ("", "## Use", "", "```python")
     if is_timm:
         yield from ("import timm", "", 'network = timm.create_model("local-dir:FOLDER", pretrained=True).eval()')
@@ -247,13 +250,23 @@ def _card(network: Any, is_timm: bool, num_classes: int, classes: Sequence[str] 
         yield "network = ...  # built as it was for training, without what lightning_transfer attached"
         yield f'load_model(network, "{WEIGHTS}")'
     yield "```"
-    if trainer is None:
-        return
-    yield from ("", "## Training", "", f"{trainer.global_step} steps, {trainer.current_epoch} epochs.", "")
-    for callback in trainer.callbacks:
-        if paper := PAPERS.get(name := type(callback).__name__):
+    if trainer is not None:
+        yield from _training(trainer)
+
+
+def _training(trainer: Any) -> Iterator[str]:
+    """Yield what a Trainer knows of the training: nothing of it if the Trainer only tested the network."""
+    yield from ("", "## Training", "")
+    if trainer.global_step:
+        yield from (f"{trainer.global_step} steps, {trainer.current_epoch} epochs.", "")
+        ours = [callback for callback in trainer.callbacks if type(callback).__name__ in PAPERS]
+        for callback in ours:
             given = ", ".join(f"{key}={value}" for key, value in options_of(callback).items() if value is not None)
-            yield f"- {name}({given}), {paper}"
+            yield f"- {(name := type(callback).__name__)}({given}), {PAPERS[name]}"
+        if not ours:
+            yield "No callback of lightning_transfer."
+    else:
+        yield "Not known: the Trainer that was given to `export` has taken no training step."
     if metrics := trainer.callback_metrics:
         yield from ("", "## Last metrics of the run", "", "| metric | value |", "|---|---|")
         yield from (f"| {_plain(key)} | {float(value):.4g} |" for key, value in sorted(metrics.items()))

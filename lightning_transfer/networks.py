@@ -1,5 +1,6 @@
 """Find the part of a user's module that images enter."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -99,3 +100,16 @@ def required_size(network: Any) -> tuple[int, int] | None:
     patches = getattr(network, "patch_embed", None)
     size = getattr(patches, "img_size", None)
     return size if getattr(patches, "strict_img_size", False) and isinstance(size, tuple) else None
+
+
+def timm_name(network: Any) -> str | None:
+    """Return the name by which timm makes a network, also one that is compiled; None if timm does not make it so.
+
+    That is a network of another class, with a timm network inside, say, one that gives features only, or one whose
+    `pretrained_cfg` was replaced by one without an architecture.
+    """
+    network = getattr(network, "_orig_mod", network)
+    config = getattr(network, "pretrained_cfg", None)
+    name = config.get("architecture") if isinstance(config, Mapping) else None
+    is_whole = type(network).__module__.startswith("timm.") and hasattr(network, "reset_classifier")
+    return name if is_whole else None

@@ -176,6 +176,29 @@ def test_what_would_not_load_is_refused_and_leaves_no_folder(tmp_path, module, o
     assert [*tmp_path.iterdir()] == []
 
 
+def test_swapped_arguments_are_refused_by_name(tmp_path):
+    with pytest.raises(lt.TransferConfigError, match=r"first argument is a str; .*lt.export\(module, 'mine'\)"):
+        lt.export(str(tmp_path / "mine"), LitToy())
+
+
+def test_of_a_timm_network_that_no_longer_says_its_name_the_weights_are_written(tmp_path):
+    network = tiny()
+    network.pretrained_cfg = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    folder = lt.export(network, tmp_path / "mine")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "model.safetensors"]
+
+
+def test_the_card_of_a_trainer_that_never_fitted_says_what_is_not_known(tmp_path):
+    runner, module = toys.trainer([lt.ProbeStart()]), LitToy()
+    runner.validate(module, toys.target_loader(), verbose=False)
+    card = (lt.export(module, tmp_path / "tested", trainer=runner) / "README.md").read_text()
+    assert "Not known: the Trainer that was given to `export` has taken no training step." in card
+    assert "steps," not in card
+    assert "ProbeStart" not in card
+    card = (lt.export(module, tmp_path / "fitted", trainer=fit(module)) / "README.md").read_text()
+    assert "12 steps, 2 epochs.\n\nNo callback of lightning_transfer." in card
+
+
 def test_changed_layers_are_refused_until_they_are_taken_out(tmp_path):
     module = LitToy()
     fit(module, [lt.GatedTransfer(ratio=2)])
@@ -277,13 +300,18 @@ def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
         lt.export(LitToy(), tmp_path / "mine")
 
 
+VIT = {"model_name": "vit_tiny_patch16_224", "img_size": 64, "depth": 1}
+
+
 @pytest.mark.parametrize(
     ("example", "options", "shape"),
     [
         (torch.zeros(1, 3, 40, 40), {}, (3, 40, 40)),
         ((torch.zeros(1, 3, 40, 40),), {}, (3, 40, 40)),
         (None, {"in_chans": 1}, (1, 160, 160)),
-        (None, {"model_name": "test_vit", "img_size": 64}, (3, 64, 64)),
+        (None, VIT, (3, 64, 64)),
+        (None, {**VIT, "dynamic_img_size": True}, (3, 224, 224)),  # it takes any, as timm says
+        (torch.zeros(1, 3, 64, 64), {**VIT, "dynamic_img_size": True}, (3, 64, 64)),
     ],
 )
 def test_onnx_takes_the_size_of_the_example_or_of_the_network(tmp_path, monkeypatch, example, options, shape):

@@ -18,11 +18,11 @@ from lightning_transfer.advising.features import Features
 from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
-from lightning_transfer.methods.collaborative.members import architecture, loaded, make_of
+from lightning_transfer.methods.collaborative.members import loaded, make_of
 from lightning_transfer.methods.selective.identity import identity
 from lightning_transfer.methods.selective.pictures import Pictures, spread
 from lightning_transfer.naming import structure
-from lightning_transfer.networks import required_size
+from lightning_transfer.networks import required_size, timm_name
 from lightning_transfer.progress import Step
 from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import in_order
@@ -45,7 +45,7 @@ def named(networks: Networks) -> dict[str, nn.Module | str]:
         pairs = list(networks.items())
     else:
         each = networks if isinstance(networks, Sequence) and not isinstance(networks, str) else [networks]
-        pairs = [(one if isinstance(one, str) else architecture(one) or type(one).__name__, one) for one in each]
+        pairs = [(one if isinstance(one, str) else timm_name(one) or type(one).__name__, one) for one in each]
     found = dict(pairs)
     are_named = all(isinstance(name, str) and isinstance(one, str | nn.Module) for name, one in pairs)
     if not pairs or len(found) < len(pairs) or not are_named:

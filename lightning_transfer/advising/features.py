@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.methods.collaborative.members import architecture
 from lightning_transfer.naming import structure
+from lightning_transfer.networks import timm_name
 from lightning_transfer.randomness import seeded
 from lightning_transfer.roles import find_head, linear_layers
 from lightning_transfer.tracing import evaluating
@@ -28,7 +28,7 @@ class Features:
         self.head: nn.Module | None = None
         self.place: int | None = None  # of the head's call, whose input is ranked, among those that are heard
         self.heard: list[tuple[nn.Module, Tensor, Tensor]] = []
-        if architecture(network) and hasattr(network, "reset_classifier"):
+        if timm_name(network):
             network.reset_classifier(0)  # timm's own way to features
             return
         try:

@@ -211,6 +211,17 @@ def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], 
         >>> [list(torch.load(folder / name)["callbacks"]) for name in ("run.ckpt", "plain.ckpt")]
         [['SoftFinetuning'], []]
     """
+    for place in (path, out):
+        if not isinstance(place, str | os.PathLike):
+            raise TransferConfigError(
+                f"strip_checkpoint takes two files, not a {type(place).__name__}: strip_checkpoint('run.ckpt', "
+                "'plain.ckpt') reads the first and writes the second."
+            )
+    if os.path.isfile(out) and not os.path.exists(path):
+        raise TransferConfigError(
+            f"There is no Lightning checkpoint at {path}, but a file at {out}. If that is the checkpoint, name "
+            f"it first: strip_checkpoint({os.fspath(out)!r}, {os.fspath(path)!r})."
+        )
     checkpoint = read_checkpoint(path, weights_only=weights_only)
     weights, callbacks = checkpoint["state_dict"], checkpoint.get("callbacks", {})
     if not isinstance(callbacks, dict):
@@ -289,6 +300,11 @@ def load_from_checkpoint(cls: type[T], path: str | os.PathLike[str], **kwargs: A
         >>> type(load_from_checkpoint(BoringModel, path).layer).__name__
         'GatedHead'
     """
+    if not isinstance(cls, type) or not hasattr(cls, "load_from_checkpoint"):
+        raise TransferConfigError(
+            f"The first argument is {cls!r:.80}; expected your LightningModule class, and then the file: "
+            "lightning_transfer.load_from_checkpoint(LitModel, 'run.ckpt')."
+        )
     checkpoint = read_checkpoint(path, weights_only=kwargs.get("weights_only") is not False)
     if KEY in checkpoint:
         unstamped(checkpoint[KEY])

@@ -110,6 +110,19 @@ def test_strip_checkpoint_refuses_another_file(tmp_path):
         lt.strip_checkpoint(tmp_path / "list.pt", tmp_path / "out.ckpt")
 
 
+def test_swapped_arguments_are_refused_by_name(tmp_path):
+    (tmp_path / "run.ckpt").touch()
+    for first in ("run.ckpt", LitToy()):
+        with pytest.raises(
+            lt.TransferConfigError, match=r"expected your LightningModule class.*\(LitModel, 'run.ckpt'"
+        ):
+            lt.load_from_checkpoint(first, LitToy)
+    with pytest.raises(lt.TransferConfigError, match=r"strip_checkpoint\('.*run.ckpt', '.*plain.ckpt'\)\.$"):
+        lt.strip_checkpoint(tmp_path / "plain.ckpt", tmp_path / "run.ckpt")
+    with pytest.raises(lt.TransferConfigError, match="takes two files, not a LitToy"):
+        lt.strip_checkpoint(LitToy(), "run.ckpt")
+
+
 def averaging_callbacks():
     yield lambda: callbacks.StochasticWeightAveraging(0.05, swa_epoch_start=1)
     if hasattr(callbacks, "WeightAveraging"):  # newer than the oldest Lightning

@@ -193,13 +193,6 @@ def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def architecture(network: nn.Module) -> str | None:
-    """Return timm's name of a network; None if the network is not timm's."""
-    config = getattr(network, "pretrained_cfg", None)
-    name = config.get("architecture") if isinstance(config, Mapping) else None
-    return name if type(network).__module__.startswith("timm.") else None
-
-
 def rebuilt(
     own: nn.Module, entry: Mapping[str, Any], spec: Mapping[str, Any], *, head: Head | None = None
 ) -> nn.Module:

@@ -13,8 +13,9 @@ from lightning_transfer.errors import TransferConfigError, check_count, nearest
 from lightning_transfer.methods.collaborative.depths import Depths, find_depths
 from lightning_transfer.methods.collaborative.freezing import freeze_below, unfreeze
 from lightning_transfer.methods.collaborative.heads import classifier
-from lightning_transfer.methods.collaborative.members import OWN, Member, adapted, architecture, make_of, rebuilt
+from lightning_transfer.methods.collaborative.members import OWN, Member, adapted, make_of, rebuilt
 from lightning_transfer.methods.collaborative.passes import Passes
+from lightning_transfer.networks import timm_name
 from lightning_transfer.roles import Head, has_forward, out_width
 from lightning_transfer.surgery import Structure, find_all, replace_modules
 from lightning_transfer.tracing import evaluating, images_and_labels
@@ -298,7 +299,7 @@ class CollaborativeEnsemble(Structure):
     def spec(self) -> dict[str, Any]:
         """Return the names and makes of the networks, and how many layers are frozen."""
         members = [
-            {"name": name, "make": self._makes[name], "timm": architecture(member.network), **member.describe()}
+            {"name": name, "make": self._makes[name], "timm": timm_name(member.network), **member.describe()}
             for name, member in self._named()
         ]
         entry = {} if self._apart is None else {"entry": self._apart[1]}
