@@ -42,6 +42,19 @@ class SurgeryReport:
     left: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Removal:
+    """Accuracies before and after a changed network was made plain.
+
+    Attributes:
+        accuracy_before: share of the loader's images that the changed network classified right; None without a loader.
+        accuracy_after: the same for the plain network.
+    """
+
+    accuracy_before: float | None
+    accuracy_after: float | None
+
+
 def replace_modules(network: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
     """Replace modules of a network by others.
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_transfer.batches import either, label_places, labels_in
+from lightning_transfer.batches import either, is_right, label_places, labels_in
 from lightning_transfer.errors import TransferConfigError
 
 SIZES = (64, 224, 32)  # of the pictures to try
@@ -183,6 +183,34 @@ def images_and_labels(
     if not isinstance(labels, Tensor) or not isinstance(batch[0], Tensor):
         raise TransferConfigError(f"The loader gives a {type(batch).__name__}; expected (images, labels). {otherwise}")
     return batch[0].to(device), labels.to(device)
+
+
+def share_right(
+    module: nn.Module, loader: Iterable[Any] | None, *, after: Callable[[], None] = lambda: None
+) -> float | None:
+    """Return the share of a loader's images that a module classifies right, in eval mode; None without a loader.
+
+    Args:
+        module: gives (B, classes) logits.
+        loader: batches of (images, labels).
+        after: called after each batch.
+
+    Raises:
+        TransferConfigError: a batch is not (images, labels), or there is none.
+    """
+    if loader is None:
+        return None
+    device = next(module.parameters()).device
+    num_right, num_images = 0.0, 0
+    with evaluating(module):
+        for batch in loader:
+            images, labels = images_and_labels(batch, device)
+            num_right += float(is_right(module(images), labels).sum())
+            num_images += len(labels)
+            after()
+    if not num_images:
+        raise TransferConfigError("The loader gave no images.")
+    return num_right / num_images
 
 
 def is_run_again() -> bool:

@@ -252,6 +252,31 @@ def test_a_head_is_not_gated_twice_and_comes_back():
         remove_gated_transfer(net)
 
 
+@pytest.mark.parametrize("ratio", [2, None])
+def test_what_taking_it_out_costs_is_measured_and_is_nothing_without_a_module(ratio):
+    net = toys.toy_net()
+    apply_gated_transfer(net, ratio=ratio)
+    images, labels = torch.randn(64, 3, 6, 6), torch.arange(64) % 5
+    before = net.eval()(images)
+    removal = remove_gated_transfer(net.train(), loader=[(images[:40], labels[:40]), (images[40:], labels[40:])])
+    assert all(child.training for child in net.modules())
+    after = net.eval()(images)
+    right = [(logits.argmax(1) == labels).double().mean().item() for logits in (before, after)]
+    assert [removal.accuracy_before, removal.accuracy_after] == right
+    assert torch.equal(before, after) == (ratio is None)
+    if ratio:
+        assert (after - net.fc.bias).norm() > 1.2 * (before - net.fc.bias).norm()  # as the docstring says
+
+
+def test_weights_of_one_half_that_are_taken_out_double_the_logits():
+    net = toys.toy_net().eval()
+    apply_gated_transfer(net, ratio=2)
+    torch.nn.init.zeros_(net.fc.transfer.expand.weight)
+    before = net(images := torch.randn(4, 3, 6, 6))
+    remove_gated_transfer(net)
+    torch.testing.assert_close(net(images) - net.fc.bias, 2 * (before - net.fc.bias))
+
+
 def test_modules_alone():
     assert TransferModule(8, ratio=4)(torch.rand(2, 8)).shape == (2, 8)
     aux, features = AuxiliaryClassifier(4, 3).double(), torch.rand(2, 4, 5, 5, dtype=torch.float64)

@@ -1,31 +1,16 @@
 """Turn a gated network into a plain one: with the tuned filters, the pretrained ones, or a mean of both (ours)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_transfer.batches import is_right
 from lightning_transfer.errors import TransferConfigError, check_choice
 from lightning_transfer.methods.adafilter.apply import FilterGates, gates_of
 from lightning_transfer.methods.adafilter.modules import GatedConv2d, folded
-from lightning_transfer.surgery import FrozenBatchNorm2d
-from lightning_transfer.tracing import evaluating, images_and_labels
-
-
-@dataclass(frozen=True)
-class Removal:
-    """Accuracies before and after a gated network was made plain.
-
-    Attributes:
-        accuracy_before: share of the loader's images that the gated network classified right; None without a loader.
-        accuracy_after: the same for the plain network.
-    """
-
-    accuracy_before: float | None
-    accuracy_after: float | None
+from lightning_transfer.surgery import FrozenBatchNorm2d, Removal
+from lightning_transfer.tracing import share_right
 
 
 def remove_adafilter(
@@ -87,28 +72,21 @@ def remove_adafilter(
         for layer in layers:
             _reset(layer)
     gates.take_out(module)
-    return Removal(before, _run(module, None, loader)[1])
+    return Removal(before, share_right(module, loader))
 
 
-def _run(
-    module: nn.Module, gates: FilterGates | None, loader: Iterable[Any] | None
-) -> tuple[dict[str, Tensor], float | None]:
+def _run(module: nn.Module, gates: FilterGates, loader: Iterable[Any] | None) -> tuple[dict[str, Tensor], float | None]:
     """Return how often each gate was open, (filters,) for each layer, and the share of images classified right."""
-    if loader is None:
-        return {}, None
-    device = next(module.parameters()).device
     sums: dict[str, Tensor] = {}
-    num_right, num_images = 0.0, 0
-    with evaluating(module):
-        for batch in loader:
-            images, labels = images_and_labels(batch, device)
-            num_right += float(is_right(module(images), labels).sum())
-            num_images += len(labels)
-            for path, chosen in ({} if gates is None else gates.last_gates()).items():
-                sums[path] = sums.get(path, 0) + chosen.double().sum(0)
-    if not num_images:
-        raise TransferConfigError("The loader gave no images.")
-    return {path: total / num_images for path, total in sums.items()}, num_right / num_images
+    counts: dict[str, int] = {}
+
+    def add() -> None:
+        for path, chosen in gates.last_gates().items():
+            sums[path] = sums.get(path, 0) + chosen.double().sum(0)
+            counts[path] = counts.get(path, 0) + len(chosen)
+
+    right = share_right(module, loader, after=add)
+    return {path: total / counts[path] for path, total in sums.items()}, right
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Turn a network into a gated transfer network, and back into a plain one."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -8,8 +9,8 @@ from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.methods.gated.modules import GatedHead, add_transfer
 from lightning_transfer.networks import find_network
 from lightning_transfer.roles import find_head, has_forward
-from lightning_transfer.surgery import SurgeryReport, find_all, replace_modules
-from lightning_transfer.tracing import trace
+from lightning_transfer.surgery import Removal, SurgeryReport, find_all, replace_modules
+from lightning_transfer.tracing import share_right, trace
 
 
 def apply_gated_transfer(
@@ -59,28 +60,40 @@ def apply_gated_transfer(
     return SurgeryReport((found.path,), added)
 
 
-def remove_gated_transfer(module: nn.Module) -> None:
+def remove_gated_transfer(module: nn.Module, *, loader: Iterable[Any] | None = None) -> Removal:
     """Take the transfer module out, which leaves the user's plain network, as trained.
 
-    The head was trained on weighted features and then gets unweighted ones, so measure the accuracy again.
+    Nothing is fitted again, and predictions change. The module multiplied each feature by a weight between 0 and 1,
+    another one for each image, which no plain head can do. The head is kept as it was trained on these products and
+    then gets the features themselves, which are larger: logits grow, about twofold where the weights are near one half,
+    so probabilities are more confident, and other classes win for some images. Pass a loader to measure what that
+    costs. To train the head again on the features, fit the plain module once more, with `ProbeStart`. With `ratio=None`
+    there is no module, and predictions stay the same.
 
     Args:
         module: a gated network, or a module that holds one.
+        loader: batches of (images, labels).
+
+    Returns:
+        Accuracies on the loader, before and after.
 
     Raises:
-        TransferConfigError: there is no transfer module.
+        TransferConfigError: there is no transfer module, or the loader's batches are not (images, labels).
 
     Example:
         >>> network = nn.Sequential(nn.Linear(4, 32), nn.Linear(32, 3))
         >>> report = apply_gated_transfer(network, head="1")
         >>> remove_gated_transfer(network)
+        Removal(accuracy_before=None, accuracy_after=None)
         >>> network[1]
         Linear(in_features=32, out_features=3, bias=True)
     """
     found = find_gated_head(module)
     if found is None:
         raise TransferConfigError(f"{type(module).__name__} has no transfer module: there is nothing to remove.")
+    before = share_right(module, loader)
     replace_modules(module, {found[0]: found[1].head})
+    return Removal(before, share_right(module, loader))
 
 
 def find_gated_head(module: nn.Module) -> tuple[str, GatedHead] | None:
