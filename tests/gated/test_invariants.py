@@ -214,7 +214,7 @@ def test_the_tap_is_timms_last_stage_but_one(name, tap, channels):
         (
             lambda: toys.toy_net(),
             {"tap": "model.bm", "ratio": 2},
-            "tap='model.bm' does not give .*Did you mean 'model.bn'",
+            "tap='model.bm' gives neither .*Did you mean 'model.bn'",
         ),
         (lambda: toys.toy_net(), {"tap": "model.bn", "ratio": 16}, "ratio=16 does not divide the 8 features.*ratio=8"),
         (lambda: toys.toy_net(), {"tap": "model.bn", "ratio": 2, "head": "model.bn"}, "without a Linear layer"),
@@ -282,6 +282,7 @@ def test_modules_alone():
     aux, features = AuxiliaryClassifier(4, 3).double(), torch.rand(2, 4, 5, 5, dtype=torch.float64)
     expected = features.mean((2, 3)) @ aux.linear.weight.T + aux.linear.bias
     torch.testing.assert_close(aux(features), expected)
+    torch.testing.assert_close(aux(features.flatten(2).mT), expected)  # the same as tokens
 
 
 def test_beside_a_source_task_the_source_head_takes_the_features_as_they_are():
@@ -409,7 +410,7 @@ def test_options_that_never_train_the_body_or_the_classifier_are_refused():
 def test_a_failed_start_leaves_the_module_as_it_was():
     module = LitToy()
     kinds = [type(layer) for layer in module.modules()]
-    with pytest.raises(lt.TransferConfigError, match="does not give"):
+    with pytest.raises(lt.TransferConfigError, match="gives neither"):
         fit(module, [lt.GatedTransfer(ratio=2, tap="layer3")])
     assert [type(layer) for layer in module.modules()] == kinds
     assert "on_load_checkpoint" not in vars(module)
@@ -451,6 +452,33 @@ def test_without_timms_list_the_last_part_with_larger_pictures_is_tapped(name, t
         children = nn.Sequential(*list(network.children())[:-1])
         assert find_tap(module_of(children), "auto", "fc") == ("model.6", channels)
         assert find_tap(nn.ModuleDict({"a": timm.create_model("resnet10t")})["a"], "auto", "fc") == ("layer3", 256)
+
+
+@pytest.mark.parametrize(
+    ("make", "blocks"),
+    [
+        (lambda: timm.create_model("vit_tiny_patch16_224", depth=2), ["model.blocks.0", "model.blocks.1"]),
+        (
+            lambda: torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3),
+            [f"model.encoder.layers.encoder_layer_{place}" for place in (0, 1)],
+        ),
+    ],
+)
+def test_of_a_transformer_the_blocks_are_proposed_and_taken(make, blocks):
+    module = module_of(make())
+    if not hasattr(module.model, "patch_embed"):
+        module.example_input_array = torch.zeros(2, 3, 32, 32)
+    head = "model.head" if hasattr(module.model, "patch_embed") else "model.heads.head"
+    for tap, words in (("auto", "Name .* one of {}. Or"), ("model.blocks.9", "gives neither .* Known: {}.$")):
+        with pytest.raises(lt.TransferConfigError, match=words.format(", ".join(map(repr, blocks)))):
+            find_tap(module, tap, head)
+    assert find_tap(module, blocks[0], head) == (blocks[0], {"head": 192, "heads.head": 16}[head[6:]])
+
+
+def test_attention_in_windows_gives_no_tokens_of_images():
+    network = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=12, num_heads=(1,) * 4, depths=(2, 1, 1, 1))
+    with pytest.raises(lt.TransferConfigError, match="gives neither"):
+        find_tap(module_of(network), "model.layers.0.blocks.0.attn", "model.head.fc")
 
 
 def test_stages_with_channels_last_are_not_tapped_by_mistake():

@@ -1,6 +1,7 @@
 """Turn a network into a gated transfer network, and back into a plain one."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import nn
@@ -107,11 +108,12 @@ def find_tap(module: nn.Module, tap: str, head: str) -> tuple[str, int]:
     Args:
         module: the user's module.
         tap: a dotted name; "auto" takes the second-to-last stage that timm lists, or else the last part whose output is
-            larger than the last part's (layer3 of torchvision's ResNets).
+            larger than the last part's (layer3 of torchvision's ResNets). Blocks of transformers have to be named.
         head: dotted name of the head.
 
     Raises:
-        TransferConfigError: no stages are found, or the output is not (B, C, H, W); it lists the candidates.
+        TransferConfigError: no stages are found, or the output is neither (B, C, H, W) nor tokens (B, N, D); it lists
+            the candidates.
     """
     path = (head if tap == "auto" else tap).partition(".")[0]
     network: Any = getattr(module, path, None)
@@ -122,29 +124,43 @@ def find_tap(module: nn.Module, tap: str, head: str) -> tuple[str, int]:
         path, network = "", module
     prefix = f"{path}." if path else ""
     example = getattr(module, "example_input_array", None)
+    calls = trace(network, example, watched=lambda layer: True, otherwise=", or train without it: aux_weight=0")
+    shapes = {call.path: call.given.shape for call in calls if call.path}
     gives = {
-        call.path: (call.given.shape[1], call.given.shape[2])
-        for call in trace(network, example, watched=lambda layer: True, otherwise=", or train without it: aux_weight=0")
-        if call.path and call.given.ndim == 4 and call.given.shape[2] == call.given.shape[3] > 1
+        name: (shape[1], shape[2]) for name, shape in shapes.items() if len(shape) == 4 and shape[2] == shape[3] > 1
+    }
+    batch = calls[0].taken.shape[0]  # attention in windows gives rows of windows
+    tokens = {
+        name: shape[2] for name, shape in shapes.items() if len(shape) == 3 and shape[0] == batch and shape[1] > 1
     }
     name = _last_stage_but_one(network, gives) if tap == "auto" else tap.removeprefix(prefix)
-    if name in gives:
-        return prefix + name, gives[name][0]
-    known = [prefix + name for name in gives if network.get_submodule(name)._modules] or [prefix + n for n in gives]
+    if name in gives or name in tokens:
+        return prefix + name, gives[name][0] if name in gives else tokens[name]
+    parts = [name for name in gives if network.get_submodule(name)._modules]
+    known = [prefix + name for name in parts + _blocks(network, tokens) or ([] if tokens else gives)]
     skipped = any(getattr(layer, "grad_checkpointing", False) for layer in network.modules())
     reason = " With grad_checkpointing the layers of a stage run, but not the stage." if skipped else ""
     if not known:
-        reason += " None of its layers gives (B, C, H, W)."
+        reason += " None of its layers gives (B, C, H, W), nor blocks of it tokens (B, N, D)."
     elif tap == "auto":
-        reason += f" Name the second-to-last stage: tap='...', one of {', '.join(map(repr, known))}."
+        reason += f" Name the second-to-last stage, or a block: tap='...', one of {', '.join(map(repr, known))}."
     if tap == "auto":
         raise TransferConfigError(
             f"No stage was found for the auxiliary classifier in {type(network).__name__}.{reason} Or train without "
             "it: aux_weight=0."
         )
     raise TransferConfigError(
-        f"tap={tap!r} does not give (B, C, H, W) in {type(module).__name__}.{reason} {nearest(tap, known)}"
+        f"tap={tap!r} gives neither (B, C, H, W) nor tokens (B, N, D) in {type(module).__name__}.{reason} "
+        f"{nearest(tap, known)}"
     )
+
+
+def _blocks(network: nn.Module, tokens: Collection[str]) -> list[str]:
+    """Return the names of a transformer's blocks: the outermost layers that give tokens and are of one class."""
+    parts = [(name, type(part)) for name, part in network.named_modules() if name in tokens and part._modules]
+    counts = Counter(cls for _, cls in parts)
+    block = next((cls for _, cls in parts if counts[cls] > 1), None)
+    return [name for name, cls in parts if cls is block]
 
 
 def _last_stage_but_one(network: nn.Module, gives: dict[str, tuple[int, int]]) -> str:

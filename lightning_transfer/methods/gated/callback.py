@@ -26,7 +26,7 @@ class GatedTransfer(TransferCallback):
     Args:
         head: dotted path of the Linear that gives the logits, or "auto".
         tap: dotted name of the layer whose output the auxiliary classifier takes; "auto" takes the second-to-last
-            stage, by timm's list or by the size of outputs.
+            stage, by timm's list or by the size of outputs. Of a vision transformer name a block.
         ratio: by which the module divides the number of features; None for no module, only dropout and the auxiliary
             classifier.
         gate_dropout: inside the module.

@@ -52,7 +52,8 @@ class GatedTransferMixin(PartMixin):
 
         Args:
             head: dotted path of the Linear that gives the logits, or "auto".
-            tap: dotted path of the layer whose output the auxiliary classifier takes, or "auto".
+            tap: dotted path of the layer whose output the auxiliary classifier takes, such as a block of a vision
+                transformer, or "auto".
             ratio: by which the module divides the number of features; None for no module.
             gate_dropout: inside the module.
             dropout: between the module and the head.

@@ -61,8 +61,10 @@ class TransferModule(nn.Module):
 class AuxiliaryClassifier(nn.Module):
     """Classifies the features of an earlier stage: global average pool, then a Linear.
 
+    Of a vision transformer's tokens it takes the mean (ours).
+
     Args:
-        num_features: channels of the stage.
+        num_features: channels of the stage, or the width of tokens.
         num_classes: of the target.
 
     Example:
@@ -76,8 +78,8 @@ class AuxiliaryClassifier(nn.Module):
         self.linear = nn.Linear(num_features, num_classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return (B, classes) logits of (B, C, H, W) features."""
-        logits: Tensor = self.linear(features.mean((2, 3)))
+        """Return (B, classes) logits of (B, C, H, W) features, or of (B, N, D) tokens."""
+        logits: Tensor = self.linear(features.mean((2, 3) if features.ndim == 4 else 1))
         return logits
 
 
