@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 README, BENCHMARKS = ROOT / "README.md", ROOT / "examples/benchmarks"
 CARDS = sorted(ROOT.glob("lightning_transfer/methods/*/README.md"))
 GUIDES = sorted(ROOT.glob("examples/guides/*.md"))
-PAGES = [README, *CARDS, *GUIDES, BENCHMARKS / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [README, *CARDS, *GUIDES, *sorted(BENCHMARKS.glob("*.md")), ROOT / "CONTRIBUTING.md"]
 
 
 def run_blocks(page, names):
@@ -73,7 +73,7 @@ def test_the_tables_of_the_matrix_are_made_of_its_results(monkeypatch):
 
 def test_the_table_of_searches_is_made_of_its_results():
     results = json.loads((BENCHMARKS / "results/searches.json").read_text())["short of the best"]
-    page = (BENCHMARKS / "README.md").read_text().partition("## Who finds the better layers")[2]
+    page = (BENCHMARKS / "costs.md").read_text().partition("## Who finds the better layers")[2]
     rows = [line for line in page.splitlines() if line.startswith("| ") and "±" in line]
     for row, short in zip(rows, results.values(), strict=True):
         for name in ("swarm", "tpe", "random"):

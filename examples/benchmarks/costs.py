@@ -1,6 +1,6 @@
 """What transfer learning costs beside plain training: variants interleaved in one process, held against bars.
 
-`python examples/benchmarks/costs.py [--quick] [--wide]`; README.md beside this file says how to read what it prints.
+`python examples/benchmarks/costs.py [--quick] [--wide]`; costs.md beside this file says how to read what it prints.
 """
 
 import argparse

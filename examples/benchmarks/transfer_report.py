@@ -41,7 +41,7 @@ from transfer_results import (
 )
 from transfer_rows import EVERY, ROWS
 
-PAGES = FOLDER.parent / "README.md", FOLDER.parents[2] / "README.md"
+PAGES = *sorted(FOLDER.parent.glob("*.md")), FOLDER.parents[2] / "README.md"
 END = "<!-- until here -->"
 DEFAULTS = {  # by row, what a user writes
     "soft, measured weight": "SoftFinetuning(source)",

@@ -1,6 +1,6 @@
 """Measure how far a run's target is from its source before the first step, and decide whether the source is used.
 
-The rule is ours: examples/benchmarks/README.md shows the data on which it was chosen.
+The rule is ours: examples/benchmarks/small_networks.md shows the data on which it was chosen.
 """
 
 import warnings

@@ -34,7 +34,7 @@ class AdaFilter(TransferCallback):
             start tuned, at -.05 or less all start frozen.
         gated: the convolutions to gate: a pattern of names such as "layer4.*", a list of patterns, or a function of
             name and convolution; by default all except the stem. If the target is far from the source, gating only the
-            first stages loses less (examples/benchmarks/README.md).
+            first stages loses less (examples/benchmarks/small_networks.md).
         temperature: of the "gumbel" estimator.
 
     Raises:
