@@ -30,7 +30,7 @@ PAPERS = {
     "CollaborativeFinetuning": "https://doi.org/10.7717/peerj-cs.2107",
     "ProbeStart": "https://arxiv.org/abs/2202.10054",
 }
-OPTION = re.compile(r"(Pass|Name) (one|it): (network='(?P<child>\w+)|head='(?P<top>\w+)\.|\w+=).*", re.DOTALL)
+OPTION = re.compile(r"(Pass|Name) (one|it): (backbone='(?P<child>\w+)|head='(?P<top>\w+)\.|\w+=).*", re.DOTALL)
 
 
 @torch.random.fork_rng()  # timm draws weights before it loads any
@@ -106,7 +106,7 @@ def export(
 def _network_and_width(module: nn.Module) -> tuple[nn.Module, int]:
     """Return the network that takes the images, and the number of its outputs."""
     try:
-        path, network = find_network(module, argument="network")
+        path, network = find_network(module)
         head = find_head(module)
     except TransferConfigError as error:
         fix = "Export the network itself: lt.export(module.{}, folder)."

@@ -11,14 +11,13 @@ from lightning_transfer.roles import Head, has_forward, users_modules
 HOW = "Say how images run: a forward of {}, or SourceTask(forward=lambda module, images: module.backbone(images))."
 
 
-def find_network(module: nn.Module, backbone: str = "auto", *, argument: str = "backbone") -> tuple[str, nn.Module]:
+def find_network(module: nn.Module, backbone: str = "auto") -> tuple[str, nn.Module]:
     """Return the part of a user's module that images enter, and its dotted path; the path of the module itself is "".
 
     Args:
         module: the user's module.
         backbone: a dotted path; "auto" takes a plain network itself, and of a LightningModule the one child with
             convolutions, or the whole module if several children have some.
-        argument: the name of the option by which the user gives the path.
 
     Raises:
         TransferConfigError: no module has the path, there are no convolutions, or several parts hold them.
@@ -29,7 +28,7 @@ def find_network(module: nn.Module, backbone: str = "auto", *, argument: str = "
         except AttributeError:
             names = [name for name, _ in users_modules(module) if name]
             raise TransferConfigError(
-                f"{argument}={backbone!r} is not a module of {type(module).__name__}. {nearest(backbone, names)}"
+                f"backbone={backbone!r} is not a module of {type(module).__name__}. {nearest(backbone, names)}"
             ) from None
         return backbone, getattr(network, "_orig_mod", network)
     if not hasattr(module, "training_step"):  # a plain network
@@ -47,11 +46,11 @@ def find_network(module: nn.Module, backbone: str = "auto", *, argument: str = "
     if not holders:
         raise TransferConfigError(
             f"{type(module).__name__} has no convolutions, by which the part that takes images is found. Name it: "
-            f"{argument}='...'."
+            "backbone='...'."
         )
     known = ", ".join(repr(name) for name, _ in holders)
     raise TransferConfigError(
-        f"{type(module).__name__} has several parts with convolutions: {known}. Name one: {argument}={holders[0][0]!r}."
+        f"{type(module).__name__} has several parts with convolutions: {known}. Name one: backbone={holders[0][0]!r}."
     )
 
 

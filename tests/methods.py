@@ -193,7 +193,7 @@ class GatedFeatures(lt.GatedTransferMixin, toys.ToySteps, L.LightningModule):
 
 
 def _adafilter():
-    options = {"gated": "conv", "gate_width": 4}
+    options = {"gated": "model.conv", "gate_width": 4}
 
     def reference(dtype=torch.float32, **run):
         gated = toys.LitToy()
@@ -209,12 +209,12 @@ def _adafilter():
         adds_loss=False,
         tolerance=5e-5,
         callback=lambda data=None, **_: lt.AdaFilter(**options),
-        off=lambda data=None: lt.AdaFilter(gated="conv", estimator="all_tuned"),
+        off=lambda data=None: lt.AdaFilter(gated="model.conv", estimator="all_tuned"),
         always=lambda weight, data=None, **_: lt.AdaFilter(**options),
         mixin=lambda data=None: GatedFilters(**options),
         reference=reference,
         plain=lt.functional.remove_adafilter,
-        other=lambda: lt.AdaFilter(gated="other", gate_width=4),
+        other=lambda: lt.AdaFilter(gated="model.other", gate_width=4),
         head="model.fc.weight",
     )
 
@@ -310,7 +310,7 @@ METHODS = [
     _adafilter(),
     _gated(),
     _collaborative(),
-    _collaborative("collaborative-apart", "model.fc", model="model.conv"),
+    _collaborative("collaborative-apart", "model.fc", backbone="model.conv"),
 ]
 
 

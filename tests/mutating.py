@@ -161,7 +161,7 @@ def selection_file(num, draw, folder):
 
 
 MIXINS = {
-    "adafilter": lambda: GatedFilters(gated="conv", gate_width=4),
+    "adafilter": lambda: GatedFilters(gated="model.conv", gate_width=4),
     "gated": lambda: GatedFeatures(ratio=2, aux_weight=0.0),
     "collaborative": lambda: Collaborating(frozen_layers={"source1": 1}),
 }

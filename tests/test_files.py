@@ -219,7 +219,7 @@ def test_class_names_that_are_not_text_are_drawn():
     given = {"target_names": names, "source_names": names, "target": images[:4], "source": images}
     made_selection().report("page.png", **given)
     module = LitToy()
-    fit(module, [lt.AdaFilter(gated="conv", gate_width=4)], max_steps=1)
+    fit(module, [lt.AdaFilter(gated="model.conv", gate_width=4)], max_steps=1)
     gate_map(module, toys.target_loader(), "gates.png", class_names=names)
     assert {*os.listdir()} == {"page.png", "gates.png"}
 
@@ -309,7 +309,7 @@ class Holding(LitToy):
 
 HOLDERS = {
     "soft": lambda: lt.SoftFinetuning(lt.SourceTask(toys.source_data(), num_classes=7), weight=lt.Schedule(1.0, 1.0)),
-    "adafilter": lambda: lt.AdaFilter(gated="conv", gate_width=4),
+    "adafilter": lambda: lt.AdaFilter(gated="model.conv", gate_width=4),
     "gated": lambda: lt.GatedTransfer(ratio=2, tap="model.bn"),
 }
 

@@ -90,11 +90,11 @@ def test_a_mapping_with_from_timm_makes_what_from_timm_makes(built, mapping, mon
 
 def test_lists_and_mappings_of_omegaconfs_go_where_lists_and_mappings_go():
     gated = LitToy()
-    report = lt.functional.apply_adafilter(gated, gated=conf(["con*"]), gate_width=4)
+    report = lt.functional.apply_adafilter(gated, gated=conf(["model.con*"]), gate_width=4)
     assert report.replaced == ("model.conv",)
-    assert lt.AdaFilter(gated=conf(["con*"])).options["gated"] == ["con*"]
+    assert lt.AdaFilter(gated=conf(["model.con*"])).options["gated"] == ["model.con*"]
     module = LitToy()
-    fit(module, [lt.AdaFilter(gated=conf(["con*"]), gate_width=4)], max_epochs=1)
+    fit(module, [lt.AdaFilter(gated=conf(["model.con*"]), gate_width=4)], max_epochs=1)
     frozen = lt.CollaborativeFinetuning([toys.OtherNet()], frozen_layers=conf({"source1": 1}))
     fit(LitToy(), [frozen], max_epochs=1)
     bank = lt.FilterBank.from_model(nn.Sequential(nn.Conv2d(3, 4, 3)), layers=conf(["0"]), normalize=False)

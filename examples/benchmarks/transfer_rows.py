@@ -249,7 +249,7 @@ TRIED = {  # in search of better defaults, at the learning rate of the row that 
     "AdaFilter, gate bias 2": _adafilter("fine-tuning", gate_bias=2.0),
     "AdaFilter, gate rate .001": Row(lambda setting: [lt.AdaFilter(), GateRate(0.001)], tuned_as="AdaFilter"),
     "AdaFilter, gate rate .1": Row(lambda setting: [lt.AdaFilter(), GateRate(0.1)], tuned_as="AdaFilter"),
-    "AdaFilter, first two stages": _adafilter(gated=["layer1.*", "layer2.*"]),
+    "AdaFilter, first two stages": _adafilter(gated=["model.layer1.*", "model.layer2.*"]),
     "AdaFilter, statistics kept": Row(lambda setting: [lt.AdaFilter(), KeptStatistics()], tuned_as="AdaFilter"),
     "fine-tuning, statistics kept": Row(lambda setting: [KeptStatistics()], tuned_as="fine-tuning"),
     "gated transfer, dropout .2": _gated(dropout=0.2, gate_dropout=0.2),

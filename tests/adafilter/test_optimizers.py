@@ -15,7 +15,7 @@ RATE, GATE_RATE = 0.1, 0.02
 
 
 def callback():
-    return lt.AdaFilter(gated="conv", gate_width=4)
+    return lt.AdaFilter(gated="model.conv", gate_width=4)
 
 
 class OwnGroup(lt.AdaFilterMixin, LitToy):
@@ -23,7 +23,7 @@ class OwnGroup(lt.AdaFilterMixin, LitToy):
 
     def __init__(self):
         super().__init__()
-        self.add_adafilter(gated="conv", gate_width=4)
+        self.add_adafilter(gated="model.conv", gate_width=4)
 
     def configure_optimizers(self):
         rest = [param for name, param in self.named_parameters() if "adafilter." not in name]
@@ -84,7 +84,7 @@ def test_several_optimizers_in_manual_optimization_by_the_mixin():
         def __init__(self):
             super().__init__()
             self.automatic_optimization = False
-            self.add_adafilter(gated="conv", gate_width=4)
+            self.add_adafilter(gated="model.conv", gate_width=4)
 
         def training_step(self, batch, batch_idx):
             body, head = self.optimizers()
@@ -111,7 +111,7 @@ def test_a_mixins_gate_that_no_optimizer_holds_is_named():
     class Forgetful(lt.AdaFilterMixin, toys.ToySteps, L.LightningModule):
         def __init__(self):
             super().__init__()
-            self.add_adafilter(gated="conv", gate_width=4)
+            self.add_adafilter(gated="model.conv", gate_width=4)
 
         def configure_optimizers(self):
             return torch.optim.SGD(self.model.conv.parameters(), lr=0.1)
@@ -128,7 +128,7 @@ def test_only_the_head_trained_is_said_to_have_no_effect():
             return torch.optim.SGD(self.model.fc.parameters(), lr=0.1)
 
     with pytest.warns(lt.NoEffectWarning, match="No gated filter is trained"):
-        fit(HeadOnly(), [lt.AdaFilter(gated="conv", gate_width=4)])
+        fit(HeadOnly(), [lt.AdaFilter(gated="model.conv", gate_width=4)])
 
 
 @pytest.mark.filterwarnings("ignore:The provided params to be frozen already exist")  # of the BatchNorm, as without us
@@ -158,7 +158,7 @@ def test_options_are_refused_at_construction():
     ):
         with pytest.raises(lt.TransferConfigError, match=message):
             lt.AdaFilter(**options)
-    assert "gated='conv'" in repr(copy.deepcopy(callback()))
+    assert "gated='model.conv'" in repr(copy.deepcopy(callback()))
 
 
 class ByName(LitToy):
@@ -180,7 +180,7 @@ class ByName(LitToy):
 def test_who_sorts_parameters_by_name_finds_the_names_there_were():
     plain, gated, both = ByName(), ByName(), ByName()
     fit(plain)
-    fit(gated, [lt.AdaFilter(gated="conv", estimator="all_tuned")])
+    fit(gated, [lt.AdaFilter(gated="model.conv", estimator="all_tuned")])
     fit(both, [callback(), lt.GatedTransfer(tap="model.bn", ratio=2)])
     assert gated.losses == plain.losses
     assert gated.names == plain.names

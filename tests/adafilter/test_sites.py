@@ -11,6 +11,7 @@ from torch import nn
 import lightning_transfer as lt
 from lightning_transfer.functional import apply_adafilter, remove_adafilter
 from lightning_transfer.methods.adafilter.apply import gates_of
+from tests.toys import LitToy, fit
 
 POOLED = "it works on pooled features, not on a picture"
 NETWORKS = [  # gated convolutions, of them without a norm of their own, and reasons of those that are left
@@ -176,3 +177,14 @@ def test_a_network_is_found_in_a_module():
         match="filters of convolutions, and Module has none. The other",
     ):
         apply_adafilter(none)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: "model.conv", lambda: ["model.c*"], lambda: lambda name, _: name == "model.conv"]
+)
+def test_names_to_gate_start_at_the_users_module(make):
+    module = LitToy()
+    assert apply_adafilter(module, gated=make()).replaced == ("model.conv",)
+    fit(module, [lt.AdaFilter(gated=make())], max_steps=1)  # finds the same convolutions again
+    with pytest.raises(lt.TransferConfigError, match=r"gated='conv' matches no convolution.*model\.conv"):
+        apply_adafilter(LitToy(), gated="conv")

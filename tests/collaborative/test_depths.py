@@ -144,7 +144,7 @@ def test_a_norm_that_its_user_has_put_to_rest_stays_so():
     own = timm.create_model("resnet18", num_classes=3).train()
     own.bn1.eval()
     module = nn.ModuleDict({"model": own})
-    apply_collaborative(module, [timm.create_model("resnet10t")], model="model")
+    apply_collaborative(module, [timm.create_model("resnet10t")], backbone="model")
     remove_collaborative(module)
     assert not own.bn1.training
     assert own.layer1[0].bn1.training
@@ -173,7 +173,7 @@ def test_a_plan_for_other_networks_is_refused():
     module = nn.ModuleDict({"model": timm.create_model("resnet18", num_classes=3)})
     plan = lt.LayerPlan({"own": 3}, {"own": 49})
     with pytest.raises(lt.TransferConfigError, match=r"networks of {'own': 49} convolutions; these have {'own': 17}"):
-        apply_collaborative(module, [], model="model", frozen_layers=plan)
+        apply_collaborative(module, [], backbone="model", frozen_layers=plan)
 
 
 def test_freezing_that_is_refused_leaves_what_was_frozen():

@@ -28,7 +28,7 @@ class Holder(nn.Module):
 def held(*sources, name="resnet10t", **options):
     torch.manual_seed(0)
     module = Holder(name)
-    apply_collaborative(module, list(sources), model="model", **options)
+    apply_collaborative(module, list(sources), backbone="model", **options)
     return module.model.eval()
 
 
@@ -117,7 +117,7 @@ def test_networks_of_any_make_join(make):
 def test_one_alone_is_a_plain_network_that_loads_strictly():
     module = Holder()
     own = module.model
-    apply_collaborative(module, {"places": timm.create_model("resnet14t")}, model="model", frozen_layers={"own": 4})
+    apply_collaborative(module, {"places": timm.create_model("resnet14t")}, backbone="model", frozen_layers={"own": 4})
     for name in ("own", "places"):
         twin = module.model.member(name)
         plain = timm.create_model("resnet10t" if name == "own" else "resnet14t", num_classes=3)
@@ -191,7 +191,9 @@ def test_networks_that_differ_in_a_number_only_are_not_taken_for_each_other(tmp_
 
 def test_a_copy_pickle_or_checkpoint_is_the_same():
     module = Holder()
-    apply_collaborative(module, [timm.create_model("resnet10t")], model="model", frozen_layers={"own": 3, "source1": 1})
+    apply_collaborative(
+        module, [timm.create_model("resnet10t")], backbone="model", frozen_layers={"own": 3, "source1": 1}
+    )
     images = torch.randn(2, 3, 64, 64)
     module.eval()
     expected = module.model(images)
@@ -243,7 +245,7 @@ def test_names_of_timms_are_loaded_with_pretrained_weights(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", create_model)
     module = nn.ModuleDict({"model": real("resnet10t", num_classes=3)})
-    apply_collaborative(module, ["resnet50.a1_in1k"], model="model")
+    apply_collaborative(module, ["resnet50.a1_in1k"], backbone="model")
     assert asked == [("resnet50.a1_in1k", {"pretrained": True})]
 
 
@@ -294,7 +296,12 @@ class Headless(LitToy):
             "1 chan",
         ),
         (LitToy, nn.Conv2d(3, 4, 1), {}, "source1, a Conv2d, has to be an image classifier.*No classifier found"),
-        (LitToy, toys.OtherNet(), {"model": "mdl"}, "model='mdl' is not a module of LitToy. Did you mean 'model'"),
+        (
+            LitToy,
+            toys.OtherNet(),
+            {"backbone": "mdl"},
+            "backbone='mdl' is not a module of LitToy. Did you mean 'model'",
+        ),
         (Headless, toys.OtherNet(), {}, r"'model' of Headless gives no logits.*self\.model = network.*No classifier"),
     ],
 )

@@ -201,7 +201,7 @@ def test_beside_another_methods_mixin_it_is_refused(other):
         def __init__(self):
             super().__init__()
             if other is lt.AdaFilterMixin:
-                self.add_adafilter(gated="conv")
+                self.add_adafilter(gated="model.conv")
             elif other is lt.GatedTransferMixin:
                 self.add_gated_transfer(ratio=2, aux_weight=0)
             else:
@@ -217,9 +217,9 @@ def test_beside_a_frozen_teacher_the_network_is_asked_for_by_name():
             super().__init__()
             self.teacher = toys.OtherNet().requires_grad_(False)
 
-    with pytest.raises(lt.TransferConfigError, match="images enter, model='model'"):
+    with pytest.raises(lt.TransferConfigError, match="images enter, backbone='model'"):
         fit(Distilled(), [together()])
-    fit(Distilled(), [together(model="model")])
+    fit(Distilled(), [together(backbone="model")])
 
 
 def test_another_callback_beside_its_mixin_is_refused():
@@ -229,7 +229,7 @@ def test_another_callback_beside_its_mixin_is_refused():
             self.add_sources([toys.OtherNet()])
 
     for callback in (
-        lt.AdaFilter(gated="conv"),
+        lt.AdaFilter(gated="model.conv"),
         lt.SoftFinetuning(lt.SourceTask(toys.source_data(), num_classes=7)),
         lt.GatedTransfer(ratio=2),
     ):

@@ -76,7 +76,7 @@ def pairs(size: int) -> dict:
         "selective and adafilter": [selective.callback(batch_size=size), adafilter.callback()],
         "soft and gated": [soft.callback(batch_size=size), gated.callback()],
         "a warm-up": [lt.GatedTransfer(tap="model.bn", ratio=2, gate_dropout=0, dropout=0, warmup_epochs=1)],
-        "gates shut everywhere": [lt.AdaFilter(gated="conv", gate_width=4, gate_bias=-50.0)],
+        "gates shut everywhere": [lt.AdaFilter(gated="model.conv", gate_width=4, gate_bias=-50.0)],
         "all": [adafilter.callback(), gated.callback(), selective.callback(batch_size=size)],
     }
 

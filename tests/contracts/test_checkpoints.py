@@ -223,13 +223,13 @@ def test_a_checkpoint_of_other_options_is_refused_with_the_difference(written, n
 
 
 def test_other_options_of_a_changed_network_are_refused_with_the_differences(tmp_path):
-    fit(LitToy(), [lt.AdaFilter(gated="conv", gate_width=4), SaveEveryStep(tmp_path)], max_epochs=1)
+    fit(LitToy(), [lt.AdaFilter(gated="model.conv", gate_width=4), SaveEveryStep(tmp_path)], max_epochs=1)
     with pytest.raises(lt.TransferConfigError, match="width: 4 in the checkpoint, 8 now"):
-        fit(LitToy(), [lt.AdaFilter(gated="conv", gate_width=8)], ckpt_path=tmp_path / "step=3.ckpt")
+        fit(LitToy(), [lt.AdaFilter(gated="model.conv", gate_width=8)], ckpt_path=tmp_path / "step=3.ckpt")
     gated = LitToy()
-    lt.functional.apply_adafilter(gated, gated="conv", gate_width=4)
+    lt.functional.apply_adafilter(gated, gated="model.conv", gate_width=4)
     with pytest.raises(lt.TransferConfigError, match="gated already, with gate_width=4"):
-        fit(gated, [lt.AdaFilter(gated="conv", gate_width=8)])
+        fit(gated, [lt.AdaFilter(gated="model.conv", gate_width=8)])
 
 
 @each_layered

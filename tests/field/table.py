@@ -102,7 +102,7 @@ TABLE = {
         aux=senseless("aux_weight=0"),
         several=FROZEN_BODY,
     ),
-    "LayersOnTheModule": row(several=refused("model='block1'", model="block1")),
+    "LayersOnTheModule": row(several=refused("backbone='block1'", backbone="block1")),
     "OneLogit": row(several=refused("loss=", loss=shapes.binary)),
     "OneHot": row(
         sourced=NUMBERS,
@@ -158,7 +158,7 @@ TABLE = {
     "ForwardOfTuple": row(),
     "WithoutForward": row(),
     "ApartWithoutForward": row(),
-    "UnusualNames": row(several=refused("model='net.to_features'", model="net.to_features")),
+    "UnusualNames": row(several=refused("backbone='net.to_features'", backbone="net.to_features")),
     "BuiltInConfigureModel": row(),
     "BuiltInSetup": row(),
     "OldNamespace": row(),

@@ -146,7 +146,7 @@ def test_dropout_in_a_network_that_is_trained_in_eval_mode_is_warned_of(options)
 
 def test_a_collapse_of_the_filters_gates_is_said():
     with pytest.warns(lt.NoEffectWarning, match="All gates chose the tuned filter.*fine-tuning at a higher cost"):
-        fit(LitToy(), [lt.AdaFilter(gated="conv", gate_width=4, gate_bias=50.0)])
+        fit(LitToy(), [lt.AdaFilter(gated="model.conv", gate_width=4, gate_bias=50.0)])
 
 
 class ByName(LitToy):
@@ -420,7 +420,7 @@ def test_a_test_of_a_plain_module_leaves_it_plain():
     module = LitToy()
     images = torch.randn(4, 3, 6, 6)
     before = module.eval()(images)
-    runner = toys.trainer([lt.AdaFilter(gated="conv"), lt.GatedTransfer(**OPTIONS)])
+    runner = toys.trainer([lt.AdaFilter(gated="model.conv"), lt.GatedTransfer(**OPTIONS)])
     runner.test(module, toys.target_loader(), verbose=False)
     assert torch.equal(module.eval()(images), before)
     assert list(module.state_dict()) == list(LitToy().state_dict())

@@ -78,7 +78,9 @@ def test_a_changed_network_among_the_hyperparameters_is_named(caplog, tmp_path):
         fit(InjectedAndGated(toys.toy_net()), max_epochs=1)
     with caplog.at_level("INFO", "lightning.pytorch"):
         fit(
-            module := Injected(toys.toy_net()), [lt.AdaFilter(gated="conv"), toys.SaveEveryStep(tmp_path)], max_epochs=1
+            module := Injected(toys.toy_net()),
+            [lt.AdaFilter(gated="model.conv"), toys.SaveEveryStep(tmp_path)],
+            max_epochs=1,
         )
     assert re.search(line, caplog.text)
     loaded = lt.load_from_checkpoint(Injected, tmp_path / "step=6.ckpt", weights_only=False)

@@ -46,7 +46,7 @@ def gated(**options):
 
 
 def several(**options):
-    return lt.CollaborativeFinetuning([toys.OtherNet()], model="model", **options)
+    return lt.CollaborativeFinetuning([toys.OtherNet()], backbone="model", **options)
 
 
 SUMS = {

@@ -117,7 +117,7 @@ def test_loggers_get_the_options_beside_the_users_hyperparameters(method, module
 OPTIONS = {
     "SoftFinetuning": {"weight/start": 1.0, "weight/until_steps": 5, "source/batch_size": 4, "head": "auto"},
     "SelectiveJointFinetuning": {"neighbors/k": 6, "neighbors/rounds": 1, "weight/end": 0.0},
-    "AdaFilter": {"gate_width": 4, "gated": "conv", "estimator": "straight_through"},
+    "AdaFilter": {"gate_width": 4, "gated": "model.conv", "estimator": "straight_through"},
     "GatedTransfer": {"ratio": 2, "tap": "model.bn", "aux_weight": 0.2, "labels": "find_labels"},
     "CollaborativeFinetuning": {"weight": 0.2, "frozen_layers/source1": 1, "sources/0": "OtherNet"},
 }
@@ -125,7 +125,7 @@ OPTIONS = {
 
 OF_MIXINS = {
     "SourceTaskMixin": {"weight/until_steps": 5, "source/batch_size": 4, "head": "auto"},
-    "AdaFilterMixin": {"gate_width": 4, "gated": "conv", "estimator": "straight_through"},
+    "AdaFilterMixin": {"gate_width": 4, "gated": "model.conv", "estimator": "straight_through"},
     "GatedTransferMixin": {"ratio": 2, "tap": "model.bn", "aux_weight": None, "labels": "find_labels"},
     "CollaborativeMixin": {"sources/0": "OtherNet", "weight": 0.2},
 }

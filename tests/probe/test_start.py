@@ -104,7 +104,7 @@ def test_beside_each_method_in_either_order_it_is_the_probe_of_what_the_head_tak
     always = lt.Schedule(1.0, 1.0)
     bank = lt.FilterBank.from_model(nn.Sequential(nn.Conv2d(3, 4, 3)), layers=["0"], normalize=False)
     methods = {
-        "adafilter": lambda: lt.AdaFilter(gated="conv", gate_width=4),
+        "adafilter": lambda: lt.AdaFilter(gated="model.conv", gate_width=4),
         "gated": lambda: lt.GatedTransfer(ratio=2),
         "soft": lambda: lt.SoftFinetuning(source, weight=always),
         "auto": lambda: lt.SoftFinetuning(source),

@@ -164,8 +164,8 @@ def apply_adafilter(
             that choose without learning: "all_tuned" (fine-tuning), "all_frozen" (feature extraction), "random".
         gate_bias: the value at which the gates' logits start, give or take some hundredths: at .05 or more all filters
             start tuned, at -.05 or less all start frozen.
-        gated: the convolutions to gate: a pattern of names such as "layer4.*", a list of patterns, or a function of
-            name and convolution; by default all except the stem.
+        gated: the convolutions to gate: a pattern of their names in the module, such as "model.layer4.*", a list of
+            patterns, or a function of name and convolution; by default all except the stem.
         temperature: of the "gumbel" estimator.
 
     Returns:
@@ -193,7 +193,7 @@ def apply_adafilter(
         raise TransferConfigError(f"{type(network).__name__} is gated already. Call remove_adafilter(module) first.")
     if hasattr(host, NAME):
         raise TransferConfigError(f"{type(host).__name__} already has an attribute {NAME!r}. Rename it.")
-    sites, left = find_sites(network, gated, getattr(module, "example_input_array", None))
+    sites, left = find_sites(network, gated, getattr(module, "example_input_array", None), prefix=prefix)
     options: dict[str, Any] = {"width": gate_width, "temperature": temperature, "bias": gate_bias}
     gates = FilterGates(network, sites, host=host, name=name, estimator=estimator, **options)
     return SurgeryReport(
@@ -230,8 +230,8 @@ def check_options(estimator: str, gate_bias: float, temperature: float, gated: G
     patterns = gated if is_list(gated) else [gated]
     if not (gated is None or callable(gated) or all(isinstance(pattern, str) for pattern in patterns)):
         raise TransferConfigError(
-            f"gated={gated!r}; it takes a pattern of names, such as 'layer4.*', a list of patterns, or a function of "
-            "name and convolution."
+            f"gated={gated!r}; it takes a pattern of names, such as 'model.layer4.*', a list of patterns, or a "
+            "function of name and convolution."
         )
 
 

@@ -32,17 +32,17 @@ class AdaFilter(TransferCallback):
             that choose without learning: "all_tuned" (fine-tuning), "all_frozen" (feature extraction), "random".
         gate_bias: the value at which the gates' logits start, give or take some hundredths: at .05 or more all filters
             start tuned, at -.05 or less all start frozen.
-        gated: the convolutions to gate: a pattern of names such as "layer4.*", a list of patterns, or a function of
-            name and convolution; by default all except the stem. If the target is far from the source, gating only the
-            first stages loses less (examples/benchmarks/small_networks.md).
+        gated: the convolutions to gate: a pattern of their names in the module, such as "model.layer4.*", a list of
+            patterns, or a function of name and convolution; by default all except the stem. If the target is far from
+            the source, gating only the first stages loses less (examples/benchmarks/small_networks.md).
         temperature: of the "gumbel" estimator.
 
     Raises:
         TransferConfigError: an option does not fit.
 
     Example:
-        >>> AdaFilter(gated="layer4.*")
-        AdaFilter(estimator='straight_through', gate_width=128, gate_bias=0.0, gated='layer4.*')
+        >>> AdaFilter(gated="model.layer4.*")
+        AdaFilter(estimator='straight_through', gate_width=128, gate_bias=0.0, gated='model.layer4.*')
     """
 
     mixin = "AdaFilterMixin"
@@ -83,7 +83,9 @@ class AdaFilter(TransferCallback):
         theirs = {"estimator": gates.estimator, "temperature": gates.temperature, "gate_width": width}
         different = [f"{key}={value!r}" for key, value in theirs.items() if value != self.options[key]]
         sites = [site.conv for site in gates.sites]
-        if self.options["gated"] is not None and chosen_by(self.options["gated"], found[0], sites) != sites:
+        path = next(path for path, child in module.named_modules() if child is found[0])
+        prefix, gated = f"{path}." if path else "", self.options["gated"]
+        if gated is not None and chosen_by(gated, found[0], sites, prefix) != sites:
             different.append(f"{sites} gated")
         self.refuse_other(module, "is gated", different, remove="remove_adafilter")
         return False

@@ -37,8 +37,12 @@ class Site:
     norm: str
 
 
-def find_sites(network: nn.Module, gated: Gated, example: Any = None) -> tuple[list[Site], dict[str, str]]:
+def find_sites(
+    network: nn.Module, gated: Gated, example: Any = None, *, prefix: str = ""
+) -> tuple[list[Site], dict[str, str]]:
     """Return the convolutions to gate, in the order in which they run, and why the others are not gated.
+
+    Names in `gated` begin with the prefix, the network's place in the user's module.
 
     Raises:
         TransferConfigError: there is nothing to gate, or a convolution that was named cannot be gated.
@@ -61,7 +65,7 @@ def find_sites(network: nn.Module, gated: Gated, example: Any = None) -> tuple[l
                 del left[call.path]
             else:
                 left[call.path] = reason
-    chosen = _choose(network, list(sites), left, gated)
+    chosen = _choose(network, list(sites), left, gated, prefix)
     for path in sites:
         if path not in chosen:
             left[path] = "it is the stem" if gated is None else "gated= leaves it out"
@@ -99,25 +103,28 @@ def is_batch_norm(norm: nn.Module | None) -> bool:
     return is_known and not norm._forward_pre_hooks and not norm._forward_hooks
 
 
-def _choose(network: nn.Module, paths: list[str], left: dict[str, str], gated: Gated) -> list[str]:
+def _choose(network: nn.Module, paths: list[str], left: dict[str, str], gated: Gated, prefix: str) -> list[str]:
     if gated is None:
         stem = _stem(paths)
         chosen = [path for path in paths if not f"{path}.".startswith(f"{stem}.")]
     else:
-        chosen = chosen_by(gated, network, paths)
+        chosen = chosen_by(gated, network, paths, prefix)
+        reasons = {prefix + path: reason for path, reason in left.items()}
+        names = [prefix + path for path in paths]
         for pattern in [] if callable(gated) else [gated] if isinstance(gated, str) else gated:
-            if pattern in left:
-                raise TransferConfigError(f"gated={pattern!r} cannot be gated: {left[pattern]}.")
-            if not any(fnmatchcase(path, pattern) for path in [*paths, *left]):
-                raise TransferConfigError(f"gated={pattern!r} matches no convolution. {nearest(pattern, paths)}")
+            if pattern in reasons:
+                raise TransferConfigError(f"gated={pattern!r} cannot be gated: {reasons[pattern]}.")
+            if not any(fnmatchcase(name, pattern) for name in [*names, *reasons]):
+                raise TransferConfigError(f"gated={pattern!r} matches no convolution. {nearest(pattern, names)}")
     if chosen:
         return chosen
     is_transformer = any(isinstance(layer, nn.LayerNorm) for layer in network.modules())
     if len(paths) + len(left) <= is_transformer:
         raise without_filters(network, "only a patch embedding" if is_transformer else "none")
-    reasons = "; ".join(f"{path}: {reason}" for path, reason in left.items())
-    fix = f"gated='...', a pattern of the names {', '.join(paths)}" if paths else "backbone='...', another network"
-    raise TransferConfigError(f"Nothing to gate in {type(network).__name__}: {reasons or 'only a stem'}. Pass {fix}.")
+    shown = "; ".join(f"{path}: {reason}" for path, reason in left.items())
+    listed = ", ".join(prefix + path for path in paths)
+    fix = f"gated='...', a pattern of the names {listed}" if paths else "backbone='...', another network"
+    raise TransferConfigError(f"Nothing to gate in {type(network).__name__}: {shown or 'only a stem'}. Pass {fix}.")
 
 
 def without_filters(network: nn.Module, found: str) -> TransferConfigError:
@@ -128,12 +135,12 @@ def without_filters(network: nn.Module, found: str) -> TransferConfigError:
     )
 
 
-def chosen_by(gated: Chosen, network: nn.Module, paths: list[str]) -> list[str]:
+def chosen_by(gated: Chosen, network: nn.Module, paths: list[str], prefix: str) -> list[str]:
     """Return the convolutions that are chosen by patterns, or by a function of name and convolution."""
     if callable(gated):
-        return [path for path in paths if gated(path, network.get_submodule(path))]
+        return [path for path in paths if gated(prefix + path, network.get_submodule(path))]
     patterns = [gated] if isinstance(gated, str) else gated
-    return [path for path in paths if any(fnmatchcase(path, pattern) for pattern in patterns)]
+    return [path for path in paths if any(fnmatchcase(prefix + path, pattern) for pattern in patterns)]
 
 
 def _stem(paths: list[str]) -> str:

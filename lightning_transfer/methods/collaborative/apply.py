@@ -16,7 +16,7 @@ from lightning_transfer.tracing import trace
 
 
 def apply_collaborative(
-    module: nn.Module, sources: Sources, *, model: str = "auto", frozen_layers: Frozen = None
+    module: nn.Module, sources: Sources, *, backbone: str = "auto", frozen_layers: Frozen = None
 ) -> SurgeryReport:
     """Put other networks beside a module's own, in place; the module then gives the mean of their logits.
 
@@ -24,8 +24,8 @@ def apply_collaborative(
         module: holds the network.
         sources: the other networks, which are copied, or names of timm models; in a list, or by name. Their heads are
             new.
-        model: dotted name of the network that takes images and gives logits, or features if its head is apart; "auto"
-            takes the part of a LightningModule that holds all convolutions.
+        backbone: dotted name of the network that takes images and gives logits, or features if its head is apart;
+            "auto" takes the part of a LightningModule that holds all convolutions.
         frozen_layers: how many convolutions are frozen, counted from the input, by network: {"own": 4, "source1": 9};
             or a LayerPlan, or the path of a saved one.
 
@@ -38,15 +38,15 @@ def apply_collaborative(
     Example:
         >>> flat = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         >>> module = nn.ModuleDict({"net": flat()})
-        >>> apply_collaborative(module, {"places": flat()}, model="net")
+        >>> apply_collaborative(module, {"places": flat()}, backbone="net")
         SurgeryReport(replaced=('net',), added_parameters=122, left={})
     """
-    return put_together(module, Together(sources, model=model, frozen_layers=frozen_layers))
+    return put_together(module, Together(sources, backbone=backbone, frozen_layers=frozen_layers))
 
 
 def put_together(module: nn.Module, together: Together) -> SurgeryReport:
     """Do the work of `apply_collaborative`, with its options in one object."""
-    path, own = _find(module, together.model)
+    path, own = _find(module, together.backbone)
     head = _head_apart(module, path, own)
     example = getattr(module, "example_input_array", None)
     apart, place = (None, path) if head is None else ((module, path), head.path)
@@ -86,24 +86,24 @@ def _head_apart(module: nn.Module, path: str, own: nn.Module) -> Head | None:
     if inner is None:
         raise TransferConfigError(
             f"{path!r} of {type(module).__name__} gives no logits, and other networks are put beside a network that "
-            "does. Hold the whole network in one attribute, self.model = network, or name it, model='...'. "
+            "does. Hold the whole network in one attribute, self.model = network, or name it, backbone='...'. "
             f"({reason})"
         )
     return None
 
 
-def _find(module: nn.Module, model: str) -> tuple[str, nn.Module]:
+def _find(module: nn.Module, backbone: str) -> tuple[str, nn.Module]:
     changed = [path for path, child in module.named_modules() if isinstance(child, Structure) or is_ours(child)]
     if changed:
         raise TransferConfigError(
             f"{type(module).__name__} has parts of other methods, {', '.join(changed)}. Several networks are put "
             "beside a plain one: remove those parts first."
         )
-    path, _ = find_network(module, model, argument="model")
+    path, _ = find_network(module, backbone)
     if not path:
         raise TransferConfigError(
             f"{type(module).__name__} itself takes the images, and it cannot be replaced. Name the network, or the "
-            f"part of it that images enter, model={_enters(module)!r}, or hold the network in one attribute, "
+            f"part of it that images enter, backbone={_enters(module)!r}, or hold the network in one attribute, "
             "self.model = network; or use nn.CollaborativeEnsemble({...})."
         )
     return path, module.get_submodule(path)
@@ -142,7 +142,7 @@ def remove_collaborative(module: nn.Module, keep: str = OWN) -> None:
     Example:
         >>> flat = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         >>> module = nn.ModuleDict({"net": flat()})
-        >>> report = apply_collaborative(module, {"places": flat()}, model="net")
+        >>> report = apply_collaborative(module, {"places": flat()}, backbone="net")
         >>> remove_collaborative(module, keep="places")
         >>> type(module["net"]).__name__
         'Sequential'

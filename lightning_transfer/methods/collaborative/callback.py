@@ -47,7 +47,7 @@ class CollaborativeFinetuning(TransferCallback):
     Args:
         sources: the other networks, or names of timm models; in a list (source1, source2, ...), or by name. They are
             copied, and get new heads for the target's classes.
-        model: dotted name of the user's network, or of its backbone if the head is apart; "auto" takes the part of the
+        backbone: dotted name of the user's network, without its head if that is apart; "auto" takes the part of the
             module that holds all convolutions.
         weight: of the disagreement (the authors': 0.2).
         frozen_layers: how many convolutions are frozen, counted from the input, by network, the user's being "own";
@@ -74,14 +74,14 @@ class CollaborativeFinetuning(TransferCallback):
         self,
         sources: Sources,
         *,
-        model: str = "auto",
+        backbone: str = "auto",
         weight: float = 0.2,
         frozen_layers: Frozen = None,
         search: LayerSearch | None = None,
         loss: Criterion = F.cross_entropy,
         labels: Labels = find_labels,
     ) -> None:
-        self.together = Together(sources, model, weight, frozen_layers, loss, labels)
+        self.together = Together(sources, backbone, weight, frozen_layers, loss, labels)
         search = made(LayerSearch, search, argument="search")
         if search is not None and not isinstance(search, LayerSearch):
             raise TransferConfigError(f"search={search!r}; it takes a LayerSearch(...).")

@@ -41,7 +41,7 @@ class CollaborativeMixin(PartMixin):
         self,
         sources: Sources,
         *,
-        model: str = "auto",
+        backbone: str = "auto",
         weight: float = 0.2,
         frozen_layers: Frozen = None,
         loss: Criterion = F.cross_entropy,
@@ -51,7 +51,7 @@ class CollaborativeMixin(PartMixin):
 
         Args:
             sources: the other networks, or names of timm models; in a list, or by name.
-            model: dotted name of the module's network, or of its backbone if the head is apart; or "auto".
+            backbone: dotted name of the module's network, or of its backbone if the head is apart; or "auto".
             weight: of the disagreement.
             frozen_layers: how many convolutions are frozen, by network, or a LayerPlan, or the path of a saved one.
             loss: the criterion of the training step.
@@ -60,7 +60,7 @@ class CollaborativeMixin(PartMixin):
         Raises:
             TransferConfigError: an option does not fit, or the network is not found.
         """
-        together = Together(sources, model, weight, frozen_layers, loss, labels)
+        together = Together(sources, backbone, weight, frozen_layers, loss, labels)
         module: Any = self
         put_together(module, together)
         self.lightning_transfer_collaborative = TrainingOnly("CollaborativeMixin", Agreement(module, together))

@@ -22,7 +22,7 @@ class Together:
 
     Args:
         sources: the other networks, or names of timm models; in a list, or by name.
-        model: dotted name of the user's network, or of its backbone if the head is apart; or "auto".
+        backbone: dotted name of the user's network, or of its backbone if the head is apart; or "auto".
         weight: of the disagreement.
         frozen_layers: how many convolutions are frozen, by network; or a LayerPlan, or the path of a saved one.
         loss: the criterion of the training step.
@@ -36,7 +36,7 @@ class Together:
     """
 
     sources: Sources
-    model: str = "auto"
+    backbone: str = "auto"
     weight: float = 0.2
     frozen_layers: Frozen = None
     loss: Criterion = F.cross_entropy
