@@ -21,7 +21,9 @@ fabric: {accelerator: cpu}
 """
 
 
-@pytest.mark.parametrize("command", [(), ("select",), ("strip",), ("doctor",), ("report",)])
+@pytest.mark.parametrize(
+    "command", [(), *((name,) for name in ("advise", "doctor", "export", "rank", "report", "select", "strip"))]
+)
 def test_help_is_one_screen(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command, "--help"])

@@ -20,6 +20,7 @@ LAYERS = (
     "methods",
     "examining",
     "advising",
+    "commands",
     "faces",
 )
 HEAVY = {"faiss", "timm", "matplotlib", "optuna", "tqdm"}  # imported where they are used

@@ -1,0 +1,1 @@
+"""The parts of the command `lightning-transfer`: its line, and the project that it reads."""

@@ -1,0 +1,139 @@
+"""Read what a LightningCLI file names: a module, its data, and the Trainer that is to train it."""
+
+import importlib
+import os
+from argparse import ArgumentError
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.base import TransferCallback
+from lightning_transfer.glue.checkpoints import read_checkpoint
+from lightning_transfer.glue.proxy import NAMESPACES, UNEQUAL, loader_of, options_like
+from lightning_transfer.glue.quiet import silent
+from lightning_transfer.source.task import SourceTask
+from lightning_transfer.surgery import rebuild
+
+FITS = ("ckpt_path", "weights_only")  # options of fit, that LightningCLI saves beside the rest
+LENGTHS = ("max_epochs", "max_steps")
+RAISING = {"exit_on_error": False}  # with an error that says what is wrong, in place of all that could be written
+
+
+@dataclass(frozen=True)
+class Project:
+    """What a LightningCLI file names.
+
+    Attributes:
+        module: the LightningModule.
+        data: the DataModule; the module if that loads its images itself.
+        trainer: the Trainer.
+        lengths: of the training, as far as the file says: max_epochs and max_steps.
+    """
+
+    module: Any
+    data: Any
+    trainer: Any
+    lengths: dict[str, int]
+
+    @property
+    def source(self) -> SourceTask | None:
+        """The source task of the first callback that has one."""
+        sources = (getattr(callback, "source", None) for callback in self.trainer.callbacks)
+        return next((source for source in sources if isinstance(source, SourceTask)), None)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options by which a trial trains as the Trainer would, on one device; those that trials refuse are kept."""
+        kept = {name: value for name in UNEQUAL if (value := getattr(self.trainer, name))}
+        return {**options_like(self.trainer), **self.lengths, **kept}
+
+    @property
+    def images(self) -> Any:
+        """The DataModule, or the train loader of a module that loads its images itself."""
+        is_own = self.data is self.module
+        return loader_of(self.data, type(self.trainer), options_like(self.trainer)) if is_own else self.data
+
+
+def read_project(path: str | os.PathLike[str], *, is_trained: bool = False) -> Project:
+    """Build what a LightningCLI file names.
+
+    Args:
+        path: the file, of one command, as LightningCLI saves it, or with its subcommand on top.
+        is_trained: whether the training is over, so that its data and its devices are not needed.
+
+    Raises:
+        TransferConfigError: it is not such a file, or what reads such files is not installed.
+    """
+    try:
+        given = yaml.safe_load(Path(path).read_text())
+        given = given.get("fit", given)
+        model = given["model"]["class_path"]
+        home, _, name = model.rpartition(".")
+        bases = [cls.__module__ for cls in getattr(importlib.import_module(home), name).__mro__]
+        namespace = next(each for each in NAMESPACES if any(base.startswith(f"{each}.") for base in bases))
+        cli_class = importlib.import_module(f"{namespace}.cli").LightningCLI
+        options = {key: value for key, value in given.items() if key not in FITS}
+        if is_trained:
+            callbacks = (options.pop("trainer", None) or {}).get("callbacks")
+            options["trainer"] = {"callbacks": callbacks, "accelerator": "cpu", "logger": False}
+            options.pop("data", None)
+    except (
+        OSError,
+        TypeError,
+        KeyError,
+        ValueError,
+        AttributeError,
+        ImportError,
+        StopIteration,
+        yaml.YAMLError,
+    ) as error:
+        raise TransferConfigError(
+            f"{path}: {type(error).__name__}: {error}. Expected a file of LightningCLI with model: {{class_path: "
+            "my_project.LitModel}, read by python -m lightning_transfer in the folder of my_project, and pip install "
+            "'lightning_transfer[cli]'."
+        ) from error
+    try:
+        with silent():  # LightningCLI warns of arguments beside the command's own
+            line = cli_class(run=False, save_config_callback=None, parser_kwargs=RAISING, args=options)
+    except ArgumentError as error:
+        raise TransferConfigError(f"{path}: {error}") from error
+    said = {name: line.config["trainer"][name] for name in LENGTHS}  # a Trainer has a length even if none is given
+    lengths = {name: value for name, value in said.items() if value is not None}
+    return Project(line.model, line.datamodule or line.model, line.trainer, lengths)
+
+
+def load_trained(project: Project, path: str | os.PathLike[str], *, weights_only: bool) -> Any:
+    """Load a checkpoint into a project's module, and return what it says of its run, for the card of an export.
+
+    Raises:
+        TransferConfigError: the file is not a Lightning checkpoint, or not of this project.
+    """
+    module, checkpoint = project.module, read_checkpoint(path, weights_only=weights_only)
+    weights = checkpoint["state_dict"]
+    module.configure_model()
+    rebuild(module, weights)
+    module.on_load_checkpoint(checkpoint)
+    try:
+        module.load_state_dict(weights, strict=module.strict_loading)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:400]
+        raise TransferConfigError(
+            f"{path} does not fit the {type(module).__name__} of the configuration: {said} Name the configuration of "
+            "the run that wrote it."
+        ) from error
+    if "loops" not in checkpoint:  # weights alone, which say nothing of a run
+        return None
+    given = project.trainer.callbacks
+    states = checkpoint.get(
+        "callbacks", {each.state_key for each in given}
+    )  # of weights alone: trust the configuration
+    return SimpleNamespace(
+        global_step=checkpoint["global_step"],
+        current_epoch=checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"],  # that have begun
+        callbacks=[each for each in given if each.state_key in states or not isinstance(each, TransferCallback)],
+        callback_metrics={},  # which no checkpoint holds
+    )

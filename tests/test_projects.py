@@ -1,0 +1,273 @@
+"""The commands that read a project or a folder of images: advise, rank and export."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision.datasets import ImageFolder
+
+import lightning_transfer as lt
+from lightning_transfer import __main__ as command
+from lightning_transfer.__main__ import main
+from lightning_transfer.commands.project import read_project
+from tests.doctor import projects
+from tests.field import shapes
+
+CONFIG = """
+seed_everything: 0
+model: {class_path: tests.test_projects.Lit}
+data: {class_path: tests.doctor.projects.Images}
+trainer:
+  accelerator: cpu
+  devices: 1
+  logger: false
+  enable_checkpointing: false
+  max_epochs: 2
+  gradient_clip_val: 0.5
+"""
+CALLBACKS = """
+  callbacks:
+  - class_path: lightning_transfer.SoftFinetuning
+    init_args: {weight: 0.5, source: {dataset: {class_path: tests.test_projects.Source}, num_classes: 5}}
+  - class_path: lightning_transfer.ProbeStart
+"""
+GATED = "\n  callbacks: [{class_path: lightning_transfer.GatedTransfer, init_args: {aux_weight: 0, ratio: 4}}]\n"
+
+
+class Lit(shapes.TimmClassifier):
+    """A network whose name is in timm's registry."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = timm.create_model("test_resnet", num_classes=shapes.CLASSES)
+
+
+class Source(shapes.Pictures):
+    def __init__(self):
+        super().__init__(shapes.TimmClassifier, 20, shapes.CLASSES, seed=5)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def config(name="Lit", callbacks="", **changes):
+    text = CONFIG + callbacks
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    home = "tests.test_projects" if name in globals() else "tests.doctor.projects"
+    Path("config.yaml").write_text(text.replace("tests.test_projects.Lit", f"{home}.{name}"))
+    return "config.yaml"
+
+
+def trained(callbacks=""):
+    """A configuration and a checkpoint of its run."""
+    project = read_project(config(callbacks=callbacks))
+    project.trainer.fit(project.module, project.data)
+    project.trainer.save_checkpoint("last.ckpt")
+    return project
+
+
+def error_of(*arguments):
+    with pytest.raises(SystemExit) as end:
+        main([*map(str, arguments)])
+    assert str(end.value.code).startswith(f"lightning-transfer {arguments[0]}: ")
+    return end.value.code
+
+
+def in_another_process(*arguments):
+    line = [sys.executable, "-W", "ignore", "-m", "lightning_transfer", *map(str, arguments)]
+    root = str(Path(__file__).parents[1])
+    return subprocess.run(line, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, check=False)
+
+
+def test_advice_is_printed_and_a_training_is_as_long_as_the_file_says(capsys):
+    main(["advise", config("Clean"), "--minutes", "5"])
+    text = capsys.readouterr().out
+    assert "40 labelled images, 5 classes" in text
+    assert " of 8 steps (2 passes;" in text  # 32 images in batches of 8, two epochs
+    table = text.partition("verdict\n")[2].partition("\n\n")[0].splitlines()
+    assert {line.partition("  ")[0] for line in table} == {"gated transfer", "AdaFilter", "LP-FT", "linear probe"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "lengths"),
+    [
+        ({}, {"max_epochs": 2, "max_steps": -1}),
+        ({"max_epochs: 2": "max_epochs: null"}, {"max_steps": -1}),  # not Lightning's own 1000 epochs
+        ({"max_epochs: 2": "max_steps: 7"}, {"max_steps": 7}),
+    ],
+)
+def test_advice_is_asked_for_with_what_the_file_says(changes, lengths, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(command, "advise", lambda module, data, **options: asked.update(options, data=data))
+    main(["advise", config("Clean", CALLBACKS, **changes), "--steps", "3", "--minutes", "9", "--head", "model.fc"])
+    assert type(asked["data"]) is projects.Images
+    assert type(asked["source"].dataset) is Source
+    assert {name: asked[name] for name in ("steps", "minutes", "head")} == {
+        "steps": 3,
+        "minutes": 9,
+        "head": "model.fc",
+    }
+    like = {"accelerator": "cpu", "devices": 1, "gradient_clip_val": 0.5, **lengths}
+    assert like.items() <= asked["trainer"].items()
+    assert len({"max_epochs", "max_steps"} & asked["trainer"].keys()) == len(lengths)
+
+
+def test_advice_on_a_module_that_loads_its_images(capsys):
+    data = "data: {class_path: tests.doctor.projects.Images}"
+    main(["advise", config("Own", **{data: ""}), "--steps", "1"])
+    assert "40 labelled images" in capsys.readouterr().out
+
+
+def test_what_trials_cannot_run_with_is_refused():
+    text = error_of("advise", config("Clean", **{"max_epochs: 2": "fast_dev_run: true"}))
+    assert "fast_dev_run" in text
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Two small networks of timm's, in folders, by the names that timm loads them by."""
+    place = tmp_path_factory.mktemp("networks")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        each = {
+            name: lt.export(timm.create_model(name, num_classes=3), place / name)
+            for name in ("test_resnet", "test_vit")
+        }
+    return [f"local-dir:{path}" for path in each.values()]
+
+
+def pictures(folder):
+    generator = torch.Generator().manual_seed(0)
+    for index in range(12):
+        pixels = (torch.rand(20, 24, 3, generator=generator) * 128 + 100 * (index % 2)).byte()
+        (folder / "images" / f"class{index % 2}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(folder / "images" / f"class{index % 2}" / f"{index}.png")
+    return folder / "images"
+
+
+def test_a_ranking_is_that_of_the_function(networks, folder, capsys):
+    images = pictures(folder)
+    main(["rank", *networks, "--data", str(images), "--cache", "features", "--batch-size", "5"])
+    shown = capsys.readouterr().out
+    expected = lt.rank_networks(networks, ImageFolder(images))
+    assert "12 images, 2 classes" in shown
+    for row in expected.rows:
+        (line,) = [line for line in shown.splitlines() if line.startswith(f"{row.name}  ")]
+        assert row.cells(is_best=row.name == expected.best)[1] in line
+    assert len([*Path("features").iterdir()]) == 2
+
+
+def test_images_may_be_those_of_a_configuration(networks, capsys):
+    from tests.doctor.projects import Images
+
+    main(["rank", networks[0], "--data", config("Clean", **{"doctor.projects.Images": "test_projects.Between0And1"})])
+    assert f"{len(Images().train)} images, 5 classes" in capsys.readouterr().out
+
+
+class Between0And1(projects.Images):
+    """Pictures that are not normalised."""
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader([(image.sigmoid(), label) for image, label in self.train], batch_size=8)
+
+
+@pytest.mark.parametrize("tail", [(), ("--classes", "a", "b", "c", "d", "e")])
+def test_a_checkpoint_is_exported_with_a_card_of_its_callbacks(tail, capsys):
+    project = trained(CALLBACKS)
+    capsys.readouterr()
+    main(["export", "config.yaml", "last.ckpt", "mine", *tail])
+    assert capsys.readouterr().out == "mine\n"
+    weights, expected = load_file("mine/model.safetensors"), project.module.model.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    card = Path("mine/README.md").read_text()
+    for part in ("- SoftFinetuning(", "weight/start=0.5", "- ProbeStart(", "10 steps, 2 epochs."):
+        assert part in card
+    assert ("a, b, c, d, e" in card) == bool(tail)
+    assert timm.create_model("local-dir:mine", pretrained=True).num_classes == shapes.CLASSES
+
+
+def test_a_callback_that_the_checkpoint_is_not_of_is_not_on_its_card():
+    trained()
+    main(["export", config(callbacks=CALLBACKS), "last.ckpt", "mine"])
+    assert "SoftFinetuning" not in Path("mine/README.md").read_text()
+
+
+def test_weights_alone_are_exported_without_a_word_of_a_run():
+    config(callbacks=CALLBACKS)
+    torch.save({"state_dict": Lit().state_dict()}, "weights.ckpt")
+    main(["export", "config.yaml", "weights.ckpt", "mine"])
+    assert "## Training" not in Path("mine/README.md").read_text()
+
+
+def test_an_export_needs_neither_the_data_nor_the_devices_of_the_run():
+    trained()
+    text = Path("config.yaml").read_text()
+    elsewhere = text.replace("accelerator: cpu", "accelerator: tpu").replace("projects.Images", "projects.Nowhere")
+    Path("config.yaml").write_text(elsewhere)
+    main(["export", "config.yaml", "last.ckpt", "mine"])
+    assert Path("mine/model.safetensors").exists()
+
+
+def test_what_cannot_be_exported_is_one_message():
+    trained(GATED)
+    assert "layers of GatedTransfer" in error_of("export", "config.yaml", "last.ckpt", "mine")
+    assert "does not fit the OneTooMany" in error_of("export", config("OneTooMany"), "last.ckpt", "mine")
+    torch.save({"state_dict": {}, "hyper_parameters": {"path": Path("x")}}, "holds.ckpt")
+    assert "pass --trusted; this runs" in error_of("export", "config.yaml", "holds.ckpt", "mine")
+    assert "does not fit" in error_of("export", "config.yaml", "holds.ckpt", "mine", "--trusted")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"max_epochs": "max_epoch"}, "config.yaml: Group 'trainer' does not accept option 'max_epoch'"),
+        ({"projects.Images": "projects.Imagez"}, "has no attribute 'Imagez'"),
+        ({"model:": "model: ["}, "Expected a file of LightningCLI"),
+        ({"accelerator: cpu": "accelerator: abacus"}, "abacus"),
+    ],
+)
+@pytest.mark.parametrize("name", ["advise", "doctor", "rank"])
+def test_a_file_that_does_not_make_a_project_is_one_message(name, changes, said):
+    path = config("Clean", **changes)
+    assert said in error_of(*(["rank", "net", "--data", path] if name == "rank" else [name, path]))
+
+
+def test_folders_and_names_that_are_not_known_are_one_message(networks, folder):
+    pictures(folder)
+    assert "Expected a folder of images for each class" in error_of(
+        "rank", networks[0], "--data", folder / "images/class0"
+    )
+    assert "timm has no model 'resnet5'" in error_of("rank", "resnet5", "--data", folder / "images")
+    assert "--data" not in error_of("rank", "local-dir:nowhere", "--data", folder / "images")
+    assert "Expected a file of LightningCLI" in error_of("rank", networks[0], "--data", folder / "nowhere.yaml")
+
+
+def test_an_error_of_the_project_is_one_message_that_says_where():
+    ended = in_another_process("advise", config("WrongShape"), "--steps", "1")
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if "lightning-transfer advise: " in line]
+    assert "RuntimeError: mat1 and mat2 shapes cannot be multiplied" in line
+    assert "tests/doctor/projects.py, line " in line
+    assert "This happened in plain fine-tuning" in ended.stderr
+
+
+def test_an_interrupt_is_not_a_traceback(monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "read_project", interrupt)
+    with pytest.raises(SystemExit) as end:
+        main(["advise", "config.yaml"])
+    assert end.value.code == 130
