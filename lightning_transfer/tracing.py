@@ -220,8 +220,10 @@ def is_run_again() -> bool:
 
 def as_taken(images: Tensor, module: nn.Module) -> Tensor:
     """Return images of float64, as numpy makes them, in the type of the module's numbers, as a joint pass has them."""
+    if images.dtype != torch.float64:
+        return images
     types = {param.dtype for param in module.parameters() if param.is_floating_point()}
-    return images.to(types.pop()) if images.dtype == torch.float64 and len(types) == 1 else images
+    return images.to(types.pop()) if len(types) == 1 else images
 
 
 def forget_graphs(module: nn.Module) -> None:

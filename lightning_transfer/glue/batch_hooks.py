@@ -61,7 +61,7 @@ def check_unmixed(were_set: dict[str, Any], batches: Any, num_images: int) -> No
     Raises:
         TransferConfigError: a hook stored such values; the message shows the option to pass.
     """
-    if num_images < 2:
+    if num_images < 2 or not were_set:
         return
     known = {_memory(leaf) for leaf in tree_leaves(batches) if isinstance(leaf, Tensor)}
     for name, value in were_set.items():

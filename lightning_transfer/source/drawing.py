@@ -123,9 +123,8 @@ class Drawing:
             )
         elif found != self._first:
             order = Shuffled(self.source.num_images, self.source.seed)
-            others = [
-                order(place) for place, (now, then) in enumerate(zip(found, self._first, strict=True)) if now != then
-            ]
+            drawn = order(range(len(found)))
+            others = [index for index, now, then in zip(drawn, found, self._first, strict=True) if now != then]
             raise TransferConfigError(
                 f"The source has changed since this run began, or is in another order: samples {others} differ now. "
                 f"Pass the same images in the same order. {BEGIN_ANEW}"

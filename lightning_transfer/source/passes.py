@@ -3,6 +3,7 @@
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -267,10 +268,13 @@ class SourcePass:
             )
         return None if features is None else self._checked(features)
 
+    @cached_property
+    def _width(self) -> int:
+        return in_width(self.head.module)
+
     def _checked(self, features: Tensor) -> Tensor:
         """Return features that the head can take; pictures of one pixel are flattened, as the user's code does."""
-        width = in_width(self.head.module)
-        if isinstance(self.head.module, nn.Linear) and features.shape[1:].numel() == features.shape[1] == width:
+        if isinstance(self.head.module, nn.Linear) and features.shape[1:].numel() == features.shape[1] == self._width:
             features = features.flatten(1)
         is_picture = features.shape[2:].numel() > 1 and not is_pooling(self.head.module)
         if is_picture and isinstance(self.head.module, nn.Conv2d | nn.Sequential):
@@ -279,10 +283,11 @@ class SourcePass:
                 "a picture. Expected one row for each image: name the part that includes the pooling, head='...', or "
                 "pool before the head."
             )
-        if width not in features.shape[1:]:
+        if self._width not in features.shape[1:]:
             raise TransferConfigError(
                 f"Source features of shape {tuple(features.shape)} do not fit the head {self.head.path!r}, which takes "
-                f"{width} features. Use forward='separate', or SourceTask(forward=lambda module, images: features)."
+                f"{self._width} features. Use forward='separate', or SourceTask(forward=lambda module, images: "
+                "features)."
             )
         return features
 

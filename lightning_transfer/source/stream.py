@@ -12,7 +12,7 @@ from lightning_transfer.datasets import collate, load
 from lightning_transfer.randomness import seed_of, seeded
 from lightning_transfer.source.task import SourceTask
 
-Key = tuple[int, int]  # (position in the endless order, index in the dataset)
+Key = tuple[int, list[int]]  # of a batch: its first position in the endless order, its indices in the dataset
 
 
 class SourceBatch(NamedTuple):
@@ -27,7 +27,7 @@ class SourceBatch(NamedTuple):
     samples: Any
 
 
-Order = Callable[[int], int]  # the dataset's index at a position of an endless order
+Order = Callable[[range], list[int]]  # the dataset's indices at positions of an endless order
 
 
 class SourceStream:
@@ -43,7 +43,7 @@ class SourceStream:
         batch_size: images in each batch of a rank.
         rank: number of this process.
         num_ranks: how many processes share the stream.
-        order: returns the sample at a position; by default one permutation after the other.
+        order: returns the samples at positions; by default one permutation after the other.
 
     Example:
         >>> data = torch.utils.data.TensorDataset(torch.arange(4.0), torch.arange(4))
@@ -99,11 +99,11 @@ class _Keys:
     def __init__(self, stream: SourceStream) -> None:
         self.stream = stream
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[Key]:
         stream = self.stream
         start = stream.position + stream.rank * stream.batch_size
         while True:
-            yield [(position, stream.order(position)) for position in range(start, start + stream.batch_size)]
+            yield start, stream.order(range(start, start + stream.batch_size))
             start += stream.batch_size * stream.num_ranks
 
 
@@ -119,10 +119,26 @@ class Shuffled:
         self.num_samples = num_samples
         self.seed = seed
 
-    def __call__(self, position: int) -> int:
-        """Return the sample at a position."""
-        turn, offset = divmod(position, self.num_samples)
-        return int(permutation(self.num_samples, self.seed, turn)[offset])
+    def __call__(self, positions: range) -> list[int]:
+        """Return the samples at positions."""
+        found: list[int] = []
+        for turn, part in in_turns(positions, self.num_samples):
+            found += permutation(self.num_samples, self.seed, turn)[part].tolist()
+        return found
+
+
+def in_turns(positions: range, length: int) -> Iterator[tuple[int, slice]]:
+    """Yield the turns that positions of an endless order are in, each with its part.
+
+    >>> [*in_turns(range(3, 9), 4)]
+    [(0, slice(3, 4, None)), (1, slice(0, 4, None)), (2, slice(0, 1, None))]
+    """
+    position = positions.start
+    while position < positions.stop:
+        turn, offset = divmod(position, length)
+        end = min(length, offset + positions.stop - position)
+        yield turn, slice(offset, end)
+        position += end - offset
 
 
 @lru_cache(maxsize=4)
@@ -137,9 +153,10 @@ class _Reproducible(Dataset[SourceBatch]):
     def __init__(self, source: SourceTask) -> None:
         self.dataset, self.seed = source.dataset, source.seed  # only what a worker process needs
 
-    def __getitems__(self, keys: list[Key]) -> list[tuple[int, Any]]:
-        with seeded(self.seed, keys[0][0]):
-            return [(index, load(self.dataset, index, of="source")) for _, index in keys]
+    def __getitems__(self, key: Key) -> list[tuple[int, Any]]:
+        position, indices = key
+        with seeded(self.seed, position):
+            return [(index, load(self.dataset, index, of="source")) for index in indices]
 
 
 def _collate(samples: list[tuple[int, Any]]) -> SourceBatch:

@@ -268,6 +268,10 @@ class SourceTask:
                 f"Source labels have shape {tuple(given.shape)} and type {given.dtype}; cross_entropy takes class "
                 f"indices, (batch,) of integers. {hint} For another loss pass SourceTask(loss=)."
             )
+        if pending is None:
+            least, most = (int(label) for label in labels.aminmax())
+            if least >= 0 and most < num_classes:
+                return labels
         wrong = (labels < 0) | (labels >= num_classes)
 
         def error(labels: Tensor) -> TransferConfigError:
@@ -281,10 +285,9 @@ class SourceTask:
                 f"{num_classes - 1}. Drop unlabelled samples{fix}"
             )
 
-        if pending is not None:
-            pending.refuse(wrong.any(), error, lambda: labels)
-        elif wrong.any():
+        if pending is None:
             raise error(labels)
+        pending.refuse(wrong.any(), error, lambda: labels)
         return labels.clamp(0, num_classes - 1)  # on a GPU cross_entropy of an unknown label ends the process
 
     def check_all_labels(self, num_classes: int) -> None:

@@ -87,9 +87,12 @@ def test_borrowed_images_are_neighbors_of_each_target_image_in_turn(data, seed):
     owners = np.repeat(np.arange(len(counts)), counts)
     turn = sum(often for count, often in zip(counts, times, strict=True) if count)
     for start in (0, 3 * turn):
-        found = [owners[order(position) - 100] for position in range(start, start + turn)]
+        found = owners[np.array(order(range(start, start + turn))) - 100]
         wanted = [often if count else 0 for count, often in zip(counts, times, strict=True)]
         assert np.bincount(found, minlength=len(counts)).tolist() == wanted
-    positions = data.draw(st.lists(st.integers(0, 10**9), max_size=5))
+    starts = data.draw(st.lists(st.integers(0, 10**9), max_size=5))
     again = NeighborOrder(pool, torch.tensor(counts), torch.tensor(times), seed)
-    assert [order(position) for position in positions] == [again(position) for position in reversed(positions)][::-1]
+    batches = [order(range(start, start + turn + 2)) for start in starts]
+    assert batches == [again(range(start, start + turn + 2)) for start in reversed(starts)][::-1]
+    for start, batch in zip(starts, batches, strict=True):  # in a batch or one by one
+        assert batch == [image for place in range(start, start + turn + 2) for image in again(range(place, place + 1))]

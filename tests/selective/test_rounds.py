@@ -18,6 +18,7 @@ from lightning_transfer.methods.selective.selection import Selection
 from tests import toys
 from tests.methods import SelectiveByHand, borrowed, toy_bank
 from tests.reference import rounds as by_hand
+from tests.reference.twister import Twister
 from tests.toys import LitToy, Recorder, SaveEveryStep, StatefulLoader, assert_same, fit, weights
 
 ALWAYS = lt.Schedule(1.0, 1.0)
@@ -333,7 +334,7 @@ def order_of(counts, *, seed=0, times=None):
 
 def test_one_neighbor_of_every_target_image_a_turn():
     order = order_of([3, 1, 5, 2, 4])
-    turns = [[order(position) // 100 for position in range(5 * turn, 5 * turn + 5)] for turn in range(40)]
+    turns = [[image // 100 for image in order(range(5 * turn, 5 * turn + 5))] for turn in range(40)]
     assert all(sorted(turn) == [0, 1, 2, 3, 4] for turn in turns)
     assert len({*map(tuple, turns)}) > 20  # in another order every time round
 
@@ -342,7 +343,7 @@ def test_one_neighbor_of_every_target_image_a_turn():
 def test_neighbors_are_drawn_uniformly_and_independently(seed):
     num_targets, count, num_turns = 20, 5, 400
     order = order_of([count] * num_targets, seed=seed)
-    drawn = np.array([order(position) for position in range(num_targets * num_turns)])
+    drawn = np.array(order(range(num_targets * num_turns)))
     target, place = drawn // 100, drawn % 100
     table = np.zeros((num_targets, count))
     np.add.at(table, (target, place), 1)
@@ -358,18 +359,31 @@ def test_neighbors_are_drawn_uniformly_and_independently(seed):
 
 
 def test_an_order_is_a_function_of_seed_and_position():
-    order, forwards = order_of([3, 1, 5]), [order_of([3, 1, 5])(position) for position in range(60)]
-    backwards = [order(position) for position in reversed(range(60))]
-    assert backwards[::-1] == forwards
+    order, forwards = order_of([3, 1, 5]), order_of([3, 1, 5])(range(60))
+    backwards = [order(range(position, position + 1)) for position in reversed(range(60))]
+    assert [image for batch in reversed(backwards) for image in batch] == forwards
     torch.manual_seed(9)
-    assert [order(position) for position in range(60)] == forwards
-    assert [order_of([3, 1, 5], seed=1)(position) for position in range(60)] != forwards
+    assert order(range(60)) == forwards
+    assert order_of([3, 1, 5], seed=1)(range(60)) != forwards
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 40])
+def test_an_order_is_that_of_an_independent_generator(size):
+    counts, times, found, wanted = [3, 0, 5, 2], [1, 2, 3, 1], [], []
+    images, order = [0, 2, 2, 2, 3], order_of(counts, seed=11, times=times)
+    for start in range(0, 80, size):
+        found += order(range(start, start + size))
+    for turn in range(-(-len(found) // 5)):
+        twister = Twister(11, turn)
+        targets = [images[place] for place in twister.permutation(5)]
+        draws = zip(targets, twister.doubles(5), strict=True)
+        wanted += [100 * image + int(draw * counts[image]) for image, draw in draws]
+    assert found == wanted[: len(found)]
 
 
 def test_a_longer_list_moves_no_other_target_image():
     before, after = order_of([4, 4, 4, 4]), order_of([4, 20, 4, 12])
-    for position in range(80):
-        one, other = before(position), after(position)
+    for one, other in zip(before(range(80)), after(range(80)), strict=True):
         assert one // 100 == other // 100
         assert one == other or one // 100 in (1, 3)
 
@@ -377,7 +391,7 @@ def test_a_longer_list_moves_no_other_target_image():
 def test_target_images_without_neighbors_are_passed_over_and_hard_ones_come_again():
     order = order_of([3, 0, 2, 5], times=[1, 4, 2, 5])
     for turn in range(10):
-        drawn = [order(position) // 100 for position in range(8 * turn, 8 * turn + 8)]
+        drawn = [image // 100 for image in order(range(8 * turn, 8 * turn + 8))]
         assert sorted(drawn) == [0, 2, 2, 3, 3, 3, 3, 3]
 
 

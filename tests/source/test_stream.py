@@ -9,6 +9,7 @@ import torch
 import lightning_transfer as lt
 from lightning_transfer.source.stream import SourceStream
 from tests import toys
+from tests.reference.twister import Twister
 
 
 def stream(num=10, *, batch_size=4, rank=0, num_ranks=1, data=None, **options):
@@ -22,6 +23,38 @@ def draw(source, batches):
 
 def flat(batches):
     return [index for batch in batches for index in batch]
+
+
+class Drawn(torch.utils.data.Dataset):
+    """A sample is its index and a number from each generator that augmentations use."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return (index, torch.rand(()), np.random.rand(), random.random()), 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("batch_size", "rank", "num_ranks"), [(3, 0, 1), (2, 1, 3), (13, 0, 1)])
+def test_images_and_augmentation_are_those_of_an_independent_generator(batch_size, rank, num_ranks, workers):
+    """Within a turn, over its end, and over more than two turns."""
+    seed, passes = 2**35 + 1, {}
+    found = stream(data=Drawn(), batch_size=batch_size, rank=rank, num_ranks=num_ranks, num_workers=workers, seed=seed)
+    found.seek(4)
+    for start in range(4 + rank * batch_size, 60, batch_size * num_ranks):
+        batch, own, words = found.next_batch(), Twister(seed, start), Twister(seed, start).words
+        others = random.Random(own.value)
+        pixels = [numbers.tolist() for numbers in batch.samples[0]]
+        for position in range(start, start + batch_size):
+            turn = position // 5
+            passes.setdefault(turn, Twister(seed, turn).permutation(5))
+        wanted = [passes[position // 5][position % 5] for position in range(start, start + batch_size)]
+        assert batch.indices.tolist() == pixels[0] == wanted
+        assert pixels[1] == own.floats(batch_size)
+        assert pixels[2] == words.rand(batch_size).tolist()
+        assert pixels[3] == [others.random() for _ in range(batch_size)]
+    found.close()
 
 
 def test_every_pass_is_another_permutation_of_all_images():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_transfer.randomness import seed_of
+from lightning_transfer.source.stream import in_turns
 
 
 class NeighborOrder:
@@ -28,12 +29,15 @@ class NeighborOrder:
         self.turns = torch.arange(len(counts)).repeat_interleave(torch.where(counts > 0, times, 0))
         self.seed = seed
 
-    def __call__(self, position: int) -> int:
-        """Return the source image at a position of the endless order."""
-        turn, offset = divmod(position, len(self.turns))
-        order, draws = _turn(len(self.turns), self.seed, turn)
-        target = self.turns[order[offset]]
-        return int(self.pool[self.starts[target] + int(draws[offset] * self.counts[target])])
+    def __call__(self, positions: range) -> list[int]:
+        """Return the source images at positions of the endless order."""
+        found: list[int] = []
+        for turn, part in in_turns(positions, len(self.turns)):
+            order, draws = _turn(len(self.turns), self.seed, turn)
+            targets = self.turns[order[part]]
+            places = self.starts[targets] + (draws[part] * self.counts[targets]).long()
+            found += self.pool[places].tolist()
+        return found
 
 
 @lru_cache(maxsize=4)
