@@ -94,16 +94,16 @@ class SourceStream:
 
 
 class _Keys:
-    """Yields the keys of one rank's batches, from the stream's position on."""
+    """Yields the key of each of one rank's batches, from the stream's position on."""
 
     def __init__(self, stream: SourceStream) -> None:
         self.stream = stream
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[list[Key]]:
         stream = self.stream
         start = stream.position + stream.rank * stream.batch_size
         while True:
-            yield start, stream.order(range(start, start + stream.batch_size))
+            yield [(start, stream.order(range(start, start + stream.batch_size)))]
             start += stream.batch_size * stream.num_ranks
 
 
@@ -153,8 +153,8 @@ class _Reproducible(Dataset[SourceBatch]):
     def __init__(self, source: SourceTask) -> None:
         self.dataset, self.seed = source.dataset, source.seed  # only what a worker process needs
 
-    def __getitems__(self, key: Key) -> list[tuple[int, Any]]:
-        position, indices = key
+    def __getitems__(self, keys: list[Key]) -> list[tuple[int, Any]]:
+        ((position, indices),) = keys
         with seeded(self.seed, position):
             return [(index, load(self.dataset, index, of="source")) for index in indices]
 

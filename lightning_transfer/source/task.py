@@ -268,10 +268,8 @@ class SourceTask:
                 f"Source labels have shape {tuple(given.shape)} and type {given.dtype}; cross_entropy takes class "
                 f"indices, (batch,) of integers. {hint} For another loss pass SourceTask(loss=)."
             )
-        if pending is None:
-            least, most = (int(label) for label in labels.aminmax())
-            if least >= 0 and most < num_classes:
-                return labels
+        if pending is None and int(labels.min()) >= 0 and int(labels.max()) < num_classes:
+            return labels
         wrong = (labels < 0) | (labels >= num_classes)
 
         def error(labels: Tensor) -> TransferConfigError:
