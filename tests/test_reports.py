@@ -176,7 +176,9 @@ def test_what_does_not_fit_is_refused(tmp_path, changes, message):
 def test_gate_map_counts_open_gates_by_layer_and_class(tmp_path):
     net = gated_chain().eval()
     loader = [batch(seed) for seed in (3, 4)]
-    found = lt.reports.gate_map(net, loader, tmp_path / "gates.png", class_names=["a", "b", "c"])
+    axes = lt.reports.gate_map(net, loader, tmp_path / "gates.png", class_names=["a", "b", "c"]).axes
+    layers, means = [tick.get_text() for tick in axes[1].get_xticklabels()], axes[0].lines[0].get_ydata() / 100
+    found = dict(zip(layers, means, strict=True))
     expected, by_class = dict.fromkeys(found, 0.0), {label: [] for label in range(3)}
     for images, labels in loader:
         for image, label in zip(images, labels.tolist(), strict=True):

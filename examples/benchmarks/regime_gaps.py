@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 import torch
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             network = with_new_head(given, seed=seed, from_probe=False)
             images = Photos(given.draw.train.pixels, given.draw.train.targets, augmented=True)
             callback = lt.SoftFinetuning(given.task())  # measures by default
-            often = {"max_steps": 1, "log_every_n_steps": 1}
+            often: dict[str, Any] = {"max_steps": 1, "log_every_n_steps": 1}
             trainer = L.Trainer(accelerator=plan.device, devices=1, callbacks=[callback], **often, **QUIET)
             trainer.fit(Tuning(network, Rates(0.01, 1.0)), DataLoader(images, BATCH, shuffle=True))
             gaps.setdefault(name, []).append(round(float(trainer.callback_metrics["transfer/domain_gap"]), 3))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.reports.curves import empty_figure, printable, save_figure
 from lightning_transfer.tracing import evaluating, images_and_labels
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 HEIGHT = 200  # rows that a layer is drawn with, for any number of filters
 NAMED = 40  # the most layers or classes that can be named side by side
 SHADES = "RdYlBu_r"  # frozen is cold, tuned is warm
@@ -22,7 +25,7 @@ Shares = NDArray[np.float64]
 
 def gate_map(
     module: nn.Module, loader: Iterable[Any], path: str | os.PathLike[str], *, class_names: Sequence[str] | None = None
-) -> dict[str, float]:
+) -> "Figure":
     """Draw how often each filter of an AdaFilter network is the tuned one.
 
     The upper part shows every layer's filters, the most tuned ones first, and each layer's mean; the lower part shows
@@ -35,7 +38,7 @@ def gate_map(
         class_names: of the labels; by default their numbers.
 
     Returns:
-        Each layer's share of tuned filters, in the order of the network.
+        The figure that was written.
 
     Raises:
         TransferConfigError: the network is not gated, its gates do not learn, the loader is empty, or matplotlib is
@@ -48,8 +51,9 @@ def gate_map(
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3), *flat)
         >>> report = apply_adafilter(network)
         >>> loader = [(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 1, 0]))]
-        >>> list(gate_map(network, loader, pathlib.Path(tempfile.mkdtemp(), "gates.png")))
-        ['1']
+        >>> figure = gate_map(network, loader, pathlib.Path(tempfile.mkdtemp(), "gates.png"))
+        >>> figure.axes[0].get_title(loc="left")
+        'How often each filter is the tuned one'
     """
     gates = next((child for child in module.modules() if hasattr(child, "last_gates")), None)
     if gates is None:
@@ -67,8 +71,7 @@ def gate_map(
             f"class_names has {len(class_names)} names, but labels go up to {len(counts) - 1}. Pass one for each class."
         )
     names = [printable(label if class_names is None else class_names[label]) for label in seen.tolist()]
-    save_figure(_draw(totals, of_class, names), path)
-    return {name: float(shares.mean()) for name, shares in totals.items()}
+    return save_figure(_draw(totals, of_class, names), path)
 
 
 def _count(module: nn.Module, gates: Any, loader: Iterable[Any]) -> tuple[dict[str, Shares], NDArray[np.int64]]:
@@ -96,7 +99,7 @@ def _count(module: nn.Module, gates: Any, loader: Iterable[Any]) -> tuple[dict[s
     return {name: rows.double().numpy() for name, rows in sums.items()}, counts.numpy()
 
 
-def _draw(totals: Mapping[str, Shares], of_class: Shares, class_names: Sequence[str]) -> Any:
+def _draw(totals: Mapping[str, Shares], of_class: Shares, class_names: Sequence[str]) -> "Figure":
     """Return the page."""
     layers, means = list(totals), np.array([shares.mean() for shares in totals.values()])
     is_named = len(class_names) <= NAMED

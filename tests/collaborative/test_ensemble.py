@@ -324,3 +324,15 @@ def test_a_network_that_gives_more_than_logits_in_training_is_named():
         fit(LitToy(), [lt.CollaborativeFinetuning([Two()])])
     with pytest.raises(lt.TransferConfigError, match=r"timm has no model 'resnet10x'\. Did you mean"):
         fit(LitToy(), [lt.CollaborativeFinetuning(["resnet10x"])])
+
+
+def test_removal_measures_all_networks_before_and_the_kept_one_after():
+    module = LitToy()
+    apply_collaborative(module, [toys.OtherNet()])
+    own, other = (module.model.member(name).eval() for name in module.model.names)
+    images = [3 * torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    loader = [(some, other(some).argmax(1)) for some in images]
+    both = sum(int(((own(some) + other(some)).argmax(1) == labels).sum()) for some, labels in loader) / 24
+    removal = remove_collaborative(module, "source1", loader=loader)
+    assert (removal.accuracy_before, removal.accuracy_after) == (both, 1.0)
+    assert both < 1

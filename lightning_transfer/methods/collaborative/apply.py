@@ -1,6 +1,8 @@
 """Put other networks beside a module's own, and remove them again."""
 
+from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -11,8 +13,8 @@ from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemb
 from lightning_transfer.methods.collaborative.together import Frozen, Together
 from lightning_transfer.networks import find_network
 from lightning_transfer.roles import Head, find_head, has_forward, in_width, out_width
-from lightning_transfer.surgery import Structure, SurgeryReport, find_all, is_ours, replace_modules
-from lightning_transfer.tracing import trace
+from lightning_transfer.surgery import Removal, Structure, SurgeryReport, find_all, is_ours, replace_modules
+from lightning_transfer.tracing import share_right, trace
 
 
 def apply_collaborative(
@@ -129,12 +131,16 @@ def ensemble_of(module: nn.Module) -> CollaborativeEnsemble:
     return next(iter(find_all(module, CollaborativeEnsemble).values()))
 
 
-def remove_collaborative(module: nn.Module, keep: str = OWN) -> None:
+def remove_collaborative(module: nn.Module, keep: str = OWN, *, loader: Iterable[Any] | None = None) -> Removal:
     """Put one network, as it was trained and with nothing of it frozen, back in the place of the ensemble.
 
     Args:
         module: holds the ensemble.
         keep: name of the network, or "best": the most accurate one in the last validation.
+        loader: batches of (images, labels), to measure what that costs.
+
+    Returns:
+        Accuracies on the loader, of all networks together before and of the one that is kept after.
 
     Raises:
         TransferConfigError: the module holds no ensemble, or no network has this name.
@@ -144,6 +150,7 @@ def remove_collaborative(module: nn.Module, keep: str = OWN) -> None:
         >>> module = nn.ModuleDict({"net": flat()})
         >>> report = apply_collaborative(module, {"places": flat()}, backbone="net")
         >>> remove_collaborative(module, keep="places")
+        Removal(accuracy_before=None, accuracy_after=None)
         >>> type(module["net"]).__name__
         'Sequential'
     """
@@ -151,4 +158,6 @@ def remove_collaborative(module: nn.Module, keep: str = OWN) -> None:
     if found is None:
         raise TransferConfigError(f"{type(module).__name__} holds no ensemble: there is nothing to remove.")
     path, ensemble = found
-    replace_modules(module, {path: ensemble.alone(ensemble.best if keep == "best" else keep)})
+    before, alone = share_right(module, loader), ensemble.alone(ensemble.best if keep == "best" else keep)
+    replace_modules(module, {path: alone})
+    return Removal(before, share_right(module, loader))

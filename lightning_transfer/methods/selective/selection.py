@@ -5,7 +5,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -13,6 +13,9 @@ from torch.utils.data import Dataset
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
 from lightning_transfer.methods.selective.pictures import Pictures, for_display
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = "1"  # of the file; raised when old code could not read a new file
 TENSORS = ("indices", "distances", "target_labels", "source_labels", "duplicates", "dropped", "unreadable")
@@ -117,7 +120,7 @@ class Selection:
         source: Dataset[Any] | None = None,
         target_names: Any = None,
         source_names: Any = None,
-    ) -> Any:
+    ) -> "Figure":
         """Draw a page: target images with the images they borrow, the most borrowed images, and the classes used.
 
         Args:
