@@ -43,6 +43,16 @@ def users_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, child) for name, child in module.named_modules() if not f"{name}.".startswith(ours))
 
 
+def parameters_before(module: nn.Module, head_path: str) -> Iterator[nn.Parameter]:
+    """Yield the parameters of the user's network outside its head."""
+    return (
+        param
+        for name, child in users_modules(module)
+        if not f"{name}.".startswith(f"{head_path}.")
+        for param in child.parameters(recurse=False)
+    )
+
+
 def linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the layers in `module`, itself included, that can end a classifier: Linears, and a head's convolutions."""
     for name, child in users_modules(module):

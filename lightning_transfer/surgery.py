@@ -1,5 +1,6 @@
 """Replace layers of a user's network, all or none, and find them again later."""
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -65,6 +66,16 @@ def replace_modules(network: nn.Module, replacements: Mapping[str, nn.Module]) -
     places = [(network.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in replacements]
     for (parent, name), module in zip(places, replacements.values(), strict=True):
         setattr(parent, name, module)
+
+
+def as_buffers(module: M, *, persistent: bool = True) -> M:
+    """Return a copy without parameters, so that neither an optimizer nor code that unfreezes layers trains it."""
+    twin = copy.deepcopy(module)
+    for layer in twin.modules():
+        for name, param in [*layer.named_parameters(recurse=False)]:
+            delattr(layer, name)
+            layer.register_buffer(name, param.detach(), persistent=persistent)
+    return twin
 
 
 def find_all(module: nn.Module, kind: type[M]) -> dict[str, M]:

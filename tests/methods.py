@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 
 import lightning_transfer as lt
+from examples.your_own_method.delta import DELTA
+from examples.your_own_method.l2_sp import L2SP
 from tests import toys
-from tests.reference import layers, soft
+from tests.reference import held, layers, soft
 
 
 class SoftByHand(lt.SourceTaskMixin, L.LightningModule):
@@ -36,7 +38,7 @@ class SoftByHand(lt.SourceTaskMixin, L.LightningModule):
     configure_optimizers = toys.ToySteps.configure_optimizers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MethodCase:
     """What the contract suite needs to know about a method.
 
@@ -51,10 +53,13 @@ class MethodCase:
         off: makes the same callback with everything turned off.
         always: makes the same callback with another weight.
         mixin: makes a LightningModule that does the same by hand, or None.
+        monitored: a value that it logs, other in each step.
+        options: some of those that loggers get.
         reference: trains the same network by a hand-written loop.
+        of_weights: whether the term that it adds is of weights alone, not of images.
         plain: takes out of a module what stays in it after a fit.
         other: makes the same callback with options that change layers in another way.
-        head: what the weight of the user's head is called in changed layers, and only there.
+        head: what the weight of the user's head is called, in changed layers.
         load: builds a changed module from a checkpoint.
     """
 
@@ -69,10 +74,17 @@ class MethodCase:
     always: Callable[..., Any]
     mixin: Callable[..., Any] | None
     reference: Callable[..., Any]
+    monitored: str
+    options: dict[str, Any]
+    of_weights: bool = False
     plain: Callable[[Any], object] = lambda module: None
     other: Callable[..., Any] | None = None
-    head: str = ""
+    head: str = "model.fc.weight"
     load: Callable[..., Any] = lt.load_from_checkpoint
+
+    @property
+    def has_mixin(self) -> bool:
+        return self.mixin is not None
 
     def __str__(self) -> str:
         return self.name
@@ -108,6 +120,8 @@ def _soft(forward, mix):
         ),
         mixin=lambda data=None: SoftByHand(_source(data, forward=forward), weight=schedule, mix=mix),
         reference=lambda **run: soft.train(forward=forward, mix=mix, until=UNTIL, **run),
+        monitored="transfer/target_loss",
+        options={"weight/start": 1.0, "weight/until_steps": 5, "source/batch_size": 4, "head": "auto"},
     )
 
 
@@ -152,6 +166,8 @@ def _selective(forward):
             borrow=lt.Borrowing(borrowed(), target=toys.target_data()),
         ),
         reference=lambda **run: soft.train(forward=forward, mix="add", until=UNTIL, **run),
+        monitored="transfer/target_loss",
+        options={"neighbors/k": 6, "neighbors/rounds": 1, "weight/end": 0.0},
     )
 
 
@@ -213,6 +229,8 @@ def _adafilter():
         always=lambda weight, data=None, **_: lt.AdaFilter(**options),
         mixin=lambda data=None: GatedFilters(**options),
         reference=reference,
+        monitored="transfer/tuned",
+        options={"gate_width": 4, "gated": "model.conv", "estimator": "straight_through"},
         plain=lt.functional.remove_adafilter,
         other=lambda: lt.AdaFilter(gated="model.other", gate_width=4),
         head="model.fc.weight",
@@ -242,6 +260,8 @@ def _gated():
         always=lambda weight, data=None, **_: lt.GatedTransfer(**options),
         mixin=lambda data=None: GatedFeatures(**options),
         reference=reference,
+        monitored="transfer/aux_loss",
+        options={"ratio": 2, "tap": "model.bn", "aux_weight": 0.2, "labels": "find_labels"},
         plain=lt.functional.remove_gated_transfer,
         other=lambda: lt.GatedTransfer(head="model.x", ratio=2),
         head="model.fc.head.weight",
@@ -295,10 +315,37 @@ def _collaborative(name="collaborative", place="model", **options):
         always=lambda weight, data=None, **_: lt.CollaborativeFinetuning([toys.OtherNet()], **options),
         mixin=lambda data=None: Collaborating(**options),
         reference=reference,
+        monitored="transfer/disagreement",
+        options={"weight": 0.2, "frozen_layers/source1": 1, "sources/0": "OtherNet"},
         plain=lt.functional.remove_collaborative,
         other=lambda: lt.CollaborativeFinetuning([toys.OtherNet()], **{**options, "frozen_layers": None}),
         head="model.fc.weight".replace(place, f"{place}.members.own.network"),
         load=load,
+    )
+
+
+def _held(name, make, network, of_weights, **options):
+    """A method of examples/your_own_method, which only adds a term of the target's images or of the weights."""
+
+    def reference(dtype=torch.float32, **run):
+        net = network(dtype)
+        return net, layers.train(net, dtype=dtype, **run)
+
+    return MethodCase(
+        name=name,
+        has_source=False,
+        is_joint=False,
+        changes_layers=False,
+        adds_loss=True,
+        tolerance=0.0,
+        callback=lambda data=None, **_: make(**options),
+        off=lambda data=None: make(**{key: 0 if "weight" in key else value for key, value in options.items()}),
+        always=lambda weight, data=None, **_: make(**options),
+        mixin=None,
+        reference=reference,
+        monitored=f"transfer/{name}",
+        options={key: value for key, value in options.items() if "weight" in key},
+        of_weights=of_weights,
     )
 
 
@@ -311,6 +358,8 @@ METHODS = [
     _gated(),
     _collaborative(),
     _collaborative("collaborative-apart", "model.fc", backbone="model.conv"),
+    _held("l2_sp_distance", L2SP, held.Weights, of_weights=True, weight=0.1, head_weight=0.01),
+    _held("delta_loss", DELTA, held.Maps, of_weights=False, layers=["model.bn"], weight=0.01),
 ]
 
 

@@ -13,7 +13,7 @@ from tests.field import table
 ROOT = pathlib.Path(__file__).parents[1]
 README, BENCHMARKS = ROOT / "README.md", ROOT / "examples/benchmarks"
 CARDS = sorted(ROOT.glob("lightning_transfer/methods/*/README.md"))
-GUIDES = sorted(ROOT.glob("examples/guides/*.md"))
+GUIDES = [*sorted(ROOT.glob("examples/guides/*.md")), ROOT / "examples/your_own_method/README.md"]
 PAGES = [README, *CARDS, *GUIDES, *sorted(BENCHMARKS.glob("*.md")), ROOT / "CONTRIBUTING.md"]
 
 

@@ -16,7 +16,7 @@ from lightning_transfer.glue.dispatcher import StepDispatcher
 from lightning_transfer.glue.optimizers import AsBefore
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import Afterwards, Before, StandIn, WithoutHooks
-from lightning_transfer.glue.trainer import check_launcher, check_supported, is_running, log_options, say
+from lightning_transfer.glue.trainer import check_launcher, check_supported, is_running, log_options, named, say
 from lightning_transfer.naming import options_of
 from lightning_transfer.stamps import BEGIN_ANEW, check_stamp, stamp
 from lightning_transfer.surgery import Structure, rebuild
@@ -63,9 +63,13 @@ class TransferCallback(AnyCallback):
     checkpoint holds is changed. The part joins at the same moment. It attaches to the network when the optimizers are
     made, because the user may replace layers until then, and is removed at the end of the fit. Each run has its own
     part, also if only the module is another one. Other Trainers that use the module or this callback do not affect it.
+
+    A method that only adds to the loss writes `make_part`; its constructor checks the options and keeps each as an
+    attribute of the same name, for the loggers. One that changes layers writes `structure`, `change_layers` and
+    `restore_layers` too. The callback is pickled and copied before a fit, so it holds plain options alone.
     """
 
-    mixin: str  # what does the same in manual optimization
+    mixin: str | None = None  # what does the same in manual optimization
     structure: type[Structure] | None = None  # the kind of layer change that it leaves in a network
     part: TransferPart | None = None
     _stand_ins: tuple[StandIn, ...] = ()
@@ -120,14 +124,14 @@ class TransferCallback(AnyCallback):
             if not pl_module.automatic_optimization:
                 raise TransferConfigError(
                     f"{type(pl_module).__name__} uses manual optimization, which {type(self).__name__} does not "
-                    f"support. Use lightning_transfer.{self.mixin}."
+                    f"support. Use {f'lightning_transfer.{self.mixin}' if self.mixin else 'automatic optimization'}."
                 )
         try:
             self._join(trainer, pl_module, stage)
         except TransferConfigError as error:
             if not _is_built_later(pl_module):
                 raise
-            if _named(trainer.callbacks, COPYING_CALLBACKS):
+            if named(trainer.callbacks, COPYING_CALLBACKS):
                 error.add_note("With a callback that copies the module, build the network in __init__.")
                 raise
             self._leave(trainer)
@@ -168,16 +172,16 @@ class TransferCallback(AnyCallback):
     def check_order(self, callbacks: list[Any]) -> None:
         """Refuse callbacks that have to be on the other side of this one in the Trainer's list."""
         name, place, is_layered = type(self).__name__, callbacks.index(self), self.structure is not None
-        for other in _named(callbacks[:place], COPYING_CALLBACKS):
+        for other in named(callbacks[:place], COPYING_CALLBACKS):
             raise TransferConfigError(
                 f"{other} copies the module before {name} has joined it. Put {name} first in callbacks."
             )
-        for other in _named(callbacks[:place], SCHEDULING_CALLBACKS if is_layered else set()):
+        for other in named(callbacks[:place], SCHEDULING_CALLBACKS if is_layered else set()):
             raise TransferConfigError(
                 f"{other} lists the module's parameters before {name} has changed its layers. In callbacks put {name} "
                 f"before {other}."
             )
-        for other in _named(callbacks[place:], PRUNING_CALLBACKS if is_layered else SCHEDULING_CALLBACKS):
+        for other in named(callbacks[place:], PRUNING_CALLBACKS if is_layered else SCHEDULING_CALLBACKS):
             raise TransferConfigError(
                 f"{other} would include parameters that {name} has added. In callbacks put {other} before {name}."
             )
@@ -332,11 +336,6 @@ class TransferCallback(AnyCallback):
             )
         owners = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, TransferCallback)]
         checkpoints.unhide_optimizer_states(owners, checkpoint)
-
-
-def _named(callbacks: list[Any], names: set[str]) -> list[str]:
-    """Return the class names of callbacks that are, or inherit from, one of these classes."""
-    return [type(one).__name__ for one in callbacks if names & {cls.__name__ for cls in type(one).__mro__}]
 
 
 def _is_built_later(module: Any) -> bool:

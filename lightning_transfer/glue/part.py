@@ -5,20 +5,37 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import EXTRA, check_options
-from lightning_transfer.glue.trainer import Weakly
-from lightning_transfer.pending import PendingChecks
+from lightning_transfer.glue.trainer import Weakly, is_log_due, log
+from lightning_transfer.pending import PendingChecks, when
 
 
 class TransferPart(nn.Module, ABC):
-    """Holds a method's own modules and adds a term to the loss; abstract."""
+    """Holds a method's own modules and adds a term to the loss; abstract.
+
+    A part is made in `setup`, before a checkpoint is loaded, and is a child of the user's module during the fit: its
+    parameters and buffers move with the module. Its `state_dict` is kept in the callback's state, not in the network's.
+    An optimizer gets its parameters. So what is only remembered, such as pretrained weights, belongs in buffers, and
+    modules of the user in a tuple, which does not register them.
+
+    Only `introduction` and `add_to` have to be written. The order of the calls:
+
+    - in each fit `join` in setup, `attach` when the optimizers are made, `check` when training starts, `settle` before
+      a checkpoint and when training ends, and `detach`, also after a crash;
+    - in each step `begin`, the user's step, `stepped`, `add_to`, `end`, and later `before_optimizer_step`.
+
+    Attributes:
+        title: of the method, in messages.
+        options: what decides what the run computes; a run that resumes with others is refused.
+    """
 
     title = "The method"  # in messages
     is_transfer_part = True  # `roles` looks for the user's modules only
-    options: Mapping[str, str] = MappingProxyType({})  # that decide what the run computes
+    options: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,25 +68,33 @@ class TransferPart(nn.Module, ABC):
         return trainer
 
     @property
+    def num_joint(self) -> int:
+        """Return how many source images it has appended to the images of this step; 0 by default."""
+        return 0
+
+    @property
+    def num_source(self) -> int:
+        """Return how many source images other parts have appended to this step's own; to be asked in `stepped`."""
+        children = [getattr(child, "part", child) for child in self.of_module.get().children()]
+        return sum(part.num_joint for part in children if isinstance(part, TransferPart))
+
+    @property
     @abstractmethod
     def introduction(self) -> str:
         """Return one line for the log: what was found and what is done with it."""
 
-    @abstractmethod
     def neighbors(self, module: Any, name: str) -> Iterable[nn.Parameter]:
         """Return the user's parameters whose learning rate new ones share; `name` is the part's, or one of `added`."""
+        return ()
 
-    @abstractmethod
     def attach(self, module: Any) -> None:
-        """Attach to the user's module, after its network and optimizers are made."""
+        """Attach to the user's module, after its network and optimizers are made; does nothing by default."""
 
-    @abstractmethod
     def detach(self) -> None:
-        """Remove everything from the user's module and free all resources."""
+        """Remove everything from the user's module and free all resources; does nothing by default."""
 
-    @abstractmethod
     def check(self, trainer: Any) -> None:
-        """Raise or warn, at the start of training, if something cannot be right."""
+        """Raise or warn, at the start of training, if something cannot be right; does nothing by default."""
 
     def added(self, module: Any) -> dict[str, nn.Module]:
         """Return new modules that stay in the network, by name; none by default. An optimizer gets their parameters."""
@@ -110,9 +135,8 @@ class TransferPart(nn.Module, ABC):
         """
         check_options(self.title, state["options"], dict(self.options))
 
-    @abstractmethod
     def begin(self, module: Any, batch: Any) -> None:
-        """Called before every step, with its batch."""
+        """Called before every step, with its batch; does nothing by default."""
 
     def stepped(self, loss: Tensor | None) -> None:
         """Called after the user's step, with its own loss, or None; does nothing by default."""
@@ -121,9 +145,28 @@ class TransferPart(nn.Module, ABC):
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
         """Return the loss with this part's term added."""
 
-    @abstractmethod
     def end(self) -> None:
-        """Called after every step, also one that failed or returned None."""
+        """Called after every step, also one that failed or returned None; does nothing by default."""
+
+    def refuse_not_finite(self, name: str, loss: Tensor) -> None:
+        """Raise if a loss of this step is not finite: at once, or on a GPU when the pending checks are read.
+
+        Raises:
+            FloatingPointError: the message has the name, the value and the step.
+        """
+        step = self.trainer.global_step
+
+        def error(found: Tensor) -> FloatingPointError:
+            later = when(step, self.trainer.global_step)
+            return FloatingPointError(f"The {name} is {found.item()} in step {step}. {later}")
+
+        self.pending.refuse(~torch.isfinite(loss), error, loss.detach)
+
+    def log(self, values: dict[str, Tensor]) -> None:
+        """Log values in a step that logs, after the pending checks; to be called once a step, with all values."""
+        if is_log_due(self.trainer):
+            self.pending.read()
+            log(self.trainer, values)
 
 
 def _check_same_keys(part: TransferPart, state: Mapping[str, Any], prefix: str, *_: Any) -> None:

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,11 @@ class Weakly:
 
     def __reduce__(self) -> tuple[type["Weakly"], tuple[()]]:
         return (Weakly, ())
+
+
+def named(callbacks: Iterable[Any], names: set[str]) -> list[str]:
+    """Return the class names of callbacks that are, or inherit from, one of these classes."""
+    return [type(one).__name__ for one in callbacks if names & {cls.__name__ for cls in type(one).__mro__}]
 
 
 def is_running(trainer: Any) -> bool:

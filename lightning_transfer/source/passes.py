@@ -2,7 +2,7 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.explaining import explain, explain_joint
 from lightning_transfer.networks import beside, entry_of, find_backbone
-from lightning_transfer.roles import Head, has_forward, in_width, is_pooling, users_modules
+from lightning_transfer.roles import Head, has_forward, in_width, is_pooling, parameters_before
 from lightning_transfer.source.batchnorm import check_protectable, protected_batchnorm, refuse_again
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.tracing import as_taken, forget_graphs, outside_graphs
@@ -236,7 +236,7 @@ class SourcePass:
             )
         _check_rows(features, len(images))
         if not reached:
-            trainable = any(param.requires_grad for param in trains_before(module, self.head.path))
+            trainable = any(param.requires_grad for param in parameters_before(module, self.head.path))
             is_cut = trainable and not features.requires_grad
         if is_cut and torch.is_grad_enabled():
             raise TransferConfigError(
@@ -296,16 +296,6 @@ def _takes_images(network: nn.Module, module: nn.Module, head: Head) -> bool:
     """Return whether the child that holds the head can be called, and has convolutions if any child has."""
     has_convolutions = [any(isinstance(layer, nn.Conv2d) for layer in each.modules()) for each in (network, module)]
     return network is not head.module and has_forward(network) and has_convolutions[0] == has_convolutions[1]
-
-
-def trains_before(module: nn.Module, head_path: str) -> Iterator[nn.Parameter]:
-    """Return the parameters of the user's network outside its head."""
-    return (
-        param
-        for name, child in users_modules(module)
-        if not f"{name}.".startswith(f"{head_path}.")
-        for param in child.parameters(recurse=False)
-    )
 
 
 def _check_rows(features: Any, rows: int) -> None:

@@ -26,7 +26,7 @@ from lightning_transfer.glue.trainer import (
     schedule_length,
 )
 from lightning_transfer.randomness import seeded
-from lightning_transfer.roles import find_head, out_width
+from lightning_transfer.roles import find_head, out_width, parameters_before
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import check_hyperparameters
 from lightning_transfer.source.choosing import Chooser
@@ -35,7 +35,7 @@ from lightning_transfer.source.first_batch import Evidence, introduce
 from lightning_transfer.source.gap import Extent, is_near
 from lightning_transfer.source.loss import joint_loss
 from lightning_transfer.source.measured_gap import data_of, measure_gap
-from lightning_transfer.source.passes import SourcePass, trains_before
+from lightning_transfer.source.passes import SourcePass
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.source.view import NetworkView
 from lightning_transfer.stamps import stamped, unstamped
@@ -112,7 +112,7 @@ class SourceTerm(TransferPart):
         """Return the head's parameters for a new source head, the parameters before the head for a pretrained one."""
         if self.source.head is None:
             return module.get_submodule(self.head_path).parameters()  # type: ignore[no-any-return]
-        return trains_before(module, self.head_path)
+        return parameters_before(module, self.head_path)
 
     def _probe(self, module: Any) -> None:
         with seeded(self.source.seed, 0):  # loading and running an example must not change the program's random state
@@ -156,7 +156,7 @@ class SourceTerm(TransferPart):
         self._recall_gap(trainer)
         if self.chooser is not None and (self.weight.start or self.weight.end):
             self.chooser.check(trainer)
-        if reason := optimizers.why_untrained(trainer, trains_before(trainer.lightning_module, self.head_path)):
+        if reason := optimizers.why_untrained(trainer, parameters_before(trainer.lightning_module, self.head_path)):
             warnings.warn(
                 "No parameter before the head is trained, so the source task changes nothing in the target network. "
                 f"{reason}",

@@ -67,7 +67,7 @@ def train(method, way, folder, kill_at, ckpt_path):
 
 def ways(method):
     """How a method is run: by its callback, by its mixin, and with loader workers, where there is a second loader."""
-    return ["callback", "mixin", *(["workers"] if method.has_source else [])]
+    return ["callback", *(["mixin"] if method.has_mixin else []), *(["workers"] if method.has_source else [])]
 
 
 def forked(*runs):

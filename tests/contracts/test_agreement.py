@@ -97,7 +97,7 @@ def test_functional_is_bit_equal_to_the_callback():
     assert_same(weights(module.model), weights(net))
 
 
-@each_layered
+@each(has_source=False)
 @pytest.mark.parametrize(
     ("module", "trainer", "loop", "tolerance"),
     [
@@ -110,7 +110,7 @@ def test_functional_is_bit_equal_to_the_callback():
     ],
     ids=["fp32", "64-true", "accumulation", "clipping", "dict", "none"],
 )
-def test_layers_that_are_changed_train_as_by_hand(method, module, trainer, loop, tolerance):
+def test_a_method_without_a_source_trains_as_by_hand(method, module, trainer, loop, tolerance):
     """Up to rounding: the hand-written formula folds nothing and keeps everything."""
     module = module()
     fit(module, [method.callback()], **trainer)

@@ -129,7 +129,7 @@ def test_a_callback_that_another_trainer_is_given_too_stays_in_its_fit(method, t
     assert outcome(LitToy(), [callback], run) == outcome(LitToy(), [method.callback()], None)
 
 
-@each()
+@each(has_mixin=True)
 @pytest.mark.parametrize("is_automatic", [True, False])
 def test_a_mixin_goes_by_the_trainer_that_fits_it(method, is_automatic):
     def made():
@@ -190,7 +190,7 @@ def test_a_callback_in_the_fits_of_two_modules_at_once_is_refused_by_name(method
     assert outcome(LitToy(), [callback], run) == outcome(LitToy(), [method.callback()], None)
 
 
-@each()
+@each(has_mixin=True)
 def test_a_mixins_module_in_two_fits_at_once_is_refused_by_name(method):
     def run(module):
         with pytest.raises(lt.TransferConfigError, match=r"is in the middle of another Trainer's fit.*deepcopy"):

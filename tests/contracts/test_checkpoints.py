@@ -12,7 +12,7 @@ from tests.methods import chosen, each, one
 from tests.toys import LitToy, SaveEveryStep, assert_same, fit, trainer, weights
 
 each_layered = each(changes_layers=True)
-each_sourced = each(has_source=True)
+each_plain = each(changes_layers=False)
 
 
 def named(method):
@@ -38,7 +38,7 @@ def written(tmp_path):
     return write
 
 
-@each_sourced
+@each_plain
 def test_the_users_class_loads_it_strictly(method, written):
     module, folder = written(method)
     loaded = PlainRun.load_from_checkpoint(folder / "step=12.ckpt")
@@ -47,7 +47,7 @@ def test_the_users_class_loads_it_strictly(method, written):
     assert list(module.state_dict()) == list(PlainRun().state_dict())
 
 
-@each_sourced
+@each_plain
 @pytest.mark.parametrize("name", ["step=3", "after"])
 def test_a_run_without_the_callback_resumes_it(method, written, name):
     _, folder = written(method)
@@ -56,7 +56,7 @@ def test_a_run_without_the_callback_resumes_it(method, written, name):
     assert runner.global_step == 18
 
 
-@each_sourced
+@each(has_source=True)
 def test_with_the_callback_every_optimizer_state_finds_its_parameter(method, written):
     """Written, hidden, put back: the states in the live optimizer are those of the run that was saved."""
     _, folder = written(method)
@@ -79,7 +79,7 @@ def test_with_the_callback_every_optimizer_state_finds_its_parameter(method, wri
     assert any(named(method) in name for name in looked.found)
 
 
-@each_sourced
+@each_plain
 def test_weights_only_checkpoint_holds_the_users_network_and_nothing_else(method, tmp_path):
     class Saving(LitToy):
         def on_train_batch_end(self, outputs, batch, batch_idx):
@@ -91,7 +91,7 @@ def test_weights_only_checkpoint_holds_the_users_network_and_nothing_else(method
     assert "lightning_transfer" not in str(checkpoint.keys())
 
 
-@each_sourced
+@each_plain
 def test_strip_checkpoint_leaves_a_plain_run(method, written, tmp_path):
     _, folder = written(method)
     lt.strip_checkpoint(folder / "step=3.ckpt", tmp_path / "plain.ckpt")

@@ -10,7 +10,7 @@ import pytest
 import lightning_transfer as lt
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.source.term import SourceTerm
-from tests import methods
+from tests import methods, toys
 from tests.methods import METHODS, each
 from tests.toys import LitToy, assert_same, fit, weights
 
@@ -38,11 +38,11 @@ def test_repr_names_what_decides(method):
 
 
 def test_no_method_is_missing_from_the_table():
-    listed = {type(method.callback()) for method in METHODS}
+    listed = {type(method.callback()) for method in METHODS if method.has_mixin}  # the examples have none
     public = {getattr(lt.callbacks, name) for name in lt.callbacks.__all__} - {lt.ProbeStart}  # tests/probe has its own
     assert listed == public
     assert all(issubclass(callback, TransferCallback) for callback in public)
-    bases = {base for method in METHODS for base in type(method.mixin()).__mro__}
+    bases = {base for method in METHODS if method.has_mixin for base in type(method.mixin()).__mro__}
     assert {getattr(lt.mixins, name) for name in lt.mixins.__all__} <= bases
 
 
@@ -61,6 +61,11 @@ def test_a_row_has_the_flags_of_what_it_is(method):
     assert method.changes_layers == (module.state_dict().keys() != LitToy().state_dict().keys())
     assert method.adds_loss == (backward[0] != module.losses[0])
     assert method.tolerance == 0 or method.changes_layers
+    term = backward[0] - module.losses[0]
+    backward.clear()
+    fit(other := Seeing(), [method.callback()], loader=toys.target_loader(6))
+    same_term = backward[0] - other.losses[0] == pytest.approx(term, abs=1e-6)
+    assert method.of_weights == (method.adds_loss and not method.has_source and same_term)
 
 
 def test_contracts_take_their_methods_from_the_table_alone():

@@ -293,7 +293,7 @@ def test_a_device_that_failed_gives_no_note(monkeypatch):
     assert not hasattr(error, "__notes__")
 
 
-@each(adds_loss=True)
+@each(adds_loss=True, has_mixin=True)
 def test_a_mixin_finds_it_before_a_checkpoint_and_when_training_ends(method, tmp_path):
     def said(*callbacks, **options):
         data = with_nan(toys.source_data()) if method.has_source else None

@@ -55,6 +55,18 @@ def test_resume_of_a_resumed_run(method, tmp_path):
     assert_same(weights(module), weights(whole))
 
 
+@each_method
+def test_a_resumed_run_may_begin_with_other_weights(method, tmp_path):
+    """A script that resumes need not load pretrained weights; what a method remembers of them is in the checkpoint."""
+    whole, module = LitToy(), LitToy()
+    fit(whole, [method.callback(), SaveEveryStep(tmp_path)], loader=StatefulLoader())
+    with torch.no_grad():
+        for value in module.state_dict().values():
+            value += 1
+    fit(module, [method.callback()], loader=StatefulLoader(), ckpt_path=tmp_path / "step=3.ckpt")
+    assert_same(weights(module), weights(whole))
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """What killed_run.py wrote: the exit codes of all runs, and a reader of their steps."""
@@ -126,7 +138,7 @@ def test_resume_around_a_warm_up(cut, tmp_path):
     assert module.losses == whole.losses[cut:]
 
 
-@each_method
+@each(has_mixin=True)
 def test_mixin_resumes_exactly(method, tmp_path):
     whole = method.mixin()
     fit(whole, [SaveEveryStep(tmp_path)], loader=StatefulLoader())

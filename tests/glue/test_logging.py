@@ -13,14 +13,6 @@ from tests import toys
 from tests.methods import each, one
 from tests.toys import LitToy
 
-MONITORED = {
-    "SoftFinetuning": "transfer/target_loss",
-    "SelectiveJointFinetuning": "transfer/target_loss",
-    "AdaFilter": "transfer/tuned",
-    "GatedTransfer": "transfer/aux_loss",
-    "CollaborativeFinetuning": "transfer/disagreement",
-}
-
 
 class Seen(L.Callback):
     """What is there to be monitored when an epoch or a validation ends."""
@@ -40,7 +32,7 @@ class Seen(L.Callback):
 def test_values_can_be_monitored_whatever_the_interval_of_the_loggers(method, every, tmp_path):
     """At the end of an epoch and of a validation in its middle they are those of the last step."""
     callback = method.callback()
-    name = MONITORED[type(callback).__name__]
+    name = method.monitored
     saving = ModelCheckpoint(tmp_path, monitor=name, filename="{step}-{" + name + ":.3f}", save_top_k=-1)
     runner = toys.trainer(
         [callback, seen := Seen(name), saving],
@@ -57,7 +49,7 @@ def test_values_can_be_monitored_whatever_the_interval_of_the_loggers(method, ev
     assert runner.progress_bar_metrics == {}
     assert noting.metrics.count(name) == 12 // every
     of_validations = [logged for logged in noting.metrics if "val_accuracy" in logged]
-    assert len(of_validations) == (8 if name == MONITORED["CollaborativeFinetuning"] else 0)
+    assert len(of_validations) == (8 if name == "transfer/disagreement" else 0)
     saved = {float(path.stem.rpartition("=")[2]) for path in tmp_path.rglob("*.ckpt")}
     assert saved == {round(value, 3) for _, value in seen.seen}
 
@@ -105,22 +97,11 @@ def test_loggers_get_the_options_beside_the_users_hyperparameters(method, module
     theirs = {} if module is LitToy else {"width": 3}
     ours = {name: value for name, value in written.items() if name.startswith(prefix)}
     assert written == theirs | ours
-    assert (
-        OPTIONS[type(callback).__name__].items() <= {name[len(prefix) :]: value for name, value in ours.items()}.items()
-    )
+    assert method.options.items() <= {name[len(prefix) :]: value for name, value in ours.items()}.items()
     assert noting.given == [(ours, {})] + ([(theirs, None)] if theirs else [])  # no second hp_metric of TensorBoard's
     assert "hp_metric" not in noting.metrics
     with open(tmp_path / "metrics.csv") as file:
         assert len(list(csv.DictReader(file))) == 12
-
-
-OPTIONS = {
-    "SoftFinetuning": {"weight/start": 1.0, "weight/until_steps": 5, "source/batch_size": 4, "head": "auto"},
-    "SelectiveJointFinetuning": {"neighbors/k": 6, "neighbors/rounds": 1, "weight/end": 0.0},
-    "AdaFilter": {"gate_width": 4, "gated": "model.conv", "estimator": "straight_through"},
-    "GatedTransfer": {"ratio": 2, "tap": "model.bn", "aux_weight": 0.2, "labels": "find_labels"},
-    "CollaborativeFinetuning": {"weight": 0.2, "frozen_layers/source1": 1, "sources/0": "OtherNet"},
-}
 
 
 OF_MIXINS = {
@@ -131,7 +112,7 @@ OF_MIXINS = {
 }
 
 
-@each()
+@each(has_mixin=True)
 def test_loggers_get_the_options_of_mixins_too(method):
     module = method.mixin()
     toys.trainer([], logger=(noting := Noting()), max_epochs=1).fit(module, toys.target_loader())

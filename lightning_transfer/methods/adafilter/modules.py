@@ -4,7 +4,6 @@ In training BN^S is folded into S, and the mix saves only the difference of the 
 S and BN^S run one after the other, so that the response is bit-identical to the pretrained network's.
 """
 
-import copy
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.adafilter.functional import mix_filters
 from lightning_transfer.methods.adafilter.gate import RecurrentFilterGate
-from lightning_transfer.surgery import FrozenBatchNorm2d
+from lightning_transfer.surgery import FrozenBatchNorm2d, as_buffers
 
 Fixed = Literal["all_tuned", "all_frozen", "random"]
 FIXED = ("all_tuned", "all_frozen", "random")
@@ -142,11 +141,8 @@ def _is_linear(conv: nn.Conv2d) -> bool:
 
 
 def _as_buffers(conv: nn.Conv2d, *, persistent: bool) -> nn.Conv2d:
-    """Return a copy without parameters, so that neither an optimizer nor code that unfreezes layers trains it."""
-    twin = copy.deepcopy(conv)
-    for name, param in list(twin.named_parameters()):
-        delattr(twin, name)
-        twin.register_buffer(name, param.detach().clone(), persistent=persistent)
+    """Return a copy without parameters; one that is folded has a bias."""
+    twin = as_buffers(conv, persistent=persistent)
     if twin.bias is None and not persistent:
         del twin.bias
         twin.register_buffer("bias", twin.weight.new_zeros(twin.out_channels), persistent=False)

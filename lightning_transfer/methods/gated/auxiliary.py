@@ -16,7 +16,6 @@ from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, is_trial, log
 from lightning_transfer.methods.gated.apply import find_gated_head, find_tap
 from lightning_transfer.methods.gated.modules import AuxiliaryClassifier
-from lightning_transfer.pending import when
 from lightning_transfer.roles import users_modules
 from lightning_transfer.surgery import own_randomness
 
@@ -67,7 +66,6 @@ class AuxiliaryTerm(TransferPart):
         self._kind: Kind | None = None  # of the labels, after the first step
         self._is_listening = False
         self.has_added = False  # to the loss of this step
-        self._joint: list[Any] = []  # parts that may append source images to the target's
         self._num_source = 0  # such images in this step
         self._frozen_norms: list[_NormBase] = []  # in this step of a warm-up
         self._is_binary = False  # by the first loss
@@ -104,7 +102,7 @@ class AuxiliaryTerm(TransferPart):
         """Remove the hooks from the user's module."""
         if self._handle is not None:
             self._handle.remove()
-        self._handle, self._joint = None, []
+        self._handle = None
         self.end()
         self.unfreeze()
 
@@ -121,7 +119,6 @@ class AuxiliaryTerm(TransferPart):
                 NoEffectWarning,
                 stacklevel=2,
             )
-        self._joint = [part for part in trainer.lightning_module.modules() if hasattr(part, "num_joint")]
         num_epochs = trainer.max_epochs  # -1 or None: not known
         if num_epochs is not None and 0 < num_epochs <= self.warmup_epochs and not is_trial(trainer):
             raise TransferConfigError(
@@ -147,7 +144,7 @@ class AuxiliaryTerm(TransferPart):
         self._is_listening = False
         if loss is not None:
             self._look(loss)
-        self._num_source = sum(part.num_joint for part in self._joint)
+        self._num_source = self.num_source
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
         """Return the loss plus the weighted auxiliary loss."""
@@ -205,15 +202,7 @@ class AuxiliaryTerm(TransferPart):
         logits = self.classifier(features[: len(labels)])
         self._kind = self._kind or self._kind_of(labels, logits.shape[1])
         loss = criterion_of(self._kind)(logits, labels)
-        step = self.trainer.global_step
-
-        def error(found: Tensor) -> FloatingPointError:
-            later = when(step, self.trainer.global_step)
-            return FloatingPointError(
-                f"The auxiliary loss after {self.tap!r} is {found.item()} in step {step}. {later}"
-            )
-
-        self.pending.refuse(~torch.isfinite(loss), error, loss.detach)
+        self.refuse_not_finite(f"auxiliary loss after {self.tap!r}", loss)
         return loss
 
     def _kind_of(self, labels: Tensor, num_outputs: int) -> Kind:
