@@ -242,15 +242,17 @@ class TransferCallback(AnyCallback):
             )
 
     def _check_company(self, trainer: Any, module: Any) -> None:
-        """Refuse a method that only works alone together with another one of this package."""
+        """Refuse a second callback of this kind, and a method that only works alone together with another one."""
         callbacks = [callback for callback in trainer.callbacks if isinstance(callback, TransferCallback)]
+        names = [type(callback).__name__ for callback in callbacks]
+        if (number := names.count(name := type(self).__name__)) > 1:
+            raise TransferConfigError(f"There are {number} {name} in callbacks and configure_callbacks. Keep one.")
         alone = [type(callback).__name__ for callback in callbacks if not getattr(callback.structure, "composes", True)]
         inside = [type(child).__name__ for child in module.modules() if not getattr(child, "composes", True)]
         if (alone and len(callbacks) > 1) or (inside and not alone):
-            others = [type(callback).__name__ for callback in callbacks if type(callback).__name__ not in alone]
             raise TransferConfigError(
-                f"{(alone or inside)[0]} trains several networks as one, and {', '.join(others)} is for one network. "
-                "Use one of the two."
+                f"{(alone or inside)[0]} trains several networks as one, and "
+                f"{', '.join(name for name in names if name not in alone)} is for one network. Use one of the two."
             )
 
     def _check_still_there(self, module: Any) -> None:
@@ -263,10 +265,8 @@ class TransferCallback(AnyCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Pass this callback's options to the loggers."""
         if self.structure is not None and (saved := checkpoints.changed_hyperparameters(pl_module)):
-            line = f"self.save_hyperparameters(ignore={saved})"
-            say(
-                trainer, f"Checkpoints hold {saved} with changed layers; only this package can load them. Write {line}."
-            )
+            fix = f"self.save_hyperparameters(ignore={saved})"
+            say(trainer, f"Checkpoints hold {saved} with changed layers; only this package can load them. Write {fix}.")
         options = options_of(self)
         log_options(trainer, {f"transfer/{type(self).__name__}/{name}": value for name, value in options.items()})
 

@@ -110,6 +110,22 @@ def test_strip_checkpoint_refuses_another_file(tmp_path):
         lt.strip_checkpoint(tmp_path / "list.pt", tmp_path / "out.ckpt")
 
 
+@each()
+@pytest.mark.parametrize("place", ["configure_callbacks", "append"])
+def test_a_second_callback_of_a_kind_is_refused_by_name_before_training(method, place):
+    """`Trainer(callbacks=[...])` refuses them itself."""
+    module, runner = LitToy(), trainer()
+    if place == "append":
+        runner.callbacks += [method.callback(), method.callback()]
+    else:
+        module.configure_callbacks = lambda: [method.callback(), method.callback()]
+    with pytest.raises(
+        lt.TransferConfigError, match=f"There are 2 {named(method)} in callbacks and configure_callbacks"
+    ):
+        runner.fit(module, toys.target_loader())
+    assert runner.global_step == 0
+
+
 def test_swapped_arguments_are_refused_by_name(tmp_path):
     (tmp_path / "run.ckpt").touch()
     for first in ("run.ckpt", LitToy()):
