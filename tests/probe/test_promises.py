@@ -21,6 +21,7 @@ import lightning_transfer as lt
 from tests import toys
 from tests.contracts.test_as_found import anatomy
 from tests.contracts.test_ranks import launch
+from tests.methods import each
 from tests.probe import ranks_run
 from tests.toys import LitToy, PlToy, SaveEveryStep, assert_same, fit, weights
 
@@ -44,6 +45,20 @@ class Stateful(DataLoader):
 
     def load_state_dict(self, state):
         self.start = state["next"] % len(self)
+
+
+@each(changes_layers=True)
+@pytest.mark.parametrize("stage", ["fit", "validate", "predict"])
+def test_alone_with_a_checkpoint_of_changed_layers_it_names_the_callback_and_the_fix(method, stage, tmp_path):
+    fit(LitToy(), [method.callback(), SaveEveryStep(tmp_path)], max_epochs=1)
+    module, start = LitToy(), lt.ProbeStart()
+    runner, found, name = toys.trainer([start]), anatomy(module), type(method.callback()).__name__
+    with pytest.raises(lt.TransferConfigError, match=f"changed by {name}, .*lightning_transfer.load_from_checkpoint"):
+        getattr(runner, stage)(module, toys.target_loader(), ckpt_path=tmp_path / "step=6.ckpt")
+    assert anatomy(module) == found
+    fit(module, [start])
+    assert anatomy(module) == found
+    assert pickle.loads(pickle.dumps(start)).head == "auto"
 
 
 def stateful(data=None):

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from lightning_transfer import ranks
 from lightning_transfer.datasets import AnyDataset, groups_of
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.base import AnyCallback
+from lightning_transfer.glue.base import AnyCallback, TransferCallback
+from lightning_transfer.glue.checkpoints import check_structure
 from lightning_transfer.glue.hearing import Hearing
 from lightning_transfer.glue.samplers import importance_of
 from lightning_transfer.glue.sides import Side, target_side
+from lightning_transfer.glue.standin import Before
 from lightning_transfer.glue.trainer import (
     Weakly,
     averages_of,
@@ -85,11 +87,15 @@ class ProbeStart(AnyCallback):
         self._fit: Weakly | None = None  # the module of the last fit
         self._left = 0  # of the first steps, those whose loss is still to be watched
         self._is_watching = False
+        self._stand_in: Before | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse strategies that spread parameters over processes."""
+        """Refuse strategies that spread parameters over processes, and a checkpoint whose layers are changed."""
         if stage == "fit":
             check_supported(trainer)
+        if not any(isinstance(callback, TransferCallback) for callback in trainer.callbacks):  # these look themselves
+            check = partial(check_structure, name="ProbeStart", structure=None)
+            self._stand_in = Before(pl_module, "on_load_checkpoint", trainer, check)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Set the head, if no batch was trained on before."""
@@ -125,6 +131,19 @@ class ProbeStart(AnyCallback):
         """Look at the highest loss if training had fewer steps."""
         if self._is_watching:
             self._warn_if_steep()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the module as it was found."""
+        if self._stand_in is not None and self._stand_in.run.is_of(trainer):
+            self._stand_in.remove()
+            self._stand_in = None
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the module as it was found after a crash or Ctrl-C, when Lightning does not call teardown."""
+        self.teardown(trainer, pl_module, "")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_stand_in": None}  # a copy is not attached to a module
 
     def _warn_if_steep(self) -> None:
         self._is_watching, self._left = False, 0
