@@ -40,7 +40,8 @@ def doctor(
     One training step of a copy of the module is run on a few images, without taking the optimizer's step: parts in
     eval mode, frozen BatchNorm whose statistics drift, parameters in no optimizer, labels that do not fit,
     probabilities for logits, a loss that is not a mean. Besides: mixed Lightning namespaces, hyperparameters that make
-    a checkpoint unsafe, callbacks in the wrong order, classes of few images, and validation or test images among the
+    a checkpoint unsafe, callbacks in the wrong order, classes of few images, images in the order of their classes, a
+    head of more outputs than classes, a last batch of one image for BatchNorm, and validation or test images among the
     training images (of each at most 2,000 are compared). A copy of the DataModule is set up. The module, the data and
     the random state are left as they were; only what the DataModule holds that cannot be copied is shared.
 
@@ -116,6 +117,8 @@ def _findings(
         yield from (finding for finding in of_labels if finding.name not in known)
     except TransferConfigError as error:
         not_checked.append(f"the labels of all images: {error}")
+    if _is_alone(trainer):
+        yield from images.last_batch(loader, seen)
     held_out = {name: _dataset(each, name, not_checked) for name, each in loaders.items()}
     clean = dataset if unaugmented is None else served(loader, unaugmented)
     held_out = {name: each for name, each in held_out.items() if each is not None}
@@ -134,6 +137,11 @@ def _leave_out(seen: Seen, trainer: Any, not_checked: list[str]) -> None:
         not_checked.append(f"optimizers and frozen BatchNorm: {name} changes what is trained during training.")
     if len(seen.losses) < 2 and seen.error is None:
         not_checked.append("whether the loss is a mean: that takes two automatic steps of the same images.")
+
+
+def _is_alone(trainer: Any) -> bool:
+    """Return whether one process draws all batches of an epoch."""
+    return trainer is None or (trainer.world_size == 1 and trainer.limit_train_batches == 1.0)
 
 
 def _copied(data: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, Subset
 
 from lightning_transfer.batches import class_numbers, labels_in
 from lightning_transfer.datasets import index_in, labels_of, listed_labels, load
@@ -20,6 +21,7 @@ from lightning_transfer.methods.selective.pictures import Pictures, spread
 FEWEST = 5  # images of a class
 MOST = 2000  # images of a dataset that are read
 LARGEST = 32  # images of a batch
+MANY = 2  # times as many outputs as classes
 COPIES = 3  # images of one side that an image may resemble to count as a copy
 Adapt: TypeAlias = Callable[[Any], tuple[Tensor, Tensor]]
 
@@ -63,6 +65,13 @@ def labels(
             f"{len(rare)} of {len(counts)} classes have fewer than {FEWEST} images: {listed(rare)}",
             "more images of these classes, or leave them out",
         )
+    if _is_in_order(loader) and len(counts) > 1 and len(listing) >= 2 * len(counts) and _are_together(listing):
+        yield Finding(
+            "images in the order of their classes",
+            where,
+            f"without shuffling, batches of {loader.batch_size} of {len(listing)} images show class after class",
+            "DataLoader(dataset, batch_size=..., shuffle=True)",
+        )
     call = _call(batch, seen, adapt)
     kept = [label for label in counts if label >= 0]
     if call is None or not kept:
@@ -78,6 +87,40 @@ def labels(
     elif min(kept) == 1 and max(kept) == outputs - 1 > 1:
         found = f"labels run from 1 to {outputs - 1}, and output 0 of {outputs} is never right: labels count from 1"
         yield Finding("labels do not fit", where, found, f"labels = labels - 1, and a head of {outputs - 1} outputs")
+    elif outputs > MANY * (max(kept) + 1):
+        found = f"labels run from {min(kept)} to {max(kept)}, and the head has {outputs} outputs, as of another task"
+        fix = f"a head of {max(kept) + 1} outputs; for timm's: network.reset_classifier({max(kept) + 1})"
+        yield Finding("outputs of no class", where, found, fix)
+
+
+def last_batch(loader: DataLoader[Any], seen: Seen) -> Iterator[Finding]:
+    """Yield a last batch of one image, of which BatchNorm layers in training mode cannot take statistics."""
+    size = loader.batch_size or 1
+    if _is_batched_by_torch(loader) and seen.normalizing and not loader.drop_last and size > 1:
+        number = len(loader.sampler)  # type: ignore[arg-type]
+        if number > 1 and number % size == 1:
+            yield Finding(
+                "a batch of one image",
+                listed(seen.normalizing),
+                f"{number} images in batches of {size} leave one for the last, whose statistics the BatchNorm layers "
+                "take for all images'; a layer after a pool stops the training there",
+                "DataLoader(dataset, batch_size=..., drop_last=True)",
+            )
+
+
+def _is_batched_by_torch(loader: DataLoader[Any]) -> bool:
+    return type(loader.batch_sampler) is BatchSampler  # else the loader's own sampler is not used
+
+
+def _is_in_order(loader: DataLoader[Any]) -> bool:
+    """Return whether a loader draws its images in their order, several batches of several images."""
+    in_order = _is_batched_by_torch(loader) and type(loader.sampler) is SequentialSampler
+    return in_order and 1 < (loader.batch_size or 1) < len(loader.dataset)  # type: ignore[arg-type]
+
+
+def _are_together(listing: list[int]) -> bool:
+    """Return whether the images of each class follow each other."""
+    return sum(one != two for one, two in pairwise(listing)) == len(set(listing)) - 1
 
 
 def _call(batch: Any, seen: Seen, adapt: Adapt | None) -> Call | None:

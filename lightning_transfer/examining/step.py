@@ -58,6 +58,7 @@ class Seen:
         untrained: names of parameters that get a gradient and are in no optimizer.
         drifting: names of BatchNorm layers whose statistics move and whose weights do not.
         evaluating: names of layers that are in eval mode, act otherwise there, and are trained.
+        normalizing: names of BatchNorm layers whose statistics move.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -69,6 +70,7 @@ class Seen:
     untrained: list[str] = field(default_factory=list)
     drifting: list[str] = field(default_factory=list)
     evaluating: list[str] = field(default_factory=list)
+    normalizing: list[str] = field(default_factory=list)
 
 
 class _Listening(TorchFunctionMode):
@@ -128,12 +130,10 @@ class _Watch(AnyCallback):
         self.seen.untrained = [
             name for name, param in pl_module.named_parameters() if param.grad is not None and id(param) not in held
         ]
+        moved = [pair for pair in _tracking(pl_module) if not torch.equal(pair[1].running_mean, self.before[pair[0]])]
+        self.seen.normalizing = [name for name, _ in moved]
         self.seen.drifting = [
-            name
-            for name, layer in _tracking(pl_module)
-            if (own := {id(param) for param in layer.parameters()})
-            and not own & trained
-            and not torch.equal(layer.running_mean, self.before[name])
+            name for name, layer in moved if (own := {id(param) for param in layer.parameters()}) and not own & trained
         ]
         self.seen.evaluating = list(_evaluating(pl_module, trained))
         raise _StepDoneError

@@ -73,6 +73,23 @@ class Sampled(Images):
         return DataLoader(self.train, batch_size=8, sampler=SubsetRandomSampler(range(5, NUM)))
 
 
+class InOrder(Images):
+    """Not shuffled."""
+
+    def train_dataloader(self):
+        return DataLoader(self.train, batch_size=8)
+
+
+class DropsTheLast(Images):
+    def train_dataloader(self):
+        return DataLoader(self.train, batch_size=13, shuffle=True, drop_last=True)
+
+
+class LeavesOne(Images):
+    def train_dataloader(self):
+        return DataLoader(self.train, batch_size=13, shuffle=True)
+
+
 class OldImages(_Images, pl.LightningDataModule):
     pass
 

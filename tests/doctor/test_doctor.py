@@ -183,6 +183,24 @@ PLANTED = {
         "1 of 5 classes have fewer than 5 images: 0 (3)",
         lambda: [Clean(), Images(train=projects.rare())],
     ),
+    "images in the order of their classes": (
+        "images in the order of their classes",
+        "the training images, a Listed",
+        "batches of 8 of 40 images",
+        lambda: [Clean(), projects.InOrder(train=projects.Listed(sorted(n % CLASSES for n in range(NUM))))],
+    ),
+    "a head of another task": (
+        "outputs of no class",
+        "the training images, a Listed",
+        "labels run from 0 to 1, and the head has 5 outputs",
+        lambda: [Clean(), Images(train=projects.numbered(lambda label: label % 2))],
+    ),
+    "a last batch of one image": (
+        "a batch of one image",
+        "model.bn1, model.layer1.0.bn1",
+        "40 images in batches of 13 leave one",
+        lambda: [Clean(), projects.LeavesOne()],
+    ),
     "a softmax before the criterion": (
         "probabilities for logits",
         "cross_entropy in training_step",
@@ -266,6 +284,23 @@ def test_nothing_is_found_in_a_clean_project(shape):
     trainer = toys.trainer(namespace=pl if is_old else L)
     found = examined(shape(), (OldImages if is_old else Images)(shape), trainer, adapt=adapt)
     assert str(found) == f"No findings in {shape.__name__}."
+
+
+@pytest.mark.parametrize(
+    ("module", "data", "trainer"),
+    [
+        (Clean, lambda: projects.InOrder(train=projects.numbered(int)), None),  # mixed already
+        (Clean, lambda: Images(train=projects.Listed(sorted(n % CLASSES for n in range(NUM)))), None),  # shuffled
+        (Clean, lambda: Images(train=projects.numbered(lambda label: label % 3)), None),  # two classes are missing
+        (Clean, projects.DropsTheLast, None),
+        (projects.FrozenAsAdvised, projects.LeavesOne, None),
+        (shapes.ConvNeXt, lambda: projects.LeavesOne(shapes.ConvNeXt), None),  # no BatchNorm
+        (Clean, projects.LeavesOne, {"limit_train_batches": 2}),
+    ],
+)
+def test_nothing_is_found_near_a_problem(module, data, trainer):
+    found = examined(module(), data(), trainer and toys.trainer(**trainer))
+    assert found.findings == ()
 
 
 @pytest.mark.parametrize("shape", [projects.ByHand, projects.Toggles])
