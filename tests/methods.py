@@ -1,7 +1,7 @@
 """METHODS: one row a method. Every promise in tests/contracts runs over this table."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as L
@@ -55,6 +55,8 @@ class MethodCase:
         mixin: makes a LightningModule that does the same by hand, or None.
         monitored: a value that it logs, other in each step.
         options: some of those that loggers get.
+        mixin_options: the same of the mixin's.
+        mixin_loss: the mixin's method that takes the loss and returns the joint one.
         reference: trains the same network by a hand-written loop.
         of_weights: whether the term that it adds is of weights alone, not of images.
         plain: takes out of a module what stays in it after a fit.
@@ -76,6 +78,8 @@ class MethodCase:
     reference: Callable[..., Any]
     monitored: str
     options: dict[str, Any]
+    mixin_options: dict[str, Any] = field(default_factory=dict)
+    mixin_loss: str = ""
     of_weights: bool = False
     plain: Callable[[Any], object] = lambda module: None
     other: Callable[..., Any] | None = None
@@ -122,6 +126,8 @@ def _soft(forward, mix):
         reference=lambda **run: soft.train(forward=forward, mix=mix, until=UNTIL, **run),
         monitored="transfer/target_loss",
         options={"weight/start": 1.0, "weight/until_steps": 5, "source/batch_size": 4, "head": "auto"},
+        mixin_options={"weight/until_steps": 5, "source/batch_size": 4, "head": "auto", "borrow": None},
+        mixin_loss="joint_loss",
     )
 
 
@@ -168,6 +174,8 @@ def _selective(forward):
         reference=lambda **run: soft.train(forward=forward, mix="add", until=UNTIL, **run),
         monitored="transfer/target_loss",
         options={"neighbors/k": 6, "neighbors/rounds": 1, "weight/end": 0.0},
+        mixin_options={"weight/until_steps": 5, "source/batch_size": 4, "head": "auto", "borrow/neighbors/k": 6},
+        mixin_loss="joint_loss",
     )
 
 
@@ -231,6 +239,7 @@ def _adafilter():
         reference=reference,
         monitored="transfer/tuned",
         options={"gate_width": 4, "gated": "model.conv", "estimator": "straight_through"},
+        mixin_options={"gate_width": 4, "gated": "model.conv", "estimator": "straight_through"},
         plain=lt.functional.remove_adafilter,
         other=lambda: lt.AdaFilter(gated="model.other", gate_width=4),
         head="model.fc.weight",
@@ -262,6 +271,8 @@ def _gated():
         reference=reference,
         monitored="transfer/aux_loss",
         options={"ratio": 2, "tap": "model.bn", "aux_weight": 0.2, "labels": "find_labels"},
+        mixin_options={"ratio": 2, "tap": "model.bn", "aux_weight": None, "labels": "find_labels"},
+        mixin_loss="gated_loss",
         plain=lt.functional.remove_gated_transfer,
         other=lambda: lt.GatedTransfer(head="model.x", ratio=2),
         head="model.fc.head.weight",
@@ -317,6 +328,8 @@ def _collaborative(name="collaborative", place="model", **options):
         reference=reference,
         monitored="transfer/disagreement",
         options={"weight": 0.2, "frozen_layers/source1": 1, "sources/0": "OtherNet"},
+        mixin_options={"sources/0": "OtherNet", "weight": 0.2},
+        mixin_loss="collaborative_loss",
         plain=lt.functional.remove_collaborative,
         other=lambda: lt.CollaborativeFinetuning([toys.OtherNet()], **{**options, "frozen_layers": None}),
         head="model.fc.weight".replace(place, f"{place}.members.own.network"),

@@ -135,21 +135,15 @@ def test_a_mixin_goes_by_the_trainer_that_fits_it(method, is_automatic):
     def made():
         module = method.mixin()
         if is_automatic and not module.automatic_optimization:
-            module.automatic_optimization, loss = True, LOSSES[type(module).__mro__[1].__name__]
+            module.automatic_optimization = True
             step = toys.ToySteps.training_step
             module.losses = []
-            module.training_step = lambda batch, batch_idx: getattr(module, loss)(step(module, batch, batch_idx))
+            module.training_step = lambda batch, batch_idx: getattr(module, method.mixin_loss)(
+                step(module, batch, batch_idx)
+            )
         return module
 
     assert outcome(made(), [], everything) == outcome(made(), [], None)
-
-
-LOSSES = {
-    "SoftByHand": "joint_loss",
-    "SourceTaskMixin": "joint_loss",
-    "GatedTransferMixin": "gated_loss",
-    "CollaborativeMixin": "collaborative_loss",
-}
 
 
 @each()

@@ -104,24 +104,12 @@ def test_loggers_get_the_options_beside_the_users_hyperparameters(method, module
         assert len(list(csv.DictReader(file))) == 12
 
 
-OF_MIXINS = {
-    "SourceTaskMixin": {"weight/until_steps": 5, "source/batch_size": 4, "head": "auto"},
-    "AdaFilterMixin": {"gate_width": 4, "gated": "model.conv", "estimator": "straight_through"},
-    "GatedTransferMixin": {"ratio": 2, "tap": "model.bn", "aux_weight": None, "labels": "find_labels"},
-    "CollaborativeMixin": {"sources/0": "OtherNet", "weight": 0.2},
-}
-
-
 @each(has_mixin=True)
 def test_loggers_get_the_options_of_mixins_too(method):
     module = method.mixin()
     toys.trainer([], logger=(noting := Noting()), max_epochs=1).fit(module, toys.target_loader())
-    mixin = next(cls.__name__ for cls in type(module).__mro__ if cls.__name__ in OF_MIXINS)
-    expected = {f"transfer/{mixin}/{name}": value for name, value in OF_MIXINS[mixin].items()}
-    if method.name.startswith("selective"):
-        expected[f"transfer/{mixin}/borrow/neighbors/k"] = 6
-    elif method.name.startswith("soft"):
-        expected[f"transfer/{mixin}/borrow"] = None
+    mixin = method.callback().mixin
+    expected = {f"transfer/{mixin}/{name}": value for name, value in method.mixin_options.items()}
     ((found, metrics),) = noting.given
     assert expected.items() <= found.items()
     assert metrics == {}
