@@ -1,6 +1,6 @@
 """Checks of values on the device, whose answers are read when the program waits for the device anyway."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -81,6 +81,3 @@ class PendingChecks:
                 exception.add_note(
                     f"Before it, a check had failed: {error} Checkpoints written since may hold spoilt weights."
                 )
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Callable[[], Exception]]]:
-        return iter(self._waiting)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.version import __version__
 
-FORMAT = 2  # raised when old code could not read a new state
+FORMAT = 3  # raised when old code could not read a new state
 KEYS = frozenset({"format", "version", "checksum"})
 BEGIN_ANEW = (
     "To begin a new run from its weights, load them and fit without ckpt_path: "
@@ -75,6 +75,11 @@ def checksum(content: Any) -> str:
     found = hashlib.sha256()
     _add(found, content)
     return found.hexdigest()
+
+
+def digest(content: Any) -> str:
+    """Return a checksum that is short enough for a name or a message."""
+    return checksum(content)[:16]
 
 
 def _add(found: Any, value: Any) -> None:

@@ -243,7 +243,7 @@ def test_a_selection_with_another_type_in_its_header_is_refused(dtype):
         lt.Selection.load("file")
 
 
-@pytest.mark.parametrize("metadata", [None, [], "", {}, {"format": None}, {"format": "1", "fingerprint": None}])
+@pytest.mark.parametrize("metadata", [None, [], "", {}, {"format": None}, {"format": "2", "fingerprint": None}])
 def test_a_selection_with_other_metadata_is_refused(metadata):
     """D17."""
     with_header(lambda header: header.update(__metadata__=metadata))

@@ -73,6 +73,7 @@ def domain_gap(
     sizes = len(target_features), len(source_features)
     labels = torch.tensor([1, 0]).repeat_interleave(torch.tensor(sizes))
     num_folds = min(FOLDS, len(number))
+    # not `splitting.folds`, whose folds differ: NEAR and every figure of the benchmarks come from these
     mine, theirs = (torch.randperm(size, generator=random) % num_folds for size in (len(number), len(source_features)))
     folds = torch.cat([mine[[number[group] for group in groups]], theirs])
     right = torch.zeros(len(labels), dtype=torch.bool)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from lightning_transfer.datasets import known_labels
-from lightning_transfer.stamps import checksum
+from lightning_transfer.stamps import digest
 
 SIZED = 10_000  # files whose sizes are read, at most
 HASHED = 2**28  # bytes of images in memory that are read, at most
@@ -39,23 +39,19 @@ def _listed_at(dataset: Any, places: np.ndarray[Any, Any]) -> dict[str, str]:
     """Return digests of what a dataset itself lists about the images at some places."""
     found, labels = {}, known_labels(dataset)
     if labels is not None:
-        found["all listed labels"] = _digest(labels.double()[torch.as_tensor(places)])
+        found["all listed labels"] = digest(labels.double()[torch.as_tensor(places)])
     files = _files(dataset)
     if files:
         files = [files[place] for place in places]
         names = ("/".join(file.rsplit(os.sep, 2)[-2:]) for file in files)  # without their folder, which may have moved
-        found["all file names"] = _digest("\n".join(names))
+        found["all file names"] = digest("\n".join(names))
         some = np.linspace(0, len(files) - 1, min(len(files), SIZED)).astype(int)
-        found[f"sizes of {len(some):,} files"] = _digest([_size(files[place]) for place in some])
+        found[f"sizes of {len(some):,} files"] = digest([_size(files[place]) for place in some])
     array = (getattr(dataset, "tensors", None) or [getattr(dataset, "data", None)])[0]
     if _are_numbers(array) and _are_all(dataset, array) and array.nbytes / len(array) * len(places) <= HASHED:
         rows = array[torch.as_tensor(places) if isinstance(array, Tensor) else places]
-        found["all images in memory"] = _digest(torch.as_tensor(rows))
+        found["all images in memory"] = digest(torch.as_tensor(rows))
     return found
-
-
-def _digest(content: Any) -> str:
-    return checksum(content)[:16]
 
 
 def _are_numbers(array: Any) -> bool:

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.source.stream import SourceStream
 from lightning_transfer.source.task import SourceTask
-from lightning_transfer.stamps import checksum
+from lightning_transfer.stamps import digest
 
 COMPARED = 6  # samples at most
 READINGS = 3  # of each sample, to check that they agree
@@ -18,7 +18,7 @@ def digests_of(samples: Any) -> list[str]:
     """Return a digest of the numbers of each of the first samples of a collated batch."""
     tensors = [leaf for leaf in tree_leaves(samples) if isinstance(leaf, Tensor) and leaf.ndim]
     num = min((len(tensor) for tensor in tensors), default=0)
-    return [checksum([tensor[place] for tensor in tensors])[:16] for place in range(min(num, COMPARED))]
+    return [digest([tensor[place] for tensor in tensors]) for place in range(min(num, COMPARED))]
 
 
 def redrawn(source: SourceTask, num: int) -> list[str]:

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import warnings
-import zlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from lightning_transfer.errors import TransferConfigError, check_choice, check_c
 from lightning_transfer.naming import name_of, structure
 from lightning_transfer.pending import PendingChecks
 from lightning_transfer.roles import has_linear, in_width, is_pooling, linear_layers, out_width
+from lightning_transfer.stamps import digest
 from lightning_transfer.values import value_of
 
 SourceForward: TypeAlias = Literal["separate", "joint"] | Callable[[nn.Module, Tensor], Tensor]
@@ -209,9 +209,7 @@ class SourceTask:
             "source images": str(self.num_images),
             "source head": "new" if self.head is None else "kept",
             "source batch_size": str(self.batch_size),
-            "source labels": "unlisted"
-            if (labels := known_labels(self.dataset)) is None
-            else f"{zlib.crc32(labels.cpu().numpy().tobytes()):08x}",
+            "source labels": "unlisted" if (labels := known_labels(self.dataset)) is None else digest(labels),
             "source loss": value_of(self.loss),
             "source forward": self.forward if isinstance(self.forward, str) else value_of(self.forward),
             "source batchnorm": self.batchnorm,

@@ -348,7 +348,9 @@ def test_what_waits_changes_no_weight_and_holds_no_image(method):
         largest = 0
 
         def on_train_batch_end(self, trainer, module, *args):
-            kept = [pair[1].args for part in module.modules() if hasattr(part, "pending") for pair in part.pending]
+            kept = [
+                pair[1].args for part in module.modules() if hasattr(part, "pending") for pair in part.pending._waiting
+            ]
             sizes = [leaf.numel() for leaf in tree_leaves(kept) if isinstance(leaf, Tensor)]
             self.largest = max([self.largest, *sizes])
 

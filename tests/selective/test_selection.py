@@ -70,15 +70,15 @@ def tensors():
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        (None, "format None, this one reads 1"),
-        ({"format": "0"}, "format 0, this one reads 1"),
+        (None, "format None, this one reads 2"),
+        ({"format": "1"}, "format 1, this one reads 2"),
         (
-            {"format": "2", "fingerprint": "{}", "checksum": ""},
-            "format 2, this one reads 1. Delete it and select again",
+            {"format": "3", "fingerprint": "{}", "checksum": ""},
+            "format 3, this one reads 2. Delete it and select again",
         ),
-        ({"format": "1"}, "its checksum is wrong"),
-        ({"format": "1", "fingerprint": "{}"}, "its checksum is wrong"),
-        ({"format": "1", "fingerprint": "{}", "checksum": "0" * 64}, "its checksum is wrong"),
+        ({"format": "2"}, "its checksum is wrong"),
+        ({"format": "2", "fingerprint": "{}"}, "its checksum is wrong"),
+        ({"format": "2", "fingerprint": "{}", "checksum": "0" * 64}, "its checksum is wrong"),
     ],
 )
 def test_a_file_of_another_version_or_kind_is_refused(tmp_path, facts, message):
@@ -90,7 +90,7 @@ def test_a_file_of_another_version_or_kind_is_refused(tmp_path, facts, message):
 def test_missing_and_additional_tensors_are_refused(tmp_path):
     for change in ({"indices": None}, {"more": torch.zeros(2)}):
         given = {name: value for name, value in {**tensors(), **change}.items() if value is not None}
-        save_file(given, tmp_path / "other", metadata={"format": "1", "fingerprint": "{}", "checksum": "0"})
+        save_file(given, tmp_path / "other", metadata={"format": "2", "fingerprint": "{}", "checksum": "0"})
         with pytest.raises(lt.TransferConfigError, match="its checksum is wrong"):
             Selection.load(tmp_path / "other")
 
@@ -199,6 +199,6 @@ def test_a_report_without_matplotlib_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_the_format_is_told_in_the_file(kept, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "FORMAT", "2")
-    with pytest.raises(lt.TransferConfigError, match="format 1, this one reads 2"):
+    monkeypatch.setattr(module, "FORMAT", "3")
+    with pytest.raises(lt.TransferConfigError, match="format 2, this one reads 3"):
         Selection.load(tmp_path / "kept")

@@ -1,7 +1,6 @@
 """The networks of an ensemble: each gets the images it was trained on, and a new head for the target's classes."""
 
 import copy
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -14,6 +13,7 @@ from lightning_transfer.methods.collaborative.depths import find_depths
 from lightning_transfer.methods.collaborative.heads import classifier, last_classifier, renew_head
 from lightning_transfer.networks import required_size
 from lightning_transfer.roles import Head, out_width
+from lightning_transfer.stamps import digest
 from lightning_transfer.surgery import own_randomness
 
 OWN = "own"  # the user's network among the members
@@ -175,13 +175,13 @@ def _channels(network: nn.Module, example: Any = None) -> int | None:
     return convs[0].in_channels if convs else None
 
 
-def make_of(network: nn.Module) -> int:
-    """Return a number that is the same for networks of the same layers."""
+def make_of(network: nn.Module) -> str:
+    """Return a digest that is the same for networks of the same layers."""
     layers = [
         (path, type(layer).__qualname__, layer.extra_repr(), _plain(vars(layer)))
         for path, layer in network.named_modules()
     ]
-    return zlib.crc32(repr(layers).encode())
+    return digest(repr(layers))
 
 
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:

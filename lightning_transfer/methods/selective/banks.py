@@ -6,7 +6,6 @@ available.
 """
 
 import copy
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from lightning_transfer.errors import TransferConfigError, check_count, nearest
 from lightning_transfer.methods.selective.descriptors import filter_responses
 from lightning_transfer.source.gap import Extent
+from lightning_transfer.stamps import digest
 
 SIZES = (7, 11, 15, 19)
 SIGMA, ASPECT = 0.56, 0.5  # of the wavelength; of the envelope's sides
@@ -122,7 +122,7 @@ class _GaborBank(FilterBank):
         return [filter_responses(grey, filters, stride=self.stride) for filters in self.buffers()]
 
     def describe(self) -> str:
-        return f"gabor {digest(self)} stride {self.stride}"
+        return f"gabor {digest(self.state_dict())} stride {self.stride}"
 
 
 def _gabor_filters(size: int, orientations: int) -> Tensor:
@@ -206,13 +206,12 @@ class _ModelBank(FilterBank):
         return self.model.get_submodule(name).register_forward_hook(hook)
 
     def describe(self) -> str:
-        found = hashlib.sha256()
         names = [name for name, child in self.model.named_modules() if not any(child.children())]
-        for name in names[: 1 + max(map(names.index, self.layers))]:  # later layers do not matter
-            child = self.model.get_submodule(name)
-            found.update(f"{name} {child} {digest(child)}".encode())
-        scale = digest(self, deep=False) if self.normalize else "raw"
-        return f"{', '.join(self.layers)} {found.hexdigest()[:16]} {scale}"
+        used = names[: 1 + max(map(names.index, self.layers))]  # later layers do not matter
+        layers = [(name, self.model.get_submodule(name)) for name in used]
+        found = digest([(name, str(child), child.state_dict()) for name, child in layers])
+        scale = digest(dict(self.named_buffers(recurse=False))) if self.normalize else "raw"
+        return f"{', '.join(self.layers)} {found} {scale}"
 
 
 def _statistics(model: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
@@ -233,11 +232,3 @@ def check_bank(bank: object) -> None:
         raise TransferConfigError(
             f"bank={bank!r} is not known. Write bank='gabor' or FilterBank.from_model(model, layers=['conv1'])."
         )
-
-
-def digest(module: nn.Module, *, deep: bool = True) -> str:
-    """Return a digest of all weights of a module, or of its own buffers only."""
-    found = hashlib.sha256()
-    for name, value in module.state_dict().items() if deep else module.named_buffers(recurse=False):
-        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]

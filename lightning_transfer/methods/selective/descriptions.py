@@ -1,7 +1,6 @@
 """Keep the descriptors of whole datasets on disk during a selection; several processes divide a large dataset."""
 
 import contextlib
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from lightning_transfer.methods.selective.descriptors import Binning
 from lightning_transfer.methods.selective.pictures import Picture, Pictures, read_batches
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.store import Store
+from lightning_transfer.stamps import digest
 
 UNREADABLE = -2  # as a label: no class, and not an unknown one either
 MOST_UNREADABLE = 0.01  # the share of images that may be unreadable
@@ -58,7 +58,7 @@ class Descriptions:
         if scan.cache is None:
             self.folder = Path(undo.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         else:
-            self.folder = Path(f"{scan.cache}.work") / hashlib.sha256(identity.encode()).hexdigest()[:16]
+            self.folder = Path(f"{scan.cache}.work") / digest(identity)
 
     def num_bytes(self, num_images: int) -> int:
         """Return the size of descriptors on disk."""

@@ -1,13 +1,10 @@
 """Digest images, so that kept work can be compared with the images it was made of."""
 
-import hashlib
-from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from lightning_transfer.methods.selective.pictures import IDENTIFIED, Picture, Pictures
+from lightning_transfer.methods.selective.pictures import IDENTIFIED, Pictures
 
 
 def identity(pictures: Pictures) -> str:
@@ -20,16 +17,6 @@ def looked_at(pictures: Pictures) -> str:
     """Return a text that says what `identity` compares."""
     listed = "".join(f", {name}" for name in pictures.listed)
     return f"{min(len(pictures), IDENTIFIED):,} of {len(pictures):,} {pictures.name} images{listed}"
-
-
-def digest_of(pictures: Iterable[Picture]) -> str:
-    """Return a digest of all pictures, in their order."""
-    found = hashlib.sha256()
-    for pixels, label in pictures:
-        found.update(f"{label} ".encode())
-        if isinstance(pixels, Tensor):
-            found.update(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def is_same(before: Dataset[Any] | None, data: Dataset[Any]) -> bool:

@@ -1,6 +1,5 @@
 """Find a dataset's range of pixels from some of its images: what is white, and whether two datasets agree (ours)."""
 
-import hashlib
 import math
 from dataclasses import dataclass, field
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.source.gap import RAW, Extent
+from lightning_transfer.stamps import digest
 
 BYTE, WORD = 255.0, 65535.0  # white in 8 and in 16 bits
 FAR = 100.0  # if one dataset is this many times as bright as another, their ranges differ
@@ -95,12 +95,10 @@ class Glance:
 
     def see(self, pixels: Tensor | None, label: int) -> None:
         """Include an image as its dataset returns it; None if it cannot be read."""
-        found = hashlib.sha256(f"{self.digest} {label} ".encode())
         if pixels is not None:
             self.areas.append(pixels.shape[1] * pixels.shape[2])
             self.ranges.setdefault(_kind(pixels.dtype), Range(pixels.dtype)).see(pixels.float())
-            found.update(f"{tuple(pixels.shape)}".encode() + pixels.float().contiguous().numpy().tobytes())
-        self.digest = found.hexdigest()[:16]
+        self.digest = digest([self.digest, label, None if pixels is None else pixels.float()])
 
     @property
     def side(self) -> float:

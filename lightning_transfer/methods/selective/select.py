@@ -4,7 +4,6 @@ One pass over the target finds bin edges, a second one its descriptors. One pass
 to disk as whole numbers, and a search reads them in blocks. Several processes divide the source.
 """
 
-import hashlib
 import os
 import time
 import warnings
@@ -28,13 +27,14 @@ from lightning_transfer.methods.selective.descriptions import UNREADABLE, Descri
 from lightning_transfer.methods.selective.descriptors import Binning, num_bins
 from lightning_transfer.methods.selective.duplicates import COMPARED, near_duplicates
 from lightning_transfer.methods.selective.exact import exact_neighbors, nearest_first, search_bytes
-from lightning_transfer.methods.selective.identity import digest_of, identity, looked_at
+from lightning_transfer.methods.selective.identity import identity, looked_at
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.pictures import Picture, Pictures, check_ranges, readable
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.search import plain_arithmetic
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
 from lightning_transfer.methods.selective.store import Store, Stored
+from lightning_transfer.stamps import digest
 
 LARGER = 1.25  # times the other's side, from which images have another scale
 MERGED = 2**20  # neighbors of a process' lists that are exchanged at once
@@ -193,20 +193,20 @@ class Job:
                         if isinstance(pixels, str):
                             place = index_in(self.target.dataset, index)
                             raise TransferConfigError(f"Target image {place} cannot be used: {pixels}.")
-                    digests.append(digest_of(batch))
+                    digests.append(digest(batch))
                     yield indices, batch
                     step(len(batch))
 
             counts, most = describer.response_counts(read())
         edges = counts.edges(self.bins or num_bins(counts.per_filter / len(self.target)))
-        return edges, most, hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+        return edges, most, digest(digests)
 
     def _fingerprint(self, edges: Tensor, target_digest: str) -> dict[str, str]:
         return {
             "format": FORMAT,
             "bank": self.bank.describe(),
             "bins": str(edges.shape[1] + 1),
-            "edges": hashlib.sha256(edges.numpy().tobytes()).hexdigest()[:16],
+            "edges": digest(edges),
             "target": f"{len(self.target)} images {target_digest}",
             "source": identity(self.source),
             "neighbors listed": str(self.longest),

@@ -1,6 +1,5 @@
 """Keep the nearest source images of each target image in a file, and draw them."""
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -13,11 +12,12 @@ from torch.utils.data import Dataset
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
 from lightning_transfer.methods.selective.pictures import Pictures, for_display
+from lightning_transfer.stamps import checksum
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT = "1"  # of the file; raised when old code could not read a new file
+FORMAT = "2"  # of the file; raised when old code could not read a new file
 TENSORS = ("indices", "distances", "target_labels", "source_labels", "duplicates", "dropped", "unreadable")
 
 
@@ -176,8 +176,4 @@ def _viewer(data: Dataset[Any], name: str, labels: Tensor) -> Any:
 
 
 def _checksum(tensors: dict[str, Tensor], facts: dict[str, str]) -> str:
-    found = hashlib.sha256(f"{facts.get('format')} {facts.get('fingerprint')}".encode())
-    for name in TENSORS:
-        found.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
-        found.update(tensors[name].contiguous().numpy().tobytes())
-    return found.hexdigest()
+    return checksum([tensors, facts.get("format"), facts.get("fingerprint")])

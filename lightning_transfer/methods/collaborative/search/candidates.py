@@ -2,7 +2,6 @@
 
 import copy
 import re
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,6 +25,7 @@ from lightning_transfer.methods.collaborative.search.strategies import Layers
 from lightning_transfer.methods.collaborative.together import Together
 from lightning_transfer.randomness import seeded
 from lightning_transfer.splitting import held_out
+from lightning_transfer.stamps import digest
 from lightning_transfer.tracing import evaluating
 from lightning_transfer.values import value_of
 
@@ -72,7 +72,7 @@ class Candidates:
             networks = {name: loaded(source) for name, source in named(together.sources).items()}
             self.together = replace(together, sources=networks, frozen_layers=None)
             self._check_batch(next(iter(self.held())))
-            seen = [_digest_of_images(dataset) for dataset in (trials.dataset, trials.clean)]
+            seen = digest([_images(dataset) for dataset in (trials.dataset, trials.clean)])
         twin = copy.deepcopy(module)
         put_together(twin, self.together)
         ensemble = ensemble_of(twin)
@@ -83,10 +83,10 @@ class Candidates:
         self.settings = {
             **{key: str(getattr(options, key)) for key in SETTINGS},
             "networks": str({name: f"{number} convolutions" for name, number in self.num_layers.items()}),
-            "weights": f"{_digest_of_weights(module, *networks.values()):08x}",
+            "weights": digest([_weights(each) for each in (module, *networks.values())]),
             "batch size": str(loader.batch_size),
-            "training images": f"{len(labels)}, {zlib.crc32(repr(labels).encode()):08x}, {seen}",
-            "held out": f"{len(out)}, {zlib.crc32(repr(out).encode()):08x}",
+            "training images": f"{len(labels)}, {digest(labels)}, {seen}",
+            "held out": f"{len(out)}, {digest(out)}",
             "hyperparameters": re.sub(" at 0x[0-9a-f]+", "", str(dict(getattr(module, "hparams", {})))),
             "trainer": str({key: trials.options.get(key, usual) for key, usual in STEPPING.items()}),
             "weight": str(together.weight),
@@ -130,19 +130,12 @@ class Candidates:
         return is_right(logits, labels, kind_by(self.together.loss, logits, labels))
 
 
-def _digest_of_images(dataset: Any) -> str:
-    """Return a digest of a few images of a dataset."""
-    number = 0
-    for index in range(0, len(dataset), max(1, len(dataset) // NUM_DIGESTED)):
-        number = zlib.crc32(np.asarray(load(dataset, index, of="target")[0]).tobytes(), number)
-    return f"{number:08x}"
+def _images(dataset: Any) -> list[torch.Tensor]:
+    """Return a few images of a dataset."""
+    places = range(0, len(dataset), max(1, len(dataset) // NUM_DIGESTED))
+    return [torch.as_tensor(np.asarray(load(dataset, index, of="target")[0])) for index in places]
 
 
-def _digest_of_weights(*modules: Any) -> int:
-    """Return a digest of the weights of modules."""
-    number = 0
-    for module in modules:
-        for value in module.state_dict().values():
-            if isinstance(value, Tensor):
-                number = zlib.crc32(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes(), number)
-    return number
+def _weights(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Return the weights of a module."""
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
