@@ -1,4 +1,4 @@
-"""What several networks cost beside one, and what freezing saves."""
+"""Measure what several networks cost compared with one, and what freezing saves."""
 
 import copy
 from dataclasses import replace
@@ -17,7 +17,7 @@ HALF, MOST = 8, 16  # of the 17 convolutions that count
 
 
 def together(settings: Settings, frozen: int, *, num_sources: int = 1) -> tuple[Run, Run]:
-    """ResNet-18s side by side, and one alone."""
+    """Return a fit of ResNet-18s side by side, and one of a single network."""
     plain = resnet18(settings)
     sources = [timm.create_model("resnet18") for _ in range(num_sources)]
     frozen_layers = dict.fromkeys(("own", *(f"source{number + 1}" for number in range(num_sources))), frozen)
@@ -27,30 +27,30 @@ def together(settings: Settings, frozen: int, *, num_sources: int = 1) -> tuple[
 
 @Row("ResNet-18, two together / one plain step", bar=2.05, most=9)
 def two(settings: Settings) -> tuple[Run, Run]:
-    """Nothing frozen."""
+    """Compare two networks, nothing frozen, with one."""
     return together(settings, 0)
 
 
 @Row("ResNet-18, two together, half of each frozen / one plain step", bar=1.50, most=9, is_slow=True)
 def two_half_frozen(settings: Settings) -> tuple[Run, Run]:
-    """Eight of seventeen convolutions."""
+    """Compare two networks, each with eight of seventeen convolutions frozen, with one."""
     return together(settings, HALF)
 
 
 @Row("ResNet-18 alone, half of it frozen / plain step", most=5, is_slow=True)
 def half_frozen(settings: Settings) -> tuple[Run, Run]:
-    """Eight of seventeen."""
+    """Freeze eight of seventeen convolutions of one network."""
     return together(settings, HALF, num_sources=0)
 
 
 @Row("ResNet-18 alone, all but one frozen / plain step", most=5, is_slow=True)
 def almost_frozen(settings: Settings) -> tuple[Run, Run]:
-    """Sixteen of seventeen."""
+    """Freeze sixteen of seventeen convolutions of one network."""
     return together(settings, MOST, num_sources=0)
 
 
 def saved(settings: Settings, frozen: int) -> tuple[Run, Run]:
-    """What a network that is frozen in part keeps for its backward, and the same network without."""
+    """Return what a partly frozen network keeps for its backward, and what the plain network keeps."""
     torch.manual_seed(0)
     plain = timm.create_model("resnet18", num_classes=TARGET_CLASSES)
     ensemble = CollaborativeEnsemble({"own": copy.deepcopy(plain)})
@@ -65,11 +65,11 @@ def saved(settings: Settings, frozen: int) -> tuple[Run, Run]:
 
 @Row("ResNet-18 alone, half of it frozen / plain, saved for backward", most=1)
 def half_saved(settings: Settings) -> tuple[Run, Run]:
-    """Bytes of a pass."""
+    """Compare the bytes of a pass."""
     return saved(settings, HALF)
 
 
 @Row("ResNet-18 alone, all but one frozen / plain, saved for backward", most=1)
 def almost_saved(settings: Settings) -> tuple[Run, Run]:
-    """Bytes of a pass."""
+    """Compare the bytes of a pass."""
     return saved(settings, MOST)

@@ -1,6 +1,6 @@
-"""What transfer learning costs beside plain training: variants interleaved in one process, held against bars.
+"""Measure what transfer learning costs compared with plain training, by interleaved variants, each against a bar.
 
-`python examples/benchmarks/costs.py [--quick] [--wide]`; costs.md beside this file says how to read what it prints.
+`python examples/benchmarks/costs.py [--quick] [--wide]`; costs.md beside this file explains its output.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from rich.console import Console
 
 from lightning_transfer import Schedule, SoftFinetuning, SourceTask
 
-sys.path.insert(0, str(Path(__file__).parent))  # where this file is run by another
+sys.path.insert(0, str(Path(__file__).parent))  # if another file runs this one
 import collaborative_costs  # noqa: F401  (enters its rows)
 import gating_costs  # noqa: F401
 import peers  # noqa: F401
@@ -41,7 +41,7 @@ QUICK = Settings(repetitions=5, steps=2, empty_steps=150, scale=0.1)
 
 
 def with_source(plain: Fit, forward: Literal["separate", "joint"], *, annealed: bool = False) -> Fit:
-    """The same fit beside a source task, whose weight is 0 in the steps that count where it is annealed."""
+    """Add a source task to a fit; if it is annealed, its weight is 0 in the steps that count."""
 
     def callbacks(num_steps: int) -> list[lightning.Callback]:
         images = pictures(SOURCE_IMAGES, plain.image, SOURCE_CLASSES)
@@ -53,41 +53,41 @@ def with_source(plain: Fit, forward: Literal["separate", "joint"], *, annealed: 
 
 @Row("ResNet-18, source batch in a separate pass / plain step of as many images", bar=1.12)
 def separate(settings: Settings) -> tuple[Run, Run]:
-    """Two passes of B against one of 2 B."""
+    """Compare two passes of B images with one of 2 B."""
     plain = resnet18(settings)
     return with_source(plain, "separate"), replace(plain, batch_size=2 * plain.batch_size)
 
 
 @Row("ResNet-18, source batch in a joint pass / plain step of as many images", bar=1.03, is_slow=True)
 def joint(settings: Settings) -> tuple[Run, Run]:
-    """One pass of B + B against one of 2 B."""
+    """Compare one pass of B + B images with one of 2 B."""
     plain = resnet18(settings)
     return with_source(plain, "joint"), replace(plain, batch_size=2 * plain.batch_size)
 
 
 @Row("ResNet-18, source weight at 0 / plain step", bar=1.01)
 def annealed(settings: Settings) -> tuple[Run, Run]:
-    """What is left when the source is annealed away."""
+    """Measure what remains after the source is annealed away."""
     plain = resnet18(settings)
     return with_source(plain, "separate", annealed=True), plain
 
 
 @Row("Empty network, source weight at 0 - plain step", unit="us", bar=40.0)
 def empty_annealed(settings: Settings) -> tuple[Run, Run]:
-    """The callback itself."""
+    """Measure the callback itself."""
     plain = empty_network(settings)
     return with_source(plain, "separate", annealed=True), plain
 
 
 @Row("Empty network, with a source batch - plain step", unit="us")
 def empty_separate(settings: Settings) -> tuple[Run, Run]:
-    """Drawing and loading a source batch, one more pass and one more loss, each without arithmetic to speak of."""
+    """Measure drawing and loading a source batch, one more pass and one more loss, with almost no arithmetic."""
     plain = empty_network(settings)
     return with_source(plain, "separate"), plain
 
 
 def main(argv: Sequence[str] | None = None, settings: Settings | None = None) -> dict[str, Any]:
-    """Measure every row, print the table, write and return the numbers; `settings` go before --quick and --wide."""
+    """Measure every row, print the table, write and return the numbers; `settings` override --quick and --wide."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under two minutes, without the slowest rows")
     parser.add_argument(
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None, settings: Settings | None = None) ->
         undo.callback(faiss.omp_set_num_threads, faiss.omp_get_max_threads())
         faiss.omp_set_num_threads(1)
         undo.callback(logging.disable, logging.NOTSET)
-        logging.disable(logging.WARNING)  # Lightning's remarks on every fit
+        logging.disable(logging.WARNING)  # Lightning's messages on every fit
         warnings.filterwarnings("ignore", module=r"lightning\.")
         settings = replace(settings, folder=undo.enter_context(tempfile.TemporaryDirectory()))
         undo.callback(remove_sources)
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None, settings: Settings | None = None) ->
         machine = {"gpu": torch.cuda.is_available(), "instructions": torch.backends.cpu.get_cpu_capability()}
         sizes = {name: value for name, value in asdict(settings).items() if name != "folder"}
         about = {"versions": versions, **machine, "settings": sizes}
-        for row in rows:  # written at once: it stays when the rest is interrupted
+        for row in rows:  # written at once: kept if the rest is interrupted
             results.append(row.measure(settings))
             report = {**about, "is_complete": len(results) == len(rows), "rows": results}
             args.out.write_text(json.dumps(report, indent=1))
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None, settings: Settings | None = None) ->
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what a step frees; else page faults tell what ran before, not what runs."""
+    """Have glibc keep what a step frees; otherwise page faults depend on what ran before."""
     if platform.libc_ver()[0] == "glibc":
         for option in (-1, -3):  # the thresholds of trimming and of mmap
             ctypes.CDLL(None).mallopt(option, 2**31 - 1)

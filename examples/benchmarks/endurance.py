@@ -1,4 +1,4 @@
-"""Whether anything is left behind after many fits, and whether a run that is killed again and again is still that run.
+"""Check that many fits leave nothing over, and that a run that is killed again and again equals one that is not.
 
 python examples/benchmarks/endurance.py fits --number 100
 python examples/benchmarks/endurance.py kills --steps 20000 --every 300
@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_transfer as lt
 
 EPOCH = 20  # steps
-WARM = 10  # fits until the memory of the program itself has settled
+WARM = 10  # fits until the program's own memory is constant
 
 
 class Network(nn.Module):
@@ -81,7 +81,7 @@ def seeded_network(num_classes: int) -> Network:
 
 
 def images(number: int, num_classes: int) -> TensorDataset:
-    """Return noise of 12 pixels whose mean says the class."""
+    """Return noise of 12 pixels whose mean depends on the class."""
     generator = torch.Generator().manual_seed(num_classes)
     labels = torch.arange(number) % num_classes
     return TensorDataset(
@@ -95,7 +95,7 @@ def source(**options: Any) -> lt.SourceTask:
 
 
 def bank() -> lt.FilterBank:
-    """Return filters for pictures of 12 pixels, which Gabor's do not take."""
+    """Return filters for images of 12 pixels, which are too small for Gabor filters."""
     return lt.FilterBank.from_model(seeded_network(5), layers=["conv1"], normalize=False)
 
 
@@ -139,7 +139,7 @@ def resident() -> float:
 
 
 def held() -> dict[str, int]:
-    """Return what a fit might leave behind, counted."""
+    """Count what a fit might not have cleaned up."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return {
         "handles": len(os.listdir("/proc/self/fd")),
@@ -150,7 +150,7 @@ def held() -> dict[str, int]:
 
 
 def many_fits(number: int) -> None:
-    """Fit with every method in turn, and print how memory grows and what is left behind."""
+    """Fit with every method in turn, and print how memory grows and what is not cleaned up."""
     memory: list[float] = []
     first: dict[str, int] = {}
     names = list(METHODS)
@@ -164,11 +164,11 @@ def many_fits(number: int) -> None:
         print(f"{place + 1:4} {names[place % len(names)]:15} {memory[-1]:8.1f} MB {now}", flush=True)
     later = np.array(memory[WARM:])
     slope = np.polyfit(np.arange(len(later)), later, 1)[0]
-    print(f"memory: {1000 * slope:+.1f} kB a fit over the last {len(later)}; left behind: {first} then, {now} now")
+    print(f"memory: {1000 * slope:+.1f} kB a fit over the last {len(later)}; not cleaned up: {first} then, {now} now")
 
 
 class Killed(Callback):
-    """Ends the program as a power cut would, after some steps."""
+    """Kill the program after some steps, as a power cut would."""
 
     def __init__(self, steps: int) -> None:
         self.left = steps
@@ -181,12 +181,12 @@ class Killed(Callback):
 
 
 def saving(folder: str) -> ModelCheckpoint:
-    """Return what keeps the last checkpoint of every fifth epoch."""
+    """Return a callback that saves a checkpoint every fifth epoch."""
     return ModelCheckpoint(folder, save_last=True, every_n_epochs=5)
 
 
 def in_a_process(act: Callable[[], object]) -> int:
-    """Return the exit status of what runs in a fork of this program."""
+    """Run a function in a fork of this program and return its exit status."""
     pid = os.fork()
     if pid == 0:
         act()
@@ -195,7 +195,7 @@ def in_a_process(act: Callable[[], object]) -> int:
 
 
 def many_kills(make: Callable[[], list[Callback]], steps: int, every: int) -> str:
-    """Train for many steps, killed every few hundred of them; return how that compares with a run that is not."""
+    """Train for many steps, killed every few hundred, and compare the result with an uninterrupted run."""
     random.seed(0)
     epochs = steps // EPOCH
     with tempfile.TemporaryDirectory() as place:

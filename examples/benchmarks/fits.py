@@ -1,4 +1,4 @@
-"""Short fits of small projects with and without callbacks: what a step of each costs."""
+"""Fit small projects for a few steps, with and without callbacks, and time a step."""
 
 import gc
 import time
@@ -18,7 +18,7 @@ from measuring import Settings
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-WARMUP = 3  # steps of a fit that do not count: first allocations, the first source batch, the way to weight 0
+WARMUP = 3  # steps of a fit that do not count: first allocations, the first source batch, until the weight is 0
 SILENT = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 TARGET_CLASSES = 10
 
@@ -31,22 +31,22 @@ class Classifier(lightning.LightningModule):
         self.network = network
 
     def training_step(self, batch: list[Tensor]) -> Tensor:
-        """Cross-entropy."""
+        """Return the cross-entropy."""
         return F.cross_entropy(self.network(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD on every parameter."""
+        """Return SGD on every parameter."""
         return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
 
 
 class Clock(lightning.Callback):
-    """Marks the end of every step; between two marks lies a whole step: loading, hooks, passes, optimizer."""
+    """Record the end of every step; between two records is a whole step: loading, hooks, passes, optimizer."""
 
     def __init__(self) -> None:
         self.marks: list[Any] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        """Mark, in CPU time of this process or by an event on the GPU."""
+        """Record the CPU time of this process, or an event on the GPU."""
         if pl_module.device.type == "cpu":
             self.marks.append(time.process_time())
         else:
@@ -64,10 +64,10 @@ class Clock(lightning.Callback):
 
 @dataclass(frozen=True)
 class Fit:
-    """A short `Trainer.fit`, made anew at each call.
+    """A short `Trainer.fit`, new at each call.
 
-    Whole fits take turns, not the steps of two fits: so each step is exactly the user's own, in a loop that nothing
-    else has touched. They are short, so that both of a pair meet the same state of the machine.
+    Whole fits take turns, not the steps of two fits, so each step is exactly the user's, in a loop that is not
+    modified. They are short, so both fits of a pair see the same state of the machine.
     """
 
     network: Callable[[], nn.Module]
@@ -78,8 +78,8 @@ class Fit:
     callbacks: Callable[[int], list[lightning.Callback]] = lambda num_steps: []  # of a fit so long
 
     def __call__(self) -> float:
-        """Seconds a step."""
-        gc.collect()  # of what the run before left
+        """Return the seconds of a step."""
+        gc.collect()  # what the previous run left
         torch.manual_seed(0)
         num_steps, clock = WARMUP + self.steps, Clock()
         images = pictures(num_steps * self.batch_size, self.image, TARGET_CLASSES)
@@ -92,18 +92,18 @@ class Fit:
 
 
 def pictures(number: int, shape: tuple[int, ...], num_classes: int) -> TensorDataset:
-    """Noise, and labels that go with nothing."""
+    """Return noise with random labels."""
     return TensorDataset(torch.rand(number, *shape), torch.randint(num_classes, (number,)))
 
 
 def resnet18(settings: Settings) -> Fit:
-    """Plain training of a ResNet-18, on the GPU if there is one."""
+    """Return plain training of a ResNet-18, on the GPU if there is one."""
     network = partial(timm.create_model, "resnet18", num_classes=TARGET_CLASSES)
     accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     return Fit(network, (3, 64, 64), settings.batch_size, settings.steps, accelerator)
 
 
 def empty_network(settings: Settings) -> Fit:
-    """Plain training with next to nothing to compute, so that a step is all Trainer; on the CPU, like every hook."""
+    """Return plain training with almost nothing to compute, so a step is all Trainer; on the CPU, as all hooks."""
     network = lambda: nn.Sequential(OrderedDict(body=nn.Linear(4, 4), fc=nn.Linear(4, TARGET_CLASSES)))  # noqa: E731
     return Fit(network, (4,), settings.batch_size, settings.empty_steps)

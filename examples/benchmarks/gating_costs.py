@@ -1,4 +1,4 @@
-"""What gated layers cost beside plain fine-tuning: a step, and what it keeps in memory for its backward."""
+"""Measure what gated layers cost compared with plain fine-tuning: a step, and the memory kept for its backward."""
 
 import time
 from collections.abc import Callable
@@ -20,29 +20,29 @@ PASSES = 50  # of a module that takes next to no time
 
 
 def gated(plain: Fit) -> tuple[Run, Run]:
-    """With gated filters, and without."""
+    """Return a fit with gated filters, and the same without."""
     return replace(plain, callbacks=lambda num_steps: [AdaFilter()]), plain
 
 
 def resnet50(settings: Settings) -> Fit:
-    """Plain training of a ResNet-50."""
+    """Return plain training of a ResNet-50."""
     return replace(resnet18(settings), network=partial(timm.create_model, "resnet50", num_classes=TARGET_CLASSES))
 
 
 @Row("ResNet-18, gated filters / plain step", bar=1.75, most=9)
 def gated_small(settings: Settings) -> tuple[Run, Run]:
-    """Every convolution twice, and the gate."""
+    """Measure every convolution twice, and the gate."""
     return gated(resnet18(settings))
 
 
 @Row("ResNet-50, gated filters / plain step", bar=1.85, most=5, is_slow=True)
 def gated_large(settings: Settings) -> tuple[Run, Run]:
-    """Every convolution twice, and the gate."""
+    """Measure every convolution twice, and the gate."""
     return gated(resnet50(settings))
 
 
 def saved_bytes(network: nn.Module, images: Tensor) -> float:
-    """What a training pass keeps for its backward, but for the network's own weights."""
+    """Return the bytes that a training pass keeps for its backward, without the network's own weights."""
     weights = {tensor.untyped_storage().data_ptr() for tensor in [*network.parameters(), *network.buffers()]}
     kept: dict[int, int] = {}
 
@@ -59,7 +59,7 @@ def saved_bytes(network: nn.Module, images: Tensor) -> float:
 
 
 def saving(settings: Settings, make: Callable[[], nn.Module]) -> tuple[Run, Run]:
-    """Of a gated network, and of the plain one."""
+    """Return the bytes of a gated network, and those of the plain one."""
     images = torch.rand(settings.batch_size, 3, 64, 64)
     plain, changed = make(), make()
     apply_adafilter(changed)
@@ -68,19 +68,19 @@ def saving(settings: Settings, make: Callable[[], nn.Module]) -> tuple[Run, Run]
 
 @Row("ResNet-18, gated filters / plain, saved for backward", bar=1.50, most=1)
 def saved_small(settings: Settings) -> tuple[Run, Run]:
-    """Bytes of a pass."""
+    """Compare the bytes of a pass."""
     return saving(settings, partial(timm.create_model, "resnet18", num_classes=TARGET_CLASSES))
 
 
 @Row("ResNet-50, gated filters / plain, saved for backward", bar=1.55, most=1)
 def saved_large(settings: Settings) -> tuple[Run, Run]:
-    """Bytes of a pass."""
+    """Compare the bytes of a pass."""
     return saving(settings, partial(timm.create_model, "resnet50", num_classes=TARGET_CLASSES))
 
 
 @Row("ResNet-18, transfer module / step", bar=0.3, unit="%", most=5)
 def transfer_module(settings: Settings) -> tuple[Run, Run]:
-    """The module alone, forwards and backwards, against a plain step."""
+    """Compare the module alone, forwards and backwards, with a plain step."""
     plain = resnet18(settings)
     module = TransferModule(512).train()
 
@@ -96,6 +96,6 @@ def transfer_module(settings: Settings) -> tuple[Run, Run]:
 
 @Row("ResNet-18, gated transfer with auxiliary classifier / plain step", most=5, is_slow=True)
 def gated_transfer(settings: Settings) -> tuple[Run, Run]:
-    """The whole callback."""
+    """Measure the whole callback."""
     plain = resnet18(settings)
     return replace(plain, callbacks=lambda num_steps: [GatedTransfer(aux_weight=0.2)]), plain

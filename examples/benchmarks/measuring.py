@@ -1,4 +1,4 @@
-"""How a row of the table comes about: two variants in turn, each pair compared by itself, the median against a bar."""
+"""Measure a row of the table: two variants in turn, each pair compared by itself, the median against a bar."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,16 +13,16 @@ from rich.table import Table
 class Settings:
     """How much is run; `steps` are those that count."""
 
-    repetitions: int = 21  # fits of one variant scatter by 2 %, so that fewer do not settle a bar of 1.01
+    repetitions: int = 21  # fits of one variant scatter by 2 %, so fewer do not decide a bar of 1.01
     batch_size: int = 16
     steps: int = 5
     empty_steps: int = 300
-    scale: float = 0.01  # of the sources that are searched: 1 is the size in a row's name, the default next to nothing
-    wide: bool = True  # also what takes a quarter of an hour
+    scale: float = 0.01  # of the searched sources: 1 is the size in a row's name, the default almost nothing
+    wide: bool = True  # also the rows that take a quarter of an hour
     folder: str = ""  # where sources are written
 
 
-Run = Callable[[], float]  # runs a variant for a short while and gives its seconds a step, or what else is compared
+Run = Callable[[], float]  # runs a variant briefly and returns its seconds per step, or what else is compared
 Variants = Callable[[Settings], tuple[Run, Run]]
 ROWS: dict["Row", Variants] = {}
 HEADS = ["cost", "median", "lowest .. highest", "bar", ""]
@@ -31,7 +31,7 @@ FORMS = {"x": "{:.3f}", "us": "{:+.0f} us", "%": "{:.1f} %", "GB": "{:.2f} GB"}
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table, put over the function that gives A and B.
+    """A line of the table; decorates the function that returns A and B.
 
     Args:
         name: what is compared.
@@ -39,7 +39,7 @@ class Row:
         least: the least that passes.
         unit: A / B as it is ("x"), in hundredths ("%") or billions of bytes ("GB"); or A - B in microseconds ("us").
         most: repetitions; fewer if the settings say so.
-        size: the bar is one for "any" scale of the settings, for "full" size, or that and too "wide" to be run unasked.
+        size: whether the bar holds at "any" scale of the settings or at "full" size; "wide" rows run only on request.
         is_slow: whether a quick run leaves it out.
     """
 
@@ -57,7 +57,7 @@ class Row:
         return variants
 
     def measure(self, settings: Settings) -> dict[str, Any]:
-        """A B A B ..., each pair compared by itself, and the median of what the pairs say."""
+        """Run A B A B ..., compare each pair by itself, and return the median of these costs."""
         repetitions = min(settings.repetitions, self.most or settings.repetitions)
         a, b = ROWS[self](settings)
         pairs = [(a(), b()) for _ in track(range(repetitions), self.name, transient=True)]
@@ -69,14 +69,14 @@ class Row:
         return 1e6 * (a - b) if self.unit == "us" else (100 if self.unit == "%" else 1) * a / b
 
     def passes(self, cost: float) -> bool | None:
-        """Whether a cost is on the right side of its bar; None if there is no bar."""
+        """Return whether a cost passes its bar; None if there is no bar."""
         if self.bar is None and self.least is None:
             return None
         return (self.bar is None or cost <= self.bar) and (self.least is None or cost >= self.least)
 
 
 def table(results: list[dict[str, Any]]) -> Table:
-    """The rows as they are printed."""
+    """Return the rows as a table for the terminal."""
     shown = Table(*HEADS)
     for result in results:
         *words, verdict = _columns(result)
@@ -85,7 +85,7 @@ def table(results: list[dict[str, Any]]) -> Table:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """The same for a page."""
+    """Return the rows as a Markdown table."""
     lines = [HEADS, ["---"] * len(HEADS), *map(_columns, results)]
     return "\n".join(f"| {' | '.join(words)} |" for words in lines)
 

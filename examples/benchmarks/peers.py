@@ -1,4 +1,4 @@
-"""Other people's ways to the same, in the same run: rows without a bar, of what is installed."""
+"""Measure how other packages do the same: rows without a bar, of what is installed."""
 
 import copy
 from collections.abc import Callable
@@ -19,17 +19,17 @@ from lightning_transfer.methods.selective.search import InMemory
 
 
 class Unfreezing(BackboneFinetuning):
-    """Lightning's own, for a module that calls its network otherwise."""
+    """Lightning's callback, for a module whose network has another name."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Show it the body."""
+        """Give it the backbone."""
         pl_module.backbone = pl_module.network.body
         super().setup(trainer, pl_module, stage)
 
 
 @Row("Empty network, Lightning's BackboneFinetuning - plain step", unit="us")
 def unfreezing(settings: Settings) -> tuple[Run, Run]:
-    """While the body is frozen."""
+    """Measure a step while the backbone is frozen."""
     plain = empty_network(settings)
     return replace(plain, callbacks=lambda num_steps: [Unfreezing(unfreeze_backbone_at_epoch=9)]), plain
 
@@ -38,7 +38,7 @@ if find_spec("finetuning_scheduler"):
 
     @Row("Empty network, finetuning-scheduler - plain step", unit="us")
     def scheduling(settings: Settings) -> tuple[Run, Run]:
-        """While the body is frozen; by epochs alone, so without the checkpoints that it would otherwise keep."""
+        """Measure a step while the backbone is frozen; by epochs only, so without its checkpoints."""
         plain, scheduler = empty_network(settings), import_module("finetuning_scheduler").FinetuningScheduler
         phases = {0: {"params": ["network.fc.*"], "max_transition_epoch": 1}}
         options = {"epoch_transitions_only": True, "restore_best": False, "log_dir": settings.folder}
@@ -47,7 +47,7 @@ if find_spec("finetuning_scheduler"):
 
 @Row("Neighbors, faiss' Jensen-Shannon / ours", most=5, size="full")
 def jensen_shannon(settings: Settings) -> tuple[Run, Run]:
-    """Another distance, by the library that our product runs on."""
+    """Measure another distance by faiss, which our own search uses too."""
 
     def slow(queries: InMemory, source: InMemory, k: int) -> Callable[[], object]:
         index = faiss.IndexFlat(source.histograms.shape[1], faiss.METRIC_JensenShannon)
@@ -62,7 +62,7 @@ if find_spec("scipy"):
 
     @Row("Neighbors, scipy's Jensen-Shannon / ours", most=5, size="full")
     def scipy_distances(settings: Settings) -> tuple[Run, Run]:
-        """All distances, then the best."""
+        """Compute all distances, then choose the smallest."""
 
         def slow(queries: InMemory, source: InMemory, k: int) -> Callable[[], object]:
             p, q = queries.histograms.numpy(), source.histograms.numpy()
@@ -72,7 +72,7 @@ if find_spec("scipy"):
 
 
 def described(settings: Settings, describe: Callable[[Any, Any, float, float], object], pixels: int) -> tuple[Run, Run]:
-    """Seconds an image, filter by filter, by another library and by us."""
+    """Return the seconds of an image, filter by filter, by another library and by us."""
     ours = Described(pixels)
     (filters,), ends = ours.bank.buffers(), ours.edges[:, [0, -1]].tolist()
     images, kernels = ours.images[:ASKED_SLOWLY, 0].numpy(), filters[:, 0].numpy()

@@ -1,9 +1,10 @@
-"""When does it help in the papers' regime? An ImageNet network, photographs at 112 pixels, few labels, long training.
+"""Measure when each method helps in the papers' regime: ImageNet network, photographs at 112 pixels, few labels.
 
-A cell is one training: of a row, on a target, at two learning rates, with a seed. A worker takes the next that is
-missing, in the order of what each would say: rates of a row are chosen first, on a validation part and with a seed that
-counts for nothing else, then come the seeds that count. What is finished is kept, as a file in --out or among the
-committed results; an interrupted worker is started again by the same command, and several share one folder.
+Training is long enough for plain fine-tuning to be finished. A cell is one training: of a row, on a target, at two
+learning rates, with a seed. A worker takes the next missing cell, the most informative first. The rates of a row are
+chosen on a validation part, with a seed that is used for nothing else; then come the seeds that count. Finished cells
+are files in --out or committed results. If interrupted, a worker resumes with the same command; several workers can
+share one folder.
 
     python examples/benchmarks/regime.py --data FOLDER --network tf_efficientnet_lite0 --weights FILE --out FOLDER
     python examples/benchmarks/regime.py --out FOLDER --gather    # what is finished, into results/
@@ -32,13 +33,13 @@ from regime_network import Rates, pretrained
 from regime_rows import ROWS, Setting
 from regime_training import train, wait
 
-PROTOCOL = 1  # of all that a cell depends on; cells of another are not read
+PROTOCOL = 1  # of everything that a cell depends on; cells of another protocol are not read
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("lightning_transfer", "torch", "lightning", "timm", "numpy", "scikit-learn")
 TUNING_SEED = 0
-BODY, TIMES = (0.001, 0.003, 0.01, 0.03, 0.1), (1.0, 10.0)  # the grid: of the body, and how many times that the head's
-SEEDS_FIRST = 3  # of every row, before any has more
-TIERS = 3, 8  # so many rows are measured on all targets, then the next on each target, then the others
+BODY, TIMES = (0.001, 0.003, 0.01, 0.03, 0.1), (1.0, 10.0)  # the grid: the backbone's rate, its multiple for the head
+SEEDS_FIRST = 3  # seeds of every row, before any row has more
+TIERS = 3, 8  # the first 3 rows are measured on all targets, then the next 5, then the others
 STEPS = {  # of plain fine-tuning, by target and images of a class; 0 for all of them
     "flowers": {10: 750, 5: 450, 0: 750},
     "dtd10": {10: 450, 5: 300, 0: 600},
@@ -59,7 +60,7 @@ class Job:
         target: on what.
         shots: images of a class.
         steps: of plain fine-tuning.
-        rates: of the body and the head; None for the linear probe.
+        rates: of the backbone and the head; None for the linear probe.
         seed: of the draw, the head and the order of images.
     """
 
@@ -79,29 +80,29 @@ class Job:
 
     @property
     def is_final(self) -> bool:
-        """Return whether it counts; it chooses rates otherwise."""
+        """Return whether it counts; otherwise it chooses rates."""
         return self.seed != TUNING_SEED
 
     def described(self) -> Cell:
-        """Return what it is, as its file says it."""
+        """Return its attributes as its file has them."""
         return {**vars(self), "protocol": PROTOCOL}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and by what.
+    """What is measured, and with what.
 
     Attributes:
         data: folder of .npz files.
         networks: names of the network and of the second one, with their weights.
         out: where cells are kept.
-        rows: in the order of measuring.
-        targets: likewise.
-        shots: likewise.
-        seeds: that count.
-        steps: in place of the table's.
-        device: what trains.
-        stop: waits for as long as there is such a file.
+        rows: in this order.
+        targets: in this order.
+        shots: in this order.
+        seeds: the number of seeds that count.
+        steps: replaces the table's.
+        device: trains on it.
+        stop: measuring waits as long as this file exists.
     """
 
     data: Path
@@ -117,10 +118,10 @@ class Plan:
 
 
 def next_rates(known: dict[Rates, float]) -> Rates | None:
-    """Return the cell of the grid to look at next, by one rule for every row; None if the choice is made.
+    """Return the cell of the grid to measure next, by one rule for every row; None if the choice is made.
 
-    The first is the middle rate of the body at the usual ratio of ten. As long as the best cell has a neighbor in the
-    grid that has not been looked at, that is the next: those of another rate first, then that of the other ratio.
+    The first is the backbone's middle rate at the usual ratio of ten. As long as the best cell has a neighbor in the
+    grid that is not measured, that is the next: those of another rate first, then that of the other ratio.
 
     >>> next_rates({})
     Rates(body=0.01, times=10.0)
@@ -142,7 +143,7 @@ def chosen(known: dict[Rates, float]) -> Rates:
 
 
 def finished(plan: Plan) -> dict[str, Cell]:
-    """Read all cells of this protocol, by name: those of the committed results and of the folder."""
+    """Read all cells of this protocol by name, from the committed results and from the folder."""
     found = {name_of(cell): cell for cell in committed()}
     for path in sorted((plan.out / "cells").glob("*.json")):
         cell = read_cell(path)
@@ -172,7 +173,7 @@ def name_of(cell: Cell) -> str:
 
 
 def missing(plan: Plan, cells: dict[str, Cell]) -> Iterator[Job]:
-    """Yield what can be measured now, the most telling first."""
+    """Yield what can be measured now, the most informative first."""
     tiers = [plan.rows[low:high] for low, high in pairwise((0, *TIERS, len(ROWS)))]
     few_and_all = sorted({min(SEEDS_FIRST, plan.seeds), plan.seeds})
     for shots, seeds, tier, name in product(plan.shots, few_and_all, tiers, plan.targets):
@@ -203,7 +204,7 @@ def tuning(cells: dict[str, Cell], row: str, name: str, shots: int, steps: int) 
 
 @contextmanager
 def claimed(plan: Plan, job: Job) -> Iterator[bool]:
-    """Keep other workers from a cell for as long as this process lives; gives whether none has it."""
+    """Lock a cell for as long as this process lives; yields whether no other worker has it."""
     with (plan.out / "claims" / job.name).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -254,7 +255,7 @@ def measure(plan: Plan, job: Job) -> Cell:
 
 
 def setting(plan: Plan, job: Job) -> Setting:
-    """Return what the training of a cell is given."""
+    """Return the inputs of a cell's training."""
     network, second = plan.networks
     draw = target(job.target, plan.data, shots=job.shots, seed=job.seed)
     images, made = source(plan.data), plan.out / "made"
@@ -265,7 +266,7 @@ of_timm = cache(pretrained)
 
 
 def be_quiet() -> None:
-    """Take one thread, and let Lightning be silent."""
+    """Use one thread and silence Lightning."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -297,19 +298,19 @@ def planned(argv: Sequence[str] | None) -> tuple[Plan, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of .npz files")
     parser.add_argument("--network", default="tf_efficientnet_lite0", help="of timm: %(default)s")
-    parser.add_argument("--weights", type=Path, help="its state dict; as timm loads it where left out")
+    parser.add_argument("--weights", type=Path, help="its state dict; by default timm loads its own")
     parser.add_argument("--second", default="tf_efficientnet_lite1", help="of timm, for two networks: %(default)s")
     parser.add_argument("--second-weights", type=Path, help="its state dict")
     parser.add_argument("--out", type=Path, default=Path("regime_runs"), help="for finished cells: %(default)s")
     parser.add_argument("--rows", nargs="+", choices=[*ROWS], default=[*ROWS], metavar="ROW", help="in this order")
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, metavar="TARGET", help="likewise")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, metavar="TARGET", help="in order")
     parser.add_argument("--shots", nargs="+", type=int, choices=(10, 5, 0), default=[10], help="0 for all: %(default)s")
-    parser.add_argument("--seeds", type=int, default=5, help="that count, of each row: %(default)s")
-    parser.add_argument("--steps", type=int, help="of plain fine-tuning; the table's where left out")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of each row that count: %(default)s")
+    parser.add_argument("--steps", type=int, help="of plain fine-tuning; by default the table's")
     parser.add_argument("--device", default="cpu", help="%(default)s")
-    parser.add_argument("--stop", type=Path, help="a file; measuring waits for as long as it is there")
-    parser.add_argument("--gather", action="store_true", help="write what is finished into results/, and end")
-    parser.add_argument("--list", action="store_true", help="print what is missing, and end")
+    parser.add_argument("--stop", type=Path, help="a file; measuring waits as long as it exists")
+    parser.add_argument("--gather", action="store_true", help="write what is finished into results/ and exit")
+    parser.add_argument("--list", action="store_true", help="print what is missing and exit")
     options = parser.parse_args(argv)
     if options.data is None and not (options.gather or options.list):
         parser.error("--data is missing: the folder of .npz files")

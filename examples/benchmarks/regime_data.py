@@ -1,4 +1,4 @@
-"""Photographs of the regime benchmark: ImageNet's as the source, small data sets as targets, at 112 pixels."""
+"""Load the photographs of the regime benchmark: ImageNet's as the source, small data sets as targets, at 112 pixels."""
 
 import io
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from lightning_transfer.splitting import held_out
 
-SIDE, WHOLE = 112, 128  # a crop; what an image is resized to before its centre is cropped
+SIDE, WHOLE = 112, 128  # of a crop; of the resized image before its centre is cropped
 AREA, RATIO = (0.3, 1.0), (3 / 4, 4 / 3)  # of random crops: share of the image, width to height
 VALIDATION = 0.25  # of the training split
 SOURCES = ("src_in1k", "src_in37")
@@ -25,13 +25,13 @@ TARGETS = ("flowers", "dtd10", "scenes15", "trashnet", "rsscn7", "brainmri")
 
 @dataclass(frozen=True)
 class Photos(Dataset[tuple[Tensor, int]]):
-    """Images in memory as bytes, given as a network takes them.
+    """Images in memory as bytes, returned as a network's input.
 
     Attributes:
         pixels: (n, 3, height, width) bytes.
         targets: (n,) classes.
-        augmented: whether each is cropped at random and maybe mirrored; its centre is given otherwise.
-        random: draws the crops; torch's own generator if there is none.
+        augmented: whether each is cropped and mirrored at random; otherwise its centre is returned.
+        random: draws the crops; by default torch's own generator.
     """
 
     pixels: Tensor
@@ -51,7 +51,7 @@ class Photos(Dataset[tuple[Tensor, int]]):
         return Photos(self.pixels[indices], self.targets[indices], **options)
 
     def _cropped(self, image: Tensor) -> Tensor:
-        """Return a part of random size, shape and place, mirrored in one of two cases."""
+        """Return a part of random size, shape and place, mirrored with probability .5."""
         area, shape, down, right, mirrored = torch.rand(5, generator=self.random).tolist()
         (low, high), (narrow, wide) = AREA, np.log(RATIO)
         total, ratio = image.shape[1] * image.shape[2], np.exp(narrow + shape * (wide - narrow))
@@ -104,13 +104,13 @@ def source(folder: Path) -> Photos:
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw of a target: what is learned from, what is chosen by, and what is read once.
+    """One draw of a target: training images, validation images that choose, and test images that are read once.
 
     Attributes:
         name: of the target, the number of images and the seed.
         train: without augmentation.
         validation: held out of the training split, the same for every seed.
-        test: of the data set's own.
+        test: the data set's own test images.
         num_classes: of the target.
     """
 
@@ -122,7 +122,7 @@ class Draw:
 
 
 def target(name: str, folder: Path, *, shots: int, seed: int) -> Draw:
-    """Draw a target, of which `shots` images of each class are learned from, or all that are not held out."""
+    """Draw a target with `shots` training images of each class, or all that are not held out."""
     parts = load(f"tgt_{name}", folder)
     train = parts["train"]
     num_classes = int(train.targets.max()) + 1

@@ -1,4 +1,4 @@
-"""How far each target of the regime is from the source, as `weight="auto"` measures it before the first step."""
+"""Measure how far each target of the regime is from the source, as `weight="auto"` does before the first step."""
 
 import json
 from collections.abc import Sequence

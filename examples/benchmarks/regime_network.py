@@ -1,4 +1,4 @@
-"""The pretrained networks of the regime benchmark, the module that tunes them, and what is asked of them."""
+"""Provide the pretrained networks of the regime benchmark, the module that tunes them, and their outputs."""
 
 import math
 from pathlib import Path
@@ -18,21 +18,21 @@ HEAD = "classifier"
 
 
 class Rates(NamedTuple):
-    """Learning rates: the body's, and how many times that the new head's is."""
+    """Learning rates: that of the backbone, and by how much the new head's is multiplied."""
 
     body: float
     times: float
 
 
 def pretrained(name: str, weights: Path | None) -> nn.Module:
-    """Load a timm network, of which the classifier is kept; from a file, or as timm does."""
+    """Load a timm network with its classifier, from a file or as timm does."""
     given: dict[str, Any] = {"pretrained": True} if weights is None else {"checkpoint_path": str(weights)}
     network: nn.Module = timm.create_model(name, **given).to(memory_format=torch.channels_last)
     return network
 
 
 class Fading(torch.optim.lr_scheduler.LRScheduler):
-    """A short linear warm-up, then a cosine to zero; groups that a callback adds later are that callback's."""
+    """A short linear warm-up, then a cosine to zero; parameter groups that a callback adds later are not changed."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
         self.steps, self.warm_up = steps, max(1, round(WARM_UP * steps))
@@ -49,11 +49,11 @@ class Fading(torch.optim.lr_scheduler.LRScheduler):
 
 
 class Tuning(L.LightningModule):
-    """An ordinary project: SGD with momentum, one rate for the body and one for the new head.
+    """An ordinary project: SGD with momentum, one rate for the backbone and one for the new head.
 
     Args:
         network: pretrained, with a new head.
-        rates: of the body and the head.
+        rates: of the backbone and the head.
         depth_decay: by how much the rate falls from one stage of the network to the one before it.
     """
 
@@ -68,8 +68,8 @@ class Tuning(L.LightningModule):
         return F.cross_entropy(self.model(batch[0]), batch[1])
 
     def configure_optimizers(self) -> Any:
-        """Give every parameter that is trained the rate of its place."""
-        groups: dict[float, list[nn.Parameter]] = {self.rates.body: []}  # the first group is where callbacks add theirs
+        """Give every trained parameter the rate of its layer."""
+        groups: dict[float, list[nn.Parameter]] = {self.rates.body: []}  # callbacks add theirs to the first group
         for name, param in self.named_parameters():
             if param.requires_grad:
                 groups.setdefault(self.rate_of(name.split(".")), []).append(param)
@@ -110,7 +110,7 @@ def accuracy(network: nn.Module, images: Photos) -> float:
 
 
 def features(network: Any, images: Photos) -> Tensor:
-    """Return what a network gives its head, (n, width) of images' centres."""
+    """Return the inputs of the network's head, (n, width), on images' centres."""
     device = next(network.parameters()).device
     with evaluating(network):
         some = [network.forward_features(centre(pixels.to(device))) for pixels in images.pixels.split(100)]

@@ -1,4 +1,4 @@
-"""What the regime benchmark has measured so far: differences to plain fine-tuning, paired by seed."""
+"""Summarize what the regime benchmark has measured: differences to plain fine-tuning, paired by seed."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ Runs = dict[int, Cell]  # by seed
 
 
 def rates_of(row: str, target: str, shots: int) -> Rates | None:
-    """Return the rates that a row has on a target; None as long as the choice is not made."""
+    """Return the rates that a row has on a target; None until the choice is made."""
     cells = {name_of(cell): cell for cell in committed()}
     known = tuning(cells, ROWS[row].tuned_as or row, target, shots, STEPS[target][shots])
     return None if next_rates(known) else chosen(known)
@@ -45,14 +45,14 @@ def difference(row: str, target: str, shots: int) -> tuple[float, float, int] | 
 
 
 def cost(row: str, shots: int) -> str:
-    """Return a row's seconds in those of plain fine-tuning, on the targets that both have."""
+    """Return a row's seconds divided by plain fine-tuning's, on the targets that both have."""
     pairs = [(runs(row, target, shots), runs(PLAIN, target, shots)) for target in TARGETS]
     both = [[mean(cell["seconds"] for cell in each.values()) for each in pair] for pair in pairs if all(pair)]
     return f"{sum(mine for mine, _ in both) / sum(plain for _, plain in both):.1f}" if both else ""
 
 
 def table(shots: int) -> str:
-    """Return the table of so many images a class: accuracies of fine-tuning, then differences to it."""
+    """Return the table for a number of images per class: accuracies of fine-tuning, then differences to it."""
     there = [target for target in TARGETS if runs(PLAIN, target, shots)]
     if not there:
         return "No run that counts has finished yet."
@@ -77,7 +77,7 @@ def _shown(apart: float, half: float, seeds: int) -> str:
 
 
 def rates(shots: int) -> str:
-    """Return the table of chosen rates: of the body, and how many times that the head's is."""
+    """Return the table of chosen rates: that of the backbone, and by how much the head's is multiplied."""
     rows = [row for row in ROWS if ROWS[row].is_trained and not ROWS[row].tuned_as]
     lines = [f"| | {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
     for row in rows:
@@ -89,7 +89,7 @@ def rates(shots: int) -> str:
 
 
 def lengths() -> str:
-    """Return the table of how long plain fine-tuning lasts."""
+    """Return the table of plain fine-tuning's steps."""
     lines = [f"| steps | {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
     for shots in SHOTS:
         steps = [str(STEPS[target][shots]) for target in TARGETS]

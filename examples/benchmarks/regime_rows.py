@@ -1,4 +1,4 @@
-"""The rows of the regime benchmark: each a way to tune a pretrained network, in an ordinary LightningModule."""
+"""Define the rows of the regime benchmark: each a way to tune a pretrained network, in an ordinary LightningModule."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -21,19 +21,19 @@ from lightning_transfer.tracing import evaluating
 
 BATCH, NEIGHBORS = 24, 20
 ALWAYS, TO_THE_END = lt.Schedule(1.0, 1.0), lt.Schedule(until=1.0)
-L2SP_WEIGHT = 0.01  # what the authors' script takes unless told otherwise
+L2SP_WEIGHT = 0.01  # the default of the authors' script
 FIRST_LAYERS = ["conv_stem", "blocks.0.0.conv_dw"]
 PENALTIES, FOLDS = (1e-3, 1e-2, 1e-1, 1.0, 10.0), 5  # of the probe: scikit-learn's C, a small one is a strong penalty
-WARM_UP = 0.2  # of training, for which callbacks that can keep the body frozen do so
+WARM_UP = 0.2  # share of training for which callbacks freeze the backbone, if they can
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What one training is given.
+    """The inputs of one training.
 
     Attributes:
         draw: the target's images.
-        source: what the networks were pretrained on, as far as it is at hand.
+        source: what the networks were pretrained on, as far as it is available.
         network: pretrained, with its classifier.
         second: loads another one.
         folder: for what is selected and for probes.
@@ -49,7 +49,7 @@ class Setting:
 
     @property
     def epochs(self) -> float:
-        """How many passes over the target plain fine-tuning makes."""
+        """Return how many passes over the target plain fine-tuning makes."""
         return self.steps / max(1, len(self.draw.train) // BATCH)
 
     def task(self) -> lt.SourceTask:
@@ -68,7 +68,7 @@ class Setting:
         )
 
     def probe(self) -> nn.Linear:
-        """Return a linear classifier of the pretrained features, its penalty chosen by cross-validation; made once."""
+        """Return a linear classifier of the pretrained features, with a cross-validated penalty; fitted once."""
         path, head = self.folder / f"{self.draw.name}-probe.pt", nn.Linear(1, 1)
         if not path.exists():
             torch.save(fitted(features(self.network, self.draw.train), self.draw.train.targets), path)
@@ -87,26 +87,26 @@ def fitted(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class L2SP(L.Callback):
-    """Weights are drawn to where they began, in place of zero (arXiv 1802.01483)."""
+    """Decay weights towards their pretrained values instead of zero (arXiv 1802.01483)."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember where."""
+        """Remember the pretrained values."""
         body = [param for name, param in pl_module.named_parameters() if HEAD not in name.split(".")]
         self.start = [(param, param.detach().clone()) for param in body]
 
     def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
-        """Add the penalty's gradient; the weight decay that the optimizer has for the body is taken back."""
+        """Add the penalty's gradient, and subtract the optimizer's weight decay of the backbone."""
         for param, start in self.start:
             if param.grad is not None:
                 param.grad += L2SP_WEIGHT * (param.detach() - start) - DECAY * param.detach()
 
 
 class KeptHead(Tuning, ABC):
-    """Fine-tuning that also learns what the kept classifier should say of the target's images; abstract.
+    """Fine-tuning that also trains the kept classifier on soft labels of the target's images; abstract.
 
     Args:
         network: pretrained, with a new head.
-        rates: of the body, which the kept classifier shares, and of the new head.
+        rates: of the backbone, which the kept classifier shares, and of the new head.
         kept: the pretrained classifier.
         weight: of the second loss.
     """
@@ -132,13 +132,13 @@ class KeptHead(Tuning, ABC):
 
 
 class WithoutForgetting(KeptHead):
-    """Learning without forgetting (arXiv 1606.09282): the kept head says what the pretrained network says."""
+    """Learning without forgetting (arXiv 1606.09282): the kept head predicts what the pretrained network predicts."""
 
     temperature = 2.0
 
     def __init__(self, network: Any, rates: Rates, *, teacher: nn.Module, **options: Any) -> None:
         super().__init__(network, rates, **options)
-        self._teacher = [teacher]  # in a list it is not a part of the module, so not trained
+        self._teacher = [teacher]  # in a list, it is not a part of the module and not trained
 
     def wanted(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the teacher's probabilities."""
@@ -149,11 +149,11 @@ class WithoutForgetting(KeptHead):
 
 
 class CoTuning(KeptHead):
-    """Co-Tuning (NeurIPS 2020): the kept head says which source classes the target class looks like.
+    """Co-Tuning (NeurIPS 2020): the kept head predicts which source classes the target class resembles.
 
     Args:
         network: pretrained, with a new head.
-        rates: of the body and the head.
+        rates: of the backbone and the head.
         relation: (target classes, source classes) mean probabilities of the pretrained network, its authors' "direct"
             way to learn them.
         options: of `KeptHead`.
@@ -185,10 +185,10 @@ class Row:
     Attributes:
         callbacks: what it adds to a Trainer.
         module: makes the module of a network with a new head.
-        length: of training, in that of plain fine-tuning.
-        from_probe: whether the new head begins as the linear probe.
-        is_trained: not so for the linear probe itself.
-        tuned_as: the row whose rates it takes; its own are chosen without.
+        length: of training, in multiples of plain fine-tuning.
+        from_probe: whether the new head starts as the linear probe.
+        is_trained: False for the linear probe itself.
+        tuned_as: the row whose rates it takes; if empty, its own are chosen.
     """
 
     callbacks: Callbacks = field(default=lambda setting: [])
@@ -227,7 +227,7 @@ def _warm_up(setting: Setting) -> int:
 
 
 PLAIN, PROBE = "fine-tuning", "linear probe"
-ROWS = {  # the most telling first
+ROWS = {  # the most informative first
     PLAIN: Row(),
     PROBE: Row(is_trained=False),
     "LP-FT": Row(from_probe=True),

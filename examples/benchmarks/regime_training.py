@@ -1,4 +1,4 @@
-"""One training of the regime benchmark, and what it came to."""
+"""Run one training of the regime benchmark and score it."""
 
 import copy
 import time
@@ -13,7 +13,7 @@ from regime_rows import BATCH, Row, Setting
 from torch import nn
 from torch.utils.data import DataLoader
 
-LOOKS = 5  # of the learning curve; the last is at the end
+LOOKS = 5  # points of the learning curve; the last is at the end
 QUIET: dict[str, Any] = {
     "logger": False,
     "enable_checkpointing": False,
@@ -23,7 +23,7 @@ QUIET: dict[str, Any] = {
 
 
 class Looking(L.Callback):
-    """Accuracy on validation images in the course of training; waits for as long as a file exists."""
+    """Record validation accuracy during training; waits as long as a file exists."""
 
     def __init__(self, images: Photos, steps: int, stop: Path | None) -> None:
         self.images, self.stop = images, stop
@@ -31,14 +31,14 @@ class Looking(L.Callback):
         self.curve: list[float] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-        """Look now and then."""
+        """Wait if asked to, and record at the chosen steps."""
         wait(self.stop)
         if trainer.global_step in self.places:
             self.curve.append(accuracy(pl_module.model, self.images))
 
 
 def wait(stop: Path | None) -> None:
-    """Let others measure: do nothing for as long as the file exists."""
+    """Let others measure: do nothing as long as the file exists."""
     while stop is not None and stop.exists():
         time.sleep(2)
 
@@ -46,10 +46,10 @@ def wait(stop: Path | None) -> None:
 def train(
     row: Row, setting: Setting, *, seed: int, rates: Rates | None, is_final: bool, device: str, stop: Path | None
 ) -> dict[str, Any]:
-    """Train once; the seed decides the new head, the order of images and their augmentation, alike for all rows.
+    """Train once; the seed decides the new head, the order of images and their augmentation, equally for all rows.
 
     Returns:
-        Accuracy on the validation part, its curve, CPU seconds; of a final run also that on the test split.
+        Validation accuracy, its curve, CPU seconds; of a final run also the test accuracy.
     """
     began = time.process_time()
     looks: dict[str, Any] = {}
@@ -69,7 +69,7 @@ def train(
 def fit(
     row: Row, setting: Setting, *, seed: int, rates: Rates, device: str, stop: Path | None
 ) -> tuple[Tuning, dict[str, Any]]:
-    """Return the trained module, and its accuracy in the course of training."""
+    """Return the trained module, and its accuracy during training."""
     network = with_new_head(setting, seed=seed, from_probe=row.from_probe)
     order, crops = (torch.Generator().manual_seed(number) for number in (seed, 1000 + seed))
     images = Photos(setting.draw.train.pixels, setting.draw.train.targets, augmented=True, random=crops)
@@ -77,11 +77,11 @@ def fit(
     steps = round(row.length * setting.steps)
     module, looking = row.module(setting, network, rates), Looking(setting.draw.validation, steps, stop)
     callbacks = [*row.callbacks(setting), looking]
-    torch.manual_seed(seed)  # of what a method draws itself
+    torch.manual_seed(seed)  # for what a method draws itself
     trainer = L.Trainer(max_steps=steps, max_epochs=-1, accelerator=device, devices=1, callbacks=callbacks, **QUIET)
     try:
         trainer.fit(module, loader)
-    except FloatingPointError as error:  # a loss that is not finite, at too high a rate; scored as it was left
+    except FloatingPointError as error:  # a loss is not finite at too high a rate; the module is scored as it is then
         return module, {"curve": looking.curve, "stopped": str(error).partition(":")[0]}
     return module, {"curve": looking.curve}
 

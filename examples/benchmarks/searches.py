@@ -1,7 +1,7 @@
-"""Compare a swarm, Parzen estimators and chance: how near each comes to the best with as many candidates.
+"""Compare a swarm, Parzen estimators and chance: how close each comes to the best with as many candidates.
 
-On a made-up fitness with a known optimum, and on a real one: every pair of depths of the quickstart's two networks is
-trained and scored as a search would do it, so that each strategy is then judged against all there is.
+One fitness is made up and has a known optimum. The other is real: every pair of depths of the quickstart's two networks
+is trained and scored as a search does it, so each strategy is compared with the best of all pairs.
 
     PYTHONPATH=examples python examples/benchmarks/searches.py --out searches.json
 """
@@ -26,7 +26,7 @@ from lightning_transfer.methods.collaborative.search.candidates import Candidate
 from lightning_transfer.methods.collaborative.search.strategies import STRATEGIES
 
 PARTICLES, ITERATIONS, SEEDS = 10, 5, 10
-IMAGES, BATCH = 500, 20  # with the few that users have, most candidates are right equally often
+IMAGES, BATCH = 500, 20  # with the few images of most users, most candidates would tie
 Layers = tuple[int, ...]
 
 
@@ -49,7 +49,7 @@ PROPOSERS = {**STRATEGIES, "random": Chance}
 
 
 def found_by(name: str, most: Sequence[int], fitness: Callable[[Layers], float], seed: int) -> list[float]:
-    """The best so far, candidate by candidate."""
+    """Return the best fitness so far, candidate by candidate."""
     strategy = PROPOSERS[name](list(most), particles=PARTICLES, iterations=ITERATIONS, seed=seed)
     scores = []
     for _ in range(PARTICLES * (ITERATIONS + 1)):
@@ -59,13 +59,13 @@ def found_by(name: str, most: Sequence[int], fitness: Callable[[Layers], float],
 
 
 def valley(most: Sequence[int], seed: int) -> Callable[[Layers], float]:
-    """A fitness that falls with the distance from its optimum, which the seed puts somewhere."""
+    """Return a fitness that falls with the distance from its optimum, which the seed chooses."""
     optimum = np.random.default_rng(1000 + seed).integers(0, most, endpoint=True)
     return lambda layers: 1 - float((((np.array(layers) - optimum) / np.array(most)) ** 2).mean())
 
 
 def table(capitals: Any, small: Any, seed: int, steps: Path) -> dict[Layers, float]:
-    """The accuracy of every pair of depths on the digits of one seed; kept as they come."""
+    """Return the accuracy of every pair of depths on the digits of one seed; each is saved at once."""
     module = LitDigits(copy.deepcopy(capitals), LR)
     module.model.reset_classifier(10)  # type: ignore[operator]
     using = lt.CollaborativeFinetuning({"small": small})
@@ -87,7 +87,7 @@ def table(capitals: Any, small: Any, seed: int, steps: Path) -> dict[Layers, flo
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Compare; returns what is written."""
+    """Compare the strategies; return what is written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("searches.json"))
     parser.add_argument("--tables", type=int, default=2, help="draws of digits, each scored at all depths")
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def summary(short: dict[str, list[float]]) -> str:
-    """Means with standard errors, and how often the swarm came nearer than chance."""
+    """Return means with standard errors, and how often the swarm was nearer than chance."""
     means = [
         f"{name} {np.mean(values):.4f} ± {np.std(values, ddof=1) / SEEDS**0.5:.4f}" for name, values in short.items()
     ]

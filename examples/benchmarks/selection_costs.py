@@ -1,4 +1,4 @@
-"""What selecting neighbors costs: searches against the matrix product they cannot do without, descriptors against PIL.
+"""Measure what selecting neighbors costs: searches against the matrix product that they need, descriptors against PIL.
 
 The rows are part of costs.py's table.
 """
@@ -33,14 +33,14 @@ from lightning_transfer.methods.selective.search import BLOCK, InMemory, Rows
 from lightning_transfer.methods.selective.store import Store, Stored
 
 GABOR, CONVOLUTIONAL, WIDE = (48, 20), (64, 64), (352, 100)  # filters and bins of banks
-CACHED = 2**16  # numbers that numpy works on at once
-ASKED_SLOWLY = 4  # queries of the slow searches
-TOGETHER = {224: 10, 32: 64}  # pictures of so many pixels that are given to a describer
-AT_ONCE = {224: 40, 32: 640}  # between two looks at the clock
+CACHED = 2**16  # numbers that numpy processes at once
+ASKED_SLOWLY = 4  # queries in the slow searches
+TOGETHER = {224: 10, 32: 64}  # by pixels: images that a describer gets at once
+AT_ONCE = {224: 40, 32: 640}  # by pixels: images between two readings of the clock
 
 
 def timed(call: Callable[[], object], *, parts: float = 1, times: int = 1) -> Run:
-    """Seconds of a part of what is called."""
+    """Return a run that times a call, in seconds of one of its parts."""
 
     def run() -> float:
         start = time.process_time()
@@ -52,13 +52,13 @@ def timed(call: Callable[[], object], *, parts: float = 1, times: int = 1) -> Ru
 
 
 def sized(settings: Settings, num_queries: int, num_rows: int) -> tuple[int, int]:
-    """Queries and source rows where the settings ask for less; queries are spared, every row is shared out on them."""
+    """Return the numbers of queries and source rows for the scale of the settings; queries are reduced less."""
     return max(2, round(num_queries * min(1, 4 * settings.scale))), round(num_rows * settings.scale)
 
 
 @dataclass
 class Search:
-    """An exact search, and what it found last."""
+    """An exact search, and its last result."""
 
     queries: InMemory
     source: Rows
@@ -67,7 +67,7 @@ class Search:
     found: Tensor | None = None
 
     def __call__(self) -> float:
-        """Seconds."""
+        """Return the seconds."""
         filters, bins = self.source.shape
         root = torch.full((filters * bins,), filters**-0.5, dtype=torch.float64)
         start = time.process_time()
@@ -77,14 +77,14 @@ class Search:
 
 @dataclass
 class MatrixProduct:
-    """The arithmetic that a search cannot do without, 4 * numbers * queries * rows operations; rows come in blocks."""
+    """The arithmetic that a search needs, 4 * numbers * queries * rows operations, with rows in blocks."""
 
     num_queries: int
     num_rows: int
     numbers: int
 
     def __call__(self) -> float:
-        """Seconds."""
+        """Return the seconds."""
         step = BLOCK // (2 * self.numbers)
         queries, rows = torch.rand(self.num_queries, 2 * self.numbers), torch.rand(step, 2 * self.numbers)
         products = torch.empty(self.num_queries, step)
@@ -97,12 +97,12 @@ class MatrixProduct:
 
 @lru_cache(1)
 def plain_neighbors(settings: Settings, shape: Shape) -> tuple[InMemory, InMemory, Tensor, Tensor]:
-    """Queries, source, random weights, and the source in order of every distance in float64 by its definition."""
+    """Return queries, source, random weights, and the source sorted by the distance's definition in float64."""
     num_queries, num_rows = sized(settings, 512, 20_000)
     queries, source = in_memory(num_queries, shape, seed=QUERIES), in_memory(num_rows, shape, seed=SOURCE)
     weights = torch.rand(shape[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     p, q = (rows.histograms.double().numpy() for rows in (queries, source))
-    log_p, log_q = np.log(p + EPS), np.log(q + EPS)  # all that is not as it is written
+    log_p, log_q = np.log(p + EPS), np.log(q + EPS)  # the only step that differs from the definition
     weight = weights.repeat_interleave(shape[1]).numpy() / 2
     distances, step = np.empty((num_queries, num_rows)), max(1, CACHED // len(weight))
     for start in range(0, num_rows, step):
@@ -113,7 +113,7 @@ def plain_neighbors(settings: Settings, shape: Shape) -> tuple[InMemory, InMemor
 
 
 def agreeing(settings: Settings, shape: Shape, k: int) -> tuple[Run, Run]:
-    """How many queries have the neighbors of a plain search in float64, in the same order; and how many there are."""
+    """Count the queries whose neighbors are those of a plain search in float64, in the same order; and all queries."""
     queries, source, weights, order = plain_neighbors(settings, shape)
     k = min(k, len(source))
 
@@ -132,18 +132,18 @@ for shape, k in ((GABOR, 50), (GABOR, 500), (CONVOLUTIONAL, 50), (CONVOLUTIONAL,
 
 @Row("Full scan from disk / matrix product, D=960, k=100", bar=1.20, most=5, size="full")
 def scan_100(settings: Settings) -> tuple[Run, Run]:
-    """Reading, scaling, logarithms, keeping the best, measuring again: all that a product does not do."""
+    """Measure reading, scaling, logarithms, keeping the best and measuring again, beside the product."""
     return full_scan(settings, 100)
 
 
 @Row("Full scan from disk / matrix product, D=960, k=500", bar=1.30, most=5, size="full")
 def scan_500(settings: Settings) -> tuple[Run, Run]:
-    """With more to keep."""
+    """Measure the same with more to keep."""
     return full_scan(settings, 500)
 
 
 def full_scan(settings: Settings, k: int) -> tuple[Run, Run]:
-    """A search that looks at everything, and the product."""
+    """Return a search without pruning, and the product."""
     _, full = searches(settings, GABOR, (1024, 60_000), k)
     return full, MatrixProduct(len(full.queries), len(full.source), 960)
 
@@ -151,7 +151,7 @@ def full_scan(settings: Settings, k: int) -> tuple[Run, Run]:
 def searches(
     settings: Settings, shape: Shape, size: tuple[int, int], k: int, shares: Shares = natural
 ) -> tuple[Search, Search]:
-    """Left to itself, and without pruning."""
+    """Return a search that decides for itself whether to prune, and one without pruning."""
     num_queries, num_rows = sized(settings, *size)
     queries = in_memory(num_queries, shape, seed=QUERIES, shares=shares)
     source = on_disk(settings.folder, num_rows, shape, shares)
@@ -162,7 +162,7 @@ def searches(
 def pruning(
     settings: Settings, shape: Shape, size: tuple[int, int], k: int, shares: Shares = natural
 ) -> tuple[Run, Run]:
-    """Both searches, the second of which sees to it that both find the same."""
+    """Return both searches; the second checks that both find the same."""
     automatic, full = searches(settings, shape, size, k, shares)
 
     def checked() -> float:
@@ -176,19 +176,19 @@ def pruning(
 
 @Row("Pruned scan / full scan, D=960, k=50", bar=0.50, most=5, size="full")
 def pruned(settings: Settings) -> tuple[Run, Run]:
-    """The Gabor bank's descriptors."""
+    """Measure pruning on the Gabor bank's descriptors."""
     return pruning(settings, GABOR, (1024, 60_000), 50)
 
 
 @Row("Pruned scan / full scan, D=35,200, k=20", bar=0.10, most=3, size="wide")
 def pruned_wide(settings: Settings) -> tuple[Run, Run]:
-    """A convolutional bank's, several layers of a hundred bins."""
+    """Measure pruning on a convolutional bank's, several layers of a hundred bins."""
     return pruning(settings, WIDE, (1800, 60_000), 20)
 
 
 @Row("Scan left to itself / full scan, nothing to prune", bar=1.15, most=5, size="full")
 def unprunable(settings: Settings) -> tuple[Run, Run]:
-    """What finding out costs."""
+    """Measure what it costs to find out that nothing can be pruned."""
     return pruning(settings, GABOR, (1024, 60_000), 50, independent)
 
 
@@ -196,7 +196,7 @@ Slow = Callable[[InMemory, InMemory, int], Callable[[], object]]
 
 
 def against(settings: Settings, slow: Slow) -> tuple[Run, Run]:
-    """Seconds a query of a slow search of the whole source, for a few queries, and of ours."""
+    """Return the seconds of a query of a slow search of the whole source, from a few queries, and of ours."""
     num_queries, num_rows = sized(settings, 512, 20_000)
     queries, source = in_memory(num_queries, GABOR, seed=QUERIES), in_memory(num_rows, GABOR, seed=SOURCE)
     few = InMemory(queries.histograms[:ASKED_SLOWLY], GABOR)
@@ -207,7 +207,7 @@ def against(settings: Settings, slow: Slow) -> tuple[Run, Run]:
 
 @Row("Neighbors, numpy broadcasting / ours", least=15.0, most=5, size="full")
 def broadcasting(settings: Settings) -> tuple[Run, Run]:
-    """All source rows at once, in float32, with logarithms that were taken before."""
+    """Compare all source rows at once, in float32, with logarithms taken beforehand."""
 
     def slow(queries: InMemory, source: InMemory, k: int) -> Callable[[], object]:
         p, q = queries.histograms.numpy(), source.histograms.numpy()
@@ -224,7 +224,7 @@ def broadcasting(settings: Settings) -> tuple[Run, Run]:
 
 @Row("Neighbors, Matlab-like loop / ours", least=80.0, most=5, size="full")
 def loop(settings: Settings) -> tuple[Run, Run]:
-    """As it is written down in Matlab: a query's histogram of a filter against all of the source's, in float64."""
+    """Compare a query's histogram of one filter with all of the source's in float64, as in Matlab."""
 
     def slow(queries: InMemory, source: InMemory, k: int) -> Callable[[], object]:
         p, q = (
@@ -247,7 +247,7 @@ def loop(settings: Settings) -> tuple[Run, Run]:
 
 @cache
 def peak_memory(settings: Settings, num_rows: int) -> float:
-    """The most bytes that a new process held while it searched so many rows on disk, with pruning and without."""
+    """Return the peak bytes of a new process that searches so many rows on disk, with pruning and without."""
     num_queries, most = sized(settings, 1024, 600_000)
     source = on_disk(settings.folder, most, GABOR)
     numbers = (most, round(num_rows * settings.scale), num_queries)
@@ -256,7 +256,7 @@ def peak_memory(settings: Settings, num_rows: int) -> float:
 
 
 def peak_of_this_process(folder: Path, written: int, num_rows: int, num_queries: int) -> float:
-    """Bytes, when everything is found."""
+    """Search, and return the peak bytes of this process."""
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     store = Store(folder, written, GABOR, POSITIONS)
@@ -273,18 +273,18 @@ def peak_of_this_process(folder: Path, written: int, num_rows: int, num_queries:
 
 @Row("Peak memory, 600,000 source images", bar=1.5, unit="GB", most=1)
 def memory(settings: Settings) -> tuple[Run, Run]:
-    """Libraries included."""
+    """Measure the peak, libraries included."""
     return partial(peak_memory, settings, 600_000), lambda: 1e9
 
 
 @Row("Peak memory, 600,000 / 60,000 source images", bar=1.05, most=1)
 def memory_growth(settings: Settings) -> tuple[Run, Run]:
-    """Nothing that grows with the source is held."""
+    """Compare the peaks of two sizes: memory does not grow with the source."""
     return partial(peak_memory, settings, 600_000), partial(peak_memory, settings, 60_000)
 
 
 class Described:
-    """Grey pictures of random pixels, and what describes them: 32 filters of 15 x 15, 20 bins each."""
+    """Grey images of random pixels, and their describer: 32 filters of 15 x 15, 20 bins each."""
 
     def __init__(self, pixels: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -296,12 +296,12 @@ class Described:
         self.binning = Binning(self.edges)
 
     def ours(self) -> Run:
-        """Seconds an image."""
+        """Return the seconds of an image."""
         count = partial(self.describer.counts, self.numbers, self.pictures, self.binning)
         return timed(count, parts=len(self.images), times=AT_ONCE[self.images.shape[2]] // len(self.images))
 
     def naive(self) -> Run:
-        """Seconds an image, image by image and filter by filter."""
+        """Return the seconds of an image, image by image and filter by filter."""
         (filters,), ends = self.bank.buffers(), self.edges[:, [0, -1]].tolist()
 
         def describe() -> None:
@@ -313,12 +313,12 @@ class Described:
 
 
 def against_decoding(settings: Settings, side: int, pixels: int) -> tuple[Run, Run]:
-    """An image's descriptor, and reading it."""
+    """Compare an image's descriptor with decoding the image."""
     return Described(pixels).ours(), timed(decoder(side, pixels), times=AT_ONCE[pixels])
 
 
 def against_naive(settings: Settings, pixels: int) -> tuple[Run, Run]:
-    """An image's descriptor, filter by filter and as we take it."""
+    """Compare an image's descriptor, filter by filter, with ours."""
     described = Described(pixels)
     return described.naive(), described.ours()
 

@@ -1,4 +1,4 @@
-"""Descriptors and pictures made up for measuring: like real ones where that decides what a search costs."""
+"""Make descriptors and images for measuring that resemble real ones as far as the cost of a search depends on it."""
 
 import io
 import math
@@ -17,15 +17,15 @@ from lightning_transfer.methods.selective.search import InMemory
 from lightning_transfer.methods.selective.store import BLOCK, Store, Stored
 
 Shape = tuple[int, int]  # filters, and bins of each
-Shares = Callable[[int, Shape, torch.Generator], Tensor]  # (n, filters, bins) of an image's positions, expected
-POSITIONS = 10_000  # of each filter in an image: at most 2^16, so that a count takes two bytes
-LATENTS = 8  # numbers that decide what an image's responses are like
+Shares = Callable[[int, Shape, torch.Generator], Tensor]  # expected (n, filters, bins) shares of an image's positions
+POSITIONS = 10_000  # of each filter in an image: at most 2^16, so a count takes two bytes
+LATENTS = 8  # random numbers that determine an image's responses
 SOURCE, QUERIES = 1, 2  # seeds
 SOURCES: dict[Path, Stored] = {}  # on disk
 
 
 def natural(num: int, shape: Shape, generator: torch.Generator) -> Tensor:
-    """Responses of a filter are Laplacian; their log-scale and their shift go linearly with a few latents of the image.
+    """Return shares of Laplacian responses whose log-scale and shift are linear in a few latents of the image.
 
     Bins have equal shares where an image's latents are 0, as quantiles over a whole data set have.
     """
@@ -41,13 +41,13 @@ def natural(num: int, shape: Shape, generator: torch.Generator) -> Tensor:
 
 
 def independent(num: int, shape: Shape, generator: torch.Generator) -> Tensor:
-    """Every bin has a share of its own: no image is like another, so that nothing can be ruled out cheaply."""
+    """Return independent shares of bins: images do not resemble each other, so nothing can be ruled out cheaply."""
     shares = torch.empty(num, *shape).exponential_(generator=generator)
     return shares / shares.sum(2, keepdim=True)
 
 
 def counts(num: int, shape: Shape, *, seed: int, shares: Shares = natural) -> Iterator[Tensor]:
-    """Counts (images, filters, bins) of made-up images, block by block."""
+    """Yield counts (images, filters, bins) of synthetic images, block by block."""
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, num, BLOCK):
         expected = shares(min(BLOCK, num - start), shape, generator).mul_(POSITIONS)
@@ -56,13 +56,13 @@ def counts(num: int, shape: Shape, *, seed: int, shares: Shares = natural) -> It
 
 
 def in_memory(num: int, shape: Shape, *, seed: int, shares: Shares = natural) -> InMemory:
-    """Flat histograms of made-up images."""
+    """Return flat histograms of synthetic images."""
     blocks = [to_histograms(some).flatten(1) for some in counts(num, shape, seed=seed, shares=shares)]
     return InMemory(torch.cat(blocks), shape)
 
 
 def on_disk(folder: str, num: int, shape: Shape, shares: Shares = natural) -> Stored:
-    """A made-up source in a file, two bytes a count; written once."""
+    """Return a synthetic source in a file, two bytes a count; written once."""
     path = Path(folder, f"{shares.__name__} {num} {shape[0]} {shape[1]}")
     if path not in SOURCES:
         store = Store(path, num, shape, POSITIONS)
@@ -81,7 +81,7 @@ def remove_sources() -> None:
 
 
 def decoder(side: int, resized: int) -> Callable[[], Image.Image]:
-    """Decodes and resizes a made-up photograph: a JPEG of smooth patches with some noise on them."""
+    """Return what decodes and resizes a synthetic photograph: a JPEG of smooth patches with noise."""
     generator = np.random.default_rng(0)
     patches = generator.integers(0, 256, (side // 8 + 1, side // 8 + 1, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(patches).resize((side, side), Image.Resampling.BICUBIC))

@@ -1,10 +1,9 @@
-"""When does it help? Every method on targets near and far, against baselines that are tuned as much.
+"""Measure when each method helps: on targets near and far, against baselines that are tuned as much.
 
-Networks are pretrained on 80 classes of CIFAR-100; targets are its other 20 classes (near), trashnet (middle), and
-gtsrb and signdigits (far). Each row has the same grid of learning rates (combinations take borrowing's choice), chosen
-on a part of the training split with a seed that counts for nothing else, the same steps, the same new heads and the
-same images. The test split is read once for each cell. What is finished is kept, cell by cell, and an interrupted run
-resumes.
+Networks are pretrained on 80 classes of CIFAR-100. Targets are its other 20 classes (near), trashnet (middle), and
+gtsrb and signdigits (far). Every row has the same grid of learning rates (combinations take borrowing's choice), chosen
+on a part of the training split with a seed that is used for nothing else. Steps, new heads and images are the same. The
+test split is read once for each cell. Finished cells are kept, and an interrupted run resumes.
 
     python examples/benchmarks/transfer.py --data FOLDER          # all of it: hours
     python examples/benchmarks/transfer.py --data FOLDER --quick  # three rows, near and far, two seeds: minutes
@@ -41,14 +40,14 @@ BEYOND = {0.003: 0.001, 0.1: 0.3}
 TARGETS = ("near", "trashnet", "signdigits", "gtsrb")
 QUICK = {"rows": ["fine-tuning", "soft", "gated transfer"], "targets": ["near", "signdigits"], "seeds": 2}
 TUNING_SEED = 0
-INTERRUPTS_IGNORED = (signal.SIGINT, signal.SIG_IGN)  # by workers: the first process ends them
+INTERRUPTS_IGNORED = (signal.SIGINT, signal.SIG_IGN)  # by workers: the main process ends them
 PACKAGES = ("lightning_transfer", "torch", "lightning", "timm", "numpy")
 NETWORKS, PRETRAINING_LR, PRETRAINING_BATCH = 2, 0.2, 128
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run.
+    """What is run, and where its results are kept.
 
     Attributes:
         data: folder of .npz files; None for torchvision's.
@@ -57,7 +56,7 @@ class Plan:
         steps: of plain fine-tuning.
         epochs: of pretraining.
         seeds: final runs of each row.
-        rates: an earlier report, whose learning rates are taken; chosen anew without.
+        rates: an earlier report, whose learning rates are used; without it they are chosen.
     """
 
     data: Path | None
@@ -70,17 +69,17 @@ class Plan:
 
     @property
     def networks(self) -> list[Path]:
-        """Where the pretrained networks are kept."""
+        """Return the files of the pretrained networks."""
         return [self.work / f"network{number}-{self.epochs}-{PRECISION}.pt" for number in range(NETWORKS)]
 
     @property
     def cells(self) -> Path:
-        """Where finished trainings of these networks are kept."""
+        """Return the folder of finished trainings of these networks."""
         return self.work / f"cells-{self.epochs}-{PRECISION}"
 
 
 def pretrain(plan: Plan, number: int) -> str:
-    """Pretrain one of the networks, unless it is there."""
+    """Pretrain one of the networks, unless its file exists."""
     be_quiet()
     path = plan.networks[number]
     if path.exists():
@@ -110,7 +109,7 @@ def pretrain(plan: Plan, number: int) -> str:
 
 @cache
 def material(plan: Plan) -> tuple[Pictures, list[torch.nn.Module], Pictures]:
-    """Source images, networks, and images of classes that no pretraining has shown; once a process."""
+    """Load source images, networks, and images of classes that no pretraining has shown; once a process."""
     images, _ = source(plan.data)
     networks: list[torch.nn.Module] = []
     for path in plan.networks:
@@ -121,7 +120,7 @@ def material(plan: Plan) -> tuple[Pictures, list[torch.nn.Module], Pictures]:
 
 
 def run_row(plan: Plan, row: str, name: str) -> str:
-    """Choose a row's learning rate, then its final runs; what is there already is not run again."""
+    """Choose a row's learning rate, then do its final runs; what is finished is not run again."""
     be_quiet()
     tuned = EVERY[row].tuned_as or row
     best = earlier_rate(plan, tuned, name) or chosen_rate(
@@ -134,7 +133,7 @@ def run_row(plan: Plan, row: str, name: str) -> str:
 
 
 def chosen_rate(accuracy_at: Callable[[float], float]) -> float:
-    """The best rate of the grid, which goes on by one where its end is the best."""
+    """Return the best rate of the grid, which is extended by one if its end is the best."""
     rates = {lr: accuracy_at(lr) for lr in RATES}
     best = max(rates, key=rates.__getitem__)
     if best in BEYOND:
@@ -143,37 +142,37 @@ def chosen_rate(accuracy_at: Callable[[float], float]) -> float:
 
 
 def earlier_rate(plan: Plan, row: str, name: str) -> float | None:
-    """What an earlier report has chosen, where the plan has one."""
+    """Return the rate that an earlier report has chosen, if the plan has one."""
     if plan.rates is None:
         return None
     cells = [each for each in read_cells(plan.rates) if (each["row"], each["target"]) == (row, name)]
     found = [float(each["lr"]) for each in cells if "test" in each]
     if not found:
-        raise SystemExit(f"{plan.rates} has no finished run of {row!r} on {name!r}, whose learning rate was asked for.")
+        raise SystemExit(f"{plan.rates} has no finished run of {row!r} on {name!r}, so no learning rate to take.")
     return found[0]
 
 
 @cache
 def read_cells(path: Path) -> list[dict[str, Any]]:
-    """The trainings of a report; read once."""
+    """Read the trainings of a report; once."""
     cells: list[dict[str, Any]] = json.loads(path.read_text())["cells"]
     return cells
 
 
 def cell_path(plan: Plan, row: str, name: str, *, seed: int, lr: float) -> Path:
-    """Where a training is written down."""
+    """Return the file of a training."""
     words = row.replace(", ", "-").replace(" ", "_").replace("'", "")
     return plan.cells / f"{name}-{plan.shots or 'all'}-{plan.steps}-{words}-{seed}-{lr}.json"
 
 
 def known(plan: Plan, row: str, name: str, *, seed: int, lr: float) -> dict[str, Any] | None:
-    """What was written down of a training."""
+    """Read the result of a training, if it is finished."""
     path = cell_path(plan, row, name, seed=seed, lr=lr)
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def cell(plan: Plan, row: str, name: str, *, seed: int, lr: float) -> dict[str, Any]:
-    """One training, or what was written down of it."""
+    """Train once, or read the result if it is finished."""
     if there := known(plan, row, name, seed=seed, lr=lr):
         return there
     parent = parent_process()
@@ -196,7 +195,7 @@ def cell(plan: Plan, row: str, name: str, *, seed: int, lr: float) -> dict[str, 
 
 
 def cannot_run(plan: Plan, workers: int) -> str:
-    """What is wrong with a plan; nothing if it can be run."""
+    """Return what is wrong with a plan; empty if it can be run."""
     if min(plan.seeds, workers, plan.shots or 1) < 1:
         return "--seeds and --workers take 1 or more, --shots 0 or more"
     if plan.rates is not None and not plan.rates.exists():
@@ -207,27 +206,27 @@ def cannot_run(plan: Plan, workers: int) -> str:
 
 
 def be_quiet() -> None:
-    """One thread, and no lines of Lightning's."""
+    """Use one thread and silence Lightning."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Pretrain, run what is missing, write what is known; returns that."""
+    """Pretrain, run what is missing, write and return all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of .npz files; torchvision's sets are loaded without")
+    parser.add_argument("--data", type=Path, help="folder of .npz files; without it torchvision's sets are downloaded")
     parser.add_argument("--work", type=Path, default=Path("transfer_runs"), help="for finished work: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("transfer.json"), help="the report: %(default)s")
-    some = "all but those that were tried for better defaults, where left out"
+    some = "by default all but those that were tried for better defaults"
     parser.add_argument("--rows", nargs="+", choices=[*EVERY], default=[*ROWS], metavar="ROW", help=some)
-    where = f"{', '.join(TARGETS)} where left out"
+    where = f"by default {', '.join(TARGETS)}"
     parser.add_argument("--targets", nargs="+", default=[*TARGETS], metavar="TARGET", help=where)
     parser.add_argument("--shots", type=int, default=10, help="of each class; 0 for all: %(default)s")
     parser.add_argument("--steps", type=int, default=Plan.steps, help="of fine-tuning: %(default)s")
     parser.add_argument("--epochs", type=int, default=Plan.epochs, help="of pretraining: %(default)s")
     parser.add_argument("--seeds", type=int, default=Plan.seeds, help="final runs of each row: %(default)s")
-    parser.add_argument("--rates", type=Path, help="an earlier report, whose learning rates are taken, not chosen anew")
+    parser.add_argument("--rates", type=Path, help="an earlier report, whose learning rates are used")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each: %(default)s")
     parser.add_argument("--quick", action="store_true", help="three rows, near and far, two seeds, fewer steps")
     options = parser.parse_args(argv)
@@ -238,12 +237,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if wrong := cannot_run(plan, options.workers):
         parser.error(wrong)
     for data in {"cifar100", *map(set_of, options.targets)}:
-        check_there(data, plan.data)  # before hours have gone by
+        check_there(data, plan.data)  # before hours are lost
     plan.cells.mkdir(parents=True, exist_ok=True)
-    rows = [*dict.fromkeys(["fine-tuning", *options.rows])]  # which all others are held against
+    rows = [*dict.fromkeys(["fine-tuning", *options.rows])]  # which all others are compared with
     jobs = [(row, name) for row in rows for name in options.targets]
     for row, name in jobs:
-        earlier_rate(plan, EVERY[row].tuned_as or row, name)  # or none of them begins
+        earlier_rate(plan, EVERY[row].tuned_as or row, name)  # fails before any of them starts
     with ProcessPoolExecutor(options.workers, get_context("spawn"), signal.signal, INTERRUPTS_IGNORED) as pool:
         try:
             for line in pool.map(pretrain, [plan] * NETWORKS, range(NETWORKS)):
@@ -255,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in active_children():
-                worker.kill()  # Lightning would let a training that is asked to end go on
+                worker.kill()  # Lightning would continue a training on a request to end
             report(plan, rows, options.targets, options.out)
             raise SystemExit(f"Interrupted. What is finished is in {options.out}; the same command resumes.") from None
     if options.quick:
@@ -264,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def report(plan: Plan, rows: Sequence[str], targets: Sequence[str], path: Path) -> dict[str, Any]:
-    """What is finished of a plan, in one file."""
+    """Write what is finished of a plan into one file and return it."""
     cells = []
     for row, name in product(rows, targets):
         tuned, grid = EVERY[row].tuned_as or row, sorted({*RATES, *BEYOND.values()})

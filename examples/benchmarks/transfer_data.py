@@ -1,4 +1,4 @@
-"""Images for the transfer matrix: a source, targets near to it and far, and a few of each class to learn from."""
+"""Load images for the transfer matrix: a source, targets near and far, and a few training images of each class."""
 
 import io
 from collections.abc import Callable
@@ -20,17 +20,17 @@ from lightning_transfer.splitting import held_out
 MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)  # of CIFAR-100, which the networks are pretrained on
 SIDE, SHIFT = 32, 4
 NEAR = sorted(np.random.default_rng(0).permutation(100)[:20].tolist())  # CIFAR-100's classes that no pretraining sees
-VALIDATION, MOST_VALIDATION = 0.25, 500  # of the training split: its share, and at most so many images
+VALIDATION, MOST_VALIDATION = 0.25, 500  # of the training split: a share, and at most so many images
 
-# name: what makes of the near target one that lies farther, by nothing but its pixels
-SKEWED = "-skewed"  # how a target is called whose classes have unequal numbers of images
+SKEWED = "-skewed"  # ends the name of a target whose classes have unequal numbers of images
+# name: changes the pixels of the near target so that it is farther
 CHANGED: dict[str, Callable[[Tensor], Tensor]] = {
     "upside-down": lambda pixels: pixels.flip(2),
     "channels-swapped": lambda pixels: pixels.flip(1),
     "negative": lambda pixels: 255 - pixels,
 }
 
-# name: file of --data or data set of torchvision, and whether its images may be mirrored
+# name: file of --data, data set of torchvision, and whether its images may be mirrored
 SETS = {
     "cifar100": ("cifar100_32", "CIFAR100", True),
     "trashnet": ("trashnet_32", None, True),
@@ -44,14 +44,14 @@ SETS = {
 
 @dataclass(frozen=True)
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """Images in memory as bytes, given normalised.
+    """Images in memory as bytes, returned normalised.
 
     Attributes:
         pixels: (n, 3, 32, 32) bytes.
         targets: (n,) classes.
-        augmented: whether each is shifted, and mirrored where that makes sense, at random.
-        mirrored: whether it does.
-        groups: what an image belongs to, where the data set says so.
+        augmented: whether each is shifted at random, and mirrored if `mirrored`.
+        mirrored: whether mirroring makes sense.
+        groups: what each image belongs to, if the data set has groups.
     """
 
     pixels: Tensor
@@ -72,12 +72,12 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return normalised(image[None])[0], int(self.targets[index])
 
     def only(self, indices: Any, *, augmented: bool = False) -> "Pictures":
-        """Some of them."""
+        """Return some of them."""
         groups = None if self.groups is None else [self.groups[index] for index in torch.as_tensor(indices).tolist()]
         return Pictures(self.pixels[indices], self.targets[indices], augmented, self.mirrored, groups)
 
     def of_classes(self, classes: list[int]) -> "Pictures":
-        """Those of some classes, numbered anew."""
+        """Return those of some classes, with new numbers."""
         number = torch.full((int(self.targets.max()) + 1,), -1)
         number[classes] = torch.arange(len(classes))
         kept = (number[self.targets] >= 0).nonzero()[:, 0]
@@ -86,13 +86,13 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    """Bytes as a network takes them."""
+    """Return bytes as a network's input."""
     return (pixels / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
 @cache
 def load(name: str, folder: Path | None) -> tuple[Pictures, Pictures]:
-    """Training and test images of a data set, from a folder of .npz files or by torchvision; read once a process."""
+    """Load training and test images of a data set, from a folder of .npz files or by torchvision; once a process."""
     file, _, mirrored = SETS[name]
     if folder is not None and file is not None:
         with np.load(folder / f"{file}.npz", allow_pickle=False) as data:
@@ -118,7 +118,7 @@ def load(name: str, folder: Path | None) -> tuple[Pictures, Pictures]:
 
 
 def _tracks(images: Any) -> list[int]:
-    """Which images show one and the same sign: the first number in the names of its files."""
+    """Return the track of each image, which shows one sign: the first number in its file's name."""
     tracks = [(label, Path(path).name.partition("_")[0]) for path, label in images._samples]
     numbers = {track: number for number, track in enumerate(dict.fromkeys(tracks))}
     return [numbers[track] for track in tracks]
@@ -134,9 +134,9 @@ def _pixels(data: Any, split: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Target:
-    """One draw of a target: what is learned from, what is chosen by, and what is read once.
+    """One draw of a target: training images, validation images that choose, and test images that are read once.
 
-    A name that ends in "-skewed" is of a target of whose classes some have a tenth of the images that others have.
+    If its name ends in "-skewed", some classes have a tenth of the images that others have.
     """
 
     train: Pictures
@@ -146,17 +146,17 @@ class Target:
 
 
 def source(folder: Path | None) -> tuple[Pictures, Pictures]:
-    """CIFAR-100 without the classes that are held out, for training and for testing."""
+    """Return CIFAR-100 without the held-out classes, for training and for testing."""
     classes = [label for label in range(100) if label not in NEAR]
     train, test = load("cifar100", folder)
     return train.of_classes(classes), test.of_classes(classes)
 
 
 def set_of(name: str) -> str:
-    """The data set that a target is made of.
+    """Return the data set that a target is made of.
 
     Raises:
-        SystemExit: there is none of that name.
+        SystemExit: no target has that name.
     """
     plain = name.removesuffix(SKEWED)
     found = "cifar100" if plain == "near" or plain in CHANGED else plain
@@ -170,7 +170,7 @@ def check_there(name: str, folder: Path | None) -> None:
     """Refuse a data set that cannot be loaded.
 
     Raises:
-        SystemExit: its file is missing, or torchvision has none.
+        SystemExit: its file is missing, or torchvision does not have it.
     """
     file = SETS[name][0]
     if folder is None or file is None:
@@ -180,7 +180,7 @@ def check_there(name: str, folder: Path | None) -> None:
 
 
 def _of_torchvision(name: str) -> str:
-    """What torchvision calls a data set."""
+    """Return torchvision's name of a data set."""
     file, torchvision_name, _ = SETS[name]
     if torchvision_name is None:
         raise SystemExit(f"{name} is not one of torchvision's: pass --data FOLDER with {file}.npz, or other --targets.")
@@ -188,10 +188,10 @@ def _of_torchvision(name: str) -> str:
 
 
 def target(name: str, folder: Path | None, *, shots: int | None, seed: int) -> Target:
-    """A target, of which `shots` images a class are learned from, or all.
+    """Draw a target with `shots` training images of each class, or all.
 
-    The validation part is cut from the training split, the same for every seed and by group where there are groups; the
-    seed draws the images that are learned from among the rest.
+    The validation part is cut from the training split, the same for every seed, and by group if there are groups. The
+    seed draws the training images among the rest.
     """
     data, name, is_skewed = set_of(name), name.removesuffix(SKEWED), name.endswith(SKEWED)
     train, test = load(data, folder)
@@ -211,14 +211,14 @@ def target(name: str, folder: Path | None, *, shots: int | None, seed: int) -> T
 
 
 def relatives(name: str) -> set[str]:
-    """A target's name and those of the targets that are made of the same images."""
+    """Return a target's name and those of the targets that are made of the same images."""
     name = name.removesuffix(SKEWED)
     family = {"near", *CHANGED} if name in ("near", *CHANGED) else {name}
     return family | {each + SKEWED for each in family}
 
 
 def skewed(shots: int, num_classes: int) -> list[int]:
-    """As many images in all, of the first class about ten times as many as of the last.
+    """Return unequal class sizes with the same sum; the first is about ten times the last.
 
     >>> skewed(10, 5)
     [23, 13, 7, 4, 2]

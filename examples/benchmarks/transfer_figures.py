@@ -1,4 +1,4 @@
-"""Pictures of the transfer matrix: by distance, learning rate and steps."""
+"""Draw the transfer matrix by distance, learning rate and steps."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,7 +39,7 @@ CURVES = tuple(row for row in SHOWN if "measured" not in row)  # those are soft'
 
 
 def by_distance(path: Path) -> None:
-    """Each method's difference to fine-tuning against how far the target lies."""
+    """Draw each method's difference to fine-tuning against the target's distance."""
     reports = [read(name) for name in TEN_SHOTS]
     cells = {key: runs for report in reports for key, runs in finals(report).items()}
     names = sorted({name for name, row in cells if row == PLAIN}, key=lambda name: gap(cells, name))
@@ -55,12 +55,12 @@ def by_distance(path: Path) -> None:
 
 
 def by_shots(path: Path) -> None:
-    """Each method's difference to fine-tuning against the images of a class."""
+    """Draw each method's difference to fine-tuning against the images of a class."""
     _by_setting(path, compared(SHOTS, shots), "images of a class")
 
 
 def by_length(path: Path) -> None:
-    """Each method's difference to fine-tuning against the steps that both have."""
+    """Draw each method's difference to fine-tuning against the steps that both have."""
     _by_setting(path, compared(STEPS, steps), "steps")
 
 
@@ -84,7 +84,7 @@ def _by_setting(path: Path, several: dict[str, list[tuple[float, str, Cells]]], 
 
 
 def by_rate(path: Path) -> None:
-    """Validation accuracy against the learning rate."""
+    """Draw validation accuracy against the learning rate."""
     report = read("transfer")
     figure, panels = _panels([name for name in report["targets"] if tuning(report, name, PLAIN)], columns=4)
     for name, axes in panels.items():
@@ -97,7 +97,7 @@ def by_rate(path: Path) -> None:
 
 
 def by_step(path: Path) -> None:
-    """Validation accuracy in the course of training, the mean over seeds."""
+    """Draw validation accuracy during training, the mean over seeds."""
     report = read("transfer")
     cells = finals(report)
     figure, panels = _panels([name for name in report["targets"] if (name, PLAIN) in cells], columns=4)
@@ -120,7 +120,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
 
 
 def _style(row: str) -> dict[str, Any]:
-    """A line of its own for each row; plain fine-tuning's is thick and black."""
+    """Return the line style of a row; plain fine-tuning's is thick and black."""
     if row == PLAIN:
         return {"color": "black", "linewidth": 2.5}
     if row == "ensemble of two":
@@ -129,7 +129,7 @@ def _style(row: str) -> dict[str, Any]:
 
 
 def _panels(names: Sequence[str], columns: int, width: float = 3.1) -> tuple[Any, dict[str, Any]]:
-    """A panel for each name."""
+    """Return a figure with a panel for each name."""
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
     figure = empty_figure(size=(width * columns, 2.7 * rows + 0.6))
@@ -145,7 +145,7 @@ def _panels(names: Sequence[str], columns: int, width: float = 3.1) -> tuple[Any
 
 
 def _finish(figure: Any, panels: dict[str, Any], path: Path, *, x: str, y: str, is_shared: bool = True) -> None:
-    """Name the axes once, show one legend below."""
+    """Label the axes once and add one legend."""
     if is_shared:
         across, along = ([getattr(panel, f"get_{side}lim")() for panel in panels.values()] for side in "xy")
         for panel in panels.values():

@@ -1,4 +1,4 @@
-"""The networks of the transfer matrix, the module that trains them, and what is asked of them."""
+"""Provide the networks of the transfer matrix, the module that trains them, and their scores."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from transfer_data import Pictures, normalised
 import lightning_transfer as lt
 from lightning_transfer.tracing import evaluating
 
-# where a processor only emulates bfloat16, a step in it takes ten times as long as one in full precision
+# if a processor only emulates bfloat16, a step in it takes ten times as long as one in full precision
 PRECISION = "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
 QUIET: dict[str, Any] = {  # options of a Trainer
     "accelerator": "cpu",
@@ -25,7 +25,7 @@ QUIET: dict[str, Any] = {  # options of a Trainer
 
 
 def small_resnet(num_classes: int) -> ResNet:
-    """A timm ResNet for images of 32 pixels, .32 million parameters."""
+    """Return a timm ResNet for images of 32 pixels, .32 million parameters."""
     block: Any = BasicBlock  # timm asks for a class and is typed as for an instance
     network = ResNet(block, (1, 1, 1, 1), channels=(16, 32, 64, 128), stem_type="deep", stem_width=8)
     stem = {"conv1": nn.Conv2d(3, 16, 3, 1, 1, bias=False), "bn1": nn.BatchNorm2d(16), "maxpool": nn.Identity()}
@@ -38,7 +38,7 @@ def small_resnet(num_classes: int) -> ResNet:
 class Classifier(L.LightningModule):
     """An ordinary project: SGD with momentum, whose rate falls to zero along a cosine."""
 
-    gate_lr: float | None = None  # of AdaFilter's gates, if it is not that of the filters
+    gate_lr: float | None = None  # of AdaFilter's gates, if it differs from that of the filters
 
     def __init__(self, network: nn.Module, lr: float) -> None:
         super().__init__()
@@ -46,11 +46,11 @@ class Classifier(L.LightningModule):
         self.lr = lr
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Cross-entropy."""
+        """Return the cross-entropy."""
         return F.cross_entropy(self.model(batch[0]), batch[1])
 
     def configure_optimizers(self) -> Any:
-        """All that is trained."""
+        """Return SGD on all trained parameters, and its schedule."""
         params = {name: param for name, param in self.named_parameters() if param.requires_grad}
         gates = [params.pop(name) for name in [*params] if "adafilter." in name and self.gate_lr is not None]
         groups: list[dict[str, Any]] = [{"params": params.values()}]
@@ -62,12 +62,12 @@ class Classifier(L.LightningModule):
 
     @property
     def backbone(self) -> nn.Module:
-        """For Lightning's own callback."""
+        """Return all but the head, for Lightning's own callback."""
         return nn.ModuleList(child for name, child in self.model.named_children() if name != "fc")
 
 
 def accuracy(network: nn.Module, images: Pictures) -> float:
-    """Share of images that are right."""
+    """Return the share of images that are right."""
     right = 0
     with evaluating(network), torch.autocast("cpu", dtype=torch.bfloat16, enabled=PRECISION != "32-true"):
         for pixels, labels in zip(images.pixels.split(500), images.targets.split(500), strict=True):
@@ -77,14 +77,14 @@ def accuracy(network: nn.Module, images: Pictures) -> float:
 
 
 def features(network: Any, images: Pictures) -> Tensor:
-    """(n, 128) what a network gives its head."""
-    with evaluating(network):  # and then in the mode that it was in: Lightning's Trainer would leave it in this
+    """Return the inputs (n, 128) of the network's head."""
+    with evaluating(network):  # restores the mode: Lightning's Trainer would keep the network in eval mode
         some = [network.forward_features(normalised(pixels)) for pixels in images.pixels.split(500)]
         return torch.cat([network.forward_head(each, pre_logits=True) for each in some])
 
 
 def discrimination(network: nn.Module, images: Pictures) -> float:
-    """How well features tell apart classes that neither task has shown."""
+    """Return how well features separate classes that neither task has shown."""
     metric = lt.metrics.GeneralDiscrimination()
     metric.update(features(network, images), images.targets)
     return float(metric.compute())

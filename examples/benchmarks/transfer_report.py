@@ -1,6 +1,6 @@
-"""Tables and figures, from the JSON files of costs and of the matrix.
+"""Make the tables and figures of all pages from the JSON files in results/.
 
-python examples/benchmarks/transfer_report.py           # all of them, from results/, into the pages they belong to
+python examples/benchmarks/transfer_report.py           # all of them, from results/, into their pages
 python examples/benchmarks/transfer_report.py mine.json # the table of one file, on the terminal
 """
 
@@ -43,7 +43,7 @@ from transfer_rows import EVERY, ROWS
 
 PAGES = *sorted(FOLDER.parent.glob("*.md")), FOLDER.parents[2] / "README.md"
 END = "<!-- until here -->"
-DEFAULTS = {  # by row, what a user writes
+DEFAULTS = {  # what a user writes, by row
     "soft, measured weight": "SoftFinetuning(source)",
     "selective, measured weight": "SelectiveJointFinetuning(source, neighbors=100, target=images_without_augmentation)",
     "AdaFilter": "AdaFilter()",
@@ -76,13 +76,13 @@ RULED, RULES = ("soft", "joint, random source"), (0.75, 0.8, 0.85)
 
 
 def whole(report: dict[str, Any]) -> dict[str, Any]:
-    """A report without the rows that were not run on all of its targets."""
+    """Return a report without the rows that were not run on all of its targets."""
     cells, targets = finals(report), report["targets"]
     return {**report, "rows": [row for row in report["rows"] if all((name, row) in cells for name in targets)]}
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table of a file: accuracies of fine-tuning, then differences to it."""
+    """Return the table of a file: accuracies of fine-tuning, then differences to it."""
     cells = finals(report)
     targets = [name for name in report["targets"] if (name, PLAIN) in cells]
     rows = [row for row in report["rows"] if any((name, row) in cells for name in targets)]
@@ -103,7 +103,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def qualities(report: dict[str, Any]) -> str:
-    """What else rows differ in, over all targets of a file."""
+    """Return the table of what else rows differ in, over all targets of a file."""
     cells = finals(report)
     targets = [name for name in report["targets"] if (name, PLAIN) in cells]
     unseen = [name for name in targets if "discrimination" in cells[name, PLAIN][0]]
@@ -134,7 +134,7 @@ def qualities(report: dict[str, Any]) -> str:
 
 
 def rivals(report: dict[str, Any]) -> str:
-    """What methods gain over what is nearest to them."""
+    """Return the table of methods compared with the row nearest to each."""
     cells = finals(report)
     targets = [name for name in report["targets"] if (name, PLAIN) in cells]
     lines = ["| | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
@@ -146,7 +146,7 @@ def rivals(report: dict[str, Any]) -> str:
 
 
 def varied(report: dict[str, Any]) -> str:
-    """What variants gain over fine-tuning, and over the row that they vary, on the one target of a file."""
+    """Return the table of variants against fine-tuning and the row that they vary, on the one target of a file."""
     cells, (name,) = finals(report), report["targets"]
     lines = [f"| {name} | to {PLAIN} | to the row that is varied | cost |", "|---|---|---|---|"]
     for row in report["rows"]:
@@ -158,7 +158,7 @@ def varied(report: dict[str, Any]) -> str:
 
 
 def defaults(report: dict[str, Any]) -> str:
-    """What each method does as it comes."""
+    """Return the table of each method with its defaults."""
     cells = finals(report)
     lines = ["| | the row | " + " | ".join(report["targets"]) + " |", "|---" * (len(report["targets"]) + 2) + "|"]
     for row, call in DEFAULTS.items():
@@ -168,7 +168,7 @@ def defaults(report: dict[str, Any]) -> str:
 
 
 def rules() -> str:
-    """Whether a source loss is taken at all: what each rule gains on each target, by the gap of every draw itself."""
+    """Return the table of rules for using a source loss: the gain of each on each target, by every draw's own gap."""
     reports = [read(name) for name in TEN_SHOTS]
     cells = {key: runs for report in reports for key, runs in finals(report).items()}
     targets = sorted({name for name, row in cells if row == PLAIN}, key=lambda name: gap(cells, name))
@@ -186,7 +186,7 @@ def rules() -> str:
 
 
 def side_by_side(heading: str, names: Sequence[str], of: Callable[[Cells, str], Any]) -> str:
-    """A line for every target and setting, of targets that there are several settings of, and rows that all have."""
+    """Return a line for every target and setting, for targets with several settings and rows that all of them have."""
     found = compared(names, of)
     runs = [(name, cells) for lines in found.values() for _, name, cells in lines]
     rows = [row for row in ROWS if row != PLAIN and all((name, row) in cells for name, cells in runs)]
@@ -201,7 +201,7 @@ def side_by_side(heading: str, names: Sequence[str], of: Callable[[Cells, str], 
 
 
 def _below(cells: Cells, target: str, row: str, most: float) -> tuple[float, float] | None:
-    """The row's differences in those draws whose gap is below, none in the others."""
+    """Return the row's difference if only draws with a gap below `most` use it."""
     if (target, row) not in cells:
         return None
     near = np.array([cell["gap"] < most for cell in cells[target, PLAIN]])
@@ -209,7 +209,7 @@ def _below(cells: Cells, target: str, row: str, most: float) -> tuple[float, flo
 
 
 def _validated(reports: Sequence[dict[str, Any]], cells: Cells, target: str, row: str) -> tuple[float, float] | None:
-    """The row's difference if it does better for the seed that rates are chosen by, else none."""
+    """Return the row's difference if it is better for the seed that chooses rates, otherwise 0."""
     if (target, row) not in cells:
         return None
     report = next(each for each in reports if target in each["targets"])
@@ -260,7 +260,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def tables(page: str) -> dict[str, str]:
-    """The tables that a page has a place for, as they are made of the results."""
+    """Return the tables that a page has a place for, made of the results."""
     return {name: make() for name, make in TABLES.items() if begin(name) in page}
 
 
@@ -270,18 +270,18 @@ def begin(name: str) -> str:
 
 
 def place(page: str, name: str) -> str:
-    """What stands in a table's place."""
+    """Return the text in a table's place."""
     return page.partition(begin(name))[2].partition(END)[0].strip()
 
 
 def insert(page: str, name: str, text: str) -> str:
-    """A page with a table in its place."""
+    """Return a page with a table in its place."""
     before, mark, rest = page.partition(begin(name))
     return f"{before}{mark}\n\n{text}\n\n{END}{rest.partition(END)[2]}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print a table, or put all of them where they belong."""
+    """Print a table, or write all of them into their pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path, nargs="?")
     options = parser.parse_args(argv)

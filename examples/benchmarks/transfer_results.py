@@ -1,4 +1,4 @@
-"""What the JSON files of the transfer matrix say: differences to plain fine-tuning, paired by seed."""
+"""Read the JSON files of the transfer matrix and compute differences to plain fine-tuning, paired by seed."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from transfer_data import SKEWED, skewed
 PLAIN, PROBE = "fine-tuning", "linear probe"
 FOLDER = Path(__file__).with_name("results")
 TEN_SHOTS = ("transfer", "between")  # the results of ten images a class
-SHOTS = (*TEN_SHOTS, "5-shots", "25-shots", "full")  # and of some of the same targets with other numbers of images
+SHOTS = (*TEN_SHOTS, "5-shots", "25-shots", "full")  # and some of the same targets with other numbers of images
 STEPS = ("transfer", "150-steps")
 LABELS = ("transfer", "skewed")
 Cells = dict[tuple[str, str], list[dict[str, Any]]]  # by target and row, final runs in the order of seeds
@@ -23,12 +23,12 @@ Cells = dict[tuple[str, str], list[dict[str, Any]]]  # by target and row, final 
 
 @cache
 def read(name: str) -> Any:
-    """One of the committed files; read once, and not to be changed."""
+    """Read one of the committed files; once, and its result must not be changed."""
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
 def finals(report: dict[str, Any]) -> Cells:
-    """Final runs of rows that have all their seeds; the tuning seed counts for nothing but the rate."""
+    """Return the final runs of rows that have all their seeds; the tuning seed chooses the rate only."""
     found: Cells = {}
     for cell in sorted(report["cells"], key=lambda cell: cell["seed"]):
         if "test" in cell:
@@ -38,7 +38,7 @@ def finals(report: dict[str, Any]) -> Cells:
 
 
 def tuning(report: dict[str, Any], target: str, row: str) -> dict[float, dict[str, Any]]:
-    """The runs of the seed that learning rates are chosen by, by their rate."""
+    """Return the runs of the seed that chooses learning rates, by their rate."""
     return {
         cell["lr"]: cell
         for cell in report["cells"]
@@ -47,12 +47,12 @@ def tuning(report: dict[str, Any], target: str, row: str) -> dict[float, dict[st
 
 
 def paired(cells: Cells, target: str, row: str, key: str = "test", to: str = PLAIN) -> Any:
-    """(seeds,) differences of a row to plain fine-tuning, or to another row, in points."""
+    """Return the differences (seeds,) of a row to plain fine-tuning, or to another row, in points."""
     return np.array([100 * (a[key] - b[key]) for a, b in zip(cells[target, row], cells[target, to], strict=True)])
 
 
 def interval(apart: Any) -> tuple[float, float]:
-    """A mean, and half of its 95 % interval by Student's t."""
+    """Return a mean, and half of its 95 % interval by Student's t."""
     if len(apart) == 1:
         return float(apart[0]), np.nan
     error = apart.std(ddof=1) / len(apart) ** 0.5
@@ -60,7 +60,7 @@ def interval(apart: Any) -> tuple[float, float]:
 
 
 def difference(cells: Cells, target: str, row: str, key: str = "test", to: str = PLAIN) -> tuple[float, float] | None:
-    """A row's mean difference to plain fine-tuning, or to another row, in points, and half of its 95 % interval."""
+    """Return a row's mean difference to fine-tuning, or to another row, in points, and half of its 95 % interval."""
     mine, others = cells.get((target, row)), cells.get((target, to))
     if not mine or not others or key not in mine[0]:
         return None
@@ -68,7 +68,7 @@ def difference(cells: Cells, target: str, row: str, key: str = "test", to: str =
 
 
 def distance(cells: Cells, target: str) -> float | None:
-    """How far a target lies: by how many points fine-tuning is above a linear probe, on validation images."""
+    """Return how far a target is: the points by which fine-tuning is above a linear probe on validation images."""
     tuned, probed = cells.get((target, PLAIN)), cells.get((target, PROBE))
     if not tuned or not probed:
         return None
@@ -76,19 +76,19 @@ def distance(cells: Cells, target: str) -> float | None:
 
 
 def gap(cells: Cells, target: str) -> float:
-    """Its domain gap, on average."""
+    """Return a target's mean domain gap."""
     return float(mean(cell["gap"] for cell in cells[target, PLAIN]))
 
 
 def cost(cells: Cells, row: str) -> float:
-    """CPU seconds, in those of plain fine-tuning on the same targets."""
+    """Return CPU seconds divided by plain fine-tuning's on the same targets."""
     shared = [target for target, name in cells if name == row and (target, PLAIN) in cells]
     seconds = [sum(cell["seconds"] for target in shared for cell in cells[target, name]) for name in (row, PLAIN)]
     return float(seconds[0] / seconds[1])
 
 
 def share_to_plain(cells: Cells, target: str, row: str) -> list[float]:
-    """Of each run that ever has plain fine-tuning's last validation accuracy, the share of steps when it first has."""
+    """Return the share of steps after which each run reaches plain fine-tuning's last validation accuracy, if so."""
     reached = []
     for cell, other in zip(cells[target, row], cells[target, PLAIN], strict=True):
         looks = [place for place, value in enumerate(cell["curve"], start=1) if value >= other["curve"][-1]]
@@ -97,7 +97,7 @@ def share_to_plain(cells: Cells, target: str, row: str) -> list[float]:
 
 
 def settings(names: Sequence[str] = SHOTS) -> list[tuple[str, Cells]]:
-    """Every target of every file that is there: its name, and its final runs."""
+    """Return every target of every file that exists: its name and its final runs."""
     found = []
     for name in names:
         if not (FOLDER / f"{name}.json").exists():
@@ -109,18 +109,18 @@ def settings(names: Sequence[str] = SHOTS) -> list[tuple[str, Cells]]:
 
 
 def shots(cells: Cells, target: str) -> float:
-    """Images of a class to learn from."""
+    """Return the training images of a class."""
     cell = cells[target, PLAIN][0]
     return float(cell["images"] / cell["classes"])
 
 
 def steps(cells: Cells, target: str) -> float:
-    """How many steps of plain fine-tuning."""
+    """Return the steps of plain fine-tuning."""
     return float(cells[target, PLAIN][0]["steps"])
 
 
 def labels(cells: Cells, target: str) -> str:
-    """How many images each class has to learn from."""
+    """Return how many training images each class has, in words."""
     plain = cells[target, PLAIN][0]
     if not target.endswith(SKEWED):
         return f"{plain['shots']} of each"
@@ -129,7 +129,7 @@ def labels(cells: Cells, target: str) -> str:
 
 
 def compared(names: Sequence[str], of: Callable[[Cells, str], Any]) -> dict[str, list[tuple[Any, str, Cells]]]:
-    """What there is of targets in more than one setting: by its base name what the setting is, its name, its runs."""
+    """Return the targets with more than one setting: by base name, the setting, its name and its runs."""
     found: dict[str, list[tuple[Any, str, Cells]]] = {}
     for name, cells in settings(names):
         found.setdefault(name.removesuffix(SKEWED), []).append((of(cells, name), name, cells))

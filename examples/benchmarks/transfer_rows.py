@@ -1,4 +1,4 @@
-"""The rows of the transfer matrix: each a way to fine-tune, in an ordinary LightningModule."""
+"""Define the rows of the transfer matrix: each a way to fine-tune, in an ordinary LightningModule."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -23,54 +23,54 @@ from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES
 
 BATCH, NEIGHBORS = 32, 100
 ALWAYS = lt.Schedule(1.0, 1.0)
-L2SP_WEIGHT = 0.01  # what the authors' script takes unless told otherwise
-THAWED = 0.2  # of training, at which BackboneFinetuning lets the body learn
+L2SP_WEIGHT = 0.01  # the default of the authors' script
+THAWED = 0.2  # share of training after which BackboneFinetuning trains the backbone
 
 
 class Probe(L.Callback):
-    """A linear probe: the body rests."""
+    """A linear probe: the backbone is frozen."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Nothing but the head has gradients."""
+        """Freeze everything except the head."""
         for name, param in pl_module.named_parameters():
             param.requires_grad = ".fc." in name
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """No statistics move."""
+        """Keep BatchNorm's statistics."""
         pl_module.eval()
 
 
 class KeptStatistics(L.Callback):
-    """BatchNorm goes by the means and variances of pretraining; what it multiplies and adds is trained."""
+    """Freeze BatchNorm's statistics; its weight and bias are trained."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """No statistics move."""
+        """Keep BatchNorm's statistics."""
         for layer in pl_module.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.eval()
 
 
 class GateRate(L.Callback):
-    """AdaFilter's gates learn at a rate of their own."""
+    """Give AdaFilter's gates their own learning rate."""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Before optimizers are made."""
+        """Set the rate before the optimizer is made."""
         pl_module.gate_lr = self.rate
 
 
 class L2SP(L.Callback):
-    """Weights are drawn to where they began, in place of zero (arXiv 1802.01483)."""
+    """Decay weights towards their pretrained values instead of zero (arXiv 1802.01483)."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember where."""
+        """Remember the pretrained values."""
         body = [param for name, param in pl_module.named_parameters() if ".fc." not in name]
         self.start = [(param, param.detach().clone()) for param in body]
 
     def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
-        """The penalty's gradient; the weight decay that the optimizer has for the body is taken back."""
+        """Add the penalty's gradient, and subtract the optimizer's weight decay of the backbone."""
         for param, start in self.start:
             if param.grad is not None:
                 param.grad += L2SP_WEIGHT * (param.detach() - start) - 5e-4 * param.detach()
@@ -78,16 +78,16 @@ class L2SP(L.Callback):
 
 @dataclass(frozen=True)
 class Setting:
-    """What one training is given.
+    """The inputs of one training.
 
     Attributes:
         target: its images.
         source: the images that the networks were pretrained on.
         network: pretrained, with its classifier.
         second: another one.
-        folder: for what is selected.
+        folder: for selections.
         name: of the target's draw.
-        steps: how many a row has.
+        steps: of plain fine-tuning.
     """
 
     target: Target
@@ -99,18 +99,18 @@ class Setting:
     steps: int
 
     def task(self, images: Pictures | None = None) -> lt.SourceTask:
-        """The source, with the classifier that was pretrained on it."""
+        """Return the source, with the classifier that was pretrained on it."""
         images = images or self.source
         augmented = Pictures(images.pixels, images.targets, augmented=True, mirrored=images.mirrored)
         head = copy.deepcopy(self.network.fc)
         return lt.SourceTask(augmented, head=head, forward="joint", unaugmented=images)  # type: ignore[arg-type]
 
     def seen(self) -> Pictures:
-        """The target's images without augmentation."""
+        """Return the target's images without augmentation."""
         return Pictures(self.target.train.pixels, self.target.train.targets)
 
     def bank(self, kind: str) -> Any:
-        """Filters to select by."""
+        """Return the filters to select by."""
         if kind == "gabor":
             return kind
         return lt.FilterBank.from_model(self.network, layers=["conv1", "layer1.0.conv1"], normalize=False)
@@ -118,7 +118,7 @@ class Setting:
     def selective(
         self, kind: str = "gabor", *, weight: Any = ALWAYS, forward: Any = "joint", **options: Any
     ) -> lt.SelectiveJointFinetuning:
-        """Selective joint fine-tuning."""
+        """Return selective joint fine-tuning."""
         neighbors = lt.Neighbors(bank=self.bank(kind), **{"k": NEIGHBORS, **options})
         words = "-".join(str(getattr(neighbors, name)) for name in ("k", "bins", "rounds"))
         cache = self.folder / f"{self.name}-{kind}-{words}.safetensors"
@@ -126,19 +126,19 @@ class Setting:
         return lt.SelectiveJointFinetuning(replace(self.task(), forward=forward), **given)
 
     def num_borrowed(self) -> int:
-        """How many source images selection borrows at first."""
+        """Return how many source images selection borrows at first."""
         cache = self.folder / f"{self.name}-size.safetensors"
         scan = lt.Scan(cache=str(cache), say=lambda line: None)
         chosen = lt.select_neighbors(self.seen(), self.source, k=NEIGHBORS, scan=scan)
         return len(chosen.indices[:, :NEIGHBORS].unique())
 
     def random_source(self) -> Pictures:
-        """As many source images as selection borrows, drawn at random."""
+        """Return as many source images as selection borrows, drawn at random."""
         order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(1))
         return self.source.only(order[: self.num_borrowed()])
 
     def taken_for_target(self) -> Pictures:
-        """As many source images as selection borrows: those which a classifier most takes for the target's."""
+        """Return as many source images as selection borrows: those most similar to the target's by a classifier."""
         sides = [features(self.network, images).numpy() for images in (self.seen(), self.source)]
         labels = np.repeat([1, 0], [len(side) for side in sides])
         classifier = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=300))
@@ -146,7 +146,7 @@ class Setting:
         return self.source.only(torch.from_numpy(scores[labels == 0]).argsort(descending=True)[: self.num_borrowed()])
 
     def gap(self) -> float:
-        """The domain gap, by as many images as the package takes."""
+        """Return the domain gap, measured on as many images as the package uses."""
         drawn = []
         for images, most in ((self.target.train, TARGET_IMAGES), (self.source, SOURCE_IMAGES)):
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -164,10 +164,10 @@ class Row:
 
     Attributes:
         callbacks: what it adds to a Trainer.
-        length: of training, in those of plain fine-tuning.
-        pretrained: whether it begins from the pretrained network.
-        tuned_as: the row whose learning rate it takes; its own is chosen where there is none.
-        members: how many of the pretrained networks are trained so, each for itself, to be asked together.
+        length: of training, in multiples of plain fine-tuning.
+        pretrained: whether it starts from the pretrained network.
+        tuned_as: the row whose learning rate it takes; if empty, its own is chosen.
+        members: how many pretrained networks are trained like this, separately, and averaged.
     """
 
     callbacks: Callbacks = field(default=lambda setting: [])
@@ -231,7 +231,7 @@ ROWS = {
 }
 
 
-TRIED = {  # in search of better defaults, at the learning rate of the row that is varied or begun as
+TRIED = {  # in search of better defaults, at the learning rate of the row that is varied or that it starts as
     "soft, start .3": _soft(lt.Schedule(0.3), tuned_as="soft"),
     "soft, start .1": _soft(lt.Schedule(0.1), tuned_as="soft"),
     "soft, until the end": _soft(lt.Schedule(until=1.0), tuned_as="soft"),
@@ -244,8 +244,8 @@ TRIED = {  # in search of better defaults, at the learning rate of the row that 
     "selective, 10 bins": _selective(bins=10),
     "selective, 100 bins": _selective(bins=100),
     "selective, least sure quarter": _selective(hard_entropy="75%"),
-    "AdaFilter, gate bias .05": _adafilter("fine-tuning", gate_bias=0.05),  # all filters begin tuned, and some are shut
-    "AdaFilter, gate bias 1": _adafilter("fine-tuning", gate_bias=1.0),  # all are tuned, and stay so
+    "AdaFilter, gate bias .05": _adafilter("fine-tuning", gate_bias=0.05),  # all filters start as tuned, some are shut
+    "AdaFilter, gate bias 1": _adafilter("fine-tuning", gate_bias=1.0),  # all are tuned and stay so
     "AdaFilter, gate bias 2": _adafilter("fine-tuning", gate_bias=2.0),
     "AdaFilter, gate rate .001": Row(lambda setting: [lt.AdaFilter(), GateRate(0.001)], tuned_as="AdaFilter"),
     "AdaFilter, gate rate .1": Row(lambda setting: [lt.AdaFilter(), GateRate(0.1)], tuned_as="AdaFilter"),

@@ -1,4 +1,4 @@
-"""One training of the transfer matrix, and what it came to."""
+"""Run one training of the transfer matrix and score it."""
 
 import copy
 import time
@@ -15,42 +15,42 @@ from transfer_data import Pictures
 from transfer_networks import QUIET, Classifier, accuracy, discrimination, small_resnet
 from transfer_rows import BATCH, Row, Setting
 
-LOOKS = 6  # of the learning curve
+LOOKS = 6  # points of the learning curve
 
 
 class Looking(L.Callback):
-    """Accuracy on validation images in the course of training."""
+    """Record validation accuracy during training."""
 
     def __init__(self, images: Pictures, every: int) -> None:
         self.images, self.every = images, every
         self.curve: list[float] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-        """Now and then."""
+        """Record at the chosen steps."""
         if trainer.global_step % self.every == 0:
             self.curve.append(accuracy(pl_module.model, self.images))
 
 
 class Together(nn.Module):
-    """What networks say on average."""
+    """The mean prediction of several networks."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, classes) the mean of their probabilities."""
+        """Return the mean of their probabilities (B, classes)."""
         return torch.stack([network(images).float().softmax(1) for network in self.networks]).mean(0)
 
 
 def train(
     row: Row, setting: Setting, *, seed: int, lr: float, is_final: bool, unseen: Pictures | None
 ) -> dict[str, Any]:
-    """One training, or one of each network; the seed decides new heads, the order of images and their augmentation.
+    """Train once, or once for each network; the seed decides new heads, the order of images and their augmentation.
 
     Returns:
-        Accuracy on the validation part, its curve (of several networks the mean of theirs), CPU seconds; of a final run
-        also that on the test split.
+        Validation accuracy, its curve (for several networks the mean of theirs), CPU seconds; of a final run also the
+        test accuracy.
     """
     members = [setting, replace(setting, network=setting.second, second=setting.network)][: row.members]
     began = time.process_time()
@@ -72,7 +72,7 @@ def train(
 
 
 def _fit(row: Row, setting: Setting, *, seed: int, lr: float) -> tuple[Classifier, list[float], str]:
-    """A module, its accuracy in the course of training, and why that has stopped early, if it has."""
+    """Return the trained module, its accuracy during training, and why training stopped early, if it did."""
     torch.manual_seed(seed)
     network: Any = copy.deepcopy(setting.network) if row.pretrained else small_resnet(1)
     torch.manual_seed(seed)
@@ -84,7 +84,7 @@ def _fit(row: Row, setting: Setting, *, seed: int, lr: float) -> tuple[Classifie
     trainer = L.Trainer(max_steps=steps, max_epochs=-1, callbacks=[*row.callbacks(setting), looking], **QUIET)
     try:
         trainer.fit(module, loader)
-    except FloatingPointError as error:  # a source loss that is not finite, at too high a rate; scored as it was left
+    except FloatingPointError as error:  # a source loss is not finite at too high a rate; scored as it is then
         curve = [*looking.curve, *[0.0] * (LOOKS - len(looking.curve))]
         return module, curve, str(error).partition(":")[0]
     return module, looking.curve, ""
