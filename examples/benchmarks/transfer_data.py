@@ -101,7 +101,7 @@ def load(name: str, folder: Path | None) -> tuple[Pictures, Pictures]:
                 Pictures(_pixels(data, "train"), torch.from_numpy(data["y_train"]), mirrored=mirrored, groups=groups),
                 Pictures(_pixels(data, "test"), torch.from_numpy(data["y_test"]), mirrored=mirrored),
             )
-    import torchvision  # type: ignore[import-untyped]
+    import torchvision
 
     torchvision_name = _of_torchvision(name)
     make, root = getattr(torchvision.datasets, torchvision_name), folder or Path("data")
