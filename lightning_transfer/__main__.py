@@ -6,8 +6,11 @@ import sysconfig
 import traceback
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lightning_transfer import ranks
 from lightning_transfer.advising.advice import Advice
@@ -15,6 +18,7 @@ from lightning_transfer.advising.advise import advise
 from lightning_transfer.advising.ranking import Ranking, rank_networks
 from lightning_transfer.checkpoints import export, strip_checkpoint
 from lightning_transfer.commands.line import parser
+from lightning_transfer.commands.names import check_options
 from lightning_transfer.commands.project import load_trained, read_project
 from lightning_transfer.datasets import AnyDataset
 from lightning_transfer.errors import TransferConfigError
@@ -65,12 +69,16 @@ def by_configuration(path: str, others: Sequence[str]) -> None:
     """Select as a file says, changed by options.
 
     Raises:
-        TransferConfigError: what reads such files is not installed.
+        TransferConfigError: a name is misspelt, or what reads such files is not installed.
     """
     try:
         from jsonargparse import CLI  # type: ignore[attr-defined]
     except ModuleNotFoundError:
         raise TransferConfigError("Configurations need jsonargparse: pip install 'lightning_transfer[cli]'.") from None
+    with suppress(OSError, yaml.YAMLError):  # jsonargparse names them
+        given = yaml.safe_load(Path(path).read_text())
+        if isinstance(given, dict):
+            check_options(select, given, path)
     CLI(select, args=["--config", path, *others], as_positional=False, prog="lightning-transfer select")
 
 

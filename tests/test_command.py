@@ -100,6 +100,50 @@ def test_the_option_that_is_named_for_more_than_plain_data_is_the_commands(tmp_p
         main(["strip", str(tmp_path / "holds.ckpt"), str(tmp_path / "out.ckpt"), "--trusted"])
 
 
+PROJECT = """
+model: {class_path: tests.doctor.projects.Clean}
+trainer:
+  callbacks:
+  - class_path: lightning_transfer.SelectiveJointFinetuning
+    init_args:
+      source: {from_timm: resnet18, dataset: {class_path: tests.methods.SourceData}, batch_size: 3}
+      neighbors: {k: 3}
+      weight: {start: 1.0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new", "said"),
+    [
+        (
+            "select",
+            "neighbors:",
+            "neighbours:",
+            r"has no option 'neighbours'. Did you mean 'neighbors'\? Known: 'target'",
+        ),
+        ("select", "rounds", "round", r"neighbors of .* has no option 'round'. Did you mean 'rounds'\? Known: 'k', "),
+        ("doctor", "JointF", "F", "lightning_transfer has no class 'SelectiveF.* mean 'SelectiveJoint.* Known: 'Ad"),
+        ("doctor", "init_args", "init_arg", "SelectiveJointFinetuning has no key 'init_arg'. Did you mean 'init_args'"),
+        (
+            "doctor",
+            "weight",
+            "wieght",
+            "JointFinetuning has no option 'wieght'. Did you mean 'weight'.* Known: 'source'",
+        ),
+        ("doctor", "start", "strat", "weight of SelectiveJointFinetuning has no option 'strat'. Did you mean 'start'"),
+        ("doctor", "{k", "{kk", "neighbors of SelectiveJointFinetuning has no option 'kk'. Did you mean 'k'"),
+        ("doctor", "from_timm", "from_tim", "source of Selective.* has no option 'from_tim'. Did you mean 'from_timm'"),
+        ("doctor", "batch_size", "batchsize", "source of Selective.* no option 'batchsize'. Did you mean 'batch_size'"),
+    ],
+)
+def test_a_misspelt_name_is_one_message_with_the_nearest_one(command, old, new, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text((CONFIG if command == "select" else PROJECT).replace(old, new))
+    with pytest.raises(SystemExit, match=f"lightning-transfer {command}: .*{said}"):
+        main([command, *["--config"][: command == "select"], "mine.yaml"])
+    assert capsys.readouterr().err == ""
+
+
 def test_no_option_of_select_is_shortened(capsys):
     with pytest.raises(SystemExit):
         main(["select", "--conf", "select.yaml"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lightning_transfer.commands.names import check_names
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.checkpoints import read_checkpoint
@@ -96,6 +97,7 @@ def read_project(path: str | os.PathLike[str], *, is_trained: bool = False) -> P
             "my_project.LitModel}, read by python -m lightning_transfer in the folder of my_project, and pip install "
             "'lightning_transfer[cli]'."
         ) from error
+    check_names(given)
     try:
         with silent():  # LightningCLI warns of arguments beside the command's own
             line = cli_class(run=False, save_config_callback=None, parser_kwargs=RAISING, args=options)
