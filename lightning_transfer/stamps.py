@@ -85,7 +85,8 @@ def digest(content: Any) -> str:
 def _add(found: Any, value: Any) -> None:
     if isinstance(value, Tensor):
         found.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        if value.numel():  # a view of no numbers may have strides that cannot be seen as bytes
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     elif isinstance(value, Mapping):
         found.update(f"mapping {len(value)}".encode())
         for key, item in sorted(value.items(), key=lambda pair: repr(pair[0])):
