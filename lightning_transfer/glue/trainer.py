@@ -179,7 +179,8 @@ def to_device(trainer: Any, batch: Any, *, hooks: bool, were_set: dict[str, Any]
     batch = trainer.precision_plugin.convert_input(batch)
     if not hooks:
         device = trainer.strategy.root_device
-        return tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
+        is_async = device.type == "cuda"  # as in Lightning's own transfer; on "mps" it was not safe
+        return tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=is_async), batch)
     # the same three steps as the loop: 64-true and bf16-true convert the input, the selector finds DataModule hooks
     with forgotten(trainer) as found:
         try:
@@ -283,6 +284,19 @@ def averages_of(trainer: Any) -> list[Any]:
     """Return the copies of the module whose weights Lightning's `WeightAveraging` averages in this fit."""
     found = (getattr(callback, "_average_model", None) for callback in trainer.callbacks)  # private: no other way
     return [average.module for average in found if isinstance(average, AveragedModel)]
+
+
+def source_workers(given: int | None, trainer: Any) -> dict[str, Any]:
+    """Return a DataLoader's options for the processes that read source images: as many as given, or the train loader's.
+
+    Args:
+        given: how many, or None.
+        trainer: the Trainer with the train loader.
+    """
+    loader = trainer.train_dataloader
+    if given is not None or not isinstance(loader, DataLoader):  # another kind may count its threads by this name
+        return {"num_workers": given or 0}
+    return {"num_workers": loader.num_workers, "multiprocessing_context": loader.multiprocessing_context}
 
 
 def train_batch_size(trainer: Any) -> int:

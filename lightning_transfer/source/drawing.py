@@ -1,5 +1,6 @@
 """Draw the source images of a run, one batch in each step, and continue where a resumed run stopped."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.batch_hooks import check_unmixed, has_hooks
 from lightning_transfer.glue.part import TransferPart
-from lightning_transfer.glue.trainer import say, to_device, train_batch_size
+from lightning_transfer.glue.trainer import say, source_workers, to_device, train_batch_size
 from lightning_transfer.pending import PendingChecks
 from lightning_transfer.source.redrawing import digests_of, redrawn
 from lightning_transfer.source.stream import Order, Shuffled, SourceStream
@@ -65,6 +66,11 @@ class Drawing:
             self.close()
             self._order = order
 
+    def say_who_reads(self, trainer: Any) -> None:
+        """Log that source images have as many workers as the train loader, if nothing else was given."""
+        if self.source.num_workers is None and (num := source_workers(None, trainer)["num_workers"]):
+            say(trainer, f"Source images have {num} workers, as many as the train loader.")
+
     def draw(self, trainer: Any, part: TransferPart) -> Tensor:
         """Draw a batch, move it to the device and return its images; the labels are kept until the pass is done."""
         draw = trainer.global_step, trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
@@ -100,13 +106,21 @@ class Drawing:
         """Open a stream for this fit, after checking that its loss can be trained."""
         optimizers.check_kind(trainer.optimizers)
         optimizers.check_held(trainer, part)
-        self._check_same(trainer)
-        share = {"rank": trainer.global_rank, "num_ranks": trainer.world_size}
-        stream = SourceStream(self.source, batch_size=self.batch_size(trainer), order=self._order, **share)
+        workers = source_workers(self.source.num_workers, trainer)
+        self._check_same(trainer, workers)
+        stream = SourceStream(
+            self.source,
+            batch_size=self.batch_size(trainer),
+            rank=trainer.global_rank,
+            num_ranks=trainer.world_size,
+            order=self._order,
+            workers=workers,
+            pin_memory=trainer.strategy.root_device.type == "cuda",
+        )
         stream.seek(self._position)
         return stream
 
-    def _check_same(self, trainer: Any) -> None:
+    def _check_same(self, trainer: Any, workers: Mapping[str, Any]) -> None:
         """Refuse to resume with a source whose samples differ from those that the run began with.
 
         Raises:
@@ -114,7 +128,7 @@ class Drawing:
         """
         if not self._first:
             return
-        found = redrawn(self.source, len(self._first))
+        found = redrawn(self.source, len(self._first), workers)
         if not found:
             say(
                 trainer,

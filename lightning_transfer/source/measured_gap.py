@@ -13,7 +13,7 @@ from lightning_transfer import ranks
 from lightning_transfer.datasets import groups_of
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.sides import Side, plainly, target_side
-from lightning_transfer.glue.trainer import looking, progress_of, say, to_device
+from lightning_transfer.glue.trainer import looking, progress_of, say, source_workers, to_device
 from lightning_transfer.naming import structure
 from lightning_transfer.randomness import seeded
 from lightning_transfer.schedules import Schedule
@@ -85,14 +85,15 @@ def data_of(trainer: Any) -> Any:
 def _target_side(view: NetworkView, given: Any) -> Side:
     if given is None:
         return target_side(view.trainer, most=TARGET_IMAGES)
-    workers = {"num_workers": view.source.num_workers}  # the same as in the rounds of a selection
+    workers = source_workers(view.source.num_workers, view.trainer)  # the same as in the rounds of a selection
     return Side("target", given, TARGET_IMAGES, view.source.batch_hooks, workers, plainly("target"))
 
 
 def _source_side(view: NetworkView, chooser: Chooser | None) -> Side:
     source = view.source
     is_plain = chooser is not None and chooser.target is not None  # then the target's images are not augmented either
-    dataset, workers = source.plain_dataset if is_plain else source.dataset, {"num_workers": source.num_workers}
+    dataset = source.plain_dataset if is_plain else source.dataset
+    workers = source_workers(source.num_workers, view.trainer)
     forgives = chooser is not None
     return Side("source", dataset, SOURCE_IMAGES, source.batch_hooks, workers, plainly("source"), forgives)
 

@@ -1,6 +1,6 @@
 """Digest the first samples that a run draws, so that a resumed run can check that its source is the same."""
 
-import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -21,13 +21,12 @@ def digests_of(samples: Any) -> list[str]:
     return [digest([tensor[place] for tensor in tensors]) for place in range(min(num, COMPARED))]
 
 
-def redrawn(source: SourceTask, num: int) -> list[str]:
+def redrawn(source: SourceTask, num: int, workers: Mapping[str, Any]) -> list[str]:
     """Return the digests of the first samples that a run draws; none if reading them again gives different ones."""
-    # in a worker process if training uses workers
-    task = dataclasses.replace(source, num_workers=min(source.num_workers, 1))
+    one = {**workers, "num_workers": min(workers["num_workers"], 1)}  # in a worker process if training uses workers
     readings = []
     for _ in range(READINGS):
-        stream = SourceStream(task, batch_size=num)
+        stream = SourceStream(source, batch_size=num, workers=one)
         readings.append(digests_of(stream.next_batch().samples))
         stream.close()
     return readings[0] if all(reading == readings[0] for reading in readings) else []

@@ -1,6 +1,6 @@
 """Stream source batches without end, in an order and with augmentation that a resumed run repeats exactly."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -44,6 +44,8 @@ class SourceStream:
         rank: number of this process.
         num_ranks: how many processes share the stream.
         order: returns the samples at positions; by default one permutation after the other.
+        workers: options of a DataLoader that say which processes read; by default this one.
+        pin_memory: whether batches are put where an accelerator can copy them from while it computes.
 
     Example:
         >>> data = torch.utils.data.TensorDataset(torch.arange(4.0), torch.arange(4))
@@ -53,20 +55,29 @@ class SourceStream:
     """
 
     def __init__(
-        self, source: SourceTask, *, batch_size: int, rank: int = 0, num_ranks: int = 1, order: Order | None = None
+        self,
+        source: SourceTask,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        order: Order | None = None,
+        workers: Mapping[str, Any] | None = None,
+        pin_memory: bool = False,
     ) -> None:
         self.source = source
         self.order = order or Shuffled(source.num_images, source.seed)
         self.batch_size = batch_size
         self.rank = rank
         self.num_ranks = num_ranks
+        self.options = {**(workers or {}), "pin_memory": pin_memory}
         self.position = 0
         self._batches: Iterator[SourceBatch] | None = None
 
     def next_batch(self) -> SourceBatch:
         """Draw the next batch of this rank."""
         if self._batches is None:
-            self._batches = iter(self._loader())
+            self._batches = self._open()
         batch = next(self._batches)
         self.position += self.batch_size * self.num_ranks
         return batch
@@ -80,14 +91,19 @@ class SourceStream:
         """Close the loader and its workers; the position is kept."""
         self._batches = None
 
-    def _loader(self) -> DataLoader[SourceBatch]:
-        return DataLoader(
+    def _open(self) -> Iterator[SourceBatch]:
+        loader = DataLoader(
             _Reproducible(self.source),
             batch_sampler=_Keys(self),
             collate_fn=_collate,
-            num_workers=self.source.num_workers,
             generator=torch.Generator(),  # without it a new loader draws from the program's random state
+            **self.options,
         )
+        try:
+            return iter(loader)
+        except Exception as error:  # some systems pickle the dataset for each worker
+            error.add_note("To read source images in this process, without workers: SourceTask(num_workers=0).")
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_batches": None}

@@ -32,7 +32,7 @@ class SourceOptions(TypedDict, total=False):
     loss: Callable[[Tensor, Tensor], Tensor]
     forward: SourceForward
     batchnorm: Literal["protect", "update"]
-    num_workers: int
+    num_workers: int | None
     seed: int
     adapt: Callable[[Any], tuple[Tensor, Tensor]] | None
     batch_hooks: bool
@@ -66,7 +66,7 @@ class SourceTask:
             images in the same way.
         batchnorm: "protect" keeps BatchNorm's running statistics the target's; "update" lets separate source passes
             move them. A joint pass always sees both domains.
-        num_workers: loader workers for source images.
+        num_workers: processes that read source images; by default as many as the train loader has.
         seed: of the order of source images, their augmentation and a new head.
         adapt: turns the dataset's collated samples into (images, labels); a measured weight or a selection also reads
             target batches with it.
@@ -94,7 +94,7 @@ class SourceTask:
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     forward: SourceForward = "separate"
     batchnorm: Literal["protect", "update"] = "protect"
-    num_workers: int = 0
+    num_workers: int | None = None
     seed: int = 0
     adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None
     batch_hooks: bool = True
@@ -102,10 +102,10 @@ class SourceTask:
 
     def __post_init__(self) -> None:
         self._check_dataset()
-        check_count("num_workers", self.num_workers, least=0)
         check_count("seed", self.seed, least=0)
-        if self.batch_size is not None:
-            check_count("batch_size", self.batch_size, least=1)
+        for name, value, least in (("num_workers", self.num_workers, 0), ("batch_size", self.batch_size, 1)):
+            if value is not None:
+                check_count(name, value, least=least)
         check_choice("batchnorm", self.batchnorm, ("protect", "update"))
         if not callable(self.forward):
             check_choice("forward", self.forward, ("separate", "joint"))

@@ -15,7 +15,7 @@ from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.checkpoints import check_options, sum_of_zeros
 from lightning_transfer.glue.first_loss import FirstLoss, refuse_sum
 from lightning_transfer.glue.part import TransferPart
-from lightning_transfer.glue.standin import keep_hooks_out
+from lightning_transfer.glue.standin import Before, keep_hooks_out
 from lightning_transfer.glue.trainer import (
     Weakly,
     check_supported,
@@ -154,8 +154,10 @@ class SourceTerm(TransferPart):
             )
         self._num_steps = num_steps
         self._recall_gap(trainer)
-        if self.chooser is not None and (self.weight.start or self.weight.end):
-            self.chooser.check(trainer)
+        if self.weight.start or self.weight.end:
+            self.drawing.say_who_reads(trainer)
+            if self.chooser is not None:
+                self.chooser.check(trainer)
         if reason := optimizers.why_untrained(trainer, parameters_before(trainer.lightning_module, self.head_path)):
             warnings.warn(
                 "No parameter before the head is trained, so the source task changes nothing in the target network. "
@@ -179,6 +181,8 @@ class SourceTerm(TransferPart):
         if not self._checked_for.is_of(trainer):
             self.check(trainer)
             keep_hooks_out(trainer)
+            # no hook of a module is called after a crash
+            Before(trainer.strategy, "teardown", trainer, lambda *_: self.drawing.close())
 
     def begin(self, module: Any, batch: Any = None) -> None:
         """Prepare the draw of source images; a joint pass appends them to the target's."""

@@ -107,9 +107,9 @@ class Mappings(Dataset):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_reading_again_leaves_the_programs_random_state_as_it_was(workers):
-    task = lt.SourceTask(Mappings(), num_classes=NUM, num_workers=workers)
+    task, workers = lt.SourceTask(Mappings(), num_classes=NUM), {"num_workers": workers}
     before = random_states()
-    found = redrawn(task, 6)
+    found = redrawn(task, 6, workers)
     assert random_states() == before
     assert len({*found}) == 6
-    assert redrawn(task, 3) == found[:3]
+    assert redrawn(task, 3, workers) == found[:3]

@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_transfer as lt
+from lightning_transfer.glue.trainer import to_device
+from lightning_transfer.source import drawing
 from tests import toys
 from tests.contracts.test_ranks import launch
 from tests.gpu import ranks_run
@@ -65,6 +67,22 @@ def test_a_run_on_a_gpu_is_the_run_on_a_cpu(method):
 def test_no_step_waits_for_the_device(method):
     watch = NoWaiting()
     fit(Quiet(), [method.callback(), watch], max_epochs=3, log_every_n_steps=1000, **GPU)
+    assert watch.steps > 5
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("batch_hooks", [True, False])
+def test_source_batches_are_pinned_and_copied_without_waiting(batch_hooks, workers, monkeypatch):
+    pinned, watch = [], NoWaiting()
+
+    def moved(trainer, batch, **options):
+        pinned.extend(leaf.is_pinned() for leaf in batch)
+        return to_device(trainer, batch, **options)
+
+    monkeypatch.setattr(drawing, "to_device", moved)
+    source = lt.SourceTask(toys.source_data(), num_classes=7, num_workers=workers, batch_hooks=batch_hooks)
+    fit(Quiet(), [lt.SoftFinetuning(source, weight=1.0), watch], max_epochs=3, log_every_n_steps=1000, **GPU)
+    assert pinned == [True] * 2 * 18  # images and labels
     assert watch.steps > 5
 
 

@@ -12,9 +12,10 @@ from tests import toys
 from tests.reference.twister import Twister
 
 
-def stream(num=10, *, batch_size=4, rank=0, num_ranks=1, data=None, **options):
+def stream(num=10, *, batch_size=4, rank=0, num_ranks=1, data=None, num_workers=0, **options):
     task = lt.SourceTask(data or toys.images(num, 7, seed=0), num_classes=7, **options)
-    return SourceStream(task, batch_size=batch_size, rank=rank, num_ranks=num_ranks)
+    workers = {"num_workers": num_workers}
+    return SourceStream(task, batch_size=batch_size, rank=rank, num_ranks=num_ranks, workers=workers)
 
 
 def draw(source, batches):

@@ -14,7 +14,7 @@ from lightning_transfer import ranks
 from lightning_transfer.batches import is_right
 from lightning_transfer.datasets import AnyDataset, Loaded, index_in, listed_labels
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
-from lightning_transfer.glue.trainer import Weakly, is_trial, progress_of, say, target_dataset
+from lightning_transfer.glue.trainer import Weakly, is_trial, progress_of, say, source_workers, target_dataset
 from lightning_transfer.methods.selective.asking import check_labels, check_scaled_alike, read
 from lightning_transfer.methods.selective.functional import neighbor_budget
 from lightning_transfer.methods.selective.identity import identity, is_same
@@ -211,7 +211,7 @@ class Borrowed:
             neighbors=self.neighbors,
             scan=Scan(
                 cache=self.options.cache,
-                num_workers=self.source.num_workers,
+                num_workers=source_workers(self.source.num_workers, trainer)["num_workers"],
                 device=trainer.strategy.root_device,
                 progress=progress_of(trainer),
                 say=lambda line: say(trainer, line),
@@ -271,8 +271,8 @@ class Borrowed:
         loader = DataLoader(
             Subset(Loaded(data, "target"), mine),
             batch_size=view.batch_size,
-            num_workers=self.source.num_workers,
             generator=torch.Generator(),
+            **source_workers(self.source.num_workers, trainer),
         )
         share = [torch.empty(0, 2, dtype=torch.float32)]
         with seeded(self.source.seed, 0), progress_of(trainer)("Which target images are hard", len(mine)) as step:
