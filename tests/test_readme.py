@@ -82,6 +82,29 @@ def test_the_table_of_searches_is_made_of_its_results():
             assert shown in row
 
 
+def test_the_table_of_methods_says_what_the_field_suite_shows():
+    """`TABLE` has a CNN and a vision transformer; rows of METHODS say who takes source images."""
+    lines = (ROOT / "examples/guides/from_a_folder.md").read_text().partition("| method |")[2].splitlines()[2:]
+    rows = {line.split("|")[1].strip(" `["): line.split("|")[2:6] for line in lines if "|" in line}
+    names = {
+        "soft": "Soft",
+        "selective": "Selective",
+        "adafilter": "Ada",
+        "gated": "Gated",
+        "aux": "its",
+        "several": "Coll",
+    }
+    for method, start in names.items():
+        cnn, transformer, source, second = next(cells for name, cells in rows.items() if name.startswith(start))
+        for shape, cell in (("TimmClassifier", cnn), ("VisionTransformer", transformer)):
+            expected = table.TABLE[shape][method]
+            said = {"works": "yes", "senseless": "no", "refused": "with"}[expected.kind]
+            assert cell.split()[0].strip(",") == said
+            assert all(f"`{option}=`" in cell for option in expected.cure)
+        assert ("needed" in source) == (method in ("soft", "selective"))
+        assert ("needed" in second) == (method == "several")
+
+
 def test_the_table_of_modules_is_the_field_suites():
     lines = (ROOT / "examples/guides/modules.md").read_text().splitlines()
     assert [line for line in lines if line.startswith("|")] == list(table.page())

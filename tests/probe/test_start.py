@@ -16,6 +16,7 @@ from lightning_transfer.probing import PENALTIES
 from lightning_transfer.splitting import folds
 from tests import toys
 from tests.contracts.test_as_found import anatomy
+from tests.field import shapes
 from tests.toys import LitToy, assert_same, fit, weights
 
 PIXELS, LABELS = toys.target_data().tensors
@@ -87,6 +88,21 @@ def test_the_first_logits_are_the_probes_scores_and_nothing_else_has_moved(caplo
     assert all(module.modes)
     for name, value in LitToy().state_dict().items():
         assert torch.equal(value, module.started[name]) == (not name.startswith("model.fc"))
+
+
+def test_a_vision_transformer_starts_as_the_probe_of_its_features():
+    class Still(shapes.VisionTransformer):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    module, data = Still(), shapes.Pictures(Still, 40, shapes.CLASSES, seed=1)
+    with torch.no_grad():
+        net = module.model.eval()
+        features = net.forward_head(net.forward_features(data.images), pre_logits=True)
+        module.train()
+        started(module, data=data)
+        expected, _ = by_scikit_learn(features, data.labels)
+        torch.testing.assert_close(net.head(features).double().log_softmax(1), expected, atol=1e-3, rtol=0)
 
 
 def test_parameters_stay_the_same_objects_and_nothing_is_left():
