@@ -1,14 +1,16 @@
 """Draw learning curves of several methods, with the annealed weight below."""
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.files import write_atomically
+from lightning_transfer.files import reading, write_atomically
 from lightning_transfer.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -96,6 +98,23 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> "Figure":
 
     write_atomically(path, write, what="the picture", fix="Pass another path.")
     return figure
+
+
+def png_of(picture: "Figure | str | os.PathLike[str]") -> bytes:
+    """Return a figure, or a PNG file, as PNG.
+
+    Raises:
+        TransferConfigError: the file is not a PNG, or cannot be read.
+    """
+    if isinstance(picture, str | os.PathLike):
+        with reading(picture, what="picture", fix="Name a PNG file."):
+            data = Path(picture).read_bytes()
+            if not data.startswith(b"\x89PNG"):
+                raise TransferConfigError(f"{picture} is not a PNG file. Name one, or pass the figure.")
+            return data
+    written = io.BytesIO()
+    picture.savefig(written, format="png", dpi=110)
+    return written.getvalue()
 
 
 def printable(name: object) -> str:

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import io
 import math
 import os
 import reprlib
@@ -16,7 +15,7 @@ import yaml
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
-from lightning_transfer.reports.curves import COLORS, empty_figure, printable
+from lightning_transfer.reports.curves import COLORS, empty_figure, png_of, printable
 from lightning_transfer.version import __version__
 
 if TYPE_CHECKING:
@@ -246,16 +245,7 @@ def _borrowed(selection: Any) -> Iterator[str]:
 
 def _image(picture: Any, title: str) -> str:
     """Return a figure or a PNG file as a part of a page."""
-    if isinstance(picture, str | os.PathLike):
-        with reading(picture, what="picture", fix="Name a PNG file."):
-            data = Path(picture).read_bytes()
-            if not data.startswith(b"\x89PNG"):
-                raise TransferConfigError(f"{picture} is not a PNG file. Name one, or pass the figure.")
-    else:
-        written = io.BytesIO()
-        picture.savefig(written, format="png", dpi=110)
-        data = written.getvalue()
-    return f'<img alt="{_text(title)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+    return f'<img alt="{_text(title)}" src="data:image/png;base64,{base64.b64encode(png_of(picture)).decode()}">'
 
 
 def _text(thing: object) -> str:
