@@ -197,10 +197,15 @@ def test_a_checkpoint_is_exported_with_a_card_of_its_callbacks(tail, capsys):
     assert timm.create_model("local-dir:mine", pretrained=True).num_classes == shapes.CLASSES
 
 
-def test_a_callback_that_the_checkpoint_is_not_of_is_not_on_its_card():
+def test_callbacks_of_another_run_are_not_put_on_a_card():
     trained()
-    main(["export", config(callbacks=CALLBACKS), "last.ckpt", "mine"])
-    assert "SoftFinetuning" not in Path("mine/README.md").read_text()
+    said = error_of("export", config(callbacks=CALLBACKS), "last.ckpt", "mine")
+    assert "callbacks are SoftFinetuning, and last.ckpt is of a run with none, or was stripped" in said
+    trained(CALLBACKS)
+    said = error_of("export", config(), "last.ckpt", "mine")
+    assert "callbacks are none of this package, and last.ckpt is of a run with SoftFinetuning" in said
+    lt.strip_checkpoint("last.ckpt", "plain.ckpt")
+    main(["export", "config.yaml", "plain.ckpt", "mine"])
 
 
 def test_weights_alone_are_exported_without_a_word_of_a_run():

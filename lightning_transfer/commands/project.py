@@ -13,10 +13,11 @@ import yaml
 from lightning_transfer.commands.names import check_names
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import TransferCallback
-from lightning_transfer.glue.checkpoints import read_checkpoint
+from lightning_transfer.glue.checkpoints import KEY, read_checkpoint
 from lightning_transfer.glue.proxy import NAMESPACES, UNEQUAL, loader_of, options_like
 from lightning_transfer.glue.quiet import silent
 from lightning_transfer.source.task import SourceTask
+from lightning_transfer.stamps import is_stamped
 from lightning_transfer.surgery import rebuild
 
 FITS = ("ckpt_path", "weights_only")  # options of fit, that LightningCLI saves beside the rest
@@ -130,12 +131,28 @@ def load_trained(project: Project, path: str | os.PathLike[str], *, weights_only
     if "loops" not in checkpoint:  # weights alone, which say nothing of a run
         return None
     given = project.trainer.callbacks
-    states = checkpoint.get(
-        "callbacks", {each.state_key for each in given}
-    )  # of weights alone: trust the configuration
+    if "callbacks" in checkpoint:  # not of weights alone
+        _check_same_callbacks(path, given, checkpoint["callbacks"])
     return SimpleNamespace(
         global_step=checkpoint["global_step"],
         current_epoch=checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"],  # that have begun
-        callbacks=[each for each in given if each.state_key in states or not isinstance(each, TransferCallback)],
+        callbacks=given,
         callback_metrics={},  # which no checkpoint holds
     )
+
+
+def _check_same_callbacks(path: Any, given: list[Any], states: dict[str, Any]) -> None:
+    """Refuse a checkpoint of a run with other callbacks of this package than the configuration's.
+
+    Raises:
+        TransferConfigError: the message names both.
+    """
+    mine = {each.state_key for each in given if isinstance(each, TransferCallback)}
+    theirs = {key for key, state in states.items() if isinstance(state, dict) and is_stamped(state.get(KEY))}
+    if mine != theirs:
+        named, found = ", ".join(sorted(mine)) or "none of this package", ", ".join(sorted(theirs)) or "none"
+        raise TransferConfigError(
+            f"The configuration's callbacks are {named}, and {path} is of a run with {found}, or was stripped. Name the "
+            "configuration of that run and its checkpoint as the run wrote it, or leave the callbacks out of the "
+            "configuration."
+        )
