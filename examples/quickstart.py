@@ -192,8 +192,8 @@ class Run(L.Callback):
         self.curve.append(float(trainer.callback_metrics["accuracy"]))
 
 
-def make_trainer(steps: int, callbacks: list[L.Callback]) -> L.Trainer:
-    """Return a Trainer that validates ten times and leaves no files."""
+def make_trainer(steps: int, callbacks: list[L.Callback], *, logger: Any = False) -> L.Trainer:
+    """Return a Trainer that validates ten times and, without a logger, leaves no files."""
     return L.Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -201,7 +201,8 @@ def make_trainer(steps: int, callbacks: list[L.Callback]) -> L.Trainer:
         val_check_interval=max(1, steps // 10),
         check_val_every_n_epoch=None,  # the interval counts steps: an epoch of the few images is only a few
         num_sanity_val_steps=0,
-        logger=False,
+        logger=logger,
+        log_every_n_steps=5,  # no more than the batches of an epoch
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from quickstart import LR, SOURCE, Digits, LitDigits, calm, make_trainer, pretrain, printed
 
 import lightning_transfer as lt
@@ -19,6 +20,9 @@ def main(argv: Sequence[str] | None = None) -> lt.Selection:
     """Pretrain, borrow, fine-tune, draw; returns what was selected."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("borrowed.png"), help="where the picture goes")
+    parser.add_argument(
+        "--page", type=Path, help="where a page about the run goes, such as run.html, and its values, run/"
+    )
     parser.add_argument("--steps", type=int, default=300, help="of fine-tuning; pretraining takes twice as many")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -37,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> lt.Selection:
             weight=lt.Schedule(1.0, 1.0),
         )
         module = LitDigits(network, LR)
-        trainer = make_trainer(options.steps, [borrow])
+        logger = options.page and CSVLogger(options.page.parent, name="", version=options.page.stem)
+        trainer = make_trainer(options.steps, [borrow], logger=logger or False)
         trainer.fit(module, digits)
         accuracy = trainer.test(module, digits, verbose=False)[0]["accuracy"]
 
@@ -47,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> lt.Selection:
     print(f"{selection}; {hard} hard digits borrow more. Test accuracy {accuracy:.1%}.")
     selection.report(options.out, source_names=list(SOURCE), target_names=list("0123456789"))
     print(f"Borrowed images: {options.out}")
+    if options.page:
+        lt.reports.TransferReport(options.page.with_suffix(""), selection=selection).save(options.page)
     return selection
 
 

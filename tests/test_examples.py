@@ -32,7 +32,9 @@ def test_quickstart_keeps_a_near_source_leaves_out_a_far_one_and_draws_both(tmp_
 
 def test_selective_borrows_and_draws_what_it_borrowed(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    selection = main("selective.py")(["--steps", "4", "--out", str(tmp_path / "borrowed.png")])
+    page = tmp_path / "run.html"
+    selection = main("selective.py")(["--steps", "4", "--out", str(tmp_path / "borrowed.png"), "--page", str(page)])
+    assert "<h3>SelectiveJointFinetuning</h3>" in page.read_text()
     assert selection.indices.shape == (100, 500)
     assert (tmp_path / "borrowed.png").stat().st_size > 10_000
 

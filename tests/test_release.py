@@ -9,6 +9,8 @@ from pathlib import Path
 import yaml
 from packaging.requirements import Requirement
 
+import lightning_transfer
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {"faiss": "faiss-cpu", "lightning_utilities": "lightning", "yaml": "pyyaml", "PIL": "pillow"}
@@ -47,3 +49,14 @@ def test_the_papers_of_all_methods_can_be_cited():
     for card in cards:
         link = re.search(r"Paper: \[.*?\]\((.*?)\)", card.read_text())
         assert link[1] in cited, card
+
+
+def test_the_newest_section_of_the_changelog_is_of_this_version_and_so_is_the_citation():
+    """A version that is only in one of these places is published under a wrong name."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    newest, *_ = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)$", text, re.MULTILINE)
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert newest == (lightning_transfer.__version__, str(cited["date-released"]))
+    assert cited["version"] == lightning_transfer.__version__
+    assert text.count("## [Unreleased]\n") == 1
+    assert PROJECT["dynamic"] == ["version"]  # read from lightning_transfer/version.py

@@ -152,7 +152,7 @@ def _check_same_callbacks(path: Any, given: list[Any], states: dict[str, Any]) -
     if mine != theirs:
         named, found = ", ".join(sorted(mine)) or "none of this package", ", ".join(sorted(theirs)) or "none"
         raise TransferConfigError(
-            f"The configuration's callbacks are {named}, and {path} is of a run with {found}, or was stripped. Name the "
-            "configuration of that run and its checkpoint as the run wrote it, or leave the callbacks out of the "
+            f"The configuration's callbacks are {named}, and {path} is of a run with {found}, or was stripped. Name "
+            "that run's configuration, and its checkpoint as the run wrote it, or leave the callbacks out of the "
             "configuration."
         )
