@@ -98,7 +98,7 @@ def read_project(path: str | os.PathLike[str], *, is_trained: bool = False) -> P
             "my_project.LitModel}, read by python -m lightning_transfer in the folder of my_project, and pip install "
             "'lightning_transfer[cli]'."
         ) from error
-    check_names(given)
+    check_names(options)
     try:
         with silent():  # LightningCLI warns of arguments beside the command's own
             line = cli_class(run=False, save_config_callback=None, parser_kwargs=RAISING, args=options)

@@ -23,8 +23,7 @@ def log_figure(trainer: Any, name: str, figure: "Figure | str | os.PathLike[str]
     Args:
         trainer: the Trainer of the run.
         name: of the picture; loggers group by what is before a slash.
-        figure: such as `selection.report` or `reports.layer_search` return, or a PNG file, such as `reports.gate_map`
-            writes.
+        figure: such as `selection.report`, `reports.gate_map` and `reports.layer_search` return, or a PNG file.
 
     Raises:
         TransferConfigError: the file is not a PNG, or cannot be read.
