@@ -271,7 +271,7 @@ def _gated():
         reference=reference,
         monitored="transfer/aux_loss",
         options={"ratio": 2, "tap": "model.bn", "aux_weight": 0.2, "labels": "find_labels"},
-        mixin_options={"ratio": 2, "tap": "model.bn", "aux_weight": None, "labels": "find_labels"},
+        mixin_options={"ratio": 2, "tap": "model.bn", "aux_weight": 0.2, "labels": "find_labels"},
         mixin_loss="gated_loss",
         plain=lt.functional.remove_gated_transfer,
         other=lambda: lt.GatedTransfer(head="model.x", ratio=2),

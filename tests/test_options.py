@@ -1,9 +1,13 @@
 """Options as configuration tools hand them over: omegaconf's mappings and lists are not dict and list."""
 
+import inspect
+import re
 import types
 
+import lightning.pytorch as L
 import pytest
 import timm
+from jsonargparse import ArgumentError, ArgumentParser
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -151,3 +155,40 @@ def test_a_weight_in_a_lightning_cli_file(written, tmp_path):
     assert parser.instantiate_classes(config).callback.weight == lt.Schedule(0.5, 0.5)
     again = parser.parse_string(parser.dump(config))
     assert parser.instantiate_classes(again).callback.weight == lt.Schedule(0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("add", "callback", "own"),
+    [
+        (lt.SourceTaskMixin.add_source_task, lt.SoftFinetuning, {"borrow"}),
+        (lt.AdaFilterMixin.add_adafilter, lt.AdaFilter, set()),
+        (lt.GatedTransferMixin.add_gated_transfer, lt.GatedTransfer, set()),
+        (lt.CollaborativeMixin.add_sources, lt.CollaborativeFinetuning, set()),
+    ],
+)
+def test_a_mixin_shows_and_takes_the_options_of_its_callback(add, callback, own):
+    this, *mine = inspect.signature(add).parameters.values()
+    theirs = [option for option in inspect.signature(callback).parameters.values() if option.name != "search"]
+    assert this.name == "self"
+    assert [(option.name, option.kind, option.default) for option in mine if option.name not in own] == [
+        (option.name, option.kind, option.default) for option in theirs
+    ]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'misspelt'"):
+        add(LitToy(), *[None for option in mine if option.default is option.empty], misspelt=1)
+
+
+@pytest.mark.parametrize("name", lt.callbacks.__all__)
+def test_a_configuration_file_sees_and_checks_every_option(name, capsys):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--callback", type=L.Callback)
+    path = f"lightning_transfer.{name}"
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--callback.help={path}"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for option in inspect.signature(getattr(lt, name)).parameters.values():
+        assert re.search(rf"--callback\.{option.name} \S+.*?\w\w\w", shown), option.name
+        if isinstance(option.default, str | float | int):
+            assert f"default: {option.default})" in shown
+    given = {"class_path": path, "init_args": {"misspelt": 1}}
+    with pytest.raises(ArgumentError, match="misspelt"):
+        parser.parse_object({"callback": given})

@@ -5,32 +5,42 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import changed_hyperparameters
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import Weakly, is_run_by, is_running, log_options
-from lightning_transfer.naming import plain
+from lightning_transfer.naming import options_of
 
-Add = TypeVar("Add", bound=Callable[..., Any])
 Part = TypeVar("Part", bound=TransferPart)
+Taken = ParamSpec("Taken")
+Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
-def noted(add: Add) -> Add:
-    """Make a mixin's method remember the options of its call, for the loggers."""
-    signature, mixin = inspect.signature(add), add.__qualname__.partition(".")[0]
+def takes_options_of(
+    make: Callable[Taken, Made],
+) -> Callable[[Callable[[Any, Made], Result]], Callable[Concatenate[Any, Taken], Result]]:
+    """Make a mixin's method take the options of a class: it gets the object made of them, and the loggers get them."""
 
-    @functools.wraps(add)
-    def adding(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = add(self, *args, **kwargs)
-        given = signature.bind(self, *args, **kwargs)
-        given.apply_defaults()
-        options = plain(dict(list(given.arguments.items())[1:]))  # without self
-        self._options = {**self._options, **{f"transfer/{mixin}/{name}": value for name, value in options.items()}}
-        return result
+    def take(add: Callable[[Any, Made], Result]) -> Callable[Concatenate[Any, Taken], Result]:
+        this, _ = inspect.signature(add).parameters.values()
+        mixin = add.__qualname__.partition(".")[0]
 
-    return adding  # type: ignore[return-value]
+        @functools.wraps(add)
+        def adding(self: Any, /, *args: Taken.args, **kwargs: Taken.kwargs) -> Result:
+            made = make(*args, **kwargs)
+            result = add(self, made)
+            options = {f"transfer/{mixin}/{name}": value for name, value in options_of(made).items()}
+            self._options = {**self._options, **options}
+            return result
+
+        parameters = [this, *inspect.signature(make).parameters.values()]
+        adding.__signature__ = inspect.signature(add).replace(parameters=parameters)  # type: ignore[attr-defined]
+        return adding
+
+    return take
 
 
 class PartMixin:

@@ -3,11 +3,9 @@
 from typing import Any
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.mixin import PartMixin, noted
+from lightning_transfer.glue.mixin import PartMixin, takes_options_of
 from lightning_transfer.methods.adafilter.apply import FilterGates, apply_adafilter
-from lightning_transfer.methods.adafilter.functional import Estimator
-from lightning_transfer.methods.adafilter.modules import Fixed
-from lightning_transfer.methods.adafilter.sites import Gated
+from lightning_transfer.methods.adafilter.callback import AdaFilter
 from lightning_transfer.methods.adafilter.watching import GateWatch
 from lightning_transfer.surgery import SurgeryReport
 
@@ -31,43 +29,21 @@ class AdaFilterMixin(PartMixin):
         ['1']
     """
 
-    @noted
-    def add_adafilter(
-        self,
-        *,
-        backbone: str = "auto",
-        gate_width: int = 128,
-        estimator: Estimator | Fixed = "straight_through",
-        gate_bias: float = 0.0,
-        gated: Gated = None,
-        temperature: float = 1.0,
-    ) -> SurgeryReport:
+    @takes_options_of(AdaFilter)
+    def add_adafilter(self, callback: AdaFilter) -> SurgeryReport:
         """Gate the network; call it in `__init__`, after the pretrained weights are loaded.
 
-        Args:
-            backbone: dotted name of the network to gate, or "auto".
-            gate_width: of the gate's state.
-            estimator: how a hard choice learns, or one of the baselines that do not learn.
-            gate_bias: the value at which the gates' logits start, give or take some hundredths.
-            gated: the convolutions to gate; by default all except the stem.
-            temperature: of the "gumbel" estimator.
+        It takes the options of `AdaFilter`.
 
         Returns:
             What was gated, and what was not gated and why.
 
         Raises:
-            TransferConfigError: there is nothing to gate.
+            TransferConfigError: an option does not fit, or there is nothing to gate.
         """
-        report = apply_adafilter(
-            self,  # type: ignore[arg-type]
-            backbone=backbone,
-            gate_width=gate_width,
-            estimator=estimator,
-            gate_bias=gate_bias,
-            gated=gated,
-            temperature=temperature,
-        )
-        self._gate_watches = (GateWatch(self),)  # type: ignore[arg-type]  # in a tuple: not a submodule
+        module: Any = self
+        report = apply_adafilter(module, **callback.options)
+        self._gate_watches = (callback.make_part(module),)  # in a tuple: not a submodule
         return report
 
     @property

@@ -81,7 +81,9 @@ class CollaborativeFinetuning(TransferCallback):
         loss: Criterion = F.cross_entropy,
         labels: Labels = find_labels,
     ) -> None:
-        self.together = Together(sources, backbone, weight, frozen_layers, loss, labels)
+        self.together = Together(
+            sources, backbone=backbone, weight=weight, frozen_layers=frozen_layers, loss=loss, labels=labels
+        )
         search = made(LayerSearch, search, argument="search")
         if search is not None and not isinstance(search, LayerSearch):
             raise TransferConfigError(f"search={search!r}; it takes a LayerSearch(...).")

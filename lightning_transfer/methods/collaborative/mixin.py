@@ -2,19 +2,15 @@
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_transfer.batches import Labels, find_labels
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import TrainingOnly
-from lightning_transfer.glue.mixin import PartMixin, noted
+from lightning_transfer.glue.mixin import PartMixin, takes_options_of
 from lightning_transfer.methods.collaborative.agreement import Agreement
 from lightning_transfer.methods.collaborative.apply import put_together
-from lightning_transfer.methods.collaborative.functional import Criterion
-from lightning_transfer.methods.collaborative.members import Sources
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
-from lightning_transfer.methods.collaborative.together import Frozen, Together
+from lightning_transfer.methods.collaborative.together import Together
 
 
 class CollaborativeMixin(PartMixin):
@@ -36,31 +32,15 @@ class CollaborativeMixin(PartMixin):
         ...         return self.collaborative_loss(loss)
     """
 
-    @noted
-    def add_sources(
-        self,
-        sources: Sources,
-        *,
-        backbone: str = "auto",
-        weight: float = 0.2,
-        frozen_layers: Frozen = None,
-        loss: Criterion = F.cross_entropy,
-        labels: Labels = find_labels,
-    ) -> None:
+    @takes_options_of(Together)
+    def add_sources(self, together: Together) -> None:
         """Put other networks beside the module's own; call it in `__init__`, after the network is built.
 
-        Args:
-            sources: the other networks, or names of timm models; in a list, or by name.
-            backbone: dotted name of the module's network, or of its backbone if the head is apart; or "auto".
-            weight: of the disagreement.
-            frozen_layers: how many convolutions are frozen, by network, or a LayerPlan, or the path of a saved one.
-            loss: the criterion of the training step.
-            labels: returns the (B,) class numbers of a batch.
+        It takes the options of `CollaborativeFinetuning`, except `search`.
 
         Raises:
             TransferConfigError: an option does not fit, or the network is not found.
         """
-        together = Together(sources, backbone, weight, frozen_layers, loss, labels)
         module: Any = self
         put_together(module, together)
         self.lightning_transfer_collaborative = TrainingOnly("CollaborativeMixin", Agreement(module, together))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TypeAlias
 
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ class Together:
     """
 
     sources: Sources
+    _: KW_ONLY
     backbone: str = "auto"
     weight: float = 0.2
     frozen_layers: Frozen = None

@@ -4,12 +4,12 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_transfer.batches import Labels, find_labels
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import KEY, TrainingOnly
-from lightning_transfer.glue.mixin import PartMixin, noted
+from lightning_transfer.glue.mixin import PartMixin, takes_options_of
 from lightning_transfer.methods.gated.apply import apply_gated_transfer
-from lightning_transfer.methods.gated.auxiliary import AuxiliaryTerm, aux_weight_of
+from lightning_transfer.methods.gated.auxiliary import AuxiliaryTerm
+from lightning_transfer.methods.gated.callback import GatedTransfer
 from lightning_transfer.stamps import stamped, unstamped
 
 STATE = f"{KEY}_gated"  # the key in a checkpoint of what only training needs
@@ -35,40 +35,18 @@ class GatedTransferMixin(PartMixin):
         ...         return self.gated_loss(loss)
     """
 
-    @noted
-    def add_gated_transfer(
-        self,
-        *,
-        head: str = "auto",
-        tap: str = "auto",
-        ratio: int | None = 16,
-        gate_dropout: float = 0.7,
-        dropout: float = 0.5,
-        aux_weight: float | None = None,
-        warmup_epochs: int = 0,
-        labels: Labels = find_labels,
-    ) -> None:
+    @takes_options_of(GatedTransfer)
+    def add_gated_transfer(self, callback: GatedTransfer) -> None:
         """Put a transfer module before the head; call it in `__init__`, after the network is built.
 
-        Args:
-            head: dotted path of the Linear that gives the logits, or "auto".
-            tap: dotted path of the layer whose output the auxiliary classifier takes, such as a block of a vision
-                transformer, or "auto".
-            ratio: by which the module divides the number of features; None for no module.
-            gate_dropout: inside the module.
-            dropout: between the module and the head.
-            aux_weight: of the auxiliary loss; by default the authors' .2 if `tap` or `labels` is given or `ratio` is
-                None, otherwise 0.
-            warmup_epochs: epochs in which only the module and the classifiers are trained.
-            labels: returns the (B,) class numbers of a batch.
+        It takes the options of `GatedTransfer`.
 
         Raises:
             TransferConfigError: an option does not fit, or no head or tap is found.
         """
         module: Any = self
-        apply_gated_transfer(module, head=head, ratio=ratio, gate_dropout=gate_dropout, dropout=dropout)
-        weight = aux_weight_of(aux_weight, tap=tap, ratio=ratio, labels=labels)
-        term = AuxiliaryTerm(module, tap=tap, weight=weight, warmup_epochs=warmup_epochs, labels=labels)
+        apply_gated_transfer(module, **callback.options)
+        term = callback.make_part(module)
         self.lightning_transfer_gated = TrainingOnly("GatedTransferMixin", term)
         term.attach(module)
 

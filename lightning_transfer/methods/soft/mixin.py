@@ -1,12 +1,13 @@
 """Add a source task to a LightningModule as a mixin, also for manual optimization."""
 
 import warnings
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
-from lightning_transfer.glue.mixin import PartMixin, noted
+from lightning_transfer.glue.mixin import PartMixin, takes_options_of
 from lightning_transfer.methods.soft.options import check_soft_options
 from lightning_transfer.source.checks import (
     ALWAYS,
@@ -20,6 +21,18 @@ from lightning_transfer.source.checks import (
 from lightning_transfer.source.choosing import Borrows
 from lightning_transfer.source.task import SourceTask, TimmSource
 from lightning_transfer.source.term import SourceTerm
+
+
+@dataclass(frozen=True)
+class Options:
+    """Hold the options of `add_source_task`: those of `SoftFinetuning`, and of what is borrowed."""
+
+    source: SourceTask | TimmSource
+    _: KW_ONLY
+    weight: Weight = "auto"
+    mix: Literal["add", "convex"] = "add"
+    head: str = "auto"
+    borrow: Borrows | None = None
 
 
 class SourceTaskMixin(PartMixin):
@@ -47,37 +60,29 @@ class SourceTaskMixin(PartMixin):
 
     source_task: SourceTerm
 
-    @noted
-    def add_source_task(
-        self,
-        source: SourceTask | TimmSource,
-        *,
-        weight: Weight = "auto",
-        mix: Literal["add", "convex"] = "add",
-        head: str = "auto",
-        borrow: Borrows | None = None,
-    ) -> None:
+    @takes_options_of(Options)
+    def add_source_task(self, options: Options) -> None:
         """Attach a source task; call it in `__init__`, after the network is built.
 
-        Args:
-            source: the task that the network was pretrained on, or a mapping of the arguments of `SourceTask`; with the
-                key `from_timm`, of the arguments of `SourceTask.from_timm`.
-            weight: of the source loss: a `Schedule`, in manual optimization with `until_steps`, or a number, which is
-                constant. "auto" is the same as in the callbacks.
-            mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
-            head: dotted path of the target head, or "auto".
-            borrow: `Borrowing(...)` for selective joint fine-tuning.
+        It takes the options of `SoftFinetuning`; in manual optimization a `Schedule` needs `until_steps`. With
+        `borrow=Borrowing(...)` it is selective joint fine-tuning.
 
         Raises:
             TransferConfigError: an option is not valid, no head is found, or the source task is a hyperparameter.
         """
-        source = as_source(source)
-        schedule, measured = as_schedule(as_weight(weight), USUAL if borrow is None else ALWAYS)
-        check_soft_options(schedule, mix)
+        source, borrow = as_source(options.source), options.borrow
+        schedule, measured = as_schedule(as_weight(options.weight), USUAL if borrow is None else ALWAYS)
+        check_soft_options(schedule, options.mix)
         check_hyperparameters(self)
         chooser = None if borrow is None else borrow.open(source)
         self.source_task = SourceTerm(
-            source, self, weight=schedule, mix=mix, head=head, chooser=chooser, measured=measured
+            source,
+            self,
+            weight=schedule,
+            mix=options.mix,
+            head=options.head,
+            chooser=chooser,
+            measured=measured,
         )
         self.source_task.attach(self)
 
