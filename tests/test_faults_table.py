@@ -97,8 +97,7 @@ FAULTS = {
     12: (
         "every scheduler of torch's",
         "contracts/test_faults.py::test_every_scheduler_gives_the_rates_of_a_run_without_us",
-        "adafilter/test_optimizers.py::test_schedulers_move_the_gates_rate_as_the_others_and_resume",
-        "adafilter/test_optimizers.py::test_a_list_of_lambdas_for_the_users_groups_fails_loudly",
+        "adafilter/test_optimizers.py::test_gates_in_a_group_of_the_users_own_learn_at_its_rate_and_resume",
     ),
     13: (
         "fit twice, then validate, test and predict",
