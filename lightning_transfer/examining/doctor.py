@@ -37,7 +37,7 @@ def doctor(
 ) -> Diagnosis:
     """Look for what will go wrong in a project before hours are lost, and name the code to write.
 
-    One training step of a copy of the module is run on a few images, without taking the optimizer's step: parts in
+    One training step of a copy of the module is run on a few images: parts in
     eval mode, frozen BatchNorm whose statistics drift, parameters in no optimizer, labels that do not fit,
     probabilities for logits, a loss that is not a mean. Besides: mixed Lightning namespaces, hyperparameters that make
     a checkpoint unsafe, callbacks in the wrong order, classes of few images, images in the order of their classes, a

@@ -18,6 +18,7 @@ from lightning_transfer.glue.proxy import NAMESPACES
 
 CLASSES = ("cross_entropy", "nll_loss")  # criteria of class numbers
 LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")  # criteria that turn scores into probabilities
+STEEP = 10.0  # times as high as before, or as chance, is no noise (ours)
 TWICE = 0.1  # by which the ratio of a sum over two halves to one of them may miss 2
 
 
@@ -68,6 +69,7 @@ def loss_and_labels(seen: Seen) -> Iterator[Finding]:
             "it returns None of every batch, and Lightning then takes no step: nothing is trained",
             "return loss, at the end of training_step",
         )
+    yield from _rate(seen)
     if len(seen.losses) == 2 and abs(seen.losses[0] / (seen.losses[1] or math.nan) - 2) < TWICE:
         both, one = seen.losses
         yield Finding(
@@ -76,6 +78,22 @@ def loss_and_labels(seen: Seen) -> Iterator[Finding]:
             f"of some images it is {one:.4f}, of the same images twice {both:.4f}: a sum, or a mean times the batch "
             "size. The learning rate then depends on the batch size, and what is added with a weight counts less",
             'reduction="mean" in the criterion, and loss without "* len(images)"',
+        )
+
+
+def _rate(seen: Seen) -> Iterator[Finding]:
+    """Yield a learning rate with which the loss explodes in the first step, of criteria whose chance level is known."""
+    after = seen.loss_after
+    if after is None or not seen.calls or not seen.losses or not math.isfinite(seen.losses[0]):
+        return
+    scores = seen.calls[0].scores
+    chance = math.log(max(2, scores.shape[1] if scores.ndim > 1 else 2))
+    if not after < STEEP * max(seen.losses[0], chance):
+        yield Finding(
+            "the first step explodes",
+            "configure_optimizers",
+            f"of the same images the loss is {seen.losses[0]:.4g} before the first step and {after:.4g} after it",
+            "a learning rate ten times lower, or gradient_clip_val=1.0 in the Trainer",
         )
 
 

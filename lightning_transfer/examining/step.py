@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MethodType
@@ -59,6 +60,8 @@ class Seen:
         drifting: names of BatchNorm layers whose statistics move and whose weights do not.
         evaluating: names of layers that are in eval mode, act otherwise there, and are trained.
         normalizing: names of BatchNorm layers whose statistics move.
+        has_stepped: whether the optimizer of the copy has taken its step.
+        loss_after: of the first batch after that; None if it was not taken.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -71,6 +74,8 @@ class Seen:
     drifting: list[str] = field(default_factory=list)
     evaluating: list[str] = field(default_factory=list)
     normalizing: list[str] = field(default_factory=list)
+    has_stepped: bool = False
+    loss_after: float | None = None
 
 
 class _Listening(TorchFunctionMode):
@@ -106,7 +111,7 @@ def _maker(scores: Tensor) -> str:
 
 
 class _StepDoneError(Exception):
-    """Ends the fit before anything is changed."""
+    """Ends the fit."""
 
 
 class _Watch(AnyCallback):
@@ -136,7 +141,10 @@ class _Watch(AnyCallback):
             name for name, layer in moved if (own := {id(param) for param in layer.parameters()}) and not own & trained
         ]
         self.seen.evaluating = list(_evaluating(pl_module, trained))
-        raise _StepDoneError
+        own = {id(param) for param in pl_module.parameters()}
+        if not pl_module.automatic_optimization or not held <= own:  # an optimizer may hold what is not of the copy
+            raise _StepDoneError
+        self.seen.has_stepped = True
 
 
 def _tracking(module: nn.Module) -> list[tuple[str, Any]]:
@@ -163,7 +171,7 @@ def _acts_otherwise(layer: Any) -> bool:
 def step_of(
     module: Any, batches: Sequence[Any], make: type, options: Mapping[str, Any], *, datamodule: Any, epochs: int | None
 ) -> Seen:
-    """Return what the first optimizer step of a copy of the module shows; the step itself is not taken.
+    """Return what the first optimizer step of a copy of the module shows, and the loss after it.
 
     Args:
         module: the user's.
@@ -184,6 +192,10 @@ def step_of(
 
     @functools.wraps(step)  # Lightning reads its arguments
     def watched(*args: Any, **kwargs: Any) -> Any:
+        if seen.has_stepped:
+            given = step(*args, **kwargs)
+            seen.loss_after = _number(given)
+            raise _StepDoneError
         try:
             with _Listening(seen.calls):
                 given = step(*args, **kwargs)
@@ -192,9 +204,8 @@ def step_of(
         except Exception as error:
             seen.step_error = error
             raise
-        loss = given.get("loss") if isinstance(given, Mapping) else given
         seen.skipped += given is None and twin.automatic_optimization
-        seen.losses.append(float(loss.detach()) if isinstance(loss, Tensor) else float("nan"))
+        seen.losses.append(_number(given))
         return given
 
     twin.training_step = watched
@@ -208,13 +219,20 @@ def step_of(
     }
     try:
         with torch.compiler.set_stance("force_eager"):
-            loader = DataLoader(batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type, var-annotated]
+            again = [*batches, batches[0]] if twin.automatic_optimization else batches
+            loader = DataLoader(again, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type, var-annotated]
             fit_alone(make, twin, loader, datamodule, given, seed=0)
     except _StepDoneError:
         pass
     except Exception as error:
         seen.error = error
     return seen
+
+
+def _number(given: Any) -> float:
+    """Return the loss that a step has given; NaN if there is none."""
+    loss = given.get("loss") if isinstance(given, Mapping) else given
+    return float(loss.detach()) if isinstance(loss, Tensor) else math.nan
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -85,6 +85,15 @@ class DropsTheLast(Images):
         return DataLoader(self.train, batch_size=13, shuffle=True, drop_last=True)
 
 
+class Steep(shapes.TimmClassifier):
+    """Learns ten thousand times too fast."""
+
+    rate = 1000.0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.rate)
+
+
 class LeavesOne(Images):
     def train_dataloader(self):
         return DataLoader(self.train, batch_size=13, shuffle=True)

@@ -201,6 +201,12 @@ PLANTED = {
         "40 images in batches of 13 leave one",
         lambda: [Clean(), projects.LeavesOne()],
     ),
+    "a learning rate that is far too high": (
+        "the first step explodes",
+        "configure_optimizers",
+        "of the same images the loss is ",
+        lambda: [projects.Steep()],
+    ),
     "a softmax before the criterion": (
         "probabilities for logits",
         "cross_entropy in training_step",
