@@ -12,16 +12,14 @@ from lightning_transfer.errors import TransferConfigError
 Samples = list[tuple[int, Any]]  # each with its index
 
 
-def in_order(
-    dataset: Dataset[Any], indices: Sequence[int], *, size: int, workers: Mapping[str, Any]
-) -> Iterator[list[Any]]:
+def in_order(dataset: Dataset[Any], indices: Sequence[int], *, size: int, workers: Mapping[str, Any]) -> Iterator[Any]:
     """Yield samples in the order of their indices, a batch at a time.
 
     Args:
         dataset: of the samples.
         indices: which of them.
         size: of a batch.
-        workers: options of a DataLoader that say who reads.
+        workers: options of a DataLoader that say who reads, and what becomes of a list of samples.
     """
     generator = torch.Generator()  # without one, opening a loader draws from the program's random state
     options: dict[str, Any] = {"collate_fn": list, "generator": generator, **workers}

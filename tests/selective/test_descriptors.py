@@ -9,7 +9,7 @@ import lightning_transfer as lt
 from lightning_transfer.methods.selective.banks import FilterBank
 from lightning_transfer.methods.selective.describing import Describer, read_all
 from lightning_transfer.methods.selective.descriptors import Binning, ResponseCounts, num_bins, to_histograms
-from lightning_transfer.methods.selective.pictures import Picture, Pictures, read_batches
+from lightning_transfer.methods.selective.pictures import Picture, Pictures, read_batches, scaled
 from tests.reference import selective
 
 CPU = torch.device("cpu")
@@ -239,6 +239,26 @@ def test_workers_and_threads_change_no_count(bank):
         assert torch.equal(other, found)
         assert torch.equal(other_edges, edges)
         assert other_most == most
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bytes_stay_bytes_on_their_way_and_are_counted_as_floats_are(workers):
+    """Grey and colour, sizes in turn, and one that a worker cannot stack with the others."""
+    shapes = ((3, 20, 24), (1, 20, 24), (3, 33, 19))
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(256, shapes[i % 3], generator=generator, dtype=torch.uint8) for i in range(70)]
+    images[40] = torch.full((3, 20, 24), torch.nan)
+    data, floats = Pictures(images, "source"), Pictures([image / 255 for image in images], "source")
+    _, edges, _, _ = described("gabor", floats)
+    describer, binning = Describer(BANKS["gabor"](), CPU), Binning(edges)
+    for indices, batch in read_batches(data, range(70), num_workers=workers):
+        assert {batch[i].pixels.dtype for i in range(len(indices)) if indices[i] != 40} == {torch.uint8}
+        alone = describer.counts(indices, [data[i] for i in indices], binning)
+        assert torch.equal(describer.counts(indices, batch, binning), alone)
+        assert torch.equal(alone, describer.counts(indices, [floats[i] for i in indices], binning))
+        assert all(
+            i == 40 or torch.equal(scaled(one.pixels), data[i].pixels) for i, one in zip(indices, batch, strict=True)
+        )
 
 
 def test_a_picture_that_could_not_be_read_has_no_counts():

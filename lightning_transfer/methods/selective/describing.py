@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.selective.banks import FilterBank
 from lightning_transfer.methods.selective.descriptors import Binning, ResponseCounts
-from lightning_transfer.methods.selective.pictures import Picture, read_batches
+from lightning_transfer.methods.selective.pictures import Picture, read_batches, scaled
 
 MOST_TOGETHER, NUMBERS = 32, 2**23  # pictures and responses in one batch, so that they stay in the cache
 
@@ -54,20 +54,20 @@ class Describer:
     @torch.no_grad()
     def _responses(self, indices: Sequence[int], batch: Sequence[Picture]) -> Iterator[tuple[list[int], list[Tensor]]]:
         """Yield positions in the batch and each layer's responses to these pictures, for one size at a time."""
-        by_shape: dict[tuple[int, ...], list[int]] = {}
+        by_kind: dict[tuple[torch.dtype, int, int, int], list[int]] = {}
         for place, (pixels, _) in enumerate(batch):
             if isinstance(pixels, Tensor):
-                by_shape.setdefault(tuple(pixels.shape), []).append(place)
-        for (channels, height, width), places in by_shape.items():
+                by_kind.setdefault((pixels.dtype, *pixels.shape), []).append(place)
+        for (dtype, channels, height, width), places in by_kind.items():
             together = max(1, min(MOST_TOGETHER, NUMBERS // (self.num_filters * height * width)))
             for start in range(0, len(places), together):
                 some = places[start : start + together]
                 # always the same number: a convolution's rounding may depend on the batch size
-                images = torch.zeros(together, channels, height, width)
+                images = torch.zeros(together, channels, height, width, dtype=dtype)
                 torch.stack([batch[place].pixels for place in some], out=images[: len(some)])  # type: ignore[misc]
                 with torch.backends.cudnn.flags(allow_tf32=False, deterministic=True, benchmark=False):
                     try:
-                        responses = self.bank(images.to(self.device))
+                        responses = self.bank(scaled(images.to(self.device)))
                     except TransferConfigError as error:
                         error.add_note(f"This happened with images {[indices[place] for place in some]}.")
                         raise

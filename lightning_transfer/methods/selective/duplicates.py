@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_transfer.methods.selective.pictures import Picture, read_batches
+from lightning_transfer.methods.selective.pictures import Picture, read_batches, scaled
 from lightning_transfer.progress import Step
 
 COMPARED = 5  # nearest source images to compare with each target image, and with its mirror image, at least
@@ -63,7 +63,7 @@ def _thumbnails(pictures: Dataset[Picture], indices: Sequence[int], num_workers:
     found = []
     for _, batch in read_batches(pictures, indices, num_workers=num_workers):
         for pixels, _ in batch:
-            grey = torch.zeros(1, 1, SIDE, SIDE) if isinstance(pixels, str) else pixels.mean(0)[None, None]
+            grey = torch.zeros(1, 1, SIDE, SIDE) if isinstance(pixels, str) else scaled(pixels).mean(0)[None, None]
             thumbnail = F.interpolate(grey, (SIDE, SIDE), mode="area").flatten()
             thumbnail = thumbnail - thumbnail.mean()
             length = thumbnail.norm()

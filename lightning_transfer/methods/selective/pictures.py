@@ -12,9 +12,9 @@ from torch.utils.data import Dataset, default_collate
 
 from lightning_transfer.datasets import ControlFlowError, check_random_access, load
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.methods.selective.ranges import Glance
+from lightning_transfer.methods.selective.ranges import BYTE, Glance
 from lightning_transfer.naming import structure
-from lightning_transfer.randomness import seeded
+from lightning_transfer.randomness import reseed, restored
 from lightning_transfer.reading import in_order
 from lightning_transfer.source.listing import listed_by
 
@@ -65,14 +65,21 @@ class Pictures(Dataset[Picture]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Picture:
-        return self.read(index, seed=0)
+        with restored():
+            return self.read(index, seed=0)
 
-    def read(self, index: int, seed: int) -> Picture:
+    def __getitems__(self, indices: Sequence[int]) -> list[Picture]:
+        """Return pictures for `read_batches`, bytes as they are: a worker then sends a quarter as much."""
+        with restored():  # once a batch: for a small image it takes as long as decoding
+            return [self.read(index, seed=0, scales_bytes=False) for index in indices]
+
+    def read(self, index: int, seed: int, *, scales_bytes: bool = True) -> Picture:
         """Return one picture; if it cannot be read or is not a picture, with the reason."""
         glance = self.glance
         try:
             given, label = self._given(index, seed)
-            pixels = glance.scaled(given).contiguous()
+            is_ready = given.dtype == torch.uint8 and not scales_bytes
+            pixels = (given if is_ready else glance.scaled(given)).contiguous()
             return Picture(pixels.flip(-1) if self.is_mirrored else pixels, label)
         except ControlFlowError:
             raise  # this is not an unreadable image, of which some are allowed
@@ -83,13 +90,14 @@ class Pictures(Dataset[Picture]):
     def glance(self) -> Glance:
         """Return what some images show about all; the same in every process."""
         found = Glance()
-        for index in spread(len(self), IDENTIFIED):
-            try:
-                found.see(*self._given(index, seed=0))
-            except ControlFlowError:
-                raise
-            except Exception:  # reported when the image is read
-                found.see(None, -1)
+        with restored():
+            for index in spread(len(self), IDENTIFIED):
+                try:
+                    found.see(*self._given(index, seed=0))
+                except ControlFlowError:
+                    raise
+                except Exception:  # reported when the image is read
+                    found.see(None, -1)
         return found
 
     @cached_property
@@ -98,9 +106,8 @@ class Pictures(Dataset[Picture]):
         return listed_by(self.dataset)
 
     def _given(self, index: int, seed: int) -> tuple[Tensor, int]:
-        with seeded(seed, index):
-            sample = load(self.dataset, index, of=self.name)
-        image, label = self._split(sample)
+        reseed(seed, index)
+        image, label = self._split(load(self.dataset, index, of=self.name))
         return _pixels(image), label
 
     def _split(self, sample: Any) -> tuple[Any, int]:
@@ -122,7 +129,8 @@ class Pictures(Dataset[Picture]):
             TransferConfigError: a sample differs; the message ends in the advice.
         """
         for index in spread(len(self), PROBED):
-            first, *others = (self.read(index, seed=seed).pixels for seed in range(READINGS))
+            with restored():
+                first, *others = (self.read(index, seed=seed).pixels for seed in range(READINGS))
             if isinstance(first, Tensor) and any(isinstance(o, str) or not torch.equal(first, o) for o in others):
                 raise TransferConfigError(
                     f"The {self.name}'s transform is random: {self.name} sample {index} differs when it is read again, "
@@ -147,7 +155,7 @@ def _pixels(image: Any) -> Tensor:
     if array.shape[0] not in CHANNELS or (not isinstance(image, Tensor) and array.shape[2] in CHANNELS):
         array = array.permute(2, 0, 1)
     array = array[: {1: 1, 2: 1, 3: 3, 4: 3}[array.shape[0]]]  # without transparency
-    if not bool(torch.isfinite(array.float()).all()):
+    if array.dtype != torch.uint8 and not bool(torch.isfinite(array.float()).all()):
         raise TransferConfigError("it has NaN or infinite pixels")
     return array
 
@@ -159,11 +167,26 @@ def _without_palette(image: Any) -> Any:
 def read_batches(
     pictures: Dataset[Picture], indices: Sequence[int], *, num_workers: int
 ) -> Iterator[tuple[list[int], list[Picture]]]:
-    """Yield indices and their pictures in batches, in order."""
+    """Yield indices and their pictures in batches, in order; bytes are not yet `scaled`."""
     start = 0
-    for batch in in_order(pictures, indices, size=READ, workers={"num_workers": num_workers}):
+    options = {"num_workers": num_workers, "collate_fn": _packed}
+    for pixels, labels in in_order(pictures, indices, size=READ, workers=options):
+        batch = [Picture(*one) for one in zip(pixels, labels, strict=True)]
         yield list(indices[start : start + len(batch)]), batch
         start += len(batch)
+
+
+def _packed(batch: list[Picture]) -> tuple[Tensor | list[Tensor | str], list[int]]:
+    """Return pixels, in one tensor if they can be, and labels: a worker sends 64 tensors more slowly than one."""
+    pixels, labels = map(list, zip(*batch, strict=True))
+    first = pixels[0]
+    are_alike = all(isinstance(one, Tensor) and (one.shape, one.dtype) == (first.shape, first.dtype) for one in pixels)
+    return torch.stack(pixels) if are_alike else pixels, labels
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """Return pixels of `read_batches` as floats."""
+    return pixels.float().div_(BYTE) if pixels.dtype == torch.uint8 else pixels
 
 
 def readable(pictures: Pictures, indices: Sequence[int], *, num_workers: int) -> list[int]:

@@ -29,7 +29,7 @@ from lightning_transfer.methods.selective.duplicates import COMPARED, near_dupli
 from lightning_transfer.methods.selective.exact import exact_neighbors, nearest_first, search_bytes
 from lightning_transfer.methods.selective.identity import identity, looked_at
 from lightning_transfer.methods.selective.options import Neighbors
-from lightning_transfer.methods.selective.pictures import Picture, Pictures, check_ranges, readable
+from lightning_transfer.methods.selective.pictures import Picture, Pictures, check_ranges, readable, scaled
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.search import plain_arithmetic
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
@@ -193,7 +193,7 @@ class Job:
                         if isinstance(pixels, str):
                             place = index_in(self.target.dataset, index)
                             raise TransferConfigError(f"Target image {place} cannot be used: {pixels}.")
-                    digests.append(digest(batch))
+                    digests.append(digest([(scaled(pixels), label) for pixels, label in batch]))  # type: ignore[arg-type]
                     yield indices, batch
                     step(len(batch))
 
