@@ -2,6 +2,7 @@
 
 import io
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import lightning_transfer as lt
-from lightning_transfer.methods.selective import select
+from lightning_transfer.methods.selective import descriptions, forecast, pictures, select, store
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import select_neighbors
 from lightning_transfer.progress import no_progress
@@ -359,6 +360,42 @@ def test_lines_tell_what_the_work_takes_before_it_starts():
     assert re.search(r"among 40 source images for 5 target images: .* GB of memory, .* GB on disk", said[1])
     assert "minutes" in said[1]
     assert read[1] <= len(data.loaded) - 40
+
+
+def test_after_a_first_part_it_says_how_long_the_rest_takes(monkeypatch):
+    """By a clock that goes a second with each image, and a minute with each search."""
+    data, now, said = Recorder(smooth(64, 2)), [0.0], []
+    search = forecast.exact_neighbors
+    monkeypatch.setattr(store, "BLOCK", 8)
+    monkeypatch.setattr(pictures, "READ", 8)
+
+    def searched(*args, **options):
+        now[0] += 60
+        return search(*args, **options)
+
+    monkeypatch.setattr(forecast, "exact_neighbors", searched)
+    clock = SimpleNamespace(monotonic=lambda: now[0] + len(data.loaded))
+    monkeypatch.setattr(descriptions, "time", clock)
+    monkeypatch.setattr(forecast, "time", clock)
+    found_in(smooth(5, 1), data, k=3, said=said)
+    (line,) = [line for line in said if line.startswith("Measured")]
+    searching = 2 * 60 * 64 / 8 + 60 / (8 * 3) * 5 * 3  # two searches of the source; pairs measured in float64
+    images = (64 - 8) + 5 + 5 + 50  # to describe, with the mirrored target; to compare: the target and ten for each
+    assert "the first 8 source images: 1 images a second" in line
+    assert f"about {(searching + images) / 60:.1f} minutes, {searching / 60:.1f} of them for the search" in line
+
+
+def test_near_duplicates_take_one_search_more(monkeypatch):
+    """Of the mirrored target: what is nearest to the target as it is was searched before, if lists are long enough."""
+    searched, search = [], select.exact_neighbors
+    monkeypatch.setattr(select, "exact_neighbors", lambda *a, **o: (searched.append(o["k"]), search(*a, **o))[1])
+    target, source = smooth(5, 1), smooth(40, 2)
+    source[[4, 9]] = torch.stack([target[1], target[2].flip(2)])
+    for k, expected in ((6, [6, 5]), (3, [3, 5, 5])):
+        with pytest.warns(UserWarning, match="2 target images"):
+            assert found_in(target, source, k=k).duplicates.tolist() == [[1, 4], [2, 9]]
+        assert searched == expected
+        searched.clear()
 
 
 def test_duplicates_of_target_and_protected_are_told_apart():

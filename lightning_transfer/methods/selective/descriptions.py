@@ -3,7 +3,8 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -71,13 +72,17 @@ class Descriptions:
             with contextlib.suppress(OSError):  # another job uses the folder above
                 self.folder.parent.rmdir()
 
-    def describe(self, pictures: Pictures, name: str, *, is_shared: bool) -> tuple[Store, Tensor, Tensor]:
+    def describe(
+        self, pictures: Pictures, name: str, *, shared: Callable[[Store, range, float, int], None] | None = None
+    ) -> tuple[Store, Tensor, Tensor]:
         """Describe all images that have no descriptor yet.
 
         Args:
             pictures: the images.
             name: of the store, with the identity of the images.
-            is_shared: whether each process describes a share; otherwise each describes everything.
+            shared: given if each process describes a share, otherwise each describes everything. The first process
+                calls it after the first blocks, if there are more: with its store, its images in there, the seconds an
+                image takes all processes together, and how many images are left.
 
         Returns:
             The store, the labels of all images (`UNREADABLE` for those without a descriptor), and the images in this
@@ -86,8 +91,8 @@ class Descriptions:
         Raises:
             TransferConfigError: too many images are unreadable, or the disk is full.
         """
-        if is_shared:
-            return self._shared(pictures, name)
+        if shared is not None:
+            return self._shared(pictures, name, shared)
         return ranks.together(lambda: self._alone(pictures, name))
 
     def _open(self, pictures: Pictures, name: str) -> tuple[Store, dict[int, Tensor]]:
@@ -112,7 +117,9 @@ class Descriptions:
         self._check_readable(every, pictures.name)
         return store, every, torch.arange(len(pictures))
 
-    def _shared(self, pictures: Pictures, name: str) -> tuple[Store, Tensor, Tensor]:
+    def _shared(
+        self, pictures: Pictures, name: str, began: Callable[[Store, range, float, int], None]
+    ) -> tuple[Store, Tensor, Tensor]:
         store, labels = ranks.together(lambda: self._open(pictures, name))
         blocks, me, held = store.blocks(), ranks.rank(), ranks.gather(set(labels))
         holders = [[process for process, those in enumerate(held) if block in those] for block in range(len(blocks))]
@@ -130,8 +137,13 @@ class Descriptions:
             if there:
                 self.scan.say(f"{there:,} of {len(pictures):,} images are described already, by an interrupted run.")
             step(there)
+            first = time.monotonic()
             for start in range(0, len(todo), len(held)):  # together, so that no process waits for long
                 ranks.together(partial(turn, todo[start : start + len(held)]))
+                if start == me == 0 and todo[len(held) :]:
+                    described = sum(len(blocks[block]) for block in todo[: len(held)])
+                    seconds = (time.monotonic() - first) / described
+                    began(store, blocks[todo[0]], seconds, len(pictures) - there - described)
         kept = sorted({*mine, *(block for block, who in enumerate(holders) if who and who[block % len(who)] == me)})
         here = torch.cat([torch.empty(0, dtype=torch.int64), *(torch.tensor(blocks[block]) for block in kept)])
         shares = ranks.gather({block: labels[block] for block in kept})

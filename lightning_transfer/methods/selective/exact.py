@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_transfer import ranks
 from lightning_transfer.methods.selective.bounds import pruned_scan
 from lightning_transfer.methods.selective.distances import pair_distances
 from lightning_transfer.methods.selective.search import BLOCK, LEAST, Packed, Rows, kept_for, scan
 
 QUERIES = 2**27  # numbers of packed queries held at once
 MOST_QUERIES = 8192  # in one pass over the source
+MERGED = 2**20  # neighbors of a process' lists that are exchanged at once
 SAMPLE = 1024  # pairs that are measured again to estimate the error of float32
 SAFETY = 2  # times the largest error seen
 QUANTA = 2  # steps of float32 that an error is assumed to have at least
@@ -123,6 +125,18 @@ def nearest_first(distances: Tensor, indices: Tensor, k: int) -> tuple[Tensor, T
     ordered[tied], order = ordered[tied].gather(1, order).sort(dim=1, stable=True)
     indices[tied] = by_index.gather(1, order)
     return ordered[:, :k].contiguous(), indices[:, :k].contiguous()
+
+
+def merged(distances: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k nearest of all processes' lists, (n, own k) each, in every process."""
+    step = max(1, MERGED // k)
+    found = []
+    for mine in zip(distances.split(step), indices.split(step), strict=True):
+        shares = zip(*ranks.gather(mine), strict=True)
+        all_distances, all_indices = (torch.cat(share, 1) for share in shares)
+        found.append(nearest_first(all_distances, all_indices, k))
+    distances, indices = (torch.cat(part) for part in zip(*found, strict=True))
+    return distances, indices
 
 
 def measure(queries: Tensor, source: Rows, root: Tensor, which: Tensor, indices: Tensor) -> Tensor:

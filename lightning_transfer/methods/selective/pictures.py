@@ -1,6 +1,7 @@
 """Read the samples of any dataset as pictures, in the dataset's order, for filters and for display."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from lightning_transfer.source.listing import listed_by
 CHANNELS = (1, 2, 3, 4)  # grey and colour, with or without transparency
 READ = 64  # pictures a batch
 IDENTIFIED = 64  # images that identify a large dataset and show its range of pixels
+LARGER = 1.25  # times the other's side, from which images have another scale
 PROBED, READINGS = 8, 3  # samples that are read several times, to check that they are always the same
 
 
@@ -215,6 +217,17 @@ def check_ranges(pictures: Pictures, source: Pictures) -> None:
         raise TransferConfigError(
             f"The {shown}: their ranges differ, so equal brightness has different values. Bring both to one range, for "
             "example to floats of 0 to 1."
+        )
+
+
+def warn_of_scales(target: Pictures, source: Pictures) -> None:
+    """Warn if one side's images are much larger than the other's."""
+    target_side, source_side = (pictures.glance.side for pictures in (target, source))
+    if max(target_side, source_side) > LARGER * min(target_side, source_side) > 0:
+        warnings.warn(
+            f"Target images have sides of about {target_side:.0f} pixels, source images of {source_side:.0f}: "
+            "filters see them at different scales. Resize both to one size.",
+            stacklevel=3,
         )
 
 

@@ -26,18 +26,23 @@ from lightning_transfer.methods.selective.describing import Describer, read_all
 from lightning_transfer.methods.selective.descriptions import UNREADABLE, Descriptions
 from lightning_transfer.methods.selective.descriptors import Binning, num_bins
 from lightning_transfer.methods.selective.duplicates import COMPARED, near_duplicates
-from lightning_transfer.methods.selective.exact import exact_neighbors, nearest_first, search_bytes
+from lightning_transfer.methods.selective.exact import exact_neighbors, merged, search_bytes
+from lightning_transfer.methods.selective.forecast import num_compared, plan, search_seconds
 from lightning_transfer.methods.selective.identity import identity, looked_at
 from lightning_transfer.methods.selective.options import Neighbors
-from lightning_transfer.methods.selective.pictures import Picture, Pictures, check_ranges, readable, scaled
+from lightning_transfer.methods.selective.pictures import (
+    Picture,
+    Pictures,
+    check_ranges,
+    readable,
+    scaled,
+    warn_of_scales,
+)
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.search import plain_arithmetic
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
 from lightning_transfer.methods.selective.store import Store, Stored
 from lightning_transfer.stamps import digest
-
-LARGER = 1.25  # times the other's side, from which images have another scale
-MERGED = 2**20  # neighbors of a process' lists that are exchanged at once
 
 
 def select_neighbors(
@@ -155,8 +160,8 @@ class Job:
         if len(found.duplicates):
             warnings.warn(
                 f"{len(found.duplicates)} target images are also in the source, exactly or nearly, for example "
-                f"{_pairs(found.duplicates)} (target, source). If test images are in the source too, the test accuracy "
-                "is too high: pass protect=[test_dataset].",
+                f"{_pairs(found.duplicates)} (target, source). If test images are there too, the test accuracy is too "
+                "high: pass protect=[test_dataset].",
                 stacklevel=5,
             )
         return replace(found, target=self.target, source=self.source)
@@ -174,13 +179,7 @@ class Job:
             check_ranges(pictures, self.source)
         shown = "; ".join(f"{side.name}: {side.glance}" for side in (self.target, self.source, *self.protect))
         self.scan.say(f"Pixels of some images: {shown}.")
-        target_side, source_side = (pictures.glance.side for pictures in (self.target, self.source))
-        if max(target_side, source_side) > LARGER * min(target_side, source_side) > 0:
-            warnings.warn(
-                f"Target images have sides of about {target_side:.0f} pixels, source images of {source_side:.0f}: "
-                "filters see them at different scales. Resize both to one size.",
-                stacklevel=2,
-            )
+        warn_of_scales(self.target, self.source)
 
     def _edges(self, describer: Describer) -> tuple[Tensor, int, str]:
         """Return bin edges, the most positions of a filter in a target image, and a digest of all target images."""
@@ -236,22 +235,21 @@ class Job:
 
     def _select(self, descriptions: Descriptions, fingerprint: dict[str, str]) -> Selection:
         began = time.monotonic()
-        target, target_labels, _ = descriptions.describe(
-            self.target, f"target {identity(self.target)}", is_shared=False
-        )
+        target, target_labels, _ = descriptions.describe(self.target, f"target {identity(self.target)}")
         rate = len(self.target) / (time.monotonic() - began) * ranks.world_size()
+        index = len(self.source) * BYTES if self.search == "approximate" else 0
+        memory = index + search_bytes(len(self.target), self.longest, descriptions.shape)
         self.scan.say(
             f"Selecting among {len(self.source):,} source images for {len(self.target):,} target images: about "
-            f"{self._bytes(descriptions.shape) / 1e9:.1f} GB of memory, "
-            f"{descriptions.num_bytes(len(self.source)) / 1e9:.2f} GB on disk in "
-            f"{descriptions.folder}, about {rate:,.0f} images a second, so {len(self.source) / rate / 60:.1f} minutes."
-            + (
-                " If interrupted, it resumes."
-                if self.scan.cache
-                else " Without cache= an interrupted selection is lost."
-            )
+            f"{memory / 1e9:.1f} GB of memory, {descriptions.num_bytes(len(self.source)) / 1e9:.2f} GB on disk in "
+            f"{descriptions.folder}. At the target's {rate:,.0f} images a second the source takes "
+            f"{len(self.source) / rate / 60:.1f} minutes."
+            + (" If interrupted, it resumes." if self.scan.cache else " Without cache= interrupted work is lost.")
         )
-        source, source_labels, mine = descriptions.describe(self.source, "source", is_shared=True)
+        everything = Stored(target, torch.arange(len(self.target)))
+        source, source_labels, mine = descriptions.describe(
+            self.source, "source", shared=partial(self._say_minutes, everything)
+        )
         usable = source_labels != UNREADABLE
         dropped = self._leaks(descriptions, source, mine[usable[mine]])
         usable[dropped[:, 1]] = False
@@ -260,10 +258,9 @@ class Job:
                 f"k={self.k} exceeds the {int(usable.sum()):,} source images that are left when "
                 f"{int((~usable).sum()):,} are unreadable or protected; pass fewer neighbors."
             )
-        everything = Stored(target, torch.arange(len(self.target)))
         k = min(self.longest, int(usable.sum()))
         distances, indices = self._nearest(everything, source, mine[usable[mine]], k, all_in_double=True)
-        duplicates = self._copies(descriptions, source, mine[usable[mine]], self.target)
+        duplicates = self._copies(descriptions, source, mine[usable[mine]], self.target, known=indices)
         return Selection(
             indices=indices,
             distances=distances,
@@ -275,10 +272,19 @@ class Job:
             unreadable=(source_labels == UNREADABLE).nonzero()[:, 0],
         )
 
-    def _bytes(self, shape: tuple[int, int]) -> int:
-        """Return about how much memory the selection takes."""
-        index = len(self.source) * BYTES if self.search == "approximate" else 0
-        return index + search_bytes(len(self.target), self.longest, shape)
+    def _say_minutes(self, target: Stored, source: Store, images: range, seconds: float, left: int) -> None:
+        """Say how long the rest takes, after the first source images have taken so many seconds each."""
+        sides, num_rows = [len(side) for side in (self.target, *self.protect)], len(self.source)
+        searching = search_seconds(
+            target,
+            Stored(source, torch.tensor(images)),
+            self.bank.weights.sqrt().repeat_interleave(source.shape[1]),
+            k=self.longest,
+            num_rows=num_rows // ranks.world_size(),
+            num_searches=2 * sum(sides) / len(target),
+        )
+        rest = seconds * (left + sum(num_compared(side, num_rows) + side for side in sides))
+        self.scan.say(plan(seconds, len(images), rest, searching))
 
     def _leaks(self, descriptions: Descriptions, source: Store, mine: Tensor) -> Tensor:
         """Return (pairs, 2) of protected images, counted over all datasets, and source images that show the same."""
@@ -294,16 +300,28 @@ class Job:
             )
         return dropped
 
-    def _copies(self, descriptions: Descriptions, source: Store, mine: Tensor, pictures: Pictures) -> Tensor:
-        """Return (pairs, 2) of pictures and all source images that show the same, mirrored or not."""
+    def _copies(
+        self,
+        descriptions: Descriptions,
+        source: Store,
+        mine: Tensor,
+        pictures: Pictures,
+        known: Tensor = torch.empty(0, 0),  # noqa: B008  (never changed)
+    ) -> Tensor:
+        """Return (pairs, 2) of pictures and all source images that show the same, mirrored or not.
+
+        `known` are the nearest source images of each picture as it is, if they were searched before.
+        """
         stores = []
         for view in (pictures, pictures.mirrored()):
-            store, _, _ = descriptions.describe(view, f"{view.name} {identity(view)}", is_shared=False)
+            store, _, _ = descriptions.describe(view, f"{view.name} {identity(view)}")
             stores.append(Stored(store, torch.arange(len(view))))
         k, most = COMPARED, sum(ranks.gather(len(mine)))
         while True:
             k = min(k, most)
-            candidates = torch.cat([self._nearest(queries, source, mine, k)[1] for queries in stores], 1)
+            searched = stores[1:] if known.shape[1] >= k else stores
+            found = [self._nearest(queries, source, mine, k)[1] for queries in searched]
+            candidates = torch.cat([*found, known[:, :k]] if known.shape[1] >= k else found, 1)
             with self.scan.progress("Near duplicates", len(candidates.unique()) + len(pictures)) as step:
                 compare = partial(near_duplicates, candidates, pictures, self.source, self.scan.num_workers, step)
                 pairs = ranks.from_first(compare)
@@ -330,14 +348,7 @@ class Job:
         recalls = ranks.gather(recall)
         if self.search == "approximate":
             self.scan.say(f"The approximate search found {sum(recalls) / len(recalls):.1%} of the {k} true nearest.")
-        step = max(1, MERGED // k)
-        merged = []
-        for mine_of_some in zip(distances.split(step), indices.split(step), strict=True):
-            shares = zip(*ranks.gather(mine_of_some), strict=True)
-            all_distances, all_indices = (torch.cat(share, 1) for share in shares)
-            merged.append(nearest_first(all_distances, all_indices, k))
-        distances, indices = (torch.cat(part) for part in zip(*merged, strict=True))
-        return distances, indices
+        return merged(distances, indices, k)
 
 
 def _pairs(pairs: Tensor) -> str:
