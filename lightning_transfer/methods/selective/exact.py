@@ -52,7 +52,7 @@ def search_bytes(num_queries: int, k: int, shape: tuple[int, int]) -> int:
     numbers = math.prod(shape)
     group = min(num_queries, MOST_QUERIES, max(1, QUERIES // (2 * numbers)))
     blocks = 4 * BLOCK + 2 * group * max(LEAST, BLOCK // (2 * numbers))  # of the source, and their scores
-    lists = 2 * num_queries * k + 4 * group * kept_for(k, 2**62)
+    lists = 2 * num_queries * k + 10 * group * kept_for(k, 2**62)
     return 4 * (4 * group * numbers + blocks) + 8 * lists
 
 
