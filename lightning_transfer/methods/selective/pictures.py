@@ -220,8 +220,10 @@ def check_ranges(pictures: Pictures, source: Pictures) -> None:
         )
 
 
-def warn_of_scales(target: Pictures, source: Pictures) -> None:
-    """Warn if one side's images are much larger than the other's."""
+def check_alike(target: Pictures, source: Pictures, protect: Sequence[Pictures]) -> None:
+    """Check all ranges, and warn if the target's or the source's images are much larger."""
+    for side in (target, *protect):
+        check_ranges(side, source)
     target_side, source_side = (pictures.glance.side for pictures in (target, source))
     if max(target_side, source_side) > LARGER * min(target_side, source_side) > 0:
         warnings.warn(

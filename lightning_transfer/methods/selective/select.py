@@ -30,14 +30,7 @@ from lightning_transfer.methods.selective.exact import exact_neighbors, merged, 
 from lightning_transfer.methods.selective.forecast import num_compared, plan, search_seconds
 from lightning_transfer.methods.selective.identity import identity, looked_at
 from lightning_transfer.methods.selective.options import Neighbors
-from lightning_transfer.methods.selective.pictures import (
-    Picture,
-    Pictures,
-    check_ranges,
-    readable,
-    scaled,
-    warn_of_scales,
-)
+from lightning_transfer.methods.selective.pictures import Picture, Pictures, check_alike, readable, scaled
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.search import plain_arithmetic
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
@@ -175,11 +168,9 @@ class Job:
             raise TransferConfigError(
                 f"k={self.k} exceeds the {len(self.source):,} source images; pass k<={len(self.source)}."
             )
-        for pictures in (self.target, *self.protect):
-            check_ranges(pictures, self.source)
+        check_alike(self.target, self.source, self.protect)
         shown = "; ".join(f"{side.name}: {side.glance}" for side in (self.target, self.source, *self.protect))
         self.scan.say(f"Pixels of some images: {shown}.")
-        warn_of_scales(self.target, self.source)
 
     def _edges(self, describer: Describer) -> tuple[Tensor, int, str]:
         """Return bin edges, the most positions of a filter in a target image, and a digest of all target images."""
