@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch as L
 import pytest
 import timm
 import torch
@@ -68,11 +69,19 @@ def config(name="Lit", callbacks="", **changes):
     return "config.yaml"
 
 
+class Saving(L.Callback):
+    """Saves when ModelCheckpoint does, before the epoch is counted."""
+
+    def on_validation_end(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            trainer.save_checkpoint("last.ckpt")
+
+
 def trained(callbacks=""):
     """A configuration and a checkpoint of its run."""
     project = read_project(config(callbacks=callbacks))
+    project.trainer.callbacks.append(Saving())
     project.trainer.fit(project.module, project.data)
-    project.trainer.save_checkpoint("last.ckpt")
     return project
 
 

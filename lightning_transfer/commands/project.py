@@ -104,7 +104,7 @@ def read_project(path: str | os.PathLike[str], *, is_trained: bool = False) -> P
             line = cli_class(run=False, save_config_callback=None, parser_kwargs=RAISING, args=options)
     except ArgumentError as error:
         raise TransferConfigError(f"{path}: {error}") from error
-    said = {name: line.config["trainer"][name] for name in LENGTHS}  # a Trainer has a length even if none is given
+    said = {name: line.config["trainer"][name] for name in LENGTHS}  # None if the file gives none
     lengths = {name: value for name, value in said.items() if value is not None}
     return Project(line.model, line.datamodule or line.model, line.trainer, lengths)
 
