@@ -52,10 +52,14 @@ class Images(Dataset[Any]):
         return torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)), index % 1000
 
 
-def measured(num: int, folder: Path) -> dict[str, float]:
-    """Select among so many images; return what was said and what it took."""
+def peak_memory() -> float:
+    """Return the most GB that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def measured(num: int, folder: Path, before: float) -> dict[str, float]:
+    """Select among so many images; return what was said and what it took, memory above that from before all of it."""
     said: dict[str, float] = {}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cache = folder / f"{num}.safetensors"
 
     def say(line: str) -> None:
@@ -85,7 +89,7 @@ def measured(num: int, folder: Path) -> dict[str, float]:
     select.Selection.save = save  # type: ignore[method-assign]
     end = time.process_time()
     said["minutes"], said["all minutes"] = (end - said.pop("began")) / 60, (end - start) / 60
-    said["memory"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024 / 1e9
+    said["memory"] = peak_memory() - before
     return {"images": num, **{name: round(value, 3) for name, value in said.items()}}
 
 
@@ -105,9 +109,10 @@ def main() -> None:
     torch.set_num_threads(1)
     descriptions.time = forecast.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment]
     runs: list[dict[str, float]] = []
+    before = peak_memory()
     with tempfile.TemporaryDirectory() as folder:
         for num in args.sizes:
-            found = measured(num, Path(folder))
+            found = measured(num, Path(folder), before)
             if len(runs) > 1:
                 found["minutes on a line through the two before"] = line(runs[-2:], num)
             runs.append(found)
