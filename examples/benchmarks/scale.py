@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -24,10 +25,11 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from lightning_transfer import Neighbors
-from lightning_transfer.methods.selective import descriptions, forecast, select
+from lightning_transfer.methods.selective import descriptions, forecast
 from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import Job
+from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.progress import no_progress
 
 NUM_TARGET, NUM_SHAPES, SIDE = 5000, 4096, 32
@@ -76,17 +78,16 @@ def measured(num: int, folder: Path, before: float) -> dict[str, float]:
         neighbors=Neighbors(),
         scan=Scan(cache=cache, progress=no_progress, say=say),
     )
-    save = select.Selection.save
+    save = Selection.save
 
-    def weighed(selection: select.Selection, path: Path) -> None:
+    def weighed(selection: Selection, path: Path) -> None:
         files = [file for file in folder.rglob("*") if file.is_file() and "source" in file.parts]
         said["disk"] = sum(file.stat().st_size for file in files) / 1e9
         save(selection, path)
 
     start = time.process_time()
-    select.Selection.save = weighed  # type: ignore[method-assign]
-    job.run()
-    select.Selection.save = save  # type: ignore[method-assign]
+    with patch.object(Selection, "save", weighed):
+        job.run()
     end = time.process_time()
     said["minutes"], said["all minutes"] = (end - said.pop("began")) / 60, (end - start) / 60
     said["memory"] = peak_memory() - before
@@ -107,10 +108,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("scale.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    descriptions.time = forecast.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment]
+    clock = SimpleNamespace(monotonic=time.process_time)
     runs: list[dict[str, float]] = []
     before = peak_memory()
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(descriptions, "time", clock),
+        patch.object(forecast, "time", clock),
+    ):
         for num in args.sizes:
             found = measured(num, Path(folder), before)
             if len(runs) > 1:
