@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import options_of
-from lightning_transfer.networks import find_network, required_size, timm_name
+from lightning_transfer.networks import find_network, timm_name
 from lightning_transfer.roles import find_head, out_width, users_modules
 from lightning_transfer.surgery import Structure, find_all
-from lightning_transfer.tracing import evaluating
+from lightning_transfer.tracing import evaluating, required_size
 from lightning_transfer.version import __version__
 
 WEIGHTS = "model.safetensors"  # timm's name

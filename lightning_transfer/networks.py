@@ -94,13 +94,6 @@ def entry_of(module: nn.Module, head: Head) -> str:
     return path
 
 
-def required_size(network: Any) -> tuple[int, int] | None:
-    """Return the only height and width that a network takes, as timm's `img_size=` sets it; None if it takes others."""
-    patches = getattr(network, "patch_embed", None)
-    size = getattr(patches, "img_size", None)
-    return size if getattr(patches, "strict_img_size", False) and isinstance(size, tuple) else None
-
-
 def timm_name(network: Any) -> str | None:
     """Return the name by which timm makes a network, also one that is compiled; None if timm does not make it so.
 

@@ -127,8 +127,15 @@ def _watching(network: nn.Module, calls: list[Call], watched: Callable[[nn.Modul
             handle.remove()
 
 
+def required_size(network: Any) -> tuple[int, int] | None:
+    """Return the only height and width that a network takes, as timm's `img_size=` sets it; None if it takes others."""
+    patches = getattr(network, "patch_embed", None)
+    size = getattr(patches, "img_size", None)
+    return size if getattr(patches, "strict_img_size", False) and isinstance(size, tuple) else None
+
+
 def _pictures(network: nn.Module) -> Iterator[Tensor]:
-    """Yield blank pictures, first of the size that timm lists for the network."""
+    """Yield blank pictures, first of the size that the network takes, as far as timm says it."""
     convs = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     if not convs:
         return
@@ -136,9 +143,10 @@ def _pictures(network: nn.Module) -> Iterator[Tensor]:
         [convs[0].in_channels, min(conv.in_channels for conv in convs)]
     )  # two guesses at what it takes
     config = getattr(network, "pretrained_cfg", None) or {}
-    sizes = [size[-1] for size in [config.get("input_size")] if size and config.get("fixed_input_size")]
-    for number, size in product(channels, dict.fromkeys([*sizes, *SIZES])):
-        yield torch.zeros(1, number, size, size, dtype=convs[0].weight.dtype, device=convs[0].weight.device)
+    listed = config.get("input_size") if config.get("fixed_input_size") else None
+    sizes = [required_size(network), listed and tuple(listed[1:]), *((side, side) for side in SIZES)]
+    for number, size in product(channels, dict.fromkeys(filter(None, sizes))):
+        yield torch.zeros(1, number, *size, dtype=convs[0].weight.dtype, device=convs[0].weight.device)
 
 
 def run_on_a_picture(network: nn.Module) -> Any:

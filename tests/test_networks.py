@@ -4,7 +4,8 @@ import timm
 import torch
 from torch import nn
 
-from lightning_transfer.networks import required_size, timm_name
+from lightning_transfer.networks import timm_name
+from lightning_transfer.tracing import required_size, run_on_a_picture
 
 VIT = {"img_size": 64, "depth": 1}
 
@@ -41,3 +42,8 @@ def test_a_size_is_required_only_by_a_network_that_refuses_others():
     assert required_size(made(vit, config=lambda old: {**old, "input_size": (3, 96, 96)}, **VIT)) == (64, 64)
     for network in (made(vit, dynamic_img_size=True, **VIT), made(), nn.Sequential(made(vit, **VIT))):
         assert required_size(network) is None
+
+
+def test_a_network_of_a_size_of_its_own_runs_on_a_picture_of_it():
+    network = made("vit_tiny_patch16_224", img_size=(48, 80), depth=1, num_classes=5)
+    assert run_on_a_picture(network).shape == (1, 5)

@@ -22,11 +22,12 @@ from lightning_transfer.methods.collaborative.members import loaded, make_of
 from lightning_transfer.methods.selective.identity import identity
 from lightning_transfer.methods.selective.pictures import Pictures, spread
 from lightning_transfer.naming import structure
-from lightning_transfer.networks import required_size, timm_name
+from lightning_transfer.networks import timm_name
 from lightning_transfer.progress import Step
 from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import in_order
 from lightning_transfer.stamps import checksum, stamped, unstamped
+from lightning_transfer.tracing import required_size
 
 Networks: TypeAlias = Mapping[str, nn.Module | str] | Sequence[nn.Module | str]
 GIVE = "Give the dataset itself, without Normalize and augmentation: torchvision's with transform=None, say."

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.methods.collaborative.depths import find_depths
 from lightning_transfer.methods.collaborative.heads import classifier, last_classifier, renew_head
-from lightning_transfer.networks import required_size
 from lightning_transfer.roles import Head, out_width
 from lightning_transfer.stamps import digest
 from lightning_transfer.surgery import own_randomness
+from lightning_transfer.tracing import required_size
 
 OWN = "own"  # the user's network among the members
 NORM = ("scale", "shift")
