@@ -50,7 +50,6 @@ DEFAULTS = {  # what a user writes, by row
     "transfer module alone": "GatedTransfer()",
     "collaborative": "CollaborativeFinetuning([another_pretrained_network])",
 }
-SUMMARY = (PLAIN, PROBE, "gated transfer", "ensemble of two", "soft", "selective", "selective and gated transfer")
 RIVALS = (
     ("soft", "linear probe"),
     ("joint, random source", "linear probe"),
@@ -227,12 +226,6 @@ def _interval(found: tuple[float, float] | None) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "matrix": lambda: markdown(whole(read("transfer"))),
-    "summary": lambda: markdown(
-        {
-            **(report := whole(read("transfer"))),
-            "rows": [row for row in report["rows"] if row in (*SUMMARY, *DEFAULTS)],
-        }
-    ),
     "qualities": lambda: qualities(whole(read("transfer"))),
     "rivals": lambda: rivals(whole(read("transfer"))),
     "defaults": lambda: defaults(read("transfer")),
