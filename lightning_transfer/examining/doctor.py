@@ -21,7 +21,7 @@ from lightning_transfer.examining.diagnosis import Diagnosis, Finding, listed
 from lightning_transfer.examining.step import Seen, step_of
 from lightning_transfer.glue.checkpoints import UnsafeCheckpointError, read_checkpoint
 from lightning_transfer.glue.proxy import attached, options_like, trainer_class
-from lightning_transfer.glue.trainer import served
+from lightning_transfer.glue.trainer import named, served
 from lightning_transfer.randomness import reseed, restored
 
 FRAMEWORK = ("lightning", "pytorch_lightning")
@@ -131,10 +131,9 @@ def _leave_out(seen: Seen, trainer: Any, not_checked: list[str]) -> None:
     if seen.error is not None and seen.step_error is None:
         not_checked.append(f"all of the step, for around it this failed: {type(seen.error).__name__}: {seen.error}")
     callbacks = [*seen.callbacks, *(trainer.callbacks if trainer is not None else ())]
-    if finetuning := [each for each in callbacks if "BaseFinetuning" in {cls.__name__ for cls in type(each).__mro__}]:
+    if finetuning := named(callbacks, {"BaseFinetuning"}):
         seen.untrained, seen.drifting = [], []
-        name = type(finetuning[0]).__name__
-        not_checked.append(f"optimizers and frozen BatchNorm: {name} changes what is trained during training.")
+        not_checked.append(f"optimizers and frozen BatchNorm: {finetuning[0]} changes what is trained during training.")
     if len(seen.losses) < 2 and seen.error is None:
         not_checked.append("whether the loss is a mean: that takes two automatic steps of the same images.")
 

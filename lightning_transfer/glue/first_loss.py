@@ -77,9 +77,6 @@ class FirstLoss:
         self._heard: Heard | None = None
         self._handle: Any = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "FirstLoss":
-        return FirstLoss(self.labels)
-
     def __reduce__(self) -> tuple[type["FirstLoss"], tuple[Any]]:
         return (FirstLoss, (self.labels,))
 

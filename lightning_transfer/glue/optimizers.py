@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.standin import StandIn
+from lightning_transfer.glue.trainer import named
 
 
 def _held(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
@@ -88,24 +89,19 @@ def check_held(trainer: Any, part: nn.Module) -> None:
         )
 
 
-def trains_any(trainer: Any, params: Iterable[nn.Parameter]) -> bool:
-    """Return whether some optimizer trains at least one of these parameters."""
-    held = _held(trainer.optimizers)
-    return any(id(param) in held and param.requires_grad for param in params)
-
-
 def why_untrained(trainer: Any, params: Iterable[nn.Parameter]) -> str:
     """Return what to change if no optimizer trains any of these parameters, otherwise "".
 
     If one of the user's callbacks has frozen them, such as BackboneFinetuning, it may unfreeze them later, so the
     result is "" too.
     """
-    params = list(params)
-    if trains_any(trainer, params):
+    held = _held(trainer.optimizers)
+    trainable = [id(param) for param in params if param.requires_grad]
+    if not held.isdisjoint(trainable):
         return ""
-    if any(param.requires_grad for param in params):
+    if trainable:
         return "In configure_optimizers pass self.parameters() to the optimizer."
-    if any("BaseFinetuning" in {cls.__name__ for cls in type(each).__mro__} for each in trainer.callbacks):
+    if named(trainer.callbacks, {"BaseFinetuning"}):
         return ""
     return "They are frozen now: set requires_grad=True for some of them, or unfreeze them later."
 

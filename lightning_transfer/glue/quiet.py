@@ -11,12 +11,6 @@ from typing import Any
 from lightning_transfer.errors import TransferConfigError
 
 LOGGERS = ("lightning.pytorch", "pytorch_lightning", "lightning.fabric", "lightning_fabric")
-QUIET = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 
 
 def trainer_of(make: type, options: Mapping[str, Any]) -> Any:
@@ -24,7 +18,9 @@ def trainer_of(make: type, options: Mapping[str, Any]) -> Any:
     namespace = make.__module__.removesuffix(".trainer.trainer")
     environments = importlib.import_module(f"{namespace}.plugins.environments")
     given = {
-        **QUIET,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
         "logger": _unheard(namespace, options.get("default_root_dir", os.getcwd())),
         "plugins": [environments.LightningEnvironment()],  # one process, even if a cluster has started this one
         **options,

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_transfer.glue.trainer import Weakly, is_run_by
+from lightning_transfer.glue.trainer import Weakly, is_run_by, named
 
 HOOKS = (  # private: where torch keeps a layer's hooks and their options, by number
     "_forward_pre_hooks",
@@ -118,7 +118,7 @@ class WithoutHooks(StandIn):
         try:
             result = self.hook(*args, **kwargs)
             plugin = self.module.checkpoint_io
-            is_async = any(cls.__name__ == "AsyncCheckpointIO" for cls in type(plugin).__mro__)
+            is_async = named([plugin], {"AsyncCheckpointIO"})
             if is_async and taken and any(isinstance(leaf, nn.Module) for leaf in tree_leaves((args, kwargs))):
                 plugin.teardown()  # wait for its thread, which pickles the network; the next call starts a new one
             return result

@@ -43,9 +43,9 @@ class Weakly:
         return (Weakly, ())
 
 
-def named(callbacks: Iterable[Any], names: set[str]) -> list[str]:
-    """Return the class names of callbacks that are, or inherit from, one of these classes."""
-    return [type(one).__name__ for one in callbacks if names & {cls.__name__ for cls in type(one).__mro__}]
+def named(things: Iterable[Any], names: set[str]) -> list[str]:
+    """Return the class names of things, such as callbacks, that are, or inherit from, one of these classes."""
+    return [type(one).__name__ for one in things if names & {cls.__name__ for cls in type(one).__mro__}]
 
 
 def is_running(trainer: Any) -> bool:
@@ -72,9 +72,8 @@ def say(trainer: Any, message: str) -> None:
 def progress_of(trainer: Any) -> Progress:
     """Return bars of the kind that the Trainer shows; a Trainer that received SIGTERM stops at their next step."""
     bar = trainer.progress_bar_callback
-    kinds = {cls.__name__ for cls in type(bar).__mro__}
     is_seen = bar is not None and trainer.is_global_zero
-    make = no_progress if not is_seen else rich_progress if "RichProgressBar" in kinds else tqdm_progress
+    make = no_progress if not is_seen else rich_progress if named([bar], {"RichProgressBar"}) else tqdm_progress
 
     @contextmanager
     def progress(name: str, total: int, /, unit: str = "images") -> Iterator[Step]:
@@ -162,8 +161,7 @@ def schedule_length(schedule: Schedule, trainer: Any) -> float | None:
 
 def is_trial(trainer: Any) -> bool:
     """Return whether this run is too short for any schedule: a dry run, or the learning-rate finder's."""
-    finders = [callback for callback in trainer.callbacks if type(callback).__name__ == "_LRCallback"]
-    return bool(trainer.fast_dev_run or finders)
+    return bool(trainer.fast_dev_run or named(trainer.callbacks, {"_LRCallback"}))
 
 
 def to_device(trainer: Any, batch: Any, *, hooks: bool, were_set: dict[str, Any] | None = None) -> Any:

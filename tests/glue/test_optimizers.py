@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.optimizers import join, trains_any
+from lightning_transfer.glue.optimizers import join, why_untrained
 
 
 def net_and_part():
@@ -75,7 +75,7 @@ def test_optimizers_that_make_their_state_at_once_take_new_parameters(kind):
 
 def test_frozen_parameters_are_not_trained():
     net = nn.Linear(2, 2)
-    trainer = SimpleNamespace(optimizers=[torch.optim.SGD(net.parameters(), lr=0.1)])
-    assert trains_any(trainer, net.parameters())
-    assert not trains_any(trainer, net.requires_grad_(False).parameters())
-    assert not trains_any(trainer, nn.Linear(2, 2).parameters())
+    trainer = SimpleNamespace(optimizers=[torch.optim.SGD(net.parameters(), lr=0.1)], callbacks=[])
+    assert why_untrained(trainer, net.parameters()) == ""
+    assert "They are frozen" in why_untrained(trainer, net.requires_grad_(False).parameters())
+    assert "pass self.parameters()" in why_untrained(trainer, nn.Linear(2, 2).parameters())
