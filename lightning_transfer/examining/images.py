@@ -127,11 +127,10 @@ def _call(batch: Any, seen: Seen, adapt: Adapt | None) -> Call | None:
     """Return the call of a criterion that gets the labels as the dataset gives them."""
     given = labels_in(batch) if adapt is None else adapt(batch)[1]
     numbers = class_numbers(given) if isinstance(given, Tensor) else None
+    if numbers is None:
+        return None
     calls = (call for call in seen.calls if call.name in CLASSES and call.scores.ndim == 2)
-    return next(
-        (call for call in calls if numbers is not None and torch.equal(call.target.cpu(), numbers)),
-        None,
-    )
+    return next((call for call in calls if torch.equal(call.target.cpu(), numbers)), None)
 
 
 def leaks(train: Any, held_out: dict[str, Any], adapt: Adapt | None, not_checked: list[str]) -> Iterator[Finding]:

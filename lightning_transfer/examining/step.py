@@ -220,7 +220,7 @@ def step_of(
     try:
         with torch.compiler.set_stance("force_eager"):
             again = [*batches, batches[0]] if twin.automatic_optimization else batches
-            loader = DataLoader(again, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type, var-annotated]
+            loader = DataLoader(again, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type, var-annotated]
             fit_alone(make, twin, loader, datamodule, given, seed=0)
     except _StepDoneError:
         pass
@@ -233,7 +233,3 @@ def _number(given: Any) -> float:
     """Return the loss that a step has given; NaN if there is none."""
     loss = given.get("loss") if isinstance(given, Mapping) else given
     return float(loss.detach()) if isinstance(loss, Tensor) else math.nan
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

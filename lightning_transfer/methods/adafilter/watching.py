@@ -63,9 +63,6 @@ class GateWatch(TransferPart):
         prefix = f"{path}." if path else ""
         return {prefix + new: prefix + old for new, old in self.gates.renamed().items()}
 
-    def attach(self, module: Any) -> None:
-        """Do nothing: the layers are changed already."""
-
     def detach(self) -> None:
         """Forget the last pass."""
         if self.gates.gate is not None:
@@ -85,7 +82,7 @@ class GateWatch(TransferPart):
             optimizers.check_held(trainer, self.gates)
 
     def begin(self, module: Any, batch: Any = None) -> None:
-        """Forget the last step's pass."""
+        """Forget the last step's pass: not earlier, because the backward after the step may need what it kept."""
         self.detach()
         self._has_looked = False
 
@@ -114,6 +111,3 @@ class GateWatch(TransferPart):
                 NoEffectWarning,
                 stacklevel=2,
             )
-
-    def end(self) -> None:
-        """Do nothing: a backward after the step may still need what the pass kept."""

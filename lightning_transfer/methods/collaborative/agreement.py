@@ -72,8 +72,7 @@ class Agreement(TransferPart):
             member: Any = self.ensemble.members[name]
             frozen = self.ensemble.frozen.get(name, 0)
             depth = f", {frozen} convolutions frozen" if frozen else ""
-            is_resized = member.size is not None or member.zoom != 1
-            sized = f", images of {member.size or f'{member.zoom:.3g} times the size'}" if is_resized else ""
+            sized = f", images of {member.size or f'{member.zoom:.3g} times the size'}" if member.is_resized else ""
             scaled = ", normalised as in its pretraining" if member.scale is not None else ""
             said.append(f"{name} ({type(self.ensemble.layers_of(name)).__name__}{depth}{sized}{scaled})")
         return f"{self.path!r} is now the mean of {', '.join(said)}."
@@ -96,17 +95,14 @@ class Agreement(TransferPart):
 
     def added(self, module: Any) -> dict[str, nn.Module]:
         """Return the other networks, their heads first."""
-        return self._heads() | {f"{self.path}.members.{name}": self._member(name) for name in self.ensemble.names[1:]}
+        return self._heads() | {f"{self.path}.members.{name}": other for name, other in self._others()}
 
-    def _member(self, name: str) -> nn.Module:
-        return self.ensemble.members[name]
+    def _others(self) -> list[tuple[str, nn.Module]]:
+        return list(self.ensemble.members.items())[1:]
 
     def renamed(self, module: Any) -> dict[str, str]:
         """Return the new name of the user's own network, and its old one."""
         return {f"{self.path}.members.{self.ensemble.names[0]}.network": self.path}
-
-    def attach(self, module: Any) -> None:
-        """Do nothing: the networks are in place already."""
 
     def detach(self) -> None:
         """Forget the last pass."""
@@ -114,12 +110,12 @@ class Agreement(TransferPart):
 
     def check(self, trainer: Any) -> None:
         """Refuse networks that no optimizer holds; warn if only the other networks are trained as a whole."""
-        for name in self.ensemble.names[1:]:
-            optimizers.check_held(trainer, self._member(name))
+        for _, other in self._others():
+            optimizers.check_held(trainer, other)
         if optimizers.why_untrained(trainer, self.neighbors(trainer.lightning_module, "")):
             heads = {id(param) for head in self._heads().values() for param in head.parameters()}
-            for name in self.ensemble.names[1:]:
-                if any(param.requires_grad and id(param) not in heads for param in self._member(name).parameters()):
+            for name, other in self._others():
+                if any(param.requires_grad and id(param) not in heads for param in other.parameters()):
                     warnings.warn(
                         f"Of your network only the head is trained, its backbone is frozen; of {name!r} all layers are "
                         f"trained. If you do not want this, freeze it before you pass it: "
@@ -155,8 +151,7 @@ class Agreement(TransferPart):
         together = collaborative_loss(logits, labels, weight=self.weight, loss=self.criterion)
         self._refuse_non_finite(together.detach(), logits.detach(), labels)
         if is_log_due(self.trainer):
-            self.pending.read()
-            self._log(self.trainer, logits.detach(), labels)
+            self.log(self._measured(logits.detach(), labels))
         return loss + (together - joint)
 
     def _refuse_non_finite(self, together: Tensor, logits: Tensor, labels: Tensor) -> None:
@@ -221,7 +216,8 @@ class Agreement(TransferPart):
             self._kinds[labels.shape[1:]] = kind_by(self.criterion, logits.detach().mean(0), labels)
         return self._kinds[labels.shape[1:]]
 
-    def _log(self, trainer: Any, logits: Tensor, labels: Tensor) -> None:
+    def _measured(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the disagreement and each accuracy of this step's images."""
         values = {"transfer/disagreement": disagreement(logits)}
         if (kind := self._kind(labels, logits)) is not None:
             ways, several = ways_to_be_right(torch.cat([logits, logits.mean(0, keepdim=True)]), labels, kind)
@@ -229,7 +225,7 @@ class Agreement(TransferPart):
             values |= {
                 f"transfer/accuracy/{name}": share for name, share in zip(self.ensemble.names, right, strict=True)
             }
-        log(trainer, values)
+        return values
 
     def end(self) -> None:
         """Forget the step."""

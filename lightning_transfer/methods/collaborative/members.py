@@ -55,7 +55,7 @@ class Member(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, classes) logits of (B, C, H, W) images that are preprocessed for the user's network."""
-        if self.size is not None or self.zoom != 1:  # a head that is apart takes features, which have no size
+        if self.is_resized:  # a head that is apart takes features, which have no size
             height, width = self.size or (round(side * self.zoom) for side in images.shape[-2:])
             if (height, width) != tuple(images.shape[-2:]):
                 images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
@@ -65,9 +65,14 @@ class Member(nn.Module):
         return logits
 
     @property
+    def is_resized(self) -> bool:
+        """Return whether images are resized."""
+        return self.size is not None or self.zoom != 1
+
+    @property
     def is_plain(self) -> bool:
         """Return whether images enter the network unchanged."""
-        return self.scale is None and self.size is None and self.zoom == 1
+        return self.scale is None and not self.is_resized
 
     def describe(self) -> dict[str, Any]:
         """Return the changes of images as plain data."""

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_transfer.batches import Kind, Labels, criterion_of, find_labels, kind_of
-from lightning_transfer.errors import NoEffectWarning, TransferConfigError, check_number
+from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.first_loss import FirstLoss, is_binary, is_close, refuse_sum
 from lightning_transfer.glue.part import TransferPart
-from lightning_transfer.glue.trainer import is_log_due, is_trial, log
+from lightning_transfer.glue.trainer import is_log_due, is_trial
 from lightning_transfer.methods.gated.apply import find_gated_head, find_tap
 from lightning_transfer.methods.gated.modules import AuxiliaryClassifier
 from lightning_transfer.roles import users_modules
@@ -22,14 +22,6 @@ from lightning_transfer.surgery import own_randomness
 DEAD = 0.01  # if the weights spread less, all features are weighted the same
 LOOKS = 10  # logged steps in a row before the warning, since new weights spread little too
 AUX_WEIGHT = 0.2  # the authors'
-
-
-def aux_weight_of(given: float | None, *, tap: str, ratio: int | None, labels: Labels) -> float:
-    """Return the given weight, or the authors' if `tap`, `labels` or `ratio=None` asks for it, else 0 (ours)."""
-    is_asked = tap != "auto" or labels is not find_labels or ratio is None
-    weight = (AUX_WEIGHT if is_asked else 0.0) if given is None else given
-    check_number("aux_weight", weight)
-    return weight
 
 
 class AuxiliaryTerm(TransferPart):
@@ -148,20 +140,18 @@ class AuxiliaryTerm(TransferPart):
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
         """Return the loss plus the weighted auxiliary loss."""
-        trainer = self.trainer
         self.has_added = True
         values = {}
         if self.classifier is not None:
             aux_loss = self._loss()
             values["transfer/aux_loss"] = aux_loss.detach()
             loss = loss + self.weight * aux_loss
-        if is_log_due(trainer):
-            self.pending.read()
+        if is_log_due(self.trainer):
             transfer = self._gated[0].transfer
             if transfer is not None and transfer.last.weights is not None:
                 values["transfer/gate_spread"] = transfer.last.weights.float().std()
                 self._warn_of_death(float(values["transfer/gate_spread"]))
-            log(trainer, values)
+            self.log(values)
         return loss
 
     def _look(self, loss: Tensor) -> None:

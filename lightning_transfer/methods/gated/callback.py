@@ -6,7 +6,7 @@ from lightning_transfer.batches import Labels, find_labels
 from lightning_transfer.errors import TransferConfigError, check_count, check_number
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.methods.gated.apply import apply_gated_transfer, find_gated_head, remove_gated_transfer
-from lightning_transfer.methods.gated.auxiliary import AuxiliaryTerm, aux_weight_of
+from lightning_transfer.methods.gated.auxiliary import AUX_WEIGHT, AuxiliaryTerm
 from lightning_transfer.methods.gated.modules import GatedHead
 
 
@@ -69,7 +69,10 @@ class GatedTransfer(TransferCallback):
         check_count("warmup_epochs", warmup_epochs, least=0)
         self.options: dict[str, Any] = {"head": head, "ratio": ratio, "gate_dropout": gate_dropout, "dropout": dropout}
         self.tap = tap
-        self.aux_weight = aux_weight_of(aux_weight, tap=tap, ratio=ratio, labels=labels)
+        if aux_weight is None:  # ours: the classifier only if an option asks for it
+            aux_weight = AUX_WEIGHT if tap != "auto" or labels is not find_labels or ratio is None else 0.0
+        check_number("aux_weight", aux_weight)
+        self.aux_weight = aux_weight
         self.warmup_epochs = warmup_epochs
         self.labels = labels
 
