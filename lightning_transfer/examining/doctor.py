@@ -37,13 +37,13 @@ def doctor(
 ) -> Diagnosis:
     """Look for what will go wrong in a project before hours are lost, and name the code to write.
 
-    One training step of a copy of the module is run on a few images: parts in
-    eval mode, frozen BatchNorm whose statistics drift, parameters in no optimizer, labels that do not fit,
-    probabilities for logits, a loss that is not a mean. Besides: mixed Lightning namespaces, hyperparameters that make
-    a checkpoint unsafe, callbacks in the wrong order, classes of few images, images in the order of their classes, a
-    head of more outputs than classes, a last batch of one image for BatchNorm, and validation or test images among the
-    training images (of each at most 2,000 are compared). A copy of the DataModule is set up. The module, the data and
-    the random state are left as they were; only what the DataModule holds that cannot be copied is shared.
+    One training step of a copy of the module, on a few images, shows parts in eval mode, frozen BatchNorm whose
+    statistics drift, parameters in no optimizer, labels that do not fit, probabilities for logits, a loss that is not a
+    mean, and a step after which the loss explodes. Besides it looks for mixed Lightning namespaces, hyperparameters
+    that make a checkpoint unsafe, callbacks in the wrong order, classes of few images, images in the order of their
+    classes, a head of more outputs than classes, a last batch of one image for BatchNorm, and validation or test images
+    among the training images (of each at most 2,000 are compared). A copy of the DataModule is set up. The module, the
+    data and the random state are left as they were; only what the DataModule holds that cannot be copied is shared.
 
     Args:
         module: the LightningModule that is to be trained.
@@ -52,11 +52,11 @@ def doctor(
         adapt: turns a batch into (images, labels), if it is a dictionary, say.
         unaugmented: the training images without augmentation, in the same order; by default those of the loader.
 
-    Raises:
-        TransferConfigError: the module is not a LightningModule, or the data neither a DataModule nor a loader.
-
     Returns:
         What was found; `print` shows it.
+
+    Raises:
+        TransferConfigError: the module is not a LightningModule, or the data neither a DataModule nor a loader.
 
     Example:
         >>> import lightning as L

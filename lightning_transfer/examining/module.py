@@ -18,7 +18,7 @@ from lightning_transfer.glue.proxy import NAMESPACES
 
 CLASSES = ("cross_entropy", "nll_loss")  # criteria of class numbers
 LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")  # criteria that turn scores into probabilities
-STEEP = 10.0  # times as high as before, or as chance, is no noise (ours)
+STEEP = 10.0  # a loss that is so many times as high as before, or as chance, is not noise (ours)
 TWICE = 0.1  # by which the ratio of a sum over two halves to one of them may miss 2
 
 

@@ -11,7 +11,7 @@ from lightning_transfer.surgery import SurgeryReport
 
 
 class AdaFilterMixin(PartMixin):
-    """Gated filters inside a LightningModule: what `AdaFilter` does, called explicitly.
+    """Gate filters inside a LightningModule, as `AdaFilter` does.
 
     The gates are a part of the network, so the module's own load_from_checkpoint reads its checkpoints. In
     configure_optimizers self.parameters() includes them; for a group of their own use `self.filter_gates.parameters()`,

@@ -126,10 +126,10 @@ class AuxiliaryTerm(TransferPart):
         if self._is_listening:
             self._first_loss.listen(self._gated[0], batch)
         if self._is_warming(self.trainer):
-            norms = [layer for layer in self._body(module) if isinstance(layer, _NormBase) and layer.training]
+            norms = [layer for _, layer in users_modules(module) if isinstance(layer, _NormBase) and layer.training]
             for norm in norms:
                 norm.training = False
-            self._frozen_norms = norms
+            self._frozen_norms = norms  # all are the backbone's: the transfer module and the heads have none
 
     def stepped(self, loss: Tensor | None) -> None:
         """Stop listening: the step's own pass is over."""
@@ -235,10 +235,6 @@ class AuxiliaryTerm(TransferPart):
 
     def _is_warming(self, trainer: Any) -> bool:
         return bool(trainer.current_epoch < self.warmup_epochs)
-
-    def _body(self, module: Any) -> Iterable[nn.Module]:
-        mine = {*self._gated[0].modules(), *self.modules()}
-        return [layer for _, layer in users_modules(module) if layer not in mine]
 
     def _body_parameters(self, module: Any) -> Iterable[nn.Parameter]:
         mine = {id(param) for param in [*self._gated[0].parameters(), *self.parameters()]}

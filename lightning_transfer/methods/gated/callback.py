@@ -34,8 +34,8 @@ class GatedTransfer(TransferCallback):
         aux_weight: of the auxiliary loss; 0 for no auxiliary classifier. By default the authors' .2 if `tap` or
             `labels` is given or `ratio` is None, otherwise 0.
         warmup_epochs: epochs in which only the module and the classifiers are trained.
-        labels: returns the (B,) class numbers of a batch; needed if a batch is not (images, labels) and does not name
-            its labels.
+        labels: returns the labels of a batch; needed if a batch is not (images, class numbers) and does not name its
+            labels.
 
     Raises:
         TransferConfigError: an option does not fit.

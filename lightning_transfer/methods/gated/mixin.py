@@ -16,7 +16,7 @@ STATE = f"{KEY}_gated"  # the key in a checkpoint of what only training needs
 
 
 class GatedTransferMixin(PartMixin):
-    """A transfer module and an auxiliary classifier inside a LightningModule: what `GatedTransfer` does.
+    """Weigh features and add an auxiliary classifier inside a LightningModule, as `GatedTransfer` does.
 
     The transfer module is a part of the network, so the module's own load_from_checkpoint reads its checkpoints. A
     checkpoint holds the auxiliary classifier beside the state_dict, not in it.
