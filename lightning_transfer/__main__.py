@@ -7,6 +7,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,10 @@ def select(
         fabric: options of Lightning's Fabric, such as {accelerator: gpu, devices: 8, num_nodes: 2}.
     """
     device = launch(fabric or {})
-    protected = [Pictures(data, "protected") for data in protect or []]
+    pictures = partial(Pictures, num_workers=num_workers)
+    protected = [pictures(data, "protected") for data in protect or []]
     scan = Scan(cache=cache, num_workers=num_workers, device=device, say=print)
-    job = Job.of(Pictures(target, "target"), Pictures(source, "source"), protected, neighbors=neighbors, scan=scan)
+    job = Job.of(pictures(target, "target"), pictures(source, "source"), protected, neighbors=neighbors, scan=scan)
     selection = job.run()
     if ranks.rank() == 0:
         print(f"{selection} in {cache}")

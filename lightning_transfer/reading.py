@@ -1,7 +1,9 @@
 """Read samples of any dataset outside of training, in a given order, a batch at a time."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -10,6 +12,27 @@ from lightning_transfer.datasets import ControlFlowError, load
 from lightning_transfer.errors import TransferConfigError
 
 Samples = list[tuple[int, Any]]  # each with its index
+Found = TypeVar("Found")
+PATIENCE = 120  # seconds, then a process is taken to hang
+
+
+def apart(read: Callable[[], Found], num_workers: int | None) -> Found:
+    """Return what `read` returns, called in a process of its own if a dataset that it reads may get workers later.
+
+    A file that a dataset opens with its first sample would otherwise be open in this process, and workers forked from
+    it would share one position in the file: each would get bytes of another's sample, without an error.
+
+    Args:
+        read: the function; its result can be pickled.
+        num_workers: that the dataset may get; None if this is not known.
+    """
+    if num_workers != 0 and sys.platform == "linux":  # elsewhere workers are not forked
+        options = {"num_workers": 1, "multiprocessing_context": "fork", "timeout": PATIENCE}
+        one: Any = [0]
+        with suppress(Exception):  # such a process has no GPU, for example; an error is raised again here
+            (found,) = in_order(one, one, size=1, workers={**options, "collate_fn": lambda _: read()})
+            return found  # type: ignore[no-any-return]
+    return read()
 
 
 def in_order(dataset: Dataset[Any], indices: Sequence[int], *, size: int, workers: Mapping[str, Any]) -> Iterator[Any]:

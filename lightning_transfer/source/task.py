@@ -5,6 +5,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Required, TypeAlias, TypedDict, Unpack
 
@@ -18,6 +19,7 @@ from lightning_transfer.datasets import AnyDataset, check_random_access, known_l
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
 from lightning_transfer.naming import name_of, structure
 from lightning_transfer.pending import PendingChecks
+from lightning_transfer.reading import apart
 from lightning_transfer.roles import has_linear, in_width, is_pooling, linear_layers, out_width
 from lightning_transfer.stamps import digest
 from lightning_transfer.values import value_of
@@ -302,7 +304,7 @@ class SourceTask:
         given = labels[looked].clone()  # the list may be the dataset's own memory
         for place, index in enumerate(looked.tolist()):
             with contextlib.suppress(Exception):  # a sample that cannot be read raises when it is drawn
-                sample = load(self.dataset, index, of="source")
+                sample = apart(partial(load, self.dataset, index, of="source"), self.num_workers)
                 given[place] = sample[1] if len(sample) == 2 else 0  # of three entries, `adapt` is asked for when drawn
         self.check_labels(given, num_classes, looked)
 

@@ -26,6 +26,7 @@ from lightning_transfer.glue.trainer import (
     schedule_length,
 )
 from lightning_transfer.randomness import seeded
+from lightning_transfer.reading import apart
 from lightning_transfer.roles import find_head, out_width, parameters_before
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import check_hyperparameters
@@ -116,7 +117,8 @@ class SourceTerm(TransferPart):
 
     def _probe(self, module: Any) -> None:
         with seeded(self.source.seed, 0):  # loading and running an example must not change the program's random state
-            images, _ = self.source.unpack(collate([(0, load(self.source.dataset, 0, of="source"))], of="source"))
+            sample = apart(lambda: load(self.source.dataset, 0, of="source"), self.source.num_workers)
+            images, _ = self.source.unpack(collate([(0, sample)], of="source"))
             self.source.forward(module, images) if callable(self.source.forward) else module(images)
 
     def attach(self, module: Any) -> None:

@@ -8,8 +8,9 @@ from torch.utils.data import Dataset, default_collate
 from lightning_transfer.batches import class_numbers, label_hint
 from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.trainer import looking, to_device
+from lightning_transfer.glue.trainer import looking, source_workers, to_device
 from lightning_transfer.randomness import seeded
+from lightning_transfer.reading import apart
 from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.task import SourceTask
 
@@ -41,7 +42,9 @@ def check_labels(data: Dataset[Any], source: SourceTask, trainer: Any) -> None:
         TransferConfigError: its labels are not class numbers.
     """
     with seeded(source.seed, 0):
-        some = [load(data, index, of="target") for index in range(min(ASKED, len(data)))]  # type: ignore[arg-type]
+        first = range(min(ASKED, len(data)))  # type: ignore[arg-type]
+        workers = source_workers(source.num_workers, trainer)["num_workers"]
+        some = apart(lambda: [load(data, index, of="target") for index in first], workers)
         read(default_collate(some), source, trainer)
 
 

@@ -26,6 +26,7 @@ from lightning_transfer.methods.selective.select import Job
 from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.options import is_list, made
 from lightning_transfer.randomness import seeded
+from lightning_transfer.reading import apart
 from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.source.view import NetworkView
@@ -179,8 +180,9 @@ class Borrowed:
         self._made_of = self._identity(trainer)
 
     def _identity(self, trainer: Any) -> str:
-        target = Pictures(target_dataset(self.options.target, trainer), "target", adapt=self.source.adapt)
-        return f"target {identity(target)}, source {identity(self._source_pictures())}"
+        target = self._pictures(target_dataset(self.options.target, trainer), "target", trainer)
+        source = self._pictures(self.source.plain_dataset, "source", trainer)
+        return f"target {identity(target)}, source {identity(source)}"
 
     def _check_same_data(self, trainer: Any) -> None:
         """Raise if the images differ from those that the lists were made of."""
@@ -192,26 +194,26 @@ class Borrowed:
             )
         self._saved_identity = ""
 
-    def _source_pictures(self) -> Pictures:
-        return Pictures(self.source.plain_dataset, "source", adapt=self.source.adapt)
+    def _pictures(self, dataset: Dataset[Any], name: str, trainer: Any) -> Pictures:
+        num_workers = source_workers(self.source.num_workers, trainer)["num_workers"]
+        return Pictures(dataset, name, adapt=self.source.adapt, num_workers=num_workers)
 
     def _selected(self, trainer: Any, data: Dataset[Any]) -> Selection:
-        adapt = self.source.adapt
-        unaugmented = self._source_pictures()
+        unaugmented = self._pictures(self.source.plain_dataset, "source", trainer)
         if len(unaugmented) != self.source.num_images:
             raise TransferConfigError(
                 f"unaugmented has {len(unaugmented):,} images, the source dataset {self.source.num_images:,}; expected "
                 "the same images in the same order."
             )
-        self._check_same_labels()
+        self._check_same_labels(unaugmented.num_workers)
         job = Job.of(
-            Pictures(data, "target", adapt=adapt),
+            self._pictures(data, "target", trainer),
             unaugmented,
-            [Pictures(protected, "protected", adapt=adapt) for protected in self.options.protect],
+            [self._pictures(protected, "protected", trainer) for protected in self.options.protect],
             neighbors=self.neighbors,
             scan=Scan(
                 cache=self.options.cache,
-                num_workers=source_workers(self.source.num_workers, trainer)["num_workers"],
+                num_workers=unaugmented.num_workers,
                 device=trainer.strategy.root_device,
                 progress=progress_of(trainer),
                 say=lambda line: say(trainer, line),
@@ -219,13 +221,14 @@ class Borrowed:
         )
         return job.run()
 
-    def _check_same_labels(self) -> None:
+    def _check_same_labels(self, num_workers: int) -> None:
         """Raise if `unaugmented` is not in the dataset's order, as far as both list the labels of their samples."""
         if self.source.unaugmented is None:
             return
         adapt = self.source.adapt
         read = adapt and (lambda sample: adapt(default_collate([sample])))
-        mine, theirs = (listed_labels(data, read) for data in (self.source.dataset, self.source.plain_dataset))
+        both = (self.source.dataset, self.source.plain_dataset)
+        mine, theirs = apart(lambda: [listed_labels(data, read) for data in both], num_workers)
         if mine is not None and theirs is not None and not torch.equal(mine, theirs):
             raise TransferConfigError(
                 f"The labels of unaugmented= are not those of the source dataset: {theirs[:5].tolist()} and so on in "

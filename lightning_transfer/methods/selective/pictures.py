@@ -16,7 +16,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.selective.ranges import BYTE, Glance
 from lightning_transfer.naming import structure
 from lightning_transfer.randomness import reseed, restored
-from lightning_transfer.reading import in_order
+from lightning_transfer.reading import apart, in_order
 from lightning_transfer.source.listing import listed_by
 
 CHANNELS = (1, 2, 3, 4)  # grey and colour, with or without transparency
@@ -46,15 +46,22 @@ class Pictures(Dataset[Picture]):
         dataset: giving images, or (image, label): tensors, arrays or PIL images.
         name: "target" or "source", for messages.
         adapt: turns collated samples into (images, labels).
+        num_workers: processes that will read the dataset.
     """
 
     def __init__(
-        self, dataset: Dataset[Any], name: str, *, adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None
+        self,
+        dataset: Dataset[Any],
+        name: str,
+        *,
+        adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
+        num_workers: int = 0,
     ) -> None:
         check_random_access(dataset, name)
         self.dataset: Any = dataset
         self.name = name
         self.adapt = adapt
+        self.num_workers = num_workers
         self.is_mirrored = False
 
     def mirrored(self) -> "Pictures":
@@ -91,6 +98,9 @@ class Pictures(Dataset[Picture]):
     @cached_property
     def glance(self) -> Glance:
         """Return what some images show about all; the same in every process."""
+        return apart(self._glance, self.num_workers)
+
+    def _glance(self) -> Glance:
         found = Glance()
         with restored():
             for index in spread(len(self), IDENTIFIED):
@@ -130,14 +140,21 @@ class Pictures(Dataset[Picture]):
         Raises:
             TransferConfigError: a sample differs; the message ends in the advice.
         """
+        _ = self.glance  # here, where it is kept
+        if (index := apart(self._differing, self.num_workers)) is not None:
+            raise TransferConfigError(
+                f"The {self.name}'s transform is random: {self.name} sample {index} differs when it is read again, "
+                f"so its neighbors would differ too. {advice}"
+            )
+
+    def _differing(self) -> int | None:
+        """Return one of some samples that has other pixels when it is read again; None if there is none."""
         for index in spread(len(self), PROBED):
             with restored():
                 first, *others = (self.read(index, seed=seed).pixels for seed in range(READINGS))
             if isinstance(first, Tensor) and any(isinstance(o, str) or not torch.equal(first, o) for o in others):
-                raise TransferConfigError(
-                    f"The {self.name}'s transform is random: {self.name} sample {index} differs when it is read again, "
-                    f"so its neighbors would differ too. {advice}"
-                )
+                return index
+        return None
 
 
 def _pixels(image: Any) -> Tensor:

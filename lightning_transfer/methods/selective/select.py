@@ -79,9 +79,9 @@ def select_neighbors(
         check_count("bins", bins, least=2)
     check_choice("search", search, ("exact", "approximate"))
     return Job(
-        Pictures(target, "target"),
-        Pictures(source, "source"),
-        tuple(Pictures(data, "protected") for data in protect),
+        Pictures(target, "target", num_workers=scan.num_workers),
+        Pictures(source, "source", num_workers=scan.num_workers),
+        tuple(Pictures(data, "protected", num_workers=scan.num_workers) for data in protect),
         _as_bank(bank),
         k,
         bins,

@@ -1,0 +1,94 @@
+"""A dataset that opens its file with the first sample is not opened before workers are forked: they would share it."""
+
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+import lightning_transfer as lt
+from lightning_transfer.reading import apart
+from tests import toys
+from tests.toys import LitToy, fit
+
+WORKERS = 1
+
+
+class InOneFile(Dataset):
+    """Images in one file, which is opened with the first sample; it knows which process opened it."""
+
+    def __init__(self, path, num_classes):
+        self.path, self.num_classes, self.file, self.opener = path, num_classes, None, None
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        if self.file is None:
+            self.file, self.opener = open(self.path, "rb"), os.getpid()  # noqa: SIM115
+        assert self.opener == os.getpid(), "two processes share a file"
+        self.file.seek(index * 3 * 400 * 4)
+        pixels = np.frombuffer(self.file.read(3 * 400 * 4), np.float32).reshape(3, 20, 20)
+        return torch.from_numpy(pixels.copy()), index % self.num_classes
+
+    def __del__(self):
+        if self.file is not None:
+            self.file.close()
+
+
+class Unnamed(LitToy):
+    """Its head is found by running an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.model.answer, self.model.fc = self.model.fc, nn.Identity()
+        self.model.other = nn.Linear(3, 3)
+
+    def forward(self, pixels):
+        return self.model.answer(self.model.features(pixels))
+
+
+@pytest.fixture
+def data(tmp_path):
+    def made(num_classes):
+        pixels = torch.rand(24, 3, 20, 20, generator=torch.Generator().manual_seed(num_classes)).numpy()
+        pixels.tofile(tmp_path / f"images{num_classes}")
+        return InOneFile(tmp_path / f"images{num_classes}", num_classes)
+
+    return made
+
+
+def soft(source):
+    return lt.SoftFinetuning(source, weight=lt.Schedule(1.0, 1.0))
+
+
+def near(source):
+    return lt.SoftFinetuning(source)
+
+
+def selective(source):
+    return lt.SelectiveJointFinetuning(source, neighbors=lt.Neighbors(k=3, rounds=1))
+
+
+@pytest.mark.parametrize("make", [soft, near, selective])
+@pytest.mark.parametrize("module", [LitToy, Unnamed])
+def test_no_worker_shares_a_file_with_another(make, module, data):
+    source, target = data(toys.SOURCE_CLASSES), data(toys.TARGET_CLASSES)
+    task = lt.SourceTask(source, num_classes=toys.SOURCE_CLASSES)
+    fit(module(), [make(task)], loader=DataLoader(target, batch_size=4, num_workers=WORKERS), max_epochs=2)
+    assert (source.file, target.file) == (None, None)  # nor would workers of a later fit
+    assert multiprocessing.active_children() == []
+
+
+def test_what_no_process_of_its_own_can_return_is_read_here():
+    def fails_there():
+        if multiprocessing.parent_process() is not None:
+            raise RuntimeError("no GPU")
+        return os.getpid()
+
+    assert apart(fails_there, None) == apart(os.getpid, 0) == os.getpid() != apart(os.getpid, WORKERS)
+    with pytest.raises(KeyError, match="there is none"):
+        apart(lambda: {}["there is none"], WORKERS)
