@@ -17,10 +17,9 @@ from lightning_transfer.datasets import Loaded, groups_of, labels_of
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import AnyCallback
 from lightning_transfer.glue.quiet import silent, trainer_of
-from lightning_transfer.glue.trainer import looking, served, to_device
+from lightning_transfer.glue.trainer import looking, namespace_of, served, to_device
 from lightning_transfer.randomness import next_numbers, restored, seeded
 
-NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 OWN = {"callbacks", "max_epochs", "max_steps", "min_epochs", "min_steps", "max_time", "plugins"}  # trials decide these
 UNEQUAL = "fast_dev_run", "overfit_batches"  # with these a trial would not be a training
 EVEN = (RandomSampler, SequentialSampler, SubsetRandomSampler, DistributedSampler)
@@ -33,10 +32,8 @@ def trainer_class(owner: Any) -> type:
     Raises:
         TransferConfigError: it comes from no namespace of Lightning.
     """
-    for cls in type(owner).__mro__:
-        for namespace in NAMESPACES:
-            if cls.__module__.startswith(f"{namespace}."):
-                return importlib.import_module(namespace).Trainer  # type: ignore[no-any-return]
+    if (namespace := namespace_of(owner)) is not None:
+        return importlib.import_module(namespace).Trainer  # type: ignore[no-any-return]
     if isinstance(owner, type):
         raise TransferConfigError(f"{owner.__name__} is a class; pass an instance: {owner.__name__}(...).")
     raise TransferConfigError(f"{type(owner).__name__} is neither a LightningModule nor a LightningDataModule.")

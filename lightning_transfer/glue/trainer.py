@@ -21,6 +21,7 @@ from lightning_transfer.naming import structure
 from lightning_transfer.progress import Progress, Step, no_progress, rich_progress, tqdm_progress
 from lightning_transfer.schedules import Schedule
 
+NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 REFUSED_STRATEGIES = ("DeepSpeedStrategy",)  # a DDPStrategy by inheritance, but it shards the optimizer
 
@@ -41,6 +42,12 @@ class Weakly:
 
     def __reduce__(self) -> tuple[type["Weakly"], tuple[()]]:
         return (Weakly, ())
+
+
+def namespace_of(thing: Any) -> str | None:
+    """Return Lightning's namespace that a Trainer or a module comes from; None if it comes from none."""
+    homes = (name for cls in type(thing).__mro__ for name in NAMESPACES if cls.__module__.startswith(f"{name}."))
+    return next(homes, None)
 
 
 def named(things: Iterable[Any], names: set[str]) -> list[str]:
@@ -65,8 +72,7 @@ def is_run_by(trainer: Any, module: Any) -> bool:
 def say(trainer: Any, message: str) -> None:
     """Log a line with the Trainer's own logger, once for all ranks."""
     if trainer.is_global_zero:
-        namespace = next(cls.__module__ for cls in type(trainer).__mro__ if cls.__module__.endswith("trainer.trainer"))
-        logging.getLogger(namespace).info(message)
+        logging.getLogger(f"{namespace_of(trainer)}.trainer.trainer").info(message)
 
 
 def progress_of(trainer: Any) -> Progress:
@@ -82,9 +88,7 @@ def progress_of(trainer: Any) -> Progress:
             def advance(more: int, note: str = "") -> None:
                 step(more, note)
                 if trainer.received_sigterm:
-                    namespace = next(cls.__module__ for cls in type(trainer).__mro__ if cls.__name__ == "Trainer")
-                    exceptions = f"{namespace.removesuffix('.trainer.trainer')}.utilities.exceptions"
-                    raise importlib.import_module(exceptions).SIGTERMException
+                    raise importlib.import_module(f"{namespace_of(trainer)}.utilities.exceptions").SIGTERMException
 
             yield advance
 

@@ -7,8 +7,10 @@ import pytest
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lightning_transfer as lt
+from lightning_transfer.glue.trainer import progress_of
 from tests import toys
 from tests.methods import each, one
 from tests.toys import LitToy
@@ -119,3 +121,15 @@ def test_a_trainer_that_logs_no_hyperparameters_logs_none_of_ours():
     runner = toys.trainer([one(has_source=True).callback()], logger=(noting := Noting()), enable_autolog_hparams=False)
     runner.fit(Keeping(), toys.target_loader())
     assert noting.given == []
+
+
+def test_a_trainer_class_of_the_users_stops_like_lightnings():
+    """Whatever its name: the namespace is that of a class of Lightning."""
+
+    class Trainer(L.Trainer):
+        pass
+
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    trainer._signal_connector.received_sigterm = True
+    with pytest.raises(SIGTERMException), progress_of(trainer)("work", 2) as step:
+        step(1)
