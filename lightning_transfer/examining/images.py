@@ -80,10 +80,8 @@ def labels(
     if odd:  # the user's step may leave such images out
         sample = load(dataset, listing.index(odd[0]), of="target")
         odd = [] if again(loader.collate_fn([sample] * 4)).step_error is None else odd
-    if odd:
-        yield Finding("labels do not fit", where, *out_of_range(min(odd), max(kept), outputs))
-    elif max(kept) >= outputs:
-        yield Finding("labels do not fit", where, *out_of_range(min(kept), max(kept), outputs))
+    if odd or max(kept) >= outputs:
+        yield Finding("labels do not fit", where, *out_of_range(min(odd or kept), max(kept), outputs))
     elif min(kept) == 1 and max(kept) == outputs - 1 > 1:
         found = f"labels run from 1 to {outputs - 1}, and output 0 of {outputs} is never right: labels count from 1"
         yield Finding("labels do not fit", where, found, f"labels = labels - 1, and a head of {outputs - 1} outputs")

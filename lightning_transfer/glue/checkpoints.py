@@ -5,6 +5,7 @@ import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -108,42 +109,41 @@ def hide_optimizer_states(optimizers: list[torch.optim.Optimizer], checkpoint: d
         return
     hidden = []
     for number, optimizer in enumerate(optimizers):
-        packed = checkpoint["optimizer_states"][number]
-        params = [param for group in optimizer.param_groups for param in group["params"]]
-        owners = [getattr(param, "training_only_of", None) for param in params]
-        if not any(owners):
+        params = [group["params"] for group in optimizer.param_groups]
+        owners = [[getattr(param, "training_only_of", None) for param in inside] for inside in params]
+        if not any(map(any, owners)):
             continue
-        kept = [position for position, owner in enumerate(owners) if owner is None]
-        new_number = {position: new for new, position in enumerate(kept)}
-        groups = []
-        for group_number, group in enumerate(packed["param_groups"]):
-            ours = [owners[position] is not None for position in group["params"]]
-            for place, position in enumerate(group["params"]):
-                if ours[place]:
-                    hidden.append(
-                        {
-                            "optimizer": number,
-                            "group": group_number,
-                            "place": place,
-                            "owner": owners[position],
-                            "name": group["param_names"][place] if "param_names" in group else None,
-                            "state": packed["state"].get(position),
-                        }
-                    )
-            params = [new_number[position] for position in group["params"] if position in new_number]
-            groups.append(_with_params(group, params, _without(group.get("param_names"), ours)))
-        state = {new_number[key]: value for key, value in packed["state"].items() if key in new_number}
-        checkpoint["optimizer_states"][number] = {**packed, "state": state, "param_groups": groups}
+        packed, kept = checkpoint["optimizer_states"][number], []
+        for group, (rows, theirs) in enumerate(zip(_rows(packed), owners, strict=True)):
+            kept.append([row for row, owner in zip(rows, theirs, strict=True) if owner is None])
+            for place, ((name, state), owner) in enumerate(zip(rows, theirs, strict=True)):
+                if owner is not None:
+                    at = {"optimizer": number, "group": group, "place": place}
+                    hidden.append({**at, "owner": owner, "name": name, "state": state})
+        checkpoint["optimizer_states"][number] = _with_rows(packed, kept)
     in_order = list(dict.fromkeys(entry["owner"] for entry in hidden))
     checkpoint[KEY] = stamped({"owners": in_order, "optimizer": hidden})
 
 
-def _without(items: list[str] | None, drop: list[bool]) -> list[str] | None:
-    return None if items is None else [item for item, gone in zip(items, drop, strict=True) if not gone]
+def _rows(packed: dict[str, Any]) -> list[list[tuple[str | None, Any]]]:
+    """Return the name and the state of each parameter in each group of an optimizer's state_dict; None for neither."""
+    found = []
+    for group in packed["param_groups"]:
+        names = group.get("param_names", [None] * len(group["params"]))
+        states = (packed["state"].get(number) for number in group["params"])
+        found.append(list(zip(names, states, strict=True)))
+    return found
 
 
-def _with_params(group: dict[str, Any], params: list[int], names: list[str] | None) -> dict[str, Any]:
-    return {**group, "params": params, **({} if names is None else {"param_names": names})}
+def _with_rows(packed: dict[str, Any], rows: list[list[tuple[str | None, Any]]]) -> dict[str, Any]:
+    """Return an optimizer's state_dict with these parameters in its groups, numbered in order as torch does."""
+    numbers, groups, state = count(), [], {}
+    for group, inside in zip(packed["param_groups"], rows, strict=True):
+        numbered = {next(numbers): row for row in inside}
+        names = {"param_names": [name for name, _ in inside]} if "param_names" in group else {}
+        groups.append({**group, "params": list(numbered), **names})
+        state |= {number: value for number, (_, value) in numbered.items() if value is not None}
+    return {**packed, "state": state, "param_groups": groups}
 
 
 def unhide_optimizer_states(owners: list[str], checkpoint: dict[str, Any]) -> None:
@@ -161,22 +161,11 @@ def unhide_optimizer_states(owners: list[str], checkpoint: dict[str, Any]) -> No
     if before != now:
         raise TransferConfigError(f"This run had its callbacks in the order {', '.join(before)}; keep that order.")
     for number, packed in enumerate(checkpoint["optimizer_states"]):
-        entries = [entry for entry in ours["optimizer"] if entry["optimizer"] == number and entry["owner"] in owners]
-        # the states of all parameters in order, the hidden ones in their old places
-        groups: list[dict[str, Any]] = []
-        states: list[Any] = []
-        for group_number, group in enumerate(packed["param_groups"]):
-            inside = [packed["state"].get(position) for position in group["params"]]
-            names = list(group["param_names"]) if "param_names" in group else None
-            for entry in (entry for entry in entries if entry["group"] == group_number):
-                inside.insert(entry["place"], entry["state"])
-                if names is not None:
-                    names.insert(entry["place"], entry["name"])
-            first = len(states)
-            states += inside
-            groups.append(_with_params(group, list(range(first, len(states))), names))
-        state = {position: value for position, value in enumerate(states) if value is not None}
-        checkpoint["optimizer_states"][number] = {**packed, "state": state, "param_groups": groups}
+        rows = _rows(packed)
+        for entry in ours["optimizer"]:
+            if entry["optimizer"] == number and entry["owner"] in owners:
+                rows[entry["group"]].insert(entry["place"], (entry["name"], entry["state"]))
+        checkpoint["optimizer_states"][number] = _with_rows(packed, rows)
 
 
 def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], *, weights_only: bool = True) -> None:
