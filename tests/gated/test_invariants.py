@@ -365,6 +365,20 @@ def test_another_methods_head_learns_in_the_warm_up():
     fit(LitToy(), [soft, lt.GatedTransfer(**OPTIONS, warmup_epochs=1)], max_epochs=2, max_steps=3)
     assert (soft.part.head.weight != toys.source_head().weight).any()
 
+    class ByHand(lt.SourceTaskMixin, lt.GatedTransferMixin, LitToy):
+        def __init__(self):
+            super().__init__()
+            self.add_gated_transfer(**OPTIONS, warmup_epochs=1)
+            self.add_source_task(source, weight=lt.Schedule(1.0, 1.0))
+
+        def training_step(self, batch, batch_idx):
+            return self.joint_loss(self.gated_loss(super().training_step(batch, batch_idx)))
+
+    for module in (first := ByHand(), copy.deepcopy(first)):
+        fit(module, max_epochs=2, max_steps=3)
+        assert (module.source_task.head.weight != toys.source_head().weight).any()
+        assert torch.equal(module.model.conv.weight, LitToy().model.conv.weight)
+
 
 def test_what_is_new_learns_as_fast_as_the_head():
     class Grouped(LitToy):

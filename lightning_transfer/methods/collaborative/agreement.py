@@ -55,8 +55,7 @@ class Agreement(TransferPart):
                 "loss=lambda logits, labels: F.binary_cross_entropy_with_logits(logits.squeeze(1), labels.float())."
             )
         self._kinds: dict[torch.Size, Kind | None] = {}  # of labels, by the shape of one label
-        self._right: Tensor | None = None  # images that each network has right, in this validation
-        self._num_seen = 0
+        self._counts: Tensor | None = None  # of images in this validation: right in each network, and all
         self.options = {"model": self.path, "weight": str(together.weight), "loss": value_of(together.loss)}
 
     @property
@@ -241,7 +240,7 @@ class Agreement(TransferPart):
             place: of the batch in its loader, and of the loader.
         """
         if not any(place):  # an earlier validation may have been interrupted
-            self._right, self._num_seen = None, 0
+            self._counts = None
         self.ensemble.passes.begin(lambda: is_run_by(trainer, module))
 
     def count(self, batch: Any, loader: int = 0) -> None:
@@ -261,18 +260,15 @@ class Agreement(TransferPart):
             return
         if (kind := self._kind(labels, logits)) is not None:
             ways, several = ways_to_be_right(logits, labels, kind)
-            counts = torch.cat([ways.sum(2).flatten(), several[None]])
-            self._right = counts if self._right is None else self._right + counts
-            self._num_seen += len(labels)
+            counts = torch.cat([ways.sum(2).flatten(), several[None], several.new_full((1,), len(labels))])
+            self._counts = counts if self._counts is None else self._counts + counts
 
     def validated(self, trainer: Any) -> None:
         """Log each network's accuracy and give it to the ensemble; ignore the sanity check before training."""
-        counts = torch.zeros(2 * len(self.ensemble.names) + 2, device=trainer.strategy.root_device)
-        if self._right is not None:
-            counts[:-1], counts[-1] = self._right, self._num_seen
         if trainer.sanity_checking:
             return
-        counts = trainer.strategy.reduce(counts, reduce_op="sum")
+        none = torch.zeros(2 * len(self.ensemble.names) + 2, device=trainer.strategy.root_device)
+        counts = trainer.strategy.reduce(none if self._counts is None else self._counts, reduce_op="sum")
         if counts[-1]:
             if len(trainer.num_val_batches) > 1 and not self.ensemble.accuracies:
                 say(trainer, "Each network's accuracy is measured on the first of your validation loaders.")

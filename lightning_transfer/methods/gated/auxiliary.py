@@ -237,12 +237,9 @@ class AuxiliaryTerm(TransferPart):
         return bool(trainer.current_epoch < self.warmup_epochs)
 
     def _body_parameters(self, module: Any) -> Iterable[nn.Parameter]:
-        mine = {id(param) for param in [*self._gated[0].parameters(), *self.parameters()]}
-        return [
-            param
-            for param in module.parameters()
-            if id(param) not in mine and not hasattr(param, "training_only_of")  # another method's head
-        ]
+        parts = [child for child in module.modules() if isinstance(child, TransferPart)]  # of other methods too
+        new = {id(param) for part in [self._gated[0], *parts] for param in part.parameters()}
+        return [param for param in module.parameters() if id(param) not in new]
 
     def _warn_of_death(self, spread: float) -> None:
         self._num_dead = self._num_dead + 1 if spread < DEAD else 0
