@@ -137,7 +137,8 @@ def _rows(packed: dict[str, Any]) -> list[list[tuple[str | None, Any]]]:
 
 def _with_rows(packed: dict[str, Any], rows: list[list[tuple[str | None, Any]]]) -> dict[str, Any]:
     """Return an optimizer's state_dict with these parameters in its groups, numbered in order as torch does."""
-    numbers, groups, state = count(), [], {}
+    numbers, groups = count(), []
+    state: dict[int, Any] = {}
     for group, inside in zip(packed["param_groups"], rows, strict=True):
         numbered = {next(numbers): row for row in inside}
         names = {"param_names": [name for name, _ in inside]} if "param_names" in group else {}
