@@ -61,7 +61,7 @@ def move(module, amount=0.3):
     """Make the two copies of every filter differ, and the gates' logits spread: else a gate's gradient is 0."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(7)
-        _, gates = gates_of(module)
+        gates = gates_of(module)
         for param in module.parameters():
             param.add_(torch.randn_like(param), alpha=amount)
         for layer in gates.gate.outputs:

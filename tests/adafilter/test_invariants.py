@@ -325,11 +325,11 @@ def test_containers_that_are_read_by_position_keep_their_children(build, backbon
         apply_adafilter(root, backbone=backbone)
     rebuild(plain, root.state_dict())
     plain.load_state_dict(root.state_dict())
-    network, path = gates_of(plain)[0], "" if backbone == "auto" else backbone
+    network, path = gates_of(plain).network, "" if backbone == "auto" else backbone
     assert network is plain.get_submodule(path)
     twin = pickle.loads(pickle.dumps(copy.deepcopy(plain)))
-    assert gates_of(twin)[0] is twin.get_submodule(path)
-    assert torch.equal(gates_of(twin)[0](images), root.get_submodule(path)(images))
+    assert gates_of(twin).network is twin.get_submodule(path)
+    assert torch.equal(gates_of(twin).network(images), root.get_submodule(path)(images))
     remove_adafilter(plain)
     assert list(plain.state_dict()) == list(build().state_dict())
 

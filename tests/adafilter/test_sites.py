@@ -59,7 +59,7 @@ def test_networks_that_people_use(source, name, number, bare, reasons):
     )
     weights = {key: value.clone() for key, value in net.state_dict().items()}
     report = apply_adafilter(net)
-    _, gates = gates_of(net)
+    gates = gates_of(net)
     assert number is None or len(report.replaced) == number
     assert bare is None or sum(not site.norm for site in gates.sites) == bare
     if reasons is not None:

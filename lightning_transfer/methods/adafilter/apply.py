@@ -110,9 +110,10 @@ class FilterGates(Structure):
             options |= {key: spec[key] for key in ("estimator", "temperature")}
             cls(network, sites, host=host, name=name, **options)
 
-    def layers(self, network: nn.Module) -> list[GatedConv2d]:
-        """Return the gated layers of a network."""
-        return [network.get_submodule(site.conv) for site in self.sites]  # type: ignore[misc]
+    @property
+    def layers(self) -> list[GatedConv2d]:
+        """Return the gated layers of the network."""
+        return [self.network.get_submodule(site.conv) for site in self.sites]  # type: ignore[misc]
 
     def renamed(self) -> dict[str, str]:
         """Return the tuned layers' names in the network, mapped to their names before gating."""
@@ -128,7 +129,7 @@ class FilterGates(Structure):
     def take_out(self, root: nn.Module) -> None:
         """Remove the gates and put the tuned layers back; `root` holds the network."""
         places: dict[str, nn.Module] = {}
-        for site, layer in zip(self.sites, self.layers(self.network), strict=True):
+        for site, layer in zip(self.sites, self.layers, strict=True):
             places[site.conv] = layer.tuned
             if layer.norm is not None:
                 norm = self._norms[site.norm].to(layer.norm.frozen.running_mean)
@@ -235,11 +236,9 @@ def check_options(estimator: str, gate_bias: float, temperature: float, gated: G
         )
 
 
-def gates_of(module: nn.Module) -> tuple[nn.Module, FilterGates] | None:
-    """Return the gated network inside a module, and its gates; None if there is none."""
-    holders = (child for child in module.modules() if isinstance(getattr(child, NAME, None), FilterGates))
-    found: Any = next(holders, None)
-    return None if found is None else (getattr(found, NAME).network, getattr(found, NAME))
+def gates_of(module: nn.Module) -> FilterGates | None:
+    """Return the gates inside a module; None if there are none."""
+    return next((child for child in module.modules() if isinstance(child, FilterGates)), None)
 
 
 def _plain(norm: Any) -> nn.BatchNorm2d:

@@ -72,20 +72,19 @@ class AdaFilter(TransferCallback):
     def change_layers(self, trainer: Any, module: Any) -> bool:
         """Gate the network."""
         self.refuse_mixin(module)
-        found = gates_of(module)
-        if found is None:
+        gates = gates_of(module)
+        if gates is None:
             report = apply_adafilter(module, **self.options)
             kept = "; ".join(f"{name}: {reason}" for name, reason in report.left.items())
             say(trainer, f"AdaFilter: not gated: {kept or 'none'}.")
             return True
-        gates = found[1]
         width = gates.spec()["width"] or self.options["gate_width"]
         theirs = {"estimator": gates.estimator, "temperature": gates.temperature, "gate_width": width}
         different = [f"{key}={value!r}" for key, value in theirs.items() if value != self.options[key]]
         sites = [site.conv for site in gates.sites]
-        path = next(path for path, child in module.named_modules() if child is found[0])
+        path = next(path for path, child in module.named_modules() if child is gates.network)
         prefix, gated = f"{path}." if path else "", self.options["gated"]
-        if gated is not None and chosen_by(gated, found[0], sites, prefix) != sites:
+        if gated is not None and chosen_by(gated, gates.network, sites, prefix) != sites:
             different.append(f"{sites} gated")
         self.refuse_other(module, "is gated", different, remove="remove_adafilter")
         return False

@@ -45,10 +45,9 @@ def remove_adafilter(
         Conv2d(4, 8, kernel_size=(3, 3), stride=(1, 1))
     """
     check_choice("keep", keep, ("tuned", "frozen", "mean"))
-    found = gates_of(module)
-    if found is None:
+    gates = gates_of(module)
+    if gates is None:
         raise TransferConfigError(f"{type(module).__name__} is not gated: there is nothing to remove.")
-    network, gates = found
     if keep == "mean" and gates.gate is None:
         raise TransferConfigError(
             f"keep='mean' needs learned gates, not {gates.estimator!r} ones. Pass keep='tuned' or keep='frozen'."
@@ -57,19 +56,18 @@ def remove_adafilter(
         raise TransferConfigError(
             "keep='mean' averages the gates over images: pass loader=, batches of (images, labels)."
         )
-    layers = gates.layers(network)
     shares, before = _run(module, gates, loader)
     if keep == "mean":
-        for site, layer in zip(gates.sites, layers, strict=True):
+        for site, layer in zip(gates.sites, gates.layers, strict=True):
             if not layer.is_linear:
                 raise TransferConfigError(
                     f"{site.conv} is a {type(layer.tuned).__name__}, whose weights cannot be averaged. Pass "
                     "keep='tuned' or keep='frozen'."
                 )
-        for site, layer in zip(gates.sites, layers, strict=True):
+        for site, layer in zip(gates.sites, gates.layers, strict=True):
             _average(layer, shares[site.conv])
     elif keep == "frozen":
-        for layer in layers:
+        for layer in gates.layers:
             _reset(layer)
     gates.take_out(module)
     return Removal(before, share_right(module, loader))

@@ -27,13 +27,13 @@ class GateWatch(TransferPart):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        found = gates_of(module)
-        assert found is not None  # the caller gated it
-        self._watched = found  # in a tuple: the user's modules are not registered here
-        self._path = next(path for path, child in module.named_modules() if child is found[1])
+        gates = gates_of(module)
+        assert gates is not None  # the caller gated it
+        self._watched = (gates,)  # in a tuple: the user's modules are not registered here
+        self._path = next(path for path, child in module.named_modules() if child is gates)
         self._num_collapsed = 0
         self._has_looked = False  # in this step
-        self.options = {key: str(value) for key, value in found[1].spec().items()}
+        self.options = {key: str(value) for key, value in gates.spec().items()}
 
     @property
     def introduction(self) -> str:
@@ -43,14 +43,14 @@ class GateWatch(TransferPart):
     @property
     def gates(self) -> FilterGates:
         """Return the gates that are watched."""
-        return self._watched[1]
+        return self._watched[0]
 
     def neighbors(self, module: Any, name: str) -> Iterable[nn.Parameter]:
         """Return the gated filters: the gate learns at their rate."""
         return self._tuned()
 
     def _tuned(self) -> list[nn.Parameter]:
-        layers = self.gates.layers(self._watched[0])
+        layers = self.gates.layers
         return [param for layer in layers for part in (layer.tuned, layer.norm) if part for param in part.parameters()]
 
     def added(self, module: Any) -> dict[str, nn.Module]:
@@ -59,7 +59,7 @@ class GateWatch(TransferPart):
 
     def renamed(self, module: Any) -> dict[str, str]:
         """Return the new and old names of the tuned filters and norms."""
-        path = next(path for path, child in module.named_modules() if child is self._watched[0])
+        path = next(path for path, child in module.named_modules() if child is self.gates.network)
         prefix = f"{path}." if path else ""
         return {prefix + new: prefix + old for new, old in self.gates.renamed().items()}
 
