@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.batches import either, is_right, label_places, labels_in
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.randomness import restored
 
 SIZES = (64, 224, 32)  # of the pictures to try
 Act = TypeVar("Act", bound=Callable[..., Any])
@@ -204,13 +205,18 @@ def share_right(
         after: called after each batch.
 
     Raises:
-        TransferConfigError: a batch is not (images, labels), or there is none.
+        TransferConfigError: a batch is not (images, labels), or there is none, or the loader can be read only once.
     """
     if loader is None:
         return None
+    if isinstance(loader, Iterator):  # after the change that is measured it would have nothing left
+        raise TransferConfigError(
+            f"loader= is a {type(loader).__name__}, which can be read once, and its images are read before and after. "
+            "Pass the DataLoader itself, or a list of batches."
+        )
     device = next(module.parameters()).device
     num_right, num_images = 0.0, 0
-    with evaluating(module):
+    with restored(), evaluating(module):  # opening a loader draws a number
         for batch in loader:
             images, labels = images_and_labels(batch, device)
             num_right += float(is_right(module(images), labels).sum())
