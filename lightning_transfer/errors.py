@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 
 class TransferConfigError(ValueError):
-    """A setting, module or checkpoint does not fit; the message shows the fix.
+    """Says that a setting, module or checkpoint does not fit, and how to fix it.
 
     Example:
         >>> try:
@@ -18,7 +18,7 @@ class TransferConfigError(ValueError):
 
 
 class NoEffectWarning(UserWarning):
-    """An option or a callback has no effect.
+    """Warns that an option or a callback has no effect.
 
     Example:
         >>> import warnings

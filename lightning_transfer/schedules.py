@@ -59,7 +59,7 @@ def anneal(
 
 @dataclass(frozen=True)
 class Schedule:
-    """A number that changes with training progress: `anneal` with fixed settings.
+    """Changes a number with training progress: `anneal` with fixed settings.
 
     Args:
         start: value at the first step.

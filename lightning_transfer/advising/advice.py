@@ -102,7 +102,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Advice:
-    """What was measured, and what to do; printed, a page that says why.
+    """Holds what was measured and what to do; printed, it is a page that says why.
 
     Attributes:
         measured: what was seen of the target, and of fine-tuning.

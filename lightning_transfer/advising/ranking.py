@@ -60,7 +60,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Networks from the best to the worst; printed, or shown in a notebook, a table.
+    """Holds networks from the best to the worst; printed, or shown in a notebook, it is a table.
 
     Attributes:
         rows: of the networks.
@@ -117,7 +117,8 @@ class Ranking:
             return f"{self.best} is the only network."
         if not alike:
             return f"{self.best} is shown to be better than each of the others."
-        return f"Not told apart from {self.best}: {', '.join(alike)}. Of these take the cheapest, or give more images."
+        names = ", ".join(alike)
+        return f"Not shown to be worse than {self.best}: {names}. Of these take the cheapest, or give more images."
 
 
 def rank_networks(
@@ -133,9 +134,9 @@ def rank_networks(
 
     Each network sees all images once, frozen, resized and normalised as its own timm configuration says. A linear
     classifier of what its head takes is then fitted in five folds, each of which chooses its penalty without the images
-    that it is scored on. Networks are compared on the same images. The best of many is flattered by the choice, so the
-    intervals of all pairs hold together with 95 %: look at which are not told apart from it. Networks and random state
-    are left as they were.
+    that it is scored on. Networks are compared on the same images. The best of many is partly best by chance, so the
+    intervals of all pairs hold together with 95 %: look at which networks are not shown to be worse. Networks and
+    random state are left as they were.
 
     Args:
         networks: names of timm's, whose pretrained weights are loaded one network at a time, or modules, in a list or
@@ -143,7 +144,7 @@ def rank_networks(
             features, or logits, of which the head's input is taken.
         data: a dataset of (image, class number) without Normalize and augmentation, whose images are PIL images, uint8,
             or floats from 0 to 1, which are rounded to 8 bits; or a loader or DataModule with such a train dataset.
-            Images of one group, where the dataset has a list `groups`, are held out together.
+            Images of one group, if the dataset has a list `groups`, are held out together.
         device: where networks run.
         batch_size: images that run together.
         num_workers: processes that read images.

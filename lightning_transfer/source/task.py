@@ -50,7 +50,7 @@ class TimmSource(SourceOptions):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SourceTask:
-    """The task that a network was pretrained on, kept beside the target task.
+    """Keeps the task that a network was pretrained on beside the target task.
 
     It is only a description: each training run copies the head and opens its own stream, so many runs can share one
     `SourceTask`. To keep the source objective is the paper's idea (arXiv 1909.02236). How it is kept is ours: the

@@ -143,7 +143,7 @@ def test_the_network_that_sees_the_signal_wins_and_the_page_says_who_is_not_told
     assert ranking.best == "<b>twin</b>"  # of equals the first
     assert [row.is_told_apart for row in ranking.rows] == [False, False, True]
     page = str(ranking)
-    assert "Not told apart from <b>twin</b>: sees." in page
+    assert "Not shown to be worse than <b>twin</b>: sees." in page
     assert "60 images, 3 classes" in page
     assert "the intervals of all differences between two networks hold together with 95 %" in page
     assert "<b>" not in ranking._repr_html_()

@@ -62,6 +62,8 @@ class GatedTransferMixin(PartMixin):
     def gated_loss(self, loss: Tensor) -> Tensor:
         """Return the loss for `training_step` to return, or for `manual_backward`; call it once a step.
 
+        Beside a source task it comes first: `self.joint_loss(self.gated_loss(loss))`.
+
         Args:
             loss: scalar, of the target batch.
         """

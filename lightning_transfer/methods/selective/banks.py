@@ -24,7 +24,7 @@ SIGMA, ASPECT = 0.56, 0.5  # of the wavelength; of the envelope's sides
 
 
 class FilterBank(nn.Module, ABC):
-    """Filters whose responses describe an image; abstract, made by `gabor` and `from_model`.
+    """Describes images by the responses of filters; abstract, made by `gabor` and `from_model`.
 
     Example:
         >>> FilterBank.gabor(sizes=(7, 11), orientations=4).num_filters

@@ -37,7 +37,7 @@ SURE = 1e-6  # nats: an answer with less entropy is never called hard, at any qu
 
 @dataclass(frozen=True)
 class Borrowing:
-    """Options of what a source task borrows; an argument of the mixin's `add_source_task`.
+    """Holds the options of what a source task borrows; an argument of the mixin's `add_source_task`.
 
     Args:
         neighbors: how many, by which statistics; a number is short for `Neighbors(k=number)`.

@@ -12,7 +12,7 @@ OF_ROUNDS = ("every", "hard_entropy", "limit", "oversample_hard")  # options tha
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Options of the source images that a target image borrows: those with the nearest filter statistics.
+    """Holds the options of which source images a target image borrows: those with the nearest filter statistics.
 
     Args:
         k: how many at first (the authors': 300 to 1,000).

@@ -17,7 +17,7 @@ def _on_terminal(line: str) -> None:
 
 @dataclass(frozen=True)
 class Scan:
-    """Options of the work of a selection; they do not change its result.
+    """Holds the options of how a selection works; they do not change its result.
 
     Args:
         cache: file that keeps the selection; it is used again if everything it was made of is the same (a source is

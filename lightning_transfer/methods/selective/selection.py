@@ -23,7 +23,7 @@ TENSORS = ("indices", "distances", "target_labels", "source_labels", "duplicates
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Selection:
-    """The nearest source images of every target image.
+    """Holds the nearest source images of every target image.
 
     Attributes:
         indices: (targets, k) source images, nearest first.
