@@ -257,6 +257,13 @@ def test_a_file_that_does_not_make_a_project_is_one_message(name, changes, said)
     assert said in error_of(*(["rank", "net", "--data", path] if name == "rank" else [name, path]))
 
 
+def test_a_file_whose_classes_a_script_names_gets_the_line_to_add_after_its_names_are_checked():
+    fixed = {"{class_path: tests.test_projects.Lit}": "{lr: 0.1}"}
+    assert "also if a script names the classes" in error_of("doctor", config(**fixed))
+    wrong = GATED.replace("ratio", "raito")
+    assert "GatedTransfer has no option 'raito'" in error_of("doctor", config(callbacks=wrong, **fixed))
+
+
 def test_folders_and_names_that_are_not_known_are_one_message(networks, folder):
     pictures(folder)
     assert "Expected a folder of images for each class" in error_of(

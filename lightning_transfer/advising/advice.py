@@ -168,7 +168,13 @@ class Advice:
         """What to do, in one sentence, and the code to write."""
         seen, best = self.measured, self.best
         probe = next((each for each in self.candidates if each.name == PROBE), None)
-        if seen.is_guessing:
+        if seen.is_guessing and seen.scored < seen.images:
+            yield (
+                f"Give it more minutes: only {seen.scored} of {seen.images} images were scored, on which neither "
+                "fine-tuning nor the probe is shown to be better than always predicting the most common class "
+                f"({seen.commonest:.1%})."
+            )
+        elif seen.is_guessing:
             yield (
                 "Look at your labels first: neither fine-tuning nor the probe is shown to be better than always "
                 f"predicting the most common class ({seen.commonest:.1%}), so images and labels may not belong "

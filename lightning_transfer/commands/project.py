@@ -74,6 +74,7 @@ def read_project(path: str | os.PathLike[str], *, is_trained: bool = False) -> P
     try:
         given = yaml.safe_load(Path(path).read_text())
         given = given.get("fit", given)
+        check_names(given)  # also if a script names the classes
         model = given["model"]["class_path"]
         home, _, name = model.rpartition(".")
         bases = [cls.__module__ for cls in getattr(importlib.import_module(home), name).__mro__]
@@ -84,6 +85,8 @@ def read_project(path: str | os.PathLike[str], *, is_trained: bool = False) -> P
             callbacks = (options.pop("trainer", None) or {}).get("callbacks")
             options["trainer"] = {"callbacks": callbacks, "accelerator": "cpu", "logger": False}
             options.pop("data", None)
+    except TransferConfigError:
+        raise
     except (
         OSError,
         TypeError,
@@ -96,10 +99,10 @@ def read_project(path: str | os.PathLike[str], *, is_trained: bool = False) -> P
     ) as error:
         raise TransferConfigError(
             f"{path}: {type(error).__name__}: {error}. Expected a file of LightningCLI with model: {{class_path: "
-            "my_project.LitModel}, read by python -m lightning_transfer in the folder of my_project, and pip install "
-            "'lightning_transfer[cli]'."
+            "my_project.LitModel, init_args: {...}}, and data: likewise, also if a script names the classes, as "
+            "LightningCLI(LitModel, Images) does; read by python -m lightning_transfer in the folder of my_project, "
+            "and pip install 'lightning_transfer[cli]'."
         ) from error
-    check_names(options)
     try:
         with silent():  # LightningCLI warns of arguments beside the command's own
             line = cli_class(run=False, save_config_callback=None, parser_kwargs=RAISING, args=options)

@@ -128,6 +128,14 @@ def test_answers_that_may_be_no_better_than_the_most_common_class_are_named(chan
     assert (advice.best is None) == is_guessing
 
 
+def test_too_few_scored_images_are_no_reason_to_look_at_labels():
+    few = {"commonest": 0.4, "probe": 0.3, "tuned": 0.4, "scored": 20, "scored_groups": 20}
+    said = str(Advice(seen(**few), (GOOD,)))
+    assert "Give it more minutes: only 20 of 100 images were scored" in said
+    assert "Look at your labels" not in said
+    assert "Look at your labels" in str(Advice(seen(**few, images=20), (GOOD,)))
+
+
 def test_of_labels_that_go_with_nothing_nothing_is_said():
     uneven = torch.tensor([0] * 12 + [1] * 8 + [2] * 4)
     shuffled = uneven[torch.randperm(24, generator=torch.Generator().manual_seed(0))]
