@@ -268,7 +268,7 @@ class SourceTask:
                 f"Source labels have shape {tuple(given.shape)} and type {given.dtype}; cross_entropy takes class "
                 f"indices, (batch,) of integers. {hint} For another loss pass SourceTask(loss=)."
             )
-        if pending is None and int(labels.min()) >= 0 and int(labels.max()) < num_classes:
+        if pending is None and (not len(labels) or 0 <= int(labels.min()) <= int(labels.max()) < num_classes):
             return labels
         wrong = (labels < 0) | (labels >= num_classes)
 

@@ -118,6 +118,7 @@ def test_labels_are_found_or_refused(batch):
     st.integers(0, 2**32),
     st.sampled_from([(0, 2), (0, 7), (-100, 1), (-1, 8), (0, 127)]),
 )
+@example(torch.uint8, (0,), 2, 0, (0, 2))  # a batch without images
 def test_labels_that_pass_are_class_numbers_that_a_loss_takes(dtype, shape, num_classes, seed, span):
     values = np.random.default_rng(seed).integers(*span, size=shape)
     labels = torch.from_numpy(np.asarray(values)).to(dtype)
