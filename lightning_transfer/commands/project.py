@@ -99,7 +99,7 @@ def read_project(path: str | os.PathLike[str], *, is_trained: bool = False) -> P
     ) as error:
         raise TransferConfigError(
             f"{path}: {type(error).__name__}: {error}. Expected a file of LightningCLI with model: {{class_path: "
-            "my_project.LitModel, init_args: {...}}, and data: likewise, also if a script names the classes, as "
+            "my_project.LitModel} and data: likewise, also if a script names the classes, as "
             "LightningCLI(LitModel, Images) does; read by python -m lightning_transfer in the folder of my_project, "
             "and pip install 'lightning_transfer[cli]'."
         ) from error
