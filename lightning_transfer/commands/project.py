@@ -16,7 +16,7 @@ from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.checkpoints import KEY, read_checkpoint
 from lightning_transfer.glue.proxy import UNEQUAL, loader_of, options_like
 from lightning_transfer.glue.quiet import silent
-from lightning_transfer.glue.trainer import NAMESPACES
+from lightning_transfer.glue.trainer import namespace_of
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.stamps import is_stamped
 from lightning_transfer.surgery import rebuild
@@ -77,8 +77,9 @@ def read_project(path: str | os.PathLike[str], *, is_trained: bool = False) -> P
         check_names(given)  # also if a script names the classes
         model = given["model"]["class_path"]
         home, _, name = model.rpartition(".")
-        bases = [cls.__module__ for cls in getattr(importlib.import_module(home), name).__mro__]
-        namespace = next(each for each in NAMESPACES if any(base.startswith(f"{each}.") for base in bases))
+        namespace = namespace_of(getattr(importlib.import_module(home), name))
+        if namespace is None:
+            raise TransferConfigError(f"{path}: {model} is not a LightningModule. model's class_path has to name one.")
         cli_class = importlib.import_module(f"{namespace}.cli").LightningCLI
         options = {key: value for key, value in given.items() if key not in FITS}
         if is_trained:
@@ -87,16 +88,7 @@ def read_project(path: str | os.PathLike[str], *, is_trained: bool = False) -> P
             options.pop("data", None)
     except TransferConfigError:
         raise
-    except (
-        OSError,
-        TypeError,
-        KeyError,
-        ValueError,
-        AttributeError,
-        ImportError,
-        StopIteration,
-        yaml.YAMLError,
-    ) as error:
+    except (OSError, TypeError, KeyError, ValueError, AttributeError, ImportError, yaml.YAMLError) as error:
         raise TransferConfigError(
             f"{path}: {type(error).__name__}: {error}. Expected a file of LightningCLI with model: {{class_path: "
             "my_project.LitModel} and data: likewise, also if a script names the classes, as "

@@ -14,7 +14,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining.diagnosis import Finding, listed
 from lightning_transfer.examining.step import Call, Seen
 from lightning_transfer.glue.base import TransferCallback
-from lightning_transfer.glue.trainer import NAMESPACES
+from lightning_transfer.glue.trainer import NAMESPACES, namespaces_of
 
 CLASSES = ("cross_entropy", "nll_loss")  # criteria of class numbers
 LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")  # criteria that turn scores into probabilities
@@ -189,22 +189,18 @@ def _loads(value: Any) -> bool:
 
 def namespaces(module: Any, data: Any, trainer: Any) -> Iterator[Finding]:
     """Yield what comes of the other namespace of Lightning than the module."""
-    home = _namespaces(module)
+    home = namespaces_of(module)
     rest = [data] if trainer is None else [data, trainer, *trainer.callbacks, *trainer.loggers]
-    others = [type(each).__name__ for each in rest if _namespaces(each) and not _namespaces(each) & home]
+    others = [type(one).__name__ for one in rest if (theirs := namespaces_of(one)) and not {*theirs} & {*home}]
     if others:
         mine = "".join(home)
-        theirs = next(name for name in NAMESPACES if name != mine)
+        other = next(name for name in NAMESPACES if name != mine)
         yield Finding(
             "two Lightning namespaces",
             listed(others),
-            f"{type(module).__name__} is of {mine}, these are of {theirs}: neither knows the other's classes",
-            f"import {mine} everywhere, and {theirs} nowhere",
+            f"{type(module).__name__} is of {mine}, these are of {other}: neither knows the other's classes",
+            f"import {mine} everywhere, and {other} nowhere",
         )
-
-
-def _namespaces(thing: Any) -> set[str]:
-    return {name for cls in type(thing).__mro__ for name in NAMESPACES if f"{cls.__module__}.".startswith(f"{name}.")}
 
 
 def order(trainer: Any) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError, differences
 from lightning_transfer.files import reading, write_atomically
@@ -313,8 +313,3 @@ def load_from_checkpoint(cls: type[T], path: str | os.PathLike[str], **kwargs: A
     rebuilt: T = Rebuilt.load_from_checkpoint(path, **kwargs)
     rebuilt.__class__ = cls
     return rebuilt
-
-
-def sum_of_zeros(part: nn.Module) -> Tensor:
-    """Return zero with every parameter of a part in its graph: in every step DDP waits for the gradient of each."""
-    return sum((0.0 * param.sum() for param in part.parameters() if param.requires_grad), torch.zeros(()))

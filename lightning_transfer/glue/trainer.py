@@ -44,10 +44,15 @@ class Weakly:
         return (Weakly, ())
 
 
+def namespaces_of(thing: Any) -> list[str]:
+    """Return Lightning's namespaces that an object or a class comes from; a callback of this package is of both."""
+    homes = [cls.__module__ for cls in (thing if isinstance(thing, type) else type(thing)).__mro__]
+    return [name for name in NAMESPACES if any(home.startswith(f"{name}.") for home in homes)]
+
+
 def namespace_of(thing: Any) -> str | None:
-    """Return Lightning's namespace that a Trainer or a module comes from; None if it comes from none."""
-    homes = (name for cls in type(thing).__mro__ for name in NAMESPACES if cls.__module__.startswith(f"{name}."))
-    return next(homes, None)
+    """Return the first of Lightning's namespaces that an object comes from, such as a Trainer; None without one."""
+    return next(iter(namespaces_of(thing)), None)
 
 
 def named(things: Iterable[Any], names: set[str]) -> list[str]:

@@ -6,7 +6,8 @@ L = CE(h_t(f(x_t)), y_t) + w * CE(h_s(f(x_s)), y_s).
 
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from lightning_transfer.errors import check_choice, check_number
 
@@ -37,3 +38,8 @@ def joint_loss(
         check_number("weight", weight, most=1)
         target_loss = (1.0 - weight) * target_loss
     return target_loss + weight * source_loss
+
+
+def sum_of_zeros(part: nn.Module) -> Tensor:
+    """Return zero with every parameter of a part in its graph: in every step DDP waits for the gradient of each."""
+    return sum((0.0 * param.sum() for param in part.parameters() if param.requires_grad), torch.zeros(()))

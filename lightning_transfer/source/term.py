@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_transfer.datasets import collate, load
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
-from lightning_transfer.glue.checkpoints import check_options, sum_of_zeros
+from lightning_transfer.glue.checkpoints import check_options
 from lightning_transfer.glue.first_loss import FirstLoss, refuse_sum
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import Before, keep_hooks_out
@@ -34,7 +34,7 @@ from lightning_transfer.source.choosing import Chooser
 from lightning_transfer.source.drawing import Drawing
 from lightning_transfer.source.first_batch import Evidence, introduce
 from lightning_transfer.source.gap import Extent, is_near
-from lightning_transfer.source.loss import joint_loss
+from lightning_transfer.source.loss import joint_loss, sum_of_zeros
 from lightning_transfer.source.measured_gap import data_of, measure_gap
 from lightning_transfer.source.passes import SourcePass
 from lightning_transfer.source.task import SourceTask

@@ -518,10 +518,13 @@ def test_the_command_examines_a_checkpoint(shape, damage, said, tmp_path, capsys
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["", "model: {class_path: no_such_project.Lit}"])
+@pytest.mark.parametrize(
+    "text", ["", "model: {class_path: no_such_project.Lit}", "model: {class_path: torch.nn.Linear}"]
+)
 def test_a_file_that_is_neither_is_one_message(text, tmp_path):
     for name in ("config.yaml", "last.ckpt"):
         (tmp_path / name).write_text(text if name == "config.yaml" else "")
         with pytest.raises(SystemExit, match=f"lightning-transfer doctor: .*{name}") as end:
             main(["doctor", str(tmp_path / name)])
         assert "}}" not in end.value.code
+        assert name == "last.ckpt" or "Linear" not in text or "not a LightningModule" in end.value.code
