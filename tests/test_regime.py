@@ -14,6 +14,8 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
+from lightning_transfer.tracing import evaluating
+
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "examples/benchmarks"
 CLASSES = 5
 
@@ -128,7 +130,7 @@ def _seen(regime, folder, monkeypatch, row):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_rows_begin_with_the_same_head_and_see_the_same_batches(regime, folder, plain, monkeypatch):
     trained = [name for name, row in regime.rows.ROWS.items() if row.is_trained]
-    assert len(trained) >= 20
+    assert len(trained) >= 24
     (head,), images, labels = plain
     for row in trained:
         heads, mine, classes = _seen(regime, folder, monkeypatch, row)
@@ -147,6 +149,47 @@ def test_a_new_head_begins_as_the_probe_where_a_row_says_so(regime, folder):
     )
     expected = (inputs @ weight.T + bias).softmax(1)
     assert torch.allclose(regime.network.answers(network, setting.draw.test).softmax(1), expected, atol=2e-3)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("name", "number"), [("LP-FT, two networks", 2), ("gated transfer, LP-FT", 1)])
+def test_every_head_begins_as_the_probe_of_what_it_takes(regime, folder, monkeypatch, name, number):
+    setting, found = _setting(regime, folder), []
+    images = torch.stack([image for image, _ in setting.draw.train])
+
+    def look(self, trainer, module):
+        linear = [each for each in module.modules() if isinstance(each, torch.nn.Linear)]
+        heads = [each for each in linear if each.out_features == CLASSES]
+        hooks = [each.register_forward_hook(lambda head, args, _: found.append((head, args[0]))) for each in heads]
+        with evaluating(module):
+            module.model(images)
+        for hook in hooks:
+            hook.remove()
+
+    monkeypatch.setattr(regime.training.Looking, "on_train_start", look)
+    rates = regime.network.Rates(0.0, 10.0)
+    regime.training.fit(regime.rows.ROWS[name], setting, seed=3, rates=rates, device="cpu", stop=None)
+    assert len(found) == number
+    wanted = torch.eye(CLASSES)[setting.draw.train.targets]
+    for head, taken in found:  # at its optimum, the loss's slope is opposite to the penalty's
+        slope = (head(taken).softmax(1) - wanted).T @ ((taken - taken.mean(0)) / taken.std(0))
+        assert torch.cosine_similarity(slope.flatten(), (head.weight * taken.std(0)).flatten(), dim=0) < -0.99
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_random_source_images_are_as_many_as_are_selected(regime, folder, monkeypatch):
+    monkeypatch.setattr(regime.rows, "NEIGHBORS", 2)
+    setting = _setting(regime, folder)
+    (callback,) = regime.rows.ROWS["selective"].callbacks(setting)
+    rates = regime.network.Rates(0.0, 10.0)
+    row = dataclasses.replace(regime.rows.ROWS["selective"], callbacks=lambda setting: [callback])
+    regime.training.fit(row, setting, seed=3, rates=rates, device="cpu", stop=None)
+    selected = {*callback.selection.indices[:, :2].flatten().tolist()}
+    task = setting.random_source()
+    assert len(task.plain_dataset) == len(selected) < len(setting.source)
+    assert _each(task.plain_dataset) <= _each(setting.source)
+    assert not task.plain_dataset.augmented
+    assert task.dataset.augmented
 
 
 def _by_hand(regime, inputs, labels):

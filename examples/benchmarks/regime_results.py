@@ -18,26 +18,27 @@ GAPS = json.loads((RESULTS / "domain-gaps.json").read_text())  # by regime_gaps.
 Runs = dict[int, Cell]  # by seed
 
 
-def rates_of(row: str, target: str, shots: int) -> Rates | None:
+def rates_of(row: str, target: str, shots: int, steps: int | None = None) -> Rates | None:
     """Return the rates that a row has on a target; None until the choice is made."""
     cells = {name_of(cell): cell for cell in committed()}
-    known = tuning(cells, ROWS[row].tuned_as or row, target, shots, STEPS[target][shots])
+    known = tuning(cells, ROWS[row].tuned_as or row, target, shots, steps or STEPS[target][shots])
     return None if next_rates(known) else chosen(known)
 
 
-def runs(row: str, target: str, shots: int) -> Runs:
+def runs(row: str, target: str, shots: int, steps: int | None = None) -> Runs:
     """Return the runs that count, at the rates that were chosen."""
-    rates = rates_of(row, target, shots) if ROWS[row].is_trained else None
-    wanted = row, target, shots, STEPS[target][shots], rates and [*rates]
+    steps = steps or STEPS[target][shots]
+    rates = rates_of(row, target, shots, steps) if ROWS[row].is_trained else None
+    wanted = row, target, shots, steps, rates and [*rates]
     names = "row", "target", "shots", "steps", "rates"
     return {
         cell["seed"]: cell for cell in committed() if "test" in cell and tuple(cell[name] for name in names) == wanted
     }
 
 
-def difference(row: str, target: str, shots: int) -> tuple[float, float, int] | None:
+def difference(row: str, target: str, shots: int, steps: int | None = None) -> tuple[float, float, int] | None:
     """Return a mean difference to plain fine-tuning in points, half its 95 % interval, and the number of seeds."""
-    mine, plain = runs(row, target, shots), runs(PLAIN, target, shots)
+    mine, plain = (runs(each, target, shots, steps) for each in (row, PLAIN))
     shared = sorted(mine.keys() & plain.keys())
     if not shared:
         return None
@@ -70,6 +71,22 @@ def table(shots: int) -> str:
             shown = ["" if each is None else _shown(*each) for each in found]
             lines.append(f"| {row} | {' | '.join(shown)} | {cost(row, shots)} |")
     return "\n".join(lines)
+
+
+def other_lengths(shots: int) -> str:
+    """Return the table of trainings of other lengths, each beside that of the usual one."""
+    lengths = {name: sorted({cell["steps"] for cell in committed() if cell["target"] == name}) for name in TARGETS}
+    there = [(name, steps) for name in TARGETS for steps in lengths[name] if runs(PLAIN, name, shots, steps)]
+    others = [(name, steps) for name, steps in there if steps != STEPS[name][shots]]
+    rows = [row for row in ROWS if row != PLAIN and any(difference(row, name, shots, steps) for name, steps in others)]
+    lines = [f"| | steps | {PLAIN} | {' | '.join(rows)} |", "|---" * (len(rows) + 3) + "|"]
+    for name, steps in there:
+        if name in dict(others):
+            plain = [cell["test"] for cell in runs(PLAIN, name, shots, steps).values()]
+            found = [difference(row, name, shots, steps) for row in rows]
+            shown = ["" if each is None else _shown(*each) for each in found]
+            lines.append(f"| {name} | {steps} | {100 * mean(plain):.1f} % ({len(plain)}) | {' | '.join(shown)} |")
+    return "\n".join(lines) if rows else "No training of another length has finished yet."
 
 
 def _shown(apart: float, half: float, seeds: int) -> str:

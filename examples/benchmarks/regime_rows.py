@@ -3,7 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,18 @@ class Setting:
         return lt.SelectiveJointFinetuning(
             self.task(), neighbors=neighbors, target=self.draw.train, cache=cache, weight=ALWAYS
         )
+
+    def random_source(self) -> lt.SourceTask:
+        """Return a task of random source images, as many as are selected at first."""
+        scan = lt.Scan(cache=self.folder / f"{self.draw.name}-size.safetensors", say=lambda line: None)
+        chosen = lt.select_neighbors(self.draw.train, self.source, k=NEIGHBORS, scan=scan)
+        order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(1))
+        number = len(chosen.indices[:, :NEIGHBORS].unique())
+        return replace(self, source=self.source.only(order[:number])).task()
+
+    def start(self) -> lt.ProbeStart:
+        """Return the callback that starts every head of a network, or of several, as the probe of what it takes."""
+        return lt.ProbeStart(unaugmented=self.draw.train)
 
     def probe(self) -> nn.Linear:
         """Return a linear classifier of the pretrained features, with a cross-validated penalty; fitted once."""
@@ -199,8 +211,8 @@ class Row:
     tuned_as: str = ""
 
 
-def _soft(weight: lt.Schedule, **options: Any) -> Row:
-    return Row(lambda setting: [lt.SoftFinetuning(setting.task(), weight=weight)], **options)
+def _soft(weight: lt.Schedule, task: Callable[[Setting], lt.SourceTask] = Setting.task, **options: Any) -> Row:
+    return Row(lambda setting: [lt.SoftFinetuning(task(setting), weight=weight)], **options)
 
 
 def _without_forgetting(weight: float, **options: Any) -> Row:
@@ -243,12 +255,22 @@ ROWS = {  # the most informative first
     "gated transfer, warm-up": Row(
         lambda setting: [lt.GatedTransfer(warmup_epochs=_warm_up(setting))], tuned_as="gated transfer"
     ),
+    "gated transfer, LP-FT": Row(
+        lambda setting: [lt.GatedTransfer(), setting.start()], from_probe=True, tuned_as="gated transfer"
+    ),
+    "joint, random source": _soft(ALWAYS, Setting.random_source, tuned_as="selective"),
     "joint, all of the source": _soft(ALWAYS, tuned_as="selective"),
     "soft, to the end": _soft(TO_THE_END, tuned_as="soft"),
     "selective, filters of the network": Row(lambda setting: [setting.selective("network")], tuned_as="selective"),
     "LWF, weight 4": _without_forgetting(4.0, tuned_as="LWF"),
     "Co-Tuning, weight 2.3": _cotuning(2.3, tuned_as="Co-Tuning"),
     "L2-SP": Row(lambda setting: [L2SP()]),
+    "LP-FT, L2-SP": Row(lambda setting: [L2SP()], from_probe=True, tuned_as="LP-FT"),
+    "LP-FT, two networks": Row(
+        lambda setting: [lt.CollaborativeFinetuning([setting.second()], weight=0.0), setting.start()],
+        from_probe=True,
+        tuned_as="LP-FT",
+    ),
     "rate falls with depth": Row(module=lambda setting, network, rates: Tuning(network, rates, depth_decay=0.75)),
     "BackboneFinetuning": Row(
         lambda setting: [BackboneFinetuning(unfreeze_backbone_at_epoch=_warm_up(setting), verbose=False)]

@@ -248,6 +248,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "regime": lambda: regime_results.table(10),
     "regime rates": lambda: regime_results.rates(10),
     "regime lengths": regime_results.lengths,
+    "regime steps": lambda: regime_results.other_lengths(10),
     "costs": lambda: measuring.markdown(read("costs")["rows"]),
 }
 
