@@ -1,23 +1,15 @@
-"""Training runs for test_resume.py that kill themselves.
-
-Each is forked from this process, which imports what they need once, on one thread: a fork of several may hang.
-"""
+"""A training run for test_resume.py that kills itself, and what it writes."""
 
 import hashlib
 import json
-import logging
 import os
-import pathlib
 import signal
-import sys
-import traceback
-import warnings
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests import toys
-from tests.methods import METHODS
+from tests.methods import one
 
 
 class Writing:
@@ -48,9 +40,9 @@ class Written(Writing, toys.LitToy):
     pass
 
 
-def train(method, way, folder, kill_at, ckpt_path):
-    """One run by the callback, with loader workers or without, or by the mixin."""
-    warnings.simplefilter("ignore")
+def train(name, way, folder, *, kill_at=None, ckpt_path=None):
+    """One run of a method by the callback, with loader workers or without, or by the mixin."""
+    method = one(name=name)
     torch.manual_seed(os.getpid())  # the program's own random state is another one in every process
     data, callbacks = toys.Augmented(toys.source_data()), []
     if way == "mixin":
@@ -63,50 +55,3 @@ def train(method, way, folder, kill_at, ckpt_path):
     module.folder, module.kill_at, module.drawn = folder, kill_at, []
     saving = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=1)
     toys.fit(module, [*callbacks, saving], loader=toys.StatefulLoader(), ckpt_path=ckpt_path, enable_checkpointing=True)
-
-
-def ways(method):
-    """How a method is run: by its callback, by its mixin, and with loader workers, where there is a second loader."""
-    return ["callback", *(["mixin"] if method.has_mixin else []), *(["workers"] if method.has_source else [])]
-
-
-def forked(*runs):
-    """Start runs, one after the other, in a process of their own."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        for run in runs:
-            train(*run)
-        code = 0
-    except Exception:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-def code_of(pid):
-    """Wait for a process."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def main(folder, kill_at):
-    """Run every method in every way: whole, killed, and resumed from the last checkpoint of that."""
-    torch.set_num_threads(1)
-    toys.toy_net()  # is trained once, for all
-    cases = [(method, way, folder / f"{method}-{way}") for method in METHODS for way in ways(method)]
-    for *_, path in cases:
-        (path / "whole").mkdir(parents=True)
-        (path / "killed").mkdir()
-    whole = forked(*((method, way, path / "whole", None, None) for method, way, path in cases))
-    codes = {path.name: code_of(forked((method, way, path / "killed", kill_at, None))) for method, way, path in cases}
-    killed = ((method, way, path / "killed") for method, way, path in cases)
-    resumed = forked(*((method, way, path, None, path / "last.ckpt") for method, way, path in killed))
-    codes |= {"whole": code_of(whole), "resumed": code_of(resumed)}
-    (folder / "codes.json").write_text(json.dumps(codes))
-
-
-if __name__ == "__main__":
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]))

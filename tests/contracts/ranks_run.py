@@ -1,9 +1,6 @@
-"""What one rank of test_ranks.py does; started as torchrun would start it. Writes its results to a file."""
+"""What one rank of test_ranks.py does."""
 
 import os
-import pathlib
-import sys
-import warnings
 
 import lightning.pytorch as L
 import torch
@@ -12,8 +9,6 @@ from torch import nn
 import lightning_transfer as lt
 from tests import toys
 from tests.methods import METHODS, one
-
-warnings.simplefilter("ignore")
 
 
 class Followed(toys.LitToy):
@@ -41,12 +36,13 @@ def run(*callbacks, **options):
     return module.history
 
 
-def results(num_ranks: int) -> dict:
+def results(num_ranks, folder):
     """Everything that must not depend on the number of ranks; a rank's batch is its share of 8."""
+    L.seed_everything(0, verbose=False)
     size = 8 // num_ranks
     found = {}
     for method in METHODS:
-        saving = toys.SaveEveryStep(pathlib.Path(f"{method}-{num_ranks}"))
+        saving = toys.SaveEveryStep(folder / f"{method}-{num_ranks}")
         found[f"{method}"] = run(method.callback(batch_size=size), saving)
         found[f"{method} off"] = run(method.off())
         found[f"{method} bf16"] = run(method.callback(batch_size=size), precision="bf16-true")
@@ -68,7 +64,7 @@ def results(num_ranks: int) -> dict:
     return found
 
 
-def pairs(size: int) -> dict:
+def pairs(size):
     """Methods of different seams together, and what only several steps or ranks bring to light."""
     names = ("soft-separate-add", "selective-separate", "adafilter", "gated")
     soft, selective, adafilter, gated = (one(name=name) for name in names)
@@ -81,13 +77,7 @@ def pairs(size: int) -> dict:
     }
 
 
-def class_features() -> tuple[torch.Tensor, torch.Tensor]:
+def class_features():
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 4, (45,), generator=generator)
     return torch.randn(45, 6, generator=generator) + labels[:, None] * torch.randn(6, generator=generator), labels
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    L.seed_everything(0, verbose=False)
-    torch.save(results(int(os.environ["WORLD_SIZE"])), sys.argv[1])

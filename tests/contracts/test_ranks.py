@@ -1,46 +1,12 @@
 """Two processes equal each other after every step, and equal one process that takes both their batches."""
 
-import os
-import pathlib
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
 
+from tests import processes
 from tests.contracts import ranks_run
 from tests.methods import UNTIL, each
 from tests.toys import assert_same
-
-SCRIPT = pathlib.Path(ranks_run.__file__)
-
-
-def launch(folder: pathlib.Path, num_ranks: int, *, script: pathlib.Path | str = SCRIPT) -> list[dict]:
-    """Start the ranks and read what each of them found."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(num_ranks),
-        "LOCAL_WORLD_SIZE": str(num_ranks),
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "ranks",
-        "PYTHONPATH": str(SCRIPT.parents[2]),
-    }
-    paths = [folder / f"rank{rank}.pt" for rank in range(num_ranks)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, path],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=folder,
-        )
-        for rank, path in enumerate(paths)
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0] * num_ranks
-    return [torch.load(path, weights_only=True) for path in paths]
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +16,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ranks(folder):
-    return launch(folder, 2)
+    ends = processes.run(ranks_run.results, 2, folder, num_ranks=2)
+    assert [end.code for end in ends] == [0, 0]
+    return [end.found for end in ends]
 
 
 @pytest.fixture(scope="module")
 def alone(folder):
-    (folder / "alone").mkdir()
-    return launch(folder / "alone", 1)[0]
+    (end,) = processes.run(ranks_run.results, 1, folder)
+    assert end.code == 0
+    return end.found
 
 
 @pytest.mark.parametrize("run", ["", " off", " bf16"])
@@ -94,7 +63,7 @@ def test_what_the_first_rank_finds_in_a_search_is_every_ranks(ranks):
 
 @each(has_source=True)
 def test_a_checkpoint_of_two_ranks_names_the_place_where_one_process_is(ranks, alone, folder, method):
-    paths = [folder / f"{method}-2/step=4.ckpt", folder / f"alone/{method}-1/step=4.ckpt"]
+    paths = [folder / f"{method}-2/step=4.ckpt", folder / f"{method}-1/step=4.ckpt"]
     states = [
         torch.load(path, weights_only=True)["callbacks"][type(method.callback()).__name__]["part"]["_extra_state"]
         for path in paths

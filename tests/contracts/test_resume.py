@@ -1,12 +1,9 @@
 """A run that resumes anywhere is the run that was never stopped, to the bit."""
 
 import copy
+import functools
 import json
-import os
-import pathlib
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,9 +12,9 @@ from torch.utils._pytree import tree_map_only
 
 import lightning_transfer as lt
 from lightning_transfer.source.redrawing import READINGS
-from tests import toys
+from tests import processes, toys
 from tests.contracts import killed_run
-from tests.methods import UNTIL, each, one
+from tests.methods import METHODS, UNTIL, chosen, each, one
 from tests.toys import LitToy, Recorder, SaveEveryStep, StatefulLoader, assert_same, fit, weights
 
 each_method = each()
@@ -67,33 +64,35 @@ def test_a_resumed_run_may_begin_with_other_weights(method, tmp_path):
     assert_same(weights(module), weights(whole))
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    """What killed_run.py wrote: the exit codes of all runs, and a reader of their steps."""
-    folder = tmp_path_factory.mktemp("killed")
-    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-    subprocess.run([sys.executable, killed_run.__file__, folder, str(KILLED_AT)], env=environment, check=True)
-
-    def steps(name):
-        return [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
-
-    return json.loads((folder / "codes.json").read_text()), steps
+WAYS = [
+    *((method, "callback") for method in METHODS),
+    *((method, "mixin") for method in chosen(has_mixin=True)),
+    *((method, "workers") for method in chosen(has_source=True, is_joint=False)),
+]
 
 
-@each_method
-def test_kill_nine_and_resume(killed, method):
+@pytest.mark.parametrize(("method", "way"), WAYS, ids=str)
+def test_kill_nine_and_resume(method, way, tmp_path):
     """The same weights, losses and source images, random augmentation included, as the run that was not killed."""
-    codes, steps = killed
-    assert (codes["whole"], codes["resumed"]) == (0, 0)
-    for way in killed_run.ways(method):
-        assert codes[f"{method}-{way}"] == -signal.SIGKILL
-        whole, resumed = steps(f"{method}-{way}/whole"), steps(f"{method}-{way}/killed")
-        assert [entry["step"] for entry in whole] == list(range(STEPS))
-        assert resumed == whole
-        if way != "mixin":
-            assert all(entry["losses"] for entry in whole)
-            drawn = [bool(entry["source"]) for entry in whole]
-            assert drawn == [method.has_source and step < UNTIL for step in range(STEPS)]
+
+    def run(name, **options):
+        (tmp_path / name).mkdir(exist_ok=True)
+        train = functools.partial(killed_run.train, method.name, way, tmp_path / name, **options)
+        return processes.run(train)[0].code
+
+    assert run("whole") == 0
+    assert run("killed", kill_at=KILLED_AT) == -signal.SIGKILL
+    assert run("killed", ckpt_path=tmp_path / "killed/last.ckpt") == 0
+    whole, resumed = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "killed")
+    )
+    assert [entry["step"] for entry in whole] == list(range(STEPS))
+    assert resumed == whole
+    if way != "mixin":
+        assert all(entry["losses"] for entry in whole)
+        drawn = [bool(entry["source"]) for entry in whole]
+        assert drawn == [method.has_source and step < UNTIL for step in range(STEPS)]
 
 
 def test_resume_with_other_options_is_refused_with_the_differences(tmp_path):

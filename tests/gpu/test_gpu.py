@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_transfer as lt
 from lightning_transfer.glue.trainer import to_device
 from lightning_transfer.source import drawing
-from tests import toys
-from tests.contracts.test_ranks import launch
+from tests import processes, toys
 from tests.gpu import ranks_run
 from tests.methods import borrowed, each
 from tests.toys import LitToy, assert_same, fit, weights
@@ -149,10 +148,10 @@ def test_advice_leaves_module_and_random_state_as_they_were():
 
 
 @pytest.mark.gpu(2)
-def test_two_gpus_equal_each_other_and_one(tmp_path):
-    first, second = launch(tmp_path, 2, script=ranks_run.__file__)
-    (tmp_path / "alone").mkdir()
-    (alone,) = launch(tmp_path / "alone", 1, script=ranks_run.__file__)
+def test_two_gpus_equal_each_other_and_one():
+    ends = [end for num in (2, 1) for end in processes.run(ranks_run.results, num, num_ranks=num)]
+    assert [end.code for end in ends] == [0, 0, 0]
+    first, second, alone = (end.found for end in ends)
     for name in alone:
         assert_same(first[name], second[name])
         assert_same(first[name], alone[name], tolerance=1e-9)

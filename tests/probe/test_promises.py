@@ -1,7 +1,6 @@
 """What a run keeps with a head that starts as a probe: resume, random state, crashes, processes, surroundings."""
 
 import copy
-import multiprocessing
 import os
 import pickle
 import random
@@ -18,9 +17,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 import lightning_transfer as lt
-from tests import toys
+from tests import processes, toys
 from tests.contracts.test_as_found import anatomy
-from tests.contracts.test_ranks import launch
 from tests.methods import each
 from tests.probe import ranks_run
 from tests.toys import LitToy, PlToy, SaveEveryStep, assert_same, fit, weights
@@ -95,15 +93,11 @@ def killed(folder):
             if trainer.global_step == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    torch.set_num_threads(1)
     fit(LitToy(), [lt.ProbeStart(), SaveEveryStep(folder), Dying()], loader=stateful())
 
 
 def test_kill_nine_and_resume(tmp_path):
-    process = multiprocessing.get_context("spawn").Process(target=killed, args=(tmp_path,))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert processes.run(killed, tmp_path)[0].code == -signal.SIGKILL
     whole, module = LitToy(), LitToy()
     fit(whole, [lt.ProbeStart()], loader=stateful())
     fit(module, [lt.ProbeStart()], loader=stateful(), ckpt_path=tmp_path / "step=3.ckpt")
@@ -198,8 +192,10 @@ def test_a_loss_that_rises_far_above_chance_in_the_first_steps_is_warned_of(step
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    return launch(tmp_path_factory.mktemp("ranks"), 2, script=ranks_run.__file__)
+def ranks():
+    ends = processes.run(ranks_run.results, num_ranks=2)
+    assert [end.code for end in ends] == [0, 0]
+    return [end.found for end in ends]
 
 
 @pytest.mark.filterwarnings("ignore:After ProbeStart the loss rose")  # of random networks, far apart

@@ -1,26 +1,37 @@
 """Selection that is broken off, in whatever way, goes on where it was; damaged work is done again."""
 
 import errno
+import os
 import pathlib
 import shutil
+import signal
+import time
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import lightning_transfer as lt
-from lightning_transfer.methods.selective import store
+from lightning_transfer.methods.selective import pictures, store
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import select_neighbors
-from lightning_transfer.methods.selective.selection import TENSORS
+from lightning_transfer.methods.selective.selection import TENSORS, Selection
 from lightning_transfer.progress import no_progress
-from tests.selective import select_run
+from tests import processes, toys
 from tests.selective.select_run import (
     BLOCK,
     NUM_SOURCE,
+    NUM_TARGET,
+    READ,
     READ_BEFORE,
     UNREADABLE,
     Faulty,
+    K,
+    in_processes,
+    killed,
+    made_selection,
     quick_bank,
+    resumed,
     selected,
     small,
     source_data,
@@ -29,16 +40,10 @@ from tests.selective.select_run import (
 )
 
 
-@pytest.fixture(scope="module")
-def broken_off(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("signals")
-    return folder, *select_run.started("signals", folder)
-
-
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(select_run.store, "BLOCK", BLOCK)
-    monkeypatch.setattr(select_run.pictures, "READ", select_run.READ)
+    monkeypatch.setattr(store, "BLOCK", BLOCK)
+    monkeypatch.setattr(pictures, "READ", READ)
 
 
 def assert_equal(found, expected):
@@ -66,18 +71,38 @@ def test_what_is_read_before_the_first_description(small_blocks, tmp_path):
     assert described(first.loaded) == list(range(NUM_SOURCE))
 
 
+def interrupted(folder, number=signal.SIGTERM):
+    """A Trainer with the callback is told to stop while its third block is described."""
+
+    class Lit(toys.LitToy):
+        def on_train_batch_end(self, *args):
+            (folder / "trained").touch()
+
+    images = source_data().dataset
+    source = Faulty(images, bad=UNREADABLE, signal_after=READ_BEFORE + 2 * BLOCK + 3, number=number)
+    task = lt.SourceTask(images, num_classes=11, unaugmented=source, batch_size=2)
+    neighbors = lt.Neighbors(k=K, bank=quick_bank(), rounds=0)
+    given = {"target": target_data(), "protect": [small(4, 3)], "cache": folder / "chosen"}
+    callback = lt.SelectiveJointFinetuning(task, neighbors=neighbors, weight=lt.Schedule(1.0, 1.0), **given)
+    toys.fit(Lit(), [callback], loader=DataLoader(target_data(), batch_size=2), max_epochs=1)
+
+
+def interrupted_by_hand(folder):
+    interrupted(folder, number=signal.SIGINT)
+
+
 @pytest.mark.parametrize(
-    ("how", "code", "finished"), [("killed", -9, 1), ("interrupted", 1, 3), ("interrupted_by_hand", 1, 2)]
+    ("how", "code", "finished"), [(killed, -9, 1), (interrupted, 1, 3), (interrupted_by_hand, 1, 2)]
 )
 def test_a_run_behind_kill_nine_sigterm_or_ctrl_c_describes_only_what_is_missing(
-    broken_off, small_blocks, how, code, finished
+    small_blocks, tmp_path, how, code, finished
 ):
     """Told to terminate, it finishes the block that it is at; Ctrl-C and kill -9 lose that one."""
-    _, told, written = broken_off
-    assert told["codes"][how] == [code, 0]
-    after = written(f"{how}/resumed-1-0")
+    ends = [*in_processes(how, tmp_path), *in_processes(resumed, tmp_path)]
+    assert [end.code for end in ends] == [code, 0]
+    after = ends[1].found
     assert after["blocks"] == list(range(finished))
-    looked_at = 10 * (4 + select_run.NUM_TARGET)  # nearest to protected and target images, mirrored or not
+    looked_at = 10 * (4 + NUM_TARGET)  # nearest to protected and target images, mirrored or not
     missing = [image for number in range(finished, 5) for image in block(number)]
     assert after["loaded"][READ_BEFORE:][: len(missing)] == missing
     assert len(after["loaded"]) <= READ_BEFORE + len(missing) + looked_at
@@ -85,19 +110,32 @@ def test_a_run_behind_kill_nine_sigterm_or_ctrl_c_describes_only_what_is_missing
     assert after["left"] == ["chosen"]
 
 
-@pytest.mark.parametrize(("how", "error"), [("interrupted", "SIGTERMException"), ("interrupted_by_hand", "SystemExit")])
-def test_a_trainer_that_is_told_to_stop_while_selecting_stops_cleanly(broken_off, how, error):
-    folder, _, written = broken_off
-    assert written(f"{how}/{how}-1-0")["error"] == error
-    assert not (folder / how / "trained").exists()
+@pytest.mark.parametrize(("how", "error"), [(interrupted, "SIGTERMException"), (interrupted_by_hand, "SystemExit")])
+def test_a_trainer_that_is_told_to_stop_while_selecting_stops_cleanly(tmp_path, how, error):
+    (end,) = in_processes(how, tmp_path)
+    assert end.found["error"] == error
+    assert not (tmp_path / "trained").exists()
 
 
-def test_processes_that_save_at_once_never_leave_a_mixed_file(broken_off):
+def write_or_read(path):
+    """One process reads a selection, again and again, that the others write."""
+    rank = int(os.environ["RANK"])
+    if rank:
+        for _ in range(60):
+            made_selection(rank).save(path)
+        return None
+    while not path.exists():
+        time.sleep(0.001)
+    return [Selection.load(path).indices.tolist() for _ in range(60)]
+
+
+def test_processes_that_save_at_once_never_leave_a_mixed_file(tmp_path):
     """A reader beside two writers sees one selection or the other, every time."""
-    folder, told, _ = broken_off
-    assert told["writers"]["codes"] == [0, 0]
-    assert {*told["writers"]["read"]} <= {"1", "2"}
-    assert [path.name for path in (folder / "writers").iterdir()] == ["chosen"]
+    ends = processes.run(write_or_read, tmp_path / "chosen", num_ranks=3)
+    assert [end.code for end in ends] == [0, 0, 0]
+    written = [made_selection(rank).indices.tolist() for rank in (1, 2)]
+    assert all(read in written for read in ends[0].found)
+    assert [path.name for path in tmp_path.iterdir()] == ["chosen"]
 
 
 class BrokenOffError(BaseException):
@@ -114,7 +152,7 @@ class Stops(Faulty):
 
 
 def break_off(cache, *, finished=2, **options):
-    source = Stops(source_data().dataset, bad=select_run.UNREADABLE, fails_after=READ_BEFORE + finished * BLOCK + 9)
+    source = Stops(source_data().dataset, bad=UNREADABLE, fails_after=READ_BEFORE + finished * BLOCK + 9)
     with pytest.raises(BrokenOffError):
         selected(source, cache=cache, **options)
 
@@ -211,7 +249,7 @@ def test_work_of_another_selection_is_never_used(small_blocks, tmp_path, changed
         raise BrokenOffError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(select_run.Selection, "save", unsaved)
+        patch.setattr(Selection, "save", unsaved)
         with pytest.raises(BrokenOffError):
             select_as(others(), cache)
     assert len(list(work(cache).glob("block*"))) == 5
@@ -231,7 +269,7 @@ def test_two_jobs_with_one_cache_do_not_disturb_each_other(small_blocks, tmp_pat
                 assert not (tmp_path / "chosen.work").exists()
             return super().__getitem__(index)
 
-    slow = Slow(source_data().dataset, bad=select_run.UNREADABLE)
+    slow = Slow(source_data().dataset, bad=UNREADABLE)
     found = selected(slow, protect=[], cache=cache)
     assert_equal(values(found), values(slow.other))
     assert_equal(values(found), values(selected(protect=[])))
