@@ -1,5 +1,6 @@
 """Find the part of a user's module that images enter."""
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,6 +93,45 @@ def entry_of(module: nn.Module, head: Head) -> str:
             f"{path!r}, a {type(part).__name__}, takes no images. {HOW.format(type(module).__name__)}"
         )
     return path
+
+
+def check_timm_name(name: str) -> None:
+    """Refuse the name of a pretrained network that timm does not have; nothing is downloaded.
+
+    Raises:
+        TransferConfigError: the message names those that are most similar.
+    """
+    import timm
+
+    if ":" in name:  # of a hub, or a folder
+        return
+    is_tagged = "." in name.rpartition("/")[2]
+    known = timm.list_models(pretrained=True) if is_tagged else timm.list_models()
+    if not timm.is_model(name) or (is_tagged and name not in known):
+        close = ", ".join(map(repr, difflib.get_close_matches(name, known)))
+        guess = f"Did you mean {close}?" if close else "timm.list_models(pretrained=True) lists all."
+        raise TransferConfigError(f"timm has no model {name!r}. {guess} A folder is named 'local-dir:FOLDER'.")
+
+
+def loaded(source: nn.Module | str) -> nn.Module:
+    """Return a network; for the name of a timm model, with its pretrained weights.
+
+    Raises:
+        TransferConfigError: timm has no such model, or its weights cannot be downloaded or read.
+    """
+    if isinstance(source, nn.Module):
+        return source
+    import timm
+
+    check_timm_name(source)
+    try:
+        return timm.create_model(source, pretrained=True)
+    except OSError as error:  # of huggingface_hub too, if there is no network
+        raise TransferConfigError(
+            f"The weights of {source!r} cannot be loaded: {str(error).rstrip('.')}. Without internet, name a folder "
+            "that holds config.json and model.safetensors: 'local-dir:FOLDER'. "
+            "timm.models.save_for_hf(network, 'FOLDER') writes it, where there is internet."
+        ) from error
 
 
 def timm_name(network: Any) -> str | None:

@@ -1,11 +1,15 @@
 """Which networks timm makes by name, and which take pictures of one size only."""
 
+import pytest
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
+import lightning_transfer as lt
 from lightning_transfer.networks import timm_name
 from lightning_transfer.tracing import required_size, run_on_a_picture
+from tests import toys
 
 VIT = {"img_size": 64, "depth": 1}
 
@@ -47,3 +51,44 @@ def test_a_size_is_required_only_by_a_network_that_refuses_others():
 def test_a_network_of_a_size_of_its_own_runs_on_a_picture_of_it():
     network = made("vit_tiny_patch16_224", img_size=(48, 80), depth=1, num_classes=5)
     assert run_on_a_picture(network).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("resnet5O", "timm has no model 'resnet5O'. Did you mean 'resnet50'"),
+        ("resnet50.a1_in1K", "Did you mean 'resnet50.a1_in1k'"),  # timm knows the architecture
+        ("timm/resnet10t.c3_in1k", "Did you mean 'resnet10t.c3_in1k'"),
+        ("my_networks/mine", "timm.list_models(pretrained=True) lists all. A folder is named 'local-dir:FOLDER'."),
+    ],
+)
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda name: lt.SourceTask.from_timm(name, toys.source_data()),
+        lambda name: lt.SoftFinetuning({"from_timm": name, "dataset": toys.source_data()}),
+        lambda name: lt.CollaborativeFinetuning(["resnet10t", name]),
+        lambda name: lt.rank_networks(["resnet10t", name], toys.source_data()),
+    ],
+    ids=["source", "mapping", "sources", "rank"],
+)
+def test_a_name_that_timm_does_not_have_is_refused_before_anything_is_loaded(name, said, given, monkeypatch):
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("a network was loaded"))
+    with pytest.raises(lt.TransferConfigError) as refused:
+        given(name)
+    assert said in str(refused.value)
+
+
+def test_without_internet_the_message_names_the_folder_that_takes_its_place(monkeypatch):
+    def offline(*args, **options):
+        raise LocalEntryNotFoundError("Please check your connection.")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(lt.TransferConfigError, match="your connection. Without internet, .*'local-dir:FOLDER'"):
+        lt.rank_networks(["resnet10t"], [(torch.zeros(3, 8, 8), label % 2) for label in range(8)])
+
+
+def test_what_the_message_says_writes_the_folder(tmp_path):
+    network = made()
+    timm.models.save_for_hf(network, tmp_path / "net")
+    assert (lt.networks.loaded(f"local-dir:{tmp_path / 'net'}").fc.weight == network.fc.weight).all()

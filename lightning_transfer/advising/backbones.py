@@ -18,11 +18,11 @@ from lightning_transfer.advising.features import Features
 from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
-from lightning_transfer.methods.collaborative.members import loaded, make_of
+from lightning_transfer.methods.collaborative.members import make_of
 from lightning_transfer.methods.selective.identity import identity
 from lightning_transfer.methods.selective.pictures import Pictures, spread
 from lightning_transfer.naming import structure
-from lightning_transfer.networks import timm_name
+from lightning_transfer.networks import check_timm_name, loaded, timm_name
 from lightning_transfer.progress import Step
 from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import in_order
@@ -39,8 +39,8 @@ def named(networks: Networks) -> dict[str, nn.Module | str]:
     """Return networks by name; one of a list is called as timm calls it, or as its class.
 
     Raises:
-        TransferConfigError: there are none, two share a name, one is something else, or a module does not say how its
-            pictures are normalised.
+        TransferConfigError: there are none, two share a name, one is something else, timm has no model of a name, or
+            a module does not say how its pictures are normalised.
     """
     if isinstance(networks, Mapping):
         pairs = list(networks.items())
@@ -56,7 +56,9 @@ def named(networks: Networks) -> dict[str, nn.Module | str]:
             'rank_networks({"theirs": "resnet50.a1_in1k", "mine": module}, dataset).'
         )
     for name, one in pairs:
-        if not isinstance(one, str):  # timm's say it
+        if isinstance(one, str):
+            check_timm_name(one)
+        else:  # timm's say it
             _check_configuration(name, one)
     return found
 

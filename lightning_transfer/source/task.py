@@ -18,6 +18,7 @@ from lightning_transfer.batches import class_numbers, either, label_hint, label_
 from lightning_transfer.datasets import AnyDataset, check_random_access, known_labels, load
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
 from lightning_transfer.naming import name_of, structure
+from lightning_transfer.networks import loaded
 from lightning_transfer.pending import PendingChecks
 from lightning_transfer.reading import apart
 from lightning_transfer.roles import has_linear, in_width, is_pooling, linear_layers, out_width
@@ -161,7 +162,7 @@ class SourceTask:
             options: the other options of `SourceTask`.
 
         Raises:
-            TransferConfigError: the model has no classifier, or more than one.
+            TransferConfigError: timm has no such model, or the model has no classifier, or more than one.
 
         Example:
             >>> import timm
@@ -169,10 +170,7 @@ class SourceTask:
             >>> SourceTask.from_timm(timm.create_model("resnet10t", num_classes=4), data).head.out_features
             4
         """
-        if isinstance(model, str):
-            import timm
-
-            model = timm.create_model(model, pretrained=True)
+        model = loaded(model)
         if not hasattr(model, "get_classifier"):
             raise TransferConfigError(
                 f"{type(model).__name__} has no get_classifier(), so it is not a timm model. Take its classifier "

@@ -323,7 +323,7 @@ def test_a_network_that_gives_more_than_logits_in_training_is_named():
     with pytest.raises(lt.TransferConfigError, match="source1 gives a tuple; expected .*aux_logits=False"):
         fit(LitToy(), [lt.CollaborativeFinetuning([Two()])])
     with pytest.raises(lt.TransferConfigError, match=r"timm has no model 'resnet10x'\. Did you mean"):
-        fit(LitToy(), [lt.CollaborativeFinetuning(["resnet10x"])])
+        lt.CollaborativeFinetuning([Two(), "resnet10x"])
 
 
 def test_removal_measures_all_networks_before_and_the_kept_one_after():

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_transfer.errors import TransferConfigError, nearest
+from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.collaborative.depths import find_depths
 from lightning_transfer.methods.collaborative.heads import classifier, last_classifier, renew_head
+from lightning_transfer.networks import check_timm_name, loaded
 from lightning_transfer.roles import Head, out_width
 from lightning_transfer.stamps import digest
 from lightning_transfer.surgery import own_randomness
@@ -110,7 +111,7 @@ def named(sources: Sources) -> dict[str, nn.Module | str]:
     """Return networks by name; those of a list are named source1, source2, and so on.
 
     Raises:
-        TransferConfigError: a source is not a network, or its name cannot be used.
+        TransferConfigError: a source is not a network, its name cannot be used, or timm has no model of that name.
     """
     if isinstance(sources, Mapping):
         found = dict(sources)
@@ -128,6 +129,8 @@ def named(sources: Sources) -> dict[str, nn.Module | str]:
             raise TransferConfigError(
                 f"{name} is a {type(source).__name__}; a source is a network or the name of a timm model."
             )
+        if isinstance(source, str):
+            check_timm_name(source)
     return found
 
 
@@ -160,17 +163,6 @@ def make_members(
             reference = next(own.parameters())
             members[name] = adapted(network, own).to(reference.device, reference.dtype).train(own.training)
     return members
-
-
-def loaded(source: nn.Module | str) -> nn.Module:
-    """Return a network; for the name of a timm model, with its pretrained weights."""
-    if isinstance(source, nn.Module):
-        return source
-    import timm
-
-    if ":" not in source and not timm.is_model(source):  # a name with a colon is a hub's
-        raise TransferConfigError(f"timm has no model {source!r}. {nearest(source, timm.list_models())[:200]} ...")
-    return timm.create_model(source, pretrained=True)
 
 
 def _channels(network: nn.Module, example: Any = None) -> int | None:

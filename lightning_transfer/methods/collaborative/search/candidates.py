@@ -18,11 +18,12 @@ from lightning_transfer.glue import proxy
 from lightning_transfer.glue.base import AnyCallback
 from lightning_transfer.glue.first_loss import kind_by
 from lightning_transfer.methods.collaborative.apply import ensemble_of, put_together
-from lightning_transfer.methods.collaborative.members import loaded, named
+from lightning_transfer.methods.collaborative.members import named
 from lightning_transfer.methods.collaborative.search.options import LayerSearch
 from lightning_transfer.methods.collaborative.search.plan import Evaluation, LayerPlan
 from lightning_transfer.methods.collaborative.search.strategies import Layers
 from lightning_transfer.methods.collaborative.together import Together
+from lightning_transfer.networks import loaded
 from lightning_transfer.randomness import seeded
 from lightning_transfer.splitting import held_out
 from lightning_transfer.stamps import digest
