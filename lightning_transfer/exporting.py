@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import options_of
 from lightning_transfer.networks import find_network, timm_name
+from lightning_transfer.options import is_list
 from lightning_transfer.roles import find_head, out_width, users_modules
 from lightning_transfer.surgery import Structure, find_all
 from lightning_transfer.tracing import evaluating, required_size
@@ -83,15 +84,13 @@ def export(
     entries = _entries(network)
     place, part = _new_folder(folder)
     try:
-        architecture, size = timm_name(network), None
+        architecture = timm_name(network)
         save_model(SimpleNamespace(state_dict=lambda: dict(entries)), str(part / WEIGHTS))  # type: ignore[arg-type]
-        if architecture:
-            size = _write_for_timm(network, entries, part, classes)
+        prepared = _write_for_timm(network, entries, part, classes) if architecture else {}
         if onnx:
+            size = prepared.get("input_size")
             _write_onnx(network, getattr(module, "example_input_array", None), size, part / "model.onnx")
-        text = "\n".join(
-            _card(architecture or type(network).__name__, bool(architecture), num_classes, classes, trainer)
-        )
+        text = "\n".join(_card(architecture or type(network).__name__, prepared, num_classes, classes, trainer))
         (part / "README.md").write_text(text, encoding="utf-8")
         part.chmod(0o755)
         part.replace(place)
@@ -163,8 +162,10 @@ def _check_plain(network: nn.Module) -> None:
         )
 
 
-def _write_for_timm(network: Any, entries: dict[str, Tensor], folder: Path, classes: Sequence[str] | None) -> Any:
-    """Write what timm makes the network by, load it again, and compare; return the shape of an image.
+def _write_for_timm(
+    network: Any, entries: dict[str, Tensor], folder: Path, classes: Sequence[str] | None
+) -> dict[str, Any]:
+    """Write what timm makes the network by, load it again, and compare; return how timm prepares its images.
 
     Raises:
         TransferConfigError: timm does not load it, or loads another network.
@@ -176,11 +177,12 @@ def _write_for_timm(network: Any, entries: dict[str, Tensor], folder: Path, clas
     try:
         save_config_for_hf(network, str(folder / "config.json"), model_config=names)
         again: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        channels, *listed = again.pretrained_cfg["input_size"]
-        size = (channels, *(required_size(again) or listed))
-        if fault := _difference(network, entries, again, size):
+        prepared: dict[str, Any] = timm.data.resolve_model_data_config(again)
+        channels, *listed = prepared["input_size"]
+        prepared["input_size"] = (channels, *(required_size(again) or listed))
+        if fault := _difference(network, entries, again, prepared["input_size"]):
             raise ValueError(fault)
-        return size
+        return prepared
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
         raise TransferConfigError(
             f"timm does not load this {type(network).__name__} again: {error}. If you replaced layers by hand, let "
@@ -234,22 +236,31 @@ def _plain(text: object) -> str:
     return " ".join(str(text).split()).replace("|", r"\|")
 
 
-def _card(name: str, is_timm: bool, num_classes: int, classes: Sequence[str] | None, trainer: Any) -> Iterator[str]:
-    """Yield the lines of the card."""
-    yield from ("---", f"library_name: {'timm' if is_timm else 'pytorch'}", "pipeline_tag: image-classification")
+def _card(
+    name: str, prepared: dict[str, Any], num_classes: int, classes: Sequence[str] | None, trainer: Any
+) -> Iterator[str]:
+    """Yield the lines of the card; `prepared` is how timm prepares images, empty for a network that is not timm's."""
+    yield from ("---", f"library_name: {'timm' if prepared else 'pytorch'}", "pipeline_tag: image-classification")
     yield from ("tags:", "- image-classification", "- transfer-learning", "---", f"# {name}, fine-tuned", "")
     made = "one output" if num_classes == 1 else f"{num_classes} classes"
     names = f": {', '.join(map(_plain, classes))}" if classes else ""
     yield f"Written by lightning_transfer {__version__}; {made}{names}."
     yield from ("", "## Use", "", "```python")
-    if is_timm:
+    if prepared:
         yield from ("import timm", "", 'network = timm.create_model("local-dir:FOLDER", pretrained=True).eval()')
-        yield "# give it images prepared as those that it was trained on"
+        yield "config = timm.data.resolve_model_data_config(network)"
+        yield "transform = timm.data.create_transform(**config, is_training=False)  # from a PIL image"
     else:
         yield from ("from safetensors.torch import load_model", "", "")
         yield "network = ...  # built as it was for training, without what lightning_transfer attached"
         yield f'load_model(network, "{WEIGHTS}")'
     yield "```"
+    if prepared:
+        yield from ("", "## Images", "")
+        yield "The code above makes the transform of timm's configuration, which config.json holds. If the images of"
+        yield "the training were prepared in another way, prepare yours in that way."
+        yield from ("", "| option | value |", "|---|---|")
+        yield from (f"| {key} | {list(value) if is_list(value) else value} |" for key, value in prepared.items())
     if trainer is not None:
         yield from _training(trainer)
 

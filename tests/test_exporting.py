@@ -1,9 +1,11 @@
 """A network that is handed on loads without this package and gives the same; what would not load is refused."""
 
+import json
 import re
 import tempfile
 
 import lightning.pytorch as L
+import numpy as np
 import onnx
 import pytest
 import timm
@@ -11,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import torch.nn.utils.prune
 from onnx.reference import ReferenceEvaluator
+from PIL import Image
 from safetensors.torch import load_file, load_model
 from torch import nn
 from torch.utils.data import DataLoader
@@ -62,6 +65,40 @@ def test_timm_loads_what_was_trained_and_the_card_says_how(tmp_path):
     assert "weight/start=0, " in card
     assert "https://arxiv.org/abs/1909.02236" in card
     assert sorted(path.name for path in folder.parent.iterdir()) == ["mine"]
+
+
+OTHERS = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "nearest", "crop_pct": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ({}, {}),
+        ({}, {**OTHERS, "input_size": (3, 48, 48)}),  # the user's own
+        ({"in_chans": 1}, {}),
+        ({"model_name": "vit_tiny_patch16_224", "img_size": 32, "depth": 1}, {}),
+    ],
+    ids=["timm's", "changed", "grey", "of one size"],
+)
+def test_the_card_has_the_preprocessing_and_code_that_makes_the_transform(tmp_path, options, changes):
+    network = timm.create_model(**{"model_name": "test_resnet", "num_classes": 3, **options})
+    network.pretrained_cfg |= changes
+    folder, known, made = lt.export(network, tmp_path / "mine"), network.pretrained_cfg, {}
+    card = (folder / "README.md").read_text()
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("FOLDER", str(folder)), made)
+    picture = Image.effect_noise((70, 60), 80).convert("L" if options.get("in_chans") else "RGB")
+    size = options.get("img_size", known["input_size"][1])
+    edge = int(size / known["crop_pct"])
+    wide = picture.resize((int(edge * 70 / 60), edge), getattr(Image.Resampling, known["interpolation"].upper()))
+    left, top = round((wide.width - size) / 2), round((edge - size) / 2)
+    pixels = np.asarray(wide.crop((left, top, left + size, top + size)), float).reshape(size, size, -1) / 255
+    mean, std = (np.array(known[key])[: pixels.shape[2]] for key in ("mean", "std"))
+    given = made["transform"](picture)
+    np.testing.assert_allclose(given.permute(1, 2, 0), (pixels - mean) / std, atol=1e-5)
+    assert made["network"](given[None]).shape == (1, 3)
+    saved = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    for key in ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"):
+        assert f"| {key} | {saved[key]} |" in card
 
 
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
