@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_transfer.tracing import outside_graphs
 
 T = TypeVar("T")
-MOST = 100  # checks that wait, so that a run that seldom logs keeps little and stops
+MOST = 100  # checks that wait, so that a run that rarely logs keeps little and stops
 
 
 def when(step: int, now: int) -> str:

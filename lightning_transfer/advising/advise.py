@@ -240,7 +240,7 @@ def _check(source: Any, steps: Any, minutes: Any, adapt: Any, forward: Any) -> N
         check_count("steps", steps, least=1)
     check_number("minutes", minutes)
     if adapt is not None and not callable(adapt):
-        raise TransferConfigError(f"adapt={adapt!r} is no function. {ADAPT}")
+        raise TransferConfigError(f"adapt={adapt!r} is not a function. {ADAPT}")
     if forward is not None and not callable(forward):
         raise TransferConfigError(f"forward={forward!r} is not a function. {FORWARD.format('module.model(images)')}")
 

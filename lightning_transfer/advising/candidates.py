@@ -38,7 +38,7 @@ class Candidate:
         """Make its callbacks, which have to be others each time.
 
         Raises:
-            TransferConfigError: they are no callbacks, or the same as before.
+            TransferConfigError: they are not callbacks, or the same as before.
         """
         made = self.make()
         if not isinstance(made, list | tuple) or not all(hasattr(each, "on_train_start") for each in made):

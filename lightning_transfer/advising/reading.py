@@ -17,7 +17,7 @@ from lightning_transfer.naming import structure
 from lightning_transfer.roles import Head, find_head, is_pooling, on_the_way
 from lightning_transfer.tracing import evaluating, images_and_labels
 
-ADAPT = "Say where they are: advise(..., adapt=lambda batch: (batch['image'], batch['label']))."
+ADAPT = "Pass what extracts images and labels: advise(..., adapt=lambda batch: (batch['image'], batch['label']))."
 FORWARD = "Say how images run: advise(..., forward=lambda module, images: {})."
 
 

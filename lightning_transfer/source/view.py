@@ -21,7 +21,7 @@ class NetworkView:
         source: the task whose passes the images take.
         run: gives what the network gives its head.
         head_path: of the target's head.
-        batch_size: of a look.
+        batch_size: images that run at once.
     """
 
     trainer: Any

@@ -182,7 +182,7 @@ def test_what_is_not_right_is_refused_by_name():
         advise(trainer=toys.trainer())
     with pytest.raises(lt.TransferConfigError, match=r"LitToy is a class; pass an instance: LitToy\(\.\.\.\)"):
         advise(toys.LitToy)
-    with pytest.raises(lt.TransferConfigError, match="adapt='image' is no function"):
+    with pytest.raises(lt.TransferConfigError, match="adapt='image' is not a function"):
         advise(adapt="image")
     for labels, words in (
         ([3] * 24, "24 training images: 1, "),

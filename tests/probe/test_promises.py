@@ -244,16 +244,16 @@ class Started(LitToy):
 @pytest.mark.parametrize("order", [1, -1])
 def test_beside_lightnings_rate_finder_and_weight_averaging(order):
     """The finder's trial steps begin without it, and the run then with it; an average begins at it."""
-    from lightning.pytorch.callbacks import WeightAveraging
-
     plain, module = Started(), Started()
     fit(plain, [lt.ProbeStart()], max_epochs=1)
     finder = LearningRateFinder(num_training_steps=4, update_attr=False)
     module.lr = 0.1
     fit(module, [lt.ProbeStart(), finder][::order], max_epochs=1, enable_checkpointing=True)
     assert_same(module.start, plain.start)
+    if not hasattr(L.callbacks, "WeightAveraging"):
+        return  # newer than the oldest Lightning
     averaged = Started()
-    averaging = WeightAveraging(avg_fn=lambda average, now, number: average)  # stays where it began
+    averaging = L.callbacks.WeightAveraging(avg_fn=lambda average, now, number: average)  # stays where it began
     fit(averaged, [lt.ProbeStart(), averaging][::order], max_epochs=1)
     assert_same(averaged.start, plain.start)
     assert (averaged.model.fc.weight - plain.start["model.fc.weight"]).abs().max() < 1
