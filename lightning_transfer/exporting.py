@@ -171,13 +171,14 @@ def _write_for_timm(
         TransferConfigError: timm does not load it, or loads another network.
     """
     import timm
+    from timm.data.config import resolve_model_data_config
     from timm.models._hub import save_config_for_hf
 
     names = None if classes is None else {"label_names": list(classes)}
     try:
         save_config_for_hf(network, str(folder / "config.json"), model_config=names)
         again: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        prepared: dict[str, Any] = timm.data.resolve_model_data_config(again)
+        prepared: dict[str, Any] = resolve_model_data_config(again)
         channels, *listed = prepared["input_size"]
         prepared["input_size"] = (channels, *(required_size(again) or listed))
         if fault := _difference(network, entries, again, prepared["input_size"]):
