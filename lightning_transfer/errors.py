@@ -56,6 +56,13 @@ def differences(
     ]
 
 
+def check_name(owner: str, kind: str, name: object, known: Iterable[str]) -> None:
+    """Raise if a key, an option or a class of `owner` is not one of the known ones."""
+    names = list(known)
+    if name not in names:
+        raise TransferConfigError(f"{owner} has no {kind} {name!r}. {nearest(str(name), names)}")
+
+
 def check_choice(argument: str, value: object, known: Iterable[str]) -> None:
     """Raise if `value` is not one of the known names."""
     names = list(known)

@@ -5,7 +5,7 @@ from dataclasses import fields
 from types import MappingProxyType
 from typing import Any, TypeGuard, TypeVar
 
-from lightning_transfer.errors import TransferConfigError, nearest
+from lightning_transfer.errors import TransferConfigError, check_name
 
 Options = TypeVar("Options")
 
@@ -39,8 +39,7 @@ def made(
         return given
     known = [*others, *(field.name for field in fields(cls))]  # type: ignore[arg-type]
     for key in given:
-        if key not in known:
-            raise TransferConfigError(f"{argument} has no option {key!r}. {nearest(str(key), known)}")
+        check_name(argument, "option", key, known)
     make = next((others[key] for key in others if key in given), cls)
     try:
         return make(**given)

@@ -7,11 +7,15 @@ import types
 import lightning.pytorch as L
 import pytest
 import timm
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from jsonargparse import ArgumentError, ArgumentParser
 from omegaconf import OmegaConf
 from torch import nn
 
 import lightning_transfer as lt
+from examples.your_own_method.l2_sp import L2SP
+from lightning_transfer.glue.namespaces import AnyCallback
 from tests import toys
 from tests.toys import LitToy, assert_same, fit, weights
 
@@ -173,7 +177,7 @@ def test_a_mixin_shows_and_takes_the_options_of_its_callback(add, callback, own)
     assert [(option.name, option.kind, option.default) for option in mine if option.name not in own] == [
         (option.name, option.kind, option.default) for option in theirs
     ]
-    with pytest.raises(TypeError, match="unexpected keyword argument 'misspelt'"):
+    with pytest.raises((TypeError, lt.TransferConfigError), match="(argument|option) 'misspelt'"):
         add(LitToy(), *[None for option in mine if option.default is option.empty], misspelt=1)
 
 
@@ -192,3 +196,37 @@ def test_a_configuration_file_sees_and_checks_every_option(name, capsys):
     given = {"class_path": path, "init_args": {"misspelt": 1}}
     with pytest.raises(ArgumentError, match="misspelt"):
         parser.parse_object({"callback": given})
+
+
+@pytest.mark.parametrize("by_hydra", [False, True])
+@pytest.mark.parametrize("callback", [*(getattr(lt, name) for name in lt.callbacks.__all__), L2SP])
+def test_a_misspelt_option_of_a_callback_is_refused_with_the_nearest(callback, by_hydra):
+    right = [*inspect.signature(callback).parameters][-1]
+    wrong = {right[:-1]: None}
+    said = re.escape(f"{callback.__name__} has no option '{right[:-1]}'. Did you mean '{right}'? Known: ")
+    if by_hydra:
+        with pytest.raises(InstantiationException, match=said):
+            instantiate({"_target_": f"{callback.__module__}.{callback.__name__}", **wrong})
+    else:
+        with pytest.raises(lt.TransferConfigError, match=said):
+            callback(**wrong)
+    parameters = [*inspect.signature(callback.__init__).parameters.values()][1:]
+    assert [*inspect.signature(callback).parameters.values()] == parameters
+
+
+def test_of_subclasses_only_names_that_their_own_constructor_takes_are_refused():
+    class Mine(L2SP):
+        def __init__(self, mine=1, **options):
+            super().__init__(**options)
+            self.mine = mine
+
+    class Plain(AnyCallback):
+        pass
+
+    assert (Mine(2, weight=0.5).mine, Mine(weight=0.5).weight) == (2, 0.5)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'weigth'"):
+        Mine(weigth=0.5)
+    Plain()
+    for args, options in (((1,), {}), ((), {"mine": 1})):
+        with pytest.raises(TypeError, match="takes"):
+            Plain(*args, **options)

@@ -11,7 +11,7 @@ from lightning_transfer.advising.candidates import PLAIN, PROBE, Candidate
 from lightning_transfer.advising.reading import Places, Reading, Runner
 from lightning_transfer.batches import is_right
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.base import AnyCallback
+from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.proxy import Trials
 from lightning_transfer.probing import fit_probe
 from lightning_transfer.progress import Step

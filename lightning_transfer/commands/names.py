@@ -1,12 +1,12 @@
 """Refuse misspelt names in configuration files, before jsonargparse prints all that could be written."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from inspect import signature
 from types import MappingProxyType
 from typing import Any
 
-from lightning_transfer.errors import TransferConfigError, nearest
+from lightning_transfer.errors import check_name
 from lightning_transfer.methods.collaborative.search.options import LayerSearch
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.schedules import Schedule
@@ -36,9 +36,9 @@ def check_names(given: Any) -> None:
         return
     module = import_module(home)
     classes = {each: found for each in module.__all__ if isinstance(found := getattr(module, each), type)}
-    _check(home, "class", name, classes)
+    check_name(home, "class", name, classes)
     for key in given:
-        _check(name, "key", key, ("class_path", "init_args", "dict_kwargs"))
+        check_name(name, "key", key, ("class_path", "init_args", "dict_kwargs"))
     if isinstance(options := given.get("init_args"), Mapping):
         check_options(classes[name], options, name)
 
@@ -46,12 +46,7 @@ def check_names(given: Any) -> None:
 def check_options(make: Callable[..., Any], given: Mapping[str, Any], title: str) -> None:
     """Refuse a name that is not an argument of a class or function, or of an object among its options."""
     for key, value in given.items():
-        _check(title, "option", key, signature(make).parameters)
+        check_name(title, "option", key, signature(make).parameters)
         if key in OBJECTS and isinstance(value, Mapping) and "class_path" not in value:
             for inner in value:
-                _check(f"{key} of {title}", "option", inner, OBJECTS[key])
-
-
-def _check(title: str, kind: str, name: Any, known: Iterable[str]) -> None:
-    if name not in known:
-        raise TransferConfigError(f"{title} has no {kind} {name!r}. {nearest(str(name), known)}")
+                check_name(f"{key} of {title}", "option", inner, OBJECTS[key])

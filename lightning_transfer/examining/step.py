@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-from lightning_transfer.glue.base import AnyCallback
+from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.proxy import fit_alone
 
 CRITERIA = ("cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy")

@@ -1,18 +1,14 @@
 """Run the life cycle that all callbacks of this package share, in `lightning` and in `pytorch_lightning`."""
 
-import importlib
-import logging
-import sys
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
-
-from lightning_utilities.core import rank_zero
+from typing import Any
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import checkpoints, optimizers
 from lightning_transfer.glue.dispatcher import StepDispatcher
+from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.optimizers import AsBefore
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import Afterwards, Before, StandIn, WithoutHooks
@@ -20,34 +16,6 @@ from lightning_transfer.glue.trainer import check_launcher, check_supported, is_
 from lightning_transfer.naming import options_of
 from lightning_transfer.stamps import BEGIN_ANEW, check_stamp, stamp
 from lightning_transfer.surgery import Structure, rebuild
-
-
-def _callback_classes() -> tuple[type, ...]:
-    """Return the Callback class of every installed namespace."""
-    found: list[type] = []
-    for name in sorted(("lightning.pytorch", "pytorch_lightning"), key=lambda name: name not in sys.modules):
-        package = name.partition(".")[0]
-        log, level = rank_zero.log, logging.getLogger(package).level
-        try:
-            found.append(importlib.import_module(name).Callback)
-        except ImportError as error:
-            if error.name != package and not found:
-                raise  # if a first namespace has loaded, the second one may be broken
-        if len(found) > 1:  # importing the second namespace has replaced the first one's logger and its level
-            rank_zero.log = log
-            logging.getLogger(package).setLevel(level or logging.INFO)
-    return tuple(found)
-
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Callback
-
-    AnyCallback = Callback
-else:
-
-    class AnyCallback(*_callback_classes()):
-        """A Callback of every namespace: each Trainer, and each command line, takes only its own."""
-
 
 # these copy the module in their own setup and then pair parameters by order, so our parts must be there before that
 COPYING_CALLBACKS = {"WeightAveraging", "StochasticWeightAveraging"}

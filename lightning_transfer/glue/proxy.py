@@ -15,7 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from lightning_transfer.datasets import Loaded, groups_of, labels_of
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.base import AnyCallback
+from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.quiet import silent, trainer_of
 from lightning_transfer.glue.trainer import looking, namespace_of, served, to_device
 from lightning_transfer.randomness import next_numbers, restored, seeded

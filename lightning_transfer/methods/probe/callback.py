@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from lightning_transfer import ranks
 from lightning_transfer.datasets import AnyDataset, groups_of
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.base import AnyCallback, TransferCallback
+from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.checkpoints import check_structure
 from lightning_transfer.glue.hearing import Hearing
+from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.samplers import importance_of
 from lightning_transfer.glue.sides import Side, target_side
 from lightning_transfer.glue.standin import Before

@@ -15,8 +15,8 @@ from lightning_transfer.batches import is_right
 from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import proxy
-from lightning_transfer.glue.base import AnyCallback
 from lightning_transfer.glue.first_loss import kind_by
+from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.methods.collaborative.apply import ensemble_of, put_together
 from lightning_transfer.methods.collaborative.members import named
 from lightning_transfer.methods.collaborative.search.options import LayerSearch

@@ -1,0 +1,48 @@
+"""Make the base of all callbacks of this package: a Callback of `lightning` and of `pytorch_lightning`."""
+
+import importlib
+import inspect
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from lightning_utilities.core import rank_zero
+
+from lightning_transfer.errors import check_name
+
+
+def _callback_classes() -> tuple[type, ...]:
+    """Return the Callback class of every installed namespace."""
+    found: list[type] = []
+    for name in sorted(("lightning.pytorch", "pytorch_lightning"), key=lambda name: name not in sys.modules):
+        package = name.partition(".")[0]
+        log, level = rank_zero.log, logging.getLogger(package).level
+        try:
+            found.append(importlib.import_module(name).Callback)
+        except ImportError as error:
+            if error.name != package and not found:
+                raise  # if a first namespace has loaded, the second one may be broken
+        if len(found) > 1:  # importing the second namespace has replaced the first one's logger and its level
+            rank_zero.log = log
+            logging.getLogger(package).setLevel(level or logging.INFO)
+    return tuple(found)
+
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
+    AnyCallback = Callback
+else:
+
+    class AnyCallback(*_callback_classes()):
+        """A Callback of every namespace: each Trainer, and each command line, takes only its own."""
+
+        def __new__(cls, *args: Any, **options: Any) -> "AnyCallback":
+            """Refuse a misspelt option by name. In a metaclass, this would hide the signature of `__init__`."""
+            if cls.__init__ is object.__init__:
+                return super().__new__(cls, *args, **options)  # which refuses any
+            parameters = inspect.signature(cls.__init__).parameters
+            if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+                for name in options:
+                    check_name(cls.__name__, "option", name, [*parameters][1:])
+            return super().__new__(cls)
