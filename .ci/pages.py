@@ -3,32 +3,15 @@
 python .ci/pages.py FOLDER https://github.com/OWNER/NAME
 """
 
-import re
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pdoc
+from links import ROOT, with_links
 
 import lightning_transfer
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def with_links(card: Path, repository: str) -> str:
-    """Return a card's text whose links to other files lead to the repository."""
-
-    def lead(match: re.Match[str]) -> str:
-        start, path = match[1], match[2]
-        if path.startswith(("https:", "#")):
-            return match[0]
-        place, _, anchor = path.partition("#")
-        kind = "raw" if start.startswith("!") else "blob"
-        name = (card.parent / place).resolve().relative_to(ROOT).as_posix()
-        return f"{start}({repository}/{kind}/main/{name}{'#' if anchor else ''}{anchor})"
-
-    return re.sub(r"(!?\[[^\]]*\])\(([^)\s]+)\)", lead, card.read_text(encoding="utf-8"))
 
 
 def main(out: Path, repository: str) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import sys
 import tomllib
 from pathlib import Path
@@ -60,3 +61,16 @@ def test_the_newest_section_of_the_changelog_is_of_this_version_and_so_is_the_ci
     assert cited["version"] == lightning_transfer.__version__
     assert text.count("## [Unreleased]\n") == 1
     assert PROJECT["dynamic"] == ["version"]  # read from lightning_transfer/version.py
+
+
+def test_links_and_pictures_of_the_published_page_lead_to_the_release():
+    """A page at a package index has no files beside it."""
+    lead = runpy.run_path(str(ROOT / ".ci/links.py"))["with_links"]
+    page, place = lead(ROOT / "README.md", "https://github.com/o/n", "v1"), "https://github.com/o/n/{}/v1/"
+    links = re.findall(r"(!?)\[[^\[\]]*\]\((.*?)\)", page)
+    assert len(links) > 20
+    for picture, link in links:
+        path = link.removeprefix(place.format("raw" if picture else "blob"))
+        assert (ROOT / path.partition("#")[0]).exists()
+    code = [re.findall(r"```.*?```", text, re.DOTALL) for text in (page, (ROOT / "README.md").read_text())]
+    assert code[0] == code[1]
