@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +25,15 @@ class LinearClassifier(NamedTuple):
 
 
 def fit_linear(
-    features: Tensor, labels: Tensor, *, num_classes: int, penalty: float = 1.0, importance: Tensor | None = None
+    features: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int,
+    penalty: float = 1.0,
+    importance: Tensor | None = None,
+    by_feature: bool = True,
 ) -> LinearClassifier:
-    """Fit a multinomial logistic regression on standardised features, in float64.
+    """Fit a multinomial logistic regression on scaled features, in float64.
 
     Args:
         features: (n, D).
@@ -35,16 +41,18 @@ def fit_linear(
         num_classes: how many classes there are.
         penalty: on half of the squared weights, against the sum of losses: one over scikit-learn's C.
         importance: (n,) of each image's loss; 1 if left out.
+        by_feature: whether each feature is divided by its own standard deviation, or all by the median one.
 
     Returns:
-        The classifier of features as they are, not standardised.
+        The classifier of features as they are, not scaled.
 
     Example:
         >>> says = fit_linear(torch.tensor([[0.0], [1.0], [8.0], [9.0]]), torch.tensor([0, 0, 1, 1]), num_classes=2)
         >>> says(torch.tensor([[0.5], [8.5]])).argmax(1).tolist()
         [0, 1]
     """
-    return fit_path(features, labels, num_classes=num_classes, penalties=[penalty], importance=importance)[penalty]
+    shared: dict[str, Any] = {"num_classes": num_classes, "importance": importance, "by_feature": by_feature}
+    return fit_path(features, labels, penalties=[penalty], **shared)[penalty]
 
 
 def fit_path(
@@ -54,6 +62,7 @@ def fit_path(
     num_classes: int,
     penalties: Sequence[float],
     importance: Tensor | None = None,
+    by_feature: bool = True,
     dtype: torch.dtype = torch.float64,
     tolerance: float = SURE,
 ) -> dict[float, LinearClassifier]:
@@ -65,12 +74,16 @@ def fit_path(
         num_classes: how many classes there are.
         penalties: of each fit; from the strongest on, each starts where the one before it ended.
         importance: (n,) of each image's loss; 1 if left out.
+        by_feature: whether each feature is divided by its own standard deviation, or all by the median one.
         dtype: of the fits.
         tolerance: change of the loss or a weight at which a fit has ended.
     """
     features = features.double()
     mean, std = features.mean(0), features.std(0)
     std = std.masked_fill(std <= ROUNDING * features.abs().amax(0), math.inf)  # a weight on rounding would be enormous
+    varies = std.isfinite()
+    if not by_feature and varies.any():
+        std = torch.where(varies, std[varies].median(), std)
     values, basis, design = _principal((features - mean) / std)
     weight, bias = torch.zeros(num_classes, len(values), dtype=dtype), torch.zeros(num_classes, dtype=dtype)
     curvature = (1 - 1 / num_classes) / num_classes  # of the loss by a score, at first
@@ -91,18 +104,18 @@ def fit_path(
     return found
 
 
-def _principal(standardised: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _principal(scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return squared singular values (r,), directions (D, r) and the images' coordinates (n, r) along them.
 
     The optimum lies in the span of the images, which takes as many numbers as there are images or features, if fewer.
     """
-    is_wide = len(standardised) < standardised.shape[1]
-    values, vectors = torch.linalg.eigh(standardised @ standardised.T if is_wide else standardised.T @ standardised)
+    is_wide = len(scaled) < scaled.shape[1]
+    values, vectors = torch.linalg.eigh(scaled @ scaled.T if is_wide else scaled.T @ scaled)
     matters = values > values.amax().clamp(min=1e-12) * 1e-14 * len(values)
     values, vectors = values[matters], vectors[:, matters]
     if not is_wide:
-        return values, vectors, standardised @ vectors
-    return values, standardised.T @ vectors / values.sqrt(), vectors * values.sqrt()
+        return values, vectors, scaled @ vectors
+    return values, scaled.T @ vectors / values.sqrt(), vectors * values.sqrt()
 
 
 def _descend(

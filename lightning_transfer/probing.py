@@ -1,4 +1,8 @@
-"""A linear probe: a classifier of frozen features whose penalty is chosen by cross-validation (ours)."""
+"""A linear probe: a classifier of frozen features whose penalty is chosen by cross-validation (ours).
+
+Features are divided by one number, the median of their standard deviations. With ten photographs of a class and an
+ImageNet network the probe is better so than if each feature is divided by its own: see examples/benchmarks/regime.md.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -52,6 +56,7 @@ def choose_penalty(
         is_out = _mask(out, len(labels))
         is_known = torch.isin(labels[is_out], labels[~is_out])  # else its score is -inf but for the number of steps
         rough: dict[str, Any] = {"dtype": torch.float32, "tolerance": ROUGH, "importance": counts[~is_out]}
+        rough["by_feature"] = False
         fits = fit_path(features[~is_out], labels[~is_out], num_classes=num_classes, penalties=PENALTIES, **rough)
         for penalty, says in fits.items():
             scores = says(features[is_out])
@@ -73,7 +78,7 @@ def fit_probe(
         [0, 0, 0, 1, 1, 1]
     """
     penalty, _ = choose_penalty(features, labels, num_classes=num_classes, groups=groups)
-    return fit_linear(features, labels, num_classes=num_classes, penalty=penalty)
+    return fit_linear(features, labels, num_classes=num_classes, penalty=penalty, by_feature=False)
 
 
 def probed(features: Tensor, labels: Tensor, *, num_classes: int, groups: Sequence[Any] | None = None) -> Tensor:

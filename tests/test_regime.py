@@ -172,8 +172,8 @@ def test_every_head_begins_as_the_probe_of_what_it_takes(regime, folder, monkeyp
     assert len(found) == number
     wanted = torch.eye(CLASSES)[setting.draw.train.targets]
     for head, taken in found:  # at its optimum, the loss's slope is opposite to the penalty's
-        slope = (head(taken).softmax(1) - wanted).T @ ((taken - taken.mean(0)) / taken.std(0))
-        assert torch.cosine_similarity(slope.flatten(), (head.weight * taken.std(0)).flatten(), dim=0) < -0.99
+        slope = (head(taken).softmax(1) - wanted).T @ (taken - taken.mean(0))
+        assert torch.cosine_similarity(slope.flatten(), head.weight.flatten(), dim=0) < -0.99
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -375,3 +375,50 @@ def test_gaps_of_pictures_made_alike_and_unlike(regime, folder, monkeypatch):
     gaps = json.loads((folder / "gaps.json").read_text())["gaps"]
     assert gaps["rsscn7"] == [1.0, 1.0]  # black pictures are told from any other by everything
     assert all(gap < 0.8 for gap in gaps["trashnet"])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_draw_is_asked_about_once_and_stands_beside_what_was_measured(regime, folder, monkeypatch):
+    import regime_advice
+
+    rates = regime.network.Rates(0.01, 10.0)
+    for name, value in (("PATH", folder / "advice.json"), ("PART", 1), ("rates_of", lambda *_: rates)):
+        monkeypatch.setattr(regime_advice, name, value)
+    monkeypatch.setattr(regime_advice, "difference", lambda row, *_: (3.0, 2.0, 3) if row == "LP-FT" else None)
+    monkeypatch.setattr(regime.main, "of_timm", lambda name, weights: _network())
+    asked = ["--data", str(folder), "--out", str(folder / "out"), "--targets", "trashnet", "--steps", "2", "--seeds"]
+    regime_advice.main([*asked, "1"])
+    (first,) = json.loads((folder / "advice.json").read_text())["draws"]
+    assert {each["name"] for each in first["candidates"]} == {"linear probe", "LP-FT", "gated transfer"}
+    assert (first["steps"], first["parts"], first["scored"]) == (2, 5, 50)
+    regime_advice.main([*asked, "2"])
+    draws = json.loads((folder / "advice.json").read_text())["draws"]
+    assert draws[0] == first
+    assert [each["seed"] for each in draws] == [1, 2]
+    assert sum(line.startswith("| LP-FT | 5 |") and "+3.0 ± 2.0 (3)" in line for line in _lines(regime_advice)) == 2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_ranking_stands_beside_test_images_and_a_probe_beside_one_with_a_scale_for_each(regime, folder, monkeypatch):
+    import regime_probes
+    import regime_ranking
+
+    weights = folder / "weights.pt"
+    torch.save(timm.create_model("test_efficientnet").state_dict(), weights)
+    for script in (regime_probes, regime_ranking):
+        monkeypatch.setattr(script, "PATH", folder / f"{script.__name__}.json")
+        monkeypatch.setattr(script, "TARGETS", ("trashnet",))
+    given = ["--data", str(folder), "--weights", f"test_efficientnet={weights}"]
+    regime_ranking.main([*given, "--targets", "trashnet", "--random", "test_efficientnet"])
+    found = json.loads(regime_ranking.PATH.read_text())["targets"]["trashnet"]
+    assert {row["name"] for row in found["rows"]} == {"test_efficientnet", "test_efficientnet, random"}
+    assert len(_lines(regime_ranking)) == 5
+    regime_probes.main(given)
+    cells = json.loads(regime_probes.PATH.read_text())["cells"]
+    assert [cell["seed"] for cell in cells] == [1, 2, 3]
+    mean = 100 * np.mean([cell["one"] - cell["each"] for cell in cells])
+    assert _lines(regime_probes)[-1].startswith(f"| test_efficientnet | {mean:+.1f} (3) |")
+
+
+def _lines(script):
+    return script.table().splitlines()

@@ -13,6 +13,7 @@ from typing import Any
 
 import measuring
 import numpy as np
+import regime_probes
 import regime_results
 from transfer_figures import PICTURES
 from transfer_results import (
@@ -249,6 +250,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "regime rates": lambda: regime_results.rates(10),
     "regime lengths": regime_results.lengths,
     "regime steps": lambda: regime_results.other_lengths(10),
+    "regime probes": regime_probes.table,
     "costs": lambda: measuring.markdown(read("costs")["rows"]),
 }
 

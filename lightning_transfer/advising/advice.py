@@ -192,7 +192,9 @@ class Advice:
             )
         else:
             tried = [each.name for each in self.candidates if each.difference and each is not probe]
-            stay = f"Stay with fine-tuning: none of {len(tried) + 1} is shown to be better"
+            least = min((each.difference.half for each in self.candidates if each.difference), default=math.inf)
+            takes = f", which takes about {least:.0f} points on {seen.scored} images" if least < math.inf else ""
+            stay = f"Stay with fine-tuning: none of {len(tried) + 1} is shown to be better{takes}"
             is_open = probe is not None and probe.verdict == "not shown"
             yield f"{stay}; nor is the linear probe, which costs little, shown to be worse." if is_open else f"{stay}."
         if best is not None and best.line:

@@ -62,7 +62,8 @@ def advise(
             more than it gains.
         minutes: that all of it may take. A training is only begun if it fits; what a callback does before the first
             step, and scoring, are not interrupted.
-        unaugmented: the training images without augmentation; those of the loader by default.
+        unaugmented: the training images without augmentation, which are scored, and which this package's methods look
+            at before they train; those of the loader by default.
         head: dotted path of the classifier, or "auto".
         adapt: turns a batch into (images, labels), if it is a dictionary, say.
         forward: runs images through the module, if its own forward takes more than images; by default the source's.
@@ -99,7 +100,8 @@ def advise(
     _check(source, steps, minutes, adapt, forward)
     if forward is None and source is not None and callable(source.forward):
         forward = source.forward
-    mine = usual(source, head=head, forward=forward, adapt=adapt) if candidates is None else own(candidates)
+    said: dict[str, Any] = {"head": head, "forward": forward, "adapt": adapt, "unaugmented": unaugmented}
+    mine = usual(source, **said) if candidates is None else own(candidates)
     lengths, options = _split({} if trainer is None else trainer)
     trials = trials_of(module, data, options, unaugmented=unaugmented, adapt=adapt)
     _check_labels(trials)

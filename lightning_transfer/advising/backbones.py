@@ -148,7 +148,7 @@ class Seen(NamedTuple):
 
     Attributes:
         features: (n, D).
-        milliseconds: that an image takes.
+        milliseconds: that an image takes in the fastest batch.
         parameters: of the network without its head.
         look: features of some images that were made apart, by which kept features are known to be the network's.
     """
@@ -235,7 +235,7 @@ class Run:
         found = torch.cat(parts)
         if len(broken := (~found.isfinite()).any(1).nonzero()):
             raise TransferConfigError(f"{features.name} gives NaN or infinite features of image {int(broken[0])}.")
-        return Seen(found, statistics.median(times[1:] or times), features.num_parameters, look)
+        return Seen(found, min(times), features.num_parameters, look)
 
     def _stacked(self, features: Features, indices: Sequence[int], batch: list[Any]) -> Tensor:
         for index, image in zip(indices, batch, strict=True):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
+from lightning_transfer.datasets import AnyDataset
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.adafilter.callback import AdaFilter
 from lightning_transfer.methods.gated.callback import GatedTransfer
@@ -26,21 +27,26 @@ class Candidate:
         line: what to write to use it; empty for the user's own.
         make: makes its callbacks.
         cost: what it may cost, in trainings of fine-tuning, before this is known.
+        clean: by which argument `make` takes the images that are trained on, without augmentation; empty for none.
     """
 
     name: str
     line: str
-    make: Callable[[], Sequence[Any]]
+    make: Callable[..., Sequence[Any]]
     cost: float = COST
+    clean: str = ""
     _made: WeakSet[Any] = field(default_factory=WeakSet, repr=False)
 
-    def callbacks(self) -> list[Any]:
+    def callbacks(self, images: AnyDataset | None = None) -> list[Any]:
         """Make its callbacks, which have to be others each time.
+
+        Args:
+            images: that are trained on, without augmentation.
 
         Raises:
             TransferConfigError: they are not callbacks, or the same as before.
         """
-        made = self.make()
+        made = self.make(**({self.clean: images} if self.clean else {}))
         if not isinstance(made, list | tuple) or not all(hasattr(each, "on_train_start") for each in made):
             raise TransferConfigError(
                 f"candidates[{self.name!r}] makes a {type(made).__name__}; expected a list of callbacks: "
@@ -56,28 +62,34 @@ class Candidate:
 
 
 def usual(
-    source: SourceTask | None, *, head: str, forward: Callable[..., Any] | None, adapt: Callable[..., Any] | None
+    source: SourceTask | None,
+    *,
+    head: str,
+    forward: Callable[..., Any] | None,
+    adapt: Callable[..., Any] | None,
+    unaugmented: AnyDataset | None,
 ) -> list[Candidate]:
-    """Return this package's methods as they come, with what the user says of the module."""
+    """Return this package's methods as they come, with what the user says of the module and of the images."""
     at: dict[str, Any] = {} if head == "auto" else {"head": head}
     read = {name: value for name, value in (("forward", forward), ("adapt", adapt)) if value is not None}
 
-    def made(name: str, cost: float, method: type, *given: Any, **options: Any) -> Candidate:
-        shown = ["source"] * len(given) + [
-            f"{key}={value!r}" if key == "head" else f"{key}={key}" for key, value in options.items()
-        ]
+    def made(name: str, cost: float, method: type, *given: Any, clean: str = "", **options: Any) -> Candidate:
+        if unaugmented is None:
+            clean = ""
+        shown = ["source"] * len(given) + [f"{clean}=unaugmented"] * bool(clean)
+        shown += [f"{key}={value!r}" if key == "head" else f"{key}={key}" for key, value in options.items()]
         line = f"callbacks=[lt.{method.__name__}({', '.join(shown)})]"
-        return Candidate(name, line, lambda: [method(*given, **options)], cost)
+        return Candidate(name, line, lambda **images: [method(*given, **options, **images)], cost, clean)
 
     found = [
-        made("LP-FT", 1.1, ProbeStart, **at, **read),
+        made("LP-FT", 1.1, ProbeStart, clean="unaugmented", **at, **read),
         made("gated transfer", 1.1, GatedTransfer, **at),
         made("AdaFilter", 2.2, AdaFilter),
     ]
     if source is not None:
         found += [
             made("soft", 1.5, SoftFinetuning, source, **at),
-            made("selective", 2.5, SelectiveJointFinetuning, source, **at),
+            made("selective", 2.5, SelectiveJointFinetuning, source, clean="target", **at),
         ]
     return found
 
@@ -103,4 +115,5 @@ def own(candidates: Mapping[str, Callable[[], Sequence[Any]]]) -> list[Candidate
                 f"candidates[{name!r}] is a {type(make).__name__}; expected a function that makes a list of callbacks, "
                 f"new ones for each training: lambda: [...]."
             )
-    return [Candidate(name, "", make) for name, make in candidates.items()]
+    # what they cost is not known: one that takes longer than there is time is stopped after a few steps
+    return [Candidate(name, "", make, cost=1.0) for name, make in candidates.items()]

@@ -31,7 +31,7 @@ class Ranked:
         difference: accuracy above that of the best network: 0 or less.
         interval: half of the difference's interval, which is paired: both networks are asked of the same images. The
             intervals of all pairs of networks hold together with 95 % (Bonferroni), since the best is chosen of all.
-        milliseconds: that an image takes, beside reading it.
+        milliseconds: that an image takes, beside reading it, in the fastest batch: others may share the machine.
         parameters: of the network without its head.
         size: height and width of the pictures that it was given.
     """

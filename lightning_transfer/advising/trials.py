@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from lightning_transfer.advising.candidates import PLAIN, PROBE, Candidate
 from lightning_transfer.advising.reading import Places, Reading, Runner
@@ -85,10 +86,12 @@ class PairedTrials:
             FloatingPointError: what it has learned gives NaN.
         """
         scoring = _Scoring(self, candidate, fold)
-        callbacks = [*candidate.callbacks(), scoring]  # the last, when the others have done their work
-        self.trials.train(copy.deepcopy(self.module), self.kept(fold), callbacks, steps=self.steps, seed=fold)
+        kept = self.kept(fold)
+        given = candidate.callbacks(Subset(self.trials.clean, kept))
+        callbacks = [*given, scoring]  # the last, when the others have done their work
+        self.trials.train(copy.deepcopy(self.module), kept, callbacks, steps=self.steps, seed=fold)
         if candidate.name not in scoring.found:
-            by = " or ".join(["the module", *(type(each).__name__ for each in callbacks[:-1])])
+            by = " or ".join(["the module", *(type(each).__name__ for each in given)])
             raise TransferConfigError(
                 f"The training was ended by {by} after {scoring.done} of its {self.steps} steps, so it was not scored."
             )

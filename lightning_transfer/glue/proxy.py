@@ -32,10 +32,10 @@ def trainer_class(owner: Any) -> type:
     Raises:
         TransferConfigError: it comes from no namespace of Lightning.
     """
-    if (namespace := namespace_of(owner)) is not None:
-        return importlib.import_module(namespace).Trainer  # type: ignore[no-any-return]
     if isinstance(owner, type):
         raise TransferConfigError(f"{owner.__name__} is a class; pass an instance: {owner.__name__}(...).")
+    if (namespace := namespace_of(owner)) is not None:
+        return importlib.import_module(namespace).Trainer  # type: ignore[no-any-return]
     raise TransferConfigError(f"{type(owner).__name__} is neither a LightningModule nor a LightningDataModule.")
 
 

@@ -1,5 +1,6 @@
 """Advice on small data: what a page says, that nothing of the user's is touched, and what is refused."""
 
+import math
 import random
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ import lightning_transfer as lt
 from lightning_transfer.advising import trials
 from lightning_transfer.advising.advice import Advice, Compared, Measured
 from lightning_transfer.advising.verdicts import Difference
+from lightning_transfer.splitting import folds
 from tests import toys
 
 QUIET = {"accelerator": "cpu"}
@@ -83,20 +85,45 @@ def test_both_namespaces_and_a_module_without_forward():
     assert replace(advise(Apart(), source=source()).measured, guess="") == expected
 
 
+class Noise(torch.utils.data.Dataset):
+    """Images of which augmentation leaves nothing."""
+
+    def __init__(self, data):
+        self.images, self.targets = data.tensors
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        return torch.randn_like(self.images[index]), self.targets[index]
+
+
 def test_unaugmented_images_are_what_is_looked_at():
     data = toys.target_data()
-
-    class Noise(torch.utils.data.Dataset):
-        targets = data.tensors[1]
-
-        def __len__(self):
-            return 24
-
-        def __getitem__(self, index):
-            return torch.randn(3, 6, 6), data.tensors[1][index]
-
-    clean = advise(steps=1, unaugmented=data, data=DataLoader(Noise(), batch_size=4)).measured
+    clean = advise(steps=1, unaugmented=data, data=DataLoader(Noise(data), batch_size=4)).measured
     assert clean.probe == advise(steps=1).measured.probe
+
+
+def test_this_packages_methods_look_at_the_unaugmented_images_that_are_trained_on(monkeypatch):
+    large = [toys.images(number, toys.SOURCE_CLASSES, seed=7) for number in (24, 300)]
+    data, images = (TensorDataset(F.interpolate(each.tensors[0], 24), each.tensors[1] % 3) for each in large)
+    looks = []
+
+    class Looking(lt.ProbeStart):
+        def on_train_start(self, trainer, pl_module):
+            looks.append(torch.stack([image for image, _ in self.unaugmented]))
+            super().on_train_start(trainer, pl_module)
+
+    monkeypatch.setattr("lightning_transfer.advising.candidates.ProbeStart", Looking)
+    given = {"source": lt.SourceTask(images, head=toys.source_head()), "unaugmented": data, "candidates": None}
+    found = advise(data=DataLoader(Noise(data), batch_size=4), **given)
+    shown = {each.name: each for each in found.candidates}
+    assert shown["selective"].line == "callbacks=[lt.SelectiveJointFinetuning(source, target=unaugmented)]"
+    assert shown["selective"].folds, shown["selective"].reason
+    assert shown["LP-FT"].line == "callbacks=[lt.Looking(unaugmented=unaugmented)]"
+    for seen, out in zip(looks, folds(data.tensors[1].tolist(), None), strict=True):
+        kept = sorted({*range(len(data))} - {*out})
+        assert seen.equal(data.tensors[0][kept])
 
 
 def test_groups_that_say_no_more_than_classes_do_are_refused():
@@ -307,7 +334,7 @@ def test_module_data_and_random_state_are_as_they_were():
 
 
 def test_groups_stay_together_and_stand_for_one():
-    single = toys.images(40, toys.TARGET_CLASSES, seed=5)
+    single = toys.images(40, toys.TARGET_CLASSES, seed=7)
     found = advise(data=DataLoader(Grouped(*single.tensors), batch_size=8), steps=9)
     alone = advise(data=DataLoader(single, batch_size=8), steps=9)
     assert (found.measured.groups, alone.measured.groups) == (10, None)
@@ -521,8 +548,10 @@ def test_what_is_shown_in_a_notebook_is_escaped():
 @pytest.mark.parametrize(
     ("measured", "candidates", "says", "line"),
     [
-        (seen(), (OPEN, DROPPED), "Stay with fine-tuning: none of 2 is shown to be better; nor is the linear", None),
-        (seen(), (replace(OPEN, difference=Difference(-9.0, 4.0)),), "none of 1 is shown to be better.", None),
+        (seen(), (OPEN, DROPPED), "Stay with fine-tuning: none of 2 is shown to be better, which takes about 4", None),
+        (seen(), (OPEN, DROPPED), " points on 100 images; nor is the linear probe, which costs", None),
+        (seen(), (replace(OPEN, difference=Difference(-9.0, 4.0)),), "about 4 points on 100 images.", None),
+        (seen(), (replace(OPEN, difference=Difference(9.0, math.inf)),), "better; nor is the linear", None),
         (seen(), (replace(GOOD, line=""), OPEN), "Use <b>mine</b>: it is shown", None),
         (seen(falls_short=True), (GOOD, OPEN), "too few steps; until then use <b>mine</b>.", "lines <i>"),
         (seen(tuned=0.2, probe=0.2), (GOOD, OPEN), "always predicting the most common class (20.0%)", None),

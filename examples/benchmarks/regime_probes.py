@@ -1,0 +1,70 @@
+"""Compare linear probes of features that share one scale with probes of features that are each divided by their own.
+
+python examples/benchmarks/regime_probes.py --data FOLDER --weights tf_efficientnet_lite0=FILE
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from regime import RESULTS, be_quiet
+from regime_data import TARGETS, Draw, target
+from regime_network import features, pretrained
+from transfer_results import interval
+
+from lightning_transfer.probing import fit_probe
+
+PATH = RESULTS / "probes.json"
+SHOTS, SEEDS = 10, (1, 2, 3)
+FEW = 1e-6  # added to standard deviations: a feature may never vary
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Fit both probes of every network, target and draw, and write down their test accuracies."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of .npz files")
+    parser.add_argument("--weights", nargs="+", required=True, metavar="NETWORK=FILE", help="of timm, its state dict")
+    options = parser.parse_args(argv)
+    be_quiet()
+    cells = []
+    for name, _, path in (each.partition("=") for each in options.weights):
+        network = pretrained(name, Path(path))
+        for where in TARGETS:
+            for seed in SEEDS[:1] if where == "flowers" else SEEDS:  # which has one draw
+                draw = target(where, options.data, shots=SHOTS, seed=seed)
+                cells.append({"target": where, "network": name, "seed": seed, **accuracies(network, draw)})
+                print(cells[-1], flush=True)
+    PATH.write_text(json.dumps({"cells": cells}).replace(', {"target": ', ',\n{"target": ') + "\n")
+
+
+def accuracies(network: Any, draw: Draw) -> dict[str, float]:
+    """Return the test accuracy of a probe of features as they are, and of one of standardised features."""
+    seen, others = (features(network, images) for images in (draw.train, draw.test))
+    found = {}
+    for name, scale in (("one", 1.0), ("each", seen.std(0) + FEW)):
+        says = fit_probe(seen / scale, draw.train.targets, num_classes=draw.num_classes)
+        found[name] = float((says(others / scale).argmax(1) == draw.test.targets).float().mean())
+    return found
+
+
+def table() -> str:
+    """Return the table of both and of their difference, by target."""
+    cells = json.loads(PATH.read_text())["cells"]
+    names = [*dict.fromkeys(cell["network"] for cell in cells)]
+    lines = [f"| network | {' | '.join(TARGETS)} | all |", "|---" * (len(TARGETS) + 2) + "|"]
+    for name in names:
+        of = {
+            where: [each for each in cells if (each["network"], each["target"]) == (name, where)] for where in TARGETS
+        }
+        apart = {where: np.array([100 * (each["one"] - each["each"]) for each in of[where]]) for where in TARGETS}
+        shown = [f"{each.mean():+.1f} ({len(each)})" for each in apart.values()]
+        average, half = interval(np.array([each.mean() for each in apart.values()]))
+        lines.append(f"| {name} | {' | '.join(shown)} | {average:+.1f} ± {half:.1f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
