@@ -26,7 +26,7 @@ class Side:
         hooks: whether they pass the user's batch-transfer hooks.
         workers: options of a DataLoader. If training reads the dataset in workers, it is read in workers here too: a
             file that it opens in this process would be shared by workers that are forked later.
-        collate: makes a batch of samples.
+        collate: makes a batch of samples; by default torch's, and samples that do not fit are named.
         forgives: whether some may be unreadable: a selection names them and leaves them out too.
     """
 
@@ -35,7 +35,7 @@ class Side:
     most: int
     hooks: bool
     workers: dict[str, Any]
-    collate: Callable[[Samples], Any]
+    collate: Callable[[Samples], Any] | None = None
     forgives: bool = False
 
     def draw(self) -> list[int]:
@@ -47,7 +47,8 @@ class Side:
         """Yield batches: the indices of the images in the user's dataset, and the images."""
         some = readable(self.dataset, drawn, of=self.name, size=size, workers=self.workers, forgives=self.forgives)
         for samples in some:
-            yield [index_in(self.dataset, place) for place, _ in samples], self.collate(samples)
+            batch = collate(samples, of=self.name) if self.collate is None else self.collate(samples)
+            yield [index_in(self.dataset, place) for place, _ in samples], batch
 
 
 def target_side(trainer: Any, *, most: int, unaugmented: Any = None) -> Side:
@@ -78,10 +79,5 @@ def target_side(trainer: Any, *, most: int, unaugmented: Any = None) -> Side:
         most,
         hooks=True,
         workers={name: getattr(loader, name) for name in WORKERS},
-        collate=plainly("target") if loader.collate_fn is default_collate else collated,
+        collate=None if loader.collate_fn is default_collate else collated,
     )
-
-
-def plainly(name: str) -> Callable[[Samples], Any]:
-    """Return a function that collates samples by torch's default, and names those that do not fit."""
-    return lambda samples: collate(samples, of=name)

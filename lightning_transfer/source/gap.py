@@ -1,9 +1,9 @@
 """Measure how far a target is from a source: how well a classifier separates their frozen features (ours)."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,28 +141,6 @@ class Extent:
 
     def __str__(self) -> str:
         return f"from {self.least:.2f} to {self.largest:.2f}"
-
-
-class Seen(NamedTuple):
-    """The images seen of a side: their (n, D) features, the last batch of images, and the range of the pixels."""
-
-    features: Tensor
-    images: Tensor
-    extent: Extent
-
-
-def look(batches: Iterable[Tensor], run: Callable[[Tensor], Tensor], *, like: Tensor | None = None) -> Seen:
-    """Return the features and the range of pixels of images, read a batch at a time.
-
-    If `like` is given, shapes are compared with it before the network runs.
-    """
-    found, extent = [], Extent()
-    for images in batches:
-        if like is not None:
-            check_alike(like, images)
-        found.append(run(images).float().flatten(1).cpu())
-        extent.see(images)
-    return Seen(torch.cat(found), images, extent)
 
 
 def unlike_pixels(target: Extent, source: Extent) -> str:

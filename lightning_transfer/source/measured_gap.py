@@ -4,15 +4,15 @@ The rule is ours: examples/benchmarks/small_networks.md shows the data on which 
 """
 
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lightning_transfer import ranks
 from lightning_transfer.datasets import groups_of
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
-from lightning_transfer.glue.sides import Side, plainly, target_side
+from lightning_transfer.glue.sides import Side, target_side
 from lightning_transfer.glue.trainer import looking, progress_of, say, source_workers, to_device
 from lightning_transfer.naming import structure
 from lightning_transfer.randomness import seeded
@@ -22,15 +22,24 @@ from lightning_transfer.source.gap import (
     SCALE,
     SOURCE_IMAGES,
     TARGET_IMAGES,
-    Seen,
+    Extent,
+    check_alike,
     check_finite,
     domain_gap,
     is_near,
-    look,
     unlike_pixels,
 )
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.source.view import NetworkView
+
+
+class _Seen(NamedTuple):
+    """The images seen of a side."""
+
+    features: Tensor  # (n, D)
+    images: Tensor  # the last batch
+    extent: Extent
+    groups: list[Any] | None  # of each image
 
 
 def measure_gap(view: NetworkView, chooser: Chooser | None, weight: Schedule) -> float:
@@ -42,19 +51,18 @@ def measure_gap(view: NetworkView, chooser: Chooser | None, weight: Schedule) ->
         weight: of the source if it is near enough, for messages.
     """
     trainer = view.trainer
-    given = None if chooser is None else chooser.target
 
     def measured() -> float:
         with progress_of(trainer)("How far the target lies from the source", TARGET_IMAGES + SOURCE_IMAGES) as step:
-            target, source = _target_side(view, given), _source_side(view, chooser)
-            mine, groups = _look(view, target)
+            target, source = _sides(view, chooser)
+            mine = _look(view, target)
             step(TARGET_IMAGES)
             like = None if callable(view.source.forward) else mine.images  # a user's forward may resize both
-            theirs, _ = _look(view, source, like=like)
+            theirs = _look(view, source, like=like)
             step(SOURCE_IMAGES)
-        gap = domain_gap(mine.features, theirs.features, target_groups=groups)
+        gap = domain_gap(mine.features, theirs.features, target_groups=mine.groups)
         then = "kept" if is_near(gap) else "left out"
-        of = "" if groups is None else f" of {len({*groups})} groups"
+        of = "" if mine.groups is None else f" of {len({*mine.groups})} groups"
         says = f"Domain gap {gap:.2f}, by {len(mine.features)} target images{of} ({SCALE}): the source is {then}."
         say(trainer, says)
         if not is_near(gap):
@@ -82,43 +90,39 @@ def data_of(trainer: Any) -> Any:
     return data if type(data).__weakrefoffset__ else trainer.train_dataloader
 
 
-def _target_side(view: NetworkView, given: Any) -> Side:
+def _sides(view: NetworkView, chooser: Chooser | None) -> tuple[Side, Side]:
+    """Return the target's and the source's images; if the target was given without augmentation, so is the source."""
+    source, given = view.source, None if chooser is None else chooser.target
+    workers = source_workers(source.num_workers, view.trainer)  # the same as in the rounds of a selection
+    read: dict[str, Any] = {"hooks": source.batch_hooks, "workers": workers}
     if given is None:
-        return target_side(view.trainer, most=TARGET_IMAGES)
-    workers = source_workers(view.source.num_workers, view.trainer)  # the same as in the rounds of a selection
-    return Side("target", given, TARGET_IMAGES, view.source.batch_hooks, workers, plainly("target"))
+        target, dataset = target_side(view.trainer, most=TARGET_IMAGES), source.dataset
+    else:
+        target, dataset = Side("target", given, TARGET_IMAGES, **read), source.plain_dataset
+    return target, Side("source", dataset, SOURCE_IMAGES, **read, forgives=chooser is not None)
 
 
-def _source_side(view: NetworkView, chooser: Chooser | None) -> Side:
-    source = view.source
-    is_plain = chooser is not None and chooser.target is not None  # then the target's images are not augmented either
-    dataset = source.plain_dataset if is_plain else source.dataset
-    workers = source_workers(source.num_workers, view.trainer)
-    forgives = chooser is not None
-    return Side("source", dataset, SOURCE_IMAGES, source.batch_hooks, workers, plainly("source"), forgives)
+def _look(view: NetworkView, side: Side, *, like: Tensor | None = None) -> _Seen:
+    """Return what is seen of a side's images; the program's random state does not change.
 
-
-def _look(view: NetworkView, side: Side, *, like: Tensor | None = None) -> tuple[Seen, list[Any] | None]:
-    """Return what is seen of a side's images, and their groups; the program's random state does not change."""
-    read: list[int] = []  # indices
+    If `like` is given, shapes are compared with it before the network runs.
+    """
+    indices: list[int] = []
+    features, extent = [], Extent()
     with seeded(view.source.seed, 0):
         drawn = side.draw()
-        batches = side.batches(drawn, view.batch_size)
-        seen = look(_images(view, side, batches, read), view.features, like=like)
-    check_finite(side.name, seen.features, read)
+        for some, batch in side.batches(drawn, view.batch_size):
+            with looking(view.trainer):
+                images = _unpacked(view.source, to_device(view.trainer, batch, hooks=side.hooks), side.name)
+            if like is not None:
+                check_alike(like, images)
+            indices += some
+            features.append(view.features(images).float().flatten(1).cpu())
+            extent.see(images)
+    found = torch.cat(features)
+    check_finite(side.name, found, indices)
     groups = groups_of(side.dataset) if side.name == "target" else None
-    return seen, groups and [groups[index] for index in drawn]
-
-
-def _images(
-    view: NetworkView, side: Side, batches: Iterator[tuple[list[int], Any]], read: list[int]
-) -> Iterator[Tensor]:
-    """Yield the images of batches, on the device and after the user's hooks; `read` is filled with their indices."""
-    for indices, batch in batches:
-        read += indices
-        with looking(view.trainer):
-            images = _unpacked(view.source, to_device(view.trainer, batch, hooks=side.hooks), side.name)
-        yield images
+    return _Seen(found, images, extent, groups and [groups[index] for index in drawn])
 
 
 def _unpacked(source: SourceTask, batch: Any, name: str) -> Tensor:
