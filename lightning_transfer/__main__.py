@@ -61,8 +61,7 @@ def select(
     pictures = partial(Pictures, num_workers=num_workers)
     protected = [pictures(data, "protected") for data in protect or []]
     scan = Scan(cache=cache, num_workers=num_workers, device=device, say=print)
-    job = Job.of(pictures(target, "target"), pictures(source, "source"), protected, neighbors=neighbors, scan=scan)
-    selection = job.run()
+    selection = Job(pictures(target, "target"), pictures(source, "source"), protected, neighbors, scan).run()
     if ranks.rank() == 0:
         print(f"{selection} in {cache}")
 

@@ -220,15 +220,3 @@ def _statistics(model: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
     config = resolve_model_data_config(model)
     mean, deviation = torch.tensor(config["mean"]), torch.tensor(config["std"])
     return (mean, deviation) if len(mean) == channels else (mean.mean()[None], deviation.mean()[None])
-
-
-def check_bank(bank: object) -> None:
-    """Raise unless it is "gabor" or a bank.
-
-    Raises:
-        TransferConfigError: it is something else; the message shows the fix.
-    """
-    if bank != "gabor" and not isinstance(bank, FilterBank):
-        raise TransferConfigError(
-            f"bank={bank!r} is not known. Write bank='gabor' or FilterBank.from_model(model, layers=['conv1'])."
-        )

@@ -198,7 +198,7 @@ class Borrowed:
         num_workers = source_workers(self.source.num_workers, trainer)["num_workers"]
         return Pictures(dataset, name, adapt=self.source.adapt, num_workers=num_workers)
 
-    def _selected(self, trainer: Any, data: Dataset[Any]) -> Selection:
+    def _selected(self, trainer: Any, target: Dataset[Any]) -> Selection:
         unaugmented = self._pictures(self.source.plain_dataset, "source", trainer)
         if len(unaugmented) != self.source.num_images:
             raise TransferConfigError(
@@ -206,20 +206,15 @@ class Borrowed:
                 "the same images in the same order."
             )
         self._check_same_labels(unaugmented.num_workers)
-        job = Job.of(
-            self._pictures(data, "target", trainer),
-            unaugmented,
-            [self._pictures(protected, "protected", trainer) for protected in self.options.protect],
-            neighbors=self.neighbors,
-            scan=Scan(
-                cache=self.options.cache,
-                num_workers=unaugmented.num_workers,
-                device=trainer.strategy.root_device,
-                progress=progress_of(trainer),
-                say=lambda line: say(trainer, line),
-            ),
+        scan = Scan(
+            cache=self.options.cache,
+            num_workers=unaugmented.num_workers,
+            device=trainer.strategy.root_device,
+            progress=progress_of(trainer),
+            say=lambda line: say(trainer, line),
         )
-        return job.run()
+        protected = [self._pictures(data, "protected", trainer) for data in self.options.protect]
+        return Job(self._pictures(target, "target", trainer), unaugmented, protected, self.neighbors, scan).run()
 
     def _check_same_labels(self, num_workers: int) -> None:
         """Raise if `unaugmented` is not in the dataset's order, as far as both list the labels of their samples."""

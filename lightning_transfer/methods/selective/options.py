@@ -4,7 +4,7 @@ import warnings
 from dataclasses import dataclass, fields
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError, check_choice, check_count, check_number
-from lightning_transfer.methods.selective.banks import FilterBank, check_bank
+from lightning_transfer.methods.selective.banks import FilterBank
 
 LIMIT = 5  # times k, the most a target image may borrow: the authors' code has 5 to 10
 OF_ROUNDS = ("every", "hard_entropy", "limit", "oversample_hard")  # options that change nothing without rounds
@@ -55,7 +55,11 @@ class Neighbors:
         for name, least in (("bins", 2), ("every", 1), ("limit", self.k)):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), least=least)
-        check_bank(self.bank)
+        if self.bank != "gabor" and not isinstance(self.bank, FilterBank):
+            raise TransferConfigError(
+                f"bank={self.bank!r} is not known. Write bank='gabor' or FilterBank.from_model(model, "
+                "layers=['conv1'])."
+            )
         check_choice("search", self.search, ("exact", "approximate"))
         if self.quantile is None:
             check_number("hard_entropy", self.hard_entropy)

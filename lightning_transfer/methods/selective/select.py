@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 
 from lightning_transfer import ranks
 from lightning_transfer.datasets import index_in
-from lightning_transfer.errors import TransferConfigError, check_choice, check_count, differences
+from lightning_transfer.errors import TransferConfigError, differences
 from lightning_transfer.methods.selective.approximate import BYTES, approximate_neighbors
-from lightning_transfer.methods.selective.banks import FilterBank, check_bank
+from lightning_transfer.methods.selective.banks import FilterBank
 from lightning_transfer.methods.selective.describing import Describer, read_all
 from lightning_transfer.methods.selective.descriptions import UNREADABLE, Descriptions
 from lightning_transfer.methods.selective.descriptors import Binning, num_bins
@@ -74,26 +74,10 @@ def select_neighbors(
         >>> selection
         Selection(2 target images, 3 neighbors each, 3 source images)
     """
-    check_count("k", k, least=1)
-    if bins is not None:
-        check_count("bins", bins, least=2)
-    check_choice("search", search, ("exact", "approximate"))
-    return Job(
-        Pictures(target, "target", num_workers=scan.num_workers),
-        Pictures(source, "source", num_workers=scan.num_workers),
-        tuple(Pictures(data, "protected", num_workers=scan.num_workers) for data in protect),
-        _as_bank(bank),
-        k,
-        bins,
-        search,
-        scan,
-        longest=k,
-    ).run()
-
-
-def _as_bank(bank: str | FilterBank) -> FilterBank:
-    check_bank(bank)
-    return bank if isinstance(bank, FilterBank) else FilterBank.gabor()
+    pictures = partial(Pictures, num_workers=scan.num_workers)
+    protected = [pictures(data, "protected") for data in protect]
+    neighbors = Neighbors(k=k, bank=bank, bins=bins, search=search, rounds=0)
+    return Job(pictures(target, "target"), pictures(source, "source"), protected, neighbors, scan).run()
 
 
 @dataclass(frozen=True)
@@ -102,30 +86,20 @@ class Job:
 
     target: Pictures
     source: Pictures
-    protect: tuple[Pictures, ...]
-    bank: FilterBank
-    k: int
-    bins: int | None
-    search: str
+    protect: Sequence[Pictures]
+    neighbors: Neighbors
     scan: Scan
-    longest: int
 
-    @classmethod
-    def of(
-        cls, target: Pictures, source: Pictures, protect: Sequence[Pictures], *, neighbors: Neighbors, scan: Scan
-    ) -> "Job":
-        """Return the job of a run with these neighbors."""
-        return cls(
-            target,
-            source,
-            tuple(protect),
-            _as_bank(neighbors.bank),
-            neighbors.k,
-            neighbors.bins,
-            neighbors.search,
-            scan,
-            longest=neighbors.longest(len(source)),
-        )
+    @cached_property
+    def bank(self) -> FilterBank:
+        """Return the bank that describes all images."""
+        bank = self.neighbors.bank
+        return bank if isinstance(bank, FilterBank) else FilterBank.gabor()
+
+    @property
+    def longest(self) -> int:
+        """Return how many neighbors of a target image are kept."""
+        return self.neighbors.longest(len(self.source))
 
     def run(self) -> Selection:
         """Select, or resume the work of an interrupted run."""
@@ -164,9 +138,9 @@ class Job:
         self.source.check_always_the_same("Pass SourceTask(unaugmented=), the same images without augmentation.")
         for pictures in self.protect:
             pictures.check_always_the_same("Give protected images without augmentation.")
-        if self.k > len(self.source):
+        if (k := self.neighbors.k) > len(self.source):
             raise TransferConfigError(
-                f"k={self.k} exceeds the {len(self.source):,} source images; pass k<={len(self.source)}."
+                f"k={k} exceeds the {len(self.source):,} source images; pass k<={len(self.source)}."
             )
         check_alike(self.target, self.source, self.protect)
         shown = "; ".join(f"{side.name}: {side.glance}" for side in (self.target, self.source, *self.protect))
@@ -188,7 +162,7 @@ class Job:
                     step(len(batch))
 
             counts, most = describer.response_counts(read())
-        edges = counts.edges(self.bins or num_bins(counts.per_filter / len(self.target)))
+        edges = counts.edges(self.neighbors.bins or num_bins(counts.per_filter / len(self.target)))
         return edges, most, digest(digests)
 
     def _fingerprint(self, edges: Tensor, target_digest: str) -> dict[str, str]:
@@ -200,7 +174,7 @@ class Job:
             "target": f"{len(self.target)} images {target_digest}",
             "source": identity(self.source),
             "neighbors listed": str(self.longest),
-            "search": self.search,
+            "search": self.neighbors.search,
             "protected": ", ".join(map(identity, self.protect)) or "none",
         }
 
@@ -228,7 +202,7 @@ class Job:
         began = time.monotonic()
         target, target_labels, _ = descriptions.describe(self.target, f"target {identity(self.target)}")
         rate = len(self.target) / (time.monotonic() - began) * ranks.world_size()
-        index = len(self.source) * BYTES if self.search == "approximate" else 0
+        index = len(self.source) * BYTES if self.neighbors.search == "approximate" else 0
         memory = index + search_bytes(len(self.target), self.longest, descriptions.shape)
         self.scan.say(
             f"Selecting among {len(self.source):,} source images for {len(self.target):,} target images: about "
@@ -244,9 +218,9 @@ class Job:
         usable = source_labels != UNREADABLE
         dropped = self._leaks(descriptions, source, mine[usable[mine]])
         usable[dropped[:, 1]] = False
-        if int(usable.sum()) < self.k:
+        if int(usable.sum()) < self.neighbors.k:
             raise TransferConfigError(
-                f"k={self.k} exceeds the {int(usable.sum()):,} source images that are left when "
+                f"k={self.neighbors.k} exceeds the {int(usable.sum()):,} source images that are left when "
                 f"{int((~usable).sum()):,} are unreadable or protected; pass fewer neighbors."
             )
         k = min(self.longest, int(usable.sum()))
@@ -329,7 +303,7 @@ class Job:
             if not len(mine):
                 return torch.empty(len(queries), 0, dtype=torch.float64), torch.empty(len(queries), 0).long(), 1.0
             rows, root = Stored(source, mine), self.bank.weights.sqrt().repeat_interleave(source.shape[1])
-            if self.search == "approximate":
+            if self.neighbors.search == "approximate":
                 return approximate_neighbors(queries, rows, k=min(k, len(mine)), root=root)
             found = exact_neighbors(queries, rows, k=min(k, len(mine)), root=root, all_in_double=all_in_double)
             return *found, 1.0
@@ -337,7 +311,7 @@ class Job:
         distances, local, recall = ranks.together(search)
         indices = mine[local] if len(mine) else local
         recalls = ranks.gather(recall)
-        if self.search == "approximate":
+        if self.neighbors.search == "approximate":
             self.scan.say(f"The approximate search found {sum(recalls) / len(recalls):.1%} of the {k} true nearest.")
         return merged(distances, indices, k)
 
