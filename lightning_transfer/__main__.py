@@ -60,7 +60,7 @@ def select(
     device = launch(fabric or {})
     pictures = partial(Pictures, num_workers=num_workers)
     protected = [pictures(data, "protected") for data in protect or []]
-    scan = Scan(cache=cache, num_workers=num_workers, device=device, say=print)
+    scan = Scan(cache=cache, device=device, say=print)
     selection = Job(pictures(target, "target"), pictures(source, "source"), protected, neighbors, scan).run()
     if ranks.rank() == 0:
         print(f"{selection} in {cache}")

@@ -19,7 +19,6 @@ from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
 from lightning_transfer.methods.collaborative.members import make_of
-from lightning_transfer.methods.selective.identity import identity
 from lightning_transfer.methods.selective.pictures import Pictures, spread
 from lightning_transfer.naming import structure
 from lightning_transfer.networks import check_timm_name, loaded, timm_name
@@ -210,7 +209,7 @@ class Run:
         if self.cache is None:
             return self._computed(features, prepared, look)
         network, transform = features.network, prepared.transform
-        made_of = [identity(self.pictures), make_of(network), repr(transform), network.state_dict()]
+        made_of = [self.pictures.identity, make_of(network), repr(transform), network.state_dict()]
         path = Path(self.cache) / f"{checksum(made_of)}.pt"
         with suppress(TransferConfigError), reading(path, what="file of features", fix=""):  # else it is made anew
             found = Seen(**unstamped(torch.load(path, map_location="cpu", weights_only=True)))

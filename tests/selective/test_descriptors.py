@@ -7,9 +7,9 @@ from torch import nn
 
 import lightning_transfer as lt
 from lightning_transfer.methods.selective.banks import FilterBank
-from lightning_transfer.methods.selective.describing import Describer, read_all
+from lightning_transfer.methods.selective.describing import Describer
 from lightning_transfer.methods.selective.descriptors import Binning, ResponseCounts, num_bins, to_histograms
-from lightning_transfer.methods.selective.pictures import Picture, Pictures, read_batches, scaled
+from lightning_transfer.methods.selective.pictures import Picture, Pictures, scaled
 from tests.reference import selective
 
 CPU = torch.device("cpu")
@@ -180,12 +180,13 @@ def pictures(num, shapes=((3, 20, 24),), seed=0):
 
 def described(bank, data, *, workers=0, order=None):
     """The describer, its edges, and counts of all pictures in the dataset's order."""
+    data.num_workers = workers
     describer = Describer(BANKS[bank](), CPU)
-    counts, most = describer.response_counts(read_all(data, workers))
+    counts, most = describer.response_counts(data.batches(range(len(data))))
     edges = counts.edges(6)
     order = order or list(range(len(data)))
     found = torch.zeros(len(data), describer.num_filters, 6, dtype=torch.int32)
-    for indices, batch in read_batches(data, order, num_workers=workers):
+    for indices, batch in data.batches(order):
         found[indices] = describer.counts(indices, batch, Binning(edges))
     return describer, edges, found, most
 
@@ -248,10 +249,11 @@ def test_bytes_stay_bytes_on_their_way_and_are_counted_as_floats_are(workers):
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(256, shapes[i % 3], generator=generator, dtype=torch.uint8) for i in range(70)]
     images[40] = torch.full((3, 20, 24), torch.nan)
-    data, floats = Pictures(images, "source"), Pictures([image / 255 for image in images], "source")
+    data = Pictures(images, "source", num_workers=workers)
+    floats = Pictures([image / 255 for image in images], "source")
     _, edges, _, _ = described("gabor", floats)
     describer, binning = Describer(BANKS["gabor"](), CPU), Binning(edges)
-    for indices, batch in read_batches(data, range(70), num_workers=workers):
+    for indices, batch in data.batches(range(70)):
         assert {batch[i].pixels.dtype for i in range(len(indices)) if indices[i] != 40} == {torch.uint8}
         alone = describer.counts(indices, [data[i] for i in indices], binning)
         assert torch.equal(describer.counts(indices, batch, binning), alone)

@@ -45,7 +45,7 @@ def found(target, source, indices=None, steps=None):
     """The pairs, where every source image is near to every target image."""
     indices = torch.arange(len(source)).expand(len(target), -1) if indices is None else indices
     step = (lambda _: None) if steps is None else steps.append
-    pairs = near_duplicates(indices, Pictures(target, "target"), Pictures(source, "source"), 0, step)
+    pairs = near_duplicates(indices, Pictures(target, "target"), Pictures(source, "source"), step)
     assert pairs.shape == (len(pairs), 2)
     return pairs.tolist()
 

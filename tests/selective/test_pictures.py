@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import lightning_transfer as lt
-from lightning_transfer.methods.selective.pictures import Picture, Pictures, for_display, read_batches
+from lightning_transfer.methods.selective.pictures import Picture, Pictures, for_display
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (7, 6, 4), dtype=np.uint8)
 GREY, RGB = COLOUR[..., 0], COLOUR[..., :3]
@@ -304,10 +304,11 @@ def random_states():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_reading_leaves_the_programs_random_state_as_it_was(workers):
-    data = Pictures(Transformed(lambda image: image + torch.rand(()) + np.random.rand() + random.random()), "source")
+    noisy = Transformed(lambda image: image + torch.rand(()) + np.random.rand() + random.random())
+    data = Pictures(noisy, "source", num_workers=workers)
     broken = Pictures(Files({3: OSError("torn")}), "source")
     before = random_states()
-    assert len([picture for _, batch in read_batches(data, range(12), num_workers=workers) for picture in batch]) == 12
+    assert len([picture for _, batch in data.batches(range(12)) for picture in batch]) == 12
     assert len([data[i] for i in range(12)] + [broken[i] for i in range(9)]) == 21
     with pytest.raises(lt.TransferConfigError, match="random"):
         data.check_always_the_same("")
@@ -316,10 +317,11 @@ def test_reading_leaves_the_programs_random_state_as_it_was(workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_in_the_order_that_is_asked_for(workers):
-    data = Pictures(TensorDataset(torch.arange(200.0).view(200, 1, 1, 1).expand(-1, 1, 2, 2), torch.arange(200)), "t")
+    images = torch.arange(200.0).view(200, 1, 1, 1).expand(-1, 1, 2, 2)
+    data = Pictures(TensorDataset(images, torch.arange(200)), "t", num_workers=workers)
     order = torch.randperm(200).tolist()[:150]
     asked, labels, values = [], [], []
-    for indices, batch in read_batches(data, order, num_workers=workers):
+    for indices, batch in data.batches(order):
         assert len(indices) == len(batch) <= 64
         asked += indices
         labels += [picture.label for picture in batch]

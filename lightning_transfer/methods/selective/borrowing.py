@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import Dataset, Subset, default_collate
 
 from lightning_transfer import ranks
 from lightning_transfer.batches import is_right
@@ -17,7 +17,6 @@ from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.trainer import Weakly, is_trial, progress_of, say, source_workers, target_dataset
 from lightning_transfer.methods.selective.asking import check_labels, check_scaled_alike, read
 from lightning_transfer.methods.selective.functional import neighbor_budget
-from lightning_transfer.methods.selective.identity import identity, is_same
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.order import NeighborOrder
 from lightning_transfer.methods.selective.pictures import Pictures
@@ -26,7 +25,7 @@ from lightning_transfer.methods.selective.select import Job
 from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.options import is_list, made
 from lightning_transfer.randomness import seeded
-from lightning_transfer.reading import apart
+from lightning_transfer.reading import apart, in_order
 from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.source.view import NetworkView
@@ -104,7 +103,8 @@ class Borrowed:
 
     def reset(self) -> None:
         """Begin a new run; a selection of the same data is kept."""
-        self._made_of = self._saved_identity = ""
+        self._made_of = ""
+        self._is_unchecked = False  # whether the images may differ from those that the lists were made of
         self.rounds_done = 0
         self.lists = torch.empty(0, 0, dtype=torch.int32)
         self.labels = torch.empty(0, dtype=torch.int32)
@@ -141,7 +141,7 @@ class Borrowed:
             self._see_target(trainer)
         if not len(self.lists):
             self._select(trainer)
-        if self._saved_identity:
+        if self._is_unchecked:
             self._check_same_data(trainer)
         rounds = self.neighbors.rounds
         if self.rounds_done < rounds and trainer.global_step >= (self.rounds_done + 1) * self._steps_between(trainer):
@@ -162,16 +162,15 @@ class Borrowed:
     def _see_target(self, trainer: Any) -> None:
         """Plan a check of the lists if a second fit, or a reloaded loader, may have other images than before."""
         data = target_dataset(None, trainer)
-        is_known = self.selection is not None and is_same(self.selection.target, data)
-        if len(self.lists) and not is_known:
-            self._saved_identity = self._made_of
+        is_known = self.selection is not None and _is_same(self.selection.target, data)
+        self._is_unchecked |= len(self.lists) > 0 and not is_known
         self._loader = Weakly(trainer.train_dataloader)
 
     def _select(self, trainer: Any) -> None:
         data = target_dataset(self.options.target, trainer)
         if self.neighbors.rounds:
             check_labels(data, self.source, trainer)
-        if self.selection is None or not is_same(self.selection.target, data):
+        if self.selection is None or not _is_same(self.selection.target, data):
             self.selection = self._selected(trainer, data)
         self.lists = self.selection.indices.int()
         if self.neighbors.min_per_class:
@@ -182,17 +181,17 @@ class Borrowed:
     def _identity(self, trainer: Any) -> str:
         target = self._pictures(target_dataset(self.options.target, trainer), "target", trainer)
         source = self._pictures(self.source.plain_dataset, "source", trainer)
-        return f"target {identity(target)}, source {identity(source)}"
+        return f"target {target.identity}, source {source.identity}"
 
     def _check_same_data(self, trainer: Any) -> None:
         """Raise if the images differ from those that the lists were made of."""
         found = self._identity(trainer)
-        if found != self._saved_identity:
+        if found != self._made_of:
             raise TransferConfigError(
-                f"This run's neighbors were selected with {self._saved_identity}; now there are {found}. Pass the same "
+                f"This run's neighbors were selected with {self._made_of}; now there are {found}. Pass the same "
                 "images in the same order, or begin a new run: another Trainer, without ckpt_path."
             )
-        self._saved_identity = ""
+        self._is_unchecked = False
 
     def _pictures(self, dataset: Dataset[Any], name: str, trainer: Any) -> Pictures:
         num_workers = source_workers(self.source.num_workers, trainer)["num_workers"]
@@ -208,7 +207,6 @@ class Borrowed:
         self._check_same_labels(unaugmented.num_workers)
         scan = Scan(
             cache=self.options.cache,
-            num_workers=unaugmented.num_workers,
             device=trainer.strategy.root_device,
             progress=progress_of(trainer),
             say=lambda line: say(trainer, line),
@@ -266,15 +264,11 @@ class Borrowed:
         trainer = view.trainer
         data = target_dataset(self.options.target, trainer)
         mine = range(ranks.rank(), len(data), ranks.world_size())  # type: ignore[arg-type]
-        loader = DataLoader(
-            Subset(Loaded(data, "target"), mine),
-            batch_size=view.batch_size,
-            generator=torch.Generator(),
-            **source_workers(self.source.num_workers, trainer),
-        )
+        workers = {**source_workers(self.source.num_workers, trainer), "collate_fn": default_collate}
+        batches = in_order(Loaded(data, "target"), mine, size=view.batch_size, workers=workers)
         share = [torch.empty(0, 2, dtype=torch.float32)]
         with seeded(self.source.seed, 0), progress_of(trainer)("Which target images are hard", len(mine)) as step:
-            for batch in loader:
+            for batch in batches:
                 images, labels = read(batch, self.source, trainer)
                 if not share[1:] and source is not None:
                     check_scaled_alike(Extent().see(images), source)
@@ -342,4 +336,13 @@ class Borrowed:
         self.reset()
         self.lists, self.labels, self.budget = state["lists"].cpu(), state["labels"].cpu(), state["budget"].cpu()
         self.rounds_done = state["rounds_done"]
-        self._made_of = self._saved_identity = state["made_of"]
+        self._made_of = state["made_of"]
+        self._is_unchecked = bool(self._made_of)
+
+
+def _is_same(before: Dataset[Any] | None, data: Dataset[Any]) -> bool:
+    """Return whether two datasets are the same, or the same part of one, without reading an image."""
+    before = before.dataset if isinstance(before, Pictures) else before
+    if isinstance(before, Subset) and isinstance(data, Subset) and before.dataset is data.dataset:
+        return list(before.indices) == list(data.indices)
+    return before is data

@@ -5,12 +5,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.selective.banks import FilterBank
 from lightning_transfer.methods.selective.descriptors import Binning, ResponseCounts
-from lightning_transfer.methods.selective.pictures import Picture, read_batches, scaled
+from lightning_transfer.methods.selective.pictures import Batches, Picture, scaled
 
 MOST_TOGETHER, NUMBERS = 32, 2**23  # pictures and responses in one batch, so that they stay in the cache
 
@@ -28,7 +27,7 @@ class Describer:
         self.device = device
         self.num_filters = sum(bank.num_filters)
 
-    def response_counts(self, batches: Iterator[tuple[list[int], list[Picture]]]) -> tuple[ResponseCounts, int]:
+    def response_counts(self, batches: Batches) -> tuple[ResponseCounts, int]:
         """Return the counts of all responses to readable pictures, and the most positions of a filter in a picture."""
         counts, most = ResponseCounts(self.num_filters, self.device), 0
         for indices, batch in batches:
@@ -72,8 +71,3 @@ class Describer:
                         error.add_note(f"This happened with images {[indices[place] for place in some]}.")
                         raise
                 yield some, [layer[: len(some)] for layer in responses]
-
-
-def read_all(pictures: Dataset[Picture], num_workers: int) -> Iterator[tuple[list[int], list[Picture]]]:
-    """Yield all pictures, in order."""
-    return read_batches(pictures, range(len(pictures)), num_workers=num_workers)  # type: ignore[arg-type]

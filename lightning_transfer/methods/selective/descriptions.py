@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from lightning_transfer import ranks
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.selective.describing import Describer
 from lightning_transfer.methods.selective.descriptors import Binning
-from lightning_transfer.methods.selective.pictures import Picture, Pictures, read_batches
+from lightning_transfer.methods.selective.pictures import Batches, Pictures
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.store import Store
 from lightning_transfer.stamps import digest
@@ -24,8 +24,6 @@ from lightning_transfer.stamps import digest
 UNREADABLE = -2  # as a label: no class, and not an unknown one either
 MOST_UNREADABLE = 0.01  # the share of images that may be unreadable
 SHOWN = 5  # of the unreadable
-
-Batches = Iterator[tuple[list[int], list[Picture]]]
 
 
 class Descriptions:
@@ -100,14 +98,11 @@ class Descriptions:
         self._undo.callback(store.close)
         return store, store.finished()
 
-    def _read(self, pictures: Pictures, images: list[int]) -> Batches:
-        return read_batches(pictures, images, num_workers=self.scan.num_workers) if images else iter(())
-
     def _alone(self, pictures: Pictures, name: str) -> tuple[Store, Tensor, Tensor]:
         store, labels = self._open(pictures, name)
         blocks = store.blocks()
         todo = [block for block in range(len(blocks)) if block not in labels]
-        batches = self._read(pictures, [index for block in todo for index in blocks[block]])
+        batches = pictures.batches([index for block in todo for index in blocks[block]])
         with self.scan.progress(f"Filters over the {pictures.name}", len(pictures)) as step:
             step(sum(len(blocks[block]) for block in labels))
             for block in todo:
@@ -125,7 +120,7 @@ class Descriptions:
         holders = [[process for process, those in enumerate(held) if block in those] for block in range(len(blocks))]
         todo = [block for block, who in enumerate(holders) if not who]
         mine = todo[me :: len(held)]
-        batches = self._read(pictures, [index for block in mine for index in blocks[block]])
+        batches = pictures.batches([index for block in mine for index in blocks[block]])
         with self.scan.progress(f"Filters over the {pictures.name}", len(pictures)) as step:
 
             def turn(now: list[int]) -> None:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from lightning_transfer.methods.selective.pictures import Picture, read_batches, scaled
+from lightning_transfer.methods.selective.pictures import Pictures, scaled
 from lightning_transfer.progress import Step
 
 COMPARED = 5  # nearest source images to compare with each target image, and with its mirror image, at least
@@ -19,25 +18,18 @@ SIDE = 16  # of a thumbnail
 ALIKE = 0.985  # correlation of thumbnails
 
 
-def near_duplicates(
-    indices: Tensor,
-    target: Dataset[Picture],
-    source: Dataset[Picture],
-    num_workers: int,
-    step: Step,
-) -> Tensor:
+def near_duplicates(indices: Tensor, target: Pictures, source: Pictures, step: Step) -> Tensor:
     """Return (pairs, 2) of target and source images that show the same, among (targets, k) candidates.
 
     Args:
         indices: source images that each target image is compared with.
         target: pictures.
         source: pictures.
-        num_workers: that read pictures.
         step: called with how many more pictures were compared.
     """
     wanted = indices.unique()
-    of_source = _thumbnails(source, wanted.tolist(), num_workers, step)
-    of_target = _thumbnails(target, range(len(indices)), num_workers, step)
+    of_source = _thumbnails(source, wanted.tolist(), step)
+    of_target = _thumbnails(target, range(len(indices)), step)
     others = of_source[torch.searchsorted(wanted, indices.contiguous())]
     views = others, _mirrored(others)
     likeness = torch.maximum(*((of_target[:, None] * thumbnails).sum(-1) for thumbnails in views))
@@ -46,9 +38,9 @@ def near_duplicates(
     return pairs
 
 
-def near_duplicates_of_few(target: Dataset[Picture], source: Dataset[Picture]) -> Tensor:
+def near_duplicates_of_few(target: Pictures, source: Pictures) -> Tensor:
     """Return (pairs, 2) of target and source images that show the same, each compared with all: for some thousands."""
-    of_target, others = (_thumbnails(side, range(len(side)), 0, lambda _: None) for side in (target, source))  # type: ignore[arg-type]
+    of_target, others = (_thumbnails(side, range(len(side)), lambda _: None) for side in (target, source))  # type: ignore[arg-type]
     likeness = torch.maximum(*(of_target @ thumbnails.T for thumbnails in (others, _mirrored(others))))
     pairs: Tensor = (likeness >= ALIKE).nonzero()
     return pairs
@@ -58,10 +50,10 @@ def _mirrored(thumbnails: Tensor) -> Tensor:
     return thumbnails.view(*thumbnails.shape[:-1], SIDE, SIDE).flip(-1).flatten(-2)
 
 
-def _thumbnails(pictures: Dataset[Picture], indices: Sequence[int], num_workers: int, step: Step) -> Tensor:
+def _thumbnails(pictures: Pictures, indices: Sequence[int], step: Step) -> Tensor:
     """Return (pictures, SIDE * SIDE) grey, of zero mean and unit length; a flat or unreadable one resembles none."""
     found = []
-    for _, batch in read_batches(pictures, indices, num_workers=num_workers):
+    for _, batch in pictures.batches(indices):
         for pixels, _ in batch:
             grey = torch.zeros(1, 1, SIDE, SIDE) if isinstance(pixels, str) else scaled(pixels).mean(0)[None, None]
             thumbnail = F.interpolate(grey, (SIDE, SIDE), mode="area").flatten()

@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ class Picture(NamedTuple):
     label: int = -1
 
 
+Batches: TypeAlias = Iterator[tuple[list[int], list[Picture]]]  # each with the indices of its pictures
+
+
 class Pictures(Dataset[Picture]):
     """A dataset that turns the samples of another one into pictures; each sample is read with its own random state.
 
@@ -46,7 +49,7 @@ class Pictures(Dataset[Picture]):
         dataset: giving images, or (image, label): tensors, arrays or PIL images.
         name: "target" or "source", for messages.
         adapt: turns collated samples into (images, labels).
-        num_workers: processes that will read the dataset.
+        num_workers: processes that read the dataset.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Pictures(Dataset[Picture]):
             return self.read(index, seed=0)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Picture]:
-        """Return pictures for `read_batches`, bytes as they are: a worker then sends a quarter as much."""
+        """Return pictures for `batches`, bytes as they are: a worker then sends a quarter as much."""
         with restored():  # once a batch: for a small image it takes as long as decoding
             return [self.read(index, seed=0, scales_bytes=False) for index in indices]
 
@@ -116,6 +119,30 @@ class Pictures(Dataset[Picture]):
     def listed(self) -> dict[str, str]:
         """Return digests of what the dataset lists about its images, by name."""
         return listed_by(self.dataset)
+
+    @property
+    def identity(self) -> str:
+        """Return a digest of the images in their order, from some of them and from what their dataset lists about all.
+
+        Kept work is compared by it with the images that it was made of.
+        """
+        listed = "".join(f", {name} {digest}" for name, digest in self.listed.items())
+        return f"{len(self)} images {self.glance.digest}{listed}"
+
+    @property
+    def identified_by(self) -> str:
+        """Return a text that says what `identity` compares."""
+        listed = "".join(f", {name}" for name in self.listed)
+        return f"{min(len(self), IDENTIFIED):,} of {len(self):,} {self.name} images{listed}"
+
+    def batches(self, indices: Sequence[int]) -> Batches:
+        """Yield indices and their pictures in batches, in order; bytes are not yet `scaled`."""
+        start = 0
+        workers = {"num_workers": self.num_workers, "collate_fn": _packed}
+        for pixels, labels in in_order(self, indices, size=READ, workers=workers):
+            batch = [Picture(*one) for one in zip(pixels, labels, strict=True)]
+            yield list(indices[start : start + len(batch)]), batch
+            start += len(batch)
 
     def _given(self, index: int, seed: int) -> tuple[Tensor, int]:
         reseed(seed, index)
@@ -183,18 +210,6 @@ def _without_palette(image: Any) -> Any:
     return image.convert("RGB") if getattr(image, "mode", None) in ("P", "CMYK", "YCbCr", "HSV", "LAB") else image
 
 
-def read_batches(
-    pictures: Dataset[Picture], indices: Sequence[int], *, num_workers: int
-) -> Iterator[tuple[list[int], list[Picture]]]:
-    """Yield indices and their pictures in batches, in order; bytes are not yet `scaled`."""
-    start = 0
-    options = {"num_workers": num_workers, "collate_fn": _packed}
-    for pixels, labels in in_order(pictures, indices, size=READ, workers=options):
-        batch = [Picture(*one) for one in zip(pixels, labels, strict=True)]
-        yield list(indices[start : start + len(batch)]), batch
-        start += len(batch)
-
-
 def _packed(batch: list[Picture]) -> tuple[Tensor | list[Tensor | str], list[int]]:
     """Return pixels, in one tensor if they can be, and labels: a worker sends 64 tensors more slowly than one."""
     pixels, labels = map(list, zip(*batch, strict=True))
@@ -204,15 +219,8 @@ def _packed(batch: list[Picture]) -> tuple[Tensor | list[Tensor | str], list[int
 
 
 def scaled(pixels: Tensor) -> Tensor:
-    """Return pixels of `read_batches` as floats."""
+    """Return pixels of `Pictures.batches` as floats."""
     return pixels.float().div_(BYTE) if pixels.dtype == torch.uint8 else pixels
-
-
-def readable(pictures: Pictures, indices: Sequence[int], *, num_workers: int) -> list[int]:
-    """Return the indices whose picture can be read."""
-    batches = read_batches(pictures, indices, num_workers=num_workers) if indices else ()
-    read = (pair for some, batch in batches for pair in zip(some, batch, strict=True))
-    return [index for index, (pixels, _) in read if isinstance(pixels, Tensor)]
 
 
 def check_ranges(pictures: Pictures, source: Pictures) -> None:

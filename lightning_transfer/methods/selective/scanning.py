@@ -23,7 +23,7 @@ class Scan:
         cache: file that keeps the selection; it is used again if everything it was made of is the same (a source is
             identified by its length, 64 of its images and what it lists about all). Interrupted work resumes from a
             folder next to the file.
-        num_workers: processes that read images.
+        num_workers: processes that read images, for `select_neighbors`.
         device: where filters run.
         progress: makes a progress bar from a name and a total.
         say: called with each line of text; by default it prints to the terminal.

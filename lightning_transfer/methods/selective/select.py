@@ -7,7 +7,7 @@ to disk as whole numbers, and a search reads them in blocks. Several processes d
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -22,15 +22,14 @@ from lightning_transfer.datasets import index_in
 from lightning_transfer.errors import TransferConfigError, differences
 from lightning_transfer.methods.selective.approximate import BYTES, approximate_neighbors
 from lightning_transfer.methods.selective.banks import FilterBank
-from lightning_transfer.methods.selective.describing import Describer, read_all
+from lightning_transfer.methods.selective.describing import Describer
 from lightning_transfer.methods.selective.descriptions import UNREADABLE, Descriptions
 from lightning_transfer.methods.selective.descriptors import Binning, num_bins
 from lightning_transfer.methods.selective.duplicates import COMPARED, near_duplicates
 from lightning_transfer.methods.selective.exact import exact_neighbors, merged, search_bytes
 from lightning_transfer.methods.selective.forecast import num_compared, plan, search_seconds
-from lightning_transfer.methods.selective.identity import identity, looked_at
 from lightning_transfer.methods.selective.options import Neighbors
-from lightning_transfer.methods.selective.pictures import Picture, Pictures, check_alike, readable, scaled
+from lightning_transfer.methods.selective.pictures import Batches, Pictures, check_alike, scaled
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.search import plain_arithmetic
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
@@ -151,8 +150,8 @@ class Job:
         digests = []
         with self.scan.progress("Filters over the target", len(self.target)) as step:
 
-            def read() -> Iterator[tuple[list[int], list[Picture]]]:
-                for indices, batch in read_all(self.target, self.scan.num_workers):
+            def read() -> Batches:
+                for indices, batch in self.target.batches(range(len(self.target))):
                     for index, (pixels, _) in zip(indices, batch, strict=True):
                         if isinstance(pixels, str):
                             place = index_in(self.target.dataset, index)
@@ -172,10 +171,10 @@ class Job:
             "bins": str(edges.shape[1] + 1),
             "edges": digest(edges),
             "target": f"{len(self.target)} images {target_digest}",
-            "source": identity(self.source),
+            "source": self.source.identity,
             "neighbors listed": str(self.longest),
             "search": self.neighbors.search,
-            "protected": ", ".join(map(identity, self.protect)) or "none",
+            "protected": ", ".join(pictures.identity for pictures in self.protect) or "none",
         }
 
     def _cached(self, fingerprint: dict[str, str]) -> Selection | None:
@@ -188,19 +187,26 @@ class Job:
             raise TransferConfigError(
                 f"{path} holds another selection: {'; '.join(different)}. Delete it, or pass another cache=."
             )
-        if mended := readable(self.source, found.unreadable.tolist(), num_workers=self.scan.num_workers):
+        if mended := self._mended(found):
             warnings.warn(
                 f"Source images {mended} could not be read when the selection in {path} was made, but can be read now: "
                 "the selection is made again, with them.",
                 stacklevel=2,
             )
             return None
-        self.scan.say(f"The selection in {path} is used: {found!r}. It compared {looked_at(self.source)}.")
+        self.scan.say(f"The selection in {path} is used: {found!r}. It compared {self.source.identified_by}.")
         return found
+
+    def _mended(self, found: Selection) -> list[int]:
+        """Return the source images that could not be read when a selection was made, but can be read now."""
+        unreadable = found.unreadable.tolist()
+        batches = self.source.batches(unreadable) if unreadable else ()
+        read = (pair for some, batch in batches for pair in zip(some, batch, strict=True))
+        return [index for index, (pixels, _) in read if isinstance(pixels, Tensor)]
 
     def _select(self, descriptions: Descriptions, fingerprint: dict[str, str]) -> Selection:
         began = time.monotonic()
-        target, target_labels, _ = descriptions.describe(self.target, f"target {identity(self.target)}")
+        target, target_labels, _ = descriptions.describe(self.target, f"target {self.target.identity}")
         rate = len(self.target) / (time.monotonic() - began) * ranks.world_size()
         index = len(self.source) * BYTES if self.neighbors.search == "approximate" else 0
         memory = index + search_bytes(len(self.target), self.longest, descriptions.shape)
@@ -279,7 +285,7 @@ class Job:
         """
         stores = []
         for view in (pictures, pictures.mirrored()):
-            store, _, _ = descriptions.describe(view, f"{view.name} {identity(view)}")
+            store, _, _ = descriptions.describe(view, f"{view.name} {view.identity}")
             stores.append(Stored(store, torch.arange(len(view))))
         k, most = COMPARED, sum(ranks.gather(len(mine)))
         while True:
@@ -288,7 +294,7 @@ class Job:
             found = [self._nearest(queries, source, mine, k)[1] for queries in searched]
             candidates = torch.cat([*found, known[:, :k]] if known.shape[1] >= k else found, 1)
             with self.scan.progress("Near duplicates", len(candidates.unique()) + len(pictures)) as step:
-                compare = partial(near_duplicates, candidates, pictures, self.source, self.scan.num_workers, step)
+                compare = partial(near_duplicates, candidates, pictures, self.source, step)
                 pairs = ranks.from_first(compare)
             if k == most or not len(pairs) or int(pairs[:, 0].bincount().max()) < k:
                 return pairs
