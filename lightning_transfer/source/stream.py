@@ -94,7 +94,7 @@ class SourceStream:
     def _open(self) -> Iterator[SourceBatch]:
         loader = DataLoader(
             _Reproducible(self.source),
-            batch_sampler=_Keys(self),
+            batch_sampler=self._keys(),
             collate_fn=_collate,
             generator=torch.Generator(),  # without it a new loader draws from the program's random state
             **self.options,
@@ -105,22 +105,15 @@ class SourceStream:
             error.add_note("To read source images in this process, without workers: SourceTask(num_workers=0).")
             raise
 
+    def _keys(self) -> Iterator[list[Key]]:
+        """Yield the key of each of this rank's batches, from the position on."""
+        start = self.position + self.rank * self.batch_size
+        while True:
+            yield [(start, self.order(range(start, start + self.batch_size)))]
+            start += self.batch_size * self.num_ranks
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_batches": None}
-
-
-class _Keys:
-    """Yields the key of each of one rank's batches, from the stream's position on."""
-
-    def __init__(self, stream: SourceStream) -> None:
-        self.stream = stream
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        stream = self.stream
-        start = stream.position + stream.rank * stream.batch_size
-        while True:
-            yield [(start, stream.order(range(start, start + stream.batch_size)))]
-            start += stream.batch_size * stream.num_ranks
 
 
 class Shuffled:

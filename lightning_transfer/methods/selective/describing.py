@@ -26,16 +26,15 @@ class Describer:
         self.bank = copy.deepcopy(bank).to(device)  # the user's own stays where it is
         self.device = device
         self.num_filters = sum(bank.num_filters)
+        self.firsts = [sum(bank.num_filters[:layer]) for layer in range(len(bank.num_filters))]  # filter of each layer
 
     def response_counts(self, batches: Batches) -> tuple[ResponseCounts, int]:
         """Return the counts of all responses to readable pictures, and the most positions of a filter in a picture."""
         counts, most = ResponseCounts(self.num_filters, self.device), 0
         for indices, batch in batches:
             for _, responses in self._responses(indices, batch):
-                first = 0
-                for layer in responses:
+                for first, layer in zip(self.firsts, responses, strict=True):
                     counts.add(layer, first)
-                    first += layer.shape[1]
                     most = max(most, layer.shape[2] * layer.shape[3])
         return counts, most
 
@@ -43,10 +42,7 @@ class Describer:
         """Return (pictures, filters, bins) counts; all zero for a picture that could not be read."""
         found = torch.zeros(len(batch), self.num_filters, binning.bins, dtype=torch.int32)
         for places, responses in self._responses(indices, batch):
-            first, parts = 0, []
-            for layer in responses:
-                parts.append(binning.counts(layer, first))
-                first += layer.shape[1]
+            parts = [binning.counts(layer, first) for first, layer in zip(self.firsts, responses, strict=True)]
             found[places] = torch.cat(parts, 1).to("cpu", torch.int32)
         return found
 
