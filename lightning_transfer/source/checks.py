@@ -55,11 +55,7 @@ def _from_timm(from_timm: Any, dataset: Any, **options: Any) -> SourceTask:
 
 
 def check_hyperparameters(module: Any) -> None:
-    """Raise if the user's hyperparameters hold a source task.
-
-    Raises:
-        TransferConfigError: a hyperparameter is a source task; the message shows the fix.
-    """
+    """Refuse hyperparameters of the user's that hold a source task."""
     saved = [name for name, value in getattr(module, "hparams", {}).items() if isinstance(value, SourceTask)]
     if saved:
         raise TransferConfigError(

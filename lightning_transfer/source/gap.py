@@ -94,9 +94,6 @@ def check_finite(name: str, features: Tensor, indices: Sequence[int] | None = No
         name: of the side, "target" or "source".
         features: (n, D).
         indices: of the images in their dataset, if known.
-
-    Raises:
-        TransferConfigError: a feature is not finite; the message names the images.
     """
     if bad := (~torch.isfinite(features).all(1)).nonzero()[:, 0].tolist():
         which = f"the first in row {bad[0]}" if indices is None else f"{name} samples {[indices[row] for row in bad]}"
@@ -107,11 +104,7 @@ def check_finite(name: str, features: Tensor, indices: Sequence[int] | None = No
 
 
 def check_alike(target_images: Tensor, source_images: Tensor) -> None:
-    """Refuse batches whose images differ in channels or size.
-
-    Raises:
-        TransferConfigError: their images differ in channels or size.
-    """
+    """Refuse batches whose images differ in channels or size."""
     sizes = [tuple(images.shape[1:]) for images in (target_images, source_images)]
     if sizes[0] != sizes[1]:
         raise TransferConfigError(

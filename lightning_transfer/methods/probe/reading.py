@@ -40,11 +40,7 @@ def last_linear(head: Head) -> tuple[str, nn.Linear]:
 
 
 def check_untied(module: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
-    """Refuse a head whose weight is another layer's too, which would start as the probe with it.
-
-    Raises:
-        TransferConfigError: naming both.
-    """
+    """Refuse a head whose weight is another layer's too, which would start as the probe with it."""
     for path, layer in layers.items():
         mine = {id(layer.weight), id(layer.bias)}
         named = module.named_parameters(remove_duplicate=False)

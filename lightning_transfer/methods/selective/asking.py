@@ -36,11 +36,7 @@ def read(batch: Any, source: SourceTask, trainer: Any) -> tuple[Tensor, Tensor]:
 
 
 def check_labels(data: Dataset[Any], source: SourceTask, trainer: Any) -> None:
-    """Refuse a target whose labels rounds cannot use, by its first images, before anything is selected.
-
-    Raises:
-        TransferConfigError: its labels are not class numbers.
-    """
+    """Refuse a target whose labels are not class numbers, by its first images, before anything is selected."""
     with seeded(source.seed, 0):
         first = range(min(ASKED, len(data)))  # type: ignore[arg-type]
         workers = source_workers(source.num_workers, trainer)["num_workers"]
@@ -49,11 +45,7 @@ def check_labels(data: Dataset[Any], source: SourceTask, trainer: Any) -> None:
 
 
 def check_scaled_alike(asked: Extent, seen: Extent) -> None:
-    """Refuse target images whose pixels are scaled differently from the source's.
-
-    Raises:
-        TransferConfigError: the scales differ.
-    """
+    """Refuse target images whose pixels are scaled differently from the source's."""
     if asked.scale != seen.scale:
         raise TransferConfigError(
             f"Target pixels run {asked}, the source's in training {seen}. Rounds run the target through the network: "

@@ -162,11 +162,7 @@ class Pictures(Dataset[Picture]):
         return image, max(int(label), -1) if is_class else -1
 
     def check_always_the_same(self, advice: str) -> None:
-        """Raise if reading a sample again returns other pixels.
-
-        Raises:
-            TransferConfigError: a sample differs; the message ends in the advice.
-        """
+        """Refuse a dataset whose sample has other pixels when it is read again; the message ends in the advice."""
         _ = self.glance  # here, where it is kept
         if (index := apart(self._differing, self.num_workers)) is not None:
             raise TransferConfigError(
@@ -224,11 +220,7 @@ def scaled(pixels: Tensor) -> Tensor:
 
 
 def check_ranges(pictures: Pictures, source: Pictures) -> None:
-    """Raise if these pictures and the source's have different ranges of pixels.
-
-    Raises:
-        TransferConfigError: the ranges differ; the message names both.
-    """
+    """Refuse pictures whose pixels have another range than the source's."""
     sides = (pictures, source)
     extents = {side.name: side.glance.extent for side in sides}
     if None not in extents.values() and len({extent.scale for extent in extents.values() if extent}) > 1:
