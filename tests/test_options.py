@@ -194,7 +194,7 @@ def test_a_configuration_file_sees_and_checks_every_option(name, capsys):
         if isinstance(option.default, str | float | int):
             assert f"default: {option.default})" in shown
     given = {"class_path": path, "init_args": {"misspelt": 1}}
-    with pytest.raises(ArgumentError, match="misspelt"):
+    with pytest.raises(ArgumentError, match=rf"{path}':\s+Option 'misspelt' is not accepted"):  # as the guide says
         parser.parse_object({"callback": given})
 
 
