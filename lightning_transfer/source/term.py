@@ -85,6 +85,7 @@ class SourceTerm(TransferPart):
         self.gap: float | None = None
         self._looked_at: Weakly | None = None  # the target data that the gap was measured on, in this process
         self.was_asked = False  # whether the user's step has called joint_loss
+        self.has_added = False  # to the loss of this step
         self.mix = mix
         target_head = find_head(module, head, probe=lambda: self._probe(module), narrow=not source.keeps_container)
         self.head_path = target_head.path
@@ -188,7 +189,7 @@ class SourceTerm(TransferPart):
 
     def begin(self, module: Any, batch: Any = None) -> None:
         """Prepare the draw of source images; a joint pass appends them to the target's."""
-        self._batch = batch
+        self._batch, self.has_added = batch, False
         if self.measured and self.gap is None:
             self._decide(measure_gap(self._view(module), self.chooser, self.weight))
             self._looked_at = Weakly(data_of(self.trainer))
@@ -226,6 +227,7 @@ class SourceTerm(TransferPart):
                 values |= {"transfer/source_loss": source_loss.detach(), **chosen}
             log(trainer, values)
         if source_loss is not None:
+            self.has_added = True
             return joint_loss(loss, source_loss, weight=weight, mix=self.mix)
         return loss + sum_of_zeros(self) if trainer.world_size > 1 else loss
 

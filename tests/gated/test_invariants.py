@@ -380,6 +380,25 @@ def test_another_methods_head_learns_in_the_warm_up():
         assert torch.equal(module.model.conv.weight, LitToy().model.conv.weight)
 
 
+@pytest.mark.parametrize("forward", ["separate", "joint"])
+def test_a_source_loss_that_comes_before_the_gated_one_is_refused_with_the_order(forward):
+    class Wrong(lt.SourceTaskMixin, lt.GatedTransferMixin, LitToy):
+        def __init__(self, weight, **options):
+            super().__init__()
+            self.add_gated_transfer(**{**OPTIONS, **options})
+            source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4, forward=forward)
+            self.add_source_task(source, weight=weight)
+
+        def training_step(self, batch, batch_idx):
+            return self.gated_loss(self.joint_loss(super().training_step(batch, batch_idx)))
+
+    order = r"joint_loss was called before gated_loss.* self\.joint_loss\(self\.gated_loss\(loss\)\)"
+    with pytest.raises(lt.TransferConfigError, match=order):
+        fit(Wrong(weight=1.0))
+    fit(Wrong(weight=0.0), max_steps=2)  # without source images, or an auxiliary classifier, the order does not matter
+    fit(Wrong(weight=1.0, aux_weight=0), max_steps=2)
+
+
 def test_what_is_new_learns_as_fast_as_the_head():
     class Grouped(LitToy):
         def configure_optimizers(self):

@@ -66,12 +66,20 @@ class GatedTransferMixin(PartMixin):
 
         Args:
             loss: scalar, of the target batch.
+
+        Raises:
+            TransferConfigError: it is called twice in a step, or after `joint_loss`.
         """
         if not self._is_training():
             return loss
         term = self._joined(self._term)
         if term.has_added:
             raise TransferConfigError("gated_loss was called twice in a step. Call it once, with the whole loss.")
+        if term.weight and getattr(getattr(self, "source_task", None), "has_added", False):
+            raise TransferConfigError(
+                "joint_loss was called before gated_loss, so the auxiliary classifier would get the source images too. "
+                "Write self.joint_loss(self.gated_loss(loss))."
+            )
         term.stepped(None if hasattr(self, "source_task") else loss)  # joint_loss may have added to it
         return term.add_to(self, loss)
 
