@@ -336,17 +336,22 @@ def test_measuring_waits_for_as_long_as_a_file_is_there(regime, tmp_path, monkey
     assert len(slept) == 3
 
 
-def test_differences_are_of_shared_seeds_at_the_chosen_rates(regime, monkeypatch):
+def _finished(regime, steps, good):
+    """All cells of fine-tuning and soft, which is better by `good`, at the chosen rates, .01 x 10."""
     job, cells = regime.main.Job, []
-    for row, good in (("fine-tuning", 0.0), ("soft", 0.1)):
+    for row, more in (("fine-tuning", 0.0), ("soft", good)):
         for body, times in ((0.003, 10.0), (0.01, 10.0), (0.03, 10.0), (0.01, 1.0)):
             rates = regime.network.Rates(body, times)
             found = {"validation": float(rates == (0.01, 10.0)), "seconds": 1.0}
-            cells.append({**job(row, "trashnet", 10, 300, rates, 0).described(), **found})
+            cells.append({**job(row, "trashnet", 10, steps, rates, 0).described(), **found})
             for seed in (1, 2, 3)[: 3 if row == "soft" else 2]:
-                test = 0.5 + (good + seed / 100) * (rates == (0.01, 10.0)) * (1 + (row == "soft"))
-                cells.append({**job(row, "trashnet", 10, 300, rates, seed).described(), **found, "test": test})
-    cells = json.loads(json.dumps(cells))
+                test = 0.5 + (more + seed / 100) * (rates == (0.01, 10.0)) * (1 + (row == "soft"))
+                cells.append({**job(row, "trashnet", 10, steps, rates, seed).described(), **found, "test": test})
+    return json.loads(json.dumps(cells))
+
+
+def test_differences_are_of_shared_seeds_at_the_chosen_rates(regime, monkeypatch):
+    cells = _finished(regime, 300, 0.1)
     monkeypatch.setattr(regime.results, "committed", lambda: cells)
     apart, half, seeds = regime.results.difference("soft", "trashnet", 10)
     assert (apart, seeds) == (pytest.approx(21.5), 2)  # 21 and 22
@@ -354,6 +359,18 @@ def test_differences_are_of_shared_seeds_at_the_chosen_rates(regime, monkeypatch
     assert "| soft | +21.5 ± 6.4 (2) |" in regime.results.table(10)
     cells = cells[1:]  # a neighbor that fine-tuning has not looked at
     assert regime.results.difference("soft", "trashnet", 10) is None
+
+
+def test_trainings_of_another_length_are_compared_with_fine_tuning_of_that_length(regime, monkeypatch):
+    usual, short = _finished(regime, 300, 0.1), _finished(regime, 100, 0.0)
+    monkeypatch.setattr(regime.results, "committed", lambda: usual)
+    assert regime.results.other_lengths(10) == "No training of another length has finished yet."
+    monkeypatch.setattr(regime.results, "committed", lambda: usual + short)
+    assert regime.results.other_lengths(10).splitlines()[2:] == [
+        "| trashnet | 100 | 51.5 % (2) | +1.5 ± 6.4 (2) |",
+        "| trashnet | 300 | 51.5 % (2) | +21.5 ± 6.4 (2) |",
+    ]
+    assert "| soft | +21.5 ± 6.4 (2) |" in regime.results.table(10)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -67,14 +67,14 @@ def tested(network: Any, draw: Any) -> float:
 
 def table() -> str:
     """Return the table of what was said, beside the accuracy on test images."""
-    heads = "", "accuracy, %", "to the best", "test accuracy, %", "ms an image", "M parameters"
+    heads = "", "accuracy, %", "to the best", "test accuracy, %", "M parameters"
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, found in json.loads(PATH.read_text())["targets"].items():
-        lines.append(f"| **{name}**, {found['images']} images, {found['seconds']:.0f} CPU seconds | | | | | |")
+        lines.append(f"| **{name}**, {found['images']} images, {found['seconds']:.0f} CPU seconds | | | | |")
         for place, row in enumerate(found["rows"]):
             apart = f"{100 * row['difference']:+.1f} ± {100 * row['interval']:.1f}" if place else ""
             accuracy = f"{100 * row['accuracy']:.1f} ± {196 * row['error']:.1f}"
-            others = (100 * row["test"], row["milliseconds"], row["parameters"] / 1e6)
+            others = (100 * row["test"], row["parameters"] / 1e6)
             lines.append(f"| {' | '.join([row['name'], accuracy, apart, *(f'{each:.1f}' for each in others)])} |")
     return "\n".join(lines)
 

@@ -60,8 +60,8 @@ def advise(
         steps: of each training; by default those of `trainer`'s max_steps or max_epochs, or 25 epochs; of an epoch
             limit_train_batches counts. Give as many as you will train: with few, whatever is added to the loss costs
             more than it gains.
-        minutes: that all of it may take. A training is only begun if it fits; what a callback does before the first
-            step, and scoring, are not interrupted.
+        minutes: that all of it may take. A training is begun if it may fit, and stopped after some steps if it does
+            not; what a callback does before the first step, and scoring, are not interrupted.
         unaugmented: the training images without augmentation, which are scored, and which this package's methods look
             at before they train; those of the loader by default.
         head: dotted path of the classifier, or "auto".
