@@ -13,7 +13,9 @@ from typing import Any
 
 import measuring
 import numpy as np
+import regime_advice
 import regime_probes
+import regime_ranking
 import regime_results
 from transfer_figures import PICTURES
 from transfer_results import (
@@ -250,6 +252,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "regime rates": lambda: regime_results.rates(10),
     "regime lengths": regime_results.lengths,
     "regime steps": lambda: regime_results.other_lengths(10),
+    "regime ranking": regime_ranking.table,
+    "regime advice": regime_advice.table,
     "regime probes": regime_probes.table,
     "costs": lambda: measuring.markdown(read("costs")["rows"]),
 }
