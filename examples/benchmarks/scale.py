@@ -71,7 +71,7 @@ def measured(num: int, folder: Path, before: float) -> dict[str, float]:
         if found := re.search(r"the rest takes about ([\d.]+) minutes, ([\d.]+)", line):
             said.update({"said minutes": float(found[1]), "said search": float(found[2]), "began": time.process_time()})
 
-    job = Job.of(
+    job = Job(
         Pictures(Images(NUM_TARGET, 1), "target"),
         Pictures(Images(num, 2), "source"),
         (),
