@@ -24,7 +24,7 @@ from lightning_transfer.naming import structure
 from lightning_transfer.networks import check_timm_name, loaded, timm_name
 from lightning_transfer.progress import Step
 from lightning_transfer.randomness import seeded
-from lightning_transfer.reading import in_order
+from lightning_transfer.reading import apart, in_order
 from lightning_transfer.stamps import checksum, stamped, unstamped
 from lightning_transfer.tracing import required_size
 
@@ -78,8 +78,12 @@ def _check_configuration(name: str, network: nn.Module) -> None:
         )
 
 
-def pictures_of(data: Any) -> Pictures:
+def pictures_of(data: Any, num_workers: int = 0) -> Pictures:
     """Return the images of a dataset, or of the train dataset of a loader or a DataModule, as 0 to 1.
+
+    Args:
+        data: of the images.
+        num_workers: processes that will read them.
 
     Raises:
         TransferConfigError: samples are not (image, class number), images are normalised or augmented, what is white
@@ -98,9 +102,9 @@ def pictures_of(data: Any) -> Pictures:
                 "the dataset itself; if collate_fn changes images or labels, let its __getitem__ do that."
             )
         data = served(data)
-    pictures = Pictures(data, "target")
+    pictures = Pictures(data, "target", num_workers=num_workers)
     with seeded(0, 0):  # reading may draw
-        sample = load(data, 0, of="target")
+        sample = apart(lambda: load(data, 0, of="target"), num_workers)
     if not isinstance(sample, tuple | list) or len(sample) != 2:
         raise TransferConfigError(
             f"A sample of the {type(data).__name__} is {structure(sample)}; expected (image, class number). Give such "
@@ -203,7 +207,8 @@ class Run:
 
     def _kept(self, features: Features, prepared: _Prepared) -> Seen:
         indices = spread(len(prepared.pictures), LOOK)
-        batches = self._stacked(features, indices, [prepared[index] for index in indices]).split(self.batch_size)
+        first = apart(lambda: [prepared[index] for index in indices], self.num_workers)
+        batches = self._stacked(features, indices, first).split(self.batch_size)
         features.settle(batches)
         look = torch.cat([features(images) for images in batches])
         if self.cache is None:

@@ -16,6 +16,7 @@ from lightning_transfer.errors import TransferConfigError, check_count
 from lightning_transfer.probing import probed
 from lightning_transfer.progress import tqdm_progress
 from lightning_transfer.randomness import seeded
+from lightning_transfer.reading import apart
 
 COLUMNS = ("network", "accuracy, %", "to the best", "ms an image", "M parameters", "pixels")
 
@@ -166,9 +167,10 @@ def rank_networks(
     """
     check_count("batch_size", batch_size, least=1)
     check_count("num_workers", num_workers, least=0)
-    chosen, pictures = named(networks), pictures_of(data)
+    chosen, pictures = named(networks), pictures_of(data, num_workers)
     with seeded(0, 0):  # reading may draw
-        labels, groups = labels_of(pictures.dataset), groups_of(pictures.dataset)
+        labels = apart(lambda: labels_of(pictures.dataset), num_workers)
+    groups = groups_of(pictures.dataset)
     _check(labels, groups)
     classes, numbers = torch.tensor(labels).unique(return_inverse=True)
     costs: dict[str, tuple[Any, ...]] = {}
@@ -180,15 +182,15 @@ def rank_networks(
             costs[name] = (seen.milliseconds, seen.parameters, size)
             right[name] = probed(seen.features, numbers, num_classes=len(classes), groups=groups).double()
     names = sorted(right, key=lambda name: -float(right[name].mean()))
-    apart, of = {name: right[name] - right[names[0]] for name in names}, groups or [*range(len(labels))]
+    gaps, of = {name: right[name] - right[names[0]] for name in names}, groups or [*range(len(labels))]
     pairs = len(names) * (len(names) - 1) // 2
     rows = (
         Ranked(
             name,
             accuracy=float(right[name].mean()),
             error=half_interval(right[name], of) / 1.96,
-            difference=float(apart[name].mean()),
-            interval=half_interval(apart[name], of, among=pairs) if name != names[0] else 0.0,
+            difference=float(gaps[name].mean()),
+            interval=half_interval(gaps[name], of, among=pairs) if name != names[0] else 0.0,
             **dict(zip(("milliseconds", "parameters", "size"), costs[name], strict=True)),
         )
         for name in names

@@ -14,6 +14,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.hearing import Hearing
 from lightning_transfer.glue.trainer import looking, to_device
 from lightning_transfer.naming import structure
+from lightning_transfer.reading import apart
 from lightning_transfer.roles import Head, find_head, is_pooling, on_the_way
 from lightning_transfer.tracing import evaluating, images_and_labels
 
@@ -101,7 +102,8 @@ class Runner:
         return features, labels, outputs
 
     def _try(self, loader: DataLoader[Any]) -> None:
-        images, _ = self._read((loader.collate_fn or default_collate)([load(loader.dataset, 0, of="target")]))
+        sample = apart(lambda: load(loader.dataset, 0, of="target"), loader.num_workers)
+        images, _ = self._read((loader.collate_fn or default_collate)([sample]))
         with evaluating(self.module):
             self.module(images)
 

@@ -17,6 +17,7 @@ from lightning_transfer.examining.module import CLASSES, out_of_range
 from lightning_transfer.examining.step import Call, Seen
 from lightning_transfer.methods.selective.duplicates import near_duplicates_of_few
 from lightning_transfer.methods.selective.pictures import Pictures, spread
+from lightning_transfer.reading import apart
 
 FEWEST = 5  # images of a class
 MOST = 2000  # images of a dataset that are read
@@ -29,7 +30,8 @@ Adapt: TypeAlias = Callable[[Any], tuple[Tensor, Tensor]]
 def batches_of(loader: DataLoader[Any], dataset: Any) -> list[Any]:
     """Return two batches, some images twice and the same images once; a single one if they are too few."""
     size = min(loader.batch_size or LARGEST, LARGEST, len(dataset))
-    samples = [load(dataset, index, of="target") for index in spread(len(dataset), size)]
+    places = spread(len(dataset), size)
+    samples = apart(lambda: [load(dataset, index, of="target") for index in places], loader.num_workers)
     half = samples[: size // 2]
     groups = [half * 2, half] if len(half) > 1 else [samples]
     return [loader.collate_fn(group) for group in groups]
@@ -52,9 +54,9 @@ def labels(
         TransferConfigError: they are not class numbers, or are too many to be read one by one.
     """
     read = None if adapt is None else lambda sample: adapt(loader.collate_fn([sample]))
-    if len(dataset) > MOST and listed_labels(dataset, read) is None:
+    if len(dataset) > MOST and apart(lambda: listed_labels(dataset, read), loader.num_workers) is None:
         raise TransferConfigError(f"{len(dataset):,} images do not list them; give dataset.targets.")
-    listing = labels_of(dataset, read)
+    listing = apart(lambda: labels_of(dataset, read), loader.num_workers)
     counts = Counter(listing)
     where = f"the training images, a {type(loader.dataset).__name__}"
     rare = [f"{label} ({number})" for label, number in sorted(counts.items()) if label >= 0 and number < FEWEST]
@@ -78,7 +80,7 @@ def labels(
         return
     outputs, odd = call.scores.shape[1], [label for label in counts if label < 0 and label != call.ignored]
     if odd:  # the user's step may leave such images out
-        sample = load(dataset, listing.index(odd[0]), of="target")
+        sample = apart(lambda: load(dataset, listing.index(odd[0]), of="target"), loader.num_workers)
         odd = [] if again(loader.collate_fn([sample] * 4)).step_error is None else odd
     if odd or max(kept) >= outputs:
         yield Finding("labels do not fit", where, *out_of_range(min(odd or kept), max(kept), outputs))

@@ -19,6 +19,7 @@ from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.quiet import silent, trainer_of
 from lightning_transfer.glue.trainer import looking, namespace_of, served, to_device
 from lightning_transfer.randomness import next_numbers, restored, seeded
+from lightning_transfer.reading import apart
 
 OWN = {"callbacks", "max_epochs", "max_steps", "min_epochs", "min_steps", "max_time", "plugins"}  # trials decide these
 UNEQUAL = "fast_dev_run", "overfit_batches"  # with these a trial would not be a training
@@ -189,9 +190,10 @@ class Trials:
         self.loader, self.make, self.options, self.datamodule = loader, make, options, datamodule
         self.dataset = served(loader)
         self.clean: Any = self.dataset if unaugmented is None else served(loader, unaugmented)
+        self.groups = groups_of(self.dataset)
+        read = adapt and (lambda sample: adapt(loader.collate_fn([sample])))
         with seeded(0, 0):  # images may have to be loaded, and augmented at random
-            self.groups = groups_of(self.dataset)
-            self.labels = labels_of(self.dataset, adapt and (lambda sample: adapt(loader.collate_fn([sample]))))
+            self.labels = apart(lambda: labels_of(self.dataset, read), loader.num_workers)
         if len(self.clean) != len(self.labels):
             raise TransferConfigError(
                 f"unaugmented has {len(self.clean)} images, the training data {len(self.labels)}; pass the same images "

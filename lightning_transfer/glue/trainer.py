@@ -297,7 +297,8 @@ def source_workers(given: int | None, trainer: Any) -> dict[str, Any]:
     """Return a DataLoader's options for the processes that read source images: as many as given, or the train loader's.
 
     Args:
-        given: how many, or None.
+        given: how many, or None. For target images `given or None`: if the train loader has workers, they would share
+            a file that is opened here.
         trainer: the Trainer with the train loader.
     """
     loader = trainer.train_dataloader

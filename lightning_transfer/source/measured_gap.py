@@ -93,12 +93,12 @@ def data_of(trainer: Any) -> Any:
 def _sides(view: NetworkView, chooser: Chooser | None) -> tuple[Side, Side]:
     """Return the target's and the source's images; if the target was given without augmentation, so is the source."""
     source, given = view.source, None if chooser is None else chooser.target
-    workers = source_workers(source.num_workers, view.trainer)  # the same as in the rounds of a selection
-    read: dict[str, Any] = {"hooks": source.batch_hooks, "workers": workers}
+    read: dict[str, Any] = {"hooks": source.batch_hooks, "workers": source_workers(source.num_workers, view.trainer)}
     if given is None:
         target, dataset = target_side(view.trainer, most=TARGET_IMAGES), source.dataset
     else:
-        target, dataset = Side("target", given, TARGET_IMAGES, **read), source.plain_dataset
+        workers = source_workers(source.num_workers or None, view.trainer)  # the same as in the rounds of a selection
+        target, dataset = Side("target", given, TARGET_IMAGES, **{**read, "workers": workers}), source.plain_dataset
     return target, Side("source", dataset, SOURCE_IMAGES, **read, forgives=chooser is not None)
 
 

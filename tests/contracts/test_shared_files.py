@@ -5,11 +5,14 @@ import os
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import lightning_transfer as lt
+from lightning_transfer.methods.collaborative.search.candidates import _seen
+from lightning_transfer.progress import no_progress
 from lightning_transfer.reading import apart
 from tests import toys
 from tests.toys import LitToy, fit
@@ -81,6 +84,51 @@ def test_no_worker_shares_a_file_with_another(make, module, data):
     fit(module(), [make(task)], loader=DataLoader(target, batch_size=4, num_workers=WORKERS), max_epochs=2)
     assert (source.file, target.file) == (None, None)  # nor would workers of a later fit
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_a_target_with_workers_is_read_in_one_for_a_source_without(rounds, data):
+    source, target = data(toys.SOURCE_CLASSES), data(toys.TARGET_CLASSES)
+    task = lt.SourceTask(source, num_classes=toys.SOURCE_CLASSES, num_workers=0)
+    callback = lt.SelectiveJointFinetuning(task, neighbors=lt.Neighbors(k=3, rounds=rounds))
+    fit(LitToy(), [callback], loader=DataLoader(target, batch_size=4, num_workers=WORKERS), max_epochs=2)
+    assert (source.opener, target.file) == (os.getpid(), None)  # the source gets no workers
+
+
+def advised(loader):
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+    lt.advise(Unnamed(), loader, candidates={"plain": list}, steps=1, trainer=quiet)
+
+
+def searched(loader):
+    using = lt.CollaborativeFinetuning([toys.OtherNet()])
+    lt.LayerSearch(particles=1, iterations=0, proxy_epochs=1, validation=0.4).run(LitToy(), loader, using)
+
+
+def ranked(loader):
+    lt.rank_networks([timm.create_model("resnet10t", num_classes=0)], loader, num_workers=WORKERS)
+
+
+def diagnosed(loader):
+    lt.doctor(LitToy(), loader)
+
+
+def selected(loader):
+    scan = lt.Scan(num_workers=WORKERS, progress=no_progress, say=list)
+    lt.select_neighbors(loader.dataset, loader.dataset, k=1, scan=scan)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("look", [advised, searched, ranked, diagnosed, selected])
+def test_what_looks_at_images_does_not_open_their_file_here(look, data):
+    target = data(toys.TARGET_CLASSES)
+    look(DataLoader(target, batch_size=4, num_workers=WORKERS))
+    assert target.file is None
+
+
+def test_a_search_knows_augmented_images_whoever_reads_them():
+    once, again = (apart(lambda: _seen([toys.Augmented(toys.target_data())], 0), workers) for workers in (0, WORKERS))
+    assert once == again
 
 
 def test_what_no_process_of_its_own_can_return_is_read_here():

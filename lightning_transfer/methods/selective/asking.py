@@ -39,7 +39,7 @@ def check_labels(data: Dataset[Any], source: SourceTask, trainer: Any) -> None:
     """Refuse a target whose labels are not class numbers, by its first images, before anything is selected."""
     with seeded(source.seed, 0):
         first = range(min(ASKED, len(data)))  # type: ignore[arg-type]
-        workers = source_workers(source.num_workers, trainer)["num_workers"]
+        workers = source_workers(source.num_workers or None, trainer)["num_workers"]
         some = apart(lambda: [load(data, index, of="target") for index in first], workers)
         read(default_collate(some), source, trainer)
 

@@ -194,7 +194,8 @@ class Borrowed:
         self._is_unchecked = False
 
     def _pictures(self, dataset: Dataset[Any], name: str, trainer: Any) -> Pictures:
-        num_workers = source_workers(self.source.num_workers, trainer)["num_workers"]
+        given = self.source.num_workers or (None if name == "target" else self.source.num_workers)
+        num_workers = source_workers(given, trainer)["num_workers"]
         return Pictures(dataset, name, adapt=self.source.adapt, num_workers=num_workers)
 
     def _selected(self, trainer: Any, target: Dataset[Any]) -> Selection:
@@ -264,7 +265,7 @@ class Borrowed:
         trainer = view.trainer
         data = target_dataset(self.options.target, trainer)
         mine = range(ranks.rank(), len(data), ranks.world_size())  # type: ignore[arg-type]
-        workers = {**source_workers(self.source.num_workers, trainer), "collate_fn": default_collate}
+        workers = {**source_workers(self.source.num_workers or None, trainer), "collate_fn": default_collate}
         batches = in_order(Loaded(data, "target"), mine, size=view.batch_size, workers=workers)
         share = [torch.empty(0, 2, dtype=torch.float32)]
         with seeded(self.source.seed, 0), progress_of(trainer)("Which target images are hard", len(mine)) as step:

@@ -25,6 +25,7 @@ from lightning_transfer.methods.collaborative.search.strategies import Layers
 from lightning_transfer.methods.collaborative.together import Together
 from lightning_transfer.networks import loaded
 from lightning_transfer.randomness import seeded
+from lightning_transfer.reading import apart
 from lightning_transfer.splitting import held_out
 from lightning_transfer.stamps import digest
 from lightning_transfer.tracing import evaluating
@@ -73,7 +74,7 @@ class Candidates:
             networks = {name: loaded(source) for name, source in named(together.sources).items()}
             self.together = replace(together, sources=networks, frozen_layers=None)
             self._check_batch(next(iter(self.held())))
-            seen = digest([_images(dataset) for dataset in (trials.dataset, trials.clean)])
+        seen = apart(lambda: _seen((trials.dataset, trials.clean), options.seed), loader.num_workers)
         twin = copy.deepcopy(module)
         put_together(twin, self.together)
         ensemble = ensemble_of(twin)
@@ -131,10 +132,15 @@ class Candidates:
         return is_right(logits, labels, kind_by(self.together.loss, logits, labels))
 
 
-def _images(dataset: Any) -> list[torch.Tensor]:
-    """Return a few images of a dataset."""
-    places = range(0, len(dataset), max(1, len(dataset) // NUM_DIGESTED))
-    return [torch.as_tensor(np.asarray(load(dataset, index, of="target")[0])) for index in places]
+def _seen(datasets: Sequence[Any], seed: int) -> str:
+    """Return a digest of a few images of each dataset, in any process the same."""
+
+    def images(dataset: Any) -> list[Tensor]:
+        places = range(0, len(dataset), max(1, len(dataset) // NUM_DIGESTED))
+        return [torch.as_tensor(np.asarray(load(dataset, index, of="target")[0])) for index in places]
+
+    with seeded(seed, 0):  # they may be augmented
+        return digest([images(dataset) for dataset in datasets])
 
 
 def _weights(module: torch.nn.Module) -> dict[str, Tensor]:
