@@ -30,7 +30,8 @@ def introduce(
     """Log one line about the first source batch, and warn if something looks wrong."""
     num_classes, source, step = out_width(head), view.source, view.trainer.global_step
     chance = math.log(num_classes)
-    say(view.trainer, f"Source loss at step {step}: {loss:.3f}; guessing: ln({num_classes}) = {chance:.3f}.")
+    guessing = f"; guessing: ln({num_classes}) = {chance:.3f}" if source.has_class_labels else ""
+    say(view.trainer, f"Source loss at step {step}: {loss:.3f}{guessing}.")
     is_kept = source.head is not None and source.has_class_labels
     if is_kept and loss > UNTRAINED * chance:
         with seeded(source.seed, 0):  # in eval mode: a batch of few classes would mislead BatchNorm

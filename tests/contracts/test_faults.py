@@ -310,12 +310,15 @@ def test_labels_are_checked_at_setup_where_the_dataset_lists_them():
         SOFT.callback(torch.utils.data.TensorDataset(images, labels)).make_part(LitToy())
 
 
-def test_another_loss_takes_other_labels():
+def test_another_loss_takes_other_labels_and_is_not_compared_with_guessing_classes(caplog):
     images, labels = toys.source_data().tensors
     data = torch.utils.data.TensorDataset(images, F.one_hot(labels, 7).float())
     module = LitToy()
-    fit(module, [SOFT.callback(data, loss=F.binary_cross_entropy_with_logits)])
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        fit(module, [SOFT.callback(data, loss=F.binary_cross_entropy_with_logits)])
     assert len(module.losses) == 12
+    assert "Source loss at step 0: " in caplog.text
+    assert "guessing" not in caplog.text
 
 
 def test_batches_larger_than_the_source_draw_it_again():

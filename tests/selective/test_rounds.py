@@ -295,6 +295,13 @@ def test_labels_that_rounds_cannot_use_are_refused():
     fit(LitToy(), [selective(target=one_hot, neighbors=borrowed(rounds=0))], max_epochs=1)
 
 
+def test_target_images_that_do_not_fit_into_one_batch_are_named_before_anything_is_selected(selections):
+    sizes = [(torch.rand(3, 16 + index % 2, 16), 0) for index in range(24)]
+    with pytest.raises(lt.TransferConfigError, match=r"Target samples do not fit .* sample 1 is \(Tensor\(3, 17, 16\)"):
+        fit(LitToy(), [selective(target=sizes)])
+    assert selections == []
+
+
 def test_answers_that_are_not_finite_stop_the_run():
     class Loud(LitToy):
         def on_train_batch_end(self, *args):

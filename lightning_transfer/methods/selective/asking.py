@@ -3,10 +3,10 @@
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from lightning_transfer.batches import class_numbers, label_hint
-from lightning_transfer.datasets import load
+from lightning_transfer.datasets import collate, load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.trainer import looking, source_workers, to_device
 from lightning_transfer.randomness import seeded
@@ -40,8 +40,8 @@ def check_labels(data: Dataset[Any], source: SourceTask, trainer: Any) -> None:
     with seeded(source.seed, 0):
         first = range(min(ASKED, len(data)))  # type: ignore[arg-type]
         workers = source_workers(source.num_workers or None, trainer)["num_workers"]
-        some = apart(lambda: [load(data, index, of="target") for index in first], workers)
-        read(default_collate(some), source, trainer)
+        some = apart(lambda: [(index, load(data, index, of="target")) for index in first], workers)
+        read(collate(some, of="target"), source, trainer)
 
 
 def check_scaled_alike(asked: Extent, seen: Extent) -> None:
