@@ -136,13 +136,6 @@ class Extent:
         return f"from {self.least:.2f} to {self.largest:.2f}"
 
 
-def unlike_pixels(target: Extent, source: Extent) -> str:
-    """Return an error text if one side is scaled differently from the other, otherwise an empty string."""
-    if target.scale == source.scale:
-        return ""
-    return f"pixels run {target} in the target, {source} in the source: give the source the target's transform"
-
-
 def is_near(gap: float) -> bool:
     """Return whether a source loss is likely to help at a domain gap.
 

@@ -27,7 +27,6 @@ from lightning_transfer.source.gap import (
     check_finite,
     domain_gap,
     is_near,
-    unlike_pixels,
 )
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.source.view import NetworkView
@@ -66,8 +65,12 @@ def measure_gap(view: NetworkView, chooser: Chooser | None, weight: Schedule) ->
         says = f"Domain gap {gap:.2f}, by {len(mine.features)} target images{of} ({SCALE}): the source is {then}."
         say(trainer, says)
         if not is_near(gap):
-            unlike = unlike_pixels(mine.extent, theirs.extent)
-            line = f"The reason may be the scaling: {unlike}." if unlike else f"To keep it: weight=lt.{weight!r}."
+            line = f"To keep it: weight=lt.{weight!r}."
+            if mine.extent.scale != theirs.extent.scale:
+                line = (
+                    f"The reason may be the scaling: pixels run {mine.extent} in the target, {theirs.extent} in the "
+                    "source: give the source the target's transform."
+                )
             warnings.warn(f"{says} This run is plain fine-tuning. {line}", NoEffectWarning, stacklevel=2)
         return gap
 

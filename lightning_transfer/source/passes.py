@@ -68,6 +68,11 @@ class _Hook(ABC):
         """Change the arguments or the output."""
 
 
+def _with_first(first: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the arguments of a call with another first one."""
+    return ((first, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): first})
+
+
 class _AppendSource(_Hook):
     """Forward pre-hook on the network that appends the source images to the first call of an armed step."""
 
@@ -95,9 +100,7 @@ class _AppendSource(_Hook):
             )
         self.tap.num_target, self.tap.num_source = len(images), len(source_images)
         both = torch.cat([images, source_images.to(images.dtype)])
-        if args:
-            return (both, *args[1:]), kwargs
-        return args, {**kwargs, next(iter(kwargs)): both}
+        return _with_first(both, args, kwargs)
 
 
 class _TakeAtHead(_Hook):
@@ -109,8 +112,7 @@ class _TakeAtHead(_Hook):
         tap.is_cut = not torch.is_grad_enabled()
         if tap.is_split_due:
             _check_rows(features, tap.num_target + tap.num_source)
-            kept = tap.keep(features)
-            return ((kept, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): kept})
+            return _with_first(tap.keep(features), args, kwargs)
         if tap.listening:
             if tap.features is not None:
                 raise TransferConfigError(

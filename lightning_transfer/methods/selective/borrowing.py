@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -322,10 +322,9 @@ class Borrowed:
 
     def describe(self) -> dict[str, str]:
         """Return every option that changes what a run computes."""
-        neighbors = self.neighbors
-        bank = neighbors.bank if isinstance(neighbors.bank, str) else neighbors.bank.describe()
-        names = ("k", "bins", "rounds", "every", "hard_entropy", "limit", "min_per_class", "oversample_hard", "search")
-        return {"neighbors bank": bank, **{f"neighbors {name}": str(getattr(neighbors, name)) for name in names}}
+        found = {f"neighbors {option.name}": str(getattr(self.neighbors, option.name)) for option in fields(Neighbors)}
+        bank = self.neighbors.bank
+        return found if isinstance(bank, str) else {**found, "neighbors bank": bank.describe()}
 
     def get_state(self) -> dict[str, Any]:
         """Return what a resumed run needs, so that it selects nothing anew."""

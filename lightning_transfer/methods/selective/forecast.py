@@ -4,7 +4,6 @@ import time
 
 from torch import Tensor
 
-from lightning_transfer.methods.selective.duplicates import COMPARED
 from lightning_transfer.methods.selective.exact import exact_neighbors
 from lightning_transfer.methods.selective.store import Stored
 
@@ -30,16 +29,3 @@ def search_seconds(target: Stored, rows: Stored, root: Tensor, *, k: int, num_ro
     exact_neighbors(few, rows, k=asked, root=root, prune=False, all_in_double=True)
     pair = (time.monotonic() - began) / (len(few) * asked)
     return scan * num_searches * num_rows / len(rows) + pair * len(target) * k
-
-
-def num_compared(num_images: int, num_rows: int) -> int:
-    """Return how many images are read, at most, to compare so many with their near duplicates among the source."""
-    return num_images + min(num_rows, 2 * COMPARED * num_images)
-
-
-def plan(seconds: float, num_described: int, rest: float, searching: float) -> str:
-    """Return the sentence for the user."""
-    return (
-        f"Measured on the first {num_described:,} source images: {1 / seconds:,.0f} images a second, so the rest takes "
-        f"about {(rest + searching) / 60:.1f} minutes, {searching / 60:.1f} of them for the search."
-    )

@@ -27,7 +27,7 @@ from lightning_transfer.methods.selective.descriptions import UNREADABLE, Descri
 from lightning_transfer.methods.selective.descriptors import Binning, num_bins
 from lightning_transfer.methods.selective.duplicates import COMPARED, near_duplicates
 from lightning_transfer.methods.selective.exact import exact_neighbors, merged, search_bytes
-from lightning_transfer.methods.selective.forecast import num_compared, plan, search_seconds
+from lightning_transfer.methods.selective.forecast import search_seconds
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.pictures import Batches, Pictures, check_alike, scaled
 from lightning_transfer.methods.selective.scanning import Scan
@@ -254,8 +254,12 @@ class Job:
             num_rows=num_rows // ranks.world_size(),
             num_searches=2 * sum(sides) / len(target),
         )
-        rest = seconds * (left + sum(num_compared(side, num_rows) + side for side in sides))
-        self.scan.say(plan(seconds, len(images), rest, searching))
+        compared = sum(side + min(num_rows, 2 * COMPARED * side) for side in sides)  # read again for near duplicates
+        rest = seconds * (left + compared + sum(sides))
+        self.scan.say(
+            f"Measured on the first {len(images):,} source images: {1 / seconds:,.0f} images a second, so the rest "
+            f"takes about {(rest + searching) / 60:.1f} minutes, {searching / 60:.1f} of them for the search."
+        )
 
     def _leaks(self, descriptions: Descriptions, source: Store, mine: Tensor) -> Tensor:
         """Return (pairs, 2) of protected images, counted over all datasets, and source images that show the same."""
