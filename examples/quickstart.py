@@ -280,7 +280,7 @@ def draw_curves(runs: dict[str, dict[str, list[Run]]], rows: Rows, path: Path) -
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.axes[0].set_ylabel("validation accuracy, %")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=200)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from lightning_transfer.errors import TransferConfigError
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=365)
+_last: list[Any] = []  # the group of the last exchange, see `from_first`
 
 
 def rank() -> int:
@@ -70,6 +71,9 @@ def from_first(act: Callable[[], T]) -> T:
         dist.broadcast_object_list(values, src=0, group=group)
     finally:
         dist.destroy_process_group(group)
+        # torch before 2.8 frees a group without releasing the GIL, for which the group's threads may still wait, and
+        # then hangs; at the next exchange they have long been idle
+        _last[:] = [group]
     return values[0]  # type: ignore[return-value]
 
 

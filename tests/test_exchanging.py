@@ -1,5 +1,7 @@
 """Values that the processes of a run exchange leave nothing with torch."""
 
+import weakref
+
 import pytest
 import torch.distributed as dist
 
@@ -26,3 +28,22 @@ def test_a_group_of_processes_is_destroyed_with_the_work_it_was_made_for(fails, 
         assert destroyed == made
     finally:
         destroy()
+
+
+def test_a_group_is_freed_when_its_threads_have_long_been_idle(monkeypatch):
+    """torch before 2.8 hangs if a thread of the group still waits for the GIL, which the thread that frees it holds."""
+    made, make = [], dist.new_group
+
+    def remembered(*args, **options):
+        group = make(*args, **options)
+        made.append(weakref.ref(group))
+        return group
+
+    monkeypatch.setattr(dist, "new_group", remembered)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for number in range(3):
+            assert ranks.from_first(lambda: 1) == 1
+            assert [group() is not None for group in made] == [*[False] * number, True]
+    finally:
+        dist.destroy_process_group()
