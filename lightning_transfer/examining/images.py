@@ -87,10 +87,10 @@ def labels(
     elif min(kept) == 1 and max(kept) == outputs - 1 > 1:
         found = f"labels run from 1 to {outputs - 1}, and output 0 of {outputs} is never right: labels count from 1"
         yield Finding("labels do not fit", where, found, f"labels = labels - 1, and a head of {outputs - 1} outputs")
-    elif outputs > MANY * (max(kept) + 1):
+    elif min(kept) <= 1 and outputs > MANY * (max(kept) + 1):  # others are the numbers of a pretrained head's classes
         found = f"labels run from {min(kept)} to {max(kept)}, and the head has {outputs} outputs, as of another task"
-        fix = f"a head of {max(kept) + 1} outputs; for timm's: network.reset_classifier({max(kept) + 1})"
-        yield Finding("outputs of no class", where, found, fix)
+        fix = f"a head of {max(kept) + 1} outputs; for timm's: network.reset_classifier({max(kept) + 1}). Leave it if "
+        yield Finding("outputs of no class", where, found, f"{fix}these are the pretrained head's own class numbers")
 
 
 def last_batch(loader: DataLoader[Any], seen: Seen) -> Iterator[Finding]:

@@ -113,6 +113,14 @@ class Clean(shapes.TimmClassifier):
     pass
 
 
+class KeepsItsHead(shapes.TimmClassifier):
+    """A pretrained head of many classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nets.timm_resnet(num_classes=20)
+
+
 class OnlyTheHead(shapes.TransformerWithoutHead):
     """The backbone gets gradients, and is forgotten in the optimizer."""
 

@@ -195,6 +195,12 @@ PLANTED = {
         "labels run from 0 to 1, and the head has 5 outputs",
         lambda: [Clean(), Images(train=projects.numbered(lambda label: label % 2))],
     ),
+    "a head of another task, counted from 1": (
+        "outputs of no class",
+        "the training images, a Listed",
+        "labels run from 1 to 3, and the head has 20 outputs",
+        lambda: [projects.KeepsItsHead(), Images(train=projects.numbered(lambda label: label % 3 + 1))],
+    ),
     "a last batch of one image": (
         "a batch of one image",
         "model.bn1, model.layer1.0.bn1",
@@ -260,6 +266,8 @@ def test_a_planted_problem_is_found_alone(name):
     assert where in finding.where
     assert said in finding.found
     assert finding.fix
+    if kind == "outputs of no class":
+        assert finding.fix.endswith("Leave it if these are the pretrained head's own class numbers")
     page = str(found)
     assert page.startswith(f"1 finding in {found.subject}.")
     assert all(part in page for part in (finding.name, finding.where, finding.found, f"Write: {finding.fix}"))
@@ -298,6 +306,7 @@ def test_nothing_is_found_in_a_clean_project(shape):
         (Clean, lambda: projects.InOrder(train=projects.numbered(int)), None),  # mixed already
         (Clean, lambda: Images(train=projects.Listed(sorted(n % CLASSES for n in range(NUM)))), None),  # shuffled
         (Clean, lambda: Images(train=projects.numbered(lambda label: label % 3)), None),  # two classes are missing
+        (projects.KeepsItsHead, lambda: Images(train=projects.numbered(lambda label: label % 3 + 4)), None),  # its own
         (Clean, projects.DropsTheLast, None),
         (projects.FrozenAsAdvised, projects.LeavesOne, None),
         (shapes.ConvNeXt, lambda: projects.LeavesOne(shapes.ConvNeXt), None),  # no BatchNorm
