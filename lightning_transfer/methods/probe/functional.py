@@ -60,8 +60,10 @@ def fit_start(
     if len(rows) < 2 or 2 * len(rows) < num_classes:
         raise TransferConfigError(
             f"The labels of {len(labels)} training images name {len(rows)} of the {num_classes} classes of the head; a "
-            "probe takes two, and at least half of them. Name the classifier, ProbeStart(head='...'), list the labels "
-            "of a large dataset as dataset.targets, by which images of every class are drawn, or leave ProbeStart out."
+            "probe takes two, and at least half of them. If the pretrained classifier was kept, replace it, in timm by "
+            f"network.reset_classifier({int(labels.max()) + 1}). Otherwise name the classifier, ProbeStart(head='...'), "
+            "list the labels of a large dataset as dataset.targets, by which images of every class are drawn, or leave "
+            "ProbeStart out."
         )
     shared: dict[str, Any] = {"num_classes": len(rows), "importance": importance}
     choice = choose_penalty(features, numbers, groups=groups, **shared)
