@@ -43,7 +43,10 @@ HEADS = {
     "pruned": (pruned, "'model.fc' has a weight that is computed"),
     "convolution": (Convolution, "'model.fc.0' ends in a Conv2d"),
     "an embedding": (lambda: nn.Linear(toys.WIDTH, 32), "name 5 of the 32 classes.*leave ProbeStart out"),
-    "a kept head": (lambda: nn.Linear(toys.WIDTH, 1000), r"5 of the 1000 .*kept.*network\.reset_classifier\(5\)"),
+    "a kept head": (
+        lambda: nn.Linear(toys.WIDTH, 1000),
+        r"5 of the 1000 .*kept.*network\.reset_classifier\(num_classes\)",
+    ),
     "too few outputs": (lambda: nn.Linear(toys.WIDTH, 3), "Labels run from 0 to 4, and the head 'model.fc' gives 3"),
 }
 TASKS = {

@@ -61,7 +61,7 @@ def fit_start(
         raise TransferConfigError(
             f"The labels of {len(labels)} training images name {len(rows)} of the {num_classes} classes of the head; a "
             "probe takes two, and at least half of them. If the pretrained classifier was kept, replace it, in timm by "
-            f"network.reset_classifier({int(labels.max()) + 1}). Otherwise name the classifier, ProbeStart(head='...'), "
+            "network.reset_classifier(num_classes). Otherwise name the classifier, ProbeStart(head='...'), "
             "list the labels of a large dataset as dataset.targets, by which images of every class are drawn, or leave "
             "ProbeStart out."
         )
