@@ -2,6 +2,7 @@
 
 import copy
 
+import lightning.pytorch as L
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from examples.your_own_method.delta import DELTA
 from examples.your_own_method.l2_sp import L2SP
 from tests import toys
 from tests.methods import one
-from tests.toys import LitToy, assert_same, fit, weights
+from tests.toys import LitToy, SaveEveryStep, StatefulLoader, assert_same, fit, weights
 
 
 def test_weights_that_are_held_fast_stay_near_their_start():
@@ -20,6 +21,28 @@ def test_weights_that_are_held_fast_stay_near_their_start():
         fit(module := LitToy(), [L2SP(weight=weight)])
         moved[weight] = (module.model.conv.weight - toys.toy_net().conv.weight).norm()
     assert moved[1.0] < 0.8 * moved[0]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_beside_dropout_and_an_auxiliary_classifier_a_resumed_run_is_the_run_that_was_not_stopped(is_first, tmp_path):
+    """As every resume with dropout it needs the random state of the step, which Lightning does not keep."""
+
+    class Seeded(L.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            torch.manual_seed(trainer.global_step)
+
+    def run(module, *others, **options):
+        two = [L2SP(), lt.GatedTransfer(tap="model.bn", ratio=2, warmup_epochs=1)]
+        fit(module, [Seeded(), *two[:: 1 if is_first else -1], *others], loader=StatefulLoader(), **options)
+        return module
+
+    whole = run(LitToy(), SaveEveryStep(tmp_path))
+    for cut in (1, 6, 8):
+        other = LitToy()
+        torch.nn.init.ones_(other.model.conv.weight)  # a resumed run may begin with other weights
+        rest = run(other, ckpt_path=tmp_path / f"step={cut}.ckpt")
+        assert_same(weights(rest), weights(whole))
+        assert rest.losses == whole.losses[cut:]
 
 
 def test_the_images_that_a_joint_pass_appends_are_not_compared(monkeypatch):
