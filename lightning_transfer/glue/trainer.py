@@ -297,14 +297,22 @@ def source_workers(given: int | None, trainer: Any) -> dict[str, Any]:
     """Return a DataLoader's options for the processes that read source images: as many as given, or the train loader's.
 
     Args:
-        given: how many, or None. For target images `given or None`: if the train loader has workers, they would share
-            a file that is opened here.
+        given: how many, or None.
         trainer: the Trainer with the train loader.
     """
     loader = trainer.train_dataloader
     if given is not None or not isinstance(loader, DataLoader):  # another kind may count its threads by this name
         return {"num_workers": given or 0}
     return {"num_workers": loader.num_workers, "multiprocessing_context": loader.multiprocessing_context}
+
+
+def target_workers(given: int | None, trainer: Any) -> dict[str, Any]:
+    """Return a DataLoader's options for the processes that read target images outside of training.
+
+    If 0 are given, there are as many as the train loader has: its workers, forked later, would share a file that a
+    dataset opens in this process.
+    """
+    return source_workers(given or None, trainer)
 
 
 def train_batch_size(trainer: Any) -> int:

@@ -13,7 +13,7 @@ from lightning_transfer import ranks
 from lightning_transfer.datasets import groups_of
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.sides import Side, target_side
-from lightning_transfer.glue.trainer import looking, progress_of, say, source_workers, to_device
+from lightning_transfer.glue.trainer import looking, progress_of, say, source_workers, target_workers, to_device
 from lightning_transfer.naming import structure
 from lightning_transfer.randomness import seeded
 from lightning_transfer.schedules import Schedule
@@ -96,13 +96,14 @@ def data_of(trainer: Any) -> Any:
 def _sides(view: NetworkView, chooser: Chooser | None) -> tuple[Side, Side]:
     """Return the target's and the source's images; if the target was given without augmentation, so is the source."""
     source, given = view.source, None if chooser is None else chooser.target
-    read: dict[str, Any] = {"hooks": source.batch_hooks, "workers": source_workers(source.num_workers, view.trainer)}
+    hooks, num = source.batch_hooks, source.num_workers
     if given is None:
         target, dataset = target_side(view.trainer, most=TARGET_IMAGES), source.dataset
     else:
-        workers = source_workers(source.num_workers or None, view.trainer)  # the same as in the rounds of a selection
-        target, dataset = Side("target", given, TARGET_IMAGES, **{**read, "workers": workers}), source.plain_dataset
-    return target, Side("source", dataset, SOURCE_IMAGES, **read, forgives=chooser is not None)
+        workers = target_workers(num, view.trainer)  # the same as in the rounds of a selection
+        target, dataset = Side("target", given, TARGET_IMAGES, hooks, workers), source.plain_dataset
+    workers = source_workers(num, view.trainer)
+    return target, Side("source", dataset, SOURCE_IMAGES, hooks, workers, forgives=chooser is not None)
 
 
 def _look(view: NetworkView, side: Side, *, like: Tensor | None = None) -> _Seen:

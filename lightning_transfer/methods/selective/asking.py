@@ -1,23 +1,25 @@
-"""Read target images and their class numbers for a round, in the way the network sees them."""
+"""Ask the network in a round which target images it gets right, and how sure it is, as validation would."""
 
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
-from lightning_transfer.batches import class_numbers, label_hint
-from lightning_transfer.datasets import collate, load
+from lightning_transfer.batches import class_numbers, is_right, label_hint
+from lightning_transfer.datasets import Loaded, collate, index_in, load
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.trainer import looking, source_workers, to_device
+from lightning_transfer.glue.trainer import looking, progress_of, target_workers, to_device
 from lightning_transfer.randomness import seeded
-from lightning_transfer.reading import apart
+from lightning_transfer.reading import apart, in_order
 from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.task import SourceTask
+from lightning_transfer.source.view import NetworkView
 
 ASKED = 16  # images: a single one may have one label where others have several
 
 
-def read(batch: Any, source: SourceTask, trainer: Any) -> tuple[Tensor, Tensor]:
+def _read(batch: Any, source: SourceTask, trainer: Any) -> tuple[Tensor, Tensor]:
     """Return images and class numbers of a target batch, on the device.
 
     Raises:
@@ -39,12 +41,12 @@ def check_labels(data: Dataset[Any], source: SourceTask, trainer: Any) -> None:
     """Refuse a target whose labels are not class numbers, by its first images, before anything is selected."""
     with seeded(source.seed, 0):
         first = range(min(ASKED, len(data)))  # type: ignore[arg-type]
-        workers = source_workers(source.num_workers or None, trainer)["num_workers"]
+        workers = target_workers(source.num_workers, trainer)["num_workers"]
         some = apart(lambda: [(index, load(data, index, of="target")) for index in first], workers)
-        read(collate(some, of="target"), source, trainer)
+        _read(collate(some, of="target"), source, trainer)
 
 
-def check_scaled_alike(asked: Extent, seen: Extent) -> None:
+def _check_scaled_alike(asked: Extent, seen: Extent) -> None:
     """Refuse target images whose pixels are scaled differently from the source's."""
     if asked.scale != seen.scale:
         raise TransferConfigError(
@@ -52,3 +54,40 @@ def check_scaled_alike(asked: Extent, seen: Extent) -> None:
             "pass target= as validation sees it, with the same normalisation (for a bank of a model with "
             "FilterBank.from_model(..., normalize=False))."
         )
+
+
+def ask(view: NetworkView, data: Dataset[Any], which: range, seen: Extent | None) -> Tensor:
+    """Return whether the network is right, and its entropy, on some target images: (images, 2).
+
+    Args:
+        view: of the network as it is now.
+        data: the target's images.
+        which: of them.
+        seen: the range of pixels in the first source batch; None before it is drawn.
+
+    Raises:
+        FloatingPointError: outputs are not finite.
+    """
+    source, trainer = view.source, view.trainer
+    workers = {**target_workers(source.num_workers, trainer), "collate_fn": default_collate}
+    batches = in_order(Loaded(data, "target"), which, size=view.batch_size, workers=workers)
+    share = [torch.empty(0, 2, dtype=torch.float32)]
+    with seeded(source.seed, 0), progress_of(trainer)("Which target images are hard", len(which)) as step:
+        for batch in batches:
+            images, labels = _read(batch, source, trainer)
+            if not share[1:] and seen is not None:
+                _check_scaled_alike(Extent().see(images), seen)
+            logits = view.target_logits(images).float()
+            right = is_right(logits, labels)
+            if logits.shape[1] == 1:  # the logit of class 1; that of class 0 is 0
+                logits = torch.cat([torch.zeros_like(logits), logits], 1)
+            entropy = torch.special.entr(logits.softmax(1)).sum(1)
+            share.append(torch.stack([right, entropy], 1).cpu())
+            step(len(labels))
+    answers = torch.cat(share).float()
+    if bad := (~torch.isfinite(answers).all(1)).nonzero()[:, 0].tolist():
+        raise FloatingPointError(
+            f"The network's outputs for target samples {[index_in(data, which[row]) for row in bad]} are not finite; "
+            "stopped in a round."
+        )
+    return answers

@@ -11,11 +11,18 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, default_collate
 
 from lightning_transfer import ranks
-from lightning_transfer.batches import is_right
-from lightning_transfer.datasets import AnyDataset, Loaded, index_in, listed_labels
+from lightning_transfer.datasets import AnyDataset, listed_labels
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
-from lightning_transfer.glue.trainer import Weakly, is_trial, progress_of, say, source_workers, target_dataset
-from lightning_transfer.methods.selective.asking import check_labels, check_scaled_alike, read
+from lightning_transfer.glue.trainer import (
+    Weakly,
+    is_trial,
+    progress_of,
+    say,
+    source_workers,
+    target_dataset,
+    target_workers,
+)
+from lightning_transfer.methods.selective.asking import ask, check_labels
 from lightning_transfer.methods.selective.functional import neighbor_budget
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.order import NeighborOrder
@@ -24,8 +31,7 @@ from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import Job
 from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.options import is_list, made
-from lightning_transfer.randomness import seeded
-from lightning_transfer.reading import apart, in_order
+from lightning_transfer.reading import apart
 from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.source.view import NetworkView
@@ -194,9 +200,8 @@ class Borrowed:
         self._is_unchecked = False
 
     def _pictures(self, dataset: Dataset[Any], name: str, trainer: Any) -> Pictures:
-        given = self.source.num_workers or (None if name == "target" else self.source.num_workers)
-        num_workers = source_workers(given, trainer)["num_workers"]
-        return Pictures(dataset, name, adapt=self.source.adapt, num_workers=num_workers)
+        workers = (target_workers if name == "target" else source_workers)(self.source.num_workers, trainer)
+        return Pictures(dataset, name, adapt=self.source.adapt, num_workers=workers["num_workers"])
 
     def _selected(self, trainer: Any, target: Dataset[Any]) -> Selection:
         unaugmented = self._pictures(self.source.plain_dataset, "source", trainer)
@@ -231,8 +236,10 @@ class Borrowed:
 
     def _round(self, view: NetworkView, source: Extent | None) -> None:
         """Find with the network which target images are hard, and let those borrow more."""
+        data = target_dataset(self.options.target, view.trainer)
+        mine = range(ranks.rank(), len(data), ranks.world_size())  # type: ignore[arg-type]
         answers = torch.empty(len(self.lists), 2, dtype=torch.float32)
-        for number, share in enumerate(ranks.gather(ranks.together(lambda: self._asked(view, source)))):
+        for number, share in enumerate(ranks.gather(ranks.together(lambda: ask(view, data, mine, source)))):
             answers[number :: ranks.world_size()] = share
         is_correct, entropy = answers[:, 0] == 1, answers[:, 1]
         quantile = self.neighbors.quantile
@@ -260,35 +267,6 @@ class Borrowed:
             f"are wrong, {int(unsure.sum()):,} right but unsure (entropy from {hard_entropy:.3f} on).",
         )
 
-    def _asked(self, view: NetworkView, source: Extent | None) -> Tensor:
-        """Return (share, 2): whether the network is right, and its entropy, on this process' share of target images."""
-        trainer = view.trainer
-        data = target_dataset(self.options.target, trainer)
-        mine = range(ranks.rank(), len(data), ranks.world_size())  # type: ignore[arg-type]
-        workers = {**source_workers(self.source.num_workers or None, trainer), "collate_fn": default_collate}
-        batches = in_order(Loaded(data, "target"), mine, size=view.batch_size, workers=workers)
-        share = [torch.empty(0, 2, dtype=torch.float32)]
-        with seeded(self.source.seed, 0), progress_of(trainer)("Which target images are hard", len(mine)) as step:
-            for batch in batches:
-                images, labels = read(batch, self.source, trainer)
-                if not share[1:] and source is not None:
-                    check_scaled_alike(Extent().see(images), source)
-                logits = view.target_logits(images).float()
-                right = is_right(logits, labels)
-                if logits.shape[1] == 1:  # the logit of class 1; that of class 0 is 0
-                    logits = torch.cat([torch.zeros_like(logits), logits], 1)
-                entropy = torch.special.entr(logits.softmax(1)).sum(1)
-                share.append(torch.stack([right, entropy], 1).cpu())
-                step(len(labels))
-        answers = torch.cat(share).float()
-        bad = (~torch.isfinite(answers).all(1)).nonzero()[:, 0].tolist()
-        if bad:
-            which = [index_in(data, mine[row]) for row in bad]
-            raise FloatingPointError(
-                f"The network's outputs for target samples {which} are not finite; stopped in a round."
-            )
-        return answers
-
     def _make_order(self, trainer: Any) -> "NeighborOrder":
         lists = self.lists.long()
         is_borrowed = torch.arange(lists.shape[1]) < self.budget[:, None]
@@ -300,8 +278,9 @@ class Borrowed:
                 warnings.warn(
                     "Source classes are not known, so min_per_class has no effect.", NoEffectWarning, stacklevel=2
                 )
-            is_large = torch.cat([counts >= self.neighbors.min_per_class, torch.tensor([True])])  # the last: unknown
-            say(trainer, f"min_per_class leaves {int((counts >= self.neighbors.min_per_class).sum())} source classes.")
+            is_large = counts >= self.neighbors.min_per_class
+            say(trainer, f"min_per_class leaves {int(is_large.sum())} source classes.")
+            is_large = torch.cat([is_large, torch.tensor([True])])  # the last: unknown
             is_borrowed &= is_large[self.labels.long().clamp(max=len(counts))][lists]
             if not is_borrowed.any():
                 raise TransferConfigError(
