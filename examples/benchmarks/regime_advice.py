@@ -17,7 +17,7 @@ from unittest.mock import patch
 from regime import RESULTS, STEPS, Cell, Job, Plan, be_quiet, planned, setting
 from regime_data import Photos
 from regime_network import Tuning
-from regime_results import difference, rates_of
+from regime_results import difference, rates_of, written
 from regime_rows import BATCH, PLAIN
 from regime_training import with_new_head
 from torch.utils.data import DataLoader
@@ -100,7 +100,7 @@ def table() -> str:
         for each in draw["candidates"]:
             points = f"{each['points']:+.1f} ± {each['half']:.1f}" if "points" in each else ""
             true = difference(each["name"], name, SHOTS)
-            shown = "" if true is None else f"{true[0]:+.1f} ± {true[1]:.1f} ({true[2]})"
+            shown = "" if true is None else written(*true)
             lines.append(f"| {each['name']} | {each['parts']} | {points} | {each['verdict']} | {shown} |")
     return "\n".join(lines)
 

@@ -68,7 +68,7 @@ def table(shots: int) -> str:
     for row in ROWS:
         found = [difference(row, target, shots) for target in there]
         if row != PLAIN and any(found):
-            shown = ["" if each is None else _shown(*each) for each in found]
+            shown = ["" if each is None else written(*each) for each in found]
             lines.append(f"| {row} | {' | '.join(shown)} | {cost(row, shots)} |")
     return "\n".join(lines)
 
@@ -84,12 +84,13 @@ def other_lengths(shots: int) -> str:
         if name in dict(others):
             plain = [cell["test"] for cell in runs(PLAIN, name, shots, steps).values()]
             found = [difference(row, name, shots, steps) for row in rows]
-            shown = ["" if each is None else _shown(*each) for each in found]
+            shown = ["" if each is None else written(*each) for each in found]
             lines.append(f"| {name} | {steps} | {100 * mean(plain):.1f} % ({len(plain)}) | {' | '.join(shown)} |")
     return "\n".join(lines) if rows else "No training of another length has finished yet."
 
 
-def _shown(apart: float, half: float, seeds: int) -> str:
+def written(apart: float, half: float, seeds: int) -> str:
+    """Return a difference as tables show it; of one seed without an interval."""
     return f"{apart:+.1f} ({seeds})" if np.isnan(half) else f"{apart:+.1f} ± {half:.1f} ({seeds})"
 
 
