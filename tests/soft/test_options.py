@@ -32,8 +32,8 @@ def test_refused_at_construction(make, task, options, message):
         make(task or source(), **options)
 
 
-def test_a_misspelt_option_is_pythons_own_error():
-    with pytest.raises(TypeError, match="wieght"):
+def test_a_misspelt_option_is_refused_with_the_nearest_name():
+    with pytest.raises(lt.TransferConfigError, match="SoftFinetuning has no option 'wieght'. Did you mean 'weight'"):
         lt.SoftFinetuning(source(), wieght=lt.Schedule())
 
 
