@@ -1,6 +1,8 @@
 import logging
+import re
 
 import pytest
+import timm
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -9,7 +11,13 @@ for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric"):
 
 torch.set_num_threads(1)  # also while tests are collected, when some build the networks that all share
 
-LONGEST = ("test_examples.py", "test_resume.py", "test_ranks.py", "test_readme.py")  # each a minute or less on a core
+LONGEST = (
+    "test_field.py",
+    "test_examples.py",
+    "test_resume.py",
+    "test_surroundings.py",
+    "test_compiled.py",
+)  # in CPU time
 
 
 def pytest_report_header():
@@ -38,3 +46,17 @@ def one_thread_and_seed(tmp_path, monkeypatch):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def thin_resnets():
+    """timm makes ResNets with few channels: much less to draw and to compute."""
+    create = timm.create_model
+
+    def thin(name, **options):
+        few = {"channels": (8, 8, 16, 32), "stem_width": 8} if re.fullmatch(r"resnet\d+t?", name) else {}
+        return create(name, **{**few, **options})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", thin)
+        yield

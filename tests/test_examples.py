@@ -15,7 +15,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import timm
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
@@ -112,12 +111,10 @@ def test_costs_says_how_a_row_is_run(capsys, options, says):
     assert says in capsys.readouterr().err
 
 
-def test_costs_measures_every_row_against_its_bar(tmp_path, monkeypatch):
+def test_costs_measures_every_row_against_its_bar(tmp_path, thin_resnets, monkeypatch):
     """With thin networks, few images, and in this process, whose garbage is left alone."""
     costs = runpy.run_path(str(EXAMPLES / "benchmarks/costs.py"))
     selection_costs = sys.modules["selection_costs"]
-    thin = functools.partial(timm.create_model, channels=(8, 8, 8, 16), stem_width=8)
-    monkeypatch.setattr(timm, "create_model", thin)
     monkeypatch.setattr(gc, "collect", int)
     for numbers in (selection_costs.TOGETHER, selection_costs.AT_ONCE):
         for pixels in numbers:

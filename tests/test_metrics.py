@@ -59,11 +59,14 @@ def test_features_that_have_collapsed_tell_nothing_apart():
     assert measure(torch.ones(40, 3), labels, k=1) <= 0.5
 
 
-def test_blocks_change_nothing(monkeypatch):
-    features, labels = clustered()
-    whole = measure(features, labels)
-    monkeypatch.setattr("lightning_transfer.metrics.BLOCK", 60 * 7)
-    assert measure(features, labels) == whole
+def test_of_more_images_than_are_compared_at_once_every_one_counts():
+    """Pairs on a circle: the nearest of an image is the other of its pair, which is of its class in every third."""
+    angles = torch.arange(2100).repeat_interleave(2).double() + torch.tensor([0.0, 0.1]).repeat(2100).double()
+    angles *= 2 * torch.pi / 2100
+    labels = torch.arange(4200)
+    labels[1::6] = labels[::6]
+    features = torch.stack([angles.cos(), angles.sin()], 1)
+    assert measure(features, labels, k=1) == pytest.approx(1 / 3)
 
 
 def test_types_and_reset():

@@ -1,8 +1,5 @@
 """The commands that read a project or a folder of images: advise, rank and export."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -90,12 +87,6 @@ def error_of(*arguments):
         main([*map(str, arguments)])
     assert str(end.value.code).startswith(f"lightning-transfer {arguments[0]}: ")
     return end.value.code
-
-
-def in_another_process(*arguments):
-    line = [sys.executable, "-W", "ignore", "-m", "lightning_transfer", *map(str, arguments)]
-    root = str(Path(__file__).parents[1])
-    return subprocess.run(line, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, check=False)
 
 
 def test_advice_is_printed_and_a_training_is_as_long_as_the_file_says(capsys):
@@ -275,13 +266,12 @@ def test_folders_and_names_that_are_not_known_are_one_message(networks, folder):
 
 
 def test_an_error_of_the_project_is_one_message_that_says_where():
-    ended = in_another_process("advise", config("WrongShape"), "--steps", "1")
-    assert ended.returncode == 1
-    assert "Traceback" not in ended.stderr
-    (line,) = [line for line in ended.stderr.splitlines() if "lightning-transfer advise: " in line]
-    assert "RuntimeError: mat1 and mat2 shapes cannot be multiplied" in line
-    assert "tests/doctor/projects.py, line " in line
-    assert "This happened in plain fine-tuning" in ended.stderr
+    message = error_of("advise", config("WrongShape"), "--steps", "1")
+    assert "Traceback" not in message
+    first = message.splitlines()[0]
+    assert "RuntimeError: mat1 and mat2 shapes cannot be multiplied" in first
+    assert "tests/doctor/projects.py, line " in first
+    assert "This happened in plain fine-tuning" in message
 
 
 def test_an_interrupt_is_not_a_traceback(monkeypatch):

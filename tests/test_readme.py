@@ -26,7 +26,7 @@ def run_blocks(page, names):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_code_blocks_run_in_the_order_of_the_pages(tmp_path, monkeypatch):
+def test_code_blocks_run_in_the_order_of_the_pages(thin_resnets, tmp_path, monkeypatch):
     """A card's examples use what the README's made, and nothing of another card; the whole path is complete alone."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

@@ -1,12 +1,13 @@
 """The files of examples/yaml and examples/hydra train, and however such a run is written down it is the same run."""
 
+import io
+import logging
 import pathlib
 import re
 import runpy
-import subprocess
 import sys
 import types
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import lightning.pytorch as L
 import pytest
@@ -18,13 +19,17 @@ from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 
 import lightning_transfer as lt
+from tests import processes
 from tests.toys import assert_same, weights
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 FILES = sorted((EXAMPLES / "yaml").glob("*.yaml"))
 SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # jsonargparse's own, and that the source head knows nothing
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # jsonargparse's own, and that the source head knows nothing
+    pytest.mark.usefixtures("thin_resnets"),
+]
 
 
 @contextmanager
@@ -49,12 +54,12 @@ def start(folder, *arguments, **options):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def plain(thin_resnets, tmp_path_factory):
     return weights(start(tmp_path_factory.mktemp("plain"), *SHORT).model)
 
 
 @pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
-def run(request, tmp_path_factory):
+def run(request, thin_resnets, tmp_path_factory):
     """A file, the folder in which it ran, and what it trained."""
     folder = tmp_path_factory.mktemp(request.param.stem)
     cli = start(folder, "--config", request.param, *SHORT)
@@ -135,5 +140,17 @@ def test_hydra_without_a_callback_is_the_plain_run(plain, tmp_path):
     ],
 )
 def test_the_scripts_run_by_themselves(script, arguments, says):
-    done = subprocess.run([sys.executable, EXAMPLES / script, *arguments], capture_output=True, text=True, check=True)
-    assert all(words in done.stdout + done.stderr for words in says)
+    code, printed = processes.run(as_script, EXAMPLES / script, arguments)[0]
+    assert code == 0
+    assert all(words in printed for words in says)
+
+
+def as_script(path, arguments):
+    """What a script logs and prints, in a process that has no level of logging from the tests."""
+    logger, printed = logging.getLogger("lightning.pytorch"), io.StringIO()
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler(printed))
+    sys.argv, sys.path[:0] = [str(path), *arguments], [str(path.parent)]
+    with redirect_stdout(printed), redirect_stderr(printed):
+        runpy.run_path(str(path), run_name="__main__")
+    return printed.getvalue()

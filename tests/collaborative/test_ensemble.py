@@ -18,6 +18,8 @@ from lightning_transfer.surgery import structures_in
 from tests import toys
 from tests.toys import LitToy, assert_same, fit, weights
 
+pytestmark = pytest.mark.usefixtures("thin_resnets")
+
 
 class Holder(nn.Module):
     def __init__(self, name="resnet10t", **options):

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from tests import toys
-from tests.methods import each
+from tests.methods import METHODS, chosen, each
 from tests.toys import LitToy, fit, trainer
 
 each_method = each()
@@ -119,8 +119,10 @@ def test_a_new_trainer_starts_anew(method):
     assert first.losses == second.losses
 
 
-@each_method
-@pytest.mark.parametrize("workers", [0, 2])
+WITH_WORKERS = [(method, 2) for method in chosen(has_source=True, is_joint=False)]  # only these have a second loader
+
+
+@pytest.mark.parametrize(("method", "workers"), [*((method, 0) for method in METHODS), *WITH_WORKERS], ids=str)
 @pytest.mark.parametrize("failing", [Failing, FailingInside, Interrupted])
 def test_after_a_crash(method, failing, workers):
     module = failing()

@@ -117,15 +117,25 @@ def test_the_gap_is_that_of_features_in_front_of_the_head(make):
     assert callback.part.gap == pytest.approx(domain_gap(*sides), abs=0.06)  # the same images in another order
 
 
+class Looked(LitToy):
+    """Counts the images that are only looked at."""
+
+    looked = 0
+
+    def forward(self, pixels):
+        self.looked += len(pixels) * (not torch.is_grad_enabled())
+        return super().forward(pixels)
+
+
 @each
-def test_resumed_it_is_not_measured_again(make, tmp_path, monkeypatch):
+def test_resumed_it_is_not_measured_again(make, tmp_path):
     data = near_data()
-    whole, callback = LitToy(), make(data)
+    whole, callback = Looked(), make(data)
     loader = DataLoader(data, batch_size=5)
     fit(whole, [callback, toys.SaveEveryStep(tmp_path)], loader=loader)
-    monkeypatch.setattr("lightning_transfer.source.term.measure_gap", None)
-    module, again = LitToy(), make(data)
+    module, again = Looked(), make(data)
     fit(module, [again], loader=loader, ckpt_path=tmp_path / "step=12.ckpt")
+    assert module.looked < 60 < 60 + 80 <= whole.looked  # target and source images
     assert again.part.gap == callback.part.gap
     assert_same(weights(module), weights(whole))
     other = make(data)
@@ -152,17 +162,18 @@ def test_a_second_fit_with_other_data_measures_again_and_with_the_same_does_not(
     assert callback.part.drawing.position > 0
 
 
-def test_resumed_far_from_the_source_it_says_again_that_it_goes_on_without(tmp_path, monkeypatch):
+def test_resumed_far_from_the_source_it_says_again_that_it_goes_on_without(tmp_path, caplog):
     loader = DataLoader(far_data(), batch_size=5)
     with leaving_out():
         fit(LitToy(), [soft(far_data()), toys.SaveEveryStep(tmp_path)], loader=loader)
-    said = []
-    monkeypatch.setattr("lightning_transfer.source.term.say", lambda trainer, line: said.append(line))
-    fit(LitToy(), [soft(far_data())], loader=loader, ckpt_path=tmp_path / "step=12.ckpt")
-    assert re.match(r"Domain gap \S+ when this run began: it continues without the source\.", said[0])
-    fit(LitToy(), [soft(), toys.SaveEveryStep(tmp_path / "near")], loader=DataLoader(near_data(), batch_size=5))
-    fit(LitToy(), [soft()], loader=DataLoader(near_data(), batch_size=5), ckpt_path=tmp_path / "near/step=12.ckpt")
-    assert "it continues with the source." in said[-1]
+    near = DataLoader(near_data(), batch_size=5)
+    fit(LitToy(), [soft(), toys.SaveEveryStep(tmp_path / "near")], loader=near)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        fit(LitToy(), [soft(far_data())], loader=loader, ckpt_path=tmp_path / "step=12.ckpt")
+        fit(LitToy(), [soft()], loader=near, ckpt_path=tmp_path / "near/step=12.ckpt")
+    far, near = [line for line in caplog.messages if "when this run began" in line]
+    assert re.match(r"Domain gap \S+ when this run began: it continues without the source\.", far)
+    assert "it continues with the source." in near
 
 
 def test_it_is_logged_and_the_mixins_too():

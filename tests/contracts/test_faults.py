@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler
 import lightning_transfer as lt
 from tests import toys
 from tests.contracts.test_as_found import anatomy
-from tests.methods import each, one
+from tests.methods import METHODS, each, one
 from tests.toys import LitToy, SaveEveryStep, assert_same, fit, weights
 
 each_method, each_sourced = each(), each(has_source=True)
@@ -239,9 +239,17 @@ def rates(name, method=None):
     return module.rates
 
 
+# every scheduler with parameters of a source, of layers and of networks; other methods are given theirs in the same way
+SCHEDULED = [
+    (name, method)
+    for name in SCHEDULERS
+    for method in METHODS
+    if method.name in ("soft-separate-add", "gated", "collaborative") or name in ("OneCycleLR", "LambdaLR")
+]
+
+
 @pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # SequentialLR's own, in older torch
-@each_method
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize(("name", "method"), SCHEDULED, ids=str)
 def test_every_scheduler_gives_the_rates_of_a_run_without_us(name, method):
     assert len(rates(name)) == 6
     assert rates(name, method) == rates(name)

@@ -205,12 +205,11 @@ def test_budgets_never_exceed_the_source():
     assert {*follow.budgets[-1]} <= {6, 9}
 
 
-def test_borrowing_nearly_all_of_the_source_is_said(monkeypatch):
-    said = []
-    monkeypatch.setattr(borrowing, "say", lambda trainer, line: said.append(line))
-    for k in (1, 19):
-        fit(LitToy(), [selective(neighbors=borrowed(k=k, rounds=0))], max_steps=1)
-    few, all_but_one = [line for line in said if "together they borrow" in line]
+def test_borrowing_nearly_all_of_the_source_is_said(caplog):
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        for k in (1, 19):
+            fit(LitToy(), [selective(neighbors=borrowed(k=k, rounds=0))], max_steps=1)
+    few, all_but_one = [line for line in caplog.messages if "together they borrow" in line]
     assert few.endswith("of 20.")
     assert "of 20, nearly all of it: pass fewer neighbors=" in all_but_one
 
