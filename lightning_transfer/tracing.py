@@ -163,16 +163,20 @@ def run_on_a_picture(network: nn.Module) -> Any:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in eval mode without gradients, and each layer back in its own mode at the end."""
-    modes = [(child, child.training) for child in module.modules()]
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Put modules in eval mode without gradients, and each layer back in its own mode at the end.
+
+    `eval()` is not called: a class may override it, to merge weights for example, which nothing here would undo.
+    """
+    modes = [(layer, layer.training) for module in modules for layer in module.modules()]
     try:
-        module.eval()
+        for layer, _ in modes:
+            layer.training = False
         with torch.no_grad():
             yield
     finally:
-        for child, mode in modes:
-            child.training = mode
+        for layer, was_training in modes:
+            layer.training = was_training
 
 
 def images_and_labels(

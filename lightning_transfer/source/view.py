@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_transfer.roles import is_pooling
 from lightning_transfer.source.passes import SourcePass
 from lightning_transfer.source.task import SourceTask
+from lightning_transfer.tracing import evaluating
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,10 @@ class NetworkView:
 
     def logits(self, images: Tensor, head: nn.Module) -> Tensor:
         """Return what the network with another head says."""
-        layers = [(layer, layer.training) for layer in {*self.module.modules(), *head.modules()}]
         try:
-            for layer, _ in layers:
-                layer.training = False  # not by eval(), which is the user's to override
-            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            with evaluating(self.module, head), self.trainer.precision_plugin.forward_context():
                 given: Tensor = head(self.run.separate(self.module, images))
         finally:
-            for layer, was_training in layers:
-                layer.training = was_training
             torch.clear_autocast_cache()  # of weights cast without gradients, which the step would go on with
         return given.detach()  # a forward of the user's may enable gradients
 
