@@ -115,11 +115,15 @@ def diagnosed(loader):
 
 def selected(loader):
     scan = lt.Scan(num_workers=WORKERS, progress=no_progress, say=list)
-    lt.select_neighbors(loader.dataset, loader.dataset, k=1, scan=scan)
+    return lt.select_neighbors(loader.dataset, loader.dataset, k=1, scan=scan)
+
+
+def reported(loader):
+    selected(loader).report(loader.dataset.path.with_suffix(".png"))
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("look", [advised, searched, ranked, diagnosed, selected])
+@pytest.mark.parametrize("look", [advised, searched, ranked, diagnosed, reported])
 def test_what_looks_at_images_does_not_open_their_file_here(look, data):
     target = data(toys.TARGET_CLASSES)
     look(DataLoader(target, batch_size=4, num_workers=WORKERS))

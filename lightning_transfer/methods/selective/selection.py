@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
 from lightning_transfer.methods.selective.pictures import Pictures, for_display
+from lightning_transfer.reading import apart
 from lightning_transfer.stamps import checksum
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _viewer(data: Dataset[Any], name: str, labels: Tensor) -> Any:
         )
 
     def view(index: int) -> Any:
-        pixels = pictures[index].pixels
+        pixels = apart(lambda: pictures[index].pixels, pictures.num_workers)
         if isinstance(pixels, str):
             raise TransferConfigError(f"{name} image {index} cannot be shown: {pixels}")
         return for_display(pixels)
