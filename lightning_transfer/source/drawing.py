@@ -85,8 +85,8 @@ class Drawing:
         indices, samples = self._stream.next_batch()
         if self.is_at_first_batch and self._order is None and trainer.is_global_zero:
             self._first = digests_of(samples)
-        is_class, hooks = self.source.has_class_labels, self.source.batch_hooks
-        is_as_collated = self.source.adapt is None and not (hooks and has_hooks(trainer))
+        is_class, hooks = self.source.has_class_labels, self.source.batch_hooks and has_hooks(trainer)
+        is_as_collated = self.source.adapt is None and not hooks
         if is_class and is_as_collated:
             images, labels = self.source.unpack(samples)
             samples = images, self._checked(labels, indices, None if labels.is_cpu else part.pending)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import lightning_transfer as lt
+from lightning_transfer.randomness import restored
 from lightning_transfer.source.stream import SourceStream
 from tests import toys
 from tests.reference.twister import Twister
@@ -103,6 +104,20 @@ def test_the_programs_random_state_is_untouched():
     assert (torch.get_rng_state() == before[0]).all()
     assert (np.random.get_state()[1] == before[1]).all()
     assert random.getstate() == before[2]
+
+
+@pytest.mark.parametrize("draw_some", [lambda: None, np.random.randn, np.random.rand], ids=["fresh", "a pair", "used"])
+def test_numpys_state_is_restored_to_its_last_number(draw_some):
+    """A normal number that is left of a pair included: numpy keeps it beside the generator."""
+    np.random.seed(3)
+    draw_some()
+    before, other = np.random.get_state(), np.random.RandomState()
+    other.set_state(before)
+    with restored():
+        assert np.random.randn(3).tolist() == other.randn(3).tolist()
+    after = np.random.get_state()
+    assert (after[1] == before[1]).all()
+    assert after[2:] == before[2:]
 
 
 def test_seeds_differ():
