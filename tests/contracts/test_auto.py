@@ -103,11 +103,6 @@ def test_near_the_source_it_is_the_schedule_to_the_bit(make, forward):
 
 
 @each
-def test_it_is_the_default(make):
-    assert make().weight == "auto"
-
-
-@each
 def test_the_gap_is_that_of_features_in_front_of_the_head(make):
     module, callback = LitToy(), make(near_data())
     net = toys.toy_net().eval()
