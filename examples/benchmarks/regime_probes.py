@@ -13,6 +13,7 @@ import numpy as np
 from regime import RESULTS, be_quiet
 from regime_data import TARGETS, Draw, target
 from regime_network import features, pretrained
+from regime_results import of_seeds
 from transfer_results import interval
 
 from lightning_transfer.probing import fit_probe
@@ -60,7 +61,7 @@ def table() -> str:
             where: [each for each in cells if (each["network"], each["target"]) == (name, where)] for where in TARGETS
         }
         apart = {where: np.array([100 * (each["one"] - each["each"]) for each in of[where]]) for where in TARGETS}
-        shown = [f"{each.mean():+.1f} ({len(each)})" for each in apart.values()]
+        shown = [f"{each.mean():+.1f}{of_seeds(len(each))}" for each in apart.values()]
         average, half = interval(np.array([each.mean() for each in apart.values()]))
         lines.append(f"| {name} | {' | '.join(shown)} | {average:+.1f} ± {half:.1f} |")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
-from regime import RESULTS, STEPS, Cell, chosen, committed, name_of, next_rates, tuning
+from regime import RESULTS, SEEDS_FIRST, STEPS, Cell, chosen, committed, name_of, next_rates, tuning
 from regime_data import TARGETS
 from regime_network import Rates
 from regime_rows import PLAIN, PROBE, ROWS
@@ -60,7 +60,7 @@ def table(shots: int) -> str:
     lines = [f"| | {' | '.join(there)} | cost |", "|---" * (len(there) + 2) + "|"]
     lines.append(f"| steps | {' | '.join(str(STEPS[target][shots]) for target in there)} | |")
     plain = [runs(PLAIN, target, shots) for target in there]
-    said = [f"{100 * mean(cell['test'] for cell in each.values()):.1f} % ({len(each)})" for each in plain]
+    said = [f"{100 * mean(cell['test'] for cell in each.values()):.1f} %{of_seeds(len(each))}" for each in plain]
     if shots == GAPS["shots"]:
         gaps = [f"{mean(GAPS['gaps'][target]):.2f}" for target in there]
         lines.append(f"| domain gap | {' | '.join(gaps)} | |")
@@ -82,16 +82,21 @@ def other_lengths(shots: int) -> str:
     lines = [f"| | steps | {PLAIN} | {' | '.join(rows)} |", "|---" * (len(rows) + 3) + "|"]
     for name, steps in there:
         if name in dict(others):
-            plain = [cell["test"] for cell in runs(PLAIN, name, shots, steps).values()]
+            plain = [100 * cell["test"] for cell in runs(PLAIN, name, shots, steps).values()]
             found = [difference(row, name, shots, steps) for row in rows]
             shown = ["" if each is None else written(*each) for each in found]
-            lines.append(f"| {name} | {steps} | {100 * mean(plain):.1f} % ({len(plain)}) | {' | '.join(shown)} |")
+            lines.append(f"| {name} | {steps} | {mean(plain):.1f} %{of_seeds(len(plain))} | {' | '.join(shown)} |")
     return "\n".join(lines) if rows else "No training of another length has finished yet."
 
 
 def written(apart: float, half: float, seeds: int) -> str:
     """Return a difference as tables show it; of one seed without an interval."""
-    return f"{apart:+.1f} ({seeds})" if np.isnan(half) else f"{apart:+.1f} ± {half:.1f} ({seeds})"
+    return f"{apart:+.1f}{'' if np.isnan(half) else f' ± {half:.1f}'}{of_seeds(seeds)}"
+
+
+def of_seeds(number: int) -> str:
+    """Return the number of seeds as tables show it: only if it is not the usual one."""
+    return "" if number == SEEDS_FIRST else f" ({number})"
 
 
 def rates(shots: int) -> str:
