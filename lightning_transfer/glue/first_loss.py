@@ -72,7 +72,7 @@ class FirstLoss:
 
     def reset(self) -> None:
         """Begin a new run."""
-        self.is_due = True
+        self._is_due = True
         self._batch: Any = None
         self._heard: Heard | None = None
         self._handle: Any = None
@@ -83,7 +83,7 @@ class FirstLoss:
     def listen(self, head: nn.Module, batch: Any) -> None:
         """Record the head's output from now on, if this is the first step."""
         self.end()
-        if self.is_due:
+        if self._is_due:
             self._batch, self._heard = batch, Heard()
             self._handle = head.register_forward_hook(self._heard)
 
@@ -101,7 +101,7 @@ class FirstLoss:
         self.end()
         if heard is None:
             return []
-        self.is_due = False
+        self._is_due = False
         labels = self.labels(batch)
         if len(heard.logits) != 1 or not isinstance(labels, Tensor):
             return []

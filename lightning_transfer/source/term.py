@@ -193,9 +193,7 @@ class SourceTerm(TransferPart):
         if self.measured and self.gap is None:
             self._decide(measure_gap(self._view(module), self.chooser, self.weight))
             self._looked_at = Weakly(data_of(self.trainer))
-        is_joint = self.source.forward == "joint"
-        has_to_prepare = is_joint or self.chooser is not None or self._first_loss.is_due
-        if not has_to_prepare or not self._weight(self.trainer):
+        if not self._weight(self.trainer):
             return
         if self.chooser is not None:
             try:
@@ -203,7 +201,7 @@ class SourceTerm(TransferPart):
             except FloatingPointError:
                 self.pending.read()  # of a network that gives no numbers, an earlier batch may be the cause
                 raise
-        if is_joint:
+        if self.source.forward == "joint":
             self._source_pass.arm(lambda: self.drawing.draw(self.trainer, self))
         if batch is not None and max(self.weight.start, self.weight.end) <= 1:
             self._first_loss.listen(module.get_submodule(self.head_path), batch)
