@@ -304,7 +304,7 @@ def _collaborative(name="collaborative", place="model", **options):
             lt.load_from_checkpoint(cls, path)
         module = cls()
         lt.functional.apply_collaborative(module, [toys.OtherNet()], **options)
-        module.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+        module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
         return module
 
     def reference(dtype=torch.float32, **run):
