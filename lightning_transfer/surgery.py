@@ -10,6 +10,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 
 from lightning_transfer.errors import TransferConfigError, differences
 from lightning_transfer.stamps import KEYS, stamped, unstamped
@@ -20,11 +22,25 @@ MARKS = (b'"format"', b'"version"', b'"checksum"', b'"kind"')  # of a spec; a da
 M = TypeVar("M", bound=nn.Module)
 
 
+class OnCPU(TorchFunctionMode):
+    """Makes new tensors on the CPU, also where the program has set another default device.
+
+    Lightning calls `configure_model` with the device of the run as the default. `torch.device("cpu")` would not do:
+    in older torch the outer default wins.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if given.get("device") is None and func in _device_constructors():  # private: all functions that make tensors
+            given["device"] = "cpu"
+        return func(*args, **given)
+
+
 @contextmanager
-def own_randomness() -> Iterator[None]:
+def own_randomness(seed: int = SEED) -> Iterator[None]:
     """Make new weights the same in every process and run, without changing the program's random state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(SEED)
+    with OnCPU(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         yield
 
 

@@ -15,7 +15,7 @@ from lightning_transfer.glue.standin import Afterwards, Before, StandIn, Without
 from lightning_transfer.glue.trainer import check_launcher, check_supported, is_running, log_options, named, say
 from lightning_transfer.naming import options_of
 from lightning_transfer.stamps import BEGIN_ANEW, check_stamp, stamp
-from lightning_transfer.surgery import Structure, rebuild
+from lightning_transfer.surgery import OnCPU, Structure, rebuild
 
 # these copy the module in their own setup and then pair parameters by order, so our parts must be there before that
 COPYING_CALLBACKS = {"WeightAveraging", "StochasticWeightAveraging"}
@@ -103,8 +103,12 @@ class TransferCallback(AnyCallback):
                 error.add_note("With a callback that copies the module, build the network in __init__.")
                 raise
             self._leave(trainer)
-            late = Afterwards(pl_module, "configure_model", trainer, lambda _: self._join(trainer, pl_module, stage))
-            self._stand_ins += (late,)
+
+            def join(_: Any) -> None:
+                with OnCPU():  # as in setup; the parts move with the module
+                    self._join(trainer, pl_module, stage)
+
+            self._stand_ins += (Afterwards(pl_module, "configure_model", trainer, join),)
 
     def _check_free(self, trainer: Any, module: Any) -> None:
         """Refuse to join during another Trainer's fit of this module or with this callback."""

@@ -23,6 +23,7 @@ from lightning_transfer.pending import PendingChecks
 from lightning_transfer.reading import apart
 from lightning_transfer.roles import has_linear, in_width, is_pooling, linear_layers, out_width
 from lightning_transfer.stamps import digest
+from lightning_transfer.surgery import own_randomness
 from lightning_transfer.values import value_of
 
 SourceForward: TypeAlias = Literal["separate", "joint"] | Callable[[nn.Module, Tensor], Tensor]
@@ -231,8 +232,7 @@ class SourceTask:
         """
         width = in_width(target_head)
         if self.head is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(self.seed)
+            with own_randomness(self.seed):
                 new = nn.Linear(width, self.num_classes or 0)
             return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), new) if is_pooling(target_head) else new
         if in_width(self.head) != width:

@@ -120,6 +120,7 @@ class SourceTerm(TransferPart):
         with seeded(self.source.seed, 0):  # loading and running an example must not change the program's random state
             sample = apart(lambda: load(self.source.dataset, 0, of="source"), self.source.num_workers)
             images, _ = self.source.unpack(collate([(0, sample)], of="source"))
+            images = images.to(next(module.parameters()).device)  # configure_model may have built it on a GPU
             self.source.forward(module, images) if callable(self.source.forward) else module(images)
 
     def attach(self, module: Any) -> None:

@@ -60,7 +60,8 @@ class Describer:
                 # always the same number: a convolution's rounding may depend on the batch size
                 images = torch.zeros(together, channels, height, width, dtype=dtype)
                 torch.stack([batch[place].pixels for place in some], out=images[: len(some)])  # type: ignore[misc]
-                with torch.backends.cudnn.flags(allow_tf32=False, deterministic=True, benchmark=False):
+                is_on = torch.backends.cudnn.enabled  # by default the context turns it off
+                with torch.backends.cudnn.flags(enabled=is_on, allow_tf32=False, deterministic=True, benchmark=False):
                     try:
                         responses = self.bank(scaled(images.to(self.device)))
                     except TransferConfigError as error:

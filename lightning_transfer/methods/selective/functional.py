@@ -40,6 +40,7 @@ def symmetric_kl_neighbors(
     check_count("k", k, least=1)
     if k > len(source):
         raise TransferConfigError(f"k={k} exceeds the {len(source)} source images; pass k<={len(source)}.")
+    device, target, source = target.device, target.detach().cpu(), source.detach().cpu()  # where the search runs
     root = root_weights(target, source, filter_weights)
     for name, histograms in (("target", target), ("source", source)):
         if not len(histograms) or not histograms.is_floating_point() or not bool((histograms >= 0).all()):
@@ -48,11 +49,12 @@ def symmetric_kl_neighbors(
                 "histograms, for example from response_histograms."
             )
     queries, rows = (
-        InMemory(_at_least_single(histograms.detach()).flatten(1), (histograms.shape[1], histograms.shape[2]))
+        InMemory(_at_least_single(histograms).flatten(1), (histograms.shape[1], histograms.shape[2]))
         for histograms in (target, source)
     )
     with plain_arithmetic():
-        return exact_neighbors(queries, rows, k=k, root=root, all_in_double=True)
+        distances, indices = exact_neighbors(queries, rows, k=k, root=root, all_in_double=True)
+    return distances.to(device), indices.to(device)
 
 
 def _at_least_single(histograms: Tensor) -> Tensor:
