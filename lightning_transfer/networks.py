@@ -96,7 +96,7 @@ def entry_of(module: nn.Module, head: Head) -> str:
 
 
 def check_timm_name(name: str) -> None:
-    """Refuse the name of a pretrained network that timm does not have; nothing is downloaded.
+    """Refuse the name of a network that timm does not have, or has no weights for; nothing is downloaded.
 
     Raises:
         TransferConfigError: the message names those that are most similar.
@@ -111,6 +111,11 @@ def check_timm_name(name: str) -> None:
         close = ", ".join(map(repr, difflib.get_close_matches(name, known)))
         guess = f"Did you mean {close}?" if close else "timm.list_models(pretrained=True) lists all."
         raise TransferConfigError(f"timm has no model {name!r}. {guess} A folder is named 'local-dir:FOLDER'.")
+    if not timm.is_model_pretrained(name):
+        raise TransferConfigError(
+            f"timm has no pretrained weights for {name!r}. timm.list_models(pretrained=True) lists the models that have "
+            "some."
+        )
 
 
 def loaded(source: nn.Module | str) -> nn.Module:

@@ -1,5 +1,6 @@
 """Options as configuration tools hand them over: omegaconf's mappings and lists are not dict and list."""
 
+import functools
 import inspect
 import re
 import types
@@ -220,9 +221,16 @@ def test_of_subclasses_only_names_that_their_own_constructor_takes_are_refused()
             super().__init__(**options)
             self.mine = mine
 
+    class Wrapped(L2SP):
+        @functools.wraps(L2SP.__init__)
+        def __init__(self, *args, name, **options):
+            super().__init__(*args, **options)
+            self.name = name
+
     class Plain(AnyCallback):
         pass
 
+    assert Wrapped(name="own").name == "own"
     assert (Mine(2, weight=0.5).mine, Mine(weight=0.5).weight) == (2, 0.5)
     with pytest.raises(TypeError, match="unexpected keyword argument 'weigth'"):
         Mine(weigth=0.5)

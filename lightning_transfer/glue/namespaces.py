@@ -41,7 +41,7 @@ else:
             """Refuse a misspelt option by name. In a metaclass, this would hide the signature of `__init__`."""
             if cls.__init__ is object.__init__:
                 return super().__new__(cls, *args, **options)  # which refuses any
-            parameters = inspect.signature(cls.__init__).parameters
+            parameters = inspect.signature(cls.__init__, follow_wrapped=False).parameters
             if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
                 for name in options:
                     check_name(cls.__name__, "option", name, [*parameters][1:])
