@@ -113,8 +113,7 @@ def check_timm_name(name: str) -> None:
         raise TransferConfigError(f"timm has no model {name!r}. {guess} A folder is named 'local-dir:FOLDER'.")
     if not timm.is_model_pretrained(name):
         raise TransferConfigError(
-            f"timm has no pretrained weights for {name!r}. timm.list_models(pretrained=True) lists the models that have "
-            "some."
+            f"timm has no weights for {name!r}; timm.list_models(pretrained=True) has the others."
         )
 
 

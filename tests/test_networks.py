@@ -60,7 +60,7 @@ def test_a_network_of_a_size_of_its_own_runs_on_a_picture_of_it():
         ("resnet50.a1_in1K", "Did you mean 'resnet50.a1_in1k'"),  # timm knows the architecture
         ("timm/resnet10t.c3_in1k", "Did you mean 'resnet10t.c3_in1k'"),
         ("my_networks/mine", "timm.list_models(pretrained=True) lists all. A folder is named 'local-dir:FOLDER'."),
-        ("seresnet18", "timm has no pretrained weights for 'seresnet18'"),
+        ("seresnet18", "timm has no weights for 'seresnet18'"),
     ],
 )
 @pytest.mark.parametrize(
