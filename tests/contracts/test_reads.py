@@ -98,7 +98,7 @@ class Reads(L.Callback):
         self.steps.append(self.device.num_reads)
         self.device.num_reads = 0
 
-    def on_train_end(self, trainer, module):
+    def on_train_end(self, *_):
         self.leave()
 
     on_exception = on_train_end
