@@ -207,7 +207,7 @@ def test_functions_take_what_is_on_the_device():
     for device in ("cuda", "cpu"):
         responses = lt.functional.filter_responses(images.double().to(device), filters.double().to(device))
         sets = lt.functional.response_histograms(responses, edges.double().to(device), smoothing=1.0)
-        distances, indices = lt.functional.symmetric_kl_neighbors(sets[:4], sets[4:], k=3)
+        distances, indices = lt.functional.symmetric_kl_neighbors(sets[:4], sets[4:], k=3)  # searched there
         gap = lt.functional.domain_gap(sets[:5].flatten(1), sets[5:].flatten(1))
         assert distances.device == indices.device == sets.device
         found.append((distances.cpu(), indices.cpu(), lt.functional.symmetric_kl(sets, sets).cpu(), torch.tensor(gap)))

@@ -16,10 +16,12 @@ from lightning_transfer.methods.selective.descriptors import Binning, ResponseCo
 from lightning_transfer.methods.selective.distances import pair_distances, with_logs
 from lightning_transfer.methods.selective.exact import exact_neighbors
 from lightning_transfer.methods.selective.functional import symmetric_kl_neighbors
-from lightning_transfer.methods.selective.search import InMemory, Nearest, Packed
+from lightning_transfer.methods.selective.search import InMemory, Nearest, Packed, plain_arithmetic
+from tests.contracts.test_devices import Moves, TwoDevices
 from tests.reference import selective
 
 PRUNE = [True, False, None]
+DEVICE = torch.device("cpu", 0)  # not the CPU as far as a search can tell
 
 
 def random_histograms(num, filters, bins, seed, dtype=torch.float32):
@@ -97,16 +99,43 @@ def small_blocks(monkeypatch, block=2000, least=8):
 # the exact search
 
 
-@pytest.mark.parametrize("prune", PRUNE)
+@pytest.mark.parametrize("options", [*({"prune": prune} for prune in PRUNE), {"device": DEVICE}])
 @pytest.mark.parametrize(("filters", "bins"), [(1, 2), (3, 5), (48, 12), (30, 100)])
 @pytest.mark.parametrize("k", [1, 7, 150])
-def test_neighbors_are_those_of_brute_force_in_that_order(filters, bins, k, prune):
+def test_neighbors_are_those_of_brute_force_in_that_order(filters, bins, k, options):
     queries, source = random_histograms(20, filters, bins, 0), random_histograms(150, filters, bins, 1)
     weights = torch.rand(filters, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     weights /= weights.sum()
-    options = {"weights": weights, "prune": prune}
+    options = {**options, "weights": weights}
     assert_brute_force(find(queries, source, k, **options, all_in_double=True), queries, source, k, weights)
     assert_brute_force(find(queries, source, k, **options), queries, source, k, weights, rel=1e-4)
+
+
+@pytest.mark.parametrize("k", [3, 90])
+def test_a_device_merges_many_blocks_without_waiting(monkeypatch, k):
+    small_blocks(monkeypatch)
+    queries, source = random_histograms(9, 3, 5, 0), random_histograms(400, 3, 5, 1)
+    source[300:320] = source[17]
+    device = TwoDevices()
+    with device, Moves(device):
+        found = find(queries, source, k, device=DEVICE, all_in_double=True)
+    assert_brute_force(found, queries, source, k)
+    assert device.storages
+    assert device.num_reads == 0
+
+
+@pytest.mark.parametrize("precision", ["medium", "high", "highest"])
+def test_products_have_full_precision_whatever_training_has(precision):
+    random = torch.Generator().manual_seed(0)
+    one, two = torch.randn(512, 1920, generator=random), torch.randn(1920, 2048, generator=random)
+    expected, before = one @ two, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with plain_arithmetic():
+            assert torch.equal(one @ two, expected)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_neighbors_of_thousands_of_network_features():

@@ -363,23 +363,25 @@ def test_lines_tell_what_the_work_takes_before_it_starts():
 
 
 def test_after_a_first_part_it_says_how_long_the_rest_takes(monkeypatch):
-    """By a clock that goes a second with each image, and a minute with each search."""
+    """By a clock that goes a second with each image, and with each search a minute and two seconds a source row."""
     data, now, said = Recorder(smooth(64, 2)), [0.0], []
     search = forecast.exact_neighbors
     monkeypatch.setattr(store, "BLOCK", 8)
     monkeypatch.setattr(pictures, "READ", 8)
 
-    def searched(*args, **options):
-        now[0] += 60
-        return search(*args, **options)
+    def searched(queries, source, **options):
+        now[0] += 60 + 2 * len(source)
+        return search(queries, source, **options)
 
     monkeypatch.setattr(forecast, "exact_neighbors", searched)
+    monkeypatch.setattr(forecast, "MEASURED", 4)
     clock = SimpleNamespace(monotonic=lambda: now[0] + len(data.loaded))
     monkeypatch.setattr(descriptions, "time", clock)
     monkeypatch.setattr(forecast, "time", clock)
     found_in(smooth(5, 1), data, k=3, said=said)
     (line,) = [line for line in said if line.startswith("Measured")]
-    searching = 2 * 60 * 64 / 8 + 60 / (8 * 3) * 5 * 3  # two searches of the source; pairs measured in float64
+    pair = (60 + 2 * 8) / (4 * 3)  # measured in float64
+    searching = 2 * (60 + 4 * 2 + 64 * 2) + pair * 5 * 3  # two searches of the source
     images = (64 - 8) + 5 + 5 + 50  # to describe, with the mirrored target; to compare: the target and ten for each
     assert "the first 8 source images: 1 images a second" in line
     assert f"about {(searching + images) / 60:.1f} minutes, {searching / 60:.1f} of them for the search" in line

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_transfer import ranks
 from lightning_transfer.methods.selective.bounds import pruned_scan
 from lightning_transfer.methods.selective.distances import pair_distances
-from lightning_transfer.methods.selective.search import BLOCK, LEAST, Packed, Rows, kept_for, scan
+from lightning_transfer.methods.selective.search import BLOCK, CPU, LEAST, Packed, Rows, kept_for, scan
 
 QUERIES = 2**27  # numbers of packed queries held at once
 MOST_QUERIES = 8192  # in one pass over the source
@@ -24,7 +24,14 @@ QUANTA = 2  # steps of float32 that an error is assumed to have at least
 
 
 def exact_neighbors(
-    queries: Rows, source: Rows, *, k: int, root: Tensor, prune: bool | None = None, all_in_double: bool = False
+    queries: Rows,
+    source: Rows,
+    *,
+    k: int,
+    root: Tensor,
+    prune: bool | None = None,
+    all_in_double: bool = False,
+    device: torch.device = CPU,
 ) -> tuple[Tensor, Tensor]:
     """Return the k nearest rows of the source of every query.
 
@@ -35,14 +42,15 @@ def exact_neighbors(
         root: (numbers,) root of the weights.
         prune: whether a lower bound rules pairs out first; by default if it is cheaper on a sample.
         all_in_double: measure every distance again in float64, not only those that could be out of order.
+        device: of the comparisons in float32; without pruning if it is not the CPU.
 
     Returns:
-        Distances in float64 and indices, each (n, k), nearest first, equal distances by index.
+        Distances in float64 and indices, each (n, k), nearest first, equal distances by index; on the CPU.
     """
     most = min(MOST_QUERIES, max(1, QUERIES // (2 * math.prod(source.shape))))
     step = math.ceil(len(queries) / math.ceil(len(queries) / most))
     groups = (queries.read(start, min(start + step, len(queries))) for start in range(0, len(queries), step))
-    found = [_of_group(group, source, k, root, prune, all_in_double) for group in groups]
+    found = [_of_group(group, source, k, root, prune, all_in_double, device) for group in groups]
     distances, indices = (torch.cat(part) for part in zip(*found, strict=True))
     return distances, indices
 
@@ -57,14 +65,15 @@ def search_bytes(num_queries: int, k: int, shape: tuple[int, int]) -> int:
 
 
 def _of_group(
-    queries: Tensor, source: Rows, k: int, root: Tensor, prune: bool | None, all_in_double: bool
+    queries: Tensor, source: Rows, k: int, root: Tensor, prune: bool | None, all_in_double: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     distances = torch.empty(len(queries), k, dtype=torch.float64)
     indices = torch.empty(len(queries), k, dtype=torch.int64)
     left, asked = torch.arange(len(queries)), k
     while len(left):
         packed = Packed(queries[left], source, root)
-        nearest = pruned_scan(queries[left], packed, source, asked, prune) or scan(packed, source, asked)
+        pruned = pruned_scan(queries[left], packed, source, asked, prune) if device == CPU else None
+        nearest = pruned or scan(packed, source, asked, device)
         rough = packed.distances(nearest.scores).double()
         order = torch.from_numpy(np.argsort(rough.numpy(), axis=1))  # twice as fast as torch's
         rough, near = rough.gather(1, order), nearest.indices.gather(1, order)

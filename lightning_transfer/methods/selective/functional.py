@@ -6,7 +6,7 @@ from torch import Tensor
 from lightning_transfer.errors import TransferConfigError, check_count
 from lightning_transfer.methods.selective.distances import root_weights
 from lightning_transfer.methods.selective.exact import exact_neighbors
-from lightning_transfer.methods.selective.search import InMemory, plain_arithmetic
+from lightning_transfer.methods.selective.search import InMemory, plain_arithmetic, searched_on
 
 WRONG, UNSURE = 4, 2  # times k, the neighbors that a round adds for a hard target image (the paper's)
 
@@ -40,7 +40,7 @@ def symmetric_kl_neighbors(
     check_count("k", k, least=1)
     if k > len(source):
         raise TransferConfigError(f"k={k} exceeds the {len(source)} source images; pass k<={len(source)}.")
-    device, target, source = target.device, target.detach().cpu(), source.detach().cpu()  # where the search runs
+    device, target, source = target.device, target.detach().cpu(), source.detach().cpu()
     root = root_weights(target, source, filter_weights)
     for name, histograms in (("target", target), ("source", source)):
         if not len(histograms) or not histograms.is_floating_point() or not bool((histograms >= 0).all()):
@@ -53,7 +53,9 @@ def symmetric_kl_neighbors(
         for histograms in (target, source)
     )
     with plain_arithmetic():
-        distances, indices = exact_neighbors(queries, rows, k=k, root=root, all_in_double=True)
+        distances, indices = exact_neighbors(
+            queries, rows, k=k, root=root, all_in_double=True, device=searched_on(device)
+        )
     return distances.to(device), indices.to(device)
 
 

@@ -24,7 +24,7 @@ class Scan:
             identified by its length, 64 of its images and what it lists about all). Interrupted work resumes from a
             folder next to the file.
         num_workers: processes that read images, for `select_neighbors`.
-        device: where filters run.
+        device: where filters run, and with CUDA the exact search.
         progress: makes a progress bar from a name and a total.
         say: called with each line of text; by default it prints to the terminal.
 

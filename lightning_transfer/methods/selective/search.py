@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ LEAST = 256  # rows of a block at least, so that a matrix product is efficient
 CACHED = 2**16  # numbers in one step if memory is slower than arithmetic
 SAMPLE = 256  # rows whose mean is subtracted
 SLACK = 32  # how many more than k are kept, because float32 may confuse the order
+CPU = torch.device("cpu")
 
 
 class Rows(Protocol):
@@ -59,16 +60,50 @@ class InMemory:
         return self.histograms[rows]
 
 
+def searched_on(device: torch.device) -> torch.device:
+    """Return where histograms of a device are compared: there with CUDA, otherwise on the CPU."""
+    return device if device.type == "cuda" else CPU
+
+
 @contextmanager
 def plain_arithmetic() -> Iterator[None]:
-    """Compute without gradients and in float32, in a training of any precision."""
+    """Compute without gradients and in full float32, in a training of any precision."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with (
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+            full_products(),
+        ):
             yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def full_products() -> Iterator[None]:
+    """Multiply matrices of float32 in float32, whatever `torch.set_float32_matmul_precision` was told.
+
+    The bounds of a pruned search hold for the rounding of float32, not for that of TF32 or bfloat16.
+    """
+    kinds: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    if not hasattr(torch.backends, "fp32_precision"):  # torch before 2.9
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+    else:
+        each = [kind.fp32_precision for kind in kinds]
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if not hasattr(torch.backends, "fp32_precision"):
+            torch.set_float32_matmul_precision(before)
+        else:
+            for kind, precision in zip(kinds, each, strict=True):
+                kind.fp32_precision = precision
 
 
 def kept_for(k: int, num_rows: int) -> int:
@@ -80,12 +115,13 @@ class Nearest:
     """Keeps the k best scores of every query, from scores that come block by block.
 
     Only scores above a query's current k-th are used, which soon are very few. They wait until there are enough of them
-    for a merge.
+    for a merge. On another device than the CPU every block is merged, because it would have to wait to know how few.
     """
 
-    def __init__(self, num_queries: int, k: int) -> None:
-        self.scores = torch.full((num_queries, k), -torch.inf)
-        self.indices = torch.full((num_queries, k), -1)
+    def __init__(self, num_queries: int, k: int, device: torch.device = CPU) -> None:
+        self.scores = torch.full((num_queries, k), -torch.inf, device=device)
+        self.indices = torch.full((num_queries, k), -1, device=device)
+        self.is_awaited = device == CPU
         self.below = torch.full((num_queries,), torch.inf)  # every row nearer than this was compared
         self.k = k
         self._waiting: list[tuple[Tensor, Tensor]] = []
@@ -93,7 +129,7 @@ class Nearest:
     def add(self, scores: Tensor, first: int) -> None:
         """Merge (queries, block) scores of source rows from `first` on."""
         least = self.scores.amin(1, keepdim=True)
-        if bool((least == -torch.inf).any()):
+        if not self.is_awaited or bool((least == -torch.inf).any()):
             best, places = scores.topk(min(self.k, scores.shape[1]), sorted=False)
             self._merge(best, places + first)
         else:
@@ -176,13 +212,14 @@ class Packed:
         return (self.own[:, None] - scores) / 2
 
 
-def scan(packed: Packed, source: Rows, k: int) -> Nearest:
-    """Return the k nearest rows in float32, and a few more, from one pass over the source."""
-    nearest = Nearest(len(packed.queries), kept_for(k, len(source)))
+def scan(packed: Packed, source: Rows, k: int, device: torch.device = CPU) -> Nearest:
+    """Return the k nearest rows in float32, and a few more, from one pass over the source; on the CPU."""
+    nearest, queries = Nearest(len(packed.queries), kept_for(k, len(source)), device), packed.queries.to(device)
     for start, stop in blocks(source, 2 * math.prod(source.shape), least=LEAST):
         rows, own = packed.rows(source.read(start, stop))
-        nearest.add(torch.addmm(own, packed.queries, rows.T, beta=-1), start)
+        nearest.add(torch.addmm(own.to(device), queries, rows.to(device).T, beta=-1), start)
     nearest.settle()
+    nearest.scores, nearest.indices = nearest.scores.to("cpu"), nearest.indices.to("cpu")
     return nearest
 
 

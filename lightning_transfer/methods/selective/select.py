@@ -31,7 +31,7 @@ from lightning_transfer.methods.selective.forecast import search_seconds
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.pictures import Batches, Pictures, check_alike, scaled
 from lightning_transfer.methods.selective.scanning import Scan
-from lightning_transfer.methods.selective.search import plain_arithmetic
+from lightning_transfer.methods.selective.search import plain_arithmetic, searched_on
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
 from lightning_transfer.methods.selective.store import Store, Stored
 from lightning_transfer.stamps import digest
@@ -253,6 +253,7 @@ class Job:
             k=self.longest,
             num_rows=num_rows // ranks.world_size(),
             num_searches=2 * sum(sides) / len(target),
+            device=searched_on(torch.device(self.scan.device)),
         )
         compared = sum(side + min(num_rows, 2 * COMPARED * side) for side in sides)  # read again for near duplicates
         rest = seconds * (left + compared + sum(sides))
@@ -315,7 +316,14 @@ class Job:
             rows, root = Stored(source, mine), self.bank.weights.sqrt().repeat_interleave(source.shape[1])
             if self.neighbors.search == "approximate":
                 return approximate_neighbors(queries, rows, k=min(k, len(mine)), root=root)
-            found = exact_neighbors(queries, rows, k=min(k, len(mine)), root=root, all_in_double=all_in_double)
+            found = exact_neighbors(
+                queries,
+                rows,
+                k=min(k, len(mine)),
+                root=root,
+                all_in_double=all_in_double,
+                device=searched_on(torch.device(self.scan.device)),
+            )
             return *found, 1.0
 
         distances, local, recall = ranks.together(search)
