@@ -12,9 +12,18 @@ from regime_rows import PLAIN, PROBE, ROWS
 from transfer_results import interval
 
 from lightning_transfer.reports.curves import COLORS, empty_figure
+from lightning_transfer.source.gap import NEAR
 
 SHOTS = (10, 5, 0)
 GAPS = json.loads((RESULTS / "domain-gaps.json").read_text())  # by regime_gaps.py
+DEFAULTS = {  # each callback without options, and the row that measures it; without a row the domain gap decides
+    "SoftFinetuning": "",
+    "SelectiveJointFinetuning": "",
+    "GatedTransfer": "gated transfer",
+    "AdaFilter": "AdaFilter",
+    "CollaborativeFinetuning": "collaborative",
+    "ProbeStart": "LP-FT",
+}
 Runs = dict[int, Cell]  # by seed
 
 
@@ -87,6 +96,18 @@ def other_lengths(shots: int) -> str:
             shown = ["" if each is None else written(*each) for each in found]
             lines.append(f"| {name} | {steps} | {mean(plain):.1f} %{of_seeds(len(plain))} | {' | '.join(shown)} |")
     return "\n".join(lines) if rows else "No training of another length has finished yet."
+
+
+def defaults(shots: int) -> str:
+    """Return the table of what each callback changes if it is given no options."""
+    lines = [f"| | {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
+    for name, row in DEFAULTS.items():
+        found = [difference(row, target, shots) if row else None for target in TARGETS]
+        shown = ["" if each is None else written(*each) for each in found]
+        if not row:
+            shown = ["off" if mean(GAPS["gaps"][target]) > NEAR else "" for target in TARGETS]
+        lines.append(f"| `{name}` | {' | '.join(shown)} |")
+    return "\n".join(lines)
 
 
 def written(apart: float, half: float, seeds: int) -> str:
