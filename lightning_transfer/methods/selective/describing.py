@@ -11,7 +11,8 @@ from lightning_transfer.methods.selective.banks import FilterBank
 from lightning_transfer.methods.selective.descriptors import Binning, ResponseCounts
 from lightning_transfer.methods.selective.pictures import Batches, Picture, scaled
 
-MOST_TOGETHER, NUMBERS = 32, 2**23  # pictures and responses in one batch, so that they stay in the cache
+MOST_TOGETHER = 32  # pictures in one batch
+NUMBERS = 2**22  # responses in it: of more the C library would allocate the memory anew each time
 
 
 class Describer:
