@@ -11,7 +11,8 @@ import torch
 @contextmanager
 def restored() -> Iterator[None]:
     """Restore the program's random state (torch on the CPU, numpy, random) after the work inside has used it."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    # numpy: legacy, it would warn of any bit generator but its first
+    states = torch.get_rng_state(), np.random.get_state(legacy=False), random.getstate()
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lightning_transfer as lt
-from lightning_transfer.randomness import restored
+from lightning_transfer.randomness import restored, seeded
 from lightning_transfer.source.stream import SourceStream
 from tests import toys
 from tests.reference.twister import Twister
@@ -118,6 +118,20 @@ def test_numpys_state_is_restored_to_its_last_number(draw_some):
     after = np.random.get_state()
     assert (after[1] == before[1]).all()
     assert after[2:] == before[2:]
+
+
+def test_another_bit_generator_of_numpy_is_restored_without_a_warning():
+    found = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(3))
+    try:
+        before = np.random.get_state(legacy=False)
+        with seeded(0, 0):
+            drawn = np.random.rand()
+        assert np.random.get_state(legacy=False) == before
+        with seeded(0, 0):
+            assert np.random.rand() == drawn
+    finally:
+        np.random.set_bit_generator(found)
 
 
 def test_seeds_differ():
