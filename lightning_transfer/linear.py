@@ -79,7 +79,7 @@ def fit_path(
         tolerance: change of the loss or a weight at which a fit has ended.
     """
     features = features.double()
-    mean, std = features.mean(0), features.std(0)
+    mean, std = features.mean(0), features.std(0, correction=min(1, len(features) - 1))  # 0 of a single image
     std = std.masked_fill(std <= ROUNDING * features.abs().amax(0), math.inf)  # a weight on rounding would be enormous
     varies = std.isfinite()
     if not by_feature and varies.any():

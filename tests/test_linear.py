@@ -62,6 +62,12 @@ def test_a_class_without_images_and_a_feature_that_never_varies_do_no_harm(by_fe
 
 
 @pytest.mark.parametrize("by_feature", [True, False])
+def test_of_a_single_image_every_image_is_said_to_be_of_its_class(by_feature):
+    says = fit_linear(torch.tensor([[1.0, 2.0]]), torch.tensor([1]), num_classes=3, by_feature=by_feature)
+    assert says(torch.randn(4, 2)).argmax(1).tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("by_feature", [True, False])
 @pytest.mark.parametrize("penalty", [1.0, 10.0])
 def test_a_feature_that_varies_by_rounding_alone_has_no_weight(penalty, by_feature):
     """What is constant where a classifier is fitted may vary where it is used."""
