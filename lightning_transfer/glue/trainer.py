@@ -135,6 +135,19 @@ def current_value(schedule: Schedule, trainer: Any) -> float:
     return schedule.at(trainer.global_step, num_steps)
 
 
+def known_steps(trainer: Any) -> float | None:
+    """Return the number of optimizer steps of this training; None if it has no end, or Lightning does not know it.
+
+    Lightning gives -1 for a train loader without a length, does not estimate the steps of a manual optimization, and
+    takes the accumulation of the current epoch for that of all epochs.
+    """
+    num_steps: float = trainer.estimated_stepping_batches
+    accumulating = (one for one in trainer.callbacks if named([one], {"GradientAccumulationScheduler"}))
+    changes = trainer.max_epochs != -1 and any(len({*one.scheduling.values()}) > 1 for one in accumulating)
+    is_known = 0 < num_steps < float("inf") and trainer.lightning_module.automatic_optimization and not changes
+    return num_steps if is_known else None
+
+
 def schedule_length(schedule: Schedule, trainer: Any) -> float | None:
     """Return the length of a schedule in steps if the Trainer decides it, otherwise None.
 
@@ -148,19 +161,16 @@ def schedule_length(schedule: Schedule, trainer: Any) -> float | None:
             "In manual optimization the number of training steps is not known: pass Schedule(until_steps=...), counted "
             "like trainer.global_step, over all optimizers."
         )
-    num_steps: float = trainer.estimated_stepping_batches
-    is_known = 0 < num_steps < float("inf")
+    num_steps = known_steps(trainer)
     if schedule.until_steps is None:
-        if is_known:
+        if num_steps is not None:
             return num_steps
         raise TransferConfigError(
-            "The length of training is not known (no max_steps, and no max_epochs or no length of the train loader), "
-            "so a schedule over a share of it is not possible. Pass Trainer(max_steps=...), or give the schedule a "
-            "length: weight=lt.Schedule(until_steps=1000)."
+            "The length of training is not known (no max_steps, and no max_epochs, no length of the train loader, or a "
+            "GradientAccumulationScheduler), so a schedule over a share of it is not possible. Pass "
+            "Trainer(max_steps=...), or give the schedule a length: weight=lt.Schedule(until_steps=1000)."
         )
-    # Lightning does not estimate the number of steps of a manual optimization
-    counts = is_known and trainer.lightning_module.automatic_optimization and not is_trial(trainer)
-    if counts and num_steps < schedule.until_steps:
+    if num_steps is not None and num_steps < schedule.until_steps and not is_trial(trainer):
         raise TransferConfigError(
             f"until_steps={schedule.until_steps} is after the end of training, at {num_steps:.0f} steps. "
             f"Pass until_steps<={num_steps:.0f}."

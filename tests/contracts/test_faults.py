@@ -8,6 +8,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.optim import lr_scheduler
@@ -146,6 +147,19 @@ def test_training_without_an_end_asks_for_steps(method):
     runner = toys.trainer([method.callback(), StopAt(8)], max_epochs=-1)
     runner.fit(module, toys.target_loader())
     assert len(module.losses) == 8
+
+
+def test_an_accumulation_that_changes_asks_for_steps():
+    """Lightning takes that of the current epoch for all: the weight would jump when it changes."""
+    source = SOFT.callback().source
+    with pytest.raises(lt.TransferConfigError, match="GradientAccumulationScheduler.*until_steps"):
+        fit(LitToy(), [lt.SoftFinetuning(source, weight=lt.Schedule()), GradientAccumulationScheduler({1: 2})])
+    for weight, factors, options in (
+        (lt.Schedule(until_steps=5), {1: 2}, {}),
+        (lt.Schedule(), {0: 2}, {}),
+        (lt.Schedule(), {1: 2}, {"max_steps": 8, "max_epochs": -1}),
+    ):
+        fit(LitToy(), [lt.SoftFinetuning(source, weight=weight), GradientAccumulationScheduler(factors)], **options)
 
 
 class StopAt(L.Callback):

@@ -238,6 +238,16 @@ def test_training_without_an_end_asks_for_steps_between_rounds(options):
         fit(Stopping(), [selective(neighbors=borrowed(every=None))], **options)
 
 
+def test_a_train_loader_without_a_length_is_not_said_to_end_before_the_first_round():
+    class Streamed(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(list(toys.target_data()))
+
+    callback = selective(neighbors=borrowed(rounds=1, every=2))
+    fit(LitToy(), [callback], loader=torch.utils.data.DataLoader(Streamed(), batch_size=4))
+    assert callback.part.chooser.rounds_done == 1
+
+
 def by_mixin(neighbors, module=SelectiveByHand, weight=ALWAYS, **options):
     source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4)
     return module(source, weight=weight, borrow=lt.Borrowing(neighbors, target=toys.target_data()))

@@ -16,6 +16,7 @@ from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.trainer import (
     Weakly,
     is_trial,
+    known_steps,
     progress_of,
     say,
     source_workers,
@@ -120,8 +121,10 @@ class Borrowed:
     def check(self, trainer: Any) -> None:
         """Raise or warn, at the start of training, if something cannot be right."""
         target_dataset(self.options.target, trainer)
-        num_steps = trainer.estimated_stepping_batches if self.neighbors.rounds else 0
-        if self.neighbors.rounds and self._steps_between(trainer) >= num_steps and not is_trial(trainer):
+        if not self.neighbors.rounds:
+            return
+        every, num_steps = self._steps_between(trainer), known_steps(trainer)
+        if num_steps is not None and every >= num_steps and not is_trial(trainer):
             warnings.warn(
                 f"Neighbors(every={self.neighbors.every}): the first round would come after the end of training, at "
                 f"{num_steps:.0f} steps. Pass every<{num_steps:.0f}, or rounds=0.",
@@ -132,8 +135,8 @@ class Borrowed:
     def _steps_between(self, trainer: Any) -> float:
         if self.neighbors.every is not None:
             return self.neighbors.every
-        num_steps: float = trainer.estimated_stepping_batches
-        if not 0 < num_steps < float("inf") or not trainer.lightning_module.automatic_optimization:
+        num_steps = known_steps(trainer)
+        if num_steps is None:
             raise TransferConfigError(
                 "The number of training steps is not known, so rounds cannot be spread over training. Pass "
                 "Neighbors(every=<steps between rounds>), or Neighbors(rounds=0)."
