@@ -153,7 +153,7 @@ class TransferCallback(AnyCallback):
                 f"{other} lists the module's parameters before {name} has changed its layers. In callbacks put {name} "
                 f"before {other}."
             )
-        for other in named(callbacks[place:], PRUNING_CALLBACKS if is_layered else SCHEDULING_CALLBACKS):
+        for other in named(callbacks[place:], PRUNING_CALLBACKS | (set() if is_layered else SCHEDULING_CALLBACKS)):
             raise TransferConfigError(
                 f"{other} would include parameters that {name} has added. In callbacks put {other} before {name}."
             )
