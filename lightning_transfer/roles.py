@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.tracing import LAYERS, evaluating, run_on_a_picture
@@ -79,9 +80,19 @@ def has_linear(module: nn.Module) -> bool:
 
 
 def in_width(head: nn.Module) -> int:
-    """Return the number of features that a head takes."""
+    """Return the number of features that a head takes.
+
+    Raises:
+        TransferConfigError: it is a lazy layer, which does not know it before it has run.
+    """
     first = next(layer for _, layer in linear_layers(head))
-    return int(first.in_features if isinstance(first, nn.Linear) else first.in_channels)  # type: ignore[arg-type]
+    width = int(first.in_features if isinstance(first, nn.Linear) else first.in_channels)  # type: ignore[arg-type]
+    if isinstance(first, LazyModuleMixin) and not width:
+        raise TransferConfigError(
+            f"The head has a {type(first).__name__}, whose width is not known before it has run. Run an image through "
+            "the network in __init__, or give the width: nn.Linear(features, classes)."
+        )
+    return width
 
 
 def out_width(head: nn.Module) -> int:

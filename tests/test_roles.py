@@ -10,7 +10,7 @@ from torch import nn
 import lightning_transfer as lt
 from lightning_transfer.glue.checkpoints import TrainingOnly
 from lightning_transfer.networks import entry_of
-from lightning_transfer.roles import find_head, has_forward
+from lightning_transfer.roles import find_head, has_forward, in_width
 from tests.toys import LitToy, PlToy, ToyNet
 
 
@@ -124,6 +124,11 @@ def test_a_hidden_layer_with_a_heads_name_is_no_head():
 def test_a_container_is_narrowed_or_taken_whole(narrow, path):
     module = wrapped(net=wrapped(body=nn.Linear(2, 2), classifier=nn.Sequential(nn.Dropout(), nn.Linear(2, 3))))
     assert find_head(module, narrow=narrow).path == path
+
+
+def test_a_lazy_head_that_has_not_run_is_refused_by_name():
+    with pytest.raises(lt.TransferConfigError, match="LazyLinear, whose width is not known before it has run"):
+        in_width(find_head(wrapped(net=wrapped(body=nn.Linear(2, 2), fc=nn.LazyLinear(3)))).module)
 
 
 def test_parts_of_ours_are_no_candidates():

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -10,7 +9,6 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.roles import users_modules
-from lightning_transfer.tracing import is_run_again
 
 
 @contextmanager
@@ -42,13 +40,3 @@ def check_protectable(module: nn.Module) -> None:
                 f"{name or type(module).__name__!r} recomputes activations (grad_checkpointing) in the backward pass, "
                 "when batchnorm='protect' is over. Pass SourceTask(batchnorm='update') or forward='joint'."
             )
-
-
-def refuse_again(norm: nn.Module, args: Any) -> None:
-    """Forward pre-hook on a BatchNorm whose statistics are protected, which they no longer are in backward."""
-    if norm.training and is_run_again():
-        raise TransferConfigError(
-            f"A {type(norm).__name__} runs again in the backward pass (activation checkpointing), when "
-            "batchnorm='protect' is over: source images would move its statistics. Pass "
-            "SourceTask(batchnorm='update') or forward='joint'."
-        )

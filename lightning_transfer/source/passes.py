@@ -16,17 +16,26 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.explaining import explain, explain_joint
 from lightning_transfer.networks import beside, entry_of, find_backbone
 from lightning_transfer.roles import Head, has_forward, in_width, is_pooling, parameters_before
-from lightning_transfer.source.batchnorm import check_protectable, protected_batchnorm, refuse_again
+from lightning_transfer.source.batchnorm import check_protectable, protected_batchnorm
 from lightning_transfer.source.task import SourceTask
-from lightning_transfer.tracing import as_taken, forget_graphs, outside_graphs
+from lightning_transfer.tracing import as_taken, forget_graphs, is_run_again, outside_graphs
 
 Draw = Callable[[], Tensor]
+UNPROTECTED = (
+    "when batchnorm='protect' is over: source images would move its statistics. Pass SourceTask(batchnorm='update') or "
+    "forward='joint'."
+)
+ALONE = (
+    "then without the source images that forward='joint' had appended. Checkpoint its parts one by one, or use "
+    "forward='separate' with batchnorm='update'."
+)
 
 
 class Tap:
     """Take source features out before the head; a copied or pickled network gets an idle tap."""
 
     def __init__(self) -> None:
+        self.has_trained = False  # whether source images have ever passed with gradients
         self.reset()
 
     def __reduce__(self) -> tuple[type["Tap"], tuple[()]]:
@@ -98,7 +107,7 @@ class _AppendSource(_Hook):
                 f"forward='joint' needs source and target images of one shape; found {tuple(source_images.shape[1:])} "
                 f"and {tuple(images.shape[1:])}. Resize the source, or use forward='separate'."
             )
-        self.tap.num_target, self.tap.num_source = len(images), len(source_images)
+        self.tap.num_target, self.tap.num_source, self.tap.has_trained = len(images), len(source_images), True
         both = torch.cat([images, source_images.to(images.dtype)])
         return _with_first(both, args, kwargs)
 
@@ -164,6 +173,25 @@ class _ExplainFailure(_Hook):
             explain_joint(error, network, self.tap.num_target, self.tap.num_source)
 
 
+class _RefuseAgain:
+    """Forward pre-hook on a layer that must not run again in a backward through source images.
+
+    Args:
+        tap: of the pass.
+        why: the end of the message.
+    """
+
+    def __init__(self, tap: Tap, why: str) -> None:
+        self.tap, self.why = tap, why
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        """Refuse; the order of the conditions keeps the tap out of the guards of compiled graphs."""
+        if layer.training and is_run_again() and self.tap.has_trained:
+            raise TransferConfigError(
+                f"A {type(layer).__name__} runs again in the backward pass (activation checkpointing), {self.why}"
+            )
+
+
 class SourcePass:
     """Run source images through one module and keep the features that its head would get.
 
@@ -185,7 +213,8 @@ class SourcePass:
         self._handles += [head.module.register_forward_pre_hook(_TakeAtHead(self.tap), with_kwargs=True)]
         if source.forward != "joint" and source.batchnorm == "protect":
             norms = (layer for layer in module.modules() if isinstance(layer, _BatchNorm))
-            self._handles += [norm.register_forward_pre_hook(refuse_again) for norm in norms]
+            refuse = _RefuseAgain(self.tap, UNPROTECTED)
+            self._handles += [norm.register_forward_pre_hook(refuse) for norm in norms]
         forget_graphs(module)
 
     def _joint_hooks(self, module: nn.Module) -> list[RemovableHandle]:
@@ -199,7 +228,8 @@ class SourcePass:
                 network, hook = find_backbone(module, self.head)[1], _TakeAfterBackbone(self.tap)
         last = network.register_forward_hook(hook)
         failed = network.register_forward_hook(_ExplainFailure(self.tap), always_call=True)
-        return [network.register_forward_pre_hook(_AppendSource(self.tap), with_kwargs=True), last, failed]
+        again = network.register_forward_pre_hook(_RefuseAgain(self.tap, ALONE))
+        return [network.register_forward_pre_hook(_AppendSource(self.tap), with_kwargs=True), last, failed, again]
 
     def remove(self) -> None:
         """Take the hooks out of the user's module."""
@@ -230,6 +260,7 @@ class SourcePass:
         finally:
             self.tap.reset()
         self._has_run = True
+        self.tap.has_trained |= torch.is_grad_enabled()
         if features is None:
             ran = "SourceTask.forward" if forward else f"{type(module).__name__}.forward"
             raise TransferConfigError(

@@ -89,7 +89,8 @@ class SourceTerm(TransferPart):
         self.mix = mix
         target_head = find_head(module, head, probe=lambda: self._probe(module), narrow=not source.keeps_container)
         self.head_path = target_head.path
-        self.head = source.make_head(target_head.module, target_head.path)
+        types = (param.dtype for param in target_head.module.parameters() if param.is_floating_point())
+        self.head = source.make_head(target_head.module, target_head.path).to(next(types, None))
         self.loss = copy.deepcopy(source.loss)  # a module with buffers moves to the device together with this part
         self.num_classes = out_width(self.head)
         self._options = self.describe()  # once: it reads every listed label, which each checkpoint would repeat

@@ -358,6 +358,42 @@ def test_checkpointing_by_hand_does_not_move_protected_statistics(reentrant):
     fit(Checkpointed(), [SOFT.callback(batchnorm="update")])
 
 
+class Whole(LitToy):
+    def forward(self, pixels):
+        return checkpoint(self.model, pixels, use_reentrant=False)
+
+
+@each_sourced
+def test_checkpointing_of_the_whole_network_is_no_fault_where_no_source_image_passes(method):
+    plain, off = Whole(), Whole()
+    fit(plain)
+    fit(off, [method.off()])
+    assert_same(weights(off), weights(plain))
+
+
+def test_checkpointing_of_the_whole_network_is_refused_by_name_in_a_joint_pass():
+    with pytest.raises(lt.TransferConfigError, match="ToyNet runs again in the backward pass.*forward='separate'"):
+        fit(Whole(), [JOINT.callback()])
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+@pytest.mark.parametrize("forward", ["separate", "joint"])
+def test_a_source_head_has_the_type_of_the_users_head(is_kept, forward):
+    class Double(LitToy):
+        def __init__(self):
+            super().__init__()
+            self.double()
+
+        def forward(self, pixels):
+            return super().forward(pixels.double())
+
+    head = {"head": toys.source_head()} if is_kept else {"num_classes": toys.SOURCE_CLASSES}
+    source = lt.SourceTask(toys.source_data(), forward=forward, **head)
+    callback = lt.SoftFinetuning(source, weight=CONSTANT)
+    fit(Double(), [callback])
+    assert {param.dtype for param in callback.part.head.parameters()} == {torch.float64}
+
+
 def test_a_head_may_be_called_by_keyword():
     class Keyword(toys.ToyNet):
         def forward(self, pixels):
