@@ -1,6 +1,6 @@
 """Load, label, group and collate the samples of any dataset of images with random access."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,6 +15,7 @@ from lightning_transfer.naming import structure
 from lightning_transfer.randomness import seeded
 
 PROBED = 8  # samples whose labels are compared with those that their dataset lists
+PART = 8  # images whose labels are read at once
 
 if TYPE_CHECKING:
     AnyDataset: TypeAlias = Dataset[Any]
@@ -110,8 +111,8 @@ def known_labels(dataset: Dataset[Any]) -> Tensor | None:
     return labels if labels.shape[:1] == (len(dataset),) else None  # type: ignore[arg-type]
 
 
-def labels_of(dataset: Dataset[Any], read: Callable[[Any], Any] | None = None) -> list[int]:
-    """Return the class of every image, as the dataset lists them or by loading each.
+def labels_in_parts(dataset: Dataset[Any], read: Callable[[Any], Any] | None = None) -> Iterator[list[int]]:
+    """Yield the class of every image, as the dataset lists them, at once, or by loading some images after another.
 
     A list is trusted if some of its samples have the labels that it lists: `__getitem__` may map them.
 
@@ -124,9 +125,11 @@ def labels_of(dataset: Dataset[Any], read: Callable[[Any], Any] | None = None) -
     """
     known = listed_labels(dataset, read)
     if known is not None:
-        return known.tolist()
-    samples = ((index, load(dataset, index, of="target")) for index in range(len(dataset)))  # type: ignore[arg-type]
-    return [_class_number(sample, dataset, index, read) for index, sample in samples]
+        yield known.tolist()
+        return
+    indices = range(len(dataset))  # type: ignore[arg-type]
+    for some in (indices[start : start + PART] for start in indices[::PART]):
+        yield [_class_number(load(dataset, index, of="target"), dataset, index, read) for index in some]
 
 
 def listed_labels(dataset: Dataset[Any], read: Callable[[Any], Any] | None = None) -> Tensor | None:
@@ -134,7 +137,7 @@ def listed_labels(dataset: Dataset[Any], read: Callable[[Any], Any] | None = Non
 
     Args:
         dataset: the images.
-        read: as in `labels_of`.
+        read: as in `labels_in_parts`.
     """
     known = known_labels(dataset)
     if known is None or known.ndim != 1 or known.is_floating_point() or not _are_given(dataset, known, read):

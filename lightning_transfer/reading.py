@@ -1,14 +1,14 @@
 """Read samples of any dataset outside of training, in a given order, a batch at a time."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lightning_transfer.datasets import ControlFlowError, load
+from lightning_transfer.datasets import ControlFlowError, labels_in_parts, load
 from lightning_transfer.errors import TransferConfigError
 
 Samples = list[tuple[int, Any]]  # each with its index
@@ -26,13 +26,45 @@ def apart(read: Callable[[], Found], num_workers: int | None) -> Found:
         read: the function; its result can be pickled.
         num_workers: that the dataset may get; None if this is not known.
     """
+    (found,) = each_apart(lambda: [read()], num_workers)
+    return found
+
+
+def each_apart(read: Callable[[], Iterable[Found]], num_workers: int | None) -> list[Found]:
+    """Return all that `read` yields, as `apart`; the process may take its time, as long as it yields now and then."""
     if num_workers != 0 and sys.platform == "linux":  # elsewhere workers are not forked
-        options = {"num_workers": 1, "multiprocessing_context": "fork", "timeout": PATIENCE}
-        one: Any = [0]
+        options: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "fork", "timeout": PATIENCE}
+        options |= {"batch_size": None, "collate_fn": lambda found: found, "generator": torch.Generator()}
         with suppress(Exception):  # such a process has no GPU, for example; an error is raised again here
-            (found,) = in_order(one, one, size=1, workers={**options, "collate_fn": lambda _: read()})
-            return found  # type: ignore[no-any-return]
-    return read()
+            return [*DataLoader(_Yielded(read), **options)]
+    return [*read()]
+
+
+class _Yielded(IterableDataset[Any]):
+    """What a function yields."""
+
+    def __init__(self, read: Callable[[], Iterable[Any]]) -> None:
+        self.read = read
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.read())
+
+
+def labels_of(
+    dataset: Dataset[Any], read: Callable[[Any], Any] | None = None, *, num_workers: int | None = 0
+) -> list[int]:
+    """Return the class of every image.
+
+    Args:
+        dataset: the images.
+        read: as in `labels_in_parts`.
+        num_workers: as in `apart`.
+
+    Raises:
+        TransferConfigError: an image has no class number.
+    """
+    parts = each_apart(lambda: labels_in_parts(dataset, read), num_workers)
+    return [label for part in parts for label in part]
 
 
 def in_order(dataset: Dataset[Any], indices: Sequence[int], *, size: int, workers: Mapping[str, Any]) -> Iterator[Any]:

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import lightning_transfer as lt
-from lightning_transfer.datasets import groups_of, labels_of
+from lightning_transfer.datasets import groups_of
+from lightning_transfer.reading import labels_of
 from lightning_transfer.splitting import held_out
 from tests import toys
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from lightning_transfer.advising.backbones import Networks, Run, named, pictures_of
 from lightning_transfer.advising.verdicts import half_interval
-from lightning_transfer.datasets import groups_of, labels_of
+from lightning_transfer.datasets import groups_of
 from lightning_transfer.errors import TransferConfigError, check_count
 from lightning_transfer.probing import probed
 from lightning_transfer.progress import tqdm_progress
 from lightning_transfer.randomness import seeded
-from lightning_transfer.reading import apart
+from lightning_transfer.reading import labels_of
 
 COLUMNS = ("network", "accuracy, %", "to the best", "ms an image", "M parameters", "pixels")
 
@@ -169,7 +169,7 @@ def rank_networks(
     check_count("num_workers", num_workers, least=0)
     chosen, pictures = named(networks), pictures_of(data, num_workers)
     with seeded(0, 0):  # reading may draw
-        labels = apart(lambda: labels_of(pictures.dataset), num_workers)
+        labels = labels_of(pictures.dataset, num_workers=num_workers)
     groups = groups_of(pictures.dataset)
     _check(labels, groups)
     classes, numbers = torch.tensor(labels).unique(return_inverse=True)

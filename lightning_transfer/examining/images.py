@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, Subset
 
 from lightning_transfer.batches import class_numbers, labels_in
-from lightning_transfer.datasets import index_in, labels_of, listed_labels, load
+from lightning_transfer.datasets import index_in, listed_labels, load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining.diagnosis import Finding, listed
 from lightning_transfer.examining.module import CLASSES, out_of_range
 from lightning_transfer.examining.step import Call, Seen
 from lightning_transfer.methods.selective.duplicates import near_duplicates_of_few
 from lightning_transfer.methods.selective.pictures import Pictures, spread
-from lightning_transfer.reading import apart
+from lightning_transfer.reading import apart, labels_of
 
 FEWEST = 5  # images of a class
 MOST = 2000  # images of a dataset that are read
@@ -56,7 +56,7 @@ def labels(
     read = None if adapt is None else lambda sample: adapt(loader.collate_fn([sample]))
     if len(dataset) > MOST and apart(lambda: listed_labels(dataset, read), loader.num_workers) is None:
         raise TransferConfigError(f"{len(dataset):,} images do not list them; give dataset.targets.")
-    listing = apart(lambda: labels_of(dataset, read), loader.num_workers)
+    listing = labels_of(dataset, read, num_workers=loader.num_workers)
     counts = Counter(listing)
     where = f"the training images, a {type(loader.dataset).__name__}"
     rare = [f"{label} ({number})" for label, number in sorted(counts.items()) if label >= 0 and number < FEWEST]

@@ -13,13 +13,13 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from lightning_transfer.datasets import Loaded, groups_of, labels_of
+from lightning_transfer.datasets import Loaded, groups_of
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.quiet import silent, trainer_of
 from lightning_transfer.glue.trainer import looking, namespace_of, served, to_device
 from lightning_transfer.randomness import next_numbers, restored, seeded
-from lightning_transfer.reading import apart
+from lightning_transfer.reading import labels_of
 
 OWN = {"callbacks", "max_epochs", "max_steps", "min_epochs", "min_steps", "max_time", "plugins"}  # trials decide these
 UNEQUAL = "fast_dev_run", "overfit_batches"  # with these a trial would not be a training
@@ -193,7 +193,7 @@ class Trials:
         self.groups = groups_of(self.dataset)
         read = adapt and (lambda sample: adapt(loader.collate_fn([sample])))
         with seeded(0, 0):  # images may have to be loaded, and augmented at random
-            self.labels = apart(lambda: labels_of(self.dataset, read), loader.num_workers)
+            self.labels = labels_of(self.dataset, read, num_workers=loader.num_workers)
         if len(self.clean) != len(self.labels):
             raise TransferConfigError(
                 f"unaugmented has {len(self.clean)} images, the training data {len(self.labels)}; pass the same images "

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import lightning_transfer as lt
+from lightning_transfer import reading
 from lightning_transfer.methods.collaborative.search.candidates import _seen
 from lightning_transfer.progress import no_progress
 from lightning_transfer.reading import apart
@@ -128,6 +130,21 @@ def test_what_looks_at_images_does_not_open_their_file_here(look, data):
     target = data(toys.TARGET_CLASSES)
     look(DataLoader(target, batch_size=4, num_workers=WORKERS))
     assert target.file is None
+
+
+class Slow(InOneFile):
+    """All its images take longer to read than a process may be silent."""
+
+    def __getitem__(self, index):
+        time.sleep(0.1)
+        return super().__getitem__(index)
+
+
+def test_a_process_that_reads_for_long_is_not_taken_to_hang(data, monkeypatch):
+    monkeypatch.setattr(reading, "PATIENCE", 2)
+    slow = Slow(data(toys.TARGET_CLASSES).path, toys.TARGET_CLASSES)
+    assert reading.labels_of(slow, num_workers=WORKERS) == [index % toys.TARGET_CLASSES for index in range(24)]
+    assert slow.file is None
 
 
 def test_a_search_knows_augmented_images_whoever_reads_them():
