@@ -1,6 +1,7 @@
 """Source images have as many workers as the target's; who reads them changes no number, and no process is left."""
 
 import multiprocessing
+from pickle import PicklingError
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +12,12 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 import lightning_transfer as lt
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.trainer import source_workers, to_device
+from lightning_transfer.methods.selective import pictures
+from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.source.drawing import Drawing
 from lightning_transfer.source.stream import SourceStream
 from tests import toys
+from tests.methods import toy_bank
 from tests.toys import LitToy, assert_same, fit, weights
 
 ALWAYS = lt.Schedule(1.0, 1.0)
@@ -110,6 +114,28 @@ def test_how_processes_are_started_is_the_train_loaders_too():
     assert found(spawned)["multiprocessing_context"].get_start_method() == "spawn"
     assert found(spawned, 1) == {"num_workers": 1}
     assert found(SimpleNamespace(num_workers=8)) == {"num_workers": 0}  # as FFCV's, which counts threads
+
+
+def test_a_selection_is_read_by_processes_of_that_kind(monkeypatch):
+    context, asked = multiprocessing.get_context("fork"), []
+    source = lt.SourceTask(toys.source_data(), num_classes=7)
+    neighbors = lt.Neighbors(k=2, bank=toy_bank(), rounds=0)
+    read = pictures.in_order
+    monkeypatch.setattr(pictures, "in_order", lambda *of, **how: asked.append(how["workers"]) or read(*of, **how))
+    loader = DataLoader(toys.target_data(), batch_size=4, num_workers=1, multiprocessing_context=context)
+    fit(LitToy(), [lt.SelectiveJointFinetuning(source, neighbors=neighbors, weight=ALWAYS)], loader=loader)
+    assert asked
+    assert all(workers["multiprocessing_context"] is context for workers in asked)
+
+
+@pytest.mark.filterwarnings("ignore:Got pickle error")
+def test_pictures_that_no_worker_can_be_given_are_named_with_what_to_write():
+    some = Pictures(
+        toys.source_data(), "source", adapt=lambda batch: batch, num_workers=1, multiprocessing_context="spawn"
+    )
+    with pytest.raises((AttributeError, TypeError, PicklingError), match="lambda") as caught:
+        next(some.batches([0]))
+    assert "source dataset and adapt=" in caught.value.__notes__[-1]
 
 
 @pytest.mark.filterwarnings("ignore:Got pickle error")

@@ -48,6 +48,17 @@ def of_timm(model, pixels):
     return [first, by_hand(model.conv1[3], normed.relu())]
 
 
+def test_a_bank_of_a_network_does_not_depend_on_the_type_that_new_tensors_have():
+    network, pixels = plain(), torch.rand(2, 3, 8, 8)
+    expected = FilterBank.from_model(network, layers=["0"])(pixels)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = FilterBank.from_model(network, layers=["0"])(pixels)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found[0], expected[0])
+
+
 def trained(model):
     """As after some training: BatchNorm's statistics are no longer 0 and 1."""
     generator = torch.Generator().manual_seed(0)

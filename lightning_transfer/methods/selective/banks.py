@@ -166,7 +166,8 @@ class _ModelBank(FilterBank):
         self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
         self.normalize = normalize
         self.channels = next(iter(convolutions.values())).in_channels
-        mean, deviation = _statistics(model, self.channels) if normalize else (torch.zeros(1), torch.ones(1))
+        scale = _statistics(model, self.channels) if normalize else (torch.zeros(1), torch.ones(1))
+        mean, deviation = (part.float() for part in scale)  # whatever type new tensors have
         self.mean: Tensor
         self.deviation: Tensor
         self.register_buffer("mean", mean.view(-1, 1, 1))

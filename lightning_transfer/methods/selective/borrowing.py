@@ -204,7 +204,7 @@ class Borrowed:
 
     def _pictures(self, dataset: Dataset[Any], name: str, trainer: Any) -> Pictures:
         workers = (target_workers if name == "target" else source_workers)(self.source.num_workers, trainer)
-        return Pictures(dataset, name, adapt=self.source.adapt, num_workers=workers["num_workers"])
+        return Pictures(dataset, name, adapt=self.source.adapt, **workers)
 
     def _selected(self, trainer: Any, target: Dataset[Any]) -> Selection:
         unaugmented = self._pictures(self.source.plain_dataset, "source", trainer)

@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from pickle import PicklingError
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -50,6 +51,7 @@ class Pictures(Dataset[Picture]):
         name: "target" or "source", for messages.
         adapt: turns collated samples into (images, labels).
         num_workers: processes that read the dataset.
+        multiprocessing_context: how these are started; as DataLoader does if left out.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class Pictures(Dataset[Picture]):
         *,
         adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
         num_workers: int = 0,
+        multiprocessing_context: Any = None,
     ) -> None:
         check_random_access(dataset, name)
         self.dataset: Any = dataset
         self.name = name
         self.adapt = adapt
         self.num_workers = num_workers
+        self.multiprocessing_context = multiprocessing_context
         self.is_mirrored = False
 
     def mirrored(self) -> "Pictures":
@@ -138,11 +142,20 @@ class Pictures(Dataset[Picture]):
     def batches(self, indices: Sequence[int]) -> Batches:
         """Yield indices and their pictures in batches, in order; bytes are not yet `scaled`."""
         start = 0
-        workers = {"num_workers": self.num_workers, "collate_fn": _packed}
-        for pixels, labels in in_order(self, indices, size=READ, workers=workers):
-            batch = [Picture(*one) for one in zip(pixels, labels, strict=True)]
-            yield list(indices[start : start + len(batch)]), batch
-            start += len(batch)
+        workers = {name: getattr(self, name) for name in ("num_workers", "multiprocessing_context")}
+        workers["collate_fn"] = _packed
+        try:
+            for pixels, labels in in_order(self, indices, size=READ, workers=workers):
+                batch = [Picture(*one) for one in zip(pixels, labels, strict=True)]
+                yield list(indices[start : start + len(batch)]), batch
+                start += len(batch)
+        except (AttributeError, TypeError, PicklingError) as error:
+            if not start and self.num_workers:
+                error.add_note(
+                    f"Workers that are not forked are sent the {self.name} dataset and adapt=. If these cannot be "
+                    "pickled, define them in a module, and not as a lambda or inside of a function."
+                )
+            raise
 
     def _given(self, index: int, seed: int) -> tuple[Tensor, int]:
         reseed(seed, index)
