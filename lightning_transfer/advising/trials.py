@@ -11,6 +11,7 @@ from torch.utils.data import Subset
 from lightning_transfer.advising.candidates import PLAIN, PROBE, Candidate
 from lightning_transfer.advising.reading import Places, Reading, Runner
 from lightning_transfer.batches import is_right
+from lightning_transfer.datasets import index_in
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.proxy import Trials
@@ -170,10 +171,16 @@ class _Scoring(AnyCallback):
     def _probed(self, runner: Runner) -> Tensor:
         """Return what a linear classifier of the features of the network as it came has right."""
         paired = self.paired
-        chosen = some(paired.kept(self.fold), MOST_PROBED)
+        chosen, scored = some(paired.kept(self.fold), MOST_PROBED), paired.scored(self.fold)
         with seeded(0, 0):
             features, labels, outputs = runner.features(paired.trials.held(chosen))
-            others, theirs, _ = runner.features(paired.trials.held(paired.scored(self.fold)))
+            others, theirs, _ = runner.features(paired.trials.held(scored))
+        if lost := (~torch.cat([features, others]).isfinite()).any(1).nonzero()[:, 0].tolist():
+            bad = sorted(index_in(paired.trials.dataset, [*chosen, *scored][row]) for row in lost)
+            raise TransferConfigError(
+                f"Before training, the features of images {bad} are not finite. Look for pixels that are not, or a "
+                "network that overflows."
+            )
         num_classes = int(max(labels.max(), theirs.max())) + 1
         if num_classes > max(outputs, 2):
             raise TransferConfigError(

@@ -126,6 +126,15 @@ def test_what_is_not_a_number_is_named():
         advise(Wild())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_images_whose_features_are_not_finite_are_named(value):
+    """They would be counted as wrong, or a fit would fail for a reason that nobody understands."""
+    pixels, labels = images().tensors
+    pixels[[3, 17]] = value
+    with pytest.raises(lt.TransferConfigError, match=r"features of images \[3, 17\] are not finite"):
+        advise(data=DataLoader(TensorDataset(pixels, labels), batch_size=8))
+
+
 @pytest.mark.parametrize("minutes", [0, 1e-9])
 def test_no_minutes_are_refused_by_what_it_takes(minutes):
     with pytest.raises(lt.TransferConfigError, match=rf"One fine-tuning of 2 steps takes .* of minutes={minutes:g}"):
