@@ -55,9 +55,9 @@ def difference(row: str, target: str, shots: int, steps: int | None = None) -> t
 
 
 def cost(row: str, shots: int) -> str:
-    """Return a row's seconds divided by plain fine-tuning's, on the targets that both have."""
+    """Return a row's seconds divided by plain fine-tuning's, of the fastest run each on the targets that both have."""
     pairs = [(runs(row, target, shots), runs(PLAIN, target, shots)) for target in TARGETS]
-    both = [[mean(cell["seconds"] for cell in each.values()) for each in pair] for pair in pairs if all(pair)]
+    both = [[min(cell["seconds"] for cell in each.values()) for each in pair] for pair in pairs if all(pair)]
     return f"{sum(mine for mine, _ in both) / sum(plain for _, plain in both):.1f}" if both else ""
 
 
