@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -23,6 +24,32 @@ def protected_batchnorm(module: nn.Module, *, on: bool) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.track_running_stats = True
+
+
+@contextmanager
+def refused_if_moved(module: nn.Module, *, on: bool) -> Iterator[None]:
+    """Refuse it if running statistics of another kind of layer move while it lasts, and put these back.
+
+    Such as a scripted BatchNorm, or one that a library wrote itself. Frozen ones have statistics too, and keep them.
+    """
+    before = {name: buffer.clone() for name, buffer in _statistics(module).items()} if on else {}
+    yield
+    now = _statistics(module) if on else {}
+    if moved := [name for name, buffer in now.items() if not torch.equal(buffer, before[name])]:
+        for name, buffer in now.items():
+            buffer.copy_(before[name])
+        raise TransferConfigError(
+            f"batchnorm='protect' cannot keep {moved[0]!r}, of a layer that is not torch's BatchNorm: source images "
+            "have moved it. Pass SourceTask(batchnorm='update') or forward='joint'."
+        )
+
+
+def _statistics(module: nn.Module) -> dict[str, Tensor]:
+    """Return the running statistics of layers that are not torch's BatchNorm, by name."""
+    known = tuple(f"{name}." for name, layer in module.named_modules() if isinstance(layer, _BatchNorm))
+    kinds = ("running_mean", "running_var", "num_batches_tracked")
+    found = dict(module.named_buffers())
+    return {name: found[name] for name in found if name.endswith(kinds) and not name.startswith(known)}
 
 
 def check_protectable(module: nn.Module) -> None:

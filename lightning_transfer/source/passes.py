@@ -16,7 +16,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.explaining import explain, explain_joint
 from lightning_transfer.networks import beside, entry_of, find_backbone
 from lightning_transfer.roles import Head, has_forward, in_width, is_pooling, parameters_before
-from lightning_transfer.source.batchnorm import check_protectable, protected_batchnorm
+from lightning_transfer.source.batchnorm import check_protectable, protected_batchnorm, refused_if_moved
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.tracing import as_taken, forget_graphs, is_run_again, outside_graphs
 
@@ -247,7 +247,9 @@ class SourcePass:
         self.tap.reset()
         self.tap.is_idle, self.tap.listening = False, True
         try:
-            with protected_batchnorm(module, on=self.source.batchnorm == "protect"):
+            protects = self.source.batchnorm == "protect"
+            is_first = protects and torch.is_grad_enabled() and not self.tap.has_trained
+            with protected_batchnorm(module, on=protects), refused_if_moved(module, on=is_first):
                 output = forward(module, images) if forward else module.get_submodule(self.entry)(images)
             reached, is_cut = self.tap.features is not None, self.tap.is_cut
             ends_at_features = forward is not None or self.entry not in ("", self.head.network_path)

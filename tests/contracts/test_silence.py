@@ -472,6 +472,37 @@ def test_recomputed_activations_are_refused_where_statistics_would_move():
     fit(module, [SOFT.callback(batchnorm="update")])
 
 
+class OwnNorm(nn.Module):
+    """Statistics that torch's BatchNorm does not keep: of a library's own layer."""
+
+    def __init__(self, momentum):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("running_mean", torch.zeros(toys.WIDTH))
+
+    def forward(self, pixels):
+        if self.training:
+            self.running_mean = self.running_mean.lerp(pixels.detach().mean((0, 2, 3)), self.momentum)
+        return pixels - self.running_mean[:, None, None]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("make", [lambda: torch.jit.script(nn.BatchNorm2d(toys.WIDTH)), lambda: OwnNorm(0.1)])
+def test_statistics_of_another_kind_are_refused_and_left(make):
+    plain, module = LitToy(), LitToy()
+    plain.model.bn, module.model.bn = make(), make()
+    fit(plain, max_steps=1)
+    with pytest.raises(lt.TransferConfigError, match=r"'model.bn.running_mean'.*Pass SourceTask\(batchnorm='update'\)"):
+        fit(module, [SOFT.callback()])
+    assert torch.equal(module.model.bn.running_mean, plain.model.bn.running_mean)
+
+
+def test_statistics_that_are_frozen_are_no_fault():
+    module = LitToy()
+    module.model.bn = OwnNorm(0.0)
+    fit(module, [lt.SoftFinetuning(lt.SourceTask(toys.source_data(), num_classes=7), weight=CONSTANT)])
+
+
 def test_statistics_of_instance_norm_cannot_be_protected():
     module = LitToy()
     module.model.bn = nn.InstanceNorm2d(toys.WIDTH, track_running_stats=True)
