@@ -28,9 +28,9 @@ def protected_batchnorm(module: nn.Module, *, on: bool) -> Iterator[None]:
 
 @contextmanager
 def refused_if_moved(module: nn.Module, *, on: bool) -> Iterator[None]:
-    """Refuse it if running statistics of another kind of layer move while it lasts, and put these back.
+    """Refuse it if running statistics move while it lasts, and put these back.
 
-    Such as a scripted BatchNorm, or one that a library wrote itself. Frozen ones have statistics too, and keep them.
+    As they do in a scripted BatchNorm, and in a layer of another library or with a forward of its own.
     """
     before = {name: buffer.clone() for name, buffer in _statistics(module).items()} if on else {}
     yield
@@ -39,17 +39,15 @@ def refused_if_moved(module: nn.Module, *, on: bool) -> Iterator[None]:
         for name, buffer in now.items():
             buffer.copy_(before[name])
         raise TransferConfigError(
-            f"batchnorm='protect' cannot keep {moved[0]!r}, of a layer that is not torch's BatchNorm: source images "
-            "have moved it. Pass SourceTask(batchnorm='update') or forward='joint'."
+            f"batchnorm='protect' cannot keep {moved[0]!r}: its layer is not torch's BatchNorm, or has a forward of "
+            "its own, and source images have moved it. Pass SourceTask(batchnorm='update') or forward='joint'."
         )
 
 
 def _statistics(module: nn.Module) -> dict[str, Tensor]:
-    """Return the running statistics of layers that are not torch's BatchNorm, by name."""
-    known = tuple(f"{name}." for name, layer in module.named_modules() if isinstance(layer, _BatchNorm))
+    """Return all running statistics, by name."""
     kinds = ("running_mean", "running_var", "num_batches_tracked")
-    found = dict(module.named_buffers())
-    return {name: found[name] for name in found if name.endswith(kinds) and not name.startswith(known)}
+    return {name: buffer for name, buffer in module.named_buffers() if name.endswith(kinds)}
 
 
 def check_protectable(module: nn.Module) -> None:

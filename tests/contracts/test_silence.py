@@ -486,8 +486,23 @@ class OwnNorm(nn.Module):
         return pixels - self.running_mean[:, None, None]
 
 
+class GhostNorm(nn.BatchNorm2d):
+    """Normalises parts of a batch, with a forward of its own."""
+
+    def forward(self, pixels):
+        own = self.running_mean, self.running_var, self.weight, self.bias
+        return torch.cat([F.batch_norm(part, *own, self.training, 0.1) for part in pixels.split(2)])
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-@pytest.mark.parametrize("make", [lambda: torch.jit.script(nn.BatchNorm2d(toys.WIDTH)), lambda: OwnNorm(0.1)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.jit.script(nn.BatchNorm2d(toys.WIDTH)),
+        lambda: OwnNorm(0.1),
+        lambda: GhostNorm(toys.WIDTH),
+    ],
+)
 def test_statistics_of_another_kind_are_refused_and_left(make):
     plain, module = LitToy(), LitToy()
     plain.model.bn, module.model.bn = make(), make()
