@@ -188,7 +188,8 @@ def _label_in(sample: Any) -> Any:
 def groups_of(dataset: Any) -> list[Any] | None:
     """Return the group of each image from `dataset.groups`, or from the datasets it is made of; None if there are none.
 
-    The same name in two parts of a `ConcatDataset` is one group.
+    The same name in two parts of a `ConcatDataset` is one group. So are the places of an image that is repeated, as for
+    oversampling, in a `Subset` or a `ConcatDataset`.
 
     Raises:
         TransferConfigError: it is not a list, does not have one entry for each image, or an entry cannot be a name.
@@ -196,13 +197,13 @@ def groups_of(dataset: Any) -> list[Any] | None:
     groups = getattr(dataset, "groups", None)
     if groups is None and isinstance(dataset, Subset):
         inner = groups_of(dataset.dataset)
-        return None if inner is None else [inner[index] for index in dataset.indices]
+        return _repeated(dataset) if inner is None else [inner[index] for index in dataset.indices]
     if groups is None and isinstance(dataset, ConcatDataset):
         parts = [groups_of(part) for part in dataset.datasets]
-        sizes = np.diff([0, *dataset.cumulative_sizes])
-        alone = [[(number, index) for index in range(size)] for number, size in enumerate(sizes)]  # each its own
-        named = [each if part is None else part for part, each in zip(parts, alone, strict=True)]
-        return None if all(part is None for part in parts) else [group for each in named for group in each]
+        if all(part is None for part in parts):
+            return _repeated(dataset)
+        named = [_images(data) if part is None else part for part, data in zip(parts, dataset.datasets, strict=True)]
+        return [group for each in named for group in each]
     if groups is None:
         return None
     names = getattr(groups, "tolist", lambda: groups)()  # of a tensor, whose numbers are objects of their own
@@ -218,6 +219,23 @@ def groups_of(dataset: Any) -> list[Any] | None:
                 "each image, equal for images of one group: dataset.groups = [str(group) for group in dataset.groups]."
             )
     return [*names]
+
+
+def _repeated(dataset: Dataset[Any]) -> list[Any] | None:
+    """Return a number for each image, equal where an image is repeated; None if none is."""
+    images = _images(dataset)
+    numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
+    return None if len(numbers) == len(images) else [numbers[image] for image in images]
+
+
+def _images(dataset: Any) -> list[tuple[int, int]]:
+    """Return which dataset each image comes from at last, and its index there."""
+    if isinstance(dataset, ConcatDataset):
+        return [image for part in dataset.datasets for image in _images(part)]
+    if isinstance(dataset, Subset):
+        inside = _images(dataset.dataset)
+        return [inside[index] for index in dataset.indices]
+    return [(id(dataset), index) for index in range(len(dataset))]
 
 
 def _is_hashable(value: Any) -> bool:

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset
 
 import lightning_transfer as lt
 from lightning_transfer.advising import backbones
@@ -119,6 +119,16 @@ def half_interval(apart, groups, among=1):
     sums = np.array([(apart - apart.mean())[np.array(groups) == group].sum() for group in dict.fromkeys(groups)])
     spread = max((sums @ sums * len(sums) / (len(sums) - 1)) ** 0.5, 1) / len(apart)  # one image's worth at least
     return spread * stats.t.ppf(1 - 0.025 / among, len(sums) - 1)
+
+
+def test_copies_of_images_are_not_scored_by_a_probe_that_has_seen_them():
+    """Noise that shows no class: with copies in other folds all would be right."""
+    pixels, labels = pixels_and_labels(30, signal=0)
+    data = Pictures(pixels, labels)
+    (once,), (often,) = (lt.rank_networks([Net(grain=8)], some).rows for some in (data, Subset(data, [*range(30)] * 3)))
+    assert once.accuracy < 0.7
+    assert often.accuracy < 0.7
+    assert often.error > once.error / 2  # three copies are not three images
 
 
 @pytest.mark.parametrize("groups", [None, [index // 2 for index in range(40)]], ids=["alone", "groups"])
