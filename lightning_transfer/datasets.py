@@ -197,11 +197,11 @@ def groups_of(dataset: Any) -> list[Any] | None:
     groups = getattr(dataset, "groups", None)
     if groups is None and isinstance(dataset, Subset):
         inner = groups_of(dataset.dataset)
-        return _repeated(dataset) if inner is None else [inner[index] for index in dataset.indices]
+        return repeated(dataset) if inner is None else [inner[index] for index in dataset.indices]
     if groups is None and isinstance(dataset, ConcatDataset):
         parts = [groups_of(part) for part in dataset.datasets]
         if all(part is None for part in parts):
-            return _repeated(dataset)
+            return repeated(dataset)
         named = [_images(data) if part is None else part for part, data in zip(parts, dataset.datasets, strict=True)]
         return [group for each in named for group in each]
     if groups is None:
@@ -221,9 +221,9 @@ def groups_of(dataset: Any) -> list[Any] | None:
     return [*names]
 
 
-def _repeated(dataset: Dataset[Any]) -> list[Any] | None:
-    """Return a number for each image, equal where an image is repeated; None if none is."""
-    images = _images(dataset)
+def repeated(dataset: Dataset[Any]) -> list[int] | None:
+    """Return a number for each image, equal where a Subset or a ConcatDataset repeats one; None if none is repeated."""
+    images = _images(dataset) if isinstance(dataset, Subset | ConcatDataset) else []
     numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
     return None if len(numbers) == len(images) else [numbers[image] for image in images]
 

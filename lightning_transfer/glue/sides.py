@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
-from lightning_transfer.datasets import check_random_access, collate, index_in
+from lightning_transfer.datasets import check_random_access, collate, index_in, repeated
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.trainer import served, target_dataset
 from lightning_transfer.reading import Samples, readable
@@ -39,9 +39,12 @@ class Side:
     forgives: bool = False
 
     def draw(self) -> list[int]:
-        """Draw indices, with the current random state."""
+        """Draw indices, with the current random state; of an image that is repeated, one."""
         check_random_access(self.dataset, self.name)
-        return torch.randperm(len(self.dataset))[: self.most].tolist()
+        drawn = torch.randperm(len(self.dataset)).tolist()
+        if (images := repeated(self.dataset)) is not None:
+            drawn = [*{images[place]: place for place in drawn}.values()]
+        return drawn[: self.most]
 
     def batches(self, drawn: list[int], size: int) -> Iterator[tuple[list[int], Any]]:
         """Yield batches: the indices of the images in the user's dataset, and the images."""

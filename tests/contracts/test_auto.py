@@ -6,10 +6,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, SubsetRandomSampler, TensorDataset
 
 import lightning_transfer as lt
 from lightning_transfer.functional import domain_gap
+from lightning_transfer.glue.sides import Side
 from lightning_transfer.source.gap import is_near
 from tests import toys
 from tests.methods import borrowed
@@ -386,6 +387,20 @@ class Grouped(TensorDataset):
     """Ten patients, say, each of whose images are alike."""
 
     groups = torch.arange(10).repeat_interleave(12)
+
+
+def test_a_copy_is_not_another_image_of_a_side():
+    """A classifier would recognise the copies of a source image that it was trained on."""
+    data = toys.images(10, 2, seed=0)
+    for more in (Subset(data, [*range(10)] * 3), ConcatDataset([data, data, Subset(data, [1])])):
+        torch.manual_seed(0)
+        drawn = Side("source", more, 30, hooks=False, workers={}).draw()
+        assert len(drawn) == 10
+        assert len({float(more[place][0].sum()) for place in drawn}) == 10
+    torch.manual_seed(0)
+    alone = Side("source", data, 4, hooks=False, workers={}).draw()
+    torch.manual_seed(0)
+    assert alone == torch.randperm(10)[:4].tolist()
 
 
 def test_groups_of_the_target_stay_together_where_the_gap_is_measured():
