@@ -412,7 +412,7 @@ FIELD: dict[str, tuple[str, ...]] = {
     "D18": (
         "finetuning-scheduler and pruning beside ours",
         "glue/test_company.py::test_a_finetuning_scheduler_lists_the_users_parameters_as_they_are_trained",
-        "glue/test_company.py::test_pruning_comes_first_where_layers_change",
+        "glue/test_company.py::test_pruning_comes_first",
     ),
     "S1": (
         "a Sequential whose children are counted by position",
