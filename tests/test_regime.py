@@ -438,6 +438,10 @@ def test_a_ranking_stands_beside_test_images_and_a_probe_beside_one_with_a_scale
     assert [cell["seed"] for cell in cells] == [1, 2, 3]
     mean = 100 * np.mean([cell["one"] - cell["each"] for cell in cells])
     assert _lines(regime_probes)[-1].startswith(f"| test_efficientnet | {mean:+.1f} |")
+    losses = [np.mean([cell["losses"][name] for cell in cells]) for name in regime_probes.SHOWN]
+    assert losses[0] < losses[2]
+    lines = regime_probes.sureness().splitlines()[2:]
+    assert [line.split(" | ")[1].strip("| ") for line in lines] == [f"{loss:.2f}" for loss in losses]
 
 
 def _lines(script):

@@ -1,6 +1,7 @@
 """Provide the pretrained networks of the regime benchmark, the module that tunes them, and their outputs."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,7 +112,12 @@ def accuracy(network: nn.Module, images: Photos) -> float:
 
 def features(network: Any, images: Photos) -> Tensor:
     """Return the inputs of the network's head, (n, width), on images' centres."""
+    return pooled(network, map(centre, images.pixels.split(100)))
+
+
+def pooled(network: Any, batches: Iterable[Tensor]) -> Tensor:
+    """Return the inputs of the network's head, (n, width), on batches of its own inputs."""
     device = next(network.parameters()).device
     with evaluating(network):
-        some = [network.forward_features(centre(pixels.to(device))) for pixels in images.pixels.split(100)]
+        some = (network.forward_features(images.to(device)) for images in batches)
         return torch.cat([network.forward_head(each, pre_logits=True) for each in some]).float().cpu()

@@ -1,5 +1,7 @@
 """Compare linear probes of features that share one scale with probes of features that are each divided by their own.
 
+Also measured is how sure the probe with one scale is of the images that it was fitted to, and of others.
+
 python examples/benchmarks/regime_probes.py --data FOLDER --weights tf_efficientnet_lite0=FILE
 """
 
@@ -7,12 +9,15 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from regime import RESULTS, be_quiet
-from regime_data import TARGETS, Draw, target
-from regime_network import features, pretrained
+from regime_data import TARGETS, Draw, Photos, target
+from regime_network import features, pooled, pretrained
 from regime_results import of_seeds
 from transfer_results import interval
 
@@ -20,6 +25,7 @@ from lightning_transfer.probing import fit_probe
 
 PATH = RESULTS / "probes.json"
 SHOTS, SEEDS = 10, (1, 2, 3)
+SHOWN = "images it was fitted to", "random crops of them", "test images"
 FEW = 1e-6  # added to standard deviations: a feature may never vary
 
 
@@ -36,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for where in TARGETS:
             for seed in SEEDS[:1] if where == "flowers" else SEEDS:  # which has one draw
                 draw = target(where, options.data, shots=SHOTS, seed=seed)
-                cells.append({"target": where, "network": name, "seed": seed, **accuracies(network, draw)})
+                found = {**accuracies(network, draw), "losses": losses(network, draw, seed)}
+                cells.append({"target": where, "network": name, "seed": seed, **found})
                 print(cells[-1], flush=True)
     PATH.write_text(json.dumps({"cells": cells}).replace(', {"target": ', ',\n{"target": ') + "\n")
 
@@ -49,6 +56,17 @@ def accuracies(network: Any, draw: Draw) -> dict[str, float]:
         says = fit_probe(seen / scale, draw.train.targets, num_classes=draw.num_classes)
         found[name] = float((says(others / scale).argmax(1) == draw.test.targets).float().mean())
     return found
+
+
+def losses(network: Any, draw: Draw, seed: int) -> dict[str, float]:
+    """Return the mean loss of a probe on the images it was fitted to, on random crops of them, and on test images."""
+    random, labels = torch.Generator().manual_seed(seed), draw.train.targets
+    crops = Photos(draw.train.pixels, labels, augmented=True, random=random)
+    cropped = pooled(network, torch.stack([crops[index][0] for index in range(len(crops))]).split(100))
+    fitted, others = (features(network, images) for images in (draw.train, draw.test))
+    says = fit_probe(fitted, labels, num_classes=draw.num_classes)
+    shown = {SHOWN[0]: (fitted, labels), SHOWN[1]: (cropped, labels), SHOWN[2]: (others, draw.test.targets)}
+    return {name: float(F.cross_entropy(says(inputs), right)) for name, (inputs, right) in shown.items()}
 
 
 def table() -> str:
@@ -64,6 +82,19 @@ def table() -> str:
         shown = [f"{each.mean():+.1f}{of_seeds(len(each))}" for each in apart.values()]
         average, half = interval(np.array([each.mean() for each in apart.values()]))
         lines.append(f"| {name} | {' | '.join(shown)} | {average:+.1f} ± {half:.1f} |")
+    return "\n".join(lines)
+
+
+def sureness() -> str:
+    """Return the table of the losses of the first network's probes, means over its draws."""
+    cells = json.loads(PATH.read_text())["cells"]
+    lines = [f"| | {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
+    for name in SHOWN:
+        mine = [
+            [c["losses"][name] for c in cells if (c["network"], c["target"]) == (cells[0]["network"], where)]
+            for where in TARGETS
+        ]
+        lines.append(f"| {name} | {' | '.join(f'{mean(each):.2f}' for each in mine)} |")
     return "\n".join(lines)
 
 

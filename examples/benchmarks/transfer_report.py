@@ -256,6 +256,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "regime ranking": regime_ranking.table,
     "regime advice": regime_advice.table,
     "regime probes": regime_probes.table,
+    "regime sureness": regime_probes.sureness,
     "costs": lambda: measuring.markdown(read("costs")["rows"]),
 }
 

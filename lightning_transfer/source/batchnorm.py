@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,8 @@ def refused_if_moved(module: nn.Module, *, on: bool) -> Iterator[None]:
     before = {name: buffer.clone() for name, buffer in _statistics(module).items()} if on else {}
     yield
     now = _statistics(module) if on else {}
-    if moved := [name for name, buffer in now.items() if not torch.equal(buffer, before[name])]:
+    same = partial(torch.allclose, rtol=0, atol=0, equal_nan=True)
+    if moved := [name for name, buffer in now.items() if not same(buffer, before[name])]:
         for name, buffer in now.items():
             buffer.copy_(before[name])
         raise TransferConfigError(

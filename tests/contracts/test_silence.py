@@ -512,9 +512,10 @@ def test_statistics_of_another_kind_are_refused_and_left(make):
     assert torch.equal(module.model.bn.running_mean, plain.model.bn.running_mean)
 
 
-def test_statistics_that_are_frozen_are_no_fault():
+def test_statistics_that_are_frozen_or_not_numbers_are_no_fault():
     module = LitToy()
-    module.model.bn = OwnNorm(0.0)
+    module.model.bn, module.unused = OwnNorm(0.0), nn.BatchNorm2d(2)
+    module.unused.running_mean.fill_(torch.nan)
     fit(module, [lt.SoftFinetuning(lt.SourceTask(toys.source_data(), num_classes=7), weight=CONSTANT)])
 
 
