@@ -127,12 +127,17 @@ def check_launcher(trainer: Any, name: str) -> None:
         )
 
 
-def current_value(schedule: Schedule, trainer: Any) -> float:
-    """Return a schedule's value at the next optimizer step."""
+def current_value(schedule: Schedule, trainer: Any, num_steps: float | None) -> float:
+    """Return a schedule's value at the next optimizer step.
+
+    Args:
+        schedule: of a value.
+        trainer: the Trainer.
+        num_steps: the length of training when it began, which a reloaded loader of another length does not change.
+    """
     if schedule.is_constant:
         return schedule.end
-    num_steps = trainer.estimated_stepping_batches if schedule.until_steps is None else schedule.until_steps
-    return schedule.at(trainer.global_step, num_steps)
+    return schedule.at(trainer.global_step, schedule.until_steps or num_steps or trainer.estimated_stepping_batches)
 
 
 def known_steps(trainer: Any) -> float | None:

@@ -262,7 +262,7 @@ class SourceTerm(TransferPart):
         """
         if self._is_over:
             return 0.0
-        weight = current_value(self.weight, trainer)
+        weight = current_value(self.weight, trainer, self._num_steps)
         if weight == self.weight.end == 0:
             self._is_over = True
             self.drawing.close()

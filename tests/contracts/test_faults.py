@@ -162,6 +162,22 @@ def test_an_accumulation_that_changes_asks_for_steps():
         fit(LitToy(), [lt.SoftFinetuning(source, weight=weight), GradientAccumulationScheduler(factors)], **options)
 
 
+def test_a_loader_of_another_length_in_each_epoch_does_not_raise_the_weight():
+    class Growing(LitToy):
+        def train_dataloader(self):
+            return toys.target_loader(batch_size=6 // (self.current_epoch + 1))
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            seen.append(float(self.trainer.callback_metrics["transfer/source_weight"]))
+
+    seen, source = [], lt.SourceTask(toys.source_data(), num_classes=7)
+    runner = toys.trainer([lt.SoftFinetuning(source, weight=lt.Schedule())], reload_dataloaders_every_n_epochs=1)
+    runner.fit(Growing())
+    assert seen[:4] == pytest.approx([1 - step / (4 * runner.max_epochs / 2) for step in range(4)])
+    assert seen == sorted(seen, reverse=True)
+    assert len(seen) > 4 * runner.max_epochs
+
+
 class StopAt(L.Callback):
     def __init__(self, step):
         self.step = step
