@@ -80,9 +80,9 @@ def trace(
         otherwise: what else an error message says can be done.
 
     Raises:
-        TransferConfigError: no layer ran.
+        TransferConfigError: no layer ran, or the network cannot be copied.
     """
-    twin = copy.deepcopy(network).eval()
+    twin = _copied(network).eval()
     failure: Exception | None = None
     longest: list[Call] = []
     for images in [*([] if example is None else [example]), *_pictures(twin)]:
@@ -105,6 +105,17 @@ def trace(
             f"not known. Set example_input_array in the LightningModule{otherwise}."
         )
     return longest
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except RuntimeError as error:  # torch's, of tensors that are not leaves
+        raise TransferConfigError(
+            f"{type(network).__name__} cannot be copied to see in which order its layers run: it has a weight that is "
+            "computed from others. Use torch.nn.utils.parametrizations.weight_norm in place of weight_norm, or call "
+            "torch.nn.utils.prune.remove on pruned layers first."
+        ) from error
 
 
 @contextmanager

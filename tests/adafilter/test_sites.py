@@ -7,6 +7,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils import prune
 
 import lightning_transfer as lt
 from lightning_transfer.functional import apply_adafilter, remove_adafilter
@@ -188,3 +189,12 @@ def test_names_to_gate_start_at_the_users_module(make):
     fit(module, [lt.AdaFilter(gated=make())], max_steps=1)  # finds the same convolutions again
     with pytest.raises(lt.TransferConfigError, match=r"gated='conv' matches no convolution.*model\.conv"):
         apply_adafilter(LitToy(), gated="conv")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize("compute", [nn.utils.weight_norm, lambda conv: prune.l1_unstructured(conv, "weight", 0.5)])
+def test_a_network_with_computed_weights_is_refused_with_the_way_out(compute):
+    module = LitToy()
+    compute(module.model.conv)
+    with pytest.raises(lt.TransferConfigError, match=r"computed from others\. Use .*parametrizations.*prune\.remove"):
+        fit(module, [lt.AdaFilter(gated="model.conv")])
