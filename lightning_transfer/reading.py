@@ -1,8 +1,8 @@
 """Read samples of any dataset outside of training, in a given order, a batch at a time."""
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -35,8 +35,17 @@ def each_apart(read: Callable[[], Iterable[Found]], num_workers: int | None) -> 
     if num_workers != 0 and sys.platform == "linux":  # elsewhere workers are not forked
         options: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "fork", "timeout": PATIENCE}
         options |= {"batch_size": None, "collate_fn": lambda found: found, "generator": torch.Generator()}
-        with suppress(Exception):  # such a process has no GPU, for example; an error is raised again here
+        try:
             return [*DataLoader(_Yielded(read), **options)]
+        except Exception as error:  # such a process has no GPU, for example
+            found, reason = [*read()], (str(error).splitlines() or [type(error).__name__])[-1]  # of its traceback
+            warnings.warn(
+                f"Images were read in the program's own process, because another one could not ({reason}). If the "
+                "dataset opens a file with its first image, its workers now share that file and read wrong images: "
+                "open it in each worker, or pass num_workers=0 to your loader.",
+                stacklevel=2,
+            )
+            return found
     return [*read()]
 
 
