@@ -194,14 +194,20 @@ def groups_of(dataset: Any) -> list[Any] | None:
     Raises:
         TransferConfigError: it is not a list, does not have one entry for each image, or an entry cannot be a name.
     """
+    given = _given_groups(dataset)
+    return repeated(dataset) if given is None else given
+
+
+def _given_groups(dataset: Any) -> list[Any] | None:
+    """Return the group of each image, of images without one the image itself; None if no image has one."""
     groups = getattr(dataset, "groups", None)
     if groups is None and isinstance(dataset, Subset):
-        inner = groups_of(dataset.dataset)
-        return repeated(dataset) if inner is None else [inner[index] for index in dataset.indices]
+        inner = _given_groups(dataset.dataset)
+        return None if inner is None else [inner[index] for index in dataset.indices]
     if groups is None and isinstance(dataset, ConcatDataset):
-        parts = [groups_of(part) for part in dataset.datasets]
+        parts = [_given_groups(part) for part in dataset.datasets]
         if all(part is None for part in parts):
-            return repeated(dataset)
+            return None
         named = [_images(data) if part is None else part for part, data in zip(parts, dataset.datasets, strict=True)]
         return [group for each in named for group in each]
     if groups is None:
@@ -229,7 +235,7 @@ def repeated(dataset: Dataset[Any]) -> list[int] | None:
 
 
 def _images(dataset: Any) -> list[tuple[int, int]]:
-    """Return which dataset each image comes from at last, and its index there."""
+    """Return the innermost dataset that each image comes from, by its id, and the image's index there."""
     if isinstance(dataset, ConcatDataset):
         return [image for part in dataset.datasets for image in _images(part)]
     if isinstance(dataset, Subset):

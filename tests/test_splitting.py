@@ -76,10 +76,15 @@ def test_the_places_of_a_repeated_image_are_one_group():
     rare = torch.utils.data.Subset(data, [4, 5])
     concat = torch.utils.data.ConcatDataset
     assert groups_of(torch.utils.data.Subset(data, [0, 1, 0, 5])) == [0, 1, 0, 2]
-    assert groups_of(torch.utils.data.Subset(torch.utils.data.Subset(data, [3, 3, 2]), [2, 1, 0])) == [1, 0, 0]
+    assert groups_of(torch.utils.data.Subset(torch.utils.data.Subset(data, [3, 3, 2]), [2, 1, 0])) == [0, 1, 1]
     assert groups_of(concat([data, rare, rare])) == [0, 1, 2, 3, 4, 5, 4, 5, 4, 5]
     assert groups_of(concat([data, other, torch.utils.data.Subset(other, [2])])) == [*range(9), 8]
+    twice = torch.utils.data.Subset(data, [5, 5, 0])
+    assert groups_of(concat([torch.utils.data.Subset(data, [0, 0, 1]), twice])) == [0, 0, 1, 2, 2, 0]
+    assert groups_of(concat([twice, data])) == [0, 0, 1, 1, 2, 3, 4, 5, 0]
+    assert groups_of(concat([twice, torch.utils.data.Subset(other, [2, 2])])) == [0, 0, 1, 2, 2]
     other.groups = ["x", "y", "y"]
+    assert len({*groups_of(concat([other, twice, data]))}) == 2 + 6
     found = groups_of(concat([data, other, rare]))
     assert found[6:9] == ["x", "y", "y"]
     assert found[9:] == found[4:6]
