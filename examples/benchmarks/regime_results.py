@@ -16,7 +16,8 @@ from lightning_transfer.source.gap import NEAR
 
 SHOTS = (10, 5, 0)
 GAPS = json.loads((RESULTS / "domain-gaps.json").read_text())  # by regime_gaps.py
-DEFAULTS = {  # each callback without options, and the row that measures it; without a row the domain gap decides
+# each callback without options, and its row; LP-FT starts as ProbeStart does; without a row the domain gap decides
+DEFAULTS = {
     "SoftFinetuning": "",
     "SelectiveJointFinetuning": "",
     "GatedTransfer": "gated transfer",
@@ -102,9 +103,10 @@ def defaults(shots: int) -> str:
     """Return the table of what each callback changes if it is given no options."""
     lines = [f"| | {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
     for name, row in DEFAULTS.items():
-        found = [difference(row, target, shots) if row else None for target in TARGETS]
-        shown = ["" if each is None else written(*each) for each in found]
-        if not row:
+        if row:
+            found = [difference(row, target, shots) for target in TARGETS]
+            shown = ["" if each is None else written(*each) for each in found]
+        else:
             shown = ["off" if mean(GAPS["gaps"][target]) > NEAR else "" for target in TARGETS]
         lines.append(f"| `{name}` | {' | '.join(shown)} |")
     return "\n".join(lines)

@@ -128,7 +128,7 @@ def test_copies_of_images_are_not_scored_by_a_probe_that_has_seen_them():
     (once,), (often,) = (lt.rank_networks([Net(grain=8)], some).rows for some in (data, Subset(data, [*range(30)] * 3)))
     assert once.accuracy < 0.7
     assert often.accuracy < 0.7
-    assert often.error > once.error / 2  # three copies are not three images
+    assert often.error > 0.9 * once.error  # of three times as many images it would be .58 times as large
 
 
 @pytest.mark.parametrize("groups", [None, [index // 2 for index in range(40)]], ids=["alone", "groups"])
