@@ -15,7 +15,7 @@ from lightning_transfer.naming import structure
 from lightning_transfer.randomness import seeded
 
 PROBED = 8  # samples whose labels are compared with those that their dataset lists
-PART = 8  # images whose labels are read at once
+PART = 8  # images that are loaded before their labels are yielded
 
 if TYPE_CHECKING:
     AnyDataset: TypeAlias = Dataset[Any]
@@ -112,7 +112,7 @@ def known_labels(dataset: Dataset[Any]) -> Tensor | None:
 
 
 def labels_in_parts(dataset: Dataset[Any], read: Callable[[Any], Any] | None = None) -> Iterator[list[int]]:
-    """Yield the class of every image, as the dataset lists them, at once, or by loading some images after another.
+    """Yield the class of every image: all at once if the dataset lists them, otherwise a few loaded ones at a time.
 
     A list is trusted if some of its samples have the labels that it lists: `__getitem__` may map them.
 
@@ -239,8 +239,9 @@ def _images(dataset: Any) -> list[tuple[int, int]]:
     if isinstance(dataset, ConcatDataset):
         return [image for part in dataset.datasets for image in _images(part)]
     if isinstance(dataset, Subset):
-        inside = _images(dataset.dataset)
-        return [inside[index] for index in dataset.indices]
+        inner, indices = dataset.dataset, dataset.indices
+        inside = _images(inner) if hasattr(inner, "__len__") else {index: (id(inner), index) for index in indices}
+        return [inside[index] for index in indices]
     return [(id(dataset), index) for index in range(len(dataset))]
 
 

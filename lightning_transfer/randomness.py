@@ -11,7 +11,7 @@ import torch
 @contextmanager
 def restored() -> Iterator[None]:
     """Restore the program's random state (torch on the CPU, numpy, random) after the work inside has used it."""
-    # numpy: legacy, it would warn of any bit generator but its first
+    # legacy=True would warn if numpy's bit generator is not its default
     states = torch.get_rng_state(), np.random.get_state(legacy=False), random.getstate()
     try:
         yield

@@ -31,7 +31,7 @@ def apart(read: Callable[[], Found], num_workers: int | None) -> Found:
 
 
 def each_apart(read: Callable[[], Iterable[Found]], num_workers: int | None) -> list[Found]:
-    """Return all that `read` yields, as `apart`; the process may take its time, as long as it yields now and then."""
+    """Return all that `read` yields, as `apart`; a process is given up after `PATIENCE` seconds without a value."""
     if num_workers != 0 and sys.platform == "linux":  # elsewhere workers are not forked
         options: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "fork", "timeout": PATIENCE}
         options |= {"batch_size": None, "collate_fn": lambda found: found, "generator": torch.Generator()}
@@ -50,7 +50,7 @@ def each_apart(read: Callable[[], Iterable[Found]], num_workers: int | None) -> 
 
 
 class _Yielded(IterableDataset[Any]):
-    """What a function yields."""
+    """The values that a function yields."""
 
     def __init__(self, read: Callable[[], Iterable[Any]]) -> None:
         self.read = read

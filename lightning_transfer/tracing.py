@@ -110,7 +110,9 @@ def trace(
 def _copied(network: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(network)
-    except RuntimeError as error:  # torch's, of tensors that are not leaves
+    except RuntimeError as error:
+        if "deepcopy protocol" not in str(error):  # torch's words for a tensor that is not a leaf
+            raise
         raise TransferConfigError(
             f"{type(network).__name__} cannot be copied to see in which order its layers run: it has a weight that is "
             "computed from others. Use torch.nn.utils.parametrizations.weight_norm in place of weight_norm, or call "

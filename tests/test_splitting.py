@@ -79,6 +79,8 @@ def test_the_places_of_a_repeated_image_are_one_group():
     assert groups_of(torch.utils.data.Subset(torch.utils.data.Subset(data, [3, 3, 2]), [2, 1, 0])) == [0, 1, 1]
     assert groups_of(concat([data, rare, rare])) == [0, 1, 2, 3, 4, 5, 4, 5, 4, 5]
     assert groups_of(concat([data, other, torch.utils.data.Subset(other, [2])])) == [*range(9), 8]
+    endless = torch.utils.data.Dataset()  # which has no length
+    assert groups_of(torch.utils.data.Subset(endless, [7, 3, 7])) == [0, 1, 0]
     twice = torch.utils.data.Subset(data, [5, 5, 0])
     assert groups_of(concat([torch.utils.data.Subset(data, [0, 0, 1]), twice])) == [0, 0, 1, 2, 2, 0]
     assert groups_of(concat([twice, data])) == [0, 0, 1, 1, 2, 3, 4, 5, 0]

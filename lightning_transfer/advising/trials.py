@@ -178,8 +178,8 @@ class _Scoring(AnyCallback):
         if lost := (~torch.cat([features, others]).isfinite()).any(1).nonzero()[:, 0].tolist():
             bad = sorted(index_in(paired.trials.dataset, [*chosen, *scored][row]) for row in lost)
             raise TransferConfigError(
-                f"Before training, the features of images {bad} are not finite. Look for pixels that are not, or a "
-                "network that overflows."
+                f"Before training, the features of images {bad} are not finite. Look for pixels that are not finite, "
+                "or a network that overflows."
             )
         num_classes = int(max(labels.max(), theirs.max())) + 1
         if num_classes > max(outputs, 2):

@@ -172,8 +172,8 @@ def schedule_length(schedule: Schedule, trainer: Any) -> float | None:
             return num_steps
         raise TransferConfigError(
             "The length of training is not known (no max_steps, and no max_epochs, no length of the train loader, or a "
-            "GradientAccumulationScheduler), so a schedule over a share of it is not possible. Pass "
-            "Trainer(max_steps=...), or give the schedule a length: weight=lt.Schedule(until_steps=1000)."
+            "GradientAccumulationScheduler whose factor changes), so a schedule over a share of it is not possible. "
+            "Pass Trainer(max_steps=...) without max_epochs, or weight=lt.Schedule(until_steps=1000)."
         )
     if num_steps is not None and num_steps < schedule.until_steps and not is_trial(trainer):
         raise TransferConfigError(

@@ -29,9 +29,12 @@ def protected_batchnorm(module: nn.Module, *, on: bool) -> Iterator[None]:
 
 @contextmanager
 def refused_if_moved(module: nn.Module, *, on: bool) -> Iterator[None]:
-    """Refuse it if running statistics move while it lasts, and put these back.
+    """Raise if running statistics have moved at the end of the block, after putting them back.
 
-    As they do in a scripted BatchNorm, and in a layer of another library or with a forward of its own.
+    `protected_batchnorm` does not keep those of a scripted BatchNorm, or of a layer with a forward of its own.
+
+    Raises:
+        TransferConfigError: they have moved.
     """
     before = {name: buffer.clone() for name, buffer in _statistics(module).items()} if on else {}
     yield

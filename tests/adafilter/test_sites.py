@@ -198,3 +198,12 @@ def test_a_network_with_computed_weights_is_refused_with_the_way_out(compute):
     compute(module.model.conv)
     with pytest.raises(lt.TransferConfigError, match=r"computed from others\. Use .*parametrizations.*prune\.remove"):
         fit(module, [lt.AdaFilter(gated="model.conv")])
+
+
+def test_another_error_of_copying_a_network_is_left_as_it_is():
+    class Full(nn.Conv2d):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="^out of memory$"):
+        apply_adafilter(nn.Sequential(Full(3, 4, 3)))

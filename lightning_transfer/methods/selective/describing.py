@@ -12,7 +12,7 @@ from lightning_transfer.methods.selective.descriptors import Binning, ResponseCo
 from lightning_transfer.methods.selective.pictures import Batches, Picture, scaled
 
 MOST_TOGETHER = 32  # pictures in one batch
-NUMBERS = 2**22  # responses in it: of more the C library would allocate the memory anew each time
+NUMBERS = 2**22  # responses in it: for more, the C library allocates memory anew in each batch
 
 
 class Describer:

@@ -84,7 +84,7 @@ def plain_arithmetic() -> Iterator[None]:
 
 @contextmanager
 def full_products() -> Iterator[None]:
-    """Multiply matrices of float32 in float32, whatever `torch.set_float32_matmul_precision` was told.
+    """Multiply matrices of float32 in float32, whatever `torch.set_float32_matmul_precision` allows.
 
     The bounds of a pruned search hold for the rounding of float32, not for that of TF32 or bfloat16.
     """
@@ -115,13 +115,13 @@ class Nearest:
     """Keeps the k best scores of every query, from scores that come block by block.
 
     Only scores above a query's current k-th are used, which soon are very few. They wait until there are enough of them
-    for a merge. On another device than the CPU every block is merged, because it would have to wait to know how few.
+    for a merge. On another device every block is merged, because to count these scores the CPU would wait for it.
     """
 
     def __init__(self, num_queries: int, k: int, device: torch.device = CPU) -> None:
         self.scores = torch.full((num_queries, k), -torch.inf, device=device)
         self.indices = torch.full((num_queries, k), -1, device=device)
-        self.is_awaited = device == CPU
+        self.is_on_cpu = device == CPU
         self.below = torch.full((num_queries,), torch.inf)  # every row nearer than this was compared
         self.k = k
         self._waiting: list[tuple[Tensor, Tensor]] = []
@@ -129,7 +129,7 @@ class Nearest:
     def add(self, scores: Tensor, first: int) -> None:
         """Merge (queries, block) scores of source rows from `first` on."""
         least = self.scores.amin(1, keepdim=True)
-        if not self.is_awaited or bool((least == -torch.inf).any()):
+        if not self.is_on_cpu or bool((least == -torch.inf).any()):
             best, places = scores.topk(min(self.k, scores.shape[1]), sorted=False)
             self._merge(best, places + first)
         else:
@@ -213,7 +213,7 @@ class Packed:
 
 
 def scan(packed: Packed, source: Rows, k: int, device: torch.device = CPU) -> Nearest:
-    """Return the k nearest rows in float32, and a few more, from one pass over the source; on the CPU."""
+    """Return the k nearest rows in float32, and a few more, from one pass over the source; the result is on the CPU."""
     nearest, queries = Nearest(len(packed.queries), kept_for(k, len(source)), device), packed.queries.to(device)
     for start, stop in blocks(source, 2 * math.prod(source.shape), least=LEAST):
         rows, own = packed.rows(source.read(start, stop))
