@@ -39,7 +39,7 @@ class Side:
     forgives: bool = False
 
     def draw(self) -> list[int]:
-        """Draw indices, with the current random state; of an image that is repeated, one."""
+        """Draw indices with the current random state; of an image that is repeated, only one."""
         check_random_access(self.dataset, self.name)
         drawn = torch.randperm(len(self.dataset)).tolist()
         if (images := repeated(self.dataset)) is not None:
