@@ -19,6 +19,7 @@ from regime import RESULTS, be_quiet
 from regime_data import TARGETS, Draw, Photos, target
 from regime_network import features, pooled, pretrained
 from regime_results import of_seeds
+from torch import Tensor
 from transfer_results import interval
 
 from lightning_transfer.probing import fit_probe
@@ -42,15 +43,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         for where in TARGETS:
             for seed in SEEDS[:1] if where == "flowers" else SEEDS:  # which has one draw
                 draw = target(where, options.data, shots=SHOTS, seed=seed)
-                found = {**accuracies(network, draw), "losses": losses(network, draw, seed)}
+                both = {"seen": features(network, draw.train), "others": features(network, draw.test)}
+                found = {**accuracies(draw, **both), "losses": losses(network, draw, seed=seed, **both)}
                 cells.append({"target": where, "network": name, "seed": seed, **found})
                 print(cells[-1], flush=True)
     PATH.write_text(json.dumps({"cells": cells}).replace(', {"target": ', ',\n{"target": ') + "\n")
 
 
-def accuracies(network: Any, draw: Draw) -> dict[str, float]:
+def accuracies(draw: Draw, *, seen: Tensor, others: Tensor) -> dict[str, float]:
     """Return the test accuracy of a probe of features as they are, and of one of standardised features."""
-    seen, others = (features(network, images) for images in (draw.train, draw.test))
     found = {}
     for name, scale in (("one", 1.0), ("each", seen.std(0) + FEW)):
         says = fit_probe(seen / scale, draw.train.targets, num_classes=draw.num_classes)
@@ -58,14 +59,13 @@ def accuracies(network: Any, draw: Draw) -> dict[str, float]:
     return found
 
 
-def losses(network: Any, draw: Draw, seed: int) -> dict[str, float]:
+def losses(network: Any, draw: Draw, *, seen: Tensor, others: Tensor, seed: int) -> dict[str, float]:
     """Return the mean loss of a probe on the images it was fitted to, on random crops of them, and on test images."""
     random, labels = torch.Generator().manual_seed(seed), draw.train.targets
     crops = Photos(draw.train.pixels, labels, augmented=True, random=random)
     cropped = pooled(network, torch.stack([crops[index][0] for index in range(len(crops))]).split(100))
-    fitted, others = (features(network, images) for images in (draw.train, draw.test))
-    says = fit_probe(fitted, labels, num_classes=draw.num_classes)
-    shown = {SHOWN[0]: (fitted, labels), SHOWN[1]: (cropped, labels), SHOWN[2]: (others, draw.test.targets)}
+    says = fit_probe(seen, labels, num_classes=draw.num_classes)
+    shown = {SHOWN[0]: (seen, labels), SHOWN[1]: (cropped, labels), SHOWN[2]: (others, draw.test.targets)}
     return {name: float(F.cross_entropy(says(inputs), right)) for name, (inputs, right) in shown.items()}
 
 
