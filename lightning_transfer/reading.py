@@ -32,21 +32,29 @@ def apart(read: Callable[[], Found], num_workers: int | None) -> Found:
 
 def each_apart(read: Callable[[], Iterable[Found]], num_workers: int | None) -> list[Found]:
     """Return all that `read` yields, as `apart`; a process is given up after `PATIENCE` seconds without a value."""
-    if num_workers != 0 and sys.platform == "linux":  # elsewhere workers are not forked
-        options: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "fork", "timeout": PATIENCE}
-        options |= {"batch_size": None, "collate_fn": lambda found: found, "generator": torch.Generator()}
-        try:
-            return [*DataLoader(_Yielded(read), **options)]
-        except Exception as error:  # such a process has no GPU, for example
-            found, reason = [*read()], (str(error).splitlines() or [type(error).__name__])[-1]  # of its traceback
-            warnings.warn(
-                f"Images were read in the program's own process, because another one could not ({reason}). If the "
-                "dataset opens a file with its first image, its workers now share that file and read wrong images: "
-                "open it in each worker, or pass num_workers=0 to your loader.",
-                stacklevel=2,
-            )
-            return found
-    return [*read()]
+    if num_workers == 0 or sys.platform != "linux":  # elsewhere workers are not forked
+        return [*read()]
+    options: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "fork", "timeout": PATIENCE}
+    options |= {"batch_size": None, "collate_fn": lambda found: found, "generator": torch.Generator()}
+    try:
+        return [*DataLoader(_Yielded(read), **options)]
+    except Exception as error:  # such a process has no GPU, for example
+        reason = _reason(error)
+    found = [*read()]  # outside of the handler: an error of its own is not shown as a consequence
+    warnings.warn(
+        f"Images were read in the program's own process, because another one could not ({reason}). If the dataset "
+        "opens a file with its first image, its workers now share that file and read wrong images: open it in each "
+        "worker, or pass num_workers=0 to your loader.",
+        stacklevel=2,
+    )
+    return found
+
+
+def _reason(error: Exception) -> str:
+    """Return the line that says what went wrong; a worker's error holds its traceback before it, and notes after it."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    after = max((number for number, line in enumerate(lines) if line.startswith("  ")), default=-1) + 1
+    return lines[min(after, len(lines) - 1)]
 
 
 class _Yielded(IterableDataset[Any]):

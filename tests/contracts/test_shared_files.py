@@ -155,7 +155,9 @@ def test_a_search_knows_augmented_images_whoever_reads_them():
 def test_what_no_process_of_its_own_can_return_is_read_here():
     def fails_there():
         if multiprocessing.parent_process() is not None:
-            raise RuntimeError("no GPU")
+            error = RuntimeError("no GPU")
+            error.add_note("This happened while loading an image.")
+            raise error
         return os.getpid()
 
     assert apart(os.getpid, 0) == os.getpid() != apart(os.getpid, WORKERS)
