@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from lightning_transfer.datasets import ControlFlowError, labels_in_parts, load
 from lightning_transfer.errors import TransferConfigError
@@ -32,7 +32,7 @@ def apart(read: Callable[[], Found], num_workers: int | None) -> Found:
 
 def each_apart(read: Callable[[], Iterable[Found]], num_workers: int | None) -> list[Found]:
     """Return all that `read` yields, as `apart`; a process is given up after `PATIENCE` seconds without a value."""
-    if num_workers == 0 or sys.platform != "linux":  # elsewhere workers are not forked
+    if num_workers == 0 or sys.platform != "linux" or get_worker_info():  # elsewhere none is forked, nor by a worker
         return [*read()]
     options: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "fork", "timeout": PATIENCE}
     options |= {"batch_size": None, "collate_fn": lambda found: found, "generator": torch.Generator()}

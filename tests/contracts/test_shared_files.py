@@ -163,5 +163,6 @@ def test_what_no_process_of_its_own_can_return_is_read_here():
     assert apart(os.getpid, 0) == os.getpid() != apart(os.getpid, WORKERS)
     with pytest.warns(UserWarning, match=r"another one could not \(.*no GPU.*share that file"):
         assert apart(fails_there, None) == os.getpid()
+    assert apart(lambda: apart(os.getpid, WORKERS), WORKERS) != os.getpid()  # a worker reads itself, without a warning
     with pytest.raises(KeyError, match="there is none"):
         apart(lambda: {}["there is none"], WORKERS)
