@@ -16,7 +16,7 @@ from lightning_transfer.methods.selective.descriptors import Binning, ResponseCo
 from lightning_transfer.methods.selective.distances import pair_distances, with_logs
 from lightning_transfer.methods.selective.exact import exact_neighbors
 from lightning_transfer.methods.selective.functional import symmetric_kl_neighbors
-from lightning_transfer.methods.selective.search import InMemory, Nearest, Packed, plain_arithmetic
+from lightning_transfer.methods.selective.search import InMemory, Nearest, Packed
 from tests.contracts.test_devices import Moves, TwoDevices
 from tests.reference import selective
 
@@ -128,14 +128,22 @@ def test_a_device_merges_many_blocks_without_waiting(monkeypatch, k):
 def test_products_have_full_precision_whatever_training_has(precision):
     random = torch.Generator().manual_seed(0)
     one, two = torch.randn(512, 1920, generator=random), torch.randn(1920, 2048, generator=random)
-    expected, before = one @ two, torch.get_float32_matmul_precision()
+    expected, before, seen = one @ two, torch.get_float32_matmul_precision(), []
+
+    class Multiplying(InMemory):
+        def read(self, start, stop):
+            seen.append(torch.equal(one @ two, expected))
+            return super().read(start, stop)
+
+    sets = random_histograms(9, 3, 5, 0)
     torch.set_float32_matmul_precision(precision)
     try:
-        with plain_arithmetic():
-            assert torch.equal(one @ two, expected)
+        find(sets, sets, 2, rows=lambda sets: Multiplying(sets.flatten(1), (3, 5)))
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision(before)
+    assert seen
+    assert all(seen)
 
 
 def test_neighbors_of_thousands_of_network_features():

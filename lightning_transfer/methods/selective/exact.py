@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_transfer import ranks
 from lightning_transfer.methods.selective.bounds import pruned_scan
 from lightning_transfer.methods.selective.distances import pair_distances
-from lightning_transfer.methods.selective.search import BLOCK, CPU, LEAST, Packed, Rows, kept_for, scan
+from lightning_transfer.methods.selective.search import BLOCK, CPU, LEAST, Packed, Rows, full_products, kept_for, scan
 
 QUERIES = 2**27  # numbers of packed queries held at once
 MOST_QUERIES = 8192  # in one pass over the source
@@ -23,6 +23,7 @@ SAFETY = 2  # times the largest error seen
 QUANTA = 2  # steps of float32 that an error is assumed to have at least
 
 
+@full_products()
 def exact_neighbors(
     queries: Rows,
     source: Rows,

@@ -67,16 +67,11 @@ def searched_on(device: torch.device) -> torch.device:
 
 @contextmanager
 def plain_arithmetic() -> Iterator[None]:
-    """Compute without gradients and in full float32, in a training of any precision."""
+    """Compute without gradients and in float32, in a training of any precision."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with (
-            torch.no_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-            full_products(),
-        ):
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
         torch.set_default_dtype(dtype)
@@ -128,13 +123,12 @@ class Nearest:
 
     def add(self, scores: Tensor, first: int) -> None:
         """Merge (queries, block) scores of source rows from `first` on."""
-        least = self.scores.amin(1, keepdim=True)
-        if not self.is_on_cpu or bool((least == -torch.inf).any()):
-            best, places = scores.topk(min(self.k, scores.shape[1]), sorted=False)
-            self._merge(best, places + first)
-        else:
+        if self.is_on_cpu and bool(((least := self.scores.amin(1, keepdim=True)) > -torch.inf).all()):
             query, place = places_of(scores > least)
             self.add_pairs(query, place + first, scores[query, place])
+        else:
+            best, places = scores.topk(min(self.k, scores.shape[1]), sorted=False)
+            self._merge(best, places + first)
 
     def add_pairs(self, query: Tensor, index: Tensor, score: Tensor) -> None:
         """Add single scores, sorted by query; they wait until there are enough for a merge."""
