@@ -146,6 +146,23 @@ def test_products_have_full_precision_whatever_training_has(precision):
     assert all(seen)
 
 
+def test_products_go_on_to_have_the_precision_of_all_operations():
+    backends, before = torch.backends, getattr(torch.backends, "fp32_precision", None)
+    kinds = [backends.cuda.matmul, backends.mkldnn.matmul] if before else []  # torch before 2.9 has only one precision
+    own = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "none"
+        backends.fp32_precision = "tf32"
+        find(random_histograms(9, 3, 5, 0), random_histograms(9, 3, 5, 1), 2)
+        backends.fp32_precision = "ieee"
+        assert all(kind.fp32_precision == "ieee" for kind in kinds)
+    finally:
+        backends.fp32_precision = before
+        for kind, precision in zip(kinds, own, strict=True):
+            kind.fp32_precision = precision
+
+
 def test_neighbors_of_thousands_of_network_features():
     """The kernels of two convolutions of random weights: 104 filters and 25 bins."""
     torch.manual_seed(7)

@@ -88,7 +88,8 @@ def full_products() -> Iterator[None]:
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
     else:
-        each = [kind.fp32_precision for kind in kinds]
+        shared = torch.backends.fp32_precision  # what a kind without a precision of its own gives, too
+        each = ["none" if kind.fp32_precision == shared else kind.fp32_precision for kind in kinds]
         for kind in kinds:
             kind.fp32_precision = "ieee"
     try:
