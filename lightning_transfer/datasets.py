@@ -1,5 +1,6 @@
 """Load, label, group and collate the samples of any dataset of images with random access."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -239,9 +240,12 @@ def _images(dataset: Any) -> list[tuple[int, int]]:
     if isinstance(dataset, ConcatDataset):
         return [image for part in dataset.datasets for image in _images(part)]
     if isinstance(dataset, Subset):
-        inner, indices = dataset.dataset, dataset.indices
-        inside = _images(inner) if hasattr(inner, "__len__") else {index: (id(inner), index) for index in indices}
-        return [inside[index] for index in indices]
+        inner = dataset.dataset
+        if isinstance(inner, Subset | ConcatDataset):
+            inside = _images(inner)
+            return [inside[index] for index in dataset.indices]
+        places = range(len(inner) if hasattr(inner, "__len__") else sys.maxsize)  # an index may count from the end
+        return [(id(inner), places[index]) for index in dataset.indices]
     return [(id(dataset), index) for index in range(len(dataset))]
 
 
