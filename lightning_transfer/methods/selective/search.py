@@ -5,7 +5,7 @@ Blocks of the source are read, compared by one matrix product, and dropped: the 
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -83,23 +83,18 @@ def full_products() -> Iterator[None]:
 
     The bounds of a pruned search hold for the rounding of float32, not for that of TF32 or bfloat16.
     """
-    kinds: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
-    if not hasattr(torch.backends, "fp32_precision"):  # torch before 2.9
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-    else:
-        shared = torch.backends.fp32_precision  # what a kind without a precision of its own gives, too
-        each = ["none" if kind.fp32_precision == shared else kind.fp32_precision for kind in kinds]
-        for kind in kinds:
-            kind.fp32_precision = "ieee"
-    try:
+    backends: Any = torch.backends
+    with ExitStack() as undo:
+        if hasattr(backends, "fp32_precision"):
+            shared = backends.fp32_precision  # what a kind without a precision of its own gives, too
+            for kind in (backends.cuda.matmul, backends.mkldnn.matmul):
+                before = "none" if kind.fp32_precision == shared else kind.fp32_precision
+                undo.callback(setattr, kind, "fp32_precision", before)
+                kind.fp32_precision = "ieee"
+        else:  # torch before 2.9
+            undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
         yield
-    finally:
-        if not hasattr(torch.backends, "fp32_precision"):
-            torch.set_float32_matmul_precision(before)
-        else:
-            for kind, precision in zip(kinds, each, strict=True):
-                kind.fp32_precision = precision
 
 
 def kept_for(k: int, num_rows: int) -> int:
