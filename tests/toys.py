@@ -144,6 +144,21 @@ class LitToy(ToySteps, L.LightningModule):
     pass
 
 
+class Late(LitToy):
+    """A network that is built in `configure_model`."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = None
+
+    def build(self):
+        return toy_net()
+
+    def configure_model(self):
+        if self.model is None:
+            self.model = self.build()
+
+
 class PlToy(ToySteps, pl.LightningModule):
     pass
 

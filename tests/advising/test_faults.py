@@ -128,7 +128,7 @@ def test_what_is_not_a_number_is_named():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_images_whose_features_are_not_finite_are_named(value):
-    """They would be counted as wrong, or a fit would fail for a reason that nobody understands."""
+    """Without this they would count as wrong, or the probe's fit would fail and the error would not name the images."""
     pixels, labels = images().tensors
     pixels[[3, 17]] = value
     with pytest.raises(lt.TransferConfigError, match=r"features of images \[3, 17\] are not finite"):

@@ -122,17 +122,12 @@ def test_neighbors_are_found_of_histograms_on_the_device():
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
 
 
-class Late(LitToy):
-    """A network built in `configure_model`, which Lightning calls with the run's device as the default."""
+class Late(toys.Late):
+    """Lightning calls `configure_model` with the run's device as the default."""
 
-    def __init__(self):
-        super().__init__()
-        self.model = None
-
-    def configure_model(self):
-        if self.model is None:
-            with torch.device("cpu"):
-                self.model = toys.toy_net()
+    def build(self):
+        with torch.device("cpu"):
+            return toys.toy_net()
 
 
 @each()

@@ -144,15 +144,7 @@ def test_a_mixins_joint_pass_ends_with_its_batch():
 
 
 def test_a_network_built_twice_is_joined_once():
-    class Twice(LitToy):
-        def __init__(self):
-            super().__init__()
-            self.model = None
-
-        def configure_model(self):
-            if self.model is None:
-                self.model = toys.toy_net()
-
+    class Twice(toys.Late):
         def setup(self, stage):
             self.configure_model()
 

@@ -158,14 +158,9 @@ def test_a_machine_without_a_gpu_goes_on_with_and_loads_what_one_has_saved(tmp_p
 def test_a_network_that_is_built_on_the_device_is_as_any(method):
     """Lightning calls `configure_model` with the device as the default of new tensors."""
 
-    class Late(LitToy):
-        def __init__(self):
-            super().__init__()
-            self.model = None
-
-        def configure_model(self):
-            if self.model is None:
-                self.model = toys.toy_net().cuda()
+    class Late(toys.Late):
+        def build(self):
+            return toys.toy_net().cuda()
 
     found = []
     for make in (Late, LitToy):
