@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from regime import RESULTS, be_quiet
+from regime import RESULTS, Cell, be_quiet
 from regime_data import TARGETS, Draw, Photos, target
 from regime_network import features, pooled, pretrained
 from regime_results import of_seeds
-from torch import Tensor
 from transfer_results import interval
 
 from lightning_transfer.probing import fit_probe
@@ -43,30 +42,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         for where in TARGETS:
             for seed in SEEDS[:1] if where == "flowers" else SEEDS:  # which has one draw
                 draw = target(where, options.data, shots=SHOTS, seed=seed)
-                both = {"seen": features(network, draw.train), "others": features(network, draw.test)}
-                found = {**accuracies(draw, **both), "losses": losses(network, draw, seed=seed, **both)}
+                found = measured(network, draw, seed)
                 cells.append({"target": where, "network": name, "seed": seed, **found})
                 print(cells[-1], flush=True)
     PATH.write_text(json.dumps({"cells": cells}).replace(', {"target": ', ',\n{"target": ') + "\n")
 
 
-def accuracies(draw: Draw, *, seen: Tensor, others: Tensor) -> dict[str, float]:
-    """Return the test accuracy of a probe of features as they are, and of one of standardised features."""
-    found = {}
-    for name, scale in (("one", 1.0), ("each", seen.std(0) + FEW)):
-        says = fit_probe(seen / scale, draw.train.targets, num_classes=draw.num_classes)
-        found[name] = float((says(others / scale).argmax(1) == draw.test.targets).float().mean())
-    return found
+def measured(network: Any, draw: Draw, seed: int) -> Cell:
+    """Return the test accuracies of a probe of features as they are, and of standardised ones, and the former's losses.
 
-
-def losses(network: Any, draw: Draw, *, seen: Tensor, others: Tensor, seed: int) -> dict[str, float]:
-    """Return the mean loss of a probe on the images it was fitted to, on random crops of them, and on test images."""
-    random, labels = torch.Generator().manual_seed(seed), draw.train.targets
-    crops = Photos(draw.train.pixels, labels, augmented=True, random=random)
+    These are the mean losses on the images that it was fitted to, on random crops of them, and on test images.
+    """
+    seen, others = (features(network, images) for images in (draw.train, draw.test))
+    labels, right, scale = draw.train.targets, draw.test.targets, seen.std(0) + FEW
+    one, each = (fit_probe(rows, labels, num_classes=draw.num_classes) for rows in (seen, seen / scale))
+    scores = {"one": one(others), "each": each(others / scale)}
+    crops = Photos(draw.train.pixels, labels, augmented=True, random=torch.Generator().manual_seed(seed))
     cropped = pooled(network, torch.stack([crops[index][0] for index in range(len(crops))]).split(100))
-    says = fit_probe(seen, labels, num_classes=draw.num_classes)
-    shown = {SHOWN[0]: (seen, labels), SHOWN[1]: (cropped, labels), SHOWN[2]: (others, draw.test.targets)}
-    return {name: float(F.cross_entropy(says(inputs), right)) for name, (inputs, right) in shown.items()}
+    shown = zip(SHOWN, (one(seen), one(cropped), scores["one"]), (labels, labels, right), strict=True)
+    return {
+        **{name: float((given.argmax(1) == right).float().mean()) for name, given in scores.items()},
+        "losses": {name: float(F.cross_entropy(given, true)) for name, given, true in shown},
+    }
 
 
 def table() -> str:
