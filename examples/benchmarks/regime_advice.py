@@ -99,8 +99,7 @@ def table() -> str:
         )
         for each in draw["candidates"]:
             points = f"{each['points']:+.1f} ± {each['half']:.1f}" if "points" in each else ""
-            true = difference(each["name"], name, SHOTS)
-            shown = "" if true is None else written(*true)
+            shown = written(difference(each["name"], name, SHOTS))
             lines.append(f"| {each['name']} | {each['parts']} | {points} | {each['verdict']} | {shown} |")
     return "\n".join(lines)
 

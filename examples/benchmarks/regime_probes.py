@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from regime import RESULTS, Cell, be_quiet
 from regime_data import TARGETS, Draw, Photos, target
 from regime_network import features, pooled, pretrained
-from regime_results import of_seeds
+from regime_results import by_target, of_seeds
 from transfer_results import interval
 
 from lightning_transfer.probing import fit_probe
@@ -85,14 +85,12 @@ def table() -> str:
 def sureness() -> str:
     """Return the table of the losses of the first network's probes, means over its draws."""
     cells = json.loads(PATH.read_text())["cells"]
-    lines = [f"| | {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
-    for name in SHOWN:
-        mine = [
-            [c["losses"][name] for c in cells if (c["network"], c["target"]) == (cells[0]["network"], where)]
-            for where in TARGETS
-        ]
-        lines.append(f"| {name} | {' | '.join(f'{mean(each):.2f}' for each in mine)} |")
-    return "\n".join(lines)
+    mine = [cell for cell in cells if cell["network"] == cells[0]["network"]]
+    found = {
+        name: [mean(cell["losses"][name] for cell in mine if cell["target"] == where) for where in TARGETS]
+        for name in SHOWN
+    }
+    return by_target({name: [f"{loss:.2f}" for loss in losses] for name, losses in found.items()})
 
 
 if __name__ == "__main__":

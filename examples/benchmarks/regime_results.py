@@ -27,6 +27,7 @@ DEFAULTS = {
 }
 BEST = "LP-FT, two networks"
 Runs = dict[int, Cell]  # by seed
+Difference = tuple[float, float, int]  # in points, half its 95 % interval, and the number of seeds
 
 
 def rates_of(row: str, target: str, shots: int, steps: int | None = None) -> Rates | None:
@@ -47,10 +48,8 @@ def runs(row: str, target: str, shots: int, steps: int | None = None) -> Runs:
     }
 
 
-def difference(
-    row: str, target: str, shots: int, steps: int | None = None, to: str = PLAIN
-) -> tuple[float, float, int] | None:
-    """Return a mean difference to another row in points, half its 95 % interval, and the number of seeds."""
+def difference(row: str, target: str, shots: int, steps: int | None = None, to: str = PLAIN) -> Difference | None:
+    """Return a row's mean difference to another; None if they share no seed."""
     mine, other = (runs(each, target, shots, steps) for each in (row, to))
     shared = sorted(mine.keys() & other.keys())
     if not shared:
@@ -88,7 +87,7 @@ def table(shots: int) -> str:
     for row in ROWS:
         found = [difference(row, target, shots) for target in there]
         if row != PLAIN and any(found):
-            shown = ["" if each is None else written(*each) for each in found]
+            shown = [*map(written, found)]
             lines.append(f"| {row} | {' | '.join(shown)} | {cost(row, shots)} |")
     return "\n".join(lines)
 
@@ -104,36 +103,39 @@ def other_lengths(shots: int) -> str:
         if name in dict(others):
             plain = [100 * cell["test"] for cell in runs(PLAIN, name, shots, steps).values()]
             found = [difference(row, name, shots, steps) for row in rows]
-            shown = ["" if each is None else written(*each) for each in found]
+            shown = [*map(written, found)]
             lines.append(f"| {name} | {steps} | {mean(plain):.1f} %{of_seeds(len(plain))} | {' | '.join(shown)} |")
     return "\n".join(lines) if rows else "No training of another length has finished yet."
 
 
 def combination(shots: int) -> str:
     """Return the table of the best combination, against each of what it is to be better than."""
-    lines = [f"| | {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
-    for other in (PLAIN, "LP-FT", PROBE):
-        found = [difference(BEST, target, shots, to=other) for target in TARGETS]
-        shown = ["" if each is None else written(*each) for each in found]
-        lines.append(f"| to {other} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+    others = PLAIN, "LP-FT", PROBE
+    found = {f"to {other}": [difference(BEST, target, shots, to=other) for target in TARGETS] for other in others}
+    return by_target({name: [*map(written, each)] for name, each in found.items()})
 
 
 def defaults(shots: int) -> str:
     """Return the table of what each callback changes if it is given no options."""
-    lines = [f"| | {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
-    for name, row in DEFAULTS.items():
-        if row:
-            found = [difference(row, target, shots) for target in TARGETS]
-            shown = ["" if each is None else written(*each) for each in found]
-        else:
-            shown = ["off" if mean(GAPS["gaps"][target]) > NEAR else "" for target in TARGETS]
-        lines.append(f"| `{name}` | {' | '.join(shown)} |")
-    return "\n".join(lines)
+    off = ["off" if mean(GAPS["gaps"][target]) > NEAR else "" for target in TARGETS]
+    found = {
+        f"`{name}`": [written(difference(row, target, shots)) for target in TARGETS] if row else off
+        for name, row in DEFAULTS.items()
+    }
+    return by_target(found)
 
 
-def written(apart: float, half: float, seeds: int) -> str:
+def by_target(rows: dict[str, list[str]], corner: str = "") -> str:
+    """Return a table with a column for each target, of the cells of named rows."""
+    lines = [f"| {corner}{' ' if corner else ''}| {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())])
+
+
+def written(found: Difference | None) -> str:
     """Return a difference as tables show it; of one seed without an interval."""
+    if found is None:
+        return ""
+    apart, half, seeds = found
     return f"{apart:+.1f}{'' if np.isnan(half) else f' ± {half:.1f}'}{of_seeds(seeds)}"
 
 
@@ -145,22 +147,19 @@ def of_seeds(number: int) -> str:
 def rates(shots: int) -> str:
     """Return the table of chosen rates: that of the backbone, and by how much the head's is multiplied."""
     rows = [row for row in ROWS if ROWS[row].is_trained and not ROWS[row].tuned_as]
-    lines = [f"| | {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
-    for row in rows:
-        found = [rates_of(row, target, shots) for target in TARGETS]
-        if any(found):
-            shown = ["" if each is None else f"{each.body:g} x {each.times:g}" for each in found]
-            lines.append(f"| {row} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+    found = {row: [rates_of(row, target, shots) for target in TARGETS] for row in rows}
+    shown = {
+        row: ["" if each is None else f"{each.body:g} x {each.times:g}" for each in chosen_ones]
+        for row, chosen_ones in found.items()
+        if any(chosen_ones)
+    }
+    return by_target(shown)
 
 
 def lengths() -> str:
     """Return the table of plain fine-tuning's steps."""
-    lines = [f"| steps | {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
-    for shots in SHOTS:
-        steps = [str(STEPS[target][shots]) for target in TARGETS]
-        lines.append(f"| {shots or 'all'} of a class | {' | '.join(steps)} |")
-    return "\n".join(lines)
+    rows = {f"{shots or 'all'} of a class": [str(STEPS[target][shots]) for target in TARGETS] for shots in SHOTS}
+    return by_target(rows, "steps")
 
 
 def picture(path: Path) -> None:
