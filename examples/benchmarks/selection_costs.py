@@ -180,7 +180,7 @@ def pruned(settings: Settings) -> tuple[Run, Run]:
     return pruning(settings, GABOR, (1024, 60_000), 50)
 
 
-@Row("Pruned scan / full scan, D=35,200, k=20", bar=0.13, most=3, size="wide")
+@Row("Pruned scan / full scan, D=35,200, k=20", bar=0.10, most=3, size="wide")
 def pruned_wide(settings: Settings) -> tuple[Run, Run]:
     """Measure pruning on a convolutional bank's, several layers of a hundred bins."""
     return pruning(settings, WIDE, (1800, 60_000), 20)
