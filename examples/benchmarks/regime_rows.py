@@ -246,33 +246,36 @@ ROWS = {  # the most informative first
     "soft": _soft(lt.Schedule()),
     "LWF": _without_forgetting(1.0),
     "gated transfer": Row(lambda setting: [lt.GatedTransfer()]),
-    "selective": Row(lambda setting: [setting.selective()]),
+    "selective": Row(lambda setting: [setting.selective()], tuned_as="soft"),
     "Co-Tuning": _cotuning(1.0),
     "fine-tuning, three times as long": Row(length=3.0, tuned_as=PLAIN),
-    "two networks": _several(0.0),
-    "collaborative": _several(0.2, tuned_as="two networks"),
-    "AdaFilter": Row(lambda setting: [lt.AdaFilter()]),
+    "two networks": _several(0.0, tuned_as=PLAIN),
+    "collaborative": _several(0.2, tuned_as=PLAIN),
+    "AdaFilter": Row(lambda setting: [lt.AdaFilter()], tuned_as=PLAIN),
     "gated transfer, warm-up": Row(
         lambda setting: [lt.GatedTransfer(warmup_epochs=_warm_up(setting))], tuned_as="gated transfer"
     ),
     "gated transfer, LP-FT": Row(
         lambda setting: [lt.GatedTransfer(), setting.start()], from_probe=True, tuned_as="gated transfer"
     ),
-    "joint, random source": _soft(ALWAYS, Setting.random_source, tuned_as="selective"),
-    "joint, all of the source": _soft(ALWAYS, tuned_as="selective"),
+    "joint, random source": _soft(ALWAYS, Setting.random_source, tuned_as="soft"),
+    "joint, all of the source": _soft(ALWAYS, tuned_as="soft"),
     "soft, to the end": _soft(TO_THE_END, tuned_as="soft"),
-    "selective, filters of the network": Row(lambda setting: [setting.selective("network")], tuned_as="selective"),
+    "selective, filters of the network": Row(lambda setting: [setting.selective("network")], tuned_as="soft"),
     "LWF, weight 4": _without_forgetting(4.0, tuned_as="LWF"),
     "Co-Tuning, weight 2.3": _cotuning(2.3, tuned_as="Co-Tuning"),
-    "L2-SP": Row(lambda setting: [L2SP()]),
+    "L2-SP": Row(lambda setting: [L2SP()], tuned_as=PLAIN),
     "LP-FT, L2-SP": Row(lambda setting: [L2SP()], from_probe=True, tuned_as="LP-FT"),
     "LP-FT, two networks": Row(
         lambda setting: [lt.CollaborativeFinetuning([setting.second()], weight=0.0), setting.start()],
         from_probe=True,
         tuned_as="LP-FT",
     ),
-    "rate falls with depth": Row(module=lambda setting, network, rates: Tuning(network, rates, depth_decay=0.75)),
+    "rate falls with depth": Row(
+        module=lambda setting, network, rates: Tuning(network, rates, depth_decay=0.75), tuned_as=PLAIN
+    ),
     "BackboneFinetuning": Row(
-        lambda setting: [BackboneFinetuning(unfreeze_backbone_at_epoch=_warm_up(setting), verbose=False)]
+        lambda setting: [BackboneFinetuning(unfreeze_backbone_at_epoch=_warm_up(setting), verbose=False)],
+        tuned_as=PLAIN,
     ),
 }
