@@ -123,6 +123,7 @@ def part_of(loader: Any, indices: Sequence[int], *, dataset: Any = None) -> Data
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
     )
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import lightning_transfer as lt
 from lightning_transfer.glue import optimizers
+from lightning_transfer.glue.proxy import part_of
 from lightning_transfer.glue.trainer import source_workers, to_device
 from lightning_transfer.methods.selective import pictures
 from lightning_transfer.methods.selective.pictures import Pictures
@@ -114,6 +115,7 @@ def test_how_processes_are_started_is_the_train_loaders_too():
     assert found(spawned)["multiprocessing_context"].get_start_method() == "spawn"
     assert found(spawned, 1) == {"num_workers": 1}
     assert found(SimpleNamespace(num_workers=8)) == {"num_workers": 0}  # as FFCV's, which counts threads
+    assert part_of(spawned, [0, 1]).multiprocessing_context is spawned.multiprocessing_context
 
 
 def test_a_selection_is_read_by_processes_of_that_kind(monkeypatch):
