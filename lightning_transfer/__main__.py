@@ -20,7 +20,7 @@ from lightning_transfer.advising.ranking import Ranking, rank_networks
 from lightning_transfer.checkpoints import export, strip_checkpoint
 from lightning_transfer.commands.line import parser
 from lightning_transfer.commands.names import check_options
-from lightning_transfer.commands.project import load_trained, read_project
+from lightning_transfer.commands.project import Project, load_trained, read_project
 from lightning_transfer.datasets import AnyDataset
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining.diagnosis import Diagnosis
@@ -83,17 +83,22 @@ def by_configuration(path: str, others: Sequence[str]) -> None:
     CLI(select, args=["--config", path, *others], as_positional=False, prog="lightning-transfer select")
 
 
-def examine(path: str) -> Diagnosis:
+def project_of(path: str, options: Namespace, *, is_trained: bool = False) -> Project:
+    """Read a LightningCLI file's project."""
+    return read_project(path, model=options.model, datamodule=options.datamodule, is_trained=is_trained)
+
+
+def examine(options: Namespace) -> Diagnosis:
     """Examine a LightningCLI file's project, or a checkpoint."""
-    if Path(path).suffix not in (".yaml", ".yml", ".json"):
-        return examine_checkpoint(path)
-    project = read_project(path)
+    if Path(options.path).suffix not in (".yaml", ".yml", ".json"):
+        return examine_checkpoint(options.path)
+    project = project_of(options.path, options)
     return doctor(project.module, project.data, project.trainer)
 
 
 def advice_on(options: Namespace) -> Advice:
     """Compare methods on the data of a LightningCLI file's project."""
-    project = read_project(options.config)
+    project = project_of(options.config, options)
     asked = {"minutes": options.minutes, "steps": options.steps, "head": options.head}
     return advise(project.module, project.images, source=project.source, trainer=project.options, **asked)
 
@@ -112,14 +117,14 @@ def ranked(options: Namespace) -> Ranking:
         except FileNotFoundError as error:
             raise TransferConfigError(f"{error} Expected a folder of images for each class in --data.") from error
     else:
-        data = read_project(options.data).data
+        data = project_of(options.data, options).data
     asked = {name: getattr(options, name) for name in ("device", "batch_size", "num_workers", "cache")}
     return rank_networks(options.networks, data, **asked)
 
 
 def handed_on(options: Namespace) -> Path:
     """Export the network of a checkpoint, and return the folder."""
-    project = read_project(options.config, is_trained=True)
+    project = project_of(options.config, options, is_trained=True)
     run = load_trained(project, options.checkpoint, weights_only=not options.trusted)
     return export(project.module, options.folder, trainer=run, classes=options.classes, onnx=options.onnx)
 
@@ -129,7 +134,7 @@ def run(options: Namespace, others: Sequence[str]) -> None:
     if options.command == "select":
         by_configuration(options.config, others)
     elif options.command == "doctor":
-        print(diagnosis := examine(options.path))
+        print(diagnosis := examine(options))
         if diagnosis.findings:
             raise SystemExit(1)
     elif options.command == "report":

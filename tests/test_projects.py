@@ -248,9 +248,13 @@ def test_a_file_that_does_not_make_a_project_is_one_message(name, changes, said)
     assert said in error_of(*(["rank", "net", "--data", path] if name == "rank" else [name, path]))
 
 
-def test_a_file_whose_classes_a_script_names_gets_the_line_to_add_after_its_names_are_checked():
-    fixed = {"{class_path: tests.test_projects.Lit}": "{lr: 0.1}"}
-    assert "also if a script names the classes" in error_of("doctor", config(**fixed))
+def test_a_file_whose_classes_a_script_names_is_read_with_their_names():
+    fixed = {"{class_path: tests.test_projects.Lit}": "", "{class_path: tests.doctor.projects.Images}": ""}
+    named = "--model", "tests.test_projects.Lit", "--datamodule", "tests.doctor.projects.Images"
+    path = config(**fixed)
+    assert "add --model my_project.LitModel" in error_of("doctor", path)
+    main(["doctor", path, *named])
+    assert "Leave --model out" in error_of("doctor", config(), *named)
     wrong = GATED.replace("ratio", "raito")
     assert "GatedTransfer has no option 'raito'" in error_of("doctor", config(callbacks=wrong, **fixed))
 

@@ -25,6 +25,9 @@ a configuration, as for LightningCLI:
   model: {class_path: my_project.LitModel, init_args: {...}}
   data: {class_path: my_project.Images}       # the DataModule
   trainer: {max_epochs: 20, callbacks: [...]}
+
+If your script names the classes, LightningCLI(LitModel, Images), and the file has no class_path:
+--model my_project.LitModel --datamodule my_project.Images
 """
 
 DOCTOR = f"""\
@@ -64,11 +67,13 @@ def parser() -> argparse.ArgumentParser:
     add = partial(commands.add_parser, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     one = add("doctor", help="name what will go wrong in a project, or is wrong with a checkpoint", epilog=DOCTOR)
     one.add_argument("path", metavar="CONFIG_OR_CKPT", help="a YAML file of LightningCLI, or a checkpoint")
+    _add_classes(one)
     one = add("rank", help="rank pretrained networks of timm for your images", epilog=RANK)
     one.add_argument("networks", nargs="+", metavar="NAME", help="of a timm model, or local-dir:FOLDER")
     one.add_argument(
         "--data", required=True, metavar="PATH", help="a folder of a folder for each class, or a LightningCLI file"
     )
+    _add_classes(one)
     one.add_argument("--device", default="cpu", help="where networks run, such as cuda (default: cpu)")
     one.add_argument("--batch-size", type=int, default=64, metavar="N", help="images that run together (default: 64)")
     one.add_argument("--num-workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
@@ -100,6 +105,12 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_config(one: argparse.ArgumentParser) -> None:
     one.add_argument("config", metavar="CONFIG", help="a YAML file of LightningCLI")
+    _add_classes(one)
+
+
+def _add_classes(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--model", metavar="CLASS", help="the LightningModule, if your script names it, not the file")
+    one.add_argument("--datamodule", metavar="CLASS", help="the same of the DataModule")
 
 
 def _add_trusted(one: argparse.ArgumentParser) -> None:

@@ -61,11 +61,15 @@ class Project:
         return loader_of(self.data, type(self.trainer), options_like(self.trainer)) if is_own else self.data
 
 
-def read_project(path: str | os.PathLike[str], *, is_trained: bool = False) -> Project:
+def read_project(
+    path: str | os.PathLike[str], *, model: str | None = None, datamodule: str | None = None, is_trained: bool = False
+) -> Project:
     """Build what a LightningCLI file names.
 
     Args:
         path: the file, of one command, as LightningCLI saves it, or with its subcommand on top.
+        model: import path of the LightningModule, if a script names it and the file holds its arguments alone.
+        datamodule: the same of the DataModule.
         is_trained: whether the training is over, so that its data and its devices are not needed.
 
     Raises:
@@ -75,11 +79,12 @@ def read_project(path: str | os.PathLike[str], *, is_trained: bool = False) -> P
         given = yaml.safe_load(Path(path).read_text())
         given = given.get("fit", given)
         check_names(given)  # also if a script names the classes
-        model = given["model"]["class_path"]
-        home, _, name = model.rpartition(".")
+        given = {**given, **_with_class(path, given, "model", model), **_with_class(path, given, "data", datamodule)}
+        named = given["model"]["class_path"]
+        home, _, name = named.rpartition(".")
         namespace = namespace_of(getattr(importlib.import_module(home), name))
         if namespace is None:
-            raise TransferConfigError(f"{path}: {model} is not a LightningModule. model's class_path has to name one.")
+            raise TransferConfigError(f"{path}: {named} is not a LightningModule. model's class_path has to name one.")
         cli_class = importlib.import_module(f"{namespace}.cli").LightningCLI
         options = {key: value for key, value in given.items() if key not in FITS}
         if is_trained:
@@ -90,10 +95,8 @@ def read_project(path: str | os.PathLike[str], *, is_trained: bool = False) -> P
         raise
     except (OSError, TypeError, KeyError, ValueError, AttributeError, ImportError, yaml.YAMLError) as error:
         raise TransferConfigError(
-            f"{path}: {type(error).__name__}: {error}. Expected a file of LightningCLI with model: {{class_path: "
-            "my_project.LitModel} and data: likewise, also if a script names the classes, as "
-            "LightningCLI(LitModel, Images) does; read by python -m lightning_transfer in the folder of my_project, "
-            "and pip install 'lightning_transfer[cli]'."
+            f"{path}: {type(error).__name__}: {error}. Expected a file of LightningCLI, in the folder from which its "
+            "classes can be imported, and pip install 'lightning_transfer[cli]'."
         ) from error
     try:
         with silent():  # LightningCLI warns of arguments beside the command's own
@@ -103,6 +106,26 @@ def read_project(path: str | os.PathLike[str], *, is_trained: bool = False) -> P
     said = {name: line.config["trainer"][name] for name in LENGTHS}  # None if the file gives none
     lengths = {name: value for name, value in said.items() if value is not None}
     return Project(line.model, line.datamodule or line.model, line.trainer, lengths)
+
+
+def _with_class(path: Any, given: dict[str, Any], key: str, named: str | None) -> dict[str, Any]:
+    """Return an entry of a file with its class, which a script may name: LightningCLI(LitModel, Images).
+
+    Raises:
+        TransferConfigError: the class is named in no place, or in two.
+    """
+    entry, option = given.get(key) or {}, {"model": "--model", "data": "--datamodule"}[key]
+    if named and "class_path" in entry:
+        raise TransferConfigError(f"{path} names a class for {key}: {entry['class_path']}. Leave {option} out.")
+    if named:
+        return {key: {"class_path": named, "init_args": entry}}
+    if "class_path" not in entry and (entry or key == "model"):
+        raise TransferConfigError(
+            f"{path} has no class_path in {key}. If a script names the classes, as LightningCLI(LitModel, Images) "
+            "does, add --model my_project.LitModel --datamodule my_project.Images; rank, advise, doctor and export "
+            "take them."
+        )
+    return {}
 
 
 def load_trained(project: Project, path: str | os.PathLike[str], *, weights_only: bool) -> Any:
