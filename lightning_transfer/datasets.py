@@ -1,5 +1,6 @@
 """Load, label, group and collate the samples of any dataset of images with random access."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -235,18 +236,36 @@ def repeated(dataset: Dataset[Any]) -> list[int] | None:
     return None if len(numbers) == len(images) else [numbers[image] for image in images]
 
 
-def _images(dataset: Any) -> list[tuple[int, int]]:
-    """Return the innermost dataset that each image comes from, by its id, and the image's index there."""
+def origins(dataset: Any) -> list[Any]:
+    """Return what each image is read from: its file, if the dataset lists files as torchvision's do, or its place."""
+    return _images(dataset, _files)
+
+
+def _places(dataset: Any) -> Callable[[int], Any]:
+    return lambda index: (id(dataset), index)
+
+
+def _files(dataset: Any) -> Callable[[int], Any]:
+    samples = getattr(dataset, "samples", None)
+    if not isinstance(samples, list) or not all(isinstance(one, tuple) and isinstance(one[0], str) for one in samples):
+        return _places(dataset)
+    paths = [os.path.abspath(path) for path, *_ in samples]
+    is_one_each = len({*paths}) == len(paths) == len(dataset)  # else a file holds several
+    return paths.__getitem__ if is_one_each else _places(dataset)
+
+
+def _images(dataset: Any, named: Callable[[Any], Callable[[int], Any]] = _places) -> list[Any]:
+    """Return a name for each image, of the innermost dataset that it comes from and the image's index there."""
     if isinstance(dataset, ConcatDataset):
-        return [image for part in dataset.datasets for image in _images(part)]
+        return [image for part in dataset.datasets for image in _images(part, named)]
     if isinstance(dataset, Subset):
         inner = dataset.dataset
         if isinstance(inner, Subset | ConcatDataset):
-            inside = _images(inner)
+            inside = _images(inner, named)
             return [inside[index] for index in dataset.indices]
         places = range(len(inner) if hasattr(inner, "__len__") else sys.maxsize)  # an index may count from the end
-        return [(id(inner), places[index]) for index in dataset.indices]
-    return [(id(dataset), index) for index in range(len(dataset))]
+        return [*map(named(inner), (places[index] for index in dataset.indices))]
+    return [*map(named(dataset), range(len(dataset)))]
 
 
 def _is_hashable(value: Any) -> bool:

@@ -77,8 +77,8 @@ def export(
     if trainer is not None and not hasattr(trainer, "callback_metrics"):
         raise TransferConfigError(f"trainer={trainer!r}; it takes the Trainer that trained the module.")
     module = getattr(module, "_orig_mod", module)  # of torch.compile
+    _check_plain(module)
     network, num_classes = _network_and_width(module)
-    _check_plain(network)
     if classes is not None:
         _check_classes(classes, num_classes)
     entries = _entries(network)
@@ -153,10 +153,10 @@ def _new_folder(folder: Any) -> tuple[Path, Path]:
         ) from error
 
 
-def _check_plain(network: nn.Module) -> None:
-    for path, structure in find_all(network, Structure).items():
+def _check_plain(module: nn.Module) -> None:
+    for path, structure in find_all(module, Structure).items():
         raise TransferConfigError(
-            f"The network has layers of {structure.callback} ({path or type(network).__name__}), which other programs "
+            f"The network has layers of {structure.callback} ({path or type(module).__name__}), which other programs "
             "do not know. Make it plain first: functional.remove_adafilter, remove_gated_transfer or "
             "remove_collaborative, which say what that costs; strip or export what they leave."
         )

@@ -247,6 +247,13 @@ def test_changed_layers_are_refused_until_they_are_taken_out(tmp_path):
         lt.export(module, tmp_path / "mine")
 
 
+def test_several_networks_are_named_as_what_they_are_before_a_head_is_looked_for(tmp_path):
+    module = LitToy()
+    fit(module, [lt.CollaborativeFinetuning([toys.OtherNet()], backbone="model")])
+    with pytest.raises(lt.TransferConfigError, match="layers of CollaborativeFinetuning .*remove_collaborative"):
+        lt.export(module, tmp_path / "mine")
+
+
 class OnItself(lt.SourceTaskMixin, L.LightningModule):
     def __init__(self):
         super().__init__()

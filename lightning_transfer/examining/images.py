@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, Subset
 
 from lightning_transfer.batches import class_numbers, labels_in
-from lightning_transfer.datasets import index_in, listed_labels, load
+from lightning_transfer.datasets import index_in, listed_labels, load, origins
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining.diagnosis import Finding, listed
 from lightning_transfer.examining.module import CLASSES, out_of_range
@@ -135,30 +135,51 @@ def _call(batch: Any, seen: Seen, adapt: Adapt | None) -> Call | None:
 
 def leaks(train: Any, held_out: dict[str, Any], adapt: Adapt | None, not_checked: list[str]) -> Iterator[Finding]:
     """Yield the held-out datasets that show images of the training data, exactly or nearly."""
-    mine = _pictures(train, "training", adapt, not_checked)
+    of_train: list[str] = []
+    mine, known = (
+        _pictures(train, "training", adapt, of_train),
+        {one: place for place, one in enumerate(origins(train))},
+    )
     for name, dataset in held_out.items():
-        others = mine and _pictures(dataset, name, adapt, not_checked)
-        if not (mine and others):
+        of_other: list[str] = []
+        shared = [(place, known[one]) for place, one in enumerate(origins(dataset)) if one in known]
+        if shared:  # as they are read from one place, no picture has to be compared
+            yield _leak(
+                name, len(dataset), shared, (dataset, train), "images of the training, read from the same place"
+            )
+            continue
+        if not (mine and (others := _pictures(dataset, name, adapt, of_other))):
+            not_checked += of_other
             continue
         pairs = near_duplicates_of_few(others, mine)
         often = [column.bincount()[column] > COPIES for column in pairs.T]  # images of little detail resemble many
         many, pairs = pairs[often[0] | often[1]], pairs[~(often[0] | often[1])]
         if left := {*many[:, 0].tolist()} - {*pairs[:, 0].tolist()}:
-            not_checked.append(
+            of_other.append(
                 f"leaks, as to {len(left)} {name} images: they, or the training images like them, resemble more than "
                 f"{COPIES} others."
             )
         if len(pairs):
             rows = [(others.dataset.indices[one], mine.dataset.indices[two]) for one, two in pairs.tolist()]
-            places = [(index_in(dataset, one), index_in(train, two)) for one, two in rows]
-            images = len(pairs[:, 0].unique())
-            yield Finding(
-                "leak",
-                f"the {name} images",
-                f"{images} of {len(others)} are among the training images too, as they are or nearly, for example "
-                f"{listed(places)} ({name}, training): what is measured on them is memory",
-                "Subset(dataset, indices) without them, or a split by groups that keeps copies on one side",
-            )
+            least = "At least " if of_train or of_other else ""
+            found = "among the training images too, as they are or nearly"
+            yield _leak(name, len(others), rows, (dataset, train), found, least=least)
+        not_checked += of_other
+    not_checked[:0] = of_train
+
+
+def _leak(
+    name: str, number: int, pairs: list[tuple[int, int]], datasets: tuple[Any, Any], found: str, *, least: str = ""
+) -> Finding:
+    """Return the finding that some of a number of held-out images, each with its place in training, are known."""
+    places = [tuple(map(index_in, datasets, pair)) for pair in pairs]
+    return Finding(
+        "leak",
+        f"the {name} images",
+        f"{least}{len({one for one, _ in pairs})} of {number} are {found}, for example {listed(places)} ({name}, "
+        "training): what is measured on them is memory",
+        "Subset(dataset, indices) without them, or a split by groups that keeps copies on one side",
+    )
 
 
 def _pictures(dataset: Any, name: str, adapt: Adapt | None, not_checked: list[str]) -> Pictures | None:
@@ -171,9 +192,12 @@ def _pictures(dataset: Any, name: str, adapt: Adapt | None, not_checked: list[st
         not_checked.append(f"leaks, as to the {name} images: {found}. Pass adapt=lambda batch: (images, labels).")
         return None
     try:
-        pictures.check_always_the_same("Pass unaugmented=, the same images without augmentation.")
-    except TransferConfigError as error:
-        not_checked.append(f"leaks, as they would be seen without augmentation: {error}")
+        pictures.check_always_the_same("")
+    except TransferConfigError:
+        clean = "Pass unaugmented=" if name == "training" else "Give their loader a dataset"
+        not_checked.append(
+            f"leaks, as the {name} images have a random transform. {clean} without one, to compare all images."
+        )
     if len(chosen) < len(dataset):
         not_checked.append(f"leaks, as to {len(dataset) - len(chosen):,} of {len(dataset):,} {name} images.")
     return pictures

@@ -39,6 +39,13 @@ class Noisy(Listed):
         return image + (random.random() + np.random.rand()) * torch.randn_like(image), label
 
 
+class NoisyButOne(Noisy):
+    """The image that `first_image` returns is not augmented."""
+
+    def __getitem__(self, index):
+        return Listed.__getitem__(self, index) if index == 7 else super().__getitem__(index)
+
+
 class _Images:
     """A DataModule's hooks; `train`, `val` and `test` in place of clean images."""
 

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, IterableDataset, random_split
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, Subset, random_split
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
 import lightning_transfer as lt
 from lightning_transfer.__main__ import main
@@ -440,6 +443,27 @@ def test_what_cannot_be_checked_is_named():
     found = examined(shapes.DictBatches(), Images(shapes.DictBatches))
     assert found.findings == ()
     assert "Pass adapt=" in str(found)
+
+
+def test_images_read_from_one_place_are_a_leak_whatever_their_augmentation(tmp_path):
+    noisy = projects.Noisy([index % CLASSES for index in range(NUM)])
+    shares = Images(train=Subset(noisy, range(30)), val=Subset(noisy, range(28, NUM)))
+    (leak,) = examined(Clean(), shares).findings
+    assert leak.found.startswith(f"2 of {NUM - 28} are images of the training, read from the same place")
+    assert "(0, 28), (1, 29)" in leak.found
+    for label in range(3):
+        (tmp_path / f"class{label}").mkdir()
+        Image.fromarray(np.full((32, 32, 3), 80 * label, np.uint8)).save(tmp_path / f"class{label}" / "one.png")
+    augmented, plain = transforms.Compose([transforms.ToTensor(), transforms.RandomErasing(1.0)]), transforms.ToTensor()
+    folders = Images(train=ImageFolder(tmp_path, augmented), val=ImageFolder(tmp_path, plain))
+    found = examined(Clean(), folders)
+    assert "3 of 3 are images of the training" in found.findings[-1].found
+
+
+def test_a_number_of_leaks_is_a_least_one_if_images_are_augmented():
+    train = projects.NoisyButOne([index % CLASSES for index in range(NUM)])
+    (leak,) = examined(Clean(), Images(train=train, test=projects.copied(3, projects.first_image()))).findings
+    assert leak.found.startswith("At least 1 of 12")
 
 
 @pytest.mark.parametrize("data", [None, Images, Images().train], ids=["nothing", "a class", "a dataset"])
