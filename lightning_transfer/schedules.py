@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias
 
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count, check_number
@@ -96,6 +96,10 @@ class Schedule:
             _check_falls(self.shape)
         else:
             check_choice("shape", self.shape, SHAPES)
+
+    def __repr__(self) -> str:
+        given = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
+        return f"Schedule({', '.join(f'{name}={value!r}' for name, value, usual in given if value != usual)})"
 
     def __call__(self, progress: float) -> float:
         """Return the value when `progress` (0 to 1) of training is done."""

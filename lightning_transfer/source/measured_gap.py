@@ -63,8 +63,9 @@ def measure_gap(view: NetworkView, chooser: Chooser | None, weight: Schedule) ->
         then = "kept" if is_near(gap) else "left out"
         of = "" if mine.groups is None else f" of {len({*mine.groups})} groups"
         says = f"Domain gap {gap:.2f}, by {len(mine.features)} target images{of} ({SCALE}): the source is {then}."
-        say(trainer, says)
-        if not is_near(gap):
+        if is_near(gap):
+            say(trainer, says)
+        else:
             line = f"To keep it: weight=lt.{weight!r}."
             if mine.extent.scale != theirs.extent.scale:
                 line = (
@@ -138,6 +139,6 @@ def _unpacked(source: SourceTask, batch: Any, name: str) -> Tensor:
             raise
         raise TransferConfigError(
             f"A target batch is {structure(batch)}, and weight='auto' reads it in the same way as a source batch, "
-            f"which failed ({type(error).__name__}). Let the source dataset return samples like the target's, and "
-            "extract images and labels of both with SourceTask(adapt=lambda batch: (images, labels))."
+            f"which failed ({type(error).__name__}). Give SourceTask(adapt=) a function that takes batches of both: "
+            "lambda batch: (batch['image'], batch['label']) if isinstance(batch, dict) else batch."
         ) from error

@@ -68,10 +68,10 @@ BYTE, WORD, FLOAT = FORMS["0 to 255"], FORMS["0 to 65535"], FORMS["0 to 1"]["flo
     [
         (BYTE["int32"], WORD["int32"], r"int32 from 0 to 255, white at 255.*int32 from 0 to 65535, white at 65535"),
         (BYTE["uint8"], WORD["int64"], r"uint8 from 0 to 255.*int64 from 0 to 65535"),
-        (FLOAT, BYTE["float32"], r"float32 from 0 to 1, as they are.*float32 from 0 to 255, white at 255"),
+        (FLOAT, BYTE["float32"], r"float32 from 0 to 1, white at 1.*float32 from 0 to 255, white at 255"),
         (BYTE["float32"] + 0.25, FLOAT, r"float32 from 0.25 to 255.25, white at 65535.*float32 from 0 to 1"),
-        (FORMS["0 and 1"]["int64"], BYTE["uint8"], r"int64 from 0 to 1, as they are.*uint8 from 0 to 255"),
-        (FLOAT / 200, FLOAT, r"float32 from 0 to 0.005, as they are.*float32 from 0 to 1"),
+        (FORMS["0 and 1"]["int64"], BYTE["uint8"], r"int64 from 0 to 1, white at 1.*uint8 from 0 to 255"),
+        (FLOAT / 200, FLOAT, r"float32 from 0 to 0.005, white at 1.*float32 from 0 to 1"),
     ],
 )
 def test_sides_whose_ranges_differ_by_orders_are_refused_with_what_was_found_on_both(target, source, said):
@@ -91,7 +91,7 @@ def test_a_signed_side_beside_one_that_is_not_is_refused():
 def test_what_is_white_is_logged():
     said = []
     found_in(BYTE["int32"][:3], FLOAT, said=said)
-    assert "target: int32 from 0 to 255, white at 255; source: float32 from 0 to 1, as they are." in said[0]
+    assert "target: int32 from 0 to 255, white at 255; source: float32 from 0 to 1, white at 1." in said[0]
 
 
 def test_a_dark_image_among_others_of_16_bits_is_not_taken_for_one_of_8():

@@ -97,7 +97,7 @@ class Borrowed:
         if self.neighbors.k > source.num_images:
             raise TransferConfigError(
                 f"neighbors={self.neighbors.k} exceeds the {source.num_images:,} source images; pass "
-                f"neighbors<={source.num_images}."
+                f"neighbors<={source.num_images}, and fewer to borrow a part of them: a tenth, say."
             )
         self.selection: Selection | None = None
         self._loader = Weakly()  # whose images are the target, if none were given

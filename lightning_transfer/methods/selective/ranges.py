@@ -75,8 +75,9 @@ class Range:
         return min(self.least, other.least) < 0 or brightest[1] < FAR * brightest[0]
 
     def __str__(self) -> str:
-        scaled = "as they are" if self.white == 1 else f"white at {self.white:g}"
-        return f"{str(self.dtype).removeprefix('torch.')} from {self.least:g} to {self.largest:g}, {scaled}"
+        return (
+            f"{str(self.dtype).removeprefix('torch.')} from {self.least:g} to {self.largest:g}, white at {self.white:g}"
+        )
 
 
 @dataclass
