@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 import lightning_transfer as lt
 from lightning_transfer.reports import TransferReport
-from lightning_transfer.reports.page import _curves
+from lightning_transfer.reports.page import _curves, _panels
 from tests import toys
 from tests.toys import LitToy, fit
 
@@ -103,6 +103,49 @@ def test_a_name_stands_in_the_legend_as_it_is(name):
     figure = _curves({"loss": {name: ([0, 1], [1.0, 2.0]), "other": ([0], [1.0])}})
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [name, "other"]
     figure.savefig(io.BytesIO())
+
+
+def legends(series):
+    figure = _curves(_panels(series))
+    return figure, [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
+
+
+def test_of_many_layers_the_mean_the_least_and_the_most_tuned_are_drawn(tmp_path):
+    steps, shares = [0, 1], {f"layer{number}.0.downsample.conv": number / 20 for number in range(11)}
+    layers = {f"transfer/tuned/{layer}": (steps, [share, share]) for layer, share in shares.items()}
+    figure, drawn = legends({"transfer/tuned": (steps, [0.25, 0.25]), **layers})
+    ends = ["tuned/layer0.0.downsample.conv, least of 11", "tuned/layer10.0.downsample.conv, most of 11"]
+    assert drawn == [["tuned, mean", *ends]]
+    figure.draw_without_rendering()
+    box = figure.axes[0].get_legend().get_window_extent()
+    assert figure.bbox.x0 <= box.x0
+    assert box.x1 <= figure.bbox.x1
+    assert figure.axes[0].get_window_extent().width > 0.8 * figure.bbox.width
+    assert legends({name: layers[name] for name in list(layers)[:4]})[1][0] == [
+        name.removeprefix("transfer/") for name in list(layers)[:4]
+    ]
+
+
+def test_numbers_above_one_have_an_axis_of_their_own_and_equal_lines_are_both_seen():
+    loss, weight = ([0, 5], [1.5, 1.0]), ([0, 5], [1.0, 0.5])
+    series = {"transfer/target_loss": loss, "train_loss": loss, "transfer/source_weight": weight}
+    figure, drawn = legends(series | {"transfer/neighbors": ([0, 5], [20.0, 20.0])})
+    assert drawn == [["target_loss", "train_loss"], ["source_weight"], ["neighbors"]]
+    assert [line.get_linestyle() for line in figure.axes[0].lines] == ["-", "--"]
+    figure.draw_without_rendering()
+    assert all(tick == round(tick) for tick in figure.axes[-1].get_xticks())
+
+
+@pytest.mark.parametrize(
+    ("folder", "title"), [("birds/version_0", "birds/version_0"), ("birds/lightning_logs/version_3", "birds/version_3")]
+)
+def test_a_page_is_named_by_its_run(folder, title, tmp_path, monkeypatch):
+    (tmp_path / folder).mkdir(parents=True)
+    text = page(tmp_path / folder)
+    assert f"<title>{title}</title>" in text
+    assert f"<h1>Transfer report: {title}</h1>" in text
+    monkeypatch.chdir(tmp_path / folder)
+    assert TransferReport(".").name == title
 
 
 def test_values_that_no_axis_can_hold_are_in_the_table_alone(tmp_path):

@@ -7,7 +7,6 @@ import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OPTIONS = "transfer/"  # what the names of logged options and values begin with
+STYLES = ("-", "--", ":", "-.")
+FEW = 4  # lines of one kind, such as one for each layer, that are drawn each
 DRAWN = 1e300  # a larger value has no place on an axis, whose margins are beyond what a float holds
 MOST = 0.5  # share of a selection from which one class is said to give most of it (ours)
 STYLE = """
@@ -83,6 +84,9 @@ class TransferReport:
             raise TransferConfigError(
                 f"{self.folder} holds {len(runs)} runs. Name one, such as the last: {printable(runs[-1])}."
             )
+        # Lightning's own folder says nothing about a run
+        parts = [part for part in self.folder.resolve().parts if part != "lightning_logs"]
+        self.name = "/".join(parts[-2:])
         self.series = _series(self.folder / "metrics.csv")
         self.options = _options(self.folder / "hparams.yaml")
 
@@ -103,12 +107,12 @@ class TransferReport:
     def _page(self) -> Iterator[str]:
         yield '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        yield f"<title>{_text(self.folder.name)}</title><style>{STYLE}</style></head><body>"
+        yield f"<title>{_text(self.name)}</title><style>{STYLE}</style></head><body>"
         yield from self._content()
         yield "</body></html>"
 
     def _content(self) -> Iterator[str]:
-        yield f"<h1>Transfer report: {_text(self.folder.name)}</h1>"
+        yield f"<h1>Transfer report: {_text(self.name)}</h1>"
         yield f'<p class="note">{_text(self.folder)}, lightning_transfer {__version__}</p>'
         yield from self._methods()
         if panels := _panels(self.series):
@@ -191,28 +195,56 @@ def _options(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _panels(series: Series) -> dict[str, Series]:
-    """Return what is drawn together: losses, accuracies, and other values of this package."""
+    """Return what is drawn together: losses, accuracies, and other values of this package, those above 1 apart."""
     kinds = {name: next((kind for kind in ("loss", "acc") if kind in name.lower()), "") for name in series}
-    kinds |= {name: "other" for name, kind in kinds.items() if not kind and name.startswith(OPTIONS)}
-    titles = {"loss": "loss", "acc": "accuracy", "other": "weights and shares"}
+    for name, (_, values) in series.items():
+        if not kinds[name] and name.startswith(OPTIONS):
+            kinds[name] = "large" if any(abs(value) > 1 for value in values) else "other"
+    titles = {"loss": "loss", "acc": "accuracy", "other": "weights and shares", "large": "larger values"}
     panels = {title: {name: series[name] for name in series if kinds[name] == kind} for kind, title in titles.items()}
     return {title: inside for title, inside in panels.items() if inside}
+
+
+def _labels(inside: Series) -> dict[str, str]:
+    """Return the lines to draw, and their labels: of many of one kind those of the least and the largest mean."""
+    labels = {name: printable(name.removeprefix(OPTIONS)) for name in inside}
+    of_kind: dict[str, list[str]] = {}
+    for name, label in labels.items():
+        if name.startswith(OPTIONS) and "/" in label:
+            of_kind.setdefault(label.partition("/")[0], []).append(name)
+    for kind, names in of_kind.items():
+        if len(names) > FEW:
+            least, *others, most = sorted(names, key=lambda name: sum(inside[name][1]) / len(inside[name][1]))
+            labels = {name: label for name, label in labels.items() if name not in others}
+            labels[least] += f", least of {len(names)}"
+            labels[most] += f", most of {len(names)}"
+            if (mean := OPTIONS + kind) in labels:
+                labels[mean] += ", mean"
+    return labels
 
 
 def _curves(panels: dict[str, Series]) -> "Figure":
     figure = empty_figure(size=(8, 0.6 + 2.4 * len(panels)))
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (title, inside) in zip(rows, panels.items(), strict=True):
-        for (steps, values), color in zip(inside.values(), cycle(COLORS), strict=False):
+        labels, drawn = _labels(inside), []
+        for number, name in enumerate(labels):
+            steps, values = inside[name]
             shown = [value if abs(value) < DRAWN else math.nan for value in values]
-            axes.plot(steps, shown, color=color, marker="o", markersize=2, linewidth=1.5)
+            # a solid line would hide an equal one, and colours come again
+            style = STYLES[(drawn.count((steps, values)) + number // len(COLORS)) % len(STYLES)]
+            drawn.append((steps, values))
+            color = COLORS[number % len(COLORS)]
+            axes.plot(steps, shown, style, color=color, marker="o", markersize=2, linewidth=1.5)
         axes.set_ylabel(title)
         place = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
-        legend = axes.legend(axes.lines, [""] * len(inside), frameon=False, fontsize="small", ncols=4, **place)
-        for text, name in zip(legend.get_texts(), inside, strict=True):  # otherwise "$" is math, and "_" hides a name
-            text.set(text=printable(name.removeprefix(OPTIONS)), parse_math=False)
+        columns = max(1, min(4, 90 // (8 + max(map(len, labels.values())))))  # about 90 letters fit side by side
+        legend = axes.legend(axes.lines, [""] * len(labels), frameon=False, fontsize="small", ncols=columns, **place)
+        for text, label in zip(legend.get_texts(), labels.values(), strict=True):
+            text.set(text=label, parse_math=False)  # otherwise "$" is math, and "_" hides a name
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
+    rows[-1].xaxis.get_major_locator().set_params(integer=True)
     rows[-1].set_xlabel("optimizer steps")
     figure.align_ylabels()
     return figure
