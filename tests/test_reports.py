@@ -193,6 +193,28 @@ def test_gate_map_counts_open_gates_by_layer_and_class(tmp_path):
         assert sums["c"][label].mean() / counts[label] == pytest.approx(np.mean(shares))
 
 
+@pytest.mark.parametrize("means", [[0.9, 0.5, 0.05], [1.0], [0.5, 0.4, 1.0], [0.0, 0.02]])
+def test_a_more_tuned_layer_is_higher_and_the_labels_are_inside_of_the_panel(means):
+    totals = {f"layer{number}": np.full(8, mean) for number, mean in enumerate(means)}
+    figure = gates_report._draw(totals, np.array([means] * 3), list("abc"))
+    figure.draw_without_rendering()
+    panel = figure.axes[0]
+    heights = [panel.transData.transform((0, height))[1] for height in panel.lines[0].get_ydata()]
+    assert list(np.argsort(heights)) == list(np.argsort(means))
+    boxes = [label.get_window_extent() for label in panel.texts]
+    assert all(panel.bbox.y0 <= box.y0 and box.y1 <= panel.bbox.y1 for box in boxes)
+    assert not boxes[0].overlaps(boxes[1])
+
+
+def test_the_colours_of_a_search_have_a_bar_with_a_label(tmp_path):
+    figure = lt.reports.layer_search(PLAN, tmp_path / "search.png")
+    assert "accuracy of the candidate, %" in [axes.get_ylabel() for axes in figure.axes]
+    failed = lt.LayerPlan({"own": 1}, {"own": 4}, (Evaluation((2,), None, "no memory"),))
+    assert "accuracy of the candidate, %" not in [
+        axes.get_ylabel() for axes in lt.reports.layer_search(failed, tmp_path / "failed.png").axes
+    ]
+
+
 def test_gate_map_refuses_what_has_no_gates(tmp_path):
     with pytest.raises(TransferConfigError, match="not gated"):
         lt.reports.gate_map(torch.nn.Linear(2, 2), [], tmp_path / "gates.png")

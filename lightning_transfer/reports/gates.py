@@ -28,7 +28,7 @@ def gate_map(
 ) -> "Figure":
     """Draw how often each filter of an AdaFilter network is the tuned one.
 
-    The upper part shows every layer's filters, the most tuned ones first, and each layer's mean; the lower part shows
+    The upper part shows every layer's filters, the most tuned ones lowest, and each layer's mean; the lower part shows
     each layer's mean by class. The most and the least tuned layers are marked.
 
     Args:
@@ -107,24 +107,27 @@ def _draw(totals: Mapping[str, Shares], of_class: Shares, class_names: Sequence[
     figure = empty_figure(size=(max(7.0, 2.5 + 0.32 * len(layers)), 5.4 + tall))
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, tall))
     columns = [_column(shares) for shares in totals.values()]
-    extent = (-0.5, len(layers) - 0.5, 100, 0)
+    extent = (-0.5, len(layers) - 0.5, 0, 100)
     shown = {"cmap": SHADES, "vmin": 0, "vmax": 1, "aspect": "auto"}
-    image = top.imshow(np.stack(columns, 1), extent=extent, interpolation="nearest", **shown)
+    image = top.imshow(np.stack(columns, 1), extent=extent, origin="lower", interpolation="nearest", **shown)
     top.plot(range(len(layers)), 100 * means, "o-", color="black", markersize=3, linewidth=1, label="mean of the layer")
-    for number, word in ((int(means.argmax()), "most"), (int(means.argmin()), "least")):
+    for number, word, away in ((int(means.argmax()), "most", 1), (int(means.argmin()), "least", -1)):
         top.annotate(
             f"{word} tuned\n{means[number]:.0%}",
             (number, 100 * means[number]),
-            (0, 20 if word == "least" else -36),
+            (0, 12 * away),
             textcoords="offset points",
             ha="left" if number == 0 else "right" if number == len(layers) - 1 else "center",
+            va="bottom" if away > 0 else "top",
             fontsize="small",
             bbox={"boxstyle": "round", "facecolor": "white", "alpha": 0.85, "linewidth": 0},
             arrowprops={"arrowstyle": "-"},
         )
-    top.set(ylabel="filters of the layer, most tuned first, %")
+    # room for a label outside of the columns
+    top.set(ylim=(-20 * bool(means.min() < 0.2), 100 + 20 * bool(means.max() > 0.8)), yticks=range(0, 101, 20))
+    top.set(ylabel="filters of the layer, %, most tuned lowest")
     top.set_title("How often each filter is the tuned one", loc="left", fontweight="bold")
-    top.legend(frameon=True, loc="lower right", fontsize="small")
+    top.legend(frameon=True, loc="best", fontsize="small")
     below.imshow(of_class, interpolation="nearest", **shown)
     below.set_yticks(
         range(len(class_names)) if is_named else [], class_names if is_named else [], fontsize="small", parse_math=False

@@ -50,7 +50,8 @@ def layer_search(plan: Any, path: str | os.PathLike[str]) -> "Figure":
     top, *rows, below = figure.subplots(len(names) + 2, 1, height_ratios=heights)
     shown: dict[str, Any] = {"c": scores, "cmap": SHADES, "s": 22, "zorder": 3}
     top.step(at, best, where="post", color=BEST, linewidth=2, label="best so far")
-    top.scatter(at, scores, **shown)
+    points = top.scatter(at, scores, **shown)
+    shown["norm"] = points.norm  # one colour bar holds for all
     failed = np.isnan(scores)
     if failed.any():
         floor = np.nanmin(scores) if not failed.all() else 0
@@ -68,6 +69,9 @@ def layer_search(plan: Any, path: str | os.PathLike[str]) -> "Figure":
         axes.set_xlim(0.5, len(at) + 0.5)
         axes.tick_params(labelbottom=axes is rows[-1])
         axes.grid(alpha=0.25)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    if not failed.all():
+        figure.colorbar(points, ax=[top, *rows], label="accuracy of the candidate, %")
     rows[-1].set_xlabel("candidates, in the order in which they were tried")
     _cuts(below, plan)
     for axes in figure.axes:
