@@ -113,6 +113,17 @@ def known_labels(dataset: Dataset[Any]) -> Tensor | None:
     return labels if labels.shape[:1] == (len(dataset),) else None  # type: ignore[arg-type]
 
 
+def known_names(dataset: Any) -> list[str] | None:
+    """Return the names of the classes, of a dataset that lists them as torchvision's do (`classes`); otherwise None."""
+    if isinstance(dataset, Subset | Loaded):
+        return known_names(dataset.dataset)
+    names = getattr(dataset, "classes", None)
+    if getattr(dataset, "target_transform", None) is not None or not isinstance(names, list | tuple):
+        return None
+    firsts = [name[0] if isinstance(name, tuple) and name else name for name in names]  # ImageNet's have synonyms
+    return firsts if all(isinstance(name, str) for name in firsts) else None
+
+
 def labels_in_parts(dataset: Dataset[Any], read: Callable[[Any], Any] | None = None) -> Iterator[list[int]]:
     """Yield the class of every image: all at once if the dataset lists them, otherwise a few loaded ones at a time.
 

@@ -1,5 +1,6 @@
 """The page about a run: what it says was logged, it stands alone, and what is wrong is said."""
 
+import dataclasses
 import io
 import math
 import re
@@ -178,6 +179,10 @@ def test_a_class_that_gives_most_and_leaks_are_warned_of(tmp_path):
     for part in ("the most, 62% of all entries, are of class 3", "One class, 3, gives most", "1 pairs of a target and"):
         assert part in text
     assert "1 source images could not be read" in text
+    source = torch.utils.data.TensorDataset(torch.zeros(6))
+    source.classes = ["ant", "bee", "cat", "<dog>"]
+    chosen = dataclasses.replace(selection(torch.tensor([3, 3, 3, 1, 2, 0])), source=source)
+    assert "are of class &lt;dog&gt;" in page(tmp_path, selection=chosen)
     assert "gives most" not in page(tmp_path, selection=selection(torch.tensor([3, 3, 2, 1, 2, 0])))
 
 

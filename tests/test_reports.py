@@ -8,8 +8,10 @@ import torch
 from matplotlib.text import Text
 
 import lightning_transfer as lt
+from lightning_transfer.datasets import known_names
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.collaborative.search.plan import Evaluation
+from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.reports import borrowed
 from lightning_transfer.reports import gates as gates_report
 from tests.adafilter.nets import batch, chain, gated_chain
@@ -75,7 +77,9 @@ def test_rows_are_spread_over_classes_and_show_the_nearest():
     named = [caption.split("\n")[0] for caption in captions if "class" in caption]
     assert [named.count(f"class {label}") for label in range(3)] == [2, 3, 2]  # and three unlabelled ones
     row = int(captions[4].split()[-1])
-    expected = [f"{d:.3g}\nclass {SOURCE_LABELS[i]}" for d, i in zip(DISTANCES[row, :8], INDICES[row, :8], strict=True)]
+    expected = [
+        f"{d:#.3g}\nclass {SOURCE_LABELS[i]}" for d, i in zip(DISTANCES[row, :8], INDICES[row, :8], strict=True)
+    ]
     assert texts(rows)[4 * 9 + 1 : 5 * 9] == expected
     np.testing.assert_array_equal(rows.images[4 * 9 + 1].get_array(), image(INDICES[row, 0]))
 
@@ -88,7 +92,8 @@ def test_rows_with_duplicates_are_chosen_and_marked():
     assert texts(rows).count("duplicate") == len(rows.lines) - 1 == 3  # one line parts targets from the borrowed
     assert not most.lines
     title = figure.get_suptitle()
-    assert f"duplicates: {len(marked)}, of them borrowed: {len(marked) - 1}" in title
+    assert title.endswith(f"and a source image: {len(marked)}, {len(marked) - 1} of them among the nearest")
+    assert draw()[0].get_suptitle().endswith("and a source image: none")
     assert f"40 target images and the 12 nearest of each, {len(np.unique(INDICES))} distinct source images" in title
 
 
@@ -213,6 +218,61 @@ def test_the_colours_of_a_search_have_a_bar_with_a_label(tmp_path):
     assert "accuracy of the candidate, %" not in [
         axes.get_ylabel() for axes in lt.reports.layer_search(failed, tmp_path / "failed.png").axes
     ]
+
+
+def test_all_distances_have_three_digits(tmp_path):
+    distances = torch.tensor([[0.0, 0.5, 2.8, 2.744, 12.5, 140.2]])
+    kept = torch.arange(6)[None]
+    path = tmp_path / "a.png"
+    figure = lt.reports.borrowed_images(kept, distances, path, target_image=image, source_image=image)
+    shown = [caption.split("\n")[0] for caption in texts(figure.axes[0])[1:]]
+    assert shown == ["0.00", "0.500", "2.80", "2.74", "12.5", "140"]
+
+
+class Named(torch.utils.data.TensorDataset):
+    """Images and labels with names, as those of torchvision's `ImageFolder`."""
+
+    classes = ("ant", "bee", "cat")
+
+
+def test_classes_have_their_datasets_names(tmp_path):
+    module, data = gated_chain(), Named(*batch())
+    loader = torch.utils.data.DataLoader(torch.utils.data.Subset(data, range(6)), batch_size=3)
+
+    def named(**options):
+        axes = lt.reports.gate_map(module, options.pop("loader", loader), tmp_path / "gates.png", **options).axes[1]
+        return [label.get_text() for label in axes.get_yticklabels()]
+
+    assert named() == list(Named.classes)
+    assert named(class_names=["x", "y", "z"]) == ["x", "y", "z"]
+    assert named(loader=[batch()]) == ["0", "1", "2"]
+    data.classes = ["ant"]  # too few
+    assert named() == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (["ant", "bee"], ["ant", "bee"]),
+        ([("tench", "Tinca tinca"), ("crane",)], ["tench", "crane"]),
+        (7, None),
+        ([1, 2], None),
+    ],
+)
+def test_names_are_known_if_they_are_texts(classes, names):
+    data = torch.utils.data.TensorDataset(torch.zeros(2))
+    assert known_names(data) is None
+    data.classes = classes
+    assert known_names(torch.utils.data.Subset(data, [0])) == names
+    assert known_names(Pictures(data, "source")) == names
+    assert known_names(Pictures(data, "source", adapt=lambda batch: batch)) is None
+    data.target_transform = abs
+    assert known_names(data) is None
+
+
+def test_gate_map_refuses_a_datamodule_by_name(tmp_path):
+    with pytest.raises(TransferConfigError, match=r"loader is a Linear; .* such as datamodule.val_dataloader"):
+        lt.reports.gate_map(gated_chain(), torch.nn.Linear(2, 2), tmp_path / "gates.png")
 
 
 def test_gate_map_refuses_what_has_no_gates(tmp_path):

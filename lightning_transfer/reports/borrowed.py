@@ -142,10 +142,12 @@ def _page(indices: Array, distances: Array, target: _Side, source: _Side, marked
         width_ratios=widths,
         height_ratios=(most_height, classes_height, height - most_height - classes_height),
     )
+    num_borrowed = sum(index in indices[row] for row, index in marked)
+    found = f"{len(marked):,}, {num_borrowed:,} of them among the nearest" if marked else "none"
     title = (
         f"{len(indices):,} target images and the {indices.shape[1]:,} nearest of each, "
         f"{len(borrowed):,} distinct source images\n"
-        f"duplicates: {len(marked):,}, of them borrowed: {sum(index in indices[row] for row, index in marked):,}"
+        f"duplicates, pairs of a target and a source image: {found}"
     )
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     _draw_rows(panels["rows"], {row: (indices[row], distances[row]) for row in rows}, target, source, marked)
@@ -183,7 +185,8 @@ def _draw_rows(axes: "Axes", lists: dict[int, Any], target: _Side, source: _Side
         # without a label the caption is already the number
         _tile(axes, target, row, (0, line), "\n".join(dict.fromkeys((target.caption(row), f"image {row}"))))
         for column, (index, distance) in enumerate(zip(indices[:NUM_NEAREST].tolist(), distances, strict=False)):
-            caption = f"{distance:.3g}\n{source.caption(index)}"
+            digits = f"{distance:#.3g}".rstrip(".")  # three, of 2.8 too
+            caption = f"{digits}\n{source.caption(index)}"
             _tile(axes, source, index, (column + 1.2, line), caption, mark=(row, index) in marked)
     axes.axvline(1.1 * PITCH[0] - 0.06, color=COLORS[0], linewidth=0.8)
     _frame(axes, _num_columns(indices), len(lists), "Target | nearest borrowed, distance")

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lightning_transfer.datasets import known_names
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.reports.curves import empty_figure, printable, save_figure
 from lightning_transfer.tracing import evaluating, images_and_labels
@@ -35,14 +36,14 @@ def gate_map(
         module: a gated network, or a module that holds one.
         loader: batches of (images, labels).
         path: the file to write; its suffix sets the format.
-        class_names: of the labels; by default their numbers.
+        class_names: of the labels; by default `loader.dataset.classes`, or their numbers if it has none.
 
     Returns:
         The figure that was written.
 
     Raises:
-        TransferConfigError: the network is not gated, its gates do not learn, the loader is empty, or matplotlib is
-            missing.
+        TransferConfigError: the network is not gated, its gates do not learn, the loader is empty or a DataModule, or
+            matplotlib is missing.
 
     Example:
         >>> import pathlib, tempfile
@@ -58,6 +59,11 @@ def gate_map(
     gates = next((child for child in module.modules() if hasattr(child, "last_gates")), None)
     if gates is None:
         raise TransferConfigError(f"{type(module).__name__} is not gated: pass a network that AdaFilter has trained.")
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise TransferConfigError(
+            f"loader is a {type(loader).__name__}; expected batches of (images, labels). Pass a loader, such as "
+            "datamodule.val_dataloader()."
+        )
     by_class, counts = _count(module, gates, loader)
     if not by_class:
         raise TransferConfigError(
@@ -70,6 +76,9 @@ def gate_map(
         raise TransferConfigError(
             f"class_names has {len(class_names)} names, but labels go up to {len(counts) - 1}. Pass one for each class."
         )
+    listed = known_names(getattr(loader, "dataset", None)) or []
+    if class_names is None and len(listed) >= len(counts):
+        class_names = listed
     names = [printable(label if class_names is None else class_names[label]) for label in seen.tolist()]
     return save_figure(_draw(totals, of_class, names), path)
 

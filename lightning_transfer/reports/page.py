@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lightning_transfer.datasets import known_names
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
 from lightning_transfer.reports.curves import COLORS, empty_figure, png_of, printable
@@ -259,10 +260,11 @@ def _borrowed(selection: Any) -> Iterator[str]:
     if len(known):
         classes, counts = known.unique(return_counts=True)
         share, place = counts.max().item() / len(labels), int(classes[counts.argmax()])
-        yield f"<p>Of {len(classes):,} classes; the most, {share:.0%} of all entries, are of class {place}.</p>"
+        name = _text(dict(enumerate(known_names(selection.source) or ())).get(place, place))
+        yield f"<p>Of {len(classes):,} classes; the most, {share:.0%} of all entries, are of class {name}.</p>"
         if share > MOST and len(selection.source_labels.unique()) > 2:
             yield (
-                f'<p class="warning">One class, {place}, gives most of what is borrowed: look whether your images have '
+                f'<p class="warning">One class, {name}, gives most of what is borrowed: look whether your images have '
                 "a colour or a border in common with it.</p>"
             )
     for count, what in (

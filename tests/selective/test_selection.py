@@ -1,5 +1,6 @@
 """The file that keeps a selection: read again as it was written, or refused by name."""
 
+import dataclasses
 import errno
 import os
 import pathlib
@@ -155,6 +156,10 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatc
     assert torch.equal(Selection.load(tmp_path / "chosen").indices, made_selection(1).indices)
 
 
+class Listed(list):
+    """A list with attributes."""
+
+
 def pixels(num, seed=0):
     return torch.rand(num, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
@@ -189,6 +194,17 @@ def test_a_report_names_an_image_that_cannot_be_shown(tmp_path):
     source = select_run.Faulty(pixels(9, 1), bad=range(9))
     with pytest.raises(lt.TransferConfigError, match=r"source image \d cannot be shown: OSError: truncated file"):
         made_selection().report(tmp_path / "page.png", target=pixels(4), source=source)
+
+
+def test_a_report_names_the_classes_of_its_datasets(tmp_path):
+    target, source = ([(image, 0) for image in pixels(num, seed)] for num, seed in ((4, 0), (9, 1)))
+    made, named = made_selection(), Listed(target)
+    named.classes = ["ant", "bee"]
+    made = dataclasses.replace(made, target_labels=torch.zeros(4, dtype=torch.int64), target=named, source=source)
+    rows = made.report(tmp_path / "page.png").axes[0]
+    assert rows.texts[0].get_text() == "ant\nimage 0"
+    rows = made.report(tmp_path / "page.png", target_names=["wasp"]).axes[0]
+    assert rows.texts[0].get_text() == "wasp\nimage 0"
 
 
 def test_a_report_without_matplotlib_names_the_extra(tmp_path, monkeypatch):

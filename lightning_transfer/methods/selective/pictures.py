@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from lightning_transfer.datasets import ControlFlowError, check_random_access, load
+from lightning_transfer.datasets import ControlFlowError, check_random_access, known_names, load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.selective.ranges import BYTE, Glance
 from lightning_transfer.naming import structure
@@ -123,6 +123,11 @@ class Pictures(Dataset[Picture]):
     def listed(self) -> dict[str, str]:
         """Return digests of what the dataset lists about its images, by name."""
         return listed_by(self.dataset)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Return the names of the classes, if the dataset has them and `adapt` does not choose other labels."""
+        return None if self.adapt is not None else known_names(self.dataset)
 
     @property
     def identity(self) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_transfer.datasets import known_names
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
 from lightning_transfer.methods.selective.pictures import Pictures, for_display
@@ -128,8 +129,8 @@ class Selection:
             path: of the picture; its ending decides the format.
             target: the target's images, if the selection was loaded from a file.
             source: the source's images, if the selection was loaded from a file.
-            target_names: names of the target's classes.
-            source_names: names of the source's classes.
+            target_names: names of the target's classes; by default `target.classes`, if it has them.
+            source_names: the same of the source.
 
         Returns:
             The figure that was written.
@@ -154,8 +155,8 @@ class Selection:
             target_labels=self.target_labels,
             source_labels=self.source_labels,
             duplicates=self.duplicates,
-            target_names=target_names,
-            source_names=source_names,
+            target_names=known_names(target) if target_names is None else target_names,
+            source_names=known_names(source) if source_names is None else source_names,
             **shown,
         )
 
