@@ -140,8 +140,10 @@ def run(options: Namespace, others: Sequence[str]) -> None:
     elif options.command == "report":
         selection = None if options.selection is None else Selection.load(options.selection)
         TransferReport(options.folder, selection=selection).save(options.out)
+        print(options.out)
     elif options.command == "strip":
         strip_checkpoint(options.checkpoint, options.out, weights_only=not options.trusted)
+        print(options.out)
     else:
         print({"advise": advice_on, "rank": ranked, "export": handed_on}[options.command](options))
 

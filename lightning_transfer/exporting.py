@@ -90,8 +90,8 @@ def export(
         if onnx:
             size = prepared.get("input_size")
             _write_onnx(network, getattr(module, "example_input_array", None), size, part / "model.onnx")
-        text = "\n".join(_card(architecture or type(network).__name__, prepared, num_classes, classes, trainer))
-        (part / "README.md").write_text(text, encoding="utf-8")
+        lines = _card(architecture or type(network).__name__, prepared, num_classes, classes, trainer)
+        (part / "README.md").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         part.chmod(0o755)
         part.replace(place)
     except BaseException as error:
@@ -270,7 +270,8 @@ def _training(trainer: Any) -> Iterator[str]:
     """Yield what a Trainer knows of the training: nothing of it if the Trainer only tested the network."""
     yield from ("", "## Training", "")
     if trainer.global_step:
-        yield from (f"{trainer.global_step} steps, {trainer.current_epoch} epochs.", "")
+        steps, epochs = trainer.global_step, trainer.current_epoch
+        yield from (f"{steps} step{'s' * (steps != 1)}, {epochs} epoch{'s' * (epochs != 1)}.", "")
         ours = [callback for callback in trainer.callbacks if type(callback).__name__ in PAPERS]
         for callback in ours:
             given = ", ".join(f"{key}={value}" for key, value in options_of(callback).items() if value is not None)

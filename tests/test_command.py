@@ -37,13 +37,14 @@ def test_the_version(capsys):
     assert capsys.readouterr().out.strip() == lt.__version__
 
 
-def test_a_report_is_the_page_of_the_run(tmp_path):
+def test_a_report_is_the_page_of_the_run(tmp_path, capsys):
     (tmp_path / "metrics.csv").write_text("step,val_acc\n3,0.5\n")
     none = torch.empty(0, 2, dtype=torch.int64)
     chosen = lt.Selection(torch.tensor([[1, 0]]), torch.rand(1, 2), {}, none[:, 0], none[:, 0], none, none, none[:, 0])
     chosen = dataclasses.replace(chosen, target_labels=torch.tensor([0]), source_labels=torch.tensor([4, 4]))
     chosen.save(tmp_path / "chosen.safetensors")
     main(["report", str(tmp_path), str(tmp_path / "run.html"), "--selection", str(tmp_path / "chosen.safetensors")])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "run.html")
     assert "the most, 100% of all entries, are of class 4" in (tmp_path / "run.html").read_text()
     with pytest.raises(SystemExit, match="lightning-transfer report: There is no file of metrics at"):
         main(["report", str(tmp_path / "none"), "out.html"])
@@ -71,10 +72,11 @@ def test_a_selection_by_configuration_is_that_of_the_function(options, k, tmp_pa
     assert torch.equal(found.indices, expected.indices)
 
 
-def test_a_checkpoint_is_stripped(tmp_path):
+def test_a_checkpoint_is_stripped(tmp_path, capsys):
     trainer = fit(LitToy(), [one(has_source=True).callback()], max_epochs=1)
     trainer.save_checkpoint(tmp_path / "ours.ckpt")
     main(["strip", str(tmp_path / "ours.ckpt"), str(tmp_path / "plain.ckpt")])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "plain.ckpt")
     plain = torch.load(tmp_path / "plain.ckpt", weights_only=True)
     assert "lightning_transfer" not in plain
     assert not [key for key in plain["state_dict"] if "transfer" in key]

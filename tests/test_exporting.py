@@ -234,6 +234,9 @@ def test_the_card_of_a_trainer_that_never_fitted_says_what_is_not_known(tmp_path
     assert "ProbeStart" not in card
     card = (lt.export(module, tmp_path / "fitted", trainer=fit(module)) / "README.md").read_text()
     assert "12 steps, 2 epochs.\n\nNo callback of lightning_transfer." in card
+    assert card.endswith(".\n")
+    runner = fit(module, max_epochs=1, limit_train_batches=1)
+    assert "1 step, 1 epoch.\n" in (lt.export(module, tmp_path / "once", trainer=runner) / "README.md").read_text()
 
 
 def test_changed_layers_are_refused_until_they_are_taken_out(tmp_path):

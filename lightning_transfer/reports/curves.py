@@ -71,7 +71,7 @@ def learning_curves(
         below.plot(at, weight, color=COLORS[1], linewidth=2)
         below.fill_between(at, weight, color=COLORS[1], alpha=0.13, linewidth=0)
         below.set(ylabel="source\nweight", ylim=(0, 1.05 * max(*weight, 1e-9)))
-    top.xaxis.get_major_locator().set_params(integer=True)
+    top.locator_params(axis="x", integer=True)
     (below or top).set_xlabel("optimizer steps")
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)

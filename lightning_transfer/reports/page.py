@@ -228,7 +228,8 @@ def _curves(panels: dict[str, Series]) -> "Figure":
     figure = empty_figure(size=(8, 0.6 + 2.4 * len(panels)))
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (title, inside) in zip(rows, panels.items(), strict=True):
-        labels, drawn = _labels(inside), []
+        labels = _labels(inside)
+        drawn: list[tuple[list[float], list[float]]] = []
         for number, name in enumerate(labels):
             steps, values = inside[name]
             shown = [value if abs(value) < DRAWN else math.nan for value in values]
