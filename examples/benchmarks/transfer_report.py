@@ -249,6 +249,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "near variants": lambda: varied(read("near")),
     "variants' rivals": lambda: rivals(read("variants")),
     "regime": lambda: regime_results.table(10),
+    "regime short": lambda: regime_results.table(10, regime_results.SHORT),
     "regime best": lambda: regime_results.combination(10),
     "regime defaults": lambda: regime_results.defaults(10),
     "regime rates": lambda: regime_results.rates(10),
