@@ -115,9 +115,9 @@ def known_labels(dataset: Dataset[Any]) -> Tensor | None:
 
 def known_names(dataset: Any) -> list[str] | None:
     """Return the names of the classes, of a dataset that lists them as torchvision's do (`classes`); otherwise None."""
-    if isinstance(dataset, Subset | Loaded):
-        return known_names(dataset.dataset)
     names = getattr(dataset, "classes", None)
+    if names is None and isinstance(dataset, Subset | Loaded):
+        return known_names(dataset.dataset)
     if getattr(dataset, "target_transform", None) is not None or not isinstance(names, list | tuple):
         return None
     firsts = [name[0] if isinstance(name, tuple) and name else name for name in names]  # ImageNet's have synonyms
@@ -258,7 +258,11 @@ def _places(dataset: Any) -> Callable[[int], Any]:
 
 def _files(dataset: Any) -> Callable[[int], Any]:
     samples = getattr(dataset, "samples", None)
-    if not isinstance(samples, list) or not all(isinstance(one, tuple) and isinstance(one[0], str) for one in samples):
+    if not isinstance(samples, list) or not all(
+        isinstance(one, tuple) and one and isinstance(one[0], str) for one in samples
+    ):
+        return _places(dataset)
+    if samples and not os.path.isfile(samples[0][0]):  # relative to a folder that only the dataset knows, or a key
         return _places(dataset)
     paths = [os.path.abspath(path) for path, *_ in samples]
     is_one_each = len({*paths}) == len(paths) == len(dataset)  # else a file holds several

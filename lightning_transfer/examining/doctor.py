@@ -42,8 +42,9 @@ def doctor(
     mean, and a step after which the loss explodes. Besides it looks for mixed Lightning namespaces, hyperparameters
     that make a checkpoint unsafe, callbacks in the wrong order, classes of few images, images in the order of their
     classes, a head of more outputs than classes, a last batch of one image for BatchNorm, and validation or test images
-    among the training images (of each at most 2,000 are compared). A copy of the DataModule is set up. The module, the
-    data and the random state are left as they were; only what the DataModule holds that cannot be copied is shared.
+    among the training images (found by their files or their places in a dataset; if these differ, at most 2,000 images
+    of each are compared). A copy of the DataModule is set up. The module, the data and the random state are left as
+    they were; only what the DataModule holds that cannot be copied is shared.
 
     Args:
         module: the LightningModule that is to be trained.
@@ -123,7 +124,7 @@ def _findings(
     clean = dataset if unaugmented is None else served(loader, unaugmented)
     held_out = {name: each for name, each in held_out.items() if each is not None}
     if held_out:
-        yield from images.leaks(clean, held_out, adapt, not_checked)
+        yield from images.leaks(dataset, clean, held_out, adapt, not_checked)
 
 
 def _leave_out(seen: Seen, trainer: Any, not_checked: list[str]) -> None:

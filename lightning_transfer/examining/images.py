@@ -133,13 +133,22 @@ def _call(batch: Any, seen: Seen, adapt: Adapt | None) -> Call | None:
     return next((call for call in calls if torch.equal(call.target.cpu(), numbers)), None)
 
 
-def leaks(train: Any, held_out: dict[str, Any], adapt: Adapt | None, not_checked: list[str]) -> Iterator[Finding]:
-    """Yield the held-out datasets that show images of the training data, exactly or nearly."""
+def leaks(
+    train: Any, clean: Any, held_out: dict[str, Any], adapt: Adapt | None, not_checked: list[str]
+) -> Iterator[Finding]:
+    """Yield the held-out datasets that show images of the training data, exactly or nearly.
+
+    Args:
+        train: the training images.
+        clean: the same without augmentation, or `train` itself.
+        held_out: datasets by name.
+        adapt: turns a batch into images and labels; None if it is both.
+        not_checked: takes what is not looked at.
+    """
     of_train: list[str] = []
-    mine, known = (
-        _pictures(train, "training", adapt, of_train),
-        {one: place for place, one in enumerate(origins(train))},
-    )
+    mine = _pictures(clean, "training", adapt, of_train)
+    sides = [train] if clean is train else [train, clean]
+    known = {one: place for side in sides for place, one in enumerate(origins(side))}
     for name, dataset in held_out.items():
         of_other: list[str] = []
         shared = [(place, known[one]) for place, one in enumerate(origins(dataset)) if one in known]

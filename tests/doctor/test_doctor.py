@@ -460,6 +460,22 @@ def test_images_read_from_one_place_are_a_leak_whatever_their_augmentation(tmp_p
     assert "3 of 3 are images of the training" in found.findings[-1].found
 
 
+def test_a_leak_by_place_is_found_beside_unaugmented_images_too():
+    labels = [index % CLASSES for index in range(NUM)]
+    noisy, clean = projects.Noisy(labels), Subset(projects.Listed(labels), range(30))
+    shares = Images(train=Subset(noisy, range(30)), val=Subset(noisy, range(28, NUM)))
+    (leak,) = examined(Clean(), shares, unaugmented=clean).findings
+    assert leak.found.startswith(f"2 of {NUM - 28} are images of the training, read from the same place")
+
+
+@pytest.mark.parametrize("of", [lambda place: (f"{place:04}.png", 0), lambda place: ()], ids=["names", "nothing"])
+def test_samples_that_are_not_files_are_not_taken_for_places(of):
+    data = Images()
+    for dataset in (data.train, data.val, data.test):
+        dataset.samples = [of(place) for place in range(len(dataset))]  # each in a folder of its own
+    assert examined(Clean(), data).findings == ()
+
+
 def test_a_number_of_leaks_is_a_least_one_if_images_are_augmented():
     train = projects.NoisyButOne([index % CLASSES for index in range(NUM)])
     (leak,) = examined(Clean(), Images(train=train, test=projects.copied(3, projects.first_image()))).findings
