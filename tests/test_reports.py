@@ -266,6 +266,9 @@ def test_names_are_known_if_they_are_texts(classes, names):
     assert known_names(torch.utils.data.Subset(data, [0])) == names
     assert known_names(Pictures(data, "source")) == names
     assert known_names(Pictures(data, "source", adapt=lambda batch: batch)) is None
+    part = torch.utils.data.Subset(data, [0])
+    part.classes = ["own"]
+    assert known_names(part) == ["own"]
     data.target_transform = abs
     assert known_names(data) is None
 
