@@ -178,7 +178,7 @@ class Advice:
             yield (
                 "Look at your labels first: neither fine-tuning nor the probe is shown to be better than always "
                 f"predicting the most common class ({seen.commonest:.1%}), so images and labels may not belong "
-                "together, or there are too few images to tell."
+                "together, or there are too few images, or steps, to tell."
             )
         elif seen.falls_short:
             yield (
