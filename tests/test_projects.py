@@ -253,10 +253,25 @@ def test_a_file_whose_classes_a_script_names_is_read_with_their_names():
     named = "--model", "tests.test_projects.Lit", "--datamodule", "tests.doctor.projects.Images"
     path = config(**fixed)
     assert "add --model my_project.LitModel" in error_of("doctor", path)
+    assert "such as my_project.Lit." in error_of("doctor", path, "--model", "Lit", *named[2:])
     main(["doctor", path, *named])
     assert "Leave --model out" in error_of("doctor", config(), *named)
     wrong = GATED.replace("ratio", "raito")
     assert "GatedTransfer has no option 'raito'" in error_of("doctor", config(callbacks=wrong, **fixed))
+
+
+@pytest.mark.parametrize("data", ["tests.doctor.projects.Images", "data.yaml"])
+def test_data_may_be_an_import_path_or_a_file(data):
+    Path("data.yaml").write_text("class_path: tests.doctor.projects.Images")
+    project = read_project(config("Clean", **{"{class_path: tests.doctor.projects.Images}": data}))
+    assert type(project.data) is projects.Images
+
+
+def test_a_training_that_is_over_needs_no_datamodule():
+    path = config(
+        **{"{class_path: tests.test_projects.Lit}": "", "{class_path: tests.doctor.projects.Images}": "{a: 1}"}
+    )
+    assert type(read_project(path, model="tests.test_projects.Lit", is_trained=True).module) is Lit
 
 
 def test_folders_and_names_that_are_not_known_are_one_message(networks, folder):

@@ -79,9 +79,13 @@ def read_project(
         given = yaml.safe_load(Path(path).read_text())
         given = given.get("fit", given)
         check_names(given)  # also if a script names the classes
-        given = {**given, **_with_class(path, given, "model", model), **_with_class(path, given, "data", datamodule)}
+        given = {**given, **_with_class(path, given, "model", model)}
+        if not is_trained:
+            given |= _with_class(path, given, "data", datamodule)
         named = given["model"]["class_path"]
         home, _, name = named.rpartition(".")
+        if not home:
+            raise TransferConfigError(f"{path}: model={named!r} is not an import path, such as my_project.{name}.")
         namespace = namespace_of(getattr(importlib.import_module(home), name))
         if namespace is None:
             raise TransferConfigError(f"{path}: {named} is not a LightningModule. model's class_path has to name one.")
@@ -119,7 +123,8 @@ def _with_class(path: Any, given: dict[str, Any], key: str, named: str | None) -
         raise TransferConfigError(f"{path} names a class for {key}: {entry['class_path']}. Leave {option} out.")
     if named:
         return {key: {"class_path": named, "init_args": entry}}
-    if "class_path" not in entry and (entry or key == "model"):
+    # data may also be an import path or another file's name, which LightningCLI reads
+    if "class_path" not in entry and (key == "model" or (entry and isinstance(entry, dict))):
         raise TransferConfigError(
             f"{path} has no class_path in {key}. If a script names the classes, as LightningCLI(LitModel, Images) "
             "does, add --model my_project.LitModel --datamodule my_project.Images; rank, advise, doctor and export "
