@@ -294,7 +294,7 @@ def test_an_error_of_the_project_is_one_message_that_says_where():
 
 
 def test_an_interrupt_is_not_a_traceback(monkeypatch):
-    def interrupt(*args):
+    def interrupt(*args, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "read_project", interrupt)
