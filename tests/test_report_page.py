@@ -127,6 +127,11 @@ def test_of_many_layers_the_mean_the_least_and_the_most_tuned_are_drawn(tmp_path
     ]
 
 
+def test_a_run_that_diverged_names_the_least_and_the_most_tuned_layers_of_before():
+    layers = {f"transfer/tuned/{share}": ([0, 1], [share, math.nan]) for share in (0.3, 0.5, 0.1, 0.4, 0.2)}
+    assert legends(layers)[1] == [["tuned/0.5, most of 5", "tuned/0.1, least of 5"]]
+
+
 def test_numbers_above_one_have_an_axis_of_their_own_and_equal_lines_are_both_seen():
     loss, weight = ([0, 5], [1.5, 1.0]), ([0, 5], [1.0, 0.5])
     series = {"transfer/target_loss": loss, "train_loss": loss, "transfer/source_weight": weight}

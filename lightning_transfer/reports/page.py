@@ -215,13 +215,19 @@ def _labels(inside: Series) -> dict[str, str]:
             of_kind.setdefault(label.partition("/")[0], []).append(name)
     for kind, names in of_kind.items():
         if len(names) > FEW:
-            least, *others, most = sorted(names, key=lambda name: sum(inside[name][1]) / len(inside[name][1]))
+            least, *others, most = sorted(names, key=lambda name: _mean(inside[name][1]))
             labels = {name: label for name, label in labels.items() if name not in others}
             labels[least] += f", least of {len(names)}"
             labels[most] += f", most of {len(names)}"
             if (mean := OPTIONS + kind) in labels:
                 labels[mean] += ", mean"
     return labels
+
+
+def _mean(values: list[float]) -> float:
+    """Return the mean of what is finite; of a run that diverged, NaN would be in no order."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / max(1, len(finite))
 
 
 def _curves(panels: dict[str, Series]) -> "Figure":
