@@ -151,16 +151,18 @@ def leaks(
     known = {one: place for side in sides for place, one in enumerate(origins(side))}
     for name, dataset in held_out.items():
         of_other: list[str] = []
-        shared = [(place, known[one]) for place, one in enumerate(origins(dataset)) if one in known]
-        if shared:  # as they are read from one place, no picture has to be compared
-            yield _leak(
-                name, len(dataset), shared, (dataset, train), "images of the training, read from the same place"
-            )
+        shared = {place: known[one] for place, one in enumerate(origins(dataset)) if one in known}
+        if shared:
+            found = "images of the training, read from the same place"
+            yield _leak(name, len(dataset), [*shared.items()], (dataset, train), found)
+        if len(shared) == len(dataset):
             continue
         if not (mine and (others := _pictures(dataset, name, adapt, of_other))):
             not_checked += of_other
             continue
         pairs = near_duplicates_of_few(others, mine)
+        is_new = [others.dataset.indices[one] not in shared for one in pairs[:, 0].tolist()]
+        pairs = pairs[torch.tensor(is_new, dtype=torch.bool)]
         often = [column.bincount()[column] > COPIES for column in pairs.T]  # images of little detail resemble many
         many, pairs = pairs[often[0] | often[1]], pairs[~(often[0] | often[1])]
         if left := {*many[:, 0].tolist()} - {*pairs[:, 0].tolist()}:

@@ -460,6 +460,14 @@ def test_images_read_from_one_place_are_a_leak_whatever_their_augmentation(tmp_p
     assert "3 of 3 are images of the training" in found.findings[-1].found
 
 
+def test_copies_are_found_beside_images_of_the_same_place():
+    labels = [index % CLASSES for index in range(NUM)]
+    train, copies = projects.Listed(labels), projects.Listed(labels[:12], {3: projects.first_image()}, seed=2)
+    place, copy = examined(Clean(), Images(train=train, val=Subset(train, [5]) + copies)).findings
+    assert place.found.startswith("1 of 13 are images of the training, read from the same place, for example (0, 5)")
+    assert copy.found.startswith("1 of 13 are among the training images too, as they are or nearly, for example (4, 7)")
+
+
 def test_a_leak_by_place_is_found_beside_unaugmented_images_too():
     labels = [index % CLASSES for index in range(NUM)]
     noisy, clean = projects.Noisy(labels), Subset(projects.Listed(labels), range(30))
