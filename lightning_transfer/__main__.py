@@ -88,9 +88,20 @@ def project_of(path: str, options: Namespace, *, is_trained: bool = False) -> Pr
     return read_project(path, model=options.model, datamodule=options.datamodule, is_trained=is_trained)
 
 
+def check_no_classes(path: str, options: Namespace) -> None:
+    """Refuse classes beside what is not a LightningCLI file.
+
+    Raises:
+        TransferConfigError: one is named.
+    """
+    if options.model or options.datamodule:
+        raise TransferConfigError(f"{path} is not a LightningCLI file. Leave --model and --datamodule out.")
+
+
 def examine(options: Namespace) -> Diagnosis:
     """Examine a LightningCLI file's project, or a checkpoint."""
     if Path(options.path).suffix not in (".yaml", ".yml", ".json"):
+        check_no_classes(options.path, options)
         return examine_checkpoint(options.path)
     project = project_of(options.path, options)
     return doctor(project.module, project.data, project.trainer)
@@ -110,6 +121,7 @@ def ranked(options: Namespace) -> Ranking:
         TransferConfigError: the folder does not hold a folder of images for each class.
     """
     if Path(options.data).is_dir():
+        check_no_classes(options.data, options)
         from torchvision.datasets import ImageFolder  # timm needs it too
 
         try:

@@ -267,6 +267,11 @@ def test_data_may_be_an_import_path_or_a_file(data):
     assert type(project.data) is projects.Images
 
 
+@pytest.mark.parametrize("command", [("doctor", "last.ckpt"), ("rank", "net", "--data", ".")], ids=["doctor", "rank"])
+def test_classes_beside_what_is_not_a_file_of_a_project_are_refused(command):
+    assert "is not a LightningCLI file. Leave --model" in error_of(*command, "--model", "tests.test_projects.Lit")
+
+
 def test_a_training_that_is_over_needs_no_datamodule():
     path = config(
         **{"{class_path: tests.test_projects.Lit}": "", "{class_path: tests.doctor.projects.Images}": "{a: 1}"}
