@@ -397,6 +397,24 @@ def test_gaps_of_pictures_made_alike_and_unlike(regime, folder, monkeypatch):
     assert all(gap < 0.8 for gap in gaps["trashnet"])
 
 
+def test_a_step_costs_what_a_longer_training_takes_more(regime, folder, monkeypatch):
+    import regime_costs
+
+    clock, costs = [0.0], {"soft": 3.0, regime.rows.PLAIN: 2.0}
+
+    def take(row, given, **how):
+        name = next(name for name in costs if regime.rows.ROWS[name] is row)
+        clock[0] += 100 * len(name) + given.steps * costs[name]  # what there is once is another time for each row
+
+    monkeypatch.setattr(regime_costs, "fit", take)
+    monkeypatch.setattr(regime_costs.time, "process_time", lambda: clock[0])
+    monkeypatch.setattr(regime_costs, "written_rows", lambda shots: [regime.rows.PLAIN, regime.rows.PROBE, "soft"])
+    monkeypatch.setattr(regime_costs, "PATH", folder / "costs.json")
+    monkeypatch.setattr(regime.main, "of_timm", lambda name, weights: _network())
+    regime_costs.main(["--data", str(folder), "--out", str(folder / "out")])
+    assert json.loads((folder / "costs.json").read_text()) == {"soft": [1.5] * regime_costs.ROUNDS}
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_draw_is_asked_about_once_and_stands_beside_what_was_measured(regime, folder, monkeypatch):
     import regime_advice

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import numpy as np
 from regime import RESULTS, SEEDS_FIRST, STEPS, Cell, chosen, committed, name_of, next_rates, tuning
@@ -17,6 +17,7 @@ from lightning_transfer.source.gap import NEAR
 
 SHOTS = (10, 5, 0)
 GAPS = json.loads((RESULTS / "domain-gaps.json").read_text())  # by regime_gaps.py
+COSTS = json.loads((RESULTS / "step-costs.json").read_text())  # by regime_costs.py
 # each callback without options, and its row; LP-FT starts as ProbeStart does; without a row the domain gap decides
 DEFAULTS = {
     "SoftFinetuning": "",
@@ -59,18 +60,14 @@ def difference(row: str, target: str, shots: int, steps: int | None = None, to: 
     return *interval(np.array([100 * (mine[seed]["test"] - other[seed]["test"]) for seed in shared])), len(shared)
 
 
-def cost(row: str, shots: int) -> str:
-    """Return a row's seconds divided by plain fine-tuning's, on the target where this is least.
-
-    Rows were measured at different times, and a busy machine only makes it larger.
-    """
-    pairs = [(runs(row, target, shots), runs(PLAIN, target, shots)) for target in TARGETS]
-    ratios = [mine / plain for mine, plain in (map(_fastest, pair) for pair in pairs if all(pair))]
-    return f"{min(ratios):.1f}" if ratios else ""
+def written_rows(shots: int) -> list[str]:
+    """Return the rows that have a result on any target."""
+    return [row for row in ROWS if any(difference(row, target, shots) for target in TARGETS)]
 
 
-def _fastest(cells: Runs) -> float:
-    return min(float(cell["seconds"]) for cell in cells.values())
+def cost(row: str) -> str:
+    """Return the cost of a row's step in steps of fine-tuning; empty if it is not measured."""
+    return f"{median(COSTS[row]):.1f}" if row in COSTS else ""
 
 
 def table(shots: int, rows: Iterable[str] = ROWS) -> str:
@@ -90,7 +87,7 @@ def table(shots: int, rows: Iterable[str] = ROWS) -> str:
         found = [difference(row, target, shots) for target in there]
         if row != PLAIN and any(found):
             shown = [*map(written, found)]
-            lines.append(f"| {row} | {' | '.join(shown)} | {cost(row, shots)} |")
+            lines.append(f"| {row} | {' | '.join(shown)} | {cost(row)} |")
     return "\n".join(lines)
 
 
@@ -115,6 +112,12 @@ def combination(shots: int) -> str:
     others = PLAIN, "LP-FT", PROBE
     found = {f"to {other}": [difference(BEST, target, shots, to=other) for target in TARGETS] for other in others}
     return by_target({name: [*map(written, each)] for name, each in found.items()})
+
+
+def borrowing(shots: int) -> str:
+    """Return the table of the nearest source images against as many at random."""
+    found = [difference("selective", target, shots, to="joint, random source") for target in TARGETS]
+    return by_target({"selective to random": [*map(written, found)]})
 
 
 def defaults(shots: int) -> str:
