@@ -18,8 +18,8 @@ class AdaFilter(TransferCallback):
 
     Every pretrained convolution of the residual blocks is kept twice, with the BatchNorm after it. A recurrent network
     that runs over the layers opens and closes the gates between the two copies. The idea is the paper's. The cell, its
-    width, how a hard choice learns, and a stem that is tuned without gates are ours. By default it is 2.8 and 1.5 points
-    below fine-tuning on two targets with an ImageNet network (examples/benchmarks/regime.md).
+    width, how a hard choice learns, and a stem that is tuned without gates are ours. With an ImageNet network it is by
+    default 2.8 and 1.5 points below fine-tuning on two targets (examples/benchmarks/regime.md).
 
     The network stays gated after fit: `functional.remove_adafilter` turns it into a plain one, and
     `load_from_checkpoint` reads its checkpoints. The gates are in a parameter group with filters that they gate. Logs
