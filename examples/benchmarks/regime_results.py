@@ -176,7 +176,7 @@ def picture(path: Path) -> None:
         axes.axvline(0, color="black", linewidth=1)
         for place, row in enumerate(rows):
             if each := found[row, target]:
-                color = COLORS[0] if row == PROBE or ROWS[row].tuned_as == PLAIN else COLORS[2]
+                color = COLORS[0] if row == PROBE or ROWS[row].length != 1 else COLORS[2]
                 axes.errorbar(each[0], place, xerr=np.nan_to_num(each[1]), marker="o", capsize=3, color=color)
         axes.set_yticks(range(len(rows)), rows)
         axes.set_title(target, fontsize="medium", fontweight="bold")
