@@ -258,15 +258,14 @@ def _places(dataset: Any) -> Callable[[int], Any]:
 
 def _files(dataset: Any) -> Callable[[int], Any]:
     samples = getattr(dataset, "samples", None)
-    if not isinstance(samples, list) or not all(
-        isinstance(one, tuple) and one and isinstance(one[0], str) for one in samples
-    ):
+    if not isinstance(samples, list):
         return _places(dataset)
-    if samples and not os.path.isfile(samples[0][0]):  # relative to a folder that only the dataset knows, or a key
+    named = [one[0] for one in samples if isinstance(one, tuple) and one and isinstance(one[0], str)]
+    if not len({*named}) == len(named) == len(dataset):  # a file holds several, or not all are named
         return _places(dataset)
-    paths = [os.path.abspath(path) for path, *_ in samples]
-    is_one_each = len({*paths}) == len(paths) == len(dataset)  # else a file holds several
-    return paths.__getitem__ if is_one_each else _places(dataset)
+    if not (named and os.path.isfile(named[0])):  # relative to a folder that only the dataset knows, or a key
+        return _places(dataset)
+    return [*map(os.path.abspath, named)].__getitem__
 
 
 def _images(dataset: Any, named: Callable[[Any], Callable[[int], Any]] = _places) -> list[Any]:

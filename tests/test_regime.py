@@ -408,7 +408,7 @@ def test_a_step_costs_what_a_longer_training_takes_more(regime, folder, monkeypa
 
     monkeypatch.setattr(regime_costs, "fit", take)
     monkeypatch.setattr(regime_costs.time, "process_time", lambda: clock[0])
-    monkeypatch.setattr(regime_costs, "written_rows", lambda shots: [regime.rows.PLAIN, regime.rows.PROBE, "soft"])
+    monkeypatch.setattr(regime_costs, "written_rows", lambda shots: [regime.rows.PROBE, "soft"])
     monkeypatch.setattr(regime_costs, "PATH", folder / "costs.json")
     monkeypatch.setattr(regime.main, "of_timm", lambda name, weights: _network())
     regime_costs.main(["--data", str(folder), "--out", str(folder / "out")])

@@ -133,7 +133,7 @@ def test_a_run_that_diverged_names_the_least_and_the_most_tuned_layers_of_before
 
 
 def test_numbers_above_one_have_an_axis_of_their_own_and_equal_lines_are_both_seen():
-    loss, weight = ([0, 5], [1.5, 1.0]), ([0, 5], [1.0, 0.5])
+    loss, weight = ([0, 5], [1.5, 1.0]), ([0, 5], [1.0000001, 0.5])
     series = {"transfer/target_loss": loss, "train_loss": loss, "transfer/source_weight": weight}
     figure, drawn = legends(series | {"transfer/neighbors": ([0, 5], [20.0, 20.0])})
     assert drawn == [["target_loss", "train_loss"], ["source_weight"], ["neighbors"]]

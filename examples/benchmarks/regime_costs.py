@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     be_quiet()
     given = setting(plan, Job(PLAIN, TARGET, SHOTS, STEPS[TARGET][SHOTS], RATES, SEED))
     given = replace(given, draw=replace(given.draw, validation=given.draw.validation.only([0])))
-    names = [name for name in written_rows(SHOTS) if ROWS[name].is_trained and name != PLAIN]
+    names = [name for name in written_rows(SHOTS) if ROWS[name].is_trained]
     ratios: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(ROUNDS):
         plain = seconds(PLAIN, given, plan.device)

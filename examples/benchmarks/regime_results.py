@@ -61,8 +61,8 @@ def difference(row: str, target: str, shots: int, steps: int | None = None, to: 
 
 
 def written_rows(shots: int) -> list[str]:
-    """Return the rows that have a result on any target."""
-    return [row for row in ROWS if any(difference(row, target, shots) for target in TARGETS)]
+    """Return the rows beside fine-tuning that have a result on any target."""
+    return [row for row in ROWS if row != PLAIN and any(difference(row, target, shots) for target in TARGETS)]
 
 
 def cost(row: str) -> str:
@@ -169,13 +169,12 @@ def lengths() -> str:
 
 def picture(path: Path) -> None:
     """Draw each row's difference to fine-tuning on each target, at ten images of a class."""
-    found = {(row, target): difference(row, target, 10) for row in ROWS for target in TARGETS if row != PLAIN}
-    rows = [row for row in ROWS if any(found.get((row, target)) for target in TARGETS)][::-1]
+    rows = written_rows(10)[::-1]
     figure = empty_figure(size=(11, 1.2 + 0.28 * len(rows)))
     for target, axes in zip(TARGETS, figure.subplots(1, len(TARGETS), sharey=True), strict=True):
         axes.axvline(0, color="black", linewidth=1)
         for place, row in enumerate(rows):
-            if each := found[row, target]:
+            if each := difference(row, target, 10):
                 color = COLORS[0] if row == PROBE or ROWS[row].length != 1 else COLORS[2]
                 axes.errorbar(each[0], place, xerr=np.nan_to_num(each[1]), marker="o", capsize=3, color=color)
         axes.set_yticks(range(len(rows)), rows)

@@ -202,9 +202,7 @@ def _pictures(dataset: Any, name: str, adapt: Adapt | None, not_checked: list[st
         found = first.partition(";")[0]
         not_checked.append(f"leaks, as to the {name} images: {found}. Pass adapt=lambda batch: (images, labels).")
         return None
-    try:
-        pictures.check_always_the_same("")
-    except TransferConfigError:
+    if pictures.differing() is not None:
         clean = "Pass unaugmented=" if name == "training" else "Give their loader a dataset"
         not_checked.append(
             f"leaks, as the {name} images have a random transform. {clean} without one, to compare all images."

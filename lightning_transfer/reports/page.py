@@ -25,6 +25,7 @@ OPTIONS = "transfer/"  # what the names of logged options and values begin with
 STYLES = ("-", "--", ":", "-.")
 FEW = 4  # lines of one kind, such as one for each layer, that are drawn each
 DRAWN = 1e300  # a larger value has no place on an axis, whose margins are beyond what a float holds
+SHARE = 1.001  # a larger value is not a rounded share
 MOST = 0.5  # share of a selection from which one class is said to give most of it (ours)
 STYLE = """
 :root { color-scheme: light dark; --ink: #2e3440; --paper: #ffffff; --line: #d8dee9; --soft: #5b6678; }
@@ -200,7 +201,7 @@ def _panels(series: Series) -> dict[str, Series]:
     kinds = {name: next((kind for kind in ("loss", "acc") if kind in name.lower()), "") for name in series}
     for name, (_, values) in series.items():
         if not kinds[name] and name.startswith(OPTIONS):
-            kinds[name] = "large" if any(abs(value) > 1 for value in values) else "other"
+            kinds[name] = "large" if any(abs(value) > SHARE for value in values) else "other"
     titles = {"loss": "loss", "acc": "accuracy", "other": "weights and shares", "large": "larger values"}
     panels = {title: {name: series[name] for name in series if kinds[name] == kind} for kind, title in titles.items()}
     return {title: inside for title, inside in panels.items() if inside}

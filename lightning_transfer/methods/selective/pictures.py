@@ -181,15 +181,18 @@ class Pictures(Dataset[Picture]):
 
     def check_always_the_same(self, advice: str) -> None:
         """Refuse a dataset whose sample has other pixels when it is read again; the message ends in the advice."""
-        _ = self.glance  # here, where it is kept
-        if (index := apart(self._differing, self.num_workers)) is not None:
+        if (index := self.differing()) is not None:
             raise TransferConfigError(
                 f"The {self.name}'s transform is random: {self.name} sample {index} differs when it is read again, "
                 f"so its neighbors would differ too. {advice}"
             )
 
-    def _differing(self) -> int | None:
+    def differing(self) -> int | None:
         """Return one of some samples that has other pixels when it is read again; None if there is none."""
+        _ = self.glance  # here, where it is kept
+        return apart(self._differing, self.num_workers)
+
+    def _differing(self) -> int | None:
         for index in spread(len(self), PROBED):
             with restored():
                 first, *others = (self.read(index, seed=seed).pixels for seed in range(READINGS))
