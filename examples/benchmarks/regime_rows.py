@@ -215,19 +215,19 @@ def _soft(weight: lt.Schedule, task: Callable[[Setting], lt.SourceTask] = Settin
     return Row(lambda setting: [lt.SoftFinetuning(task(setting), weight=weight)], **options)
 
 
-def _without_forgetting(weight: float, **options: Any) -> Row:
+def _without_forgetting(weight: float) -> Row:
     def module(setting: Setting, network: nn.Module, rates: Rates) -> Tuning:
         mine = setting.network
         return WithoutForgetting(network, rates, teacher=mine, kept=mine.classifier, weight=weight)
 
-    return Row(module=module, **options)
+    return Row(module=module, tuned_as=PLAIN)
 
 
-def _cotuning(weight: float, **options: Any) -> Row:
+def _cotuning(weight: float) -> Row:
     def module(setting: Setting, network: nn.Module, rates: Rates) -> Tuning:
         return CoTuning(network, rates, relation=relation(setting), kept=setting.network.classifier, weight=weight)
 
-    return Row(module=module, **options)
+    return Row(module=module, tuned_as=PLAIN)
 
 
 def _several(weight: float, **options: Any) -> Row:
@@ -263,8 +263,8 @@ ROWS = {  # the most informative first
     "joint, all of the source": _soft(ALWAYS, tuned_as="soft"),
     "soft, to the end": _soft(TO_THE_END, tuned_as="soft"),
     "selective, filters of the network": Row(lambda setting: [setting.selective("network")], tuned_as="soft"),
-    "LWF, weight 4": _without_forgetting(4.0, tuned_as="LWF"),
-    "Co-Tuning, weight 2.3": _cotuning(2.3, tuned_as="Co-Tuning"),
+    "LWF, weight 4": _without_forgetting(4.0),
+    "Co-Tuning, weight 2.3": _cotuning(2.3),
     "L2-SP": Row(lambda setting: [L2SP()], tuned_as=PLAIN),
     "LP-FT, L2-SP": Row(lambda setting: [L2SP()], from_probe=True, tuned_as="LP-FT"),
     "LP-FT, two networks": Row(
