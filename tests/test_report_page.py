@@ -138,6 +138,7 @@ def test_numbers_above_one_have_an_axis_of_their_own_and_equal_lines_are_both_se
     figure, drawn = legends(series | {"transfer/neighbors": ([0, 5], [20.0, 20.0])})
     assert drawn == [["target_loss", "train_loss"], ["source_weight"], ["neighbors"]]
     assert [line.get_linestyle() for line in figure.axes[0].lines] == ["-", "--"]
+    assert figure.axes[1].get_ylim()[0] == 0 < figure.axes[2].get_ylim()[0]
     figure.draw_without_rendering()
     assert all(tick == round(tick) for tick in figure.axes[-1].get_xticks())
 

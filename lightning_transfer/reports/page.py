@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OPTIONS = "transfer/"  # what the names of logged options and values begin with
+SHARES = "weights and shares"
 STYLES = ("-", "--", ":", "-.")
 FEW = 4  # lines of one kind, such as one for each layer, that are drawn each
 DRAWN = 1e300  # a larger value has no place on an axis, whose margins are beyond what a float holds
@@ -35,7 +36,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 h3 { font-size: 1rem; margin-bottom: .3rem; }
 table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 1rem .15rem 0; font-weight: normal; }
-th { color: var(--soft); } td.number { text-align: right; white-space: nowrap; }
+.options { columns: 18rem; } th { color: var(--soft); } td.number { text-align: right; white-space: nowrap; }
 img { max-width: 100%; background: #ffffff; border-radius: 4px; } p.note { color: var(--soft); }
 p.warning { border-left: 4px solid #d08770; padding-left: .8rem; }
 """
@@ -130,10 +131,10 @@ class TransferReport:
         if not self.options:
             yield "<p>The run logged no options of lightning_transfer's callbacks: plain fine-tuning, or no logger.</p>"
         for name, options in self.options.items():
-            yield f"<h3>{_text(name)}</h3><table>"
+            yield f'<h3>{_text(name)}</h3><div class="options"><table>'
             for key, value in options.items():
                 yield f"<tr><th>{_text(key)}</th><td>{_text(value)}</td></tr>"
-            yield "</table>"
+            yield "</table></div>"
 
     def _last(self) -> Iterator[str]:
         yield "<h2>Values</h2><table><tr><th>name</th><th>last</th><th>least</th><th>most</th></tr>"
@@ -202,7 +203,7 @@ def _panels(series: Series) -> dict[str, Series]:
     for name, (_, values) in series.items():
         if not kinds[name] and name.startswith(OPTIONS):
             kinds[name] = "large" if any(abs(value) > SHARE for value in values) else "other"
-    titles = {"loss": "loss", "acc": "accuracy", "other": "weights and shares", "large": "larger values"}
+    titles = {"loss": "loss", "acc": "accuracy", "other": SHARES, "large": "larger values"}
     panels = {title: {name: series[name] for name in series if kinds[name] == kind} for kind, title in titles.items()}
     return {title: inside for title, inside in panels.items() if inside}
 
@@ -246,6 +247,8 @@ def _curves(panels: dict[str, Series]) -> "Figure":
             color = COLORS[number % len(COLORS)]
             axes.plot(steps, shown, style, color=color, marker="o", markersize=2, linewidth=1.5)
         axes.set_ylabel(title)
+        if title == SHARES:  # otherwise a weight that never changes is drawn in the middle of hundredths
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         place = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
         columns = max(1, min(4, 90 // (8 + max(map(len, labels.values())))))  # about 90 letters fit side by side
         legend = axes.legend(axes.lines, [""] * len(labels), frameon=False, fontsize="small", ncols=columns, **place)
