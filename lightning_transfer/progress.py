@@ -1,4 +1,4 @@
-"""Show progress bars for long work, of the same kind as the Trainer's."""
+"""Show progress bars for long work, of the same kind as the Trainer's, and durations."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -57,3 +57,14 @@ def rich_progress(name: str, total: int, /, unit: str = "images") -> Iterator[St
         yield lambda more, note="": bars.update(task, advance=more, description=f"{name}  {note}".strip())
     finally:
         bars.stop()
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit in which it is easy to read.
+
+    >>> duration(8), duration(300), duration(9000)
+    ('8 s', '5.0 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -358,7 +358,7 @@ def test_lines_tell_what_the_work_takes_before_it_starts():
     said = Said()
     found_in(smooth(5, 1), data, said=said)
     assert re.search(r"among 40 source images for 5 target images: .* GB of memory, .* GB on disk", said[1])
-    assert "minutes" in said[1]
+    assert re.search(r"At the target's [\d,]+ images a second the source takes about \d+ s\.", said[1])
     assert read[1] <= len(data.loaded) - 40
 
 
@@ -384,7 +384,7 @@ def test_after_a_first_part_it_says_how_long_the_rest_takes(monkeypatch):
     searching = 2 * (60 + 4 * 2 + 64 * 2) + pair * 5 * 3  # two searches of the source
     images = (64 - 8) + 5 + 5 + 50  # to describe, with the mirrored target; to compare: the target and ten for each
     assert "the first 8 source images: 1 images a second" in line
-    assert f"about {(searching + images) / 60:.1f} minutes, {searching / 60:.1f} of them for the search" in line
+    assert f"about {(searching + images) / 60:.1f} min, of which the search takes {searching / 60:.1f} min." in line
 
 
 def test_near_duplicates_take_one_search_more(monkeypatch):

@@ -34,6 +34,7 @@ from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.search import plain_arithmetic, searched_on
 from lightning_transfer.methods.selective.selection import FORMAT, Selection
 from lightning_transfer.methods.selective.store import Store, Stored
+from lightning_transfer.progress import duration
 from lightning_transfer.stamps import digest
 
 
@@ -214,7 +215,7 @@ class Job:
             f"Selecting among {len(self.source):,} source images for {len(self.target):,} target images: about "
             f"{memory / 1e9:.1f} GB of memory, {descriptions.num_bytes(len(self.source)) / 1e9:.2f} GB on disk in "
             f"{descriptions.folder}. At the target's {rate:,.0f} images a second the source takes "
-            f"{len(self.source) / rate / 60:.1f} minutes."
+            f"about {duration(len(self.source) / rate)}."
             + (" If interrupted, it resumes." if self.scan.cache else " Without cache= interrupted work is lost.")
         )
         everything = Stored(target, torch.arange(len(self.target)))
@@ -259,7 +260,7 @@ class Job:
         rest = seconds * (left + compared + sum(sides))
         self.scan.say(
             f"Measured on the first {len(images):,} source images: {1 / seconds:,.0f} images a second, so the rest "
-            f"takes about {(rest + searching) / 60:.1f} minutes, {searching / 60:.1f} of them for the search."
+            f"takes about {duration(rest + searching)}, of which the search takes {duration(searching)}."
         )
 
     def _leaks(self, descriptions: Descriptions, source: Store, mine: Tensor) -> Tensor:
