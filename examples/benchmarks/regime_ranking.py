@@ -67,7 +67,7 @@ def tested(network: Any, draw: Any) -> float:
 
 def table() -> str:
     """Return the table of what was said, beside the accuracy on test images."""
-    heads = "", "accuracy, %", "to the best", "test accuracy, %", "M parameters"
+    heads = "", "accuracy, %", "from the best", "test accuracy, %", "M parameters"
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, found in json.loads(PATH.read_text())["targets"].items():
         lines.append(f"| **{name}**, {found['images']} images, {found['seconds']:.0f} CPU seconds | | | | |")

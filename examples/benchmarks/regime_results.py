@@ -1,4 +1,4 @@
-"""Summarize what the regime benchmark has measured: differences to plain fine-tuning, paired by seed."""
+"""Summarize what the regime benchmark has measured: differences from plain fine-tuning, paired by seed."""
 
 import json
 from collections.abc import Iterable
@@ -52,7 +52,7 @@ def runs(row: str, target: str, shots: int, steps: int | None = None) -> Runs:
 
 
 def difference(row: str, target: str, shots: int, steps: int | None = None, to: str = PLAIN) -> Difference | None:
-    """Return a row's mean difference to another; None if they share no seed."""
+    """Return a row's mean difference from another; None if they share no seed."""
     mine, other = (runs(each, target, shots, steps) for each in (row, to))
     shared = sorted(mine.keys() & other.keys())
     if not shared:
@@ -110,14 +110,14 @@ def other_lengths(shots: int) -> str:
 def combination(shots: int) -> str:
     """Return the table of the best combination, against each of what it is to be better than."""
     others = PLAIN, "LP-FT", PROBE
-    found = {f"to {other}": [difference(BEST, target, shots, to=other) for target in TARGETS] for other in others}
+    found = {f"minus {other}": [difference(BEST, target, shots, to=other) for target in TARGETS] for other in others}
     return by_target({name: [*map(written, each)] for name, each in found.items()})
 
 
 def borrowing(shots: int) -> str:
     """Return the table of the nearest source images against as many at random."""
     found = [difference("selective", target, shots, to="joint, random source") for target in TARGETS]
-    return by_target({"selective to random": [*map(written, found)]})
+    return by_target({"selective minus random": [*map(written, found)]})
 
 
 def defaults(shots: int) -> str:
@@ -168,7 +168,7 @@ def lengths() -> str:
 
 
 def picture(path: Path) -> None:
-    """Draw each row's difference to fine-tuning on each target, at ten images of a class."""
+    """Draw each row's difference from fine-tuning on each target, at ten images of a class."""
     rows = written_rows(10)[::-1]
     figure = empty_figure(size=(11, 1.2 + 0.28 * len(rows)))
     for target, axes in zip(TARGETS, figure.subplots(1, len(TARGETS), sharey=True), strict=True):

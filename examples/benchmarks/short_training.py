@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def show(cells: list[dict[str, Any]]) -> None:
-    """Print differences to fine-tuning in points, paired by seed."""
+    """Print differences from fine-tuning in points, paired by seed."""
     tests = {(cell["steps"], cell["name"], cell["seed"]): 100 * cell["test"] for cell in cells}
     for steps, name in product(STEPS, [*METHODS][1:]):
         apart = np.array([tests[steps, name, seed] - tests[steps, PLAIN, seed] for seed in SEEDS])

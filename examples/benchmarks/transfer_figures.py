@@ -39,7 +39,7 @@ CURVES = tuple(row for row in SHOWN if "measured" not in row)  # those are soft'
 
 
 def by_distance(path: Path) -> None:
-    """Draw each method's difference to fine-tuning against the target's distance."""
+    """Draw each method's difference from fine-tuning against the target's distance."""
     reports = [read(name) for name in TEN_SHOTS]
     cells = {key: runs for report in reports for key, runs in finals(report).items()}
     names = sorted({name for name, row in cells if row == PLAIN}, key=lambda name: gap(cells, name))
@@ -55,12 +55,12 @@ def by_distance(path: Path) -> None:
 
 
 def by_shots(path: Path) -> None:
-    """Draw each method's difference to fine-tuning against the images of a class."""
+    """Draw each method's difference from fine-tuning against the images of a class."""
     _by_setting(path, compared(SHOTS, shots), "images of a class")
 
 
 def by_length(path: Path) -> None:
-    """Draw each method's difference to fine-tuning against the steps that both have."""
+    """Draw each method's difference from fine-tuning against the steps that both have."""
     _by_setting(path, compared(STEPS, steps), "steps")
 
 

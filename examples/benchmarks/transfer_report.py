@@ -84,7 +84,7 @@ def whole(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Return the table of a file: accuracies of fine-tuning, then differences to it."""
+    """Return the table of a file: accuracies of fine-tuning, then differences from it."""
     cells = finals(report)
     targets = [name for name in report["targets"] if (name, PLAIN) in cells]
     rows = [row for row in report["rows"] if any((name, row) in cells for name in targets)]
@@ -150,7 +150,7 @@ def rivals(report: dict[str, Any]) -> str:
 def varied(report: dict[str, Any]) -> str:
     """Return the table of variants against fine-tuning and the row that they vary, on the one target of a file."""
     cells, (name,) = finals(report), report["targets"]
-    lines = [f"| {name} | to {PLAIN} | to the row that is varied | cost |", "|---|---|---|---|"]
+    lines = [f"| {name} | from {PLAIN} | from the row that is varied | cost |", "|---|---|---|---|"]
     for row in report["rows"]:
         if row != PLAIN:
             gain, base = _interval(difference(cells, name, row)), EVERY[row].tuned_as

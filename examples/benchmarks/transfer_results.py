@@ -1,4 +1,4 @@
-"""Read the JSON files of the transfer matrix and compute differences to plain fine-tuning, paired by seed."""
+"""Read the JSON files of the transfer matrix and compute differences from plain fine-tuning, paired by seed."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -60,7 +60,7 @@ def interval(apart: Any) -> tuple[float, float]:
 
 
 def difference(cells: Cells, target: str, row: str, key: str = "test", to: str = PLAIN) -> tuple[float, float] | None:
-    """Return a row's mean difference to fine-tuning, or to another row, in points, and half of its 95 % interval."""
+    """Return a row's mean difference from fine-tuning, or to another row, in points, and half of its 95 % interval."""
     mine, others = cells.get((target, row)), cells.get((target, to))
     if not mine or not others or key not in mine[0]:
         return None

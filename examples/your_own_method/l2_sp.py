@@ -22,7 +22,7 @@ from lightning_transfer.roles import find_head, parameters_before
 
 
 def half_square(weights: Iterable[Tensor], starts: Iterable[Tensor] | None = None) -> Tensor:
-    """Return half the sum of all squared weights, or of their squared differences to where they started.
+    """Return half the sum of all squared weights, or of their squared differences from where they started.
 
     Example:
         >>> half_square([torch.tensor([1.0, 3.0])], [torch.tensor([1.0, 1.0])])

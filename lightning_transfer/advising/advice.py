@@ -10,7 +10,7 @@ from lightning_transfer.advising.candidates import PROBE
 from lightning_transfer.advising.verdicts import LEVEL, NOISE, Difference, Verdict
 from lightning_transfer.splitting import FOLDS
 
-HEADS = ("candidate", "difference to fine-tuning, points", "times the cost", "parts", "verdict")
+HEADS = ("candidate", "difference from fine-tuning, points", "times the cost", "parts", "verdict")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Compared:
     Attributes:
         name: of the candidate.
         line: what to write to use it; empty for the user's own.
-        difference: to fine-tuning; None if it was not scored.
+        difference: from fine-tuning; None if it was not scored.
         folds: parts that it was scored on.
         is_dropped: whether it was dropped, and so was scored on fewer parts than fine-tuning.
         is_refused: whether it does not fit the module.

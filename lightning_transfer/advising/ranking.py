@@ -18,7 +18,7 @@ from lightning_transfer.progress import tqdm_progress
 from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import labels_of
 
-COLUMNS = ("network", "accuracy, %", "to the best", "ms an image", "M parameters", "pixels")
+COLUMNS = ("network", "accuracy, %", "from the best", "ms an image", "M parameters", "pixels")
 
 
 @dataclass(frozen=True)

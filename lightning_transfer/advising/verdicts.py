@@ -20,7 +20,7 @@ Verdict = Literal["shown better", "not shown", "shown worse"]
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference in accuracy to fine-tuning.
+    """A difference in accuracy from fine-tuning.
 
     Attributes:
         points: in percent of the images that both were scored on.
