@@ -25,7 +25,7 @@ class GatedDigits(lt.AdaFilterMixin, LitDigits):
 
     def __init__(self, model: torch.nn.Module, lr: float) -> None:
         super().__init__(model, lr)
-        self.add_adafilter()
+        self.add_adafilter(gate_bias=0.0)  # half of the filters start tuned
 
     def configure_optimizers(self) -> Any:
         """SGD with a group for the gates; both rates fall to zero along a cosine."""

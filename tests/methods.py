@@ -217,7 +217,7 @@ class GatedFeatures(lt.GatedTransferMixin, toys.ToySteps, L.LightningModule):
 
 
 def _adafilter():
-    options = {"gated": "model.conv", "gate_width": 4}
+    options = {"gated": "model.conv", "gate_width": 4, "gate_bias": 0.0}  # half of the gates are open
 
     def reference(dtype=torch.float32, **run):
         gated = toys.LitToy()

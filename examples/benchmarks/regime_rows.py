@@ -252,7 +252,7 @@ ROWS = {  # the most informative first
     "two networks": _several(0.0, tuned_as=PLAIN),
     "collaborative": _several(0.2, tuned_as=PLAIN),
     "AdaFilter": Row(lambda setting: [lt.AdaFilter()], tuned_as=PLAIN),
-    "AdaFilter, tuned at first": Row(lambda setting: [lt.AdaFilter(gate_bias=0.05)], tuned_as=PLAIN),
+    "AdaFilter, half tuned at first": Row(lambda setting: [lt.AdaFilter(gate_bias=0.0)], tuned_as=PLAIN),
     "gated transfer, warm-up": Row(
         lambda setting: [lt.GatedTransfer(warmup_epochs=_warm_up(setting))], tuned_as="gated transfer"
     ),

@@ -49,7 +49,7 @@ END = "<!-- until here -->"
 DEFAULTS = {  # what a user writes, by row
     "soft, measured weight": "SoftFinetuning(source)",
     "selective, measured weight": "SelectiveJointFinetuning(source, neighbors=100, target=images_without_augmentation)",
-    "AdaFilter": "AdaFilter()",
+    "AdaFilter": "AdaFilter(gate_bias=0)",
     "transfer module alone": "GatedTransfer()",
     "collaborative": "CollaborativeFinetuning([another_pretrained_network])",
 }

@@ -23,6 +23,7 @@ from lightning_transfer.source.gap import SOURCE_IMAGES, TARGET_IMAGES
 
 BATCH, NEIGHBORS = 32, 100
 ALWAYS = lt.Schedule(1.0, 1.0)
+HALF: dict[str, Any] = {"gate_bias": 0.0}  # AdaFilter starts with half of its filters tuned
 L2SP_WEIGHT = 0.01  # the default of the authors' script
 THAWED = 0.2  # share of training after which BackboneFinetuning trains the backbone
 
@@ -186,7 +187,7 @@ def _selective(**options: Any) -> Row:
 
 
 def _adafilter(tuned_as: str = "AdaFilter", **options: Any) -> Row:
-    return Row(lambda setting: [lt.AdaFilter(**options)], tuned_as=tuned_as)
+    return Row(lambda setting: [lt.AdaFilter(**{**HALF, **options})], tuned_as=tuned_as)
 
 
 def _gated(**options: Any) -> Row:
@@ -206,7 +207,7 @@ ROWS = {
     "joint, random source": _soft(ALWAYS, Setting.random_source),
     "selective": Row(lambda setting: [setting.selective()]),
     "gated transfer": Row(lambda setting: [lt.GatedTransfer(tap="model.layer3")]),
-    "AdaFilter": Row(lambda setting: [lt.AdaFilter()]),
+    "AdaFilter": _adafilter(""),
     "collaborative": Row(lambda setting: [lt.CollaborativeFinetuning([setting.second])]),
     "ensemble of two": Row(lambda setting: [lt.CollaborativeFinetuning([setting.second], weight=0.0)]),
     "soft, measured weight": _soft("auto"),
@@ -227,7 +228,7 @@ ROWS = {
     "auxiliary classifier alone": Row(lambda setting: [lt.GatedTransfer(tap="model.layer3", ratio=None, dropout=0.0)]),
     "dropout alone": Row(lambda setting: [lt.GatedTransfer(ratio=None, aux_weight=0)]),
     "two networks, each selective": Row(lambda setting: [setting.selective()], members=2, tuned_as="selective"),
-    "selective and AdaFilter": Row(lambda setting: [setting.selective(), lt.AdaFilter()], tuned_as="selective"),
+    "selective and AdaFilter": Row(lambda setting: [setting.selective(), lt.AdaFilter(**HALF)], tuned_as="selective"),
 }
 
 
@@ -247,10 +248,10 @@ TRIED = {  # in search of better defaults, at the learning rate of the row that 
     "AdaFilter, gate bias .05": _adafilter("fine-tuning", gate_bias=0.05),  # all filters start as tuned, some are shut
     "AdaFilter, gate bias 1": _adafilter("fine-tuning", gate_bias=1.0),  # all are tuned and stay so
     "AdaFilter, gate bias 2": _adafilter("fine-tuning", gate_bias=2.0),
-    "AdaFilter, gate rate .001": Row(lambda setting: [lt.AdaFilter(), GateRate(0.001)], tuned_as="AdaFilter"),
-    "AdaFilter, gate rate .1": Row(lambda setting: [lt.AdaFilter(), GateRate(0.1)], tuned_as="AdaFilter"),
+    "AdaFilter, gate rate .001": Row(lambda setting: [lt.AdaFilter(**HALF), GateRate(0.001)], tuned_as="AdaFilter"),
+    "AdaFilter, gate rate .1": Row(lambda setting: [lt.AdaFilter(**HALF), GateRate(0.1)], tuned_as="AdaFilter"),
     "AdaFilter, first two stages": _adafilter(gated=["model.layer1.*", "model.layer2.*"]),
-    "AdaFilter, statistics kept": Row(lambda setting: [lt.AdaFilter(), KeptStatistics()], tuned_as="AdaFilter"),
+    "AdaFilter, statistics kept": Row(lambda setting: [lt.AdaFilter(**HALF), KeptStatistics()], tuned_as="AdaFilter"),
     "fine-tuning, statistics kept": Row(lambda setting: [KeptStatistics()], tuned_as="fine-tuning"),
     "gated transfer, dropout .2": _gated(dropout=0.2, gate_dropout=0.2),
     "gated transfer, no dropout": _gated(dropout=0.0, gate_dropout=0.0),

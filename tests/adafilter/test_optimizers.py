@@ -23,7 +23,7 @@ class OwnGroup(lt.AdaFilterMixin, LitToy):
 
     def __init__(self):
         super().__init__()
-        self.add_adafilter(gated="model.conv", gate_width=4)
+        self.add_adafilter(gated="model.conv", gate_width=4, gate_bias=0.0)
 
     def configure_optimizers(self):
         rest = [param for name, param in self.named_parameters() if "adafilter." not in name]

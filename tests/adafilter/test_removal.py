@@ -40,7 +40,7 @@ def test_mean_filters_give_the_mean_of_both_responses():
     for images, _ in LOADER:
         net(images)
         for path, gates in net.adafilter.last_gates().items():
-            shares[path] = shares.get(path, 0) + gates.sum(0) / 18
+            shares[path] = shares.get(path, 0) + gates.double().sum(0) / 18
     remove_adafilter(twin, "mean", loader=LOADER)
     assert any(((share > 0) & (share < 1)).any() for share in shares.values())
     features = F.relu(net.stem(batch()[0]))

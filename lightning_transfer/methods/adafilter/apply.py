@@ -148,7 +148,7 @@ def apply_adafilter(
     backbone: str = "auto",
     gate_width: int = 128,
     estimator: Estimator | Fixed = "straight_through",
-    gate_bias: float = 0.0,
+    gate_bias: float = 0.05,
     gated: Gated = None,
     temperature: float = 1.0,
 ) -> SurgeryReport:
@@ -163,8 +163,8 @@ def apply_adafilter(
         gate_width: of the gate's state.
         estimator: how a hard choice learns: "straight_through", "semantic_hashing" or "gumbel"; or one of the baselines
             that choose without learning: "all_tuned" (fine-tuning), "all_frozen" (feature extraction), "random".
-        gate_bias: the value at which the gates' logits start, give or take some hundredths: at .05 or more all filters
-            start tuned, at -.05 or less all start frozen.
+        gate_bias: the value at which the gates' logits start, give or take some hundredths: at .05 nearly all filters
+            start tuned, at 0 half of them, at -.05 hardly any.
         gated: the convolutions to gate: a pattern of their names in the module, such as "model.layer4.*", a list of
             patterns, or a function of name and convolution; by default all except the stem.
         temperature: of the "gumbel" estimator.

@@ -13,7 +13,8 @@ from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, log
 from lightning_transfer.methods.adafilter.apply import FilterGates, gates_of
 
-COLLAPSED = 10  # logged steps in a row in which all gates are equal
+COLLAPSED = 10  # logged steps in a row in which hardly a gate differs from the others
+RARE = 0.01  # share of gates that hardly counts (ours)
 
 
 class GateWatch(TransferPart):
@@ -102,12 +103,14 @@ class GateWatch(TransferPart):
             self._warn_of_collapse(float(mean))
 
     def _warn_of_collapse(self, share: float) -> None:
-        self._num_collapsed = self._num_collapsed + 1 if share in (0, 1) else 0
+        is_tuned, most = share > 0.5, max(share, 1 - share)
+        self._num_collapsed = self._num_collapsed + 1 if most > 1 - RARE else 0
         if self._num_collapsed == COLLAPSED:
-            kind, plain = ("tuned", "fine-tuning") if share == 1 else ("frozen", "a fixed feature extractor")
+            kind, plain = ("tuned", "fine-tuning") if is_tuned else ("frozen", "a fixed feature extractor")
             warnings.warn(
-                f"All gates chose the {kind} filter in the last {COLLAPSED} logged steps: this is {plain} at a higher "
-                f"cost. Pass a {'lower' if share == 1 else 'higher'} gate_bias, or give the gates a higher rate.",
+                f"{most:.1%} of the gates chose the {kind} filter, and more than {1 - RARE:.0%} in each of the last "
+                f"{COLLAPSED} logged steps: this is {plain} at a higher cost. Pass a "
+                f"{'lower' if is_tuned else 'higher'} gate_bias, or give the gates a higher rate.",
                 NoEffectWarning,
                 stacklevel=2,
             )
