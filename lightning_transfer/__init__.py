@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lightning_transfer.methods.selective.scanning import Scan as Scan
     from lightning_transfer.methods.selective.select import select_neighbors as select_neighbors
     from lightning_transfer.methods.selective.selection import Selection as Selection
+    from lightning_transfer.methods.soft.knowledge import SourceKnowledge as SourceKnowledge
     from lightning_transfer.mixins import AdaFilterMixin as AdaFilterMixin
     from lightning_transfer.mixins import CollaborativeMixin as CollaborativeMixin
     from lightning_transfer.mixins import GatedTransferMixin as GatedTransferMixin
@@ -70,6 +71,7 @@ _HOMES = {
     "methods.selective.scanning": ("Scan",),
     "methods.selective.select": ("select_neighbors",),
     "methods.selective.selection": ("Selection",),
+    "methods.soft.knowledge": ("SourceKnowledge",),
     "mixins": ("AdaFilterMixin", "CollaborativeMixin", "GatedTransferMixin", "SourceTaskMixin"),
     "schedules": ("Schedule",),
     "source.task": ("SourceTask",),

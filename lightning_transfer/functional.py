@@ -10,6 +10,7 @@ from lightning_transfer.methods.gated.functional import gate_features
 from lightning_transfer.methods.selective.descriptors import filter_responses, response_histograms
 from lightning_transfer.methods.selective.distances import symmetric_kl
 from lightning_transfer.methods.selective.functional import neighbor_budget, symmetric_kl_neighbors
+from lightning_transfer.methods.soft.knowledge import knowledge_loss
 from lightning_transfer.schedules import anneal
 from lightning_transfer.source.gap import domain_gap
 from lightning_transfer.source.loss import joint_loss
@@ -24,6 +25,7 @@ __all__ = [
     "filter_responses",
     "gate_features",
     "joint_loss",
+    "knowledge_loss",
     "mix_filters",
     "neighbor_budget",
     "remove_adafilter",

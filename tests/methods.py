@@ -1,7 +1,7 @@
 """METHODS: one row a method. Every promise in tests/contracts runs over this table."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import lightning.pytorch as L
@@ -362,6 +362,16 @@ def _held(name, make, network, of_weights, **options):
     )
 
 
+def _knowledge():
+    def make(weight):
+        pretrained = toys.toy_net()
+        pretrained.fc = toys.source_head()
+        return lt.SoftFinetuning(lt.SourceKnowledge(pretrained), weight=weight)
+
+    row = _held("knowledge_loss", make, held.Knowledge, of_weights=False, weight=0.5)
+    return replace(row, options={"weight/start": 0.5, "source/temperature": 2.0})
+
+
 METHODS = [
     _soft("separate", "add"),
     _soft("joint", "convex"),
@@ -373,6 +383,7 @@ METHODS = [
     _collaborative("collaborative-apart", "model.fc", backbone="model.conv"),
     _held("l2_sp_distance", L2SP, held.Weights, of_weights=True, weight=0.1, head_weight=0.01),
     _held("delta_loss", DELTA, held.Maps, of_weights=False, layers=["model.bn"], weight=0.01),
+    _knowledge(),
 ]
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import lightning_transfer
 
 ROOT, NAME = Path(lightning_transfer.__file__).parent, lightning_transfer.__name__
-ONE_RUNS = {"term", "drawing", "view", "measured_gap", "choosing", "first_batch"}  # files of source/ about one run
+# files of source/ about one run
+ONE_RUNS = {"term", "annealing", "drawing", "view", "measured_gap", "choosing", "first_batch"}
 FACES = {"", "__main__", "callbacks", "mixins", "functional", "nn", "checkpoints", "metrics"}
-IN_A_RUN = {"callback", "mixin", "borrowing", "asking", "watching", "auxiliary", "agreement", "loop", "candidates"}
+IN_A_RUN = {"callback", "mixin", "borrowing", "asking", "watching", "auxiliary", "agreement", "distilling"}
+IN_A_RUN |= {"loop", "candidates"}
 LAYERS = (
     "ground",
     "source",

@@ -266,6 +266,9 @@ ROWS = {  # the most informative first
     "LWF, weight 4": _without_forgetting(4.0),
     "Co-Tuning, weight 2.3": _cotuning(2.3),
     "L2-SP": Row(lambda setting: [L2SP()], tuned_as=PLAIN),
+    "LP-FT, LWF": Row(
+        lambda setting: [lt.SoftFinetuning(lt.SourceKnowledge(setting.network))], from_probe=True, tuned_as="LP-FT"
+    ),
     "LP-FT, L2-SP": Row(lambda setting: [L2SP()], from_probe=True, tuned_as="LP-FT"),
     "LP-FT, two networks": Row(
         lambda setting: [lt.CollaborativeFinetuning([setting.second()], weight=0.0), setting.start()],

@@ -19,16 +19,15 @@ from lightning_transfer.glue.standin import Before, keep_hooks_out
 from lightning_transfer.glue.trainer import (
     Weakly,
     check_supported,
-    current_value,
     is_log_due,
     log,
     say,
-    schedule_length,
 )
 from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import apart
 from lightning_transfer.roles import find_head, out_width, parameters_before
 from lightning_transfer.schedules import Schedule
+from lightning_transfer.source.annealing import Annealing
 from lightning_transfer.source.checks import check_hyperparameters
 from lightning_transfer.source.choosing import Chooser
 from lightning_transfer.source.drawing import Drawing
@@ -40,7 +39,6 @@ from lightning_transfer.source.passes import SourcePass
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.source.view import NetworkView
 from lightning_transfer.stamps import stamped, unstamped
-from lightning_transfer.values import value_of
 
 
 class SourceTerm(TransferPart):
@@ -80,7 +78,7 @@ class SourceTerm(TransferPart):
         self.source = source
         self.chooser = chooser
         self.first_extent: Extent | None = None  # of the first source batch
-        self.weight = self._given = weight
+        self.annealing = Annealing(weight)
         self.measured = measured
         self.gap: float | None = None
         self._looked_at: Weakly | None = None  # the target data that the gap was measured on, in this process
@@ -97,12 +95,10 @@ class SourceTerm(TransferPart):
         self.drawing = Drawing(source, self.num_classes)
         self._pass: SourcePass | None = None
         self._batch: Any = None  # of the target, in this step
-        self._is_over = False  # whether the weight is 0 for good
-        self._num_steps: float | None = None  # length of training that the schedule uses
         self._saved_options: dict[str, str] | None = None
         self._checked_for = Weakly()
         self._first_loss = FirstLoss()
-        if weight.start or weight.end:
+        if self.annealing.most:
             with seeded(source.seed, 0):
                 source.check_all_labels(self.num_classes)
 
@@ -144,22 +140,16 @@ class SourceTerm(TransferPart):
         check_supported(trainer)
         if trainer.global_step == 0:  # a new run, even if this part was in another one before
             self.drawing.seek(0)
-            self._saved_options = self._num_steps = None
-            self.weight, self.gap, self._is_over = self._given, None, False
+            self._saved_options = self.gap = None
+            self.annealing.reset()
             if self.chooser is not None:
                 self.chooser.reset()
         check_hyperparameters(trainer.lightning_module)
         if self._saved_options is not None:
             check_options("The source task", self._saved_options, self._options)
-        num_steps = schedule_length(self.weight, trainer)
-        if self._num_steps not in (None, num_steps) and not self._is_over:
-            raise TransferConfigError(
-                f"Training now has {num_steps:.0f} steps; it had {self._num_steps:.0f} when this run began, so the "
-                "source weight would jump. Keep the length, or begin with Schedule(until_steps=...)."
-            )
-        self._num_steps = num_steps
+        self.annealing.check(trainer)
         self._recall_gap(trainer)
-        if self.weight.start or self.weight.end:
+        if self.annealing.most:
             self.drawing.say_who_reads(trainer)
             if self.chooser is not None:
                 self.chooser.check(trainer)
@@ -175,8 +165,9 @@ class SourceTerm(TransferPart):
         """Use the gap that was measured before; measure it again in a second fit with other data."""
         is_given = self.chooser is not None and self.chooser.target is not None
         is_other = self._looked_at is not None and not is_given and not self._looked_at.is_of(data_of(trainer))
-        if is_other and (self.is_left_out or not self._is_over):
-            self.weight, self.gap, self._is_over = self._given, None, False
+        if is_other and (self.is_left_out or not self.annealing.is_over):
+            self.gap, self.annealing.is_over = None, False
+            self.annealing.turn(on=True)
         elif self.gap is not None:
             goes_on = "without" if self.is_left_out else "with"
             say(trainer, f"Domain gap {self.gap:.2f} when this run began: it continues {goes_on} the source.")
@@ -193,7 +184,7 @@ class SourceTerm(TransferPart):
         """Prepare the draw of source images; a joint pass appends them to the target's."""
         self._batch, self.has_added = batch, False
         if self.measured and self.gap is None:
-            self._decide(measure_gap(self._view(module), self.chooser, self.weight))
+            self._decide(measure_gap(self._view(module), self.chooser, self.annealing.schedule))
             self._looked_at = Weakly(data_of(self.trainer))
         if not self._weight(self.trainer):
             return
@@ -205,7 +196,7 @@ class SourceTerm(TransferPart):
                 raise
         if self.source.forward == "joint":
             self._source_pass.arm(lambda: self.drawing.draw(self.trainer, self))
-        if batch is not None and max(self.weight.start, self.weight.end) <= 1:
+        if batch is not None and self.annealing.most <= 1:
             self._first_loss.listen(module.get_submodule(self.head_path), batch)
 
     def stepped(self, loss: Tensor | None) -> None:
@@ -248,7 +239,7 @@ class SourceTerm(TransferPart):
     def _decide(self, gap: float) -> None:
         """Keep the weight if the source is near, otherwise set it to 0."""
         self.gap = gap
-        self.weight = Schedule(0.0, 0.0) if self.is_left_out else self._given
+        self.annealing.turn(on=not self.is_left_out)
 
     @property
     def is_left_out(self) -> bool:
@@ -256,15 +247,9 @@ class SourceTerm(TransferPart):
         return self.gap is not None and not is_near(self.gap)
 
     def _weight(self, trainer: Any) -> float:
-        """Return the step's weight; at 0 no pass is run, which would still change BatchNorm and the random state.
-
-        After the end of the schedule a weight of 0 stays 0, even if training is made longer later.
-        """
-        if self._is_over:
-            return 0.0
-        weight = current_value(self.weight, trainer, self._num_steps)
-        if weight == self.weight.end == 0:
-            self._is_over = True
+        """Return the step's weight; at 0 no pass is run, which would still change BatchNorm and the random state."""
+        was_over, weight = self.annealing.is_over, self.annealing.now(trainer)
+        if self.annealing.is_over and not was_over:
             self.drawing.close()
         return weight
 
@@ -307,24 +292,22 @@ class SourceTerm(TransferPart):
 
     def describe(self) -> dict[str, str]:
         """Return every option that changes what the run computes."""
-        shape = self.weight.shape
+        weight = self.annealing.describe()
         return {
             **self.source.describe(),
             **({} if self.chooser is None else self.chooser.describe()),
             "source classes": str(self.num_classes),
             "head": self.head_path,
             "mix": self.mix,
-            "weight": f"{'if near, ' if self.measured else ''}{self.weight.start:g} to {self.weight.end:g}",
-            "weight shape": shape if isinstance(shape, str) else value_of(shape),
-            "weight until": f"step {self.weight.until_steps}" if self.weight.until_steps else f"{self.weight.until:g}",
+            **weight,
+            "weight": f"{'if near, ' if self.measured else ''}{weight['weight']}",
         }
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what a resumed run needs besides the head's weights."""
         state = {
             **self.drawing.get_state(),
-            "is_over": self._is_over,
-            "num_steps": self._num_steps,
+            **self.annealing.get_state(),
             "options": self._options,
             "gap": self.gap,
         }
@@ -339,8 +322,7 @@ class SourceTerm(TransferPart):
         state = unstamped(state)
         self._checked_for = Weakly()
         self.drawing.set_state(state)
-        self._is_over = state["is_over"]
-        self._num_steps = state["num_steps"]
+        self.annealing.set_state(state)
         self._saved_options = state["options"]
         self._looked_at, gap = None, state.get("gap")
         if gap is not None:

@@ -58,8 +58,11 @@ def test_every_pair_composes_or_is_refused_by_name(first, second):
     elif not all(getattr(callback.structure, "composes", True) for callback in callbacks):
         with pytest.raises(lt.TransferConfigError, match=r"trains several .* Use one of"):
             fit(LitToy(), callbacks)
-    elif {hasattr(callback, "source") for callback in callbacks} == {True}:
+    elif first.has_source and second.has_source:
         with pytest.raises(lt.TransferConfigError, match="already has a source task"):
+            fit(LitToy(), callbacks)
+    elif {first.name, second.name} == {"selective-joint", "knowledge_loss"}:
+        with pytest.raises(lt.TransferConfigError, match="a source task appends others"):
             fit(LitToy(), callbacks)
     else:
         fit(LitToy(), callbacks)

@@ -145,7 +145,8 @@ def test_dropout_in_a_network_that_is_trained_in_eval_mode_is_warned_of(options)
 
 
 def test_a_collapse_of_the_filters_gates_is_said():
-    with pytest.warns(lt.NoEffectWarning, match="100.0% of the gates chose the tuned filter.*fine-tuning at a higher cost"):
+    said = "100.0% of the gates chose the tuned filter.*fine-tuning at a higher cost"
+    with pytest.warns(lt.NoEffectWarning, match=said):
         fit(LitToy(), [lt.AdaFilter(gated="model.conv", gate_width=4, gate_bias=50.0)])
 
 

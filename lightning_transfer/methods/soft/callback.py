@@ -3,8 +3,10 @@
 from typing import Any, Literal
 
 from lightning_transfer.glue.base import TransferCallback
+from lightning_transfer.methods.soft.distilling import KnowledgeTerm
+from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.methods.soft.options import check_soft_options
-from lightning_transfer.source.checks import USUAL, Weight, as_schedule, as_source, as_weight
+from lightning_transfer.source.checks import ALWAYS, USUAL, Weight, as_schedule, as_source, as_weight
 from lightning_transfer.source.task import SourceTask, TimmSource
 from lightning_transfer.source.term import SourceTerm
 
@@ -17,15 +19,19 @@ class SoftFinetuning(TransferCallback):
     target's. Its weight falls to exactly 0; from then on each step computes and costs the same as in plain fine-tuning.
     The idea is the paper's; the weight's shape and length, and the source head on the target head's features, are ours.
 
+    With `SourceKnowledge` in place of a source task no source images are needed: the kept classifier is held on the
+    target's own images (arXiv 1606.09282).
+
     Logs `transfer/source_loss`, `transfer/source_weight`, `transfer/target_loss` and, if it was measured,
-    `transfer/domain_gap` at the Trainer's interval.
+    `transfer/domain_gap` at the Trainer's interval; of a `SourceKnowledge` `transfer/knowledge_loss`,
+    `transfer/knowledge_weight` and `transfer/target_loss`.
 
     Args:
         source: the task that the network was pretrained on, or a mapping of the arguments of `SourceTask`; with the
-            key `from_timm`, of the arguments of `SourceTask.from_timm`.
+            key `from_timm`, of the arguments of `SourceTask.from_timm`; or a `SourceKnowledge`.
         weight: of the source loss: a `Schedule`, or a number, which is constant. "auto" measures before the first step
             how far the target is from the source; if it is near enough, it is `Schedule()`, from 1 to 0 over the first
-            half of training, otherwise 0 (ours).
+            half of training, otherwise 0 (ours). Of a `SourceKnowledge` it is 1 throughout.
         mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
         head: dotted path of the target head, or "auto".
 
@@ -44,20 +50,27 @@ class SoftFinetuning(TransferCallback):
 
     def __init__(
         self,
-        source: SourceTask | TimmSource,
+        source: SourceTask | TimmSource | SourceKnowledge,
         *,
         weight: Weight = "auto",
         mix: Literal["add", "convex"] = "add",
         head: str = "auto",
     ) -> None:
-        self.source = as_source(source)
+        if isinstance(source, SourceKnowledge):
+            self.mixin = ""  # there is none for it
+            self.source: SourceTask | SourceKnowledge = source
+        else:
+            self.source = as_source(source)
         self.weight = as_weight(weight)
         check_soft_options(as_schedule(self.weight, USUAL)[0], mix)
         self.mix = mix
         self.head = head
 
-    def make_part(self, module: Any) -> SourceTerm:
-        """Return the source task as a term of the loss."""
+    def make_part(self, module: Any) -> SourceTerm | KnowledgeTerm:
+        """Return the source task, or what is known, as a term of the loss."""
+        if isinstance(self.source, SourceKnowledge):
+            weight, _ = as_schedule(self.weight, ALWAYS)
+            return KnowledgeTerm(self.source, module, weight=weight, mix=self.mix, head=self.head)
         weight, measured = as_schedule(self.weight, USUAL)
         return SourceTerm(self.source, module, weight=weight, mix=self.mix, head=self.head, measured=measured)
 

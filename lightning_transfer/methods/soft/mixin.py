@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.mixin import PartMixin, takes_options_of
+from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.methods.soft.options import check_soft_options
 from lightning_transfer.source.checks import (
     ALWAYS,
@@ -70,6 +71,11 @@ class SourceTaskMixin(PartMixin):
         Raises:
             TransferConfigError: an option is not valid, no head is found, or the source task is a hyperparameter.
         """
+        if isinstance(options.source, SourceKnowledge):
+            raise TransferConfigError(
+                "add_source_task takes a SourceTask. SourceKnowledge is for the callback SoftFinetuning; in a step of "
+                "your own, add functional.knowledge_loss to the loss."
+            )
         source, borrow = as_source(options.source), options.borrow
         schedule, measured = as_schedule(as_weight(options.weight), USUAL if borrow is None else ALWAYS)
         check_soft_options(schedule, options.mix)

@@ -1,0 +1,175 @@
+"""Add to the user's training step the loss of what the pretrained network says of the same images."""
+
+import copy
+import warnings
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_transfer.errors import NoEffectWarning, TransferConfigError
+from lightning_transfer.glue import optimizers
+from lightning_transfer.glue.first_loss import FirstLoss, refuse_sum
+from lightning_transfer.glue.part import TransferPart
+from lightning_transfer.methods.soft.knowledge import SourceKnowledge, kept_classifier, knowledge_loss
+from lightning_transfer.networks import find_network
+from lightning_transfer.roles import find_head, parameters_before
+from lightning_transfer.schedules import Schedule
+from lightning_transfer.source.annealing import Annealing
+from lightning_transfer.source.loss import joint_loss, sum_of_zeros
+
+
+class KnowledgeTerm(TransferPart):
+    """One run's kept classifier.
+
+    Args:
+        knowledge: of the pretrained network.
+        module: the user's module.
+        weight: of the loss.
+        mix: how the losses are combined.
+        head: path of the target head, or "auto".
+    """
+
+    title = "SoftFinetuning"
+
+    def __init__(
+        self, knowledge: SourceKnowledge, module: Any, *, weight: Schedule, mix: Literal["add", "convex"], head: str
+    ) -> None:
+        super().__init__()
+        self.knowledge, self.mix = knowledge, mix
+        self.annealing = Annealing(weight)
+        found = find_head(module, head)
+        self.head_path = found.path
+        self.head = kept_classifier(knowledge, found.module, found.path).to(next(found.module.parameters()))
+        self.network_path, _ = find_network(module, knowledge.backbone)
+        self.options = {
+            **{"head": self.head_path, "backbone": self.network_path, "mix": mix},
+            **knowledge.describe(),
+            **self.annealing.describe(),
+        }
+        self._first_loss = FirstLoss()
+        self._pretrained: tuple[nn.Module, ...] = ()  # in a tuple: it is neither trained nor saved
+        self._handles: list[Any] = []
+        self._images: list[Any] = []  # what the network took in this step
+        self._features: list[Any] = []  # what its head took
+        self._is_listening = False
+
+    @property
+    def introduction(self) -> str:
+        """Return what is kept, and where."""
+        return (
+            f"keeps a classifier of {self.head.out_features} classes beside the head {self.head_path!r}; the "
+            f"pretrained network gets the images of {self.network_path or 'the module'!r}."
+        )
+
+    def neighbors(self, module: Any, name: str) -> Iterable[nn.Parameter]:
+        """Return the parameters before the head: the kept classifier is pretrained too."""
+        return parameters_before(module, self.head_path)
+
+    def attach(self, module: Any) -> None:
+        """Listen to the network and the head."""
+        self.detach()
+        if self.annealing.most:
+            network, head = module.get_submodule(self.network_path), module.get_submodule(self.head_path)
+            self._handles = [
+                network.register_forward_pre_hook(partial(self._hear, self._images), with_kwargs=True),
+                head.register_forward_pre_hook(partial(self._hear, self._features), with_kwargs=True),
+            ]
+
+    def detach(self) -> None:
+        """Remove the hooks and the pretrained network."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._pretrained = [], ()
+        self.end()
+
+    def check(self, trainer: Any) -> None:
+        """Take the length of training, and warn if nothing before the head is trained."""
+        self._first_loss.reset()
+        if trainer.global_step == 0:
+            self.annealing.reset()
+        self.annealing.check(trainer)
+        optimizers.check_held(trainer, self)
+        if reason := optimizers.why_untrained(trainer, parameters_before(trainer.lightning_module, self.head_path)):
+            warnings.warn(
+                f"No parameter before the head is trained, so what it knows is kept anyway. {reason}",
+                NoEffectWarning,
+                stacklevel=2,
+            )
+
+    def begin(self, module: Any, batch: Any = None) -> None:
+        """Start listening."""
+        self._is_listening = self.annealing.now(self.trainer) > 0
+        if self._is_listening and self.annealing.most <= 1:
+            self._first_loss.listen(module.get_submodule(self.head_path), batch)
+
+    def stepped(self, loss: Tensor | None) -> None:
+        """Stop listening, and refuse a first loss that is a sum: the loss that is added is a mean.
+
+        Raises:
+            TransferConfigError: it is one, or another method has put source images among the target's.
+        """
+        if self._is_listening and self.num_source:
+            raise TransferConfigError(
+                "SourceKnowledge takes the target's images alone, and a source task appends others to them. Pass "
+                "SourceTask(forward='separate')."
+            )
+        self._is_listening = False
+        if loss is not None:
+            refuse_sum(loss, self._first_loss.criteria(), to_do="pass weight= times the batch size")
+
+    def add_to(self, module: Any, loss: Tensor) -> Tensor:
+        """Return the step's loss with the knowledge loss added; at weight 0 exactly the step's own loss."""
+        weight = self.annealing.now(self.trainer)
+        values = {"transfer/target_loss": loss.detach(), "transfer/knowledge_weight": torch.tensor(weight)}
+        if weight:
+            kept = self._loss()
+            self.refuse_not_finite("knowledge loss", kept)
+            values["transfer/knowledge_loss"] = kept.detach()
+            loss = joint_loss(loss, kept, weight=weight, mix=self.mix)
+        else:
+            self._pretrained = ()
+            loss = loss + sum_of_zeros(self) if self.trainer.world_size > 1 else loss
+        self.log(values)
+        return loss
+
+    def _loss(self) -> Tensor:
+        if len(self._features) != 1 or len(self._images) != 1:
+            raise TransferConfigError(
+                f"The training step ran {self.network_path or 'the module'!r} {len(self._images)} times and its head "
+                f"{self.head_path!r} {len(self._features)} times with gradients; SourceKnowledge takes the images and "
+                "the features of one pass. Call the network as a whole, once a step; if another part takes the images, "
+                "name it: SourceKnowledge(backbone='...')."
+            )
+        if not self._pretrained:  # not earlier: only now its device and its precision are known
+            self._pretrained = (copy.deepcopy(self.knowledge.pretrained).to(self.head.weight),)
+        ((images, more),), ((features, others),) = self._images, self._features
+        with torch.no_grad():
+            said: Tensor = self._pretrained[0](*images, **more)
+        return knowledge_loss(self.head(*features, **others), said, temperature=self.knowledge.temperature)
+
+    def _hear(self, taken: list[Any], layer: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._is_listening and torch.is_grad_enabled():
+            taken.append((args, kwargs))
+
+    def end(self) -> None:
+        """Forget the step."""
+        self._is_listening = False
+        self._first_loss.end()
+        self._images.clear()
+        self._features.clear()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs besides the classifier's weights."""
+        return {**super().get_extra_state(), **self.annealing.get_state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Resume a run's state.
+
+        Raises:
+            TransferConfigError: the options differ; the message lists the differences.
+        """
+        super().set_extra_state(state)
+        self.annealing.set_state(state)

@@ -1,0 +1,135 @@
+"""Keep what a pretrained network says of the target's images (Learning without Forgetting, arXiv 1606.09282).
+
+L = L_target + w * T^2 * KL(softmax(g(x) / T) || softmax(h_s(f(x)) / T))
+
+g is the pretrained network with its classifier, f the network that is tuned without its head, and h_s a copy of that
+classifier, which is tuned too. That the old classifier is kept on the new images, w = 1 and T = 2 are the paper's.
+Ours: g runs on the images of each step, where the paper runs it once before training; the factor T^2, which keeps the
+size of the gradient; and KL for cross-entropy, which has the same gradient and is 0 as long as nothing is forgotten.
+"""
+
+import copy
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.networks import loaded
+from lightning_transfer.roles import find_head, in_width
+from lightning_transfer.stamps import digest
+
+
+def knowledge_loss(logits: Tensor, pretrained_logits: Tensor, *, temperature: float = 2.0) -> Tensor:
+    """Return how far a classifier is from what the pretrained one says: the mean over images.
+
+    Args:
+        logits: (B, classes) of the classifier that is tuned.
+        pretrained_logits: (B, classes) of the pretrained one, of the same images.
+        temperature: by which both are divided; a larger one counts unlikely classes more.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+        >>> knowledge_loss(logits, logits).item()
+        0.0
+    """
+    said, kept = ((one / temperature).log_softmax(1) for one in (logits, pretrained_logits))
+    return temperature**2 * F.kl_div(said, kept, log_target=True, reduction="batchmean")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SourceKnowledge:
+    """Keeps what a pretrained network knows, without source images (arXiv 1606.09282).
+
+    Its classifier is kept beside the new head, and both are trained on the target's images: the kept one to predict
+    what the pretrained network predicts. Make it before the classifier is replaced: it copies the network.
+
+    Args:
+        network: the pretrained network with its classifier, or the name of a timm model to load with its weights.
+        head: dotted path of the classifier in it, a Linear, or "auto".
+        backbone: dotted name of the network in your module that gets the images, or "auto".
+        temperature: of both predictions.
+
+    Raises:
+        TransferConfigError: an option is not valid, or the network has no such classifier.
+
+    Example:
+        >>> import timm
+        >>> SourceKnowledge(timm.create_model("resnet10t", num_classes=7))
+        SourceKnowledge(ResNet, 7 classes, temperature=2.0)
+    """
+
+    network: nn.Module | str
+    _: KW_ONLY
+    head: str = "auto"
+    backbone: str = "auto"
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.network, str | nn.Module):
+            raise TransferConfigError(
+                f"network is a {type(self.network).__name__}; expected the pretrained network with its classifier, or "
+                "the name of a timm model."
+            )
+        is_number = isinstance(self.temperature, int | float) and not isinstance(self.temperature, bool)
+        if not is_number or not 0 < self.temperature < math.inf:
+            raise TransferConfigError(f"temperature={self.temperature!r}; it takes a positive number.")
+        network = copy.deepcopy(loaded(self.network)).eval().requires_grad_(requires_grad=False)
+        object.__setattr__(self, "network", network)
+        object.__setattr__(self, "head", find_head(network, self.head).path)
+        if not isinstance(self.classifier, nn.Linear):
+            raise TransferConfigError(
+                f"The classifier {self.head!r} is a {type(self.classifier).__name__}; expected a Linear. Pass "
+                "head='...', its dotted path."
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SourceKnowledge":
+        return self  # never changes
+
+    def __repr__(self) -> str:
+        classes = self.classifier.out_features
+        return f"SourceKnowledge({type(self.network).__name__}, {classes} classes, temperature={self.temperature})"
+
+    @property
+    def classifier(self) -> Any:
+        """Return the pretrained classifier."""
+        return self.pretrained.get_submodule(self.head)
+
+    @property
+    def pretrained(self) -> nn.Module:
+        """Return the pretrained network, in eval mode and without gradients."""
+        assert isinstance(self.network, nn.Module)  # loaded
+        return self.network
+
+    def describe(self) -> dict[str, str]:
+        """Return what decides what a run computes, as strings that a checkpoint can hold and compare."""
+        return {"pretrained network": digest(self.pretrained.state_dict()), "temperature": f"{self.temperature:g}"}
+
+
+def kept_classifier(knowledge: SourceKnowledge, head: nn.Module, path: str) -> nn.Linear:
+    """Return a copy of the pretrained classifier for one run.
+
+    Args:
+        knowledge: of the pretrained network.
+        head: the target head.
+        path: of it.
+
+    Raises:
+        TransferConfigError: it takes other features than the target head, or is that head.
+    """
+    kept: nn.Linear = copy.deepcopy(knowledge.classifier).requires_grad_()
+    weight = getattr(head, "weight", torch.empty(0))
+    if weight.shape == kept.weight.shape and torch.equal(weight.cpu(), kept.weight.cpu()):
+        raise TransferConfigError(
+            f"SourceKnowledge holds the head {path!r} that is tuned, not a pretrained classifier. Make it before the "
+            "classifier is replaced, for example before network.reset_classifier(num_classes)."
+        )
+    if in_width(head) != kept.in_features:
+        raise TransferConfigError(
+            f"The kept classifier takes {kept.in_features} features, the target head {path!r} takes {in_width(head)}. "
+            "Keep the classifier of the network that is tuned, or name the module that replaces it: head='...'."
+        )
+    return kept
