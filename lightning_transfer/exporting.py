@@ -25,6 +25,7 @@ from lightning_transfer.version import __version__
 WEIGHTS = "model.safetensors"  # timm's name
 PAPERS = {
     "SoftFinetuning": "https://arxiv.org/abs/1909.02236",
+    "SourceKnowledge": "https://arxiv.org/abs/1606.09282",
     "SelectiveJointFinetuning": "https://arxiv.org/abs/1702.08690",
     "AdaFilter": "https://arxiv.org/abs/1911.09659",
     "GatedTransfer": "https://arxiv.org/abs/1810.12521",
@@ -275,7 +276,8 @@ def _training(trainer: Any) -> Iterator[str]:
         ours = [callback for callback in trainer.callbacks if type(callback).__name__ in PAPERS]
         for callback in ours:
             given = ", ".join(f"{key}={value}" for key, value in options_of(callback).items() if value is not None)
-            yield f"- {(name := type(callback).__name__)}({given}), {PAPERS[name]}"
+            name, source = (type(thing).__name__ for thing in (callback, getattr(callback, "source", None)))
+            yield f"- {name}({given}), {PAPERS.get(source, PAPERS[name])}"
         if not ours:
             yield "No callback of lightning_transfer."
     else:

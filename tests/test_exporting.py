@@ -67,6 +67,17 @@ def test_timm_loads_what_was_trained_and_the_card_says_how(tmp_path):
     assert sorted(path.name for path in folder.parent.iterdir()) == ["mine"]
 
 
+def test_the_card_names_the_paper_of_what_is_kept_without_source_images(tmp_path):
+    module, data = Lit(tiny()), DataLoader([(image, index % 3) for index, image in enumerate(IMAGES)], batch_size=4)
+    runner = toys.trainer([lt.SoftFinetuning(lt.SourceKnowledge(tiny(7)))], max_steps=1)
+    runner.fit(module, data)
+    card = (
+        lt.export(module, tmp_path / "mine", trainer=runner, classes=["ant", "bee", "cat"]) / "README.md"
+    ).read_text()
+    assert "source/temperature=2.0" in card
+    assert "https://arxiv.org/abs/1606.09282" in card
+
+
 OTHERS = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "nearest", "crop_pct": 0.8}
 
 

@@ -52,7 +52,7 @@ class ByHand(lt.SourceTaskMixin, LitToy):
 
 @pytest.mark.parametrize("given", [conf({"start": 0.5, "end": 0.5}), 0.5])
 def test_a_mixins_weight_too(given):
-    assert ByHand(weight=given).source_task.weight == lt.Schedule(0.5, 0.5)
+    assert ByHand(weight=given).source_task.annealing.schedule == lt.Schedule(0.5, 0.5)
 
 
 def test_a_run_with_mappings_is_the_run_with_objects():

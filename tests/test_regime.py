@@ -15,6 +15,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
+import lightning_transfer as lt
 from lightning_transfer.tracing import evaluating
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "examples/benchmarks"
@@ -254,6 +255,18 @@ def test_the_kept_head_learns_what_was_said_before(regime, folder, name):
     assert sum(param.numel() for param in module.parameters()) == sum(
         param.numel() for part in (network, setting.network.classifier) for param in part.parameters()
     )
+
+
+def test_the_row_without_forgetting_is_what_the_callback_does(regime, folder):
+    setting, rows = dataclasses.replace(_setting(regime, folder), steps=3), regime.rows
+    by_callback = rows.Row(lambda setting: [lt.SoftFinetuning(lt.SourceKnowledge(setting.network))])
+    how = {"seed": 1, "rates": regime.network.Rates(0.01, 10.0), "device": "cpu", "stop": None}
+    by_hand, module = (regime.training.fit(row, setting, **how)[0] for row in (rows.ROWS["LWF"], by_callback))
+    plain, _ = regime.training.fit(rows.ROWS[rows.PLAIN], setting, **how)
+    found, expected, other = (each.model.state_dict() for each in (module, by_hand, plain))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+    assert any((other[name] - value).abs().max() > 1e-3 for name, value in expected.items())
 
 
 def test_the_grid_is_walked_to_a_cell_whose_neighbors_are_all_worse(regime):

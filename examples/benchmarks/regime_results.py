@@ -28,7 +28,17 @@ DEFAULTS = {
     "ProbeStart": "LP-FT",
 }
 BEST = "LP-FT, two networks"
-SHORT = PROBE, "LP-FT", "soft", "selective", "AdaFilter", "gated transfer", "collaborative", BEST  # for the README
+SHORT = (
+    PROBE,
+    "LP-FT",
+    "soft",
+    "LWF",
+    "selective",
+    "AdaFilter",
+    "gated transfer",
+    "collaborative",
+    BEST,
+)  # of the README
 Runs = dict[int, Cell]  # by seed
 Difference = tuple[float, float, int]  # in points, half its 95 % interval, and the number of seeds
 

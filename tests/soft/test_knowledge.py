@@ -1,0 +1,185 @@
+"""What a pretrained network says of the target's images: the loss, the annealing, and what is refused."""
+
+import copy
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lightning_transfer as lt
+from lightning_transfer.functional import knowledge_loss
+from tests import toys
+from tests.toys import LitToy, SaveEveryStep, StatefulLoader, assert_same, fit, weights
+
+
+def pretrained():
+    network = toys.toy_net()
+    network.fc = toys.source_head()
+    return network
+
+
+def keeping(network=None, weight=0.5, **options):
+    return lt.SoftFinetuning(lt.SourceKnowledge(network or pretrained(), **options), weight=weight)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+def test_the_loss_is_the_formula(temperature):
+    draw = np.random.default_rng(0)
+    logits, other = draw.normal(size=(2, 6, 4)) * 3
+    total = 0.0
+    for mine, kept in zip(logits, other, strict=True):
+        said, wanted = (np.exp(one / temperature) / np.exp(one / temperature).sum() for one in (mine, kept))
+        total += sum(two * (np.log(two) - np.log(one)) for one, two in zip(said, wanted, strict=True))
+    found = knowledge_loss(torch.tensor(logits), torch.tensor(other), temperature=temperature)
+    assert float(found) == pytest.approx(temperature**2 * total / 6, rel=1e-12)
+
+
+def test_nothing_is_forgotten_before_the_first_step():
+    """In eval mode, in which the pretrained network runs; BatchNorm in training mode already differs."""
+
+    class Eval(LitToy):
+        def on_train_batch_start(self, *_):
+            self.eval()
+
+    runner = fit(Eval(), [keeping()], max_steps=1)
+    assert abs(float(runner.callback_metrics["transfer/knowledge_loss"])) < 1e-6
+
+
+def test_an_annealed_weight_ends_and_frees_the_pretrained_network():
+    """The first two steps by hand, the others plain."""
+    module = LitToy()
+    callback = keeping(weight=lt.Schedule(until_steps=2))
+    fit(module, [callback], max_steps=4)
+    assert callback.part._pretrained == ()
+    net, kept, old = toys.toy_net(), toys.source_head(), pretrained().eval()
+    optimizer = torch.optim.SGD([*net.parameters(), *kept.parameters()], lr=0.1, momentum=0.9, weight_decay=1e-3)
+    images, labels = toys.target_data().tensors
+    for step, weight in enumerate((1.0, 0.5, 0.0, 0.0)):
+        rows = slice(4 * step, 4 * step + 4)
+        features = net.features(images[rows])
+        loss = F.cross_entropy(net.fc(features), labels[rows])
+        if weight:
+            said, wanted = kept(features) / 2, (old(images[rows]).detach() / 2).softmax(1)
+            loss = loss + weight * 4 * ((wanted.log() - said.log_softmax(1)) * wanted).sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = weights(module)
+    assert_same(
+        {name: found[f"model.{name}"] for name in dict(net.named_parameters())}, dict(net.named_parameters()), 1e-5
+    )
+
+
+def test_a_run_leaves_the_networks_as_they_are():
+    network = pretrained()
+    before = copy.deepcopy(network.state_dict())
+    knowledge = lt.SourceKnowledge(network)
+    mine = copy.deepcopy(knowledge.pretrained.state_dict())
+    module = LitToy()
+    fit(module, [lt.SoftFinetuning(knowledge)])
+    assert_same(network.state_dict(), before)
+    assert all(param.requires_grad for param in network.parameters())
+    assert network.training
+    assert_same(knowledge.pretrained.state_dict(), mine)
+    assert not module.model._forward_pre_hooks
+    assert not module.model.fc._forward_pre_hooks
+
+
+def test_a_run_does_not_resume_with_another_pretrained_network(tmp_path):
+    fit(LitToy(), [keeping(), SaveEveryStep(tmp_path)], loader=StatefulLoader(), max_steps=3)
+    other = pretrained()
+    with torch.no_grad():
+        other.conv.weight += 1
+    with pytest.raises(lt.TransferConfigError, match="pretrained network"):
+        fit(LitToy(), [keeping(other)], loader=StatefulLoader(), ckpt_path=tmp_path / "step=2.ckpt")
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
+def test_timms_networks_are_held(name):
+    network = timm.create_model(name, num_classes=7, in_chans=3, img_size=32 if "vit" in name else None)
+    knowledge = lt.SourceKnowledge(network)
+    network.reset_classifier(toys.TARGET_CLASSES)
+
+    class Lit(LitToy):
+        def __init__(self):
+            super().__init__()
+            self.model = network
+
+    module = Lit()
+    images = torch.rand(8, 3, 32, 32)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(images, torch.arange(8) % toys.TARGET_CLASSES), batch_size=4
+    )
+    runner = fit(module, [lt.SoftFinetuning(knowledge)], loader=loader, max_steps=2)
+    assert float(runner.callback_metrics["transfer/knowledge_loss"]) > 0
+
+
+class Headless(LitToy):
+    """The head apart from the backbone."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.fc = self.model, self.model.fc
+        self.backbone.fc = nn.Identity()
+        del self.model
+
+    def forward(self, pixels):
+        return self.fc(self.backbone(pixels))
+
+
+def test_a_head_apart_is_found_and_trains_as_one_inside():
+    inside, apart = LitToy(), Headless()
+    fit(inside, [keeping()])
+    fit(apart, [keeping()])
+    assert_same(dict(apart.fc.named_parameters()), dict(inside.model.fc.named_parameters()))
+
+
+class InParts(LitToy):
+    def forward(self, pixels):
+        return self.model.fc(self.model.features(pixels))
+
+
+class Twice(LitToy):
+    def forward(self, pixels):
+        return self.model(pixels) + self.model(pixels)
+
+
+@pytest.mark.parametrize(
+    ("module", "said"), [(InParts, r"ran 'model' 0 times and its head 'model\.fc' 1 times"), (Twice, "ran 'model' 2")]
+)
+def test_a_step_in_which_images_and_features_are_not_of_one_pass_is_refused(module, said):
+    with pytest.raises(lt.TransferConfigError, match=said):
+        fit(module(), [keeping()])
+
+
+def test_what_is_not_a_pretrained_classifier_is_refused():
+    with pytest.raises(lt.TransferConfigError, match="network is a int; expected the pretrained network"):
+        lt.SourceKnowledge(3)
+    with pytest.raises(lt.TransferConfigError, match="timm has no model 'resnet10tt'"):
+        lt.SourceKnowledge("resnet10tt")
+    with pytest.raises(lt.TransferConfigError, match="temperature=0; it takes a positive number"):
+        lt.SourceKnowledge(pretrained(), temperature=0)
+    with pytest.raises(lt.TransferConfigError, match=r"The classifier 'conv' is a Conv2d; expected a Linear"):
+        lt.SourceKnowledge(pretrained(), head="conv")
+    module = LitToy()
+    with pytest.raises(lt.TransferConfigError, match=r"Make it before the classifier is replaced"):
+        fit(module, [keeping(module.model)])
+    wide = pretrained()
+    wide.fc = nn.Linear(toys.WIDTH + 1, 5)
+    with pytest.raises(lt.TransferConfigError, match="takes 9 features, the target head 'model.fc' takes 8"):
+        fit(LitToy(), [keeping(wide)])
+    with pytest.raises(lt.TransferConfigError, match="backbone='modle' is not a module of LitToy"):
+        fit(LitToy(), [keeping(backbone="modle")])
+
+
+def test_the_mixin_names_what_to_use():
+    class Lit(lt.SourceTaskMixin, LitToy):
+        def __init__(self):
+            super().__init__()
+            self.add_source_task(lt.SourceKnowledge(pretrained()))
+
+    with pytest.raises(lt.TransferConfigError, match=r"add functional\.knowledge_loss to the loss"):
+        Lit()
