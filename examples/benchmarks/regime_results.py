@@ -21,6 +21,7 @@ COSTS = json.loads((RESULTS / "step-costs.json").read_text())  # by regime_costs
 # each callback without options, and its row; LP-FT starts as ProbeStart does; without a row the domain gap decides
 DEFAULTS = {
     "SoftFinetuning": "",
+    "SoftFinetuning(SourceKnowledge(network))": "LWF",
     "SelectiveJointFinetuning": "",
     "GatedTransfer": "gated transfer",
     "AdaFilter": "AdaFilter",

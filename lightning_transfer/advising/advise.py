@@ -17,6 +17,7 @@ from lightning_transfer.advising.trials import OutOfTimeError, PairedTrials
 from lightning_transfer.datasets import AnyDataset
 from lightning_transfer.errors import TransferConfigError, check_count, check_number
 from lightning_transfer.glue.proxy import Trials, part_of, trials_of
+from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.progress import Progress, no_progress, tqdm_progress
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.splitting import FOLDS
@@ -32,7 +33,7 @@ def advise(
     module: Any,
     data: Any,
     *,
-    source: SourceTask | None = None,
+    source: SourceTask | SourceKnowledge | None = None,
     candidates: Mapping[str, Callable[[], Sequence[Any]]] | None = None,
     steps: int | None = None,
     minutes: float = 30.0,
@@ -54,7 +55,8 @@ def advise(
         module: the LightningModule that is to be trained, with its pretrained network.
         data: its DataModule, or its train loader. Images of one group, if the dataset has a list `groups`, stay
             together.
-        source: what the network was pretrained on, if it is at hand; adds the methods that learn from it.
+        source: what the network was pretrained on, if it is at hand, or a `SourceKnowledge`; adds the methods that
+            learn from it.
         candidates: a mapping of names to functions that make a list of callbacks, instead of this package's methods:
             {"gated": lambda: [lt.GatedTransfer(ratio=8)]}. The callbacks have to be new ones each time.
         steps: of each training; by default those of `trainer`'s max_steps or max_epochs, or 25 epochs; of an epoch
@@ -98,7 +100,7 @@ def advise(
         (20, ['linear probe', 'mine'])
     """
     _check(source, steps, minutes, adapt, forward)
-    if forward is None and source is not None and callable(source.forward):
+    if forward is None and isinstance(source, SourceTask) and callable(source.forward):
         forward = source.forward
     said: dict[str, Any] = {"head": head, "forward": forward, "adapt": adapt, "unaugmented": unaugmented}
     mine = usual(source, **said) if candidates is None else own(candidates)
@@ -233,7 +235,7 @@ def _split(trainer: Mapping[str, Any]) -> tuple[dict[str, int], Mapping[str, Any
 
 
 def _check(source: Any, steps: Any, minutes: Any, adapt: Any, forward: Any) -> None:
-    if not isinstance(source, SourceTask | None):
+    if not isinstance(source, SourceTask | SourceKnowledge | None):
         raise TransferConfigError(
             f"source is a {type(source).__name__}; wrap the dataset: source=lt.SourceTask.from_timm(network, dataset), "
             "before the network's classifier is replaced, or lt.SourceTask(dataset, head=pretrained_classifier)."

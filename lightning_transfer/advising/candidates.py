@@ -12,6 +12,7 @@ from lightning_transfer.methods.gated.callback import GatedTransfer
 from lightning_transfer.methods.probe.callback import ProbeStart
 from lightning_transfer.methods.selective.callback import SelectiveJointFinetuning
 from lightning_transfer.methods.soft.callback import SoftFinetuning
+from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.source.task import SourceTask
 
 PLAIN, PROBE = "fine-tuning", "linear probe"
@@ -62,7 +63,7 @@ class Candidate:
 
 
 def usual(
-    source: SourceTask | None,
+    source: SourceTask | SourceKnowledge | None,
     *,
     head: str,
     forward: Callable[..., Any] | None,
@@ -86,7 +87,9 @@ def usual(
         made("gated transfer", 1.1, GatedTransfer, **at),
         made("AdaFilter", 2.2, AdaFilter),
     ]
-    if source is not None:
+    if isinstance(source, SourceKnowledge):
+        found.append(made("LWF", 1.2, SoftFinetuning, source, **at))
+    elif source is not None:
         found += [
             made("soft", 1.5, SoftFinetuning, source, **at),
             made("selective", 2.5, SelectiveJointFinetuning, source, clean="target", **at),

@@ -442,6 +442,16 @@ def test_this_packages_methods_are_tried_as_they_come_and_refusals_are_listed():
     assert {*lines} - {each.name for each in advise(candidates=None).candidates} == {"soft", "selective"}
 
 
+def test_what_the_pretrained_network_knows_is_tried():
+    pretrained = toys.toy_net()
+    pretrained.fc = toys.source_head()
+    found = advise(candidates=None, source=lt.SourceKnowledge(pretrained), steps=6)
+    held = next(each for each in found.candidates if each.name == "LWF")
+    assert held.line == "callbacks=[lt.SoftFinetuning(source)]"
+    assert held.folds
+    assert "soft" not in {each.name for each in found.candidates}
+
+
 def test_a_module_that_says_how_images_run_says_so_to_candidates_too():
     forward = {"forward": lambda module, images: module.model(images)}
     found = advise(OfBatch(), candidates=None, **forward)
