@@ -155,6 +155,13 @@ def test_a_step_in_which_images_and_features_are_not_of_one_pass_is_refused(modu
         fit(module(), [keeping()])
 
 
+@pytest.mark.parametrize("weight", ["auto", 1.0])
+def test_a_convex_mix_that_leaves_the_target_out_is_refused(weight):
+    knowledge = lt.SourceKnowledge(pretrained())
+    with pytest.raises(lt.TransferConfigError, match="weight of 1 throughout would leave your own loss out"):
+        lt.SoftFinetuning(knowledge, weight=weight, mix="convex")
+
+
 def test_what_is_not_a_pretrained_classifier_is_refused():
     with pytest.raises(lt.TransferConfigError, match="network is a int; expected the pretrained network"):
         lt.SourceKnowledge(3)

@@ -6,6 +6,7 @@ from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.methods.soft.distilling import KnowledgeTerm
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.methods.soft.options import check_soft_options
+from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.checks import ALWAYS, USUAL, Weight, as_schedule, as_source, as_weight
 from lightning_transfer.source.task import SourceTask, TimmSource
 from lightning_transfer.source.term import SourceTerm
@@ -62,16 +63,19 @@ class SoftFinetuning(TransferCallback):
         else:
             self.source = as_source(source)
         self.weight = as_weight(weight)
-        check_soft_options(as_schedule(self.weight, USUAL)[0], mix)
+        check_soft_options(self._schedule[0], mix)
         self.mix = mix
         self.head = head
 
+    @property
+    def _schedule(self) -> tuple[Schedule, bool]:
+        return as_schedule(self.weight, ALWAYS if isinstance(self.source, SourceKnowledge) else USUAL)
+
     def make_part(self, module: Any) -> SourceTerm | KnowledgeTerm:
         """Return the source task, or what is known, as a term of the loss."""
+        weight, measured = self._schedule
         if isinstance(self.source, SourceKnowledge):
-            weight, _ = as_schedule(self.weight, ALWAYS)
             return KnowledgeTerm(self.source, module, weight=weight, mix=self.mix, head=self.head)
-        weight, measured = as_schedule(self.weight, USUAL)
         return SourceTerm(self.source, module, weight=weight, mix=self.mix, head=self.head, measured=measured)
 
     def __repr__(self) -> str:

@@ -18,3 +18,8 @@ def check_soft_options(weight: Schedule, mix: str) -> None:
         )
     if mix == "convex" and weight.start > 1:
         raise TransferConfigError(f"mix='convex' takes weights up to 1, not {weight.start:g}. Use mix='add'.")
+    if mix == "convex" and weight.end == 1:
+        raise TransferConfigError(
+            "mix='convex' with a weight of 1 throughout would leave your own loss out. Pass a smaller weight=, a "
+            "Schedule, or mix='add'."
+        )
