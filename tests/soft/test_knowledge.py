@@ -37,14 +37,55 @@ def test_the_loss_is_the_formula(temperature):
     assert float(found) == pytest.approx(temperature**2 * total / 6, rel=1e-12)
 
 
-def test_nothing_is_forgotten_before_the_first_step():
+class Eval(LitToy):
     """In eval mode, in which the pretrained network runs; BatchNorm in training mode already differs."""
 
-    class Eval(LitToy):
-        def on_train_batch_start(self, *_):
-            self.eval()
+    def on_train_batch_start(self, *_):
+        self.eval()
 
-    runner = fit(Eval(), [keeping()], max_steps=1)
+
+class Scaled(nn.Module):
+    def forward(self, pixels):
+        return (pixels - 3) / 5
+
+
+class ScaledBefore(Eval):
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(Scaled(), self.model)
+
+
+class ScaledInside(Eval):
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(Scaled(), self.model, nn.Linear(toys.WIDTH, toys.TARGET_CLASSES))
+        self.model[1].fc = nn.Identity()
+
+
+class WithTeacher(Eval):
+    def __init__(self):
+        super().__init__()
+        self.teacher = toys.toy_net()
+
+    def forward(self, pixels):
+        return self.model(pixels / 5)
+
+
+class Compiled(Eval):
+    def __init__(self):
+        super().__init__()
+        self.model = torch.compile(self.model, backend="eager")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's own
+@pytest.mark.parametrize(
+    ("module", "head"),
+    [(Eval, "auto"), (ScaledBefore, "auto"), (ScaledInside, "auto"), (WithTeacher, "model.fc"), (Compiled, "auto")],
+)
+def test_nothing_is_forgotten_before_the_first_step(module, head):
+    """The pretrained network gets what the network gets, after what the module does with the images."""
+    callback = lt.SoftFinetuning(lt.SourceKnowledge(pretrained()), head=head)
+    runner = fit(module(), [callback], max_steps=1)
     assert abs(float(runner.callback_metrics["transfer/knowledge_loss"])) < 1e-6
 
 

@@ -14,7 +14,6 @@ from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.first_loss import FirstLoss, refuse_sum
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge, kept_classifier, knowledge_loss
-from lightning_transfer.networks import find_network
 from lightning_transfer.roles import find_head, parameters_before
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.annealing import Annealing
@@ -43,7 +42,7 @@ class KnowledgeTerm(TransferPart):
         found = find_head(module, head)
         self.head_path = found.path
         self.head = kept_classifier(knowledge, found.module, found.path).to(next(found.module.parameters()))
-        self.network_path, _ = find_network(module, knowledge.backbone)
+        self.network_path = knowledge.network_in(module, self.head_path)
         self.options = {
             **{"head": self.head_path, "backbone": self.network_path, "mix": mix},
             **knowledge.describe(),

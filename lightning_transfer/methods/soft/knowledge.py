@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.networks import loaded
-from lightning_transfer.roles import find_head, in_width
+from lightning_transfer.networks import find_network, loaded
+from lightning_transfer.roles import find_head, in_width, users_modules
 from lightning_transfer.stamps import digest
 
 
@@ -77,7 +77,8 @@ class SourceKnowledge:
         is_number = isinstance(self.temperature, int | float) and not isinstance(self.temperature, bool)
         if not is_number or not 0 < self.temperature < math.inf:
             raise TransferConfigError(f"temperature={self.temperature!r}; it takes a positive number.")
-        network = copy.deepcopy(loaded(self.network)).eval().requires_grad_(requires_grad=False)
+        network = loaded(self.network)
+        network = copy.deepcopy(getattr(network, "_orig_mod", network)).eval().requires_grad_(requires_grad=False)
         object.__setattr__(self, "network", network)
         object.__setattr__(self, "head", find_head(network, self.head).path)
         if not isinstance(self.classifier, nn.Linear):
@@ -103,6 +104,24 @@ class SourceKnowledge:
         """Return the pretrained network, in eval mode and without gradients."""
         assert isinstance(self.network, nn.Module)  # loaded
         return self.network
+
+    def network_in(self, module: nn.Module, head_path: str) -> str:
+        """Return the path of the network in the user's module that takes the images as the pretrained one does.
+
+        With `backbone="auto"` that is the part of the same class: what holds it may normalise the images first.
+
+        Args:
+            module: the user's module.
+            head_path: of the target head.
+        """
+        if self.backbone == "auto":
+            kind = type(self.pretrained)
+            alike = [name for name, part in users_modules(module) if type(part) is kind]
+            holding = [name for name in alike if f"{head_path}.".startswith(f"{name}.{self.head}.".lstrip("."))]
+            for found in (holding, alike):
+                if len(found) == 1:
+                    return found[0].removesuffix("_orig_mod").rstrip(".")
+        return find_network(module, self.backbone)[0]
 
     def describe(self) -> dict[str, str]:
         """Return what decides what a run computes, as strings that a checkpoint can hold and compare."""
