@@ -15,7 +15,6 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
-import lightning_transfer as lt
 from lightning_transfer.tracing import evaluating
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "examples/benchmarks"
@@ -259,7 +258,7 @@ def test_the_kept_head_learns_what_was_said_before(regime, folder, name):
 
 def test_the_row_without_forgetting_is_what_the_callback_does(regime, folder):
     setting, rows = dataclasses.replace(_setting(regime, folder), steps=3), regime.rows
-    by_callback = rows.Row(lambda setting: [lt.SoftFinetuning(lt.SourceKnowledge(setting.network))])
+    by_callback = rows.Row(lambda setting: [setting.knowledge(rows.ALWAYS)])
     how = {"seed": 1, "rates": regime.network.Rates(0.01, 10.0), "device": "cpu", "stop": None}
     by_hand, module = (regime.training.fit(row, setting, **how)[0] for row in (rows.ROWS["LWF"], by_callback))
     plain, _ = regime.training.fit(rows.ROWS[rows.PLAIN], setting, **how)

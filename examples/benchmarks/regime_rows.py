@@ -75,6 +75,10 @@ class Setting:
         number = len(chosen.indices[:, :NEIGHBORS].unique())
         return replace(self, source=self.source.only(order[:number])).task()
 
+    def knowledge(self, weight: lt.Schedule) -> lt.SoftFinetuning:
+        """Return the callback that keeps what the pretrained network says, with a weight."""
+        return lt.SoftFinetuning(lt.SourceKnowledge(self.network), weight=weight)
+
     def start(self) -> lt.ProbeStart:
         """Return the callback that starts every head of a network, or of several, as the probe of what it takes."""
         return lt.ProbeStart(unaugmented=self.draw.train)
@@ -264,11 +268,10 @@ ROWS = {  # the most informative first
     "soft, to the end": _soft(TO_THE_END, tuned_as="soft"),
     "selective, filters of the network": Row(lambda setting: [setting.selective("network")], tuned_as="soft"),
     "LWF, weight 4": _without_forgetting(4.0),
+    "LWF, annealed": Row(lambda setting: [setting.knowledge(lt.Schedule())], tuned_as=PLAIN),
     "Co-Tuning, weight 2.3": _cotuning(2.3),
     "L2-SP": Row(lambda setting: [L2SP()], tuned_as=PLAIN),
-    "LP-FT, LWF": Row(
-        lambda setting: [lt.SoftFinetuning(lt.SourceKnowledge(setting.network))], from_probe=True, tuned_as="LP-FT"
-    ),
+    "LP-FT, LWF": Row(lambda setting: [setting.knowledge(ALWAYS)], from_probe=True, tuned_as="LP-FT"),
     "LP-FT, L2-SP": Row(lambda setting: [L2SP()], from_probe=True, tuned_as="LP-FT"),
     "LP-FT, two networks": Row(
         lambda setting: [lt.CollaborativeFinetuning([setting.second()], weight=0.0), setting.start()],
