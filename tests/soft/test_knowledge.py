@@ -14,6 +14,8 @@ from lightning_transfer.functional import knowledge_loss
 from tests import toys
 from tests.toys import LitToy, SaveEveryStep, StatefulLoader, assert_same, fit, weights
 
+GRAD = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's own
+
 
 def pretrained():
     network = toys.toy_net()
@@ -77,7 +79,7 @@ class Compiled(Eval):
         self.model = torch.compile(self.model, backend="eager")
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's own
+@GRAD
 @pytest.mark.parametrize(
     ("module", "head"),
     [(Eval, "auto"), (ScaledBefore, "auto"), (ScaledInside, "auto"), (WithTeacher, "model.fc"), (Compiled, "auto")],
@@ -176,6 +178,17 @@ def test_a_head_apart_is_found_and_trains_as_one_inside():
     fit(inside, [keeping()])
     fit(apart, [keeping()])
     assert_same(dict(apart.fc.named_parameters()), dict(inside.model.fc.named_parameters()))
+
+
+@GRAD
+def test_a_compiled_network_that_was_trained_before_is_heard():
+    plain, compiled = LitToy(), LitToy()
+    compiled.model.compile(backend="eager")
+    for module in (plain, compiled):
+        module(torch.zeros(4, 3, 6, 6)).sum().backward()
+        module.zero_grad()
+        fit(module, [keeping()])
+    assert_same(weights(compiled), weights(plain), 1e-6)
 
 
 class InParts(LitToy):

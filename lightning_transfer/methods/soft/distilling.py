@@ -18,6 +18,7 @@ from lightning_transfer.roles import find_head, parameters_before
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.annealing import Annealing
 from lightning_transfer.source.loss import joint_loss, sum_of_zeros
+from lightning_transfer.tracing import forget_graphs
 
 
 class KnowledgeTerm(TransferPart):
@@ -71,6 +72,7 @@ class KnowledgeTerm(TransferPart):
         """Listen to the network and the head."""
         self.detach()
         if self.annealing.most:
+            forget_graphs(module)
             network, head = module.get_submodule(self.network_path), module.get_submodule(self.head_path)
             self._handles = [
                 network.register_forward_pre_hook(partial(self._hear, self._images), with_kwargs=True),
