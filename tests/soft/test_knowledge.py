@@ -1,6 +1,7 @@
 """What a pretrained network says of the target's images: the loss, the annealing, and what is refused."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -189,6 +190,22 @@ def test_a_compiled_network_that_was_trained_before_is_heard():
         module.zero_grad()
         fit(module, [keeping()])
     assert_same(weights(compiled), weights(plain), 1e-6)
+
+
+def test_a_network_is_copied_and_saved_in_a_step_as_without_the_callback():
+    class Copying(LitToy):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            twin = copy.deepcopy(self.model)
+            twin(batch[0]).sum().backward()  # it is not heard
+            self.__dict__["saved"] = pickle.dumps(twin)
+            return loss
+
+    copying, plain = Copying(), LitToy()
+    fit(copying, [keeping()])
+    fit(plain, [keeping()])
+    assert_same(weights(copying), weights(plain))
+    assert b"KnowledgeTerm" not in copying.saved
 
 
 class InParts(LitToy):

@@ -3,7 +3,6 @@
 import copy
 import warnings
 from collections.abc import Iterable
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,6 +18,22 @@ from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.annealing import Annealing
 from lightning_transfer.source.loss import joint_loss, sum_of_zeros
 from lightning_transfer.tracing import forget_graphs
+
+
+class Taken:
+    """Forward pre-hook that keeps what a layer takes in the step's own passes; a copy of it keeps nothing."""
+
+    def __init__(self) -> None:
+        self.is_listening = False
+        self.calls: list[tuple[Any, Any]] = []
+
+    def __reduce__(self) -> tuple[type["Taken"], tuple[()]]:
+        return (Taken, ())
+
+    def __call__(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
+        """Keep the arguments of a pass with gradients."""
+        if self.is_listening and torch.is_grad_enabled():
+            self.calls.append((args, kwargs))
 
 
 class KnowledgeTerm(TransferPart):
@@ -52,9 +67,7 @@ class KnowledgeTerm(TransferPart):
         self._first_loss = FirstLoss()
         self._pretrained: tuple[nn.Module, ...] = ()  # in a tuple: it is neither trained nor saved
         self._handles: list[Any] = []
-        self._images: list[Any] = []  # what the network took in this step
-        self._features: list[Any] = []  # what its head took
-        self._is_listening = False
+        self._images, self._features = Taken(), Taken()  # by the network, by its head
 
     @property
     def introduction(self) -> str:
@@ -75,8 +88,8 @@ class KnowledgeTerm(TransferPart):
             forget_graphs(module)
             network, head = module.get_submodule(self.network_path), module.get_submodule(self.head_path)
             self._handles = [
-                network.register_forward_pre_hook(partial(self._hear, self._images), with_kwargs=True),
-                head.register_forward_pre_hook(partial(self._hear, self._features), with_kwargs=True),
+                network.register_forward_pre_hook(self._images, with_kwargs=True),
+                head.register_forward_pre_hook(self._features, with_kwargs=True),
             ]
 
     def detach(self) -> None:
@@ -102,8 +115,9 @@ class KnowledgeTerm(TransferPart):
 
     def begin(self, module: Any, batch: Any = None) -> None:
         """Start listening."""
-        self._is_listening = self.annealing.now(self.trainer) > 0
-        if self._is_listening and self.annealing.most <= 1:
+        is_due = self.annealing.now(self.trainer) > 0
+        self._images.is_listening = self._features.is_listening = is_due
+        if is_due and self.annealing.most <= 1:
             self._first_loss.listen(module.get_submodule(self.head_path), batch)
 
     def stepped(self, loss: Tensor | None) -> None:
@@ -112,12 +126,12 @@ class KnowledgeTerm(TransferPart):
         Raises:
             TransferConfigError: it is one, or another method has put source images among the target's.
         """
-        if self._is_listening and self.num_source:
+        if self._images.is_listening and self.num_source:
             raise TransferConfigError(
                 "SourceKnowledge takes the target's images alone, and a source task appends others to them. Pass "
                 "SourceTask(forward='separate')."
             )
-        self._is_listening = False
+        self._images.is_listening = self._features.is_listening = False
         if loss is not None:
             refuse_sum(loss, self._first_loss.criteria(), to_do="pass weight= times the batch size")
 
@@ -137,30 +151,27 @@ class KnowledgeTerm(TransferPart):
         return loss
 
     def _loss(self) -> Tensor:
-        if len(self._features) != 1 or len(self._images) != 1:
+        images, features = self._images.calls, self._features.calls
+        if len(images) != 1 or len(features) != 1:
             raise TransferConfigError(
-                f"The training step ran {self.network_path or 'the module'!r} {len(self._images)} times and its head "
-                f"{self.head_path!r} {len(self._features)} times with gradients; SourceKnowledge takes the images and "
+                f"The training step ran {self.network_path or 'the module'!r} {len(images)} times and its head "
+                f"{self.head_path!r} {len(features)} times with gradients; SourceKnowledge takes the images and "
                 "the features of one pass. Call the network as a whole, once a step; if another part takes the images, "
                 "name it: SourceKnowledge(backbone='...')."
             )
         if not self._pretrained:  # not earlier: only now its device and its precision are known
             self._pretrained = (copy.deepcopy(self.knowledge.pretrained).to(self.head.weight),)
-        ((images, more),), ((features, others),) = self._images, self._features
+        ((args, kwargs),), ((head_args, head_kwargs),) = images, features
         with torch.no_grad():
-            said: Tensor = self._pretrained[0](*images, **more)
-        return knowledge_loss(self.head(*features, **others), said, temperature=self.knowledge.temperature)
-
-    def _hear(self, taken: list[Any], layer: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._is_listening and torch.is_grad_enabled():
-            taken.append((args, kwargs))
+            said: Tensor = self._pretrained[0](*args, **kwargs)
+        return knowledge_loss(self.head(*head_args, **head_kwargs), said, temperature=self.knowledge.temperature)
 
     def end(self) -> None:
         """Forget the step."""
-        self._is_listening = False
         self._first_loss.end()
-        self._images.clear()
-        self._features.clear()
+        for taken in (self._images, self._features):
+            taken.is_listening = False
+            taken.calls.clear()
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what a resumed run needs besides the classifier's weights."""
