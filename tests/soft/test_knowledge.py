@@ -208,6 +208,65 @@ def test_a_network_is_copied_and_saved_in_a_step_as_without_the_callback():
     assert b"KnowledgeTerm" not in copying.saved
 
 
+class Dicts(toys.ToyNet):
+    def forward(self, pixels):
+        return {"logits": super().forward(pixels)}
+
+
+class OfDicts(LitToy):
+    def __init__(self):
+        super().__init__()
+        self.model = Dicts()
+        self.model.load_state_dict(toys.toy_net().state_dict())
+
+    def forward(self, pixels):
+        return self.model(pixels)["logits"]
+
+
+def test_a_network_that_returns_a_dict_trains_as_any():
+    plain, module = LitToy(), OfDicts()
+    network = copy.deepcopy(module.model)
+    network.fc = toys.source_head()
+    fit(plain, [keeping()])
+    fit(module, [keeping(network)])
+    assert_same(weights(module), weights(plain))
+
+
+class OneChannel(LitToy):
+    def __init__(self):
+        super().__init__()
+        self.model.conv = nn.Conv2d(1, toys.WIDTH, 3)
+
+    def forward(self, pixels):
+        return self.model(pixels[:, :1])
+
+
+def test_an_error_of_the_pretrained_network_says_where_it_is():
+    with pytest.raises(RuntimeError, match="to have 3 channels") as failed:
+        fit(OneChannel(), [keeping()])
+    assert "in the pretrained ToyNet, which was called as the network that is tuned" in failed.value.__notes__[0]
+
+
+class Tokens(nn.Module):
+    """Its classifier runs on each place, before the mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, toys.WIDTH, 3), nn.Linear(toys.WIDTH, toys.SOURCE_CLASSES)
+
+    def forward(self, pixels):
+        return self.fc(self.conv(pixels).flatten(2).mT).mean(1)
+
+
+def test_a_classifier_of_places_is_refused():
+    module = LitToy()
+    module.model = Tokens()
+    network = copy.deepcopy(module.model)
+    module.model.fc = nn.Linear(toys.WIDTH, toys.TARGET_CLASSES)
+    with pytest.raises(lt.TransferConfigError, match=r"'fc' of the pretrained Tokens gave \(4, 16, 7\); expected one"):
+        fit(module, [keeping(network)])
+
+
 class InParts(LitToy):
     def forward(self, pixels):
         return self.model.fc(self.model.features(pixels))
@@ -238,6 +297,8 @@ def test_what_is_not_a_pretrained_classifier_is_refused():
         lt.SourceKnowledge(3)
     with pytest.raises(lt.TransferConfigError, match="timm has no model 'resnet10tt'"):
         lt.SourceKnowledge("resnet10tt")
+    with pytest.raises(lt.TransferConfigError, match=r"ConvNeXt has no classifier \(num_classes=0\)"):
+        lt.SourceKnowledge(timm.create_model("test_convnext", num_classes=0))
     with pytest.raises(lt.TransferConfigError, match="temperature=0; it takes a positive number"):
         lt.SourceKnowledge(pretrained(), temperature=0)
     with pytest.raises(lt.TransferConfigError, match=r"The classifier 'conv' is a Conv2d; expected a Linear"):

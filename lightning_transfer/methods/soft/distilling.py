@@ -12,7 +12,7 @@ from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.first_loss import FirstLoss, refuse_sum
 from lightning_transfer.glue.part import TransferPart
-from lightning_transfer.methods.soft.knowledge import SourceKnowledge, kept_classifier, knowledge_loss
+from lightning_transfer.methods.soft.knowledge import SourceKnowledge, kept_classifier, knowledge_loss, said_by
 from lightning_transfer.roles import find_head, parameters_before
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.annealing import Annealing
@@ -162,8 +162,7 @@ class KnowledgeTerm(TransferPart):
         if not self._pretrained:  # not earlier: only now its device and its precision are known
             self._pretrained = (copy.deepcopy(self.knowledge.pretrained).to(self.head.weight),)
         ((args, kwargs),), ((head_args, head_kwargs),) = images, features
-        with torch.no_grad():
-            said: Tensor = self._pretrained[0](*args, **kwargs)
+        said = said_by(self._pretrained[0], self.knowledge.head, args, kwargs)
         return knowledge_loss(self.head(*head_args, **head_kwargs), said, temperature=self.knowledge.temperature)
 
     def end(self) -> None:

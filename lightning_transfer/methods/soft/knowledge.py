@@ -79,6 +79,11 @@ class SourceKnowledge:
             raise TransferConfigError(f"temperature={self.temperature!r}; it takes a positive number.")
         network = loaded(self.network)
         network = copy.deepcopy(getattr(network, "_orig_mod", network)).eval().requires_grad_(requires_grad=False)
+        is_timms = self.head == "auto" and hasattr(network, "get_classifier")
+        if is_timms and isinstance(network.get_classifier(), nn.Identity):
+            raise TransferConfigError(
+                f"{type(network).__name__} has no classifier (num_classes=0). Load the pretrained network with its own."
+            )
         object.__setattr__(self, "network", network)
         object.__setattr__(self, "head", find_head(network, self.head).path)
         if not isinstance(self.classifier, nn.Linear):
@@ -126,6 +131,41 @@ class SourceKnowledge:
     def describe(self) -> dict[str, str]:
         """Return what decides what a run computes, as strings that a checkpoint can hold and compare."""
         return {"pretrained network": digest(self.pretrained.state_dict()), "temperature": f"{self.temperature:g}"}
+
+
+def said_by(network: nn.Module, head: str, args: Any, kwargs: Any) -> Tensor:
+    """Return the output of a network's classifier, also if the network returns it in a dict.
+
+    Args:
+        network: in eval mode.
+        head: path of its classifier.
+        args: what the network is called with.
+        kwargs: the same by name.
+
+    Raises:
+        TransferConfigError: the classifier does not run once, on one row of features an image.
+    """
+    said: list[Tensor] = []
+    handle = network.get_submodule(head).register_forward_hook(lambda *heard: said.append(heard[2]))
+    name = type(network).__name__
+    try:
+        with torch.no_grad():
+            network(*args, **kwargs)
+    except Exception as error:
+        error.add_note(
+            f"This happened in the pretrained {name}, which was called as the network that is tuned. Both have to take "
+            "the same images, and nothing else: if another part takes them, name it: SourceKnowledge(backbone='...')."
+        )
+        raise
+    finally:
+        handle.remove()
+    if len(said) != 1 or said[0].ndim != 2:
+        shapes = ", ".join(str(tuple(one.shape)) for one in said) or "nothing"
+        raise TransferConfigError(
+            f"The classifier {head!r} of the pretrained {name} gave {shapes}; expected one tensor (images, classes). "
+            "Name the Linear that gives the prediction: SourceKnowledge(head='...')."
+        )
+    return said[0]
 
 
 def kept_classifier(knowledge: SourceKnowledge, head: nn.Module, path: str) -> nn.Linear:
