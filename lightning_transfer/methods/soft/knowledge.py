@@ -77,7 +77,7 @@ class SourceKnowledge:
         is_number = isinstance(self.temperature, int | float) and not isinstance(self.temperature, bool)
         if not is_number or not 0 < self.temperature < math.inf:
             raise TransferConfigError(f"temperature={self.temperature!r}; it takes a positive number.")
-        network = loaded(self.network)
+        network: Any = loaded(self.network)
         network = copy.deepcopy(getattr(network, "_orig_mod", network)).eval().requires_grad_(requires_grad=False)
         is_timms = self.head == "auto" and hasattr(network, "get_classifier")
         if is_timms and isinstance(network.get_classifier(), nn.Identity):
