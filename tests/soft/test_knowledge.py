@@ -267,6 +267,21 @@ def test_a_classifier_of_places_is_refused():
         fit(module, [keeping(network)])
 
 
+class Hidden(LitToy):
+    """Two layers in place of the classifier, the last of which takes as many features."""
+
+    def __init__(self):
+        super().__init__()
+        wide = nn.Linear(toys.WIDTH, toys.WIDTH)
+        self.model.fc = nn.Sequential(wide, nn.ReLU(), nn.Linear(toys.WIDTH, toys.TARGET_CLASSES))
+
+
+def test_a_head_after_other_new_layers_is_refused_and_the_whole_is_right():
+    with pytest.raises(lt.TransferConfigError, match=r"head 'model.fc.2' takes what a Linear before it .* head='model"):
+        fit(Hidden(), [keeping()])
+    fit(Hidden(), [lt.SoftFinetuning(lt.SourceKnowledge(pretrained()), head="model.fc")])
+
+
 class InParts(LitToy):
     def forward(self, pixels):
         return self.model.fc(self.model.features(pixels))

@@ -13,7 +13,7 @@ from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.first_loss import FirstLoss, refuse_sum
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge, kept_classifier, knowledge_loss, said_by
-from lightning_transfer.roles import find_head, parameters_before
+from lightning_transfer.roles import Head, find_head, linear_layers, parameters_before
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.annealing import Annealing
 from lightning_transfer.source.loss import joint_loss, sum_of_zeros
@@ -59,6 +59,7 @@ class KnowledgeTerm(TransferPart):
         self.head_path = found.path
         self.head = kept_classifier(knowledge, found.module, found.path).to(next(found.module.parameters()))
         self.network_path = knowledge.network_in(module, self.head_path)
+        _check_place(module, f"{self.network_path}.{knowledge.head}".lstrip("."), found)
         self.options = {
             **{"head": self.head_path, "backbone": self.network_path, "mix": mix},
             **knowledge.describe(),
@@ -184,3 +185,14 @@ class KnowledgeTerm(TransferPart):
         """
         super().set_extra_state(state)
         self.annealing.set_state(state)
+
+
+def _check_place(module: Any, place: str, head: Head) -> None:
+    """Refuse a head after other layers that stand in place of the pretrained classifier: it takes their features."""
+    if head.path.startswith(f"{place}."):
+        inside = [layer for _, layer in linear_layers(module.get_submodule(place))]
+        if inside[0] not in head.module.modules():
+            raise TransferConfigError(
+                f"The head {head.path!r} takes what a {type(inside[0]).__name__} before it gives, not the features of "
+                f"the pretrained classifier. Pass the whole: head={place!r}."
+            )
