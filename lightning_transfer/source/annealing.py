@@ -44,7 +44,7 @@ class Annealing:
         if self._num_steps not in (None, num_steps) and not self.is_over:
             raise TransferConfigError(
                 f"Training now has {num_steps:.0f} steps; it had {self._num_steps:.0f} when this run began, so the "
-                "source weight would jump. Keep the length, or begin with Schedule(until_steps=...)."
+                "weight of the second loss would jump. Keep the length, or begin with Schedule(until_steps=...)."
             )
         self._num_steps = num_steps
 

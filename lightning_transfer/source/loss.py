@@ -40,6 +40,11 @@ def joint_loss(
     return target_loss + weight * source_loss
 
 
+def fix_for_a_sum(mix: Literal["add", "convex"]) -> str:
+    """Return what to do if the step's own loss has to stay a sum over its images."""
+    return "pass weight= times the batch size" if mix == "add" else "use mix='add' with a larger weight="
+
+
 def sum_of_zeros(part: nn.Module) -> Tensor:
     """Return zero with every parameter of a part in its graph: in every step DDP waits for the gradient of each."""
     return sum((0.0 * param.sum() for param in part.parameters() if param.requires_grad), torch.zeros(()))

@@ -33,7 +33,7 @@ from lightning_transfer.source.choosing import Chooser
 from lightning_transfer.source.drawing import Drawing
 from lightning_transfer.source.first_batch import Evidence, introduce
 from lightning_transfer.source.gap import Extent, is_near
-from lightning_transfer.source.loss import joint_loss, sum_of_zeros
+from lightning_transfer.source.loss import fix_for_a_sum, joint_loss, sum_of_zeros
 from lightning_transfer.source.measured_gap import data_of, measure_gap
 from lightning_transfer.source.passes import SourcePass
 from lightning_transfer.source.task import SourceTask
@@ -202,8 +202,7 @@ class SourceTerm(TransferPart):
     def stepped(self, loss: Tensor | None) -> None:
         """Refuse a first loss that is a sum: the source loss is a mean."""
         if loss is not None:
-            do = "pass weight= times the batch size" if self.mix == "add" else "use mix='add' with a larger weight="
-            refuse_sum(loss, self._first_loss.criteria(), to_do=do)
+            refuse_sum(loss, self._first_loss.criteria(), to_do=fix_for_a_sum(self.mix))
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
         """Return the step's loss with the source loss added; at weight 0 exactly the step's own loss."""

@@ -282,6 +282,17 @@ def test_a_head_after_other_new_layers_is_refused_and_the_whole_is_right():
     fit(Hidden(), [lt.SoftFinetuning(lt.SourceKnowledge(pretrained()), head="model.fc")])
 
 
+class Sum(LitToy):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1], reduction="sum")
+
+
+@pytest.mark.parametrize(("mix", "fix"), [("add", "weight= times the batch size"), ("convex", "use mix='add'")])
+def test_a_sum_is_refused_with_the_fix_for_its_mix(mix, fix):
+    with pytest.raises(lt.TransferConfigError, match=f"a sum, or a mean times the batch size.* {fix}"):
+        fit(Sum(), [lt.SoftFinetuning(lt.SourceKnowledge(pretrained()), weight=0.5, mix=mix)])
+
+
 class InParts(LitToy):
     def forward(self, pixels):
         return self.model.fc(self.model.features(pixels))

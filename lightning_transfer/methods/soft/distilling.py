@@ -16,7 +16,7 @@ from lightning_transfer.methods.soft.knowledge import SourceKnowledge, kept_clas
 from lightning_transfer.roles import Head, find_head, linear_layers, parameters_before
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.annealing import Annealing
-from lightning_transfer.source.loss import joint_loss, sum_of_zeros
+from lightning_transfer.source.loss import fix_for_a_sum, joint_loss, sum_of_zeros
 from lightning_transfer.tracing import forget_graphs
 
 
@@ -134,7 +134,7 @@ class KnowledgeTerm(TransferPart):
             )
         self._images.is_listening = self._features.is_listening = False
         if loss is not None:
-            refuse_sum(loss, self._first_loss.criteria(), to_do="pass weight= times the batch size")
+            refuse_sum(loss, self._first_loss.criteria(), to_do=fix_for_a_sum(self.mix))
 
     def add_to(self, module: Any, loss: Tensor) -> Tensor:
         """Return the step's loss with the knowledge loss added; at weight 0 exactly the step's own loss."""
