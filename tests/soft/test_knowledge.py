@@ -293,6 +293,15 @@ def test_a_sum_is_refused_with_the_fix_for_its_mix(mix, fix):
         fit(Sum(), [lt.SoftFinetuning(lt.SourceKnowledge(pretrained()), weight=0.5, mix=mix)])
 
 
+def test_a_network_with_other_weights_is_warned_of():
+    module = LitToy()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module.model = toys.ToyNet()
+    with pytest.warns(UserWarning, match=r"'model' are not like .* \(cosine similarity -?0\.\d\d\)"):
+        fit(module, [keeping()], max_steps=1)
+
+
 class InParts(LitToy):
     def forward(self, pixels):
         return self.model.fc(self.model.features(pixels))

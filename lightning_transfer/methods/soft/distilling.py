@@ -19,6 +19,8 @@ from lightning_transfer.source.annealing import Annealing
 from lightning_transfer.source.loss import fix_for_a_sum, joint_loss, sum_of_zeros
 from lightning_transfer.tracing import forget_graphs
 
+UNLIKE = 0.1  # cosine similarity of weights; trained on from the same ones they have more, otherwise about 0 (ours)
+
 
 class Taken:
     """Forward pre-hook that keeps what a layer takes in the step's own passes; a copy of it keeps nothing."""
@@ -107,10 +109,24 @@ class KnowledgeTerm(TransferPart):
             self.annealing.reset()
         self.annealing.check(trainer)
         optimizers.check_held(trainer, self)
+        if trainer.global_step == 0:
+            self._check_weights(trainer.lightning_module)
         if reason := optimizers.why_untrained(trainer, parameters_before(trainer.lightning_module, self.head_path)):
             warnings.warn(
                 f"No parameter before the head is trained, so what it knows is kept anyway. {reason}",
                 NoEffectWarning,
+                stacklevel=2,
+            )
+
+    def _check_weights(self, module: Any) -> None:
+        """Warn if the network has other weights than the pretrained one, such as random ones."""
+        network = module.get_submodule(self.network_path)
+        similarity = self.knowledge.similarity(getattr(network, "_orig_mod", network))
+        if similarity < UNLIKE:
+            warnings.warn(
+                f"The weights of {self.network_path or 'the module'!r} are not like those of the pretrained network "
+                f"(cosine similarity {similarity:.2f}), so it does not know what is to be kept. Load the same weights "
+                "in both.",
                 stacklevel=2,
             )
 

@@ -50,7 +50,8 @@ class SourceKnowledge:
     Args:
         network: the pretrained network with its classifier, or the name of a timm model to load with its weights.
         head: dotted path of the classifier in it, a Linear, or "auto".
-        backbone: dotted name of the network in your module that gets the images, or "auto".
+        backbone: dotted path of the network in your module that takes the images; "auto" takes the part of the same
+            class.
         temperature: of both predictions.
 
     Raises:
@@ -127,6 +128,18 @@ class SourceKnowledge:
                 if len(found) == 1:
                     return found[0].removesuffix("_orig_mod").rstrip(".")
         return find_network(module, self.backbone)[0]
+
+    def similarity(self, network: nn.Module) -> float:
+        """Return the cosine similarity of a network's weights to the pretrained ones; 1 if none has the same name."""
+        theirs = dict(network.named_parameters())
+        product = square = other_square = 0.0
+        for name, mine in self.pretrained.named_parameters():
+            if mine.ndim > 1 and name in theirs and theirs[name].shape == mine.shape:
+                one, other = (weight.detach().cpu().float().flatten() for weight in (mine, theirs[name]))
+                product += float(one @ other)
+                square += float(one @ one)
+                other_square += float(other @ other)
+        return product / math.sqrt(square * other_square) if square * other_square else 1.0
 
     def describe(self) -> dict[str, str]:
         """Return what decides what a run computes, as strings that a checkpoint can hold and compare."""
