@@ -63,7 +63,9 @@ class KnowledgeTerm(TransferPart):
         self.network_path = knowledge.network_in(module, self.head_path)
         _check_place(module, f"{self.network_path}.{knowledge.head}".lstrip("."), found)
         self.options = {
-            **{"head": self.head_path, "backbone": self.network_path, "mix": mix},
+            "head": self.head_path,
+            "backbone": self.network_path,
+            "mix": mix,
             **knowledge.describe(),
             **self.annealing.describe(),
         }
