@@ -21,7 +21,7 @@ COSTS = json.loads((RESULTS / "step-costs.json").read_text())  # by regime_costs
 # each callback without options, and its row; LP-FT starts as ProbeStart does; without a row the domain gap decides
 DEFAULTS = {
     "SoftFinetuning": "",
-    "SoftFinetuning(SourceKnowledge(network))": "LWF",
+    "SoftFinetuning(SourceKnowledge(network))": "LWF, annealed",
     "SelectiveJointFinetuning": "",
     "GatedTransfer": "gated transfer",
     "AdaFilter": "AdaFilter",
@@ -29,17 +29,8 @@ DEFAULTS = {
     "ProbeStart": "LP-FT",
 }
 BEST = "LP-FT, two networks"
-SHORT = (
-    PROBE,
-    "LP-FT",
-    "soft",
-    "LWF",
-    "selective",
-    "AdaFilter",
-    "gated transfer",
-    "collaborative",
-    BEST,
-)  # of the README
+# for the README
+SHORT = PROBE, "LP-FT", "soft", "LWF, annealed", "selective", "AdaFilter", "gated transfer", "collaborative", BEST
 Runs = dict[int, Cell]  # by seed
 Difference = tuple[float, float, int]  # in points, half its 95 % interval, and the number of seeds
 

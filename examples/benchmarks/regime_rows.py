@@ -75,7 +75,7 @@ class Setting:
         number = len(chosen.indices[:, :NEIGHBORS].unique())
         return replace(self, source=self.source.only(order[:number])).task()
 
-    def knowledge(self, weight: lt.Schedule) -> lt.SoftFinetuning:
+    def knowledge(self, weight: Any) -> lt.SoftFinetuning:
         """Return the callback that keeps what the pretrained network says, with a weight."""
         return lt.SoftFinetuning(lt.SourceKnowledge(self.network), weight=weight)
 
@@ -268,7 +268,7 @@ ROWS = {  # the most informative first
     "soft, to the end": _soft(TO_THE_END, tuned_as="soft"),
     "selective, filters of the network": Row(lambda setting: [setting.selective("network")], tuned_as="soft"),
     "LWF, weight 4": _without_forgetting(4.0),
-    "LWF, annealed": Row(lambda setting: [setting.knowledge(lt.Schedule())], tuned_as=PLAIN),
+    "LWF, annealed": Row(lambda setting: [setting.knowledge("auto")], tuned_as=PLAIN),
     "Co-Tuning, weight 2.3": _cotuning(2.3),
     "L2-SP": Row(lambda setting: [L2SP()], tuned_as=PLAIN),
     "LP-FT, LWF": Row(lambda setting: [setting.knowledge(ALWAYS)], from_probe=True, tuned_as="LP-FT"),

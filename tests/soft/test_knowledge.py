@@ -24,8 +24,8 @@ def pretrained():
     return network
 
 
-def keeping(network=None, weight=0.5, **options):
-    return lt.SoftFinetuning(lt.SourceKnowledge(network or pretrained(), **options), weight=weight)
+def keeping(network=None, weight=0.5, mix="add", **options):
+    return lt.SoftFinetuning(lt.SourceKnowledge(network or pretrained(), **options), weight=weight, mix=mix)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
@@ -157,7 +157,7 @@ def test_timms_networks_are_held(name):
     loader = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(images, torch.arange(8) % toys.TARGET_CLASSES), batch_size=4
     )
-    runner = fit(module, [lt.SoftFinetuning(knowledge)], loader=loader, max_steps=2)
+    runner = fit(module, [lt.SoftFinetuning(knowledge, weight=1.0)], loader=loader, max_steps=2)
     assert float(runner.callback_metrics["transfer/knowledge_loss"]) > 0
 
 
@@ -320,11 +320,17 @@ def test_a_step_in_which_images_and_features_are_not_of_one_pass_is_refused(modu
         fit(module(), [keeping()])
 
 
-@pytest.mark.parametrize("weight", ["auto", 1.0])
-def test_a_convex_mix_that_leaves_the_target_out_is_refused(weight):
-    knowledge = lt.SourceKnowledge(pretrained())
+def test_a_convex_mix_that_leaves_the_target_out_is_refused():
     with pytest.raises(lt.TransferConfigError, match="weight of 1 throughout would leave your own loss out"):
-        lt.SoftFinetuning(knowledge, weight=weight, mix="convex")
+        keeping(weight=1.0, mix="convex")
+
+
+def test_by_default_the_weight_is_annealed():
+    callback = lt.SoftFinetuning(lt.SourceKnowledge(pretrained()), mix="convex")
+    fit(LitToy(), [callback], max_steps=4)
+    assert callback.part.options["weight"] == "1 to 0"
+    assert callback.part.options["weight until"] == "0.5"
+    assert callback.part.annealing.is_over
 
 
 def test_what_is_not_a_pretrained_classifier_is_refused():

@@ -6,8 +6,7 @@ from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.methods.soft.distilling import KnowledgeTerm
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.methods.soft.options import check_soft_options
-from lightning_transfer.schedules import Schedule
-from lightning_transfer.source.checks import ALWAYS, USUAL, Weight, as_schedule, as_source, as_weight
+from lightning_transfer.source.checks import USUAL, Weight, as_schedule, as_source, as_weight
 from lightning_transfer.source.task import SourceTask, TimmSource
 from lightning_transfer.source.term import SourceTerm
 
@@ -32,7 +31,7 @@ class SoftFinetuning(TransferCallback):
             key `from_timm`, of the arguments of `SourceTask.from_timm`; or a `SourceKnowledge`.
         weight: of the source loss: a `Schedule`, or a number, which is constant. "auto" measures before the first step
             how far the target is from the source; if it is near enough, it is `Schedule()`, from 1 to 0 over the first
-            half of training, otherwise 0 (ours). Of a `SourceKnowledge` it is 1 throughout.
+            half of training, otherwise 0 (ours). Of a `SourceKnowledge` it is `Schedule()` (ours; the paper's is 1).
         mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
         head: dotted path of the target head, or "auto".
 
@@ -63,17 +62,13 @@ class SoftFinetuning(TransferCallback):
         else:
             self.source = as_source(source)
         self.weight = as_weight(weight)
-        check_soft_options(self._schedule[0], mix)
+        check_soft_options(as_schedule(self.weight, USUAL)[0], mix)
         self.mix = mix
         self.head = head
 
-    @property
-    def _schedule(self) -> tuple[Schedule, bool]:
-        return as_schedule(self.weight, ALWAYS if isinstance(self.source, SourceKnowledge) else USUAL)
-
     def make_part(self, module: Any) -> SourceTerm | KnowledgeTerm:
         """Return the source task, or what is known, as a term of the loss."""
-        weight, measured = self._schedule
+        weight, measured = as_schedule(self.weight, USUAL)
         if isinstance(self.source, SourceKnowledge):
             return KnowledgeTerm(self.source, module, weight=weight, mix=self.mix, head=self.head)
         return SourceTerm(self.source, module, weight=weight, mix=self.mix, head=self.head, measured=measured)
