@@ -81,3 +81,9 @@ def check_number(argument: str, value: object, *, most: float = math.inf) -> Non
     """Raise if `value` is not a finite number from 0 to `most`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or value == math.inf:
         raise TransferConfigError(f"{argument}={value!r}; it takes a finite number from 0 to {most:g}.")
+
+
+def check_positive(argument: str, value: object) -> None:
+    """Raise if `value` is not a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise TransferConfigError(f"{argument}={value!r}; it takes a positive number.")

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from lightning_transfer.errors import TransferConfigError, check_choice
+from lightning_transfer.errors import TransferConfigError, check_choice, check_positive
 from lightning_transfer.methods.adafilter.functional import ESTIMATORS, Estimator
 from lightning_transfer.methods.adafilter.gate import RecurrentFilterGate
 from lightning_transfer.methods.adafilter.modules import FIXED, Fixed, GatedConv2d
@@ -226,8 +226,7 @@ def check_options(estimator: str, gate_bias: float, temperature: float, gated: G
     check_choice("estimator", estimator, (*ESTIMATORS, *FIXED))
     if isinstance(gate_bias, bool) or not isinstance(gate_bias, int | float) or not math.isfinite(gate_bias):
         raise TransferConfigError(f"gate_bias={gate_bias!r}; it takes a finite number.")
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise TransferConfigError(f"temperature={temperature!r}; it takes a positive number.")
+    check_positive("temperature", temperature)
     patterns = gated if is_list(gated) else [gated]
     if not (gated is None or callable(gated) or all(isinstance(pattern, str) for pattern in patterns)):
         raise TransferConfigError(

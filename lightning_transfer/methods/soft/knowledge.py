@@ -12,13 +12,14 @@ gradient and is 0 as long as nothing is forgotten.
 import copy
 import math
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.errors import TransferConfigError, check_positive
 from lightning_transfer.networks import find_network, loaded
 from lightning_transfer.roles import find_head, in_width, users_modules
 from lightning_transfer.stamps import digest
@@ -78,9 +79,7 @@ class SourceKnowledge:
                 f"network is a {type(self.network).__name__}; expected the pretrained network with its classifier, or "
                 "the name of a timm model."
             )
-        is_number = isinstance(self.temperature, int | float) and not isinstance(self.temperature, bool)
-        if not is_number or not 0 < self.temperature < math.inf:
-            raise TransferConfigError(f"temperature={self.temperature!r}; it takes a positive number.")
+        check_positive("temperature", self.temperature)
         network: Any = loaded(self.network)
         network = copy.deepcopy(getattr(network, "_orig_mod", network)).eval().requires_grad_(requires_grad=False)
         is_timms = self.head == "auto" and hasattr(network, "get_classifier")
@@ -144,9 +143,13 @@ class SourceKnowledge:
                 other_square += float(other @ other)
         return product / math.sqrt(square * other_square) if square * other_square else 1.0
 
+    @cached_property
+    def _digest(self) -> str:
+        return digest(self.pretrained.state_dict())  # once, for all runs that share this object
+
     def describe(self) -> dict[str, str]:
         """Return what decides what a run computes, as strings that a checkpoint can hold and compare."""
-        return {"pretrained network": digest(self.pretrained.state_dict()), "temperature": f"{self.temperature:g}"}
+        return {"pretrained network": self._digest, "temperature": f"{self.temperature:g}"}
 
 
 def said_by(network: nn.Module, head: str, args: Any, kwargs: Any) -> Tensor:
