@@ -122,6 +122,15 @@ def test_advice_is_asked_for_with_what_the_file_says(changes, lengths, monkeypat
     assert len({"max_epochs", "max_steps"} & asked["trainer"].keys()) == len(lengths)
 
 
+def test_advice_is_asked_for_with_the_kept_classifier_of_the_file(monkeypatch):
+    kept = "{class_path: lightning_transfer.SourceKnowledge, init_args: {network: {class_path: timm.models.resnet10t}}}"
+    callbacks = f"\n  callbacks: [{{class_path: lightning_transfer.SoftFinetuning, init_args: {{source: {kept}}}}}]\n"
+    asked = {}
+    monkeypatch.setattr(command, "advise", lambda module, data, **options: asked.update(options))
+    main(["advise", config("Clean", callbacks)])
+    assert isinstance(asked["source"], lt.SourceKnowledge)
+
+
 def test_advice_on_a_module_that_loads_its_images(capsys):
     data = "data: {class_path: tests.doctor.projects.Images}"
     main(["advise", config("Own", **{data: ""}), "--steps", "1"])

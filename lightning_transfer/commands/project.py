@@ -17,6 +17,7 @@ from lightning_transfer.glue.checkpoints import KEY, read_checkpoint
 from lightning_transfer.glue.proxy import UNEQUAL, loader_of, options_like
 from lightning_transfer.glue.quiet import silent
 from lightning_transfer.glue.trainer import namespace_of
+from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.stamps import is_stamped
 from lightning_transfer.surgery import rebuild
@@ -43,10 +44,10 @@ class Project:
     lengths: dict[str, int]
 
     @property
-    def source(self) -> SourceTask | None:
-        """The source task of the first callback that has one."""
+    def source(self) -> SourceTask | SourceKnowledge | None:
+        """The source of the first callback that has one."""
         sources = (getattr(callback, "source", None) for callback in self.trainer.callbacks)
-        return next((source for source in sources if isinstance(source, SourceTask)), None)
+        return next((source for source in sources if isinstance(source, SourceTask | SourceKnowledge)), None)
 
     @property
     def options(self) -> dict[str, Any]:
