@@ -206,6 +206,7 @@ class SourcePass:
         self.head = head
         self.tap = Tap()
         self._has_run = False  # whether images alone have gone through
+        self._unmoved: set[nn.Module] = set()  # layers in training in a pass that moved no statistics
         self.entry = "" if callable(source.forward) else entry_of(module, head)
         if source.batchnorm == "protect" and source.forward != "joint":
             check_protectable(module)
@@ -248,9 +249,11 @@ class SourcePass:
         self.tap.is_idle, self.tap.listening = False, True
         try:
             protects = self.source.batchnorm == "protect"
-            is_first = protects and torch.is_grad_enabled() and not self.tap.has_trained
-            with protected_batchnorm(module, on=protects), refused_if_moved(module, on=is_first):
+            may_move = {layer for layer in module.modules() if layer.training} if protects else set()
+            is_due = torch.is_grad_enabled() and not may_move <= self._unmoved
+            with protected_batchnorm(module, on=protects), refused_if_moved(module, on=is_due):
                 output = forward(module, images) if forward else module.get_submodule(self.entry)(images)
+            self._unmoved |= may_move if is_due else set()
             reached, is_cut = self.tap.features is not None, self.tap.is_cut
             ends_at_features = forward is not None or self.entry not in ("", self.head.network_path)
             features = self.tap.features if reached or not ends_at_features else output

@@ -504,6 +504,22 @@ def test_statistics_of_another_kind_are_refused_and_left(make):
     assert torch.equal(module.model.bn.running_mean, plain.model.bn.running_mean)
 
 
+class Unfreezing(L.Callback):
+    """Lets a layer train from the second step on."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.model.bn.train(trainer.global_step > 0)
+
+
+def test_statistics_that_begin_to_move_later_are_refused():
+    module = LitToy()
+    module.model.bn = OwnNorm(0.1)
+    soft = lt.SoftFinetuning(lt.SourceTask(toys.source_data(), num_classes=7), weight=CONSTANT)
+    with pytest.raises(lt.TransferConfigError, match=r"'model.bn.running_mean'.*Pass SourceTask\(batchnorm='update'\)"):
+        fit(module, [soft, Unfreezing()])
+    assert module.trainer.global_step == 1
+
+
 def test_statistics_that_are_frozen_or_not_numbers_are_no_fault():
     module = LitToy()
     module.model.bn, module.unused = OwnNorm(0.0), nn.BatchNorm2d(2)
