@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import pathlib
+import statistics
 import types
 
 import numpy as np
@@ -386,6 +387,30 @@ def test_trainings_of_another_length_are_compared_with_fine_tuning_of_that_lengt
         "| trashnet | 300 | 51.5 % (2) | +21.5 ± 6.4 (2) |",
     ]
     assert "| soft | +21.5 ± 6.4 (2) |" in regime.results.table(10)
+
+
+def test_what_is_known_before_the_test_is_correlated_with_what_is_gained(regime, monkeypatch):
+    """Validation and test accuracies of fine-tuning, the probe and soft in percent: two seeds, four targets."""
+    numbers = np.random.default_rng(0).integers(40, 60, (4, 2, 3, 2))
+    places = {"fine-tuning": 0, "linear probe": 1, "soft": 2}
+    targets = dict(zip(("flowers", "dtd10", "scenes15", "trashnet"), numbers, strict=True))
+
+    def runs(row, target, *_):
+        if row not in places or target not in targets:
+            return {}
+        each = targets[target][:, places[row]] / 100
+        return {seed: {"validation": one[0], "test": one[1]} for seed, one in enumerate(each)}
+
+    monkeypatch.setattr(regime.results, "runs", runs)
+    plain, probe, soft = (numbers[:, :, place].reshape(8, 2) for place in range(3))
+    gains = (soft - plain)[:, 1].tolist()
+    gaps = [statistics.mean(regime.results.GAPS["gaps"][target]) for target in targets for _ in range(2)]
+    known = gaps, (probe - plain)[:, 0].tolist(), (soft - plain)[:, 0].tolist()
+    shown = " | ".join(f"{statistics.correlation(one, gains):+.2f}" for one in known)
+    agree = sum((one > 0) == (gain > 0) and (one < 0) == (gain < 0) for one, gain in zip(known[2], gains, strict=True))
+    assert f"| soft | {shown} | {100 * agree / 8:.0f} % | 8 |" in regime.results.foretelling(10)
+    targets.pop("trashnet")
+    assert "soft" not in regime.results.foretelling(10)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

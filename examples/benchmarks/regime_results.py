@@ -1,7 +1,7 @@
 """Summarize what the regime benchmark has measured: differences from plain fine-tuning, paired by seed."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, median
 
@@ -122,6 +122,31 @@ def borrowing(shots: int) -> str:
     return by_target({"selective minus random": [*map(written, found)]})
 
 
+def foretelling(shots: int) -> str:
+    """Return the table of how what is known before the test goes with what a row gains there, over all runs.
+
+    Correlations with the domain gap, with what the probe gains on validation images, and with what the row gains on
+    them; then the share of runs in which the last has the sign of the gain. Of rows on fewer than four targets none.
+    """
+    found = {}
+    for row in written_rows(shots):
+        gains, known = [], []
+        there = [name for name in TARGETS if difference(row, name, shots)]
+        for name in there:
+            mine, plain, probe = (runs(each, name, shots) for each in (row, PLAIN, PROBE))
+            for seed in sorted(mine.keys() & plain.keys() & probe.keys()):
+                gains.append(mine[seed]["test"] - plain[seed]["test"])
+                validated = (each[seed]["validation"] - plain[seed]["validation"] for each in (probe, mine))
+                known.append((mean(GAPS["gaps"][name]), *validated))
+        if len(there) >= len(TARGETS) - 2:
+            each = np.array(known).T
+            shown = [f"{np.corrcoef(one, gains)[0, 1]:+.2f}" for one in each]
+            agree = (np.sign(each[-1]) == np.sign(gains)).mean()
+            found[row] = [*shown, f"{100 * agree:.0f} %", str(len(gains))]
+    columns = ["domain gap", "probe on validation", "itself on validation", "sign agrees", "runs"]
+    return in_columns(columns, found)
+
+
 def defaults(shots: int) -> str:
     """Return the table of what each callback changes if it is given no options."""
     off = ["off" if mean(GAPS["gaps"][target]) > NEAR else "" for target in TARGETS]
@@ -134,7 +159,12 @@ def defaults(shots: int) -> str:
 
 def by_target(rows: dict[str, list[str]], corner: str = "") -> str:
     """Return a table with a column for each target, of the cells of named rows."""
-    lines = [f"| {corner}{' ' if corner else ''}| {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
+    return in_columns(TARGETS, rows, corner)
+
+
+def in_columns(columns: Sequence[str], rows: dict[str, list[str]], corner: str = "") -> str:
+    """Return a table of the cells of named rows."""
+    lines = [f"| {corner}{' ' if corner else ''}| {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     return "\n".join([*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())])
 
 

@@ -252,6 +252,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "regime short": lambda: regime_results.table(10, regime_results.SHORT),
     "regime best": lambda: regime_results.combination(10),
     "regime borrowing": lambda: regime_results.borrowing(10),
+    "regime foretelling": lambda: regime_results.foretelling(10),
     "regime defaults": lambda: regime_results.defaults(10),
     "regime rates": lambda: regime_results.rates(10),
     "regime lengths": regime_results.lengths,
