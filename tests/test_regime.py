@@ -445,11 +445,12 @@ def test_a_step_costs_what_a_longer_training_takes_more(regime, folder, monkeypa
 
     monkeypatch.setattr(regime_costs, "fit", take)
     monkeypatch.setattr(regime_costs.time, "process_time", lambda: clock[0])
-    monkeypatch.setattr(regime_costs, "written_rows", lambda shots: [regime.rows.PROBE, "soft"])
+    monkeypatch.setattr(regime_costs, "written_rows", lambda shots: [regime.rows.PROBE, "soft", "LWF"])
+    monkeypatch.setattr(regime_costs, "COSTS", {"LWF": [1.1]})
     monkeypatch.setattr(regime_costs, "PATH", folder / "costs.json")
     monkeypatch.setattr(regime.main, "of_timm", lambda name, weights: _network())
-    regime_costs.main(["--data", str(folder), "--out", str(folder / "out")])
-    assert json.loads((folder / "costs.json").read_text()) == {"soft": [1.5] * regime_costs.ROUNDS}
+    regime_costs.main(["--data", str(folder), "--out", str(folder / "out"), "--rows", regime.rows.PROBE, "soft"])
+    assert json.loads((folder / "costs.json").read_text()) == {"LWF": [1.1], "soft": [1.5] * regime_costs.ROUNDS}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
