@@ -377,6 +377,16 @@ def test_differences_are_of_shared_seeds_at_the_chosen_rates(regime, monkeypatch
     assert regime.results.difference("soft", "trashnet", 10) is None
 
 
+def test_the_mean_over_targets_is_given_once_all_are_measured(regime, monkeypatch):
+    by_target = {"flowers": (1.0, 2.0, 3), "dtd10": (2.0, 2.0, 3), "scenes15": (6.0, np.nan, 1)}
+    monkeypatch.setattr(regime.results, "difference", lambda row, target, shots, to: by_target[target])
+    shown = regime.results.differences("soft", [*by_target], 10)
+    half = 4.3027 * statistics.stdev([1.0, 2.0, 6.0]) / 3**0.5  # Student's t with two degrees of freedom
+    assert shown == ["+1.0 ± 2.0", "+2.0 ± 2.0", "+6.0 (1)", f"+3.0 ± {half:.1f}"]
+    by_target["flowers"] = None
+    assert regime.results.differences("soft", [*by_target], 10) == ["", *shown[1:3], ""]
+
+
 def test_trainings_of_another_length_are_compared_with_fine_tuning_of_that_length(regime, monkeypatch):
     usual, short = _finished(regime, 300, 0.1), _finished(regime, 100, 0.0)
     monkeypatch.setattr(regime.results, "committed", lambda: usual)

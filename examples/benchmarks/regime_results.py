@@ -31,6 +31,7 @@ DEFAULTS = {
 BEST = "LP-FT, two networks"
 # for the README
 SHORT = PROBE, "LP-FT", "soft", "LWF, annealed", "selective", "AdaFilter", "gated transfer", "collaborative", BEST
+WITH_MEAN = (*TARGETS, "all")  # columns
 Runs = dict[int, Cell]  # by seed
 Difference = tuple[float, float, int]  # in points, half its 95 % interval, and the number of seeds
 
@@ -62,6 +63,17 @@ def difference(row: str, target: str, shots: int, steps: int | None = None, to: 
     return *interval(np.array([100 * (mine[seed]["test"] - other[seed]["test"]) for seed in shared])), len(shared)
 
 
+def differences(row: str, targets: Sequence[str], shots: int, to: str = PLAIN) -> list[str]:
+    """Return a row's differences on targets as tables show them, and their mean with its 95 % interval over targets.
+
+    The mean is left out until the row is measured on all of them.
+    """
+    found = [difference(row, target, shots, to=to) for target in targets]
+    means = np.array([each[0] for each in found if each])
+    over_all = "{:+.1f} ± {:.1f}".format(*interval(means)) if len(means) == len(targets) else ""
+    return [*map(written, found), over_all]
+
+
 def written_rows(shots: int) -> list[str]:
     """Return the rows beside fine-tuning that have a result on any target."""
     return [row for row in ROWS if row != PLAIN and any(difference(row, target, shots) for target in TARGETS)]
@@ -77,18 +89,17 @@ def table(shots: int, rows: Iterable[str] = ROWS) -> str:
     there = [target for target in TARGETS if runs(PLAIN, target, shots)]
     if not there:
         return "No run that counts has finished yet."
-    lines = [f"| | {' | '.join(there)} | cost |", "|---" * (len(there) + 2) + "|"]
-    lines.append(f"| steps | {' | '.join(str(STEPS[target][shots]) for target in there)} | |")
+    lines = [f"| | {' | '.join(there)} | all | cost |", "|---" * (len(there) + 3) + "|"]
+    lines.append(f"| steps | {' | '.join(str(STEPS[target][shots]) for target in there)} | | |")
     plain = [runs(PLAIN, target, shots) for target in there]
     said = [f"{100 * mean(cell['test'] for cell in each.values()):.1f} %{of_seeds(len(each))}" for each in plain]
     if shots == GAPS["shots"]:
         gaps = [f"{mean(GAPS['gaps'][target]):.2f}" for target in there]
-        lines.append(f"| domain gap | {' | '.join(gaps)} | |")
-    lines.append(f"| **{PLAIN}** | {' | '.join(said)} | 1 |")
+        lines.append(f"| domain gap | {' | '.join(gaps)} | | |")
+    lines.append(f"| **{PLAIN}** | {' | '.join(said)} | | 1 |")
     for row in rows:
-        found = [difference(row, target, shots) for target in there]
-        if row != PLAIN and any(found):
-            shown = [*map(written, found)]
+        shown = differences(row, there, shots)
+        if row != PLAIN and any(shown):
             lines.append(f"| {row} | {' | '.join(shown)} | {cost(row)} |")
     return "\n".join(lines)
 
@@ -112,14 +123,13 @@ def other_lengths(shots: int) -> str:
 def combination(shots: int) -> str:
     """Return the table of the best combination, against each of what it is to be better than."""
     others = PLAIN, "LP-FT", PROBE
-    found = {f"minus {other}": [difference(BEST, target, shots, to=other) for target in TARGETS] for other in others}
-    return by_target({name: [*map(written, each)] for name, each in found.items()})
+    return in_columns(WITH_MEAN, {f"minus {other}": differences(BEST, TARGETS, shots, to=other) for other in others})
 
 
 def borrowing(shots: int) -> str:
     """Return the table of the nearest source images against as many at random."""
-    found = [difference("selective", target, shots, to="joint, random source") for target in TARGETS]
-    return by_target({"selective minus random": [*map(written, found)]})
+    found = differences("selective", TARGETS, shots, to="joint, random source")
+    return in_columns(WITH_MEAN, {"selective minus random": found})
 
 
 def foretelling(shots: int) -> str:
@@ -150,11 +160,8 @@ def foretelling(shots: int) -> str:
 def defaults(shots: int) -> str:
     """Return the table of what each callback changes if it is given no options."""
     off = ["off" if mean(GAPS["gaps"][target]) > NEAR else "" for target in TARGETS]
-    found = {
-        f"`{name}`": [written(difference(row, target, shots)) for target in TARGETS] if row else off
-        for name, row in DEFAULTS.items()
-    }
-    return by_target(found)
+    found = {f"`{name}`": differences(row, TARGETS, shots) if row else [*off, ""] for name, row in DEFAULTS.items()}
+    return in_columns(WITH_MEAN, found)
 
 
 def by_target(rows: dict[str, list[str]], corner: str = "") -> str:
