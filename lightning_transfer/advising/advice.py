@@ -27,7 +27,7 @@ class Measured:
         scored_groups: that these belong to; an image alone is its own group.
         probe: accuracy of a linear probe of the network as it came.
         tuned: accuracy of fine-tuning.
-        falls_short: whether fine-tuning did so much worse than the probe that itself is what has to be mended.
+        falls_short: whether fine-tuning is so much worse than the probe that it has to be repaired first.
         steps: of each training.
         passes: over the images that are trained on.
         folds: parts that were held out in turns.
@@ -102,7 +102,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Advice:
-    """Holds what was measured and what to do; printed, it is a page that says why.
+    """Holds what was measured and what to do; `print` shows both, with the reasons.
 
     Attributes:
         measured: what was seen of the target, and of fine-tuning.
@@ -121,7 +121,7 @@ class Advice:
 
     @property
     def best(self) -> Compared | None:
-        """Return the best of those with most parts that are shown to be better than fine-tuning; None without one."""
+        """Return the best that is shown to be better than fine-tuning, of those scored on most parts, or None."""
         if self.measured.is_guessing:
             return None
         better = (each for each in self.candidates if each.verdict == "shown better")
@@ -147,25 +147,26 @@ class Advice:
         """What was measured, and how."""
         seen, among = self.measured, sum(each.difference is not None for each in self.candidates)
         of = "" if seen.groups is None else f" of {seen.groups} groups"
-        yield f"{seen.images} labelled images{of}, {seen.classes} classes, {seen.fewest} of the rarest."
+        yield f"{seen.images} labelled images{of}, {seen.classes} classes, at least {seen.fewest} of each."
         yield (
             f"{_counted(seen.trainings, 'training')} of {seen.steps} steps ({seen.passes:.3g} passes; fine-tuning took "
-            f"{seen.seconds:.0f} seconds), each on all but one of {FOLDS} parts of the images and scored on that one; "
-            "parts, batches and the new head are the same for all."
+            f"{seen.seconds:.0f} seconds). Each leaves out one of {FOLDS} parts of the images and is scored on it. "
+            "Parts, batches and the new head are the same for all."
         )
-        yield f"Of {seen.scored} images fine-tuning has {seen.tuned:.1%} right, a linear probe {seen.probe:.1%}."
+        yield f"Accuracy on {seen.scored} images: fine-tuning {seen.tuned:.1%}, a linear probe {seen.probe:.1%}."
         if seen.guess:
             yield (
-                f"The module has no forward, so images were run {seen.guess}: if your training step does more than "
+                f"The module has no forward, so images were run {seen.guess}. If your training step does more than "
                 "that, write a forward."
             )
         yield (
-            f"{among} compared; the intervals of those compared on all parts hold together with {1 - LEVEL:.0%}. They "
-            f"count images of a group as one, and {100 * NOISE:.1f} points of difference between seeds."
+            f"{among} candidates are compared. The intervals of those scored on all parts hold jointly with "
+            f"{1 - LEVEL:.0%} confidence. They treat the images of a group as one image, and include {100 * NOISE:.1f} "
+            "points for the difference between seeds."
         )
 
     def _advised(self) -> Iterator[str]:
-        """What to do, in one sentence, and the code to write."""
+        """What to do, and the code to write."""
         seen, best = self.measured, self.best
         probe = next((each for each in self.candidates if each.name == PROBE), None)
         if seen.is_guessing and seen.scored < seen.images:
@@ -177,13 +178,13 @@ class Advice:
         elif seen.is_guessing:
             yield (
                 "Look at your labels first: neither fine-tuning nor the probe is shown to be better than always "
-                f"predicting the most common class ({seen.commonest:.1%}), so images and labels may not belong "
-                "together, or there are too few images, or steps, to tell."
+                f"predicting the most common class ({seen.commonest:.1%}). Images and labels may not match, or there "
+                "are too few images or steps."
             )
         elif seen.falls_short:
             yield (
-                "Mend fine-tuning first: it falls far short of the probe, so its learning rate is too high or it has "
-                f"too few steps; until then use {PROBE if best is None else best.name}."
+                "Repair fine-tuning first: it is far less accurate than the probe, so its learning rate is too high or "
+                f"it has too few steps. Until then use {PROBE if best is None else best.name}."
             )
         elif best is not None:
             yield (
@@ -193,10 +194,14 @@ class Advice:
         else:
             tried = [each.name for each in self.candidates if each.difference and each is not probe]
             least = min((each.difference.half for each in self.candidates if each.difference), default=math.inf)
-            takes = f", which takes about {least:.0f} points on {seen.scored} images" if least < math.inf else ""
-            stay = f"Stay with fine-tuning: none of {len(tried) + 1} is shown to be better{takes}"
-            is_open = probe is not None and probe.verdict == "not shown"
-            yield f"{stay}; nor is the linear probe, which costs little, shown to be worse." if is_open else f"{stay}."
+            said = [f"Stay with fine-tuning: none of {len(tried) + 1} is shown to be better."]
+            if least < math.inf:
+                said += [
+                    f"With {seen.scored} images only a difference of about {least:.0f} points or more can be shown."
+                ]
+            if probe is not None and probe.verdict == "not shown":
+                said += ["The linear probe, which costs little, is not shown to be worse."]
+            yield " ".join(said)
         if best is not None and best.line:
             yield f"    {best.line}"
 

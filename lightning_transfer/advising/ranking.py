@@ -106,9 +106,9 @@ class Ranking:
     def _title(self) -> str:
         of = "" if self.groups is None else f" of {self.groups} groups"
         return (
-            f"Linear probes on frozen features: {self.images:,} images{of}, {self.classes} classes, each scored by a "
-            "probe that has not seen it; +- is half of a 95 % interval, and the intervals of all differences between "
-            "two networks hold together with 95 %."
+            f"Linear probes on frozen features: {self.images:,} images{of}, {self.classes} classes. Each image is "
+            "scored by a probe that was not fitted to it. +- is half of a 95 % interval; the intervals of all "
+            "differences between two networks hold jointly with 95 % confidence."
         )
 
     def _says(self) -> str:

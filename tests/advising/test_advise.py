@@ -521,12 +521,12 @@ LATE = replace(REFUSED, is_refused=False, reason="no time was left for it")
 
 def test_the_page_says_what_was_done_what_came_out_and_what_to_write():
     lines = str(Advice(seen(trainings=12, seconds=31.4), (GOOD, OPEN, DROPPED, REFUSED, LATE))).splitlines()
-    assert lines[0] == "100 labelled images, 5 classes, 20 of the rarest."
-    assert lines[1].startswith("12 trainings of 50 steps (5 passes; fine-tuning took 31 seconds), each on all but one")
-    assert lines[2] == "Of 100 images fine-tuning has 60.0% right, a linear probe 60.0%."
+    assert lines[0] == "100 labelled images, 5 classes, at least 20 of each."
+    assert lines[1].startswith("12 trainings of 50 steps (5 passes; fine-tuning took 31 seconds). Each leaves out one")
+    assert lines[2] == "Accuracy on 100 images: fine-tuning 60.0%, a linear probe 60.0%."
     assert lines[3] == (
-        "3 compared; the intervals of those compared on all parts hold together with 95%. They count images of a group "
-        "as one, and 2.0 points of difference between seeds."
+        "3 candidates are compared. The intervals of those scored on all parts hold jointly with 95% confidence. They "
+        "treat the images of a group as one image, and include 2.0 points for the difference between seeds."
     )
     table = [line.split("  ") for line in lines[6:11]]
     assert [[cell.strip() for cell in row if cell] for row in table] == [
@@ -558,16 +558,16 @@ def test_what_is_shown_in_a_notebook_is_escaped():
 @pytest.mark.parametrize(
     ("measured", "candidates", "says", "line"),
     [
-        (seen(), (OPEN, DROPPED), "Stay with fine-tuning: none of 2 is shown to be better, which takes about 4", None),
-        (seen(), (OPEN, DROPPED), " points on 100 images; nor is the linear probe, which costs", None),
-        (seen(), (replace(OPEN, difference=Difference(-9.0, 4.0)),), "about 4 points on 100 images.", None),
-        (seen(), (replace(OPEN, difference=Difference(9.0, math.inf)),), "better; nor is the linear", None),
+        (seen(), (OPEN, DROPPED), "Stay with fine-tuning: none of 2 is shown to be better. With 100 images", None),
+        (seen(), (OPEN, DROPPED), "of about 4 points or more can be shown. The linear probe, which costs", None),
+        (seen(), (replace(OPEN, difference=Difference(-9.0, 4.0)),), "about 4 points or more can be shown.", None),
+        (seen(), (replace(OPEN, difference=Difference(9.0, math.inf)),), "better. The linear", None),
         (seen(), (replace(GOOD, line=""), OPEN), "Use <b>mine</b>: it is shown", None),
-        (seen(falls_short=True), (GOOD, OPEN), "too few steps; until then use <b>mine</b>.", "lines <i>"),
+        (seen(falls_short=True), (GOOD, OPEN), "too few steps. Until then use <b>mine</b>.", "lines <i>"),
         (seen(tuned=0.2, probe=0.2), (GOOD, OPEN), "always predicting the most common class (20.0%)", None),
     ],
 )
-def test_what_to_do_is_one_sentence(measured, candidates, says, line):
+def test_what_to_do_is_one_line(measured, candidates, says, line):
     end = str(Advice(measured, candidates)).split("\n\n")[-1].splitlines()
     assert says in end[0]
     assert end[1:] == ([] if line is None else [f"    {line}"])

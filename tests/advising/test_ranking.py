@@ -157,7 +157,7 @@ def test_the_network_that_sees_the_signal_wins_and_the_page_says_who_is_not_told
     page = str(ranking)
     assert "Not shown to be worse than <b>twin</b>: sees." in page
     assert "60 images, 3 classes" in page
-    assert "the intervals of all differences between two networks hold together with 95 %" in page
+    assert "the intervals of all differences between two networks hold jointly with 95 %" in page
     assert "<b>" not in ranking._repr_html_()
     assert "&lt;b&gt;twin&lt;/b&gt;" in ranking._repr_html_()
     alone = lt.rank_networks({"blind": networks["blind"], "sees": networks["sees"]}, Pictures(*pixels_and_labels(60)))
