@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -33,11 +34,15 @@ def drawn_by(loader: DataLoader[Any]) -> list[int] | None:
 
 
 def importance_of(loader: DataLoader[Any]) -> Tensor | None:
-    """Return the weights by which a loader draws the images of its dataset; None if it has none."""
+    """Return how often a loader draws each image of its dataset, relative to the others; None if all alike."""
     sampler = _users(_sampler_of(loader))
     while isinstance(sampler, BatchSampler):
         sampler = _users(sampler.sampler)
-    return sampler.weights if isinstance(sampler, WeightedRandomSampler) and sampler.replacement else None
+    if isinstance(sampler, WeightedRandomSampler) and sampler.replacement:
+        return sampler.weights
+    number = len(loader.dataset)  # type: ignore[arg-type]
+    counts = torch.tensor([index % number for index in _drawn(sampler)]).bincount(minlength=number)
+    return counts.double() if counts.max() > 1 else None  # indices may be repeated, as for oversampling
 
 
 def _sampler_of(loader: DataLoader[Any]) -> Any:

@@ -186,6 +186,13 @@ def test_the_weights_of_a_sampler_that_is_shared_out_are_seen():
         assert importance_of(DataLoader(range(4), 2, sampler=given)).tolist() == [1, 2, 3, 4]
 
 
+def test_an_index_that_a_sampler_repeats_counts_as_often():
+    repeated = [0, 1, 1, 3, 3, -1]
+    for given in ({"sampler": repeated}, {"sampler": SubsetRandomSampler(repeated)}, {"batch_sampler": [repeated]}):
+        assert importance_of(DataLoader(range(4), **given)).tolist() == [1, 2, 0, 3]
+    assert importance_of(DataLoader(range(4), sampler=[3, 0])) is None
+
+
 def test_of_many_images_every_class_is_looked_at_and_counts_by_its_share():
     labels = torch.cat([torch.arange(4).repeat_interleave(1400), 4 + torch.arange(60).repeat_interleave(5)])
     centres = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
