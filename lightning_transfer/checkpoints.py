@@ -1,4 +1,4 @@
-"""Load a network whose layers were changed, strip a file of everything of this package, or hand a network on."""
+"""Load a network whose layers were changed, remove from a checkpoint what this package added, or export a network."""
 
 from lightning_transfer import callbacks as callbacks  # every kind of changed layers is then known
 from lightning_transfer.exporting import export

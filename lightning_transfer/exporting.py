@@ -44,10 +44,11 @@ def export(
     classes: Sequence[str] | None = None,
     onnx: bool = False,
 ) -> Path:
-    """Write a trained network to a new folder: weights, a card, and for a timm network what timm loads it by.
+    """Write a trained network to a new folder: weights, a card, and the configuration of a timm network.
 
-    A network of timm's is loaded again before the folder is there, so that what was written is known to work:
-    `timm.create_model("local-dir:FOLDER", pretrained=True)`. Of any other network the folder holds the weights.
+    A timm network is loaded again before the folder is created, to test what was written:
+    `timm.create_model("local-dir:FOLDER", pretrained=True)`. For any other network, the folder holds the weights and
+    the card.
 
     Args:
         module: the LightningModule that was trained, or its network.

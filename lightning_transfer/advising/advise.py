@@ -45,11 +45,11 @@ def advise(
 ) -> Advice:
     """Compare methods with fine-tuning on held-out parts of your training images.
 
-    Copies of the module are trained on all but one of five parts and scored on that part: by plain fine-tuning and by
-    each candidate, with the same parts, batches, new head and seed, and beside them a linear probe. Each round adds a
-    part for the candidates that are still in the race; those that are clearly worse are dropped, and the worse half
-    of them if there is not enough time for all. Neither the module nor the random state is changed, and validation
-    and test data are not looked at.
+    Copies of the module are trained on all but one of five parts of the images and scored on that part, by plain
+    fine-tuning and by each candidate. Parts, batches, new head and seed are the same for all. A linear probe is scored
+    too. Each round adds a part for the candidates that are left: those that are clearly worse are dropped, and if there
+    is not enough time for all, the worse half is. The module and the random state are not changed, and validation and
+    test data are not read.
 
     Args:
         module: the LightningModule that is to be trained, with its pretrained network.
@@ -59,15 +59,15 @@ def advise(
             learn from it.
         candidates: a mapping of names to functions that make a list of callbacks, instead of this package's methods:
             {"gated": lambda: [lt.GatedTransfer(ratio=8)]}. The callbacks have to be new ones each time.
-        steps: of each training; by default those of `trainer`'s max_steps or max_epochs, or 25 epochs; of an epoch
-            limit_train_batches counts. Give as many as you will train: with few, whatever is added to the loss costs
+        steps: of each training; by default those of max_steps or max_epochs in `trainer`, whose limit_train_batches is
+            followed, or 25 epochs. Give as many as you will train: with few, a term that is added to the loss costs
             more than it gains.
-        minutes: that all of it may take. A training is begun if it may fit, and stopped after some steps if it does
-            not; what a callback does before the first step, and scoring, are not interrupted.
-        unaugmented: the training images without augmentation, which are scored, and which this package's methods look
-            at before they train; those of the loader by default.
+        minutes: that all trainings may take. A training is begun if it may fit, and stopped after some steps if it does
+            not. The work of a callback before the first step, and scoring, are not interrupted.
+        unaugmented: the training images without augmentation; they are scored, and this package's methods read them
+            before the first step. By default those of the loader.
         head: dotted path of the classifier, or "auto".
-        adapt: turns a batch into (images, labels), if it is a dictionary, say.
+        adapt: turns a batch into (images, labels), for example a dictionary.
         forward: runs images through the module, if its own forward takes more than images; by default the source's.
         trainer: options of the Trainer, such as {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}.
 
@@ -75,7 +75,8 @@ def advise(
         TransferConfigError: the images cannot be split, the module has no head that takes one row an image, or not
             even one fine-tuning fits into the minutes.
         FloatingPointError: fine-tuning ends in outputs that are not a number.
-        Exception: what else fine-tuning raises; a candidate's is listed as refused, and the others go on.
+        Exception: any other error of fine-tuning. A candidate that raises one is listed as refused, and the others go
+            on.
 
     Returns:
         What was measured, and what to do; `print` shows it with the code to write.

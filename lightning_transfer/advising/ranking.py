@@ -61,13 +61,13 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Holds networks from the best to the worst; printed, or shown in a notebook, it is a table.
+    """Holds networks from the best to the worst; `print` and notebooks show a table.
 
     Attributes:
-        rows: of the networks.
-        images: how many there are.
-        classes: how many they have.
-        groups: how many they belong to; None without groups.
+        rows: one for each network.
+        images: the number of images.
+        classes: the number of their classes.
+        groups: the number of their groups; None without groups.
 
     Example:
         >>> row = Ranked("net", 0.9, 0.03, 0.0, 0.0, milliseconds=1.0, parameters=300_000, size=(32, 32))
@@ -131,27 +131,27 @@ def rank_networks(
     num_workers: int = 0,
     cache: str | os.PathLike[str] | None = None,
 ) -> Ranking:
-    """Rank pretrained networks by how well linear classifiers of their features do on your images.
+    """Rank pretrained networks by the accuracy of linear classifiers of their features on your images.
 
-    Each network sees all images once, frozen, resized and normalised as its own timm configuration says. A linear
-    classifier of what its head takes is then fitted in five folds, each of which chooses its penalty without the images
-    that it is scored on. Networks are compared on the same images. The best of many is partly best by chance, so the
-    intervals of all pairs hold together with 95 %: look at which networks are not shown to be worse. Networks and
-    random state are left as they were.
+    All images run once through each frozen network, resized and normalised as its timm configuration says. A linear
+    classifier is then fitted on the input of its head, in five folds, each of which chooses its penalty without the
+    images that it is scored on. Networks are compared on the same images. The best of many is partly best by chance, so
+    the intervals of all pairs hold jointly with 95 % confidence: look at which networks are not shown to be worse.
+    Networks and random state are left as they were.
 
     Args:
-        networks: names of timm's, whose pretrained weights are loaded one network at a time, or modules, in a list or
-            by name. A module that is not timm's has a `pretrained_cfg` with mean, std and input_size; it gives
-            features, or logits, of which the head's input is taken.
+        networks: names of timm models, whose pretrained weights are loaded one network at a time, or modules, in a list
+            or by name. A module that is not timm's needs a `pretrained_cfg` with mean, std and input_size. It gives
+            features; if it gives logits, the input of its head is used.
         data: a dataset of (image, class number) without Normalize and augmentation, whose images are PIL images, uint8,
             or floats from 0 to 1, which are rounded to 8 bits; or a loader or DataModule with such a train dataset.
             Images of one group, if the dataset has a list `groups`, are held out together.
         device: where networks run.
         batch_size: images that run together.
         num_workers: processes that read images.
-        cache: folder that keeps features, by which an interrupted ranking resumes. They are used again if layers and
-            weights, the transform and the images are the same, as far as 64 images and what the dataset lists show,
-            and the network makes of eight images what it made of them.
+        cache: folder that keeps features, so that an interrupted ranking resumes. Features are used again if layers and
+            weights, the transform and the images are the same (64 images and what the dataset lists are compared), and
+            the network gives the same features for eight images.
 
     Raises:
         TransferConfigError: images are normalised or augmented at random, labels are not class numbers, a network does

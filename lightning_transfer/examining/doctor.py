@@ -35,7 +35,7 @@ def doctor(
     adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
     unaugmented: AnyDataset | None = None,
 ) -> Diagnosis:
-    """Look for what will go wrong in a project before hours are lost, and name the code to write.
+    """Find mistakes in a project before it is trained for hours, and show the code to write.
 
     One training step of a copy of the module, on a few images, shows parts in eval mode, frozen BatchNorm whose
     statistics drift, parameters in no optimizer, labels that do not fit, probabilities for logits, a loss that is not a
@@ -50,7 +50,7 @@ def doctor(
         module: the LightningModule that is to be trained.
         data: its DataModule, or its train loader.
         trainer: the Trainer that is to train it.
-        adapt: turns a batch into (images, labels), if it is a dictionary, say.
+        adapt: turns a batch into (images, labels), for example a dictionary.
         unaugmented: the training images without augmentation, in the same order; by default those of the loader.
 
     Returns:

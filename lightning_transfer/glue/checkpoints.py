@@ -172,8 +172,9 @@ def unhide_optimizer_states(owners: list[str], checkpoint: dict[str, Any]) -> No
 def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], *, weights_only: bool = True) -> None:
     """Write a copy of a checkpoint that holds nothing of this package.
 
-    Of a callback's run it keeps all that is the user's: the network, its optimizers, loops and callbacks. Of a mixin's
-    run it keeps the weights, for a class without the mixin. The file is written whole or not at all.
+    From the run of a callback, the copy keeps all that is the user's: the network, its optimizers, loops and callbacks.
+    From the run of a mixin, it keeps the weights, for a class without the mixin. The file is written whole or not at
+    all.
 
     Args:
         path: the checkpoint.
@@ -264,9 +265,9 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool) -> dict
 
 
 def load_from_checkpoint(cls: type[T], path: str | os.PathLike[str], **kwargs: Any) -> T:
-    """Load a checkpoint whose layers a callback of this package has changed; others as `cls.load_from_checkpoint` does.
+    """Load a checkpoint, also one of a network whose layers this package has changed.
 
-    The layers of the new module are changed in the same way before the weights are loaded.
+    Such layers are changed in the new module in the same way, before `cls.load_from_checkpoint` loads the weights.
 
     Args:
         cls: the user's LightningModule class.

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def log_figure(trainer: Any, name: str, figure: "Figure | str | os.PathLike[str]") -> None:
     """Log a picture to each logger of a Trainer that takes pictures: TensorBoard, Weights & Biases, MLflow.
 
-    It is logged at the Trainer's step, after `fit` or in a hook, by the first process only. Other loggers are skipped,
-    with a warning if there is none that takes it.
+    The picture is logged at the Trainer's step, after `fit` or in a hook, by the first process only. Other loggers are
+    skipped. If no logger takes pictures, a warning says so.
 
     Args:
         trainer: the Trainer of the run.

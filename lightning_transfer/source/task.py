@@ -75,8 +75,8 @@ class SourceTask:
         adapt: turns the dataset's collated samples into (images, labels); a measured weight or a selection also reads
             target batches with it.
         batch_hooks: whether source batches pass the user's batch-transfer hooks, as target batches do. Attributes that
-            hooks set on the module or the DataModule are restored for the target's loss; mixup, which keeps partners
-            there for its loss, is refused.
+            hooks set on the module or the DataModule are restored for the target's loss. Mixup in a hook, which keeps
+            the partners there for its loss, raises an error.
         unaugmented: if the dataset augments at random, the same images in the same order without augmentation; a
             selection compares these.
 

@@ -154,23 +154,23 @@ def apply_adafilter(
 ) -> SurgeryReport:
     """Gate the filters of a network in place; until they are trained, its output in eval mode stays the same.
 
-    Every convolution of the residual blocks is kept twice, with the BatchNorm after it: as pretrained and tuned. A
+    Every convolution but those of the stem is kept twice, with the BatchNorm after it: as pretrained and tuned. A
     recurrent gate chooses between the two for each image and each filter. The stem is tuned without gates.
 
     Args:
         module: a network, or a module that holds one.
         backbone: dotted name of the network to gate; "auto" takes the part that holds all convolutions.
-        gate_width: of the gate's state.
+        gate_width: width of the gate's state.
         estimator: how a hard choice learns: "straight_through", "semantic_hashing" or "gumbel"; or one of the baselines
             that choose without learning: "all_tuned" (fine-tuning), "all_frozen" (feature extraction), "random".
-        gate_bias: the value at which the gates' logits start, give or take some hundredths: at .05 nearly all filters
+        gate_bias: the value at which the gates' logits start, plus or minus a few hundredths: at .05 nearly all filters
             start tuned, at 0 half of them, at -.05 hardly any.
         gated: the convolutions to gate: a pattern of their names in the module, such as "model.layer4.*", a list of
             patterns, or a function of name and convolution; by default all except the stem.
         temperature: of the "gumbel" estimator.
 
     Returns:
-        What was gated, and what was not gated and why.
+        The convolutions that are gated, and the others with the reason.
 
     Raises:
         TransferConfigError: there is nothing to gate, or the network is already gated.

@@ -16,23 +16,23 @@ from lightning_transfer.methods.adafilter.watching import GateWatch
 class AdaFilter(TransferCallback):
     """Choose for each image and each filter between the pretrained response and the tuned one (arXiv 1911.09659).
 
-    Every pretrained convolution of the residual blocks is kept twice, with the BatchNorm after it. A recurrent network
-    that runs over the layers opens and closes the gates between the two copies. The idea is the paper's. The cell, its
-    width, how a hard choice learns, and a stem that is tuned without gates are ours. By default nearly all filters
-    start tuned: with an ImageNet network that is level with fine-tuning on three targets, and `gate_bias=0` is 2.8 and
-    1.5 points below it on two (examples/benchmarks/regime.md).
+    Every pretrained convolution but those of the stem is kept twice, with the BatchNorm after it. A recurrent network,
+    the gate, runs over the layers and chooses between the two copies. The idea is the paper's. The cell, its width, how
+    a hard choice learns, and a stem that is tuned without gates are ours. By default nearly all filters start tuned.
+    With an ImageNet network this is level with fine-tuning on three targets; `gate_bias=0` is 2.8 and 1.5 points below
+    fine-tuning on two (examples/benchmarks/regime.md).
 
     The network stays gated after fit: `functional.remove_adafilter` turns it into a plain one, and
-    `load_from_checkpoint` reads its checkpoints. The gates are in a parameter group with filters that they gate. Logs
-    `transfer/tuned`, the share of gates that chose the tuned filter, and the same for each layer, at the Trainer's
+    `load_from_checkpoint` reads its checkpoints. In the optimizer, the gates join the parameter group of their filters.
+    Logs `transfer/tuned`, the share of gates that chose the tuned filter, and the same for each layer, at the Trainer's
     logging interval.
 
     Args:
         backbone: dotted name of the network to gate; "auto" takes the part of the module that holds all convolutions.
-        gate_width: of the gate's state.
+        gate_width: width of the gate's state.
         estimator: how a hard choice learns: "straight_through", "semantic_hashing" or "gumbel"; or one of the baselines
             that choose without learning: "all_tuned" (fine-tuning), "all_frozen" (feature extraction), "random".
-        gate_bias: the value at which the gates' logits start, give or take some hundredths: at .05 nearly all filters
+        gate_bias: the value at which the gates' logits start, plus or minus a few hundredths: at .05 nearly all filters
             start tuned, at 0 half of them, at -.05 hardly any.
         gated: the convolutions to gate: a pattern of their names in the module, such as "model.layer4.*", a list of
             patterns, or a function of name and convolution; by default all except the stem. If the target is far from

@@ -46,9 +46,10 @@ class Slots:
 class RecurrentFilterGate(nn.Module):
     """One LSTM cell that runs over the layers of a network and gives each layer's gates for each image.
 
-    The layers of a pass call it in their order. The state after each layer is kept in that layer's slot, which is not a
-    part of the module's state_dict. A call out of order is refused. So is a backward that recomputes a part of the pass
-    with a wrong state: after two passes under activation checkpointing, or under reentrant checkpointing.
+    The layers of a pass call the gate in their order. The state after each layer is kept in that layer's slot, which is
+    not a part of the module's state_dict. A call out of order raises an error. So does a backward that recomputes a
+    part of the pass with a wrong state: after two passes under activation checkpointing, or under reentrant
+    checkpointing.
 
     Args:
         in_channels: input channels of each layer.

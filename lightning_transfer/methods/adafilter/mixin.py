@@ -14,8 +14,8 @@ class AdaFilterMixin(PartMixin):
     """Gate filters inside a LightningModule, as `AdaFilter` does.
 
     The gates are a part of the network, so the module's own load_from_checkpoint reads its checkpoints. In
-    configure_optimizers self.parameters() includes them; for a group of their own use `self.filter_gates.parameters()`,
-    and leave parameters with `adafilter.` in their names out of the others.
+    configure_optimizers, self.parameters() includes the gates. To give them a group of their own, use
+    `self.filter_gates.parameters()`, and leave parameters with `adafilter.` in their names out of the other groups.
 
     Example:
         >>> import lightning as L
@@ -36,7 +36,7 @@ class AdaFilterMixin(PartMixin):
         It takes the options of `AdaFilter`.
 
         Returns:
-            What was gated, and what was not gated and why.
+            The convolutions that are gated, and the others with the reason.
 
         Raises:
             TransferConfigError: an option does not fit, or there is nothing to gate.
@@ -77,7 +77,7 @@ class AdaFilterMixin(PartMixin):
         super().on_after_backward()  # type: ignore[misc]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log it here if the backward was not Lightning's."""
+        """Log the share here if the backward was not Lightning's."""
         self._gate_watch.look(self._fitting)
         super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
 

@@ -22,7 +22,7 @@ class GatedBatchNorm2d(nn.Module):
     """Two BatchNorms, one for each kind of response, and the choice between them.
 
     Args:
-        norm: the pretrained BatchNorm2d; it is trained on as the tuned one, and a copy of it stays frozen.
+        norm: the pretrained BatchNorm2d, which becomes the tuned one; a copy of it stays frozen.
 
     Example:
         >>> norm = GatedBatchNorm2d(nn.BatchNorm2d(3))
@@ -45,7 +45,7 @@ class GatedConv2d(nn.Module):
     """A convolution kept twice, with its BatchNorm if it has one.
 
     Args:
-        conv: the pretrained convolution; it is trained on, and a copy of it stays frozen.
+        conv: the pretrained convolution, which becomes the tuned one; a copy of it stays frozen.
         norm: the BatchNorm whose only input is the output of the convolution.
 
     Example:

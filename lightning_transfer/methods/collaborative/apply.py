@@ -132,7 +132,7 @@ def ensemble_of(module: nn.Module) -> CollaborativeEnsemble:
 
 
 def remove_collaborative(module: nn.Module, keep: str = OWN, *, loader: Iterable[Any] | None = None) -> Removal:
-    """Put one network, as it was trained and with nothing of it frozen, back in the place of the ensemble.
+    """Replace the ensemble by one of its networks, as it was trained and with nothing of it frozen.
 
     Args:
         module: holds the ensemble.

@@ -37,8 +37,8 @@ class CollaborativeFinetuning(TransferCallback):
     """Tune several pretrained networks together, so that each learns its task and they agree (PeerJ CS 10:e2107).
 
     The user's network becomes the first of several, and the module then gives the mean of their logits. Each network
-    has its own loss, and the distance of their logits from the mean is added (the authors'). How many
-    convolutions of each network are frozen is your choice, or is searched for as the authors do.
+    has its own loss, and the distance of their logits from this mean is added (the authors'). You choose how many
+    convolutions of each network are frozen, or a search finds it, as the authors do.
 
     The networks stay together after fit: `functional.remove_collaborative` keeps one of them, `ensemble.member(name)`
     and `ensemble.best_member()` return a copy of one. Logs `transfer/disagreement`, `transfer/ensemble_accuracy` and
@@ -50,8 +50,8 @@ class CollaborativeFinetuning(TransferCallback):
         backbone: dotted name of the user's network, without its head if that is apart; "auto" takes the part of the
             module that holds all convolutions.
         weight: of the disagreement (the authors': 0.2).
-        frozen_layers: how many convolutions are frozen, counted from the input, by network, the user's being "own";
-            or a LayerPlan, or the path of a saved one.
+        frozen_layers: by network, how many convolutions are frozen, counted from the input; the user's network is
+            "own". Or a LayerPlan, or the path of a saved one.
         search: finds `frozen_layers` before training.
         loss: the criterion of the module's training step: takes (B, classes) logits and labels, gives a mean over
             images.

@@ -26,14 +26,14 @@ ONE_NETWORK = "Or hold both in one network, self.model = torch.nn.Sequential(bac
 class CollaborativeEnsemble(Structure):
     """Return the mean of the logits of several networks, which ranks classes as their sum does.
 
-    If timm's configurations of two networks differ, or what the user assigned to `pretrained_cfg`, a network gets
+    If the networks' timm configurations differ, or what the user assigned to `pretrained_cfg`, each of the others gets
     images that are normalised and resized as in its pretraining; the first network takes them unchanged.
 
     If a head is apart from its backbone, the ensemble takes the place of the head: it takes features, the head turns
     them into logits, and the other networks take the images that entered the backbone.
 
     Args:
-        members: networks by name, each giving (B, classes) logits; of a network whose head is apart, the head.
+        members: networks by name, each giving (B, classes) logits; for a network whose head is apart, its head.
         apart: the module that holds the first network, and the dotted name of its backbone, if the head is apart.
 
     Raises:

@@ -62,14 +62,14 @@ def apply_gated_transfer(
 
 
 def remove_gated_transfer(module: nn.Module, *, loader: Iterable[Any] | None = None) -> Removal:
-    """Take the transfer module out, which leaves the user's plain network, as trained.
+    """Remove the transfer module; the user's plain network stays, as trained.
 
-    Nothing is fitted again, and predictions change. The module multiplied each feature by a weight between 0 and 1,
-    another one for each image, which no plain head can do. The head is kept as it was trained on these products and
-    then gets the features themselves, which are larger: logits grow, about twofold where the weights are near one half,
-    so probabilities are more confident, and other classes win for some images. Pass a loader to measure what that
-    costs. To train the head again on the features, fit the plain module once more, with `ProbeStart`. With `ratio=None`
-    there is no module, and predictions stay the same.
+    Predictions change, because nothing is fitted again. The module multiplied each feature by a weight between 0 and 1
+    that differs between images, which no plain head can do. The head was trained on these products and now gets the
+    features themselves, which are larger. So logits grow, about twofold if the weights are near one half, probabilities
+    are more confident, and other classes win for some images. Pass a loader to measure what that costs. To train the
+    head again on the features, fit the plain module once more, with `ProbeStart`. With `ratio=None` there is no module,
+    and predictions stay the same.
 
     Args:
         module: a gated network, or a module that holds one.

@@ -13,11 +13,12 @@ from lightning_transfer.methods.gated.modules import GatedHead
 class GatedTransfer(TransferCallback):
     """Weigh the transferred features before they are classified (arXiv 1810.12521).
 
-    A small module before the head gives each of an image's features a weight between 0 and 1. An optional auxiliary
-    classifier on the second-to-last stage adds its loss in training and is not saved with the network. Both, their
-    default numbers and the warm-up, in which the backbone is frozen, are those of the authors' code. Two things are
-    ours: frozen means no gradient, no weight decay and no change of statistics; and by default there is no auxiliary
-    classifier, which was better on two of the four targets of our benchmarks and not worse on the others.
+    A small module before the head multiplies each feature of an image by a weight between 0 and 1. An optional
+    auxiliary classifier on the second-to-last stage adds its loss in training and is not saved with the network. An
+    optional warm-up trains with a frozen backbone. All of this, with its numbers, is the authors' code's. Two things
+    are ours. Frozen means no gradient, no weight decay and no change of statistics. And by default there is no warm-up
+    and no auxiliary classifier: without this classifier, accuracy was better on two of the four targets of our
+    benchmarks and not worse on the others.
 
     The module stays in the network after fit: `functional.remove_gated_transfer` takes it out, and
     `load_from_checkpoint` reads its checkpoints. Logs `transfer/aux_loss` and `transfer/gate_spread`, the standard
@@ -26,7 +27,7 @@ class GatedTransfer(TransferCallback):
     Args:
         head: dotted path of the Linear that gives the logits, or "auto".
         tap: dotted name of the layer whose output the auxiliary classifier takes; "auto" takes the second-to-last
-            stage, by timm's list or by the size of outputs. Of a vision transformer name a block.
+            stage, by timm's list or by the size of outputs. For a vision transformer, name a block.
         ratio: by which the module divides the number of features; None for no module, only dropout and the auxiliary
             classifier.
         gate_dropout: inside the module.

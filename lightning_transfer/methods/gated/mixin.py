@@ -62,7 +62,7 @@ class GatedTransferMixin(PartMixin):
     def gated_loss(self, loss: Tensor) -> Tensor:
         """Return the loss for `training_step` to return, or for `manual_backward`; call it once a step.
 
-        Beside a source task it comes first: `self.joint_loss(self.gated_loss(loss))`.
+        With a source task, call `gated_loss` first: `self.joint_loss(self.gated_loss(loss))`.
 
         Args:
             loss: scalar, of the target batch.
@@ -116,7 +116,7 @@ class GatedTransferMixin(PartMixin):
         super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Load it; a checkpoint of only weights does not have it."""
+        """Load what only training needs; a checkpoint of only weights does not have it."""
         if STATE in checkpoint:
             self._term.load_state_dict(unstamped(checkpoint[STATE])["part"])
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]

@@ -48,21 +48,20 @@ STEEP = 10.0  # how many times as high it may be (ours)
 class ProbeStart(AnyCallback):
     """Start the head of a new classifier as the linear probe of the network's features (LP-FT, arXiv 2202.10054).
 
-    Before the first step the training images run once through the network in eval mode, a logistic regression is
-    fitted on what the last Linear of the head takes, and its weight and bias are copied into that Linear. A resumed run
-    is left as it is. That the head is fitted first is the paper's; that it is fitted to its optimum, with a penalty
-    chosen by cross-validation, and on 5,000 images at most, is ours. With an ImageNet network and ten images of a class
-    such a start gained 4 points on textures and on scenes, and lost 2 on each of four other targets; with three seeds,
-    five of these six differences are within their 95 % intervals. It goes together with every method: each of several
-    networks starts with the probe of its own features. Put it before callbacks that copy the weights when training
-    starts.
+    Before the first step the training images run once through the network in eval mode. A logistic regression is fitted
+    on the input of the head's last Linear, and its weight and bias are copied into that Linear. A resumed run keeps its
+    head. Fitting the head first is the paper's. Fitting it to its optimum, with a penalty chosen by cross-validation
+    and on about 5,000 images at most, is ours. With an ImageNet network and ten images of a class, such a start gained
+    4 points on textures and on scenes, and lost 2 on each of four other targets; with three seeds, five of these six
+    differences are within their 95 % intervals. It can be combined with every method; each of several networks starts
+    with the probe of its own features. Put it before callbacks that copy the weights when training starts.
 
     Args:
         head: dotted path of the classifier, or "auto".
         unaugmented: the training images, in the same order, without augmentation; by default the train loader's.
         forward: runs images through the module, if its own forward takes more than images: a function of (module,
             images) that reaches the head or returns the features.
-        adapt: turns a batch into (images, class numbers), if it is a dictionary, say.
+        adapt: turns a batch into (images, class numbers), for example a dictionary.
 
     Raises:
         TransferConfigError: an option does not fit; before the first step: the labels are not class numbers, or the

@@ -50,7 +50,7 @@ class Borrowing:
         target: the target's training images without augmentation, as validation sees them, giving (image, label); by
             default the train loader's dataset, whose transform then must not be random.
         protect: datasets, such as the target's test set, whose near duplicates are left out of the source.
-        cache: file that keeps the selection, and gives it back to the next run with the same data and options.
+        cache: file that keeps the selection, for the next run with the same data and options.
 
     Raises:
         TransferConfigError: an option is out of range.

@@ -22,17 +22,17 @@ class SelectiveJointFinetuning(TransferCallback):
     """Fine-tune on the target and on the source images that look like it (arXiv 1702.08690).
 
     Before the first step, if the source is near enough, every target image gets the source images with the nearest
-    filter statistics. Every step then adds the loss of a source batch, which has one neighbor for each of as many
-    target images. In later rounds the network decides which target images are hard, and those borrow more. The method
-    is the paper's and its authors' code's. Their loss 0.5 target + 0.5 source is target + source here, which doubles
-    the effective learning rate.
+    filter statistics, its neighbors. Every step then adds the loss of a source batch. Each image of this batch is a
+    random neighbor of one target image; the target images take turns. In later rounds the network decides which target
+    images are hard, and those borrow more. The method is the paper's and its authors' code's. Their loss 0.5 target +
+    0.5 source is target + source here, which doubles the effective learning rate.
 
     Logs the values of `SoftFinetuning` and, if it borrows, `transfer/neighbors`, the mean number of neighbors of a
     target image.
 
     Args:
-        source: the task to borrow from, or a mapping of its arguments; with the key
-            `from_timm`, of those of `SourceTask.from_timm`.
+        source: the task to borrow from, or a mapping of the arguments of `SourceTask`; with the key `from_timm`, of the
+            arguments of `SourceTask.from_timm`.
         neighbors: how many, by which statistics, and when more; a number means `Neighbors(k=number)`.
         target: the target's training images without augmentation, as validation sees them, giving (image, label); by
             default the train loader's dataset, whose transform then must not be random.
@@ -40,7 +40,7 @@ class SelectiveJointFinetuning(TransferCallback):
         cache: file that keeps the selection, for the next run with the same data and options.
         weight: of the source loss: a `Schedule`, or a number, which is constant. "auto" measures before the first step
             how far the target is from the source; if it is near enough, the weight is always 1, otherwise 0 (ours). The
-            measurement ignores the number of labels: with thousands of images borrowing has hurt on a near target too.
+            measurement ignores the number of labels: with thousands of images, borrowing hurt on a near target too.
         head: dotted path of the target head, or "auto".
 
     Raises:

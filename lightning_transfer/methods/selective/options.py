@@ -18,16 +18,16 @@ class Neighbors:
         k: how many at first (the authors': 300 to 1,000).
         bank: "gabor", or a `FilterBank`.
         bins: of each filter's histogram; by default the root of the number of positions, at most 100 (ours).
-        rounds: how often during training the network decides which target images are hard: one that it gets wrong gets
-            4 k more neighbors, one that it gets right but is not sure of gets 2 k more (the paper's).
+        rounds: how often during training the network decides which target images are hard. An image that it gets wrong
+            gets 4 k more neighbors; an image that it gets right, but not surely, gets 2 k more (the paper's).
         every: optimizer steps between rounds; by default rounds are spread evenly over training (ours).
         hard_entropy: the entropy of the class probabilities, in nats, from which a right answer counts as unsure (0.1
             is ours), or a quantile of the right answers' entropies, such as "75%".
         limit: the largest number of neighbors of a target image; 5 k by default.
         min_per_class: source classes with fewer borrowed images are left out and not replaced (the authors': 0 to 50).
-        oversample_hard: whether neighbors of a target image that borrows m times as many are drawn m times as often.
-            The authors also repeat the target image itself, which your train loader decides: see the callback's
-            `target_weights`.
+        oversample_hard: whether a target image that borrows m times as many neighbors is served m times as often when
+            neighbors are drawn. The authors also repeat the target image itself, which your train loader decides: see
+            the callback's `target_weights`.
         search: "exact", or "approximate" for tens of millions of source images.
 
     Raises:

@@ -62,7 +62,7 @@ def select_neighbors(
         bins: of each histogram; by default the root of the number of positions a filter has, at most 100.
         search: "exact", or "approximate" for tens of millions of source images, which reports its measured recall.
         protect: datasets, such as the target's test set, whose near duplicates are left out of the source.
-        scan: where work is kept, how images are read, and what is shown meanwhile.
+        scan: where work is kept, how images are read, and what is shown during the work.
 
     Raises:
         TransferConfigError: an argument cannot be right; the message names it.

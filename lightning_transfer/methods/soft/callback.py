@@ -19,19 +19,20 @@ class SoftFinetuning(TransferCallback):
     target's. Its weight falls to exactly 0; from then on each step computes and costs the same as in plain fine-tuning.
     The idea is the paper's; the weight's shape and length, and the source head on the target head's features, are ours.
 
-    With `SourceKnowledge` in place of a source task no source images are needed: the kept classifier is held on the
-    target's own images (arXiv 1606.09282).
+    With a `SourceKnowledge` instead of a source task, no source images are needed: the kept classifier is trained on
+    the target's own images, on the predictions of the pretrained network (arXiv 1606.09282).
 
     Logs `transfer/source_loss`, `transfer/source_weight`, `transfer/target_loss` and, if it was measured,
-    `transfer/domain_gap` at the Trainer's interval; of a `SourceKnowledge` `transfer/knowledge_loss`,
+    `transfer/domain_gap` at the Trainer's interval; with a `SourceKnowledge`, logs `transfer/knowledge_loss`,
     `transfer/knowledge_weight` and `transfer/target_loss`.
 
     Args:
         source: the task that the network was pretrained on, or a mapping of the arguments of `SourceTask`; with the
             key `from_timm`, of the arguments of `SourceTask.from_timm`; or a `SourceKnowledge`.
         weight: of the source loss: a `Schedule`, or a number, which is constant. "auto" measures before the first step
-            how far the target is from the source; if it is near enough, it is `Schedule()`, from 1 to 0 over the first
-            half of training, otherwise 0 (ours). Of a `SourceKnowledge` it is `Schedule()` (ours; the paper's is 1).
+            how far the target is from the source; if it is near enough, the weight is `Schedule()`, from 1 to 0 over
+            the first half of training, otherwise 0 (ours). With a `SourceKnowledge`, "auto" is `Schedule()` without a
+            measurement (ours; the paper's weight is 1).
         mix: "add" for target + w * source, "convex" for (1 - w) * target + w * source.
         head: dotted path of the target head, or "auto".
 

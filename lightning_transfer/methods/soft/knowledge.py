@@ -26,7 +26,7 @@ from lightning_transfer.stamps import digest
 
 
 def knowledge_loss(logits: Tensor, pretrained_logits: Tensor, *, temperature: float = 2.0) -> Tensor:
-    """Return how far a classifier is from what the pretrained one says: the mean over images.
+    """Return how far a classifier's predictions are from the pretrained one's, as a mean over images.
 
     Args:
         logits: (B, classes) of the classifier that is tuned.
@@ -46,10 +46,11 @@ def knowledge_loss(logits: Tensor, pretrained_logits: Tensor, *, temperature: fl
 class SourceKnowledge:
     """Keeps what a pretrained network knows, without source images (arXiv 1606.09282).
 
-    Its classifier is kept beside the new head, and both are trained on the target's images: the kept one to predict
-    what the pretrained network predicts. Make it before the classifier is replaced: it copies the network. With an
-    ImageNet network and the default weight it is 2.9 points above fine-tuning on textures and 2.2 on satellite images;
-    with a weight of 1 throughout it is 3.1 below on brain scans (examples/benchmarks/regime.md).
+    The network's classifier is kept beside the new head. Both are trained on the target's images: the new head on the
+    labels, the kept classifier on the predictions of the pretrained network. Make this object before you replace the
+    classifier, because it copies the network. With an ImageNet network and the default weight it is 2.9 points above
+    fine-tuning on textures and 2.2 on satellite images; with a weight of 1 throughout it is 3.1 below on brain scans
+    (examples/benchmarks/regime.md).
 
     Args:
         network: the pretrained network with its classifier, or the name of a timm model to load with its weights.
@@ -116,7 +117,8 @@ class SourceKnowledge:
     def network_in(self, module: nn.Module, head_path: str) -> str:
         """Return the path of the network in the user's module that takes the images as the pretrained one does.
 
-        With `backbone="auto"` that is the part of the same class: what holds it may normalise the images first.
+        With `backbone="auto"` that is the part of the same class, because a module around it may normalise the images
+        first.
 
         Args:
             module: the user's module.
