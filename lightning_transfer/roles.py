@@ -149,13 +149,16 @@ def on_the_way(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _whole(module: nn.Module, head: Head) -> Head:
-    """Return the head together with what this package put before it."""
-    parts = head.path.split(".")
-    for length in range(1, len(parts)):
-        path = ".".join(parts[:length])
-        if hasattr(module.get_submodule(path), "is_whole_head"):
-            return Head(path, module.get_submodule(path))
+    """Return the head together with what this package, or an adapter of peft, put around it."""
+    for path, part in on_the_way(module, head.path):
+        if hasattr(part, "is_whole_head") or is_adapted(part):
+            return Head(path, part)
     return head
+
+
+def is_adapted(layer: nn.Module) -> bool:
+    """Return whether this is an adapter of peft around a layer, such as LoRA: layers inside are not the user's own."""
+    return "base_layer" in layer._modules
 
 
 def _searched(module: nn.Module, probe: Callable[[], object] | None, narrow: bool) -> Head:

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_transfer.errors import TransferConfigError, nearest
-from lightning_transfer.roles import pooling_heads
+from lightning_transfer.roles import is_adapted, pooling_heads
 from lightning_transfer.tracing import Call, trace
 
 GIVES_LOGITS = "it gives the class logits"
@@ -54,12 +54,15 @@ def find_sites(
     calls, heads = trace(network, example, otherwise=OTHERWISE), pooling_heads(network)
     runs = Counter(call.path for call in calls)
     left = {path: "it does not run on a picture" for path, layer in layers.items() if isinstance(layer, _ConvNd)}
+    adapters = tuple(f"{path}." for path, layer in layers.items() if is_adapted(layer))
     sites = {}
     for number, call in enumerate(calls):
         if call.path in left and call.path not in sites:
             layer = layers[call.path]
             is_head = any(layer in head.module.modules() for head in heads)
             reason = GIVES_LOGITS if is_head else _obstacle(layer, call, runs[call.path], names[id(layer)])
+            if call.path.startswith(adapters):
+                reason = "it is in an adapter of peft"
             if reason is None:
                 sites[call.path] = Site(call.path, _norm_after(layers, calls[number:], runs))
                 del left[call.path]

@@ -9,7 +9,7 @@ from torch import nn
 from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.methods.gated.modules import GatedHead, add_transfer
 from lightning_transfer.networks import find_network
-from lightning_transfer.roles import find_head, has_forward
+from lightning_transfer.roles import find_head, has_forward, is_adapted
 from lightning_transfer.surgery import Removal, SurgeryReport, find_all, replace_modules
 from lightning_transfer.tracing import share_right, trace
 
@@ -51,8 +51,9 @@ def apply_gated_transfer(
     if sum(child is found.module for _, child in module.named_modules(remove_duplicate=False)) > 1:
         raise TransferConfigError(f"The head {found.path!r} has several names in {type(module).__name__}. Keep one.")
     if type(found.module) is not nn.Linear:
+        kind = "Linear with an adapter of peft" if is_adapted(found.module) else type(found.module).__name__
         raise TransferConfigError(
-            f"The head {found.path!r} is a {type(found.module).__name__}; the transfer module weighs (B, D) features "
+            f"The head {found.path!r} is a {kind}; the transfer module weighs (B, D) features "
             "before a Linear. If the network ends in a Linear, name it: head='...'. If not, GatedTransfer is not for "
             "it."
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_transfer.batches import class_numbers, kind_of, label_hint, labels_in
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import structure
-from lightning_transfer.roles import Head, linear_layers
+from lightning_transfer.roles import Head, is_adapted, linear_layers
 
 HOW = "Say how images run: ProbeStart(forward=lambda module, images: {})."
 ADAPT = "ProbeStart(adapt=lambda batch: (batch[0], {}))"
@@ -25,7 +25,9 @@ def last_linear(head: Head) -> tuple[str, nn.Linear]:
     """
     *_, (name, layer) = linear_layers(head.module)
     path, own = f"{head.path}.{name}".rstrip("."), layer._parameters
-    if not isinstance(layer, nn.Linear):
+    if is_adapted(head.module):
+        path, found = head.path, "has an adapter of peft (name it in modules_to_save in place of target_modules)"
+    elif not isinstance(layer, nn.Linear):
         found = f"ends in a {type(layer).__name__}"
     elif own.get("weight") is None:
         found = "has a weight that is computed from others (weight_norm, pruning)"

@@ -208,7 +208,8 @@ class KnowledgeTerm(TransferPart):
 def _check_place(module: Any, place: str, head: Head) -> None:
     """Refuse a head after other layers that stand in place of the pretrained classifier: it takes their features."""
     if head.path.startswith(f"{place}."):
-        inside = [layer for _, layer in linear_layers(module.get_submodule(place))]
+        layers = linear_layers(module.get_submodule(place))
+        inside = [layer for name, layer in layers if not name.startswith("original_module")]  # peft's, does not run
         if inside[0] not in head.module.modules():
             raise TransferConfigError(
                 f"The head {head.path!r} takes what a {type(inside[0]).__name__} before it gives, not the features of "
