@@ -165,6 +165,8 @@ def _searched(module: nn.Module, probe: Callable[[], object] | None, narrow: boo
     for found in (_timm_classifiers(module), pooling_heads(module) or _usual_names(module, has_linear)):
         if len(found) == 1:
             chosen = _narrowed(found[0]) if narrow else found[0]
+            if _has_several(module, found[0]):
+                _last_linear(module, probe)  # raises if two heads run on the same features
             _check_is_last(module, chosen, probe)
             return chosen
         if found:
@@ -206,6 +208,7 @@ def _named(module: nn.Module, path: str) -> Head:
             f"head={path!r} ends in a convolution without a global pool after it: it gives a picture for each image, "
             "where one row is expected. Per-pixel heads are not supported; name the part that pools too."
         )
+    _has_several(module, Head(path, found))
     return Head(path, found)
 
 
@@ -241,6 +244,22 @@ def _narrowed(head: Head) -> Head:
         return head
     name, layer = linear[-1]
     return Head(f"{head.path}.{name}".rstrip("."), layer)
+
+
+def _has_several(module: nn.Module, head: Head) -> bool:
+    """Return whether a part with a head's name may hold several heads side by side; raise if it only lists them."""
+    last = _narrowed(head)
+    width = getattr(last.module, "in_features", None)
+    others = [
+        f"{head.path}.{name}"
+        for name, layer in linear_layers(head.module)
+        if layer is not last.module
+        and isinstance(layer, nn.Linear)
+        and layer.in_features == width != layer.out_features
+    ]
+    if others and not has_forward(head.module):
+        raise _ambiguous(module, [*others, last.path], likely=last.path)
+    return bool(others)
 
 
 def _last_linear(module: nn.Module, probe: Callable[[], object] | None) -> Head | None:

@@ -120,6 +120,35 @@ def test_a_hidden_layer_with_a_heads_name_is_no_head():
     assert find_head(module, "net.out").path == "net.out"
 
 
+class Heads(nn.Module):
+    """Two tasks' heads, or, if gated, one whose hidden layer is halved."""
+
+    def __init__(self, *, is_gated):
+        super().__init__()
+        self.is_gated, self.first, self.last = is_gated, nn.Linear(4, 8), nn.Linear(4, 2)
+
+    def forward(self, features):
+        first = self.first(features)
+        return self.last(nn.functional.glu(first)) if self.is_gated else (first, self.last(features))
+
+
+def test_heads_side_by_side_are_ambiguous():
+    def ran(heads):
+        module = wrapped(body=nn.Linear(3, 4), heads=heads)
+        return find_head(module, probe=lambda: module.heads(module.body(torch.rand(1, 3)))).path
+
+    with pytest.raises(lt.TransferConfigError, match=r"ambiguous: heads.first, heads.last. Pass one"):
+        ran(Heads(is_gated=False))
+    assert ran(Heads(is_gated=True)) == "heads.last"
+    tasks = {"colour": nn.Linear(4, 3), "shape": nn.Sequential(nn.ReLU(), nn.Linear(4, 2))}
+    for heads in (nn.ModuleDict(tasks), nn.ModuleList(tasks.values())):
+        module = wrapped(body=nn.Linear(3, 4), heads=heads)
+        for name in ("auto", "heads"):
+            with pytest.raises(lt.TransferConfigError, match=r"ambiguous: heads\.\w+, heads\.\w+\.1. Pass one"):
+                find_head(module, name)
+    assert find_head(wrapped(head=nn.ModuleList([nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)]))).path == "head.2"
+
+
 @pytest.mark.parametrize(("narrow", "path"), [(True, "net.classifier.1"), (False, "net.classifier")])
 def test_a_container_is_narrowed_or_taken_whole(narrow, path):
     module = wrapped(net=wrapped(body=nn.Linear(2, 2), classifier=nn.Sequential(nn.Dropout(), nn.Linear(2, 3))))
