@@ -151,16 +151,16 @@ def compare(
         skip=lambda number: paired.step(number * paired.steps),
     )
     total = len(paired.parts) * paired.steps * (1 + len(race.trained))
-    with progress("Fine-tuning and its rivals", total, unit="steps") as paired.step:
+    with progress("Fine-tuning and the candidates", total, unit="steps") as paired.step:
         try:
             race.run()
         except OutOfTimeError as error:
             each = error.args[0] / 60
             one = each * (1 + sum(rival.cost for rival in rivals))
             raise TransferConfigError(
-                f"One fine-tuning of {paired.steps} steps takes about {each:.1f} minutes here, of minutes={minutes:g}, "
-                f"and one of each candidate about {one:.1f}. Pass minutes={math.ceil(one)} or more, fewer steps= if "
-                "you will train for fewer, or a faster device: trainer={'accelerator': 'gpu'}."
+                f"One fine-tuning of {paired.steps} steps takes about {each:.1f} minutes here, and fine-tuning with "
+                f"all candidates, once each, about {one:.1f}; minutes={minutes:g}. Pass minutes={math.ceil(one)} or "
+                "more, fewer steps= if you will train for fewer, or a faster device: trainer={'accelerator': 'gpu'}."
             ) from None
     return _advice(race, paired, passes=paired.steps / per_pass)
 
@@ -254,26 +254,25 @@ def _check_labels(trials: Trials) -> None:
     counts = Counter(trials.labels)
     if min(counts, default=0) < 0:
         raise TransferConfigError(
-            f"A label is {min(counts)}; expected class numbers from 0. Leave images without a class out of the loader "
-            "that advice is asked for."
+            f"A label is {min(counts)}; expected class numbers from 0. Leave images without a class out of the loader."
         )
     most = max(counts.values(), default=0)
     if len(counts) < 2 or most < 2:
         raise TransferConfigError(
-            f"Classes among the {len(trials.labels)} training images: {len(counts)}, the largest of {most}; expected "
-            "two at least, and two images of one. Give more labelled images."
+            f"Classes among the {len(trials.labels)} training images: {len(counts)}, the largest of size {most}; "
+            "expected at least two classes, and two images of one class. Give more labelled images."
         )
     if len(trials.labels) < 2 * FOLDS:
         raise TransferConfigError(
-            f"There are {len(trials.labels)} labelled training images; advice takes {2 * FOLDS} at least, since one of "
-            f"{FOLDS} is held out in turns."
+            f"There are {len(trials.labels)} labelled training images; advise needs at least {2 * FOLDS}, because it "
+            f"holds out each of {FOLDS} parts in turn."
         )
     if trials.groups is not None:
         spread = Counter(label for label, _ in {*zip(trials.labels, trials.groups, strict=True)})
         alone = sum(number == 1 for number in spread.values())
         if len(spread) - alone < 2:
             raise TransferConfigError(
-                f"Of {len(spread)} classes {alone} have images of one group only, so if that group is held out, no "
-                "training image has this class. Let groups say what images belong to beside their class, a patient or "
-                "a track, or give none."
+                f"Of {len(spread)} classes, {alone} have images of only one group: if this group is held out, no "
+                "training image has the class. Let the dataset's groups name what images belong to besides their "
+                "class, such as a patient or a track, or remove groups."
             )

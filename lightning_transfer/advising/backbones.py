@@ -51,7 +51,7 @@ def named(networks: Networks) -> dict[str, nn.Module | str]:
     if not pairs or len(found) < len(pairs) or not are_named:
         shown = ", ".join(f"{name!r}, a {type(one).__name__}" for name, one in pairs) or "none"
         raise TransferConfigError(
-            f"Networks: {shown}; expected names of timm's and modules, each under a name of its own, a string: "
+            f"Networks: {shown}; expected names of timm models, or modules, each under a name of its own, a string: "
             'rank_networks({"theirs": "resnet50.a1_in1k", "mine": module}, dataset).'
         )
     for name, one in pairs:
@@ -66,14 +66,14 @@ def _check_configuration(name: str, network: nn.Module) -> None:
     config = getattr(network, "pretrained_cfg", None)
     if not isinstance(config, Mapping) or not {"mean", "std", "input_size"} <= config.keys():
         raise TransferConfigError(
-            f"{name}, a {type(network).__name__}, does not say how its pictures are sized and normalised. Write "
-            f"what it was pretrained with; for most networks that is: network{CONFIG}"
+            f"{name}, a {type(network).__name__}, does not say how its images are sized and normalised. Write what it "
+            f"was pretrained with; for most networks this is: network{CONFIG}"
         )
     size = config["input_size"]
     are_numbers = isinstance(size, Sequence) and all(isinstance(side, int) and side > 0 for side in size)
     if not are_numbers or len(size) != 3 or size[0] not in (1, 3):
         raise TransferConfigError(
-            f'{name}: pretrained_cfg["input_size"] is {size!r}; expected channels, 3, or 1 for grey pictures, then '
+            f'{name}: pretrained_cfg["input_size"] is {size!r}; expected channels, 3, or 1 for grey images, then '
             "height and width: (3, 224, 224). Networks of other channels cannot be ranked."
         )
 
@@ -114,14 +114,14 @@ def pictures_of(data: Any, num_workers: int = 0) -> Pictures:
     if extent is not None and not 0 <= extent.least <= extent.largest <= 1:
         raise TransferConfigError(
             f"The images' pixels run from {extent.least:.3g} to {extent.largest:.3g}, as if they were normalised; "
-            "expected PIL images, uint8, or floats from 0 to 1, since each network is given them normalised as it "
-            f"knows them. {GIVE}"
+            "expected PIL images, uint8, or floats from 0 to 1, because they are normalised for each network. "
+            f"{GIVE}"
         )
     if dim := [one for one in pictures.glance.ranges.values() if one.is_far_below_white]:
         raise TransferConfigError(
-            f"The images' pixels are {dim[0]}, but none is near that; expected PIL images of 8 bits, uint8, or floats "
-            "from 0 to 1. Divide them in the dataset by the number that is white: "
-            f"numpy.asarray(image) / {dim[0].largest:g}, if that is {dim[0].largest:g}."
+            f"The images' pixels are {dim[0]}, but no pixel is near white; expected PIL images of 8 bits, uint8, or "
+            "floats from 0 to 1. Divide the pixels in the dataset by the number that is white: "
+            f"numpy.asarray(image) / {dim[0].largest:g}, if white is {dim[0].largest:g}."
         )
     pictures.check_always_the_same(GIVE)
     return pictures
@@ -254,8 +254,8 @@ def _copied(network: nn.Module, name: str) -> nn.Module:
         return copy.deepcopy(network)
     except Exception as error:
         raise TransferConfigError(
-            f"{name}, a {type(network).__name__}, cannot be copied ({type(error).__name__}: {error}). A copy runs, so "
-            "yours is left as it was. Give it without what cannot be copied, such as a lock or an open file."
+            f"{name}, a {type(network).__name__}, cannot be copied ({type(error).__name__}: {error}). A copy is run, "
+            "so that yours does not change. Remove what cannot be copied, such as a lock or an open file."
         ) from error
 
 

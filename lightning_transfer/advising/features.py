@@ -73,7 +73,7 @@ class Features:
             if f"got {images.shape[1]} channels" in str(error):  # said by torch's convolutions
                 raise TransferConfigError(
                     f"{self.name} does not run on images {tuple(images.shape)}: {error}. Networks of 3 channels can be "
-                    f"ranked, and those of 1, which are given grey pictures. Write what it takes: {fix}."
+                    f"ranked, and those of 1, which are given grey images. Write what it takes: {fix}."
                 ) from error
             error.add_note(
                 f"This happened while {self.name} ran on images {tuple(images.shape)}. If it takes others, write {fix}."

@@ -211,8 +211,8 @@ def _check(labels: list[int], groups: list[Any] | None) -> None:
         )
     if len(counts) < 2 or max(counts.values()) < 2 or len(labels) < 5:
         raise TransferConfigError(
-            f"There are {len(labels)} images of {len(counts)} classes, {max(counts.values())} of the largest; expected "
-            "two classes at least, two images of one, and five images. Give more labelled images."
+            f"There are {len(labels)} images of {len(counts)} classes, the largest of size {max(counts.values())}; "
+            "expected at least two classes, two images of one class, and five images. Give more labelled images."
         )
     if groups is None:
         return
@@ -220,7 +220,7 @@ def _check(labels: list[int], groups: list[Any] | None) -> None:
     if len({*groups}) < 3 or sum(number > 1 for number in spread.values()) < 2:
         raise TransferConfigError(
             f"Images are of {len({*groups})} groups, and {sum(number > 1 for number in spread.values())} of "
-            f"{len(spread)} classes have images of more than one; expected three groups and two such classes, or what "
-            "is held out is of a class that was not shown. Let groups say what images belong to beside their class, a "
-            "patient or a track, or give none."
+            f"{len(spread)} classes have images of more than one group; expected at least three groups and two such "
+            "classes; otherwise no training image has the class of a held-out image. Let the dataset's groups name "
+            "what images belong to besides their class, such as a patient or a track, or remove groups."
         )

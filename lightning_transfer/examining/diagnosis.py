@@ -25,7 +25,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found in a project; printed, a page with the code to write for each.
+    """What was found in a project; `print` shows it, with the code to write for each finding.
 
     Attributes:
         subject: what was examined.

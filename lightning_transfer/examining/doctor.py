@@ -130,7 +130,7 @@ def _findings(
 def _leave_out(seen: Seen, trainer: Any, not_checked: list[str]) -> None:
     """Drop what the step cannot show, and say so."""
     if seen.error is not None and seen.step_error is None:
-        not_checked.append(f"all of the step, for around it this failed: {type(seen.error).__name__}: {seen.error}")
+        not_checked.append(f"the training step, because this failed: {type(seen.error).__name__}: {seen.error}")
     callbacks = [*seen.callbacks, *(trainer.callbacks if trainer is not None else ())]
     if finetuning := named(callbacks, {"BaseFinetuning"}):
         seen.untrained, seen.drifting = [], []

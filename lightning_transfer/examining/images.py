@@ -102,8 +102,8 @@ def last_batch(loader: DataLoader[Any], seen: Seen) -> Iterator[Finding]:
             yield Finding(
                 "a batch of one image",
                 listed(seen.normalizing),
-                f"{number} images in batches of {size} leave one for the last, whose statistics the BatchNorm layers "
-                "take for all images'; a layer after a pool stops the training there",
+                f"{number} images in batches of {size} leave one image for the last batch: the BatchNorm layers take "
+                "its statistics for those of all images, and a layer after a pool raises an error",
                 "DataLoader(dataset, batch_size=..., drop_last=True)",
             )
 
@@ -153,7 +153,7 @@ def leaks(
         of_other: list[str] = []
         shared = {place: known[one] for place, one in enumerate(origins(dataset)) if one in known}
         if shared:
-            found = "images of the training, read from the same place"
+            found = "also training images, read from the same place"
             yield _leak(name, len(dataset), [*shared.items()], (dataset, train), found)
         if len(shared) == len(dataset):
             continue
@@ -167,13 +167,13 @@ def leaks(
         many, pairs = pairs[often[0] | often[1]], pairs[~(often[0] | often[1])]
         if left := {*many[:, 0].tolist()} - {*pairs[:, 0].tolist()}:
             of_other.append(
-                f"leaks, as to {len(left)} {name} images: they, or the training images like them, resemble more than "
+                f"leaks of {len(left)} {name} images: these, or the training images like them, resemble more than "
                 f"{COPIES} others."
             )
         if len(pairs):
             rows = [(others.dataset.indices[one], mine.dataset.indices[two]) for one, two in pairs.tolist()]
             least = "At least " if of_train or of_other else ""
-            found = "among the training images too, as they are or nearly"
+            found = "also training images, equal or nearly equal"
             yield _leak(name, len(others), rows, (dataset, train), found, least=least)
         not_checked += of_other
     not_checked[:0] = of_train
@@ -188,7 +188,7 @@ def _leak(
         "leak",
         f"the {name} images",
         f"{least}{len({one for one, _ in pairs})} of {number} are {found}, for example {listed(places)} ({name}, "
-        "training): what is measured on them is memory",
+        "training): the network has learned these images",
         "Subset(dataset, indices) without them, or a split by groups that keeps copies on one side",
     )
 
@@ -200,13 +200,13 @@ def _pictures(dataset: Any, name: str, adapt: Adapt | None, not_checked: list[st
     first = pictures[0].pixels
     if isinstance(first, str):
         found = first.partition(";")[0]
-        not_checked.append(f"leaks, as to the {name} images: {found}. Pass adapt=lambda batch: (images, labels).")
+        not_checked.append(f"leaks of the {name} images: {found}. Pass adapt=lambda batch: (images, labels).")
         return None
     if pictures.differing() is not None:
         clean = "Pass unaugmented=" if name == "training" else "Give their loader a dataset"
         not_checked.append(
-            f"leaks, as the {name} images have a random transform. {clean} without one, to compare all images."
+            f"some leaks: the {name} images have a random transform. {clean} without one, to compare all images."
         )
     if len(chosen) < len(dataset):
-        not_checked.append(f"leaks, as to {len(dataset) - len(chosen):,} of {len(dataset):,} {name} images.")
+        not_checked.append(f"leaks of {len(dataset) - len(chosen):,} of {len(dataset):,} {name} images.")
     return pictures

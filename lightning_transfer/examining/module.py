@@ -28,23 +28,23 @@ def modes_and_optimizers(seen: Seen) -> Iterator[Finding]:
         yield Finding(
             "eval mode",
             listed(seen.evaluating),
-            f"{len(seen.evaluating)} layers are in eval mode, and Lightning leaves them so, though weights there are "
-            "trained: BatchNorm keeps its old statistics, Dropout is off",
-            "self.train() at the end of __init__; or, if they are to stay so, requires_grad_(False) for their weights",
+            f"{len(seen.evaluating)} layers are in eval mode, and Lightning does not change that, but their weights "
+            "are trained: BatchNorm keeps its old statistics, Dropout is off",
+            "self.train() at the end of __init__; or, to keep eval mode, requires_grad_(False) for their weights",
         )
     if seen.drifting:
         yield Finding(
             "frozen BatchNorm drifts",
             listed(seen.drifting),
-            f"the weights of {len(seen.drifting)} BatchNorm layers are not trained, their running statistics move in "
-            "each step",
+            f"the weights of {len(seen.drifting)} BatchNorm layers are not trained, but their running statistics "
+            "change in each step",
             "network.eval() in on_train_epoch_start, for the frozen network",
         )
     if seen.untrained:
         yield Finding(
             "in no optimizer",
             listed(seen.untrained),
-            f"{len(seen.untrained)} parameters get a gradient and no optimizer holds them, so they stay as they are",
+            f"{len(seen.untrained)} parameters get a gradient, but no optimizer holds them, so they never change",
             "torch.optim.SGD(self.parameters(), ...) in configure_optimizers; or, if they are frozen, "
             "network.requires_grad_(False); or, if a callback adds them later, doctor(module, data, trainer)",
         )
@@ -66,7 +66,7 @@ def loss_and_labels(seen: Seen) -> Iterator[Finding]:
         yield Finding(
             "training_step returns nothing",
             "training_step",
-            "it returns None of every batch, and Lightning then takes no step: nothing is trained",
+            "it returns None for every batch, so Lightning takes no step, and nothing is trained",
             "return loss, at the end of training_step",
         )
     yield from _rate(seen)
@@ -75,8 +75,8 @@ def loss_and_labels(seen: Seen) -> Iterator[Finding]:
         yield Finding(
             "the loss is not a mean",
             "training_step",
-            f"of some images it is {one:.4f}, of the same images twice {both:.4f}: a sum, or a mean times the batch "
-            "size. The learning rate then depends on the batch size, and what is added with a weight counts less",
+            f"for some images it is {one:.4f}, for the same images twice {both:.4f}: a sum, or a mean times the batch "
+            "size. The learning rate then depends on the batch size, and a term that is added counts less",
             'reduction="mean" in the criterion, and loss without "* len(images)"',
         )
 
@@ -92,7 +92,7 @@ def _rate(seen: Seen) -> Iterator[Finding]:
         yield Finding(
             "the first step explodes",
             "configure_optimizers",
-            f"of the same images the loss is {seen.losses[0]:.4g} before the first step and {after:.4g} after it",
+            f"for the same images the loss is {seen.losses[0]:.4g} before the first step and {after:.4g} after it",
             "a learning rate ten times lower, or gradient_clip_val=1.0 in the Trainer",
         )
 

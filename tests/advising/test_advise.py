@@ -129,7 +129,7 @@ def test_this_packages_methods_look_at_the_unaugmented_images_that_are_trained_o
 def test_groups_that_say_no_more_than_classes_do_are_refused():
     data = toys.images(24, 3, seed=5)
     data.groups = [int(label) for label in data.tensors[1]]
-    with pytest.raises(lt.TransferConfigError, match="3 have images of one group only, so if that group is held"):
+    with pytest.raises(lt.TransferConfigError, match="3 have images of only one group: if this group is held"):
         advise(data=DataLoader(data, batch_size=8))
     data.groups[:4] = range(10, 14)
     data.groups[4:8] = range(20, 24)
@@ -213,14 +213,14 @@ def test_what_is_not_right_is_refused_by_name():
         advise(adapt="image")
     for labels, words in (
         ([3] * 24, "24 training images: 1, "),
-        ([*range(24)], "24, the largest of 1;"),
+        ([*range(24)], "24, the largest of size 1;"),
         ([-1, *[0, 1] * 11, 1], "A label is -1; expected class numbers from 0"),
         ([4, 5] * 12, "Labels run to 5, and the head 'model.fc' gives 5 numbers"),
     ):
         alone = TensorDataset(toys.target_data().tensors[0], torch.tensor(labels))
         with pytest.raises(lt.TransferConfigError, match=words):
             advise(data=DataLoader(alone, batch_size=4))
-    with pytest.raises(lt.TransferConfigError, match="There are 7 labelled training images; advice takes 10"):
+    with pytest.raises(lt.TransferConfigError, match="There are 7 labelled training images; advise needs at least 10"):
         advise(data=DataLoader(TensorDataset(torch.rand(7, 3, 6, 6), torch.arange(7) % 2), batch_size=4))
     with pytest.raises(lt.TransferConfigError, match="does not run its head 'model.fc'"):
         advise(Beside())
@@ -498,7 +498,7 @@ def test_a_training_that_ends_early_is_not_scored():
 def test_minutes_that_not_one_training_fits_into_are_refused_by_what_it_takes():
     with pytest.raises(
         lt.TransferConfigError,
-        match=r"One fine-tuning of 5000 steps takes about .* minutes here, of minutes=0.0001, .* Pass minutes=\d+ or",
+        match=r"One fine-tuning of 5000 steps takes about .* minutes here, .* minutes=0.0001. Pass minutes=\d+ or",
     ):
         advise(steps=5000, minutes=0.0001)
     with pytest.raises(lt.TransferConfigError, match="minutes=-1"):

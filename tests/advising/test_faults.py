@@ -137,7 +137,7 @@ def test_images_whose_features_are_not_finite_are_named(value):
 
 @pytest.mark.parametrize("minutes", [0, 1e-9])
 def test_no_minutes_are_refused_by_what_it_takes(minutes):
-    with pytest.raises(lt.TransferConfigError, match=rf"One fine-tuning of 2 steps takes .* of minutes={minutes:g}"):
+    with pytest.raises(lt.TransferConfigError, match=rf"One fine-tuning of 2 steps takes .* minutes={minutes:g}"):
         advise(minutes=minutes)
 
 

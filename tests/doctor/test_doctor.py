@@ -47,7 +47,7 @@ PLANTED = {
     "frozen BatchNorm": (
         "frozen BatchNorm drifts",
         "model.bn1, model.layer1.0.bn1",
-        "statistics move",
+        "statistics change",
         lambda: [projects.frozen()],
     ),
     "a backbone in no optimizer": (
@@ -99,7 +99,7 @@ PLANTED = {
     "a test image that is trained on": (
         "leak",
         "the test images",
-        "1 of 12 are among the training images too, as they are or nearly, for example (3, 7)",
+        "1 of 12 are also training images, equal or nearly equal, for example (3, 7)",
         lambda: [Clean(), Images(test=projects.copied(3, projects.first_image()))],
     ),
     "a test image that a sampler draws": (
@@ -213,7 +213,7 @@ PLANTED = {
     "a learning rate that is far too high": (
         "the first step explodes",
         "configure_optimizers",
-        "of the same images the loss is ",
+        "for the same images the loss is ",
         lambda: [projects.Steep()],
     ),
     "a softmax before the criterion": (
@@ -249,7 +249,7 @@ PLANTED = {
     "a step that returns nothing": (
         "training_step returns nothing",
         "training_step",
-        "None of every batch",
+        "None for every batch",
         lambda: [projects.Nothing()],
     ),
     "a step that fails": ("training_step fails", "training_step", "RuntimeError: ", lambda: [projects.WrongShape()]),
@@ -345,7 +345,7 @@ def test_what_a_callback_trains_later_is_not_a_finding(shape, callbacks):
 def test_pictures_of_little_detail_are_not_copies():
     found = examined(Clean(), Images(val=projects.alike()))
     assert found.findings == ()
-    assert "leaks, as to 6 validation images" in str(found)
+    assert "leaks of 6 validation images" in str(found)
 
 
 def test_a_column_of_labels_is_flattened():
@@ -449,7 +449,7 @@ def test_images_read_from_one_place_are_a_leak_whatever_their_augmentation(tmp_p
     noisy = projects.Noisy([index % CLASSES for index in range(NUM)])
     shares = Images(train=Subset(noisy, range(30)), val=Subset(noisy, range(28, NUM)))
     (leak,) = examined(Clean(), shares).findings
-    assert leak.found.startswith(f"2 of {NUM - 28} are images of the training, read from the same place")
+    assert leak.found.startswith(f"2 of {NUM - 28} are also training images, read from the same place")
     assert "(0, 28), (1, 29)" in leak.found
     for label in range(3):
         (tmp_path / f"class{label}").mkdir()
@@ -457,15 +457,15 @@ def test_images_read_from_one_place_are_a_leak_whatever_their_augmentation(tmp_p
     augmented, plain = transforms.Compose([transforms.ToTensor(), transforms.RandomErasing(1.0)]), transforms.ToTensor()
     folders = Images(train=ImageFolder(tmp_path, augmented), val=ImageFolder(tmp_path, plain))
     found = examined(Clean(), folders)
-    assert "3 of 3 are images of the training" in found.findings[-1].found
+    assert "3 of 3 are also training images" in found.findings[-1].found
 
 
 def test_copies_are_found_beside_images_of_the_same_place():
     labels = [index % CLASSES for index in range(NUM)]
     train, copies = projects.Listed(labels), projects.Listed(labels[:12], {3: projects.first_image()}, seed=2)
     place, copy = examined(Clean(), Images(train=train, val=Subset(train, [5]) + copies)).findings
-    assert place.found.startswith("1 of 13 are images of the training, read from the same place, for example (0, 5)")
-    assert copy.found.startswith("1 of 13 are among the training images too, as they are or nearly, for example (4, 7)")
+    assert place.found.startswith("1 of 13 are also training images, read from the same place, for example (0, 5)")
+    assert copy.found.startswith("1 of 13 are also training images, equal or nearly equal, for example (4, 7)")
 
 
 def test_a_leak_by_place_is_found_beside_unaugmented_images_too():
@@ -473,7 +473,7 @@ def test_a_leak_by_place_is_found_beside_unaugmented_images_too():
     noisy, clean = projects.Noisy(labels), Subset(projects.Listed(labels), range(30))
     shares = Images(train=Subset(noisy, range(30)), val=Subset(noisy, range(28, NUM)))
     (leak,) = examined(Clean(), shares, unaugmented=clean).findings
-    assert leak.found.startswith(f"2 of {NUM - 28} are images of the training, read from the same place")
+    assert leak.found.startswith(f"2 of {NUM - 28} are also training images, read from the same place")
 
 
 @pytest.mark.parametrize("of", [lambda place: (f"{place:04}.png", 0), lambda place: ()], ids=["names", "nothing"])
