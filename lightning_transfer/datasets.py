@@ -80,21 +80,16 @@ def load(dataset: Dataset[Any], index: int, *, of: str) -> Any:
 
 
 class Loaded(Dataset[Any]):
-    """A dataset whose samples are read by `load`, for loaders that are given only a dataset.
+    """Reads a target dataset's samples by `load`, for loaders that are given only a dataset."""
 
-    Args:
-        dataset: of the samples.
-        of: "target" or "source", for messages.
-    """
-
-    def __init__(self, dataset: Dataset[Any], of: str) -> None:
-        self.dataset, self.of = dataset, of
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Any:
-        return load(self.dataset, index, of=self.of)
+        return load(self.dataset, index, of="target")
 
 
 def known_labels(dataset: Dataset[Any]) -> Tensor | None:

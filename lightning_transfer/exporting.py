@@ -19,7 +19,7 @@ from lightning_transfer.networks import find_network, timm_name
 from lightning_transfer.options import is_list
 from lightning_transfer.roles import find_head, out_width, users_modules
 from lightning_transfer.surgery import Structure, find_all
-from lightning_transfer.tracing import evaluating, required_size
+from lightning_transfer.tracing import evaluating, required_size, uncompiled
 from lightning_transfer.version import __version__
 
 WEIGHTS = "model.safetensors"  # timm's name
@@ -78,7 +78,7 @@ def export(
         )
     if trainer is not None and not hasattr(trainer, "callback_metrics"):
         raise TransferConfigError(f"trainer={trainer!r}; it takes the Trainer that trained the module.")
-    module = getattr(module, "_orig_mod", module)  # of torch.compile
+    module = uncompiled(module)
     _check_plain(module)
     network, num_classes = _network_and_width(module)
     if classes is not None:

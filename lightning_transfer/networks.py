@@ -8,6 +8,8 @@ from torch import nn
 
 from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.roles import Head, has_forward, users_modules
+from lightning_transfer.surgery import is_ours
+from lightning_transfer.tracing import uncompiled
 
 HOW = "Say how images run: a forward of {}, or SourceTask(forward=lambda module, images: module.backbone(images))."
 
@@ -31,17 +33,17 @@ def find_network(module: nn.Module, backbone: str = "auto") -> tuple[str, nn.Mod
             raise TransferConfigError(
                 f"backbone={backbone!r} is not a module of {type(module).__name__}. {nearest(backbone, names)}"
             ) from None
-        return backbone, getattr(network, "_orig_mod", network)
+        return backbone, uncompiled(network)
     if not hasattr(module, "training_step"):  # a plain network
         return "", module
     holders = [
         (name, child)
         for name, child in module.named_children()
-        if not hasattr(child, "is_transfer_part") and any(isinstance(part, nn.Conv2d) for part in child.modules())
+        if not is_ours(child) and any(isinstance(part, nn.Conv2d) for part in child.modules())
     ]
     if len(holders) == 1 and has_forward(holders[0][1]):
         name, child = holders[0]
-        return name, getattr(child, "_orig_mod", child)
+        return name, uncompiled(child)
     if holders and has_forward(module):
         return "", module
     if not holders:
@@ -60,7 +62,7 @@ def beside(module: nn.Module, head: Head) -> list[tuple[str, nn.Module]]:
     return [
         (name, child)
         for name, child in module.named_children()
-        if child is not head.module and not hasattr(child, "is_transfer_part") and any(True for _ in child.parameters())
+        if child is not head.module and not is_ours(child) and any(True for _ in child.parameters())
     ]
 
 
@@ -144,7 +146,7 @@ def timm_name(network: Any) -> str | None:
     That is a network of another class, with a timm network inside, say, one that gives features only, or one whose
     `pretrained_cfg` was replaced by one without an architecture.
     """
-    network = getattr(network, "_orig_mod", network)
+    network = uncompiled(network)
     config = getattr(network, "pretrained_cfg", None)
     name = config.get("architecture") if isinstance(config, Mapping) else None
     is_whole = type(network).__module__.startswith("timm.") and hasattr(network, "reset_classifier")

@@ -2,13 +2,16 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from lightning_transfer.errors import TransferConfigError, nearest
+from lightning_transfer.surgery import is_ours
 from lightning_transfer.tracing import LAYERS, evaluating, run_on_a_picture
 
 HEAD_NAMES = ("fc", "classifier", "head", "heads")
@@ -39,8 +42,8 @@ def has_forward(module: nn.Module) -> bool:
 
 
 def users_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Return `named_modules` without the parts that this package attached; those have `is_transfer_part`."""
-    ours = tuple(f"{name}." for name, child in module.named_modules() if hasattr(child, "is_transfer_part"))
+    """Return `named_modules` without the parts that this package attached."""
+    ours = tuple(f"{name}." for name, child in module.named_modules() if is_ours(child))
     return ((name, child) for name, child in module.named_modules() if not f"{name}.".startswith(ours))
 
 
@@ -61,6 +64,11 @@ def linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, child
 
 
+def linears(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Yield the Linears of the user in `module`, itself included."""
+    return ((name, child) for name, child in users_modules(module) if isinstance(child, nn.Linear))
+
+
 def is_pooling(head: nn.Module) -> bool:
     """Return whether a head is convolutions and then a global pool, as SqueezeNet's is: it gives one row an image."""
     layers = list(head.modules())
@@ -76,7 +84,7 @@ def pooling_heads(module: nn.Module) -> list[Head]:
 
 def has_linear(module: nn.Module) -> bool:
     """Return whether a Linear of the user is inside."""
-    return any(isinstance(layer, nn.Linear) for _, layer in linear_layers(module))
+    return any(linears(module))
 
 
 def in_width(head: nn.Module) -> int:
@@ -173,7 +181,7 @@ def _searched(module: nn.Module, probe: Callable[[], object] | None, narrow: boo
             raise _ambiguous(module, [candidate.path for candidate in found], likely=found[0].path)
     reached = _last_linear(module, probe)
     if reached is None:
-        names = [name for name, layer in linear_layers(module) if isinstance(layer, nn.Linear)]
+        names = [name for name, _ in linears(module)]
         raise _ambiguous(module, names, likely=names[-1] if names else "")
     return reached
 
@@ -181,10 +189,9 @@ def _searched(module: nn.Module, probe: Callable[[], object] | None, narrow: boo
 def _check_is_last(module: nn.Module, chosen: Head, probe: Callable[[], object] | None) -> None:
     """Raise if another Linear takes what the chosen head gives: then it is a hidden layer with a head's name."""
     inside = {id(layer) for _, layer in linear_layers(chosen.module)}
+    width = out_width(chosen.module)
     takes_its_output = [
-        name
-        for name, layer in linear_layers(module)
-        if isinstance(layer, nn.Linear) and id(layer) not in inside and layer.in_features == out_width(chosen.module)
+        name for name, layer in linears(module) if id(layer) not in inside and layer.in_features == width
     ]
     last = _last_linear(module, probe) if takes_its_output else None
     if last is not None and last.path in takes_its_output:
@@ -195,7 +202,7 @@ def _named(module: nn.Module, path: str) -> Head:
     try:
         found = module.get_submodule(path)
     except AttributeError:
-        names = [name for name, layer in linear_layers(module) if isinstance(layer, nn.Linear)]
+        names = [name for name, _ in linears(module)]
         raise TransferConfigError(
             f"head={path!r} is not a module of {type(module).__name__}. {nearest(path, names)}"
         ) from None
@@ -239,10 +246,10 @@ def _usual_names(module: nn.Module, is_head: Callable[[nn.Module], bool]) -> lis
 
 def _narrowed(head: Head) -> Head:
     """Return the last Linear of a container: what runs before it is shared by both tasks."""
-    linear = [(name, layer) for name, layer in linear_layers(head.module) if isinstance(layer, nn.Linear)]
-    if not linear:
+    found = list(linears(head.module))
+    if not found:
         return head
-    name, layer = linear[-1]
+    name, layer = found[-1]
     return Head(f"{head.path}.{name}".rstrip("."), layer)
 
 
@@ -279,7 +286,7 @@ def _last_linear(module: nn.Module, probe: Callable[[], object] | None) -> Head 
 
 def _whole_network(module: nn.Module) -> tuple[str, nn.Module]:
     """Return the child that can be called and holds every Linear, and its name; "" and the module without one."""
-    names = {name.partition(".")[0] for name, layer in linear_layers(module) if isinstance(layer, nn.Linear)}
+    names = {name.partition(".")[0] for name, _ in linears(module)}
     parts = [(name, module.get_submodule(name)) for name in names if name]
     return parts[0] if len(parts) == 1 and has_forward(parts[0][1]) else ("", module)
 
@@ -290,19 +297,19 @@ def _reached(module: nn.Module, probe: Callable[[], object]) -> Head | None:
     After the last Linear of a transformer without a head its last norm runs.
     """
     reached: list[tuple[Head, Any]] = []  # and what each took
-    handles = [
-        layer.register_forward_hook(lambda layer, args, _, name=name: reached.append((Head(name, layer), args)))
-        for name, layer in users_modules(module)
-        if isinstance(layer, (*LAYERS, nn.GroupNorm, nn.RMSNorm))
-    ]
-    try:
-        with evaluating(module):
-            probe()
-    except Exception:  # an example alone may not run, for any reason: then nothing is found
-        return None
-    finally:
-        for handle in handles:
-            handle.remove()
+
+    def note(name: str, layer: nn.Module, args: Any, _: Any) -> None:
+        reached.append((Head(name, layer), args))
+
+    with ExitStack() as hooks:
+        for name, layer in users_modules(module):
+            if isinstance(layer, (*LAYERS, nn.GroupNorm, nn.RMSNorm)):
+                hooks.enter_context(layer.register_forward_hook(partial(note, name)))
+        try:
+            with evaluating(module):
+                probe()
+        except Exception:  # an example alone may not run, for any reason: then nothing is found
+            return None
     last, taken = reached[-1] if reached else (None, ())
     if last is None or not isinstance(last.module, nn.Linear):
         return None

@@ -3,8 +3,9 @@
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, TypeVar
 
@@ -38,7 +39,7 @@ class Call:
     path: str
     taken: Tensor
     given: Tensor
-    num_takers: int = field(default=0)
+    num_takers: int = 0
 
 
 class _Takers(TorchFunctionMode):
@@ -124,21 +125,15 @@ def _copied(network: nn.Module) -> nn.Module:
 def _watching(network: nn.Module, calls: list[Call], watched: Callable[[nn.Module], bool]) -> Iterator[_Takers]:
     """Append the layers that run to `calls`."""
 
-    def note(path: str, args: Any, given: Any) -> None:
+    def note(path: str, _: nn.Module, args: Any, given: Any) -> None:
         if args and isinstance(args[0], Tensor) and isinstance(given, Tensor):
             calls.append(Call(path, args[0], given))
 
-    handles = [
-        layer.register_forward_hook(lambda layer, args, given, path=path: note(path, args, given))
-        for path, layer in network.named_modules()
-        if watched(layer)
-    ]
-    try:
-        with torch.random.fork_rng(), torch.no_grad(), _Takers() as takers:
-            yield takers
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.random.fork_rng(), torch.no_grad(), _Takers() as takers:
+        for path, layer in network.named_modules():
+            if watched(layer):
+                hooks.enter_context(layer.register_forward_hook(partial(note, path)))
+        yield takers
 
 
 def required_size(network: Any) -> tuple[int, int] | None:
@@ -247,6 +242,11 @@ def share_right(
 def is_run_again() -> bool:
     """Return whether a backward is recomputing this (activation checkpointing); always False if compiling."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # torch's own way to ask
+
+
+def uncompiled(module: nn.Module) -> Any:
+    """Return the module inside a compiled one, or the module itself."""
+    return getattr(module, "_orig_mod", module)  # private: where torch.compile keeps it
 
 
 def as_taken(images: Tensor, module: nn.Module) -> Tensor:

@@ -26,7 +26,7 @@ from lightning_transfer.progress import Step
 from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import apart, in_order
 from lightning_transfer.stamps import checksum, stamped, unstamped
-from lightning_transfer.tracing import required_size
+from lightning_transfer.tracing import required_size, uncompiled
 
 Networks: TypeAlias = Mapping[str, nn.Module | str] | Sequence[nn.Module | str]
 GIVE = "Give the dataset itself, without Normalize and augmentation: torchvision's with transform=None, say."
@@ -191,8 +191,7 @@ class Run:
         from timm.data.config import resolve_model_data_config
         from timm.data.transforms_factory import create_transform
 
-        plain: Any = getattr(given, "_orig_mod", given)
-        network: Any = loaded(plain) if isinstance(plain, str) else _copied(plain, name)
+        network: Any = loaded(given) if isinstance(given, str) else _copied(uncompiled(given), name)
         _check_configuration(name, network)
         options = resolve_model_data_config(network)
         if size := required_size(network):

@@ -11,7 +11,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import structure
 from lightning_transfer.networks import timm_name
 from lightning_transfer.randomness import seeded
-from lightning_transfer.roles import find_head, linear_layers
+from lightning_transfer.roles import find_head, linears
 from lightning_transfer.tracing import evaluating
 
 
@@ -34,7 +34,7 @@ class Features:
         try:
             heads = [find_head(network).module]
         except TransferConfigError:  # none or several: the head is what gives the scores that the network gives
-            heads = [layer for _, layer in linear_layers(network) if isinstance(layer, nn.Linear)]
+            heads = [layer for _, layer in linears(network)]
         for head in heads:
             head.register_forward_hook(self._hear, with_kwargs=True)
 

@@ -1,6 +1,7 @@
 """Record the inputs and outputs of layers when images run through the user's network outside of training."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -48,17 +49,16 @@ class Hearing:
         def note(layer: nn.Module, args: Any, kwargs: Any, given: Tensor) -> None:
             heard[layer].append((args[0] if args else next(iter(kwargs.values())), given))
 
-        handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
         try:
-            with evaluating(self.module), self.trainer.precision_plugin.forward_context():
+            with ExitStack() as hooks, evaluating(self.module), self.trainer.precision_plugin.forward_context():
+                for layer in layers:
+                    hooks.enter_context(layer.register_forward_hook(note, with_kwargs=True))
                 self._run(images, lambda: any(heard.values()))
         except Exception as error:
             if self.forward is None:
                 explain(error, self.module, self.head, images, how=self.how)
             raise
         finally:
-            for handle in handles:
-                handle.remove()
             torch.clear_autocast_cache()  # training must not use weights that were cast without gradients
         # the user's forward may enable gradients
         return [[(taken.detach(), given.detach()) for taken, given in calls] for calls in heard.values()]

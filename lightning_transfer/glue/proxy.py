@@ -116,7 +116,7 @@ def part_of(loader: Any, indices: Sequence[int], *, dataset: Any = None) -> Data
     """Return a loader of some of the images; if `dataset` is given, of that dataset's images, in order."""
     leaves_one = len(indices) % loader.batch_size == 1  # BatchNorm cannot train on one image
     return DataLoader(
-        Subset(Loaded(served(loader) if dataset is None else dataset, "target"), indices),
+        Subset(Loaded(served(loader) if dataset is None else dataset), indices),
         batch_size=loader.batch_size,
         shuffle=dataset is None and not isinstance(loader.sampler, SequentialSampler),
         drop_last=dataset is None and (loader.drop_last or leaves_one) and len(indices) >= loader.batch_size,

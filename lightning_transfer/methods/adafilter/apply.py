@@ -13,6 +13,7 @@ from lightning_transfer.methods.adafilter.sites import PLAIN, Gated, Site, find_
 from lightning_transfer.networks import find_network
 from lightning_transfer.options import is_list
 from lightning_transfer.surgery import Structure, SurgeryReport, own_randomness, replace_modules
+from lightning_transfer.tracing import uncompiled
 
 NAME = "adafilter"  # of the module that is added, so its keys in a state_dict start with this
 POSITIONAL = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # containers that may be read by position
@@ -103,8 +104,7 @@ class FilterGates(Structure):
         if not isinstance(getattr(host, NAME, None), FilterGates):
             if isinstance(host, nn.Conv2d):  # the last of the layers to gate
                 host, place = None, place.removesuffix(spec["convolutions"][-1]).rstrip(".")
-            network: Any = root.get_submodule(f"{place}.{name}".strip("."))
-            network = getattr(network, "_orig_mod", network)
+            network = uncompiled(root.get_submodule(f"{place}.{name}".strip(".")))
             sites = [Site(conv, norm) for conv, norm in zip(spec["convolutions"], spec["norms"], strict=True)]
             options = {"width": spec["width"]} if spec["width"] else {}
             options |= {key: spec[key] for key in ("estimator", "temperature")}

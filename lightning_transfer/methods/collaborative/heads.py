@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.roles import Head, find_head, linear_layers
 from lightning_transfer.surgery import replace_modules
-from lightning_transfer.tracing import evaluating, run_on_a_picture
+from lightning_transfer.tracing import evaluating, run_on_a_picture, uncompiled
 
 
 def classifier(network: nn.Module, name: str) -> Head:
@@ -17,7 +17,7 @@ def classifier(network: nn.Module, name: str) -> Head:
     Raises:
         TransferConfigError: there is none, or there are several.
     """
-    inner = getattr(network, "_orig_mod", network)
+    inner = uncompiled(network)
     try:
         return find_head(inner)
     except TransferConfigError as error:
@@ -32,16 +32,13 @@ def last_classifier(network: nn.Module, name: str) -> Head:
     Raises:
         TransferConfigError: there is none, or the network gives something other than its logits.
     """
-    head, inner = classifier(network, name), getattr(network, "_orig_mod", network)
+    head, inner = classifier(network, name), uncompiled(network)
     heard: list[Any] = []
-    handle = head.module.register_forward_hook(lambda layer, args, logits: heard.append(logits))
     try:
-        with evaluating(inner):
+        with head.module.register_forward_hook(lambda layer, args, logits: heard.append(logits)), evaluating(inner):
             given = run_on_a_picture(inner)
     except TransferConfigError:
         return head  # it takes other images
-    finally:
-        handle.remove()
     if isinstance(given, Tensor) and heard and not _are_same_logits(given.flatten(1), heard[-1].flatten(1)):
         raise TransferConfigError(
             f"{name}, a {type(inner).__name__}, does not give the logits of its last layer {head.path!r}, but features "

@@ -15,7 +15,7 @@ from lightning_transfer.networks import check_timm_name, loaded
 from lightning_transfer.roles import Head, out_width
 from lightning_transfer.stamps import digest
 from lightning_transfer.surgery import own_randomness
-from lightning_transfer.tracing import required_size
+from lightning_transfer.tracing import required_size, uncompiled
 
 OWN = "own"  # the user's network among the members
 NORM = ("scale", "shift")
@@ -167,7 +167,7 @@ def make_members(
 
 def _channels(network: nn.Module, example: Any = None) -> int | None:
     """Return how many channels the images of a network have; None if it has no convolution."""
-    inner = getattr(network, "_orig_mod", network)
+    inner = uncompiled(network)
     convs: list[Any] = [inner.get_submodule(path) for path in find_depths(inner, example).convs[:1]]
     return convs[0].in_channels if convs else None
 

@@ -18,7 +18,7 @@ from lightning_transfer.methods.collaborative.passes import Passes
 from lightning_transfer.networks import timm_name
 from lightning_transfer.roles import Head, has_forward, out_width
 from lightning_transfer.surgery import Structure, find_all, replace_modules
-from lightning_transfer.tracing import evaluating, images_and_labels
+from lightning_transfer.tracing import evaluating, images_and_labels, uncompiled
 
 ONE_NETWORK = "Or hold both in one network, self.model = torch.nn.Sequential(backbone, torch.nn.Flatten(), head)."
 
@@ -68,11 +68,12 @@ class CollaborativeEnsemble(Structure):
         self.accuracies: dict[str, float] = {}  # of each network, in the last validation
         self._stopped: list[nn.Parameter] = []
         self._handles: list[RemovableHandle] = []  # of the hooks that let images in
-        self._makes = {name: make_of(member.network) for name, member in self._named()}
+        self._makes = {name: make_of(member.network) for name, member in self._networks.items()}
         self.training = self.members.training = first.training  # modules inside the networks keep their own mode
 
-    def _named(self) -> Iterator[tuple[str, Member]]:
-        return iter(cast(dict[str, Member], dict(self.members.items())).items())
+    @property
+    def _networks(self) -> dict[str, Member]:
+        return cast(dict[str, Member], self.members)
 
     @property
     def names(self) -> list[str]:
@@ -91,19 +92,20 @@ class CollaborativeEnsemble(Structure):
 
     def head_of(self, name: str) -> Head:
         """Return the classifier of a network."""
-        network = cast(Member, self.members[name]).network
+        network = self._networks[name].network
         return Head("", network) if self.is_apart and name == OWN else classifier(network, name)
 
     def layers_of(self, name: str) -> nn.Module:
         """Return the network that takes the images; if its head is apart, the backbone."""
-        network: Any = self.members[name].network
         if self._apart is not None and name == OWN:
             network = self._apart[0].get_submodule(self._apart[1])
-        return cast(nn.Module, getattr(network, "_orig_mod", network))
+        else:
+            network = self._networks[name].network
+        return uncompiled(network)  # type: ignore[no-any-return]
 
     def named_parameters(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield what the user's code lists here: the parameters of the head, if it is apart."""
-        listed: Any = super() if self._apart is None else self.members[OWN].network
+        listed: Any = super() if self._apart is None else self._networks[OWN].network
         yield from listed.named_parameters(*args, **options)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -198,7 +200,7 @@ class CollaborativeEnsemble(Structure):
             return root
         inside = {id(param) for param in self.members[name].parameters()}
         stopped = [param for param in self._stopped if id(param) in inside]
-        member, stopped = copy.deepcopy((cast(Member, self.members[name]), stopped))
+        member, stopped = copy.deepcopy((self._networks[name], stopped))
         unfreeze(member, stopped)
         return member.network if member.is_plain else member
 
@@ -213,7 +215,7 @@ class CollaborativeEnsemble(Structure):
         self.thaw()
         for handle in self._handles:
             handle.remove()
-        member = cast(Member, self.members[name])
+        member = self._networks[name]
         return member.network if member.is_plain else member
 
     def best_member(self, loader: Iterable[Any] | None = None) -> nn.Module:
@@ -300,7 +302,7 @@ class CollaborativeEnsemble(Structure):
         """Return the names and makes of the networks, and how many layers are frozen."""
         members = [
             {"name": name, "make": self._makes[name], "timm": timm_name(member.network), **member.describe()}
-            for name, member in self._named()
+            for name, member in self._networks.items()
         ]
         entry = {} if self._apart is None else {"entry": self._apart[1]}
         return {"members": members, "frozen": self.frozen, **entry}

@@ -70,7 +70,7 @@ def ask(view: NetworkView, data: Dataset[Any], which: range, seen: Extent | None
     """
     source, trainer = view.source, view.trainer
     workers = {**target_workers(source.num_workers, trainer), "collate_fn": default_collate}
-    batches = in_order(Loaded(data, "target"), which, size=view.batch_size, workers=workers)
+    batches = in_order(Loaded(data), which, size=view.batch_size, workers=workers)
     share = [torch.empty(0, 2, dtype=torch.float32)]
     with seeded(source.seed, 0), progress_of(trainer)("Which target images are hard", len(which)) as step:
         for batch in batches:

@@ -9,6 +9,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -185,14 +186,10 @@ class _ModelBank(FilterBank):
         if images.shape[1] == 1 != self.channels:
             images = images.expand(-1, self.channels, -1, -1)
         found: dict[str, Tensor] = {}
-        handles = [self._keep(name, found) for name in self.layers]
-        try:
+        with ExitStack() as hooks, suppress(_EnoughError):
+            for name in self.layers:
+                hooks.enter_context(self._keep(name, found))
             self.model((images - self.mean) / self.deviation)
-        except _EnoughError:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
         missing = [name for name in self.layers if name not in found]
         if missing:
             raise TransferConfigError(f"{type(self.model).__name__}.forward does not reach {missing}; leave it out.")

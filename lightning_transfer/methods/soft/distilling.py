@@ -17,7 +17,7 @@ from lightning_transfer.roles import Head, find_head, linear_layers, parameters_
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.annealing import Annealing
 from lightning_transfer.source.loss import fix_for_a_sum, joint_loss, sum_of_zeros
-from lightning_transfer.tracing import forget_graphs
+from lightning_transfer.tracing import forget_graphs, uncompiled
 
 UNLIKE = 0.1  # cosine similarity of weights; trained on from the same ones they have more, otherwise about 0 (ours)
 
@@ -123,7 +123,7 @@ class KnowledgeTerm(TransferPart):
     def _check_weights(self, module: Any) -> None:
         """Warn if the network has other weights than the pretrained one, such as random ones."""
         network = module.get_submodule(self.network_path)
-        similarity = self.knowledge.similarity(getattr(network, "_orig_mod", network))
+        similarity = self.knowledge.similarity(uncompiled(network))
         if similarity < UNLIKE:
             warnings.warn(
                 f"The weights of {self.network_path or 'the module'!r} are not like those of the pretrained network "

@@ -23,6 +23,7 @@ from lightning_transfer.errors import TransferConfigError, check_positive
 from lightning_transfer.networks import find_network, loaded
 from lightning_transfer.roles import find_head, in_width, users_modules
 from lightning_transfer.stamps import digest
+from lightning_transfer.tracing import uncompiled
 
 
 def knowledge_loss(logits: Tensor, pretrained_logits: Tensor, *, temperature: float = 2.0) -> Tensor:
@@ -81,8 +82,7 @@ class SourceKnowledge:
                 "the name of a timm model."
             )
         check_positive("temperature", self.temperature)
-        network: Any = loaded(self.network)
-        network = copy.deepcopy(getattr(network, "_orig_mod", network)).eval().requires_grad_(requires_grad=False)
+        network = copy.deepcopy(uncompiled(loaded(self.network))).eval().requires_grad_(requires_grad=False)
         is_timms = self.head == "auto" and hasattr(network, "get_classifier")
         if is_timms and isinstance(network.get_classifier(), nn.Identity):
             raise TransferConfigError(
@@ -167,10 +167,9 @@ def said_by(network: nn.Module, head: str, args: Any, kwargs: Any) -> Tensor:
         TransferConfigError: the classifier does not run once, on one row of features an image.
     """
     said: list[Tensor] = []
-    handle = network.get_submodule(head).register_forward_hook(lambda *heard: said.append(heard[2]))
     name = type(network).__name__
     try:
-        with torch.no_grad():
+        with network.get_submodule(head).register_forward_hook(lambda *heard: said.append(heard[2])), torch.no_grad():
             network(*args, **kwargs)
     except Exception as error:
         error.add_note(
@@ -178,8 +177,6 @@ def said_by(network: nn.Module, head: str, args: Any, kwargs: Any) -> Tensor:
             "the same images, and nothing else: if another part takes them, name it: SourceKnowledge(backbone='...')."
         )
         raise
-    finally:
-        handle.remove()
     if len(said) != 1 or said[0].ndim != 2:
         shapes = ", ".join(str(tuple(one.shape)) for one in said) or "nothing"
         raise TransferConfigError(
