@@ -99,6 +99,12 @@ def find_all(module: nn.Module, kind: type[M]) -> dict[str, M]:
     return {path: child for path, child in module.named_modules() if isinstance(child, kind)}
 
 
+def path_of(root: nn.Module, module: nn.Module) -> str:
+    """Return the dotted name of a module inside another."""
+    path: str = next(path for path, child in root.named_modules() if child is module)
+    return path
+
+
 def is_ours(module: nn.Module) -> bool:
     """Return whether this package attached the module."""
     return hasattr(module, "is_transfer_part")

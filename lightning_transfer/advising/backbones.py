@@ -200,9 +200,8 @@ class Run:
             options |= {key: (statistics.fmean(options[key]),) for key in ("mean", "std")}
         transform = create_transform(**options, is_training=False)
         features = Features(network.to(self.device).requires_grad_(False), name)
-        return self._kept(features, _Prepared(self.pictures, transform, "L" if is_grey else "RGB")), options[
-            "input_size"
-        ][1:]
+        prepared = _Prepared(self.pictures, transform, "L" if is_grey else "RGB")
+        return self._kept(features, prepared), options["input_size"][1:]
 
     def _kept(self, features: Features, prepared: _Prepared) -> Seen:
         indices = spread(len(prepared.pictures), LOOK)

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lightning_transfer.advising.advise import LENGTHS
 from lightning_transfer.commands.names import check_names
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import TransferCallback
@@ -23,7 +24,6 @@ from lightning_transfer.stamps import is_stamped
 from lightning_transfer.surgery import rebuild
 
 FITS = ("ckpt_path", "weights_only")  # options of fit, that LightningCLI saves beside the rest
-LENGTHS = ("max_epochs", "max_steps")
 RAISING = {"exit_on_error": False}  # with an error that says what is wrong, in place of all that could be written
 
 
@@ -108,8 +108,7 @@ def read_project(
             line = cli_class(run=False, save_config_callback=None, parser_kwargs=RAISING, args=options)
     except ArgumentError as error:
         raise TransferConfigError(f"{path}: {error}") from error
-    said = {name: line.config["trainer"][name] for name in LENGTHS}  # None if the file gives none
-    lengths = {name: value for name, value in said.items() if value is not None}
+    lengths = {name: value for name in LENGTHS if (value := line.config["trainer"][name]) is not None}
     return Project(line.model, line.datamodule or line.model, line.trainer, lengths)
 
 

@@ -20,11 +20,10 @@ from lightning_transfer.examining import module as of_module
 from lightning_transfer.examining.diagnosis import Diagnosis, Finding, listed
 from lightning_transfer.examining.step import Seen, step_of
 from lightning_transfer.glue.checkpoints import UnsafeCheckpointError, read_checkpoint
+from lightning_transfer.glue.namespaces import is_lightnings
 from lightning_transfer.glue.proxy import attached, options_like, trainer_class
 from lightning_transfer.glue.trainer import named, served
 from lightning_transfer.randomness import reseed, restored
-
-FRAMEWORK = ("lightning", "pytorch_lightning")
 
 
 def doctor(
@@ -171,10 +170,6 @@ def _batches(loader: Any, dataset: Any) -> list[Any]:
     return found
 
 
-def _is_own(data: Any, hook: str) -> bool:
-    return getattr(type(data), hook).__module__.partition(".")[0] not in FRAMEWORK
-
-
 def _loaders(data: Any, make: type, options: dict[str, Any], not_checked: list[str]) -> dict[str, Any]:
     """Return the loaders that a DataModule has, by what they are for; a loader alone is for training.
 
@@ -183,7 +178,7 @@ def _loaders(data: Any, make: type, options: dict[str, Any], not_checked: list[s
     """
     if not hasattr(data, "train_dataloader"):
         return {"training": data}
-    if not _is_own(data, "train_dataloader"):
+    if is_lightnings(type(data).train_dataloader):
         raise TransferConfigError(f"{type(data).__name__} has no train_dataloader; expected a DataModule that has one.")
     found = {}
     with attached(data, make, options):
@@ -191,7 +186,7 @@ def _loaders(data: Any, make: type, options: dict[str, Any], not_checked: list[s
         data.setup("fit")
         found["training"] = data.train_dataloader()
         for name, hook in (("validation", "val_dataloader"), ("test", "test_dataloader")):
-            if not _is_own(data, hook):
+            if is_lightnings(getattr(type(data), hook)):
                 continue
             try:
                 if name == "test":

@@ -8,7 +8,7 @@ from typing import Any
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import checkpoints, optimizers
 from lightning_transfer.glue.dispatcher import StepDispatcher
-from lightning_transfer.glue.namespaces import AnyCallback
+from lightning_transfer.glue.namespaces import AnyCallback, is_lightnings
 from lightning_transfer.glue.optimizers import AsBefore
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import Afterwards, Before, StandIn, WithoutHooks
@@ -312,9 +312,5 @@ class TransferCallback(AnyCallback):
 
 def _is_built_later(module: Any) -> bool:
     """Return whether the module defines a hook that may build the network after the callbacks' `setup`."""
-    theirs = [
-        cls
-        for cls in type(module).__mro__
-        if cls.__module__.partition(".")[0] not in ("lightning", "pytorch_lightning")
-    ]
+    theirs = (cls for cls in type(module).__mro__ if not is_lightnings(cls))
     return any(hook in vars(cls) for cls in theirs for hook in ("setup", "configure_model"))

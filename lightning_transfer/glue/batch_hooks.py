@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.namespaces import is_lightnings
 from lightning_transfer.naming import structure
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -18,8 +19,7 @@ HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch
 def has_hooks(trainer: Any) -> bool:
     """Return whether the user wrote a batch-transfer hook, in the module or in the DataModule."""
     places = [place for place in (trainer.lightning_module, trainer.datamodule) if place is not None]
-    authors = {getattr(place, name).__module__.partition(".")[0] for place in places for name in HOOKS}
-    return not authors <= {"lightning", "pytorch_lightning"}
+    return not all(is_lightnings(getattr(place, name)) for place in places for name in HOOKS)
 
 
 @contextmanager

@@ -225,7 +225,7 @@ def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], 
             "remove_gated_transfer or remove_collaborative, and save that."
         )
     parts = [key.removesuffix(EXTRA) for key, state in weights.items() if key.endswith(EXTRA) and is_stamped(state)]
-    ours = [key for key, state in callbacks.items() if is_stamped(state.get(KEY) if isinstance(state, dict) else None)]
+    ours = [key for key, state in callbacks.items() if isinstance(state, dict) and is_stamped(state.get(KEY))]
     if not (parts or ours or KEY in checkpoint):
         warnings.warn(f"{path} holds nothing of lightning_transfer: copied as it is.", NoEffectWarning, stacklevel=2)
     checkpoint.pop(KEY, None)

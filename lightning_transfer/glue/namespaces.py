@@ -28,6 +28,11 @@ def _callback_classes() -> tuple[type, ...]:
     return tuple(found)
 
 
+def is_lightnings(thing: Any) -> bool:
+    """Return whether a class or a function is defined in Lightning, so the user has not written it."""
+    return thing.__module__.partition(".")[0] in ("lightning", "pytorch_lightning")
+
+
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 

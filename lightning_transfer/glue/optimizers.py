@@ -9,6 +9,7 @@ from torch import nn
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.standin import StandIn
 from lightning_transfer.glue.trainer import named
+from lightning_transfer.surgery import path_of
 
 
 def _held(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
@@ -82,7 +83,7 @@ def check_held(trainer: Any, part: nn.Module) -> None:
     held = _held(trainer.optimizers)
     missing = [key for key, param in part.named_parameters() if param.requires_grad and id(param) not in held]
     if missing:
-        name = next(name for name, child in trainer.lightning_module.named_modules() if child is part)
+        name = path_of(trainer.lightning_module, part)
         raise TransferConfigError(
             f"No optimizer holds {name}.{missing[0]}, so it would never be trained. In configure_optimizers write: "
             f"params = [*your_params, *self.{name}.parameters()]"

@@ -16,13 +16,7 @@ from lightning_transfer.glue.checkpoints import check_options
 from lightning_transfer.glue.first_loss import FirstLoss, refuse_sum
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import Before, keep_hooks_out
-from lightning_transfer.glue.trainer import (
-    Weakly,
-    check_supported,
-    is_log_due,
-    log,
-    say,
-)
+from lightning_transfer.glue.trainer import Weakly, check_supported, is_log_due, say
 from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import apart
 from lightning_transfer.roles import find_head, out_width, parameters_before
@@ -180,7 +174,7 @@ class SourceTerm(TransferPart):
             # no hook of a module is called after a crash
             Before(trainer.strategy, "teardown", trainer, lambda *_: self.drawing.close())
 
-    def begin(self, module: Any, batch: Any = None) -> None:
+    def begin(self, module: Any, batch: Any) -> None:
         """Prepare the draw of source images; a joint pass appends them to the target's."""
         self._batch, self.has_added = batch, False
         if self.measured and self.gap is None:
@@ -210,14 +204,13 @@ class SourceTerm(TransferPart):
         weight = self._weight(trainer)
         source_loss = self._loss(module) if weight else None
         if is_log_due(trainer):
-            self.pending.read()
             values = {"transfer/target_loss": loss.detach(), "transfer/source_weight": torch.tensor(weight)}
             if self.gap is not None:
                 values["transfer/domain_gap"] = torch.tensor(self.gap)
             if source_loss is not None:
                 chosen = {} if self.chooser is None else self.chooser.values()
                 values |= {"transfer/source_loss": source_loss.detach(), **chosen}
-            log(trainer, values)
+            self.log(values)
         if source_loss is not None:
             self.has_added = True
             return joint_loss(loss, source_loss, weight=weight, mix=self.mix)

@@ -11,6 +11,7 @@ from lightning_transfer.methods.adafilter.modules import Fixed
 from lightning_transfer.methods.adafilter.remove import remove_adafilter
 from lightning_transfer.methods.adafilter.sites import Gated, chosen_by
 from lightning_transfer.methods.adafilter.watching import GateWatch
+from lightning_transfer.surgery import path_of
 
 
 class AdaFilter(TransferCallback):
@@ -84,7 +85,7 @@ class AdaFilter(TransferCallback):
         theirs = {"estimator": gates.estimator, "temperature": gates.temperature, "gate_width": width}
         different = [f"{key}={value!r}" for key, value in theirs.items() if value != self.options[key]]
         sites = [site.conv for site in gates.sites]
-        path = next(path for path, child in module.named_modules() if child is gates.network)
+        path = path_of(module, gates.network)
         prefix, gated = f"{path}." if path else "", self.options["gated"]
         if gated is not None and chosen_by(gated, gates.network, sites, prefix) != sites:
             different.append(f"{sites} gated")

@@ -67,7 +67,7 @@ class GatedConv2d(nn.Module):
         self._fold()
         self.register_load_state_dict_post_hook(_fold_again)  # type: ignore[no-untyped-call]
 
-    def decide_by(self, gate: "RecurrentFilterGate | Fixed", layer: int = 0) -> None:
+    def decide_by(self, gate: RecurrentFilterGate | Fixed, layer: int = 0) -> None:
         """Take the gates from a gate, as its layer of this number, or from a fixed rule."""
         if isinstance(gate, str):
             self._fixed = gate

@@ -12,6 +12,7 @@ from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import is_log_due, log
 from lightning_transfer.methods.adafilter.apply import FilterGates, gates_of
+from lightning_transfer.surgery import path_of
 
 COLLAPSED = 10  # logged steps in a row in which hardly a gate differs from the others
 RARE = 0.01  # share of gates that hardly counts (ours)
@@ -31,7 +32,7 @@ class GateWatch(TransferPart):
         gates = gates_of(module)
         assert gates is not None  # the caller gated it
         self._watched = (gates,)  # in a tuple: the user's modules are not registered here
-        self._path = next(path for path, child in module.named_modules() if child is gates)
+        self._path = path_of(module, gates)
         self._num_collapsed = 0
         self._has_looked = False  # in this step
         self.options = {key: str(value) for key, value in gates.spec().items()}
@@ -60,7 +61,7 @@ class GateWatch(TransferPart):
 
     def renamed(self, module: Any) -> dict[str, str]:
         """Return the new and old names of the tuned filters and norms."""
-        path = next(path for path, child in module.named_modules() if child is self.gates.network)
+        path = path_of(module, self.gates.network)
         prefix = f"{path}." if path else ""
         return {prefix + new: prefix + old for new, old in self.gates.renamed().items()}
 
@@ -82,7 +83,7 @@ class GateWatch(TransferPart):
         if self.gates.gate is not None:
             optimizers.check_held(trainer, self.gates)
 
-    def begin(self, module: Any, batch: Any = None) -> None:
+    def begin(self, module: Any, batch: Any) -> None:
         """Forget the last step's pass: not earlier, because the backward after the step may need what it kept."""
         self.detach()
         self._has_looked = False

@@ -122,7 +122,7 @@ class Agreement(TransferPart):
                         stacklevel=2,
                     )
 
-    def begin(self, module: Any, batch: Any = None) -> None:
+    def begin(self, module: Any, batch: Any) -> None:
         """Record each network's logits."""
         self._batch, self.has_added = batch, False
         self.ensemble.passes.begin()

@@ -118,7 +118,7 @@ class AuxiliaryTerm(TransferPart):
                 "never be tuned. Pass fewer."
             )
 
-    def begin(self, module: Any, batch: Any = None) -> None:
+    def begin(self, module: Any, batch: Any) -> None:
         """Start listening; in the warm-up freeze the backbone's norms."""
         self.unfreeze()
         self._batch, self.has_added = batch, False

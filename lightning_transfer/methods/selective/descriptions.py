@@ -59,10 +59,6 @@ class Descriptions:
         else:
             self.folder = Path(f"{scan.cache}.work") / digest(identity)
 
-    def num_bytes(self, num_images: int) -> int:
-        """Return the size of descriptors on disk."""
-        return num_images * self.shape[0] * self.shape[1] * (2 if self.most_positions < 2**16 else 4)
-
     def remove(self) -> None:
         """Delete the folder; open files stay readable."""
         shutil.rmtree(self.folder, ignore_errors=True)

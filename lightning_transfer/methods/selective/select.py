@@ -213,7 +213,7 @@ class Job:
         memory = index + search_bytes(len(self.target), self.longest, descriptions.shape)
         self.scan.say(
             f"Selecting among {len(self.source):,} source images for {len(self.target):,} target images: about "
-            f"{memory / 1e9:.1f} GB of memory, {descriptions.num_bytes(len(self.source)) / 1e9:.2f} GB on disk in "
+            f"{memory / 1e9:.1f} GB of memory, {len(self.source) * target.row_bytes / 1e9:.2f} GB on disk in "
             f"{descriptions.folder}. At the target's {rate:,.0f} images a second the source takes "
             f"about {duration(len(self.source) / rate)}."
             + (" If interrupted, it resumes." if self.scan.cache else " Without cache= interrupted work is lost.")

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +59,8 @@ class Selection:
     duplicates: Tensor
     dropped: Tensor
     unreadable: Tensor
-    target: Dataset[Any] | None = field(default=None)
-    source: Dataset[Any] | None = field(default=None)
+    target: Dataset[Any] | None = None
+    source: Dataset[Any] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Selection":
         return self  # never changes, and a copy of the user's module must not copy images

@@ -132,7 +132,7 @@ class KnowledgeTerm(TransferPart):
                 stacklevel=2,
             )
 
-    def begin(self, module: Any, batch: Any = None) -> None:
+    def begin(self, module: Any, batch: Any) -> None:
         """Start listening."""
         is_due = self.annealing.now(self.trainer) > 0
         self._images.is_listening = self._features.is_listening = is_due
