@@ -1,4 +1,4 @@
-"""Transfer-learning methods for any Lightning project: callbacks, mixins, and plain functions and modules.
+"""Offer transfer-learning methods for any Lightning project: callbacks, mixins, and plain functions and modules.
 
 Public names load on first use, so that importing the package costs nothing that is not used.
 """

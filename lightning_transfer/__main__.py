@@ -1,4 +1,4 @@
-"""The command `lightning-transfer`, or `python -m lightning_transfer`: what needs no training script."""
+"""Run the command `lightning-transfer`, or `python -m lightning_transfer`: what needs no training script."""
 
 import os
 import sys
@@ -168,7 +168,7 @@ def described(error: Exception) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command; what is wrong ends it with one message."""
+    """Run a command; an error ends it with one message."""
     sys.path.insert(0, os.getcwd())  # a project's modules, as for `python -m`
     line = parser()
     options, others = line.parse_known_args(args)

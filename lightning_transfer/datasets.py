@@ -47,11 +47,11 @@ def check_random_access(dataset: Any, name: str) -> None:
 
 
 class ControlFlowError(TransferConfigError):
-    """A sample raised an exception that ends a loop or a program; readers must neither obey nor skip it."""
+    """Says that a sample raised an exception that ends a loop or a program; readers must neither obey nor skip it."""
 
 
 class Served(Subset[Any]):
-    """The images of a user's dataset that a loader serves; messages name images by their index in that dataset."""
+    """Holds the images of a user's dataset that a loader serves; messages name them by their index in that dataset."""
 
 
 def index_in(dataset: Dataset[Any], place: int) -> int:
@@ -182,7 +182,7 @@ def _class_number(sample: Any, dataset: Any, index: int, read: Callable[[Any], A
 
 
 def _label_in(sample: Any) -> Any:
-    """Return what stands where a sample's label does: of three entries or more the one whole number."""
+    """Return the label of a sample: its second entry, or of three entries or more the only whole number."""
     if not isinstance(sample, tuple | list) or len(sample) < 3:
         return sample[1]
     numbers = (torch.as_tensor(part) if isinstance(part, int | np.integer) else part for part in sample)

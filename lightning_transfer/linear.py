@@ -14,7 +14,7 @@ SURE = 1e-9  # change of the loss or a weight at which a fit has ended
 
 
 class LinearClassifier(NamedTuple):
-    """Scores (n, classes) of features (n, D): weight (classes, D) and bias (classes,), in float64."""
+    """Gives scores (n, classes) of features (n, D): weight (classes, D) and bias (classes,), in float64."""
 
     weight: Tensor
     bias: Tensor

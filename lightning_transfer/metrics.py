@@ -15,7 +15,7 @@ BLOCK = 2**24  # similarities in memory at once
 
 
 class GeneralDiscrimination(Metric):
-    """Leave-one-out k-nearest-neighbor accuracy of features over classes that neither task trains on.
+    """Measures the leave-one-out k-nearest-neighbor accuracy of features, over classes that neither task trains on.
 
     General discrimination is a concept of soft fine-tuning's paper (arXiv 1909.02236); this measure of it is ours: each
     image is classified by a majority vote of its k nearest other images by cosine similarity; the nearer class wins a

@@ -1,4 +1,4 @@
-"""Checks of values on the device, whose answers are read when the program waits for the device anyway."""
+"""Check values on the device, and read the answers when the program waits for the device anyway."""
 
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -15,14 +15,14 @@ MOST = 100  # checks that wait, so that a run that rarely logs keeps little and 
 
 
 def when(step: int, now: int) -> str:
-    """Say whether the weights are still those before a step in which something was wrong, in the step `now`."""
+    """Return the text that says, in the step `now`, whether a wrong step has changed the weights yet."""
     if now == step:
         return "Stopped before the optimizer's step."
     return f"Found {now - step} optimizer steps later, which have spoilt the weights: go on from the last checkpoint."
 
 
 class PendingChecks:
-    """Checks of one run, shared by its parts and raised in the order in which they were made.
+    """Holds the checks of one run, which its parts share; they are raised in the order in which they were made.
 
     To read a value, the program waits until the device has computed all that it was given. So an answer stays on the
     device until `read` is called: in a step that logs, before a checkpoint is written, and when training ends.

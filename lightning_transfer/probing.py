@@ -1,4 +1,4 @@
-"""A linear probe: a classifier of frozen features whose penalty is chosen by cross-validation (ours).
+"""Fit a linear probe, a classifier of frozen features whose penalty is chosen by cross-validation (ours).
 
 Features are divided by one number, the median of their standard deviations. With ten photographs of a class and an
 ImageNet network the probe is better so than if each feature is divided by its own: see examples/benchmarks/regime.md.
@@ -19,7 +19,7 @@ ROUGH = 1e-2  # change of a loss, summed over images, at which a fit is near eno
 
 
 class Choice(NamedTuple):
-    """The penalty that suits images held out in turns best, and the share of them that is then right."""
+    """Holds the penalty that suits images held out in turns best, and the share of them that is then right."""
 
     penalty: float
     accuracy: float

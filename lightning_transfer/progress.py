@@ -6,14 +6,14 @@ from typing import Protocol
 
 
 class Step(Protocol):
-    """A function that takes how many more items are done, and a note to show."""
+    """Takes how many more items are done, and a note to show."""
 
     def __call__(self, more: int, note: str = "", /) -> object:
         """Advance the bar."""
 
 
 class Progress(Protocol):
-    """A function that makes a bar from the name of the work, the number of items and their unit."""
+    """Makes a bar from the name of the work, the number of items and their unit."""
 
     def __call__(self, name: str, total: int, /, unit: str = "images") -> AbstractContextManager[Step]:
         """Return the bar as a context."""

@@ -58,7 +58,7 @@ def _reason(error: Exception) -> str:
 
 
 class _Yielded(IterableDataset[Any]):
-    """The values that a function yields."""
+    """Gives the values that a function yields."""
 
     def __init__(self, read: Callable[[], Iterable[Any]]) -> None:
         self.read = read
@@ -130,7 +130,7 @@ def readable(
 
 
 class _Tried(Dataset[tuple[int, Any, str]]):
-    """Samples with their indices; if errors are forgiven, the reason why a sample could not be read."""
+    """Gives samples with their indices; if errors are forgiven, the reason why a sample could not be read."""
 
     def __init__(self, dataset: Dataset[Any], of: str, forgives: bool) -> None:
         self.dataset, self.of, self.forgives = dataset, of, forgives

@@ -20,7 +20,7 @@ FORWARDLESS = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pyto
 
 @dataclass(frozen=True)
 class Head:
-    """The module that turns features into the target's logits, and its place.
+    """Holds the module that turns features into the target's logits, and its place.
 
     Attributes:
         path: dotted name from the LightningModule.
@@ -42,7 +42,7 @@ def has_forward(module: nn.Module) -> bool:
 
 
 def users_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Return `named_modules` without the parts that this package attached."""
+    """Yield `named_modules` without the parts that this package attached."""
     ours = tuple(f"{name}." for name, child in module.named_modules() if is_ours(child))
     return ((name, child) for name, child in module.named_modules() if not f"{name}.".startswith(ours))
 

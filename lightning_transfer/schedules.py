@@ -1,4 +1,4 @@
-"""A number that changes over training: constant, annealed away, or the user's own curve."""
+"""Change a number over training: constant, annealed away, or the user's own curve."""
 
 import math
 from collections.abc import Callable

@@ -46,7 +46,7 @@ def own_randomness(seed: int = SEED) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class SurgeryReport:
-    """How a network was changed.
+    """Holds how a network was changed.
 
     Attributes:
         replaced: dotted names of the layers that were replaced, in the order in which they run.
@@ -61,7 +61,7 @@ class SurgeryReport:
 
 @dataclass(frozen=True)
 class Removal:
-    """Accuracies before and after a changed network was made plain.
+    """Holds the accuracies before and after a changed network was made plain.
 
     Attributes:
         accuracy_before: share of the loader's images that the changed network classified right; None without a loader.
@@ -111,7 +111,7 @@ def is_ours(module: nn.Module) -> bool:
 
 
 class Structure(nn.Module):
-    """A module that changes a network permanently, and saves in its state how to repeat the change; abstract.
+    """Changes a network permanently, and saves in its state how to repeat the change; abstract.
 
     The state is a tensor, since some code expects only tensors in a state_dict.
     """
@@ -206,7 +206,7 @@ def rebuild(module: nn.Module, weights: Mapping[str, Any]) -> None:
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """A frozen BatchNorm: neither training nor `train()` changes its statistics or its weights.
+    """Normalises as a frozen BatchNorm: neither training nor `train()` changes its statistics or its weights.
 
     It is not a subclass of `_BatchNorm`, so code that synchronizes or unfreezes BatchNorms does not find it. Its output
     is bit-identical to the BatchNorm's in eval mode.

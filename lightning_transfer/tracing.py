@@ -27,7 +27,7 @@ LAYERS = (_ConvNd, _NormBase, nn.LayerNorm, nn.Linear)
 
 @dataclass
 class Call:
-    """One run of a layer.
+    """Holds one run of a layer.
 
     Attributes:
         path: dotted name of the layer.

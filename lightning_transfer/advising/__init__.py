@@ -1,1 +1,1 @@
-"""Will it help me: trials on your own data."""
+"""Measure on the user's own data which method, or which pretrained network, is best."""

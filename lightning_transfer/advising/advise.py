@@ -1,4 +1,4 @@
-"""Which method for my data: a paired trial on the training images, within a budget of time (ours)."""
+"""Compare methods by paired trials on the training images, within a budget of time (ours)."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""Give the same images to pretrained networks, to each as it knows pictures, and keep what it makes of them (ours)."""
+"""Compute the features that pretrained networks give the same images, each with its own preprocessing (ours)."""
 
 import copy
 import os
@@ -128,7 +128,7 @@ def pictures_of(data: Any, num_workers: int = 0) -> Pictures:
 
 
 class _Prepared(Dataset[Tensor | str]):
-    """Pictures as a network knows them, or why one cannot be read.
+    """Prepares pictures as a network expects them; gives the reason if one cannot be read.
 
     All go through timm's own transform as 8-bit PIL images: it resizes tensors otherwise, and pads floats wrongly.
     """
@@ -147,13 +147,13 @@ class _Prepared(Dataset[Tensor | str]):
 
 
 class Seen(NamedTuple):
-    """What a network made of all images.
+    """Holds the features that a network gave all images, and what they cost.
 
     Attributes:
         features: (n, D).
         milliseconds: that an image takes in the fastest batch.
         parameters: of the network without its head.
-        look: features of some images that were made apart, by which kept features are known to be the network's.
+        look: features of some images, computed separately, to check that kept features are the network's.
     """
 
     features: Tensor
@@ -164,7 +164,7 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """All images, and how networks are run on them.
+    """Runs networks on all images.
 
     Attributes:
         pictures: the images.
@@ -183,7 +183,7 @@ class Run:
     cache: str | os.PathLike[str] | None
 
     def look(self, name: str, given: nn.Module | str) -> tuple[Seen, tuple[int, int]]:
-        """Return what a network makes of all images, by a copy of it or from the cache, and the size of its pictures.
+        """Return the features that a copy of a network gives all images, or those in the cache, and its image size.
 
         Raises:
             TransferConfigError: it does not say how its pictures are normalised, or what it gives is not features.

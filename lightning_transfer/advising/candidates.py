@@ -1,4 +1,4 @@
-"""What is compared with plain fine-tuning: the methods of this package as they come, or the user's own."""
+"""List what is compared with plain fine-tuning: the methods of this package, or the user's own candidates."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ COST = 2.0  # of a candidate that has not been trained yet, in trainings of fine
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is trained.
+    """Makes the callbacks of one candidate.
 
     Attributes:
         name: in the table.
@@ -39,7 +39,7 @@ class Candidate:
     _made: WeakSet[Any] = field(default_factory=WeakSet, repr=False)
 
     def callbacks(self, images: AnyDataset | None = None) -> list[Any]:
-        """Make its callbacks, which have to be others each time.
+        """Make its callbacks, new ones each time.
 
         Args:
             images: that are trained on, without augmentation.
@@ -70,7 +70,7 @@ def usual(
     adapt: Callable[..., Any] | None,
     unaugmented: AnyDataset | None,
 ) -> list[Candidate]:
-    """Return this package's methods as they come, with what the user says of the module and of the images."""
+    """Return this package's methods with their default options, and with the user's head, forward and adapt."""
     at: dict[str, Any] = {} if head == "auto" else {"head": head}
     read = {name: value for name, value in (("forward", forward), ("adapt", adapt)) if value is not None}
 
@@ -98,7 +98,7 @@ def usual(
 
 
 def own(candidates: Mapping[str, Callable[[], Sequence[Any]]]) -> list[Candidate]:
-    """Return the user's.
+    """Return the user's candidates.
 
     Raises:
         TransferConfigError: it is not a mapping of names to functions.

@@ -1,4 +1,4 @@
-"""Features of a pretrained network, whichever form it gives them in (ours)."""
+"""Extract the features of a pretrained network, in whichever form it gives them (ours)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -42,7 +42,7 @@ class Features:
         self.heard.append((layer, args[0] if args else next(iter(kwargs.values())), given))
 
     def settle(self, batches: Sequence[Tensor]) -> None:
-        """Decide for all images, by some, whether the network gives a head's scores, so what that takes is ranked."""
+        """Find on some batches whether the network gives a head's scores; if so, that head's input is ranked."""
         alike: list[set[int]] = []
         for images in batches:
             leaves = tree_leaves(self._given(images))
@@ -96,7 +96,7 @@ class Features:
 
     @property
     def num_parameters(self) -> int:
-        """Of the network without its head."""
+        """Return the number of parameters of the network without its head."""
         head = set() if self.head is None else {*self.head.parameters()}
         return sum(each.numel() for each in self.network.parameters() if each not in head)
 

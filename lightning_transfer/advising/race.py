@@ -1,4 +1,4 @@
-"""Which trainings are worth their time: folds for those still in the race, within a wall-clock budget (ours)."""
+"""Decide which trainings are worth their time: each round trains the remaining candidates on one more fold (ours)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ LOST = 10.0  # points below a linear probe, from which fine-tuning itself looks 
 
 @dataclass
 class Racer:
-    """A candidate, and what became of it.
+    """Holds a candidate and its results.
 
     Attributes:
         candidate: what is trained.
@@ -40,7 +40,7 @@ class Race:
     """Trains fine-tuning and its rivals on one fold after the other, and drops those that are hopeless or too many.
 
     Args:
-        rivals: of fine-tuning; that called "linear probe" is scored with it and costs nothing.
+        rivals: of fine-tuning; the one called "linear probe" is scored together with it and costs nothing.
         num_folds: how many there are.
         train: trains a candidate on a fold, and returns by name what was scored.
         groups: what the scored images of a fold belong to.
@@ -88,7 +88,7 @@ class Race:
 
     @property
     def trained(self) -> list[Racer]:
-        """Those still in the race that cost something."""
+        """Return the candidates that are still trained; the linear probe costs nothing and is not one of them."""
         return [racer for racer in self.rivals if not racer.is_out and racer.candidate.name != PROBE]
 
     def falls_short(self, *, looks: int = 1) -> bool:
@@ -124,7 +124,7 @@ class Race:
         return sum(map(self.price, [self.plain, *self.trained]))
 
     def _begin(self, fold: int) -> bool:
-        """Train fine-tuning, with the probe, if it fits together with one rival at least; return whether it did."""
+        """Run fine-tuning and the probe if there is time for them and one rival; return whether they ran."""
         if fold and self.price(self.plain) + min(map(self.price, self.trained), default=0.0) > self._left():
             return False
         try:
@@ -140,7 +140,7 @@ class Race:
         return True
 
     def _begin_one(self, racer: Racer, fold: int) -> None:
-        """Train a rival, if it fits."""
+        """Train a rival if there is time."""
         if self.price(racer) > self._left():
             if not racer.found:
                 racer.leave("no time was left for it")

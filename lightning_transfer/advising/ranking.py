@@ -1,4 +1,4 @@
-"""Which pretrained network for your data: linear probes of frozen features, held against each other (ours)."""
+"""Rank pretrained networks on the user's data by linear probes of their frozen features (ours)."""
 
 import html
 import os
@@ -23,7 +23,7 @@ COLUMNS = ("network", "accuracy, %", "from the best", "ms an image", "M paramete
 
 @dataclass(frozen=True)
 class Ranked:
-    """A network and how well a linear classifier of its features does.
+    """Holds how well a linear classifier of a network's features does.
 
     Attributes:
         name: of the network.
@@ -48,7 +48,7 @@ class Ranked:
 
     @property
     def is_told_apart(self) -> bool:
-        """Whether it is shown to be worse than the best network."""
+        """Return whether it is shown to be worse than the best network."""
         return self.difference + self.interval < 0
 
     def cells(self, *, is_best: bool) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ class Ranking:
 
     @property
     def best(self) -> str:
-        """The name of the network with the best accuracy."""
+        """Return the name of the network with the best accuracy."""
         return self.rows[0].name
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Images of the training data through a network outside of training: what its head takes and gives."""
+"""Run training images through a network outside of training, and return what its head takes and gives."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ FORWARD = "Say how images run: advise(..., forward=lambda module, images: {})."
 
 @dataclass(frozen=True)
 class Reading:
-    """How images and labels are read.
+    """Holds how images and labels are read.
 
     Attributes:
         head: its path, or "auto".
@@ -38,7 +38,7 @@ class Reading:
 
 
 class Places(NamedTuple):
-    """Where things are in a module before a candidate changes its layers.
+    """Holds where the head and the network are in a module before a candidate changes its layers.
 
     Attributes:
         head: its path.
@@ -52,7 +52,7 @@ class Places(NamedTuple):
 
     @property
     def guess(self) -> str:
-        """How images run, if the module does not say."""
+        """Return how images run if the module has no forward."""
         end = f" and {self.head!r}" if self.is_apart else ""
         return f"through {self.network!r}{end}" if self.network else ""
 

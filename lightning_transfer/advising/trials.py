@@ -1,4 +1,4 @@
-"""One training of a candidate on all but one part of the images, scored on that part; the probe beside fine-tuning."""
+"""Train a candidate on all but one part of the images and score it on that part; fine-tuning with the linear probe."""
 
 import copy
 from collections.abc import Callable
@@ -26,18 +26,18 @@ PRICED = 10  # steps by which the time of a training is estimated
 
 
 class OutOfTimeError(Exception):
-    """A training is stopped, since it does not fit; its argument is the seconds that it would take."""
+    """Stops a training that does not fit into the time; its argument is the seconds that the training would take."""
 
 
 class Scored(NamedTuple):
-    """Which of the scored images (n,) are right, and what this took in seconds."""
+    """Holds which of the scored images (n,) are right, and how many seconds this took."""
 
     right: Tensor
     seconds: float
 
 
 class PairedTrials:
-    """Trainings that differ in the candidate alone: the parts, the seeds, the new head and the batches are the same.
+    """Trains candidates with the same parts, seeds, new head and batches, so that only the candidate differs.
 
     Args:
         module: the user's, of which copies are trained.
@@ -79,7 +79,7 @@ class PairedTrials:
         return indices if self.trials.groups is None else [self.trials.groups[index] for index in indices]
 
     def train(self, candidate: Candidate, fold: int) -> dict[str, Scored]:
-        """Return what a candidate has right of a part after training on the others, and with fine-tuning the probe.
+        """Train a candidate on all parts but one and score it on that one; with fine-tuning, score the probe too.
 
         Raises:
             OutOfTimeError: it does not fit before the deadline.
@@ -109,11 +109,11 @@ class _Scoring(AnyCallback):
         self.first: tuple[int, float] | None = None  # step, and when it was done
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Let a network that the module builds only now be the same for every candidate."""
+        """Seed the network that the module may build now, so that it is the same for every candidate."""
         self._draw_anew()
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Let workers, which begin soon, draw the same batches, whatever the candidate has drawn."""
+        """Seed the workers, which start soon, so that they draw the same batches for every candidate."""
         self._draw_anew()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -169,7 +169,7 @@ class _Scoring(AnyCallback):
         return runner
 
     def _probed(self, runner: Runner) -> Tensor:
-        """Return what a linear classifier of the features of the network as it came has right."""
+        """Return which scored images a linear classifier of the unchanged network's features has right."""
         paired = self.paired
         chosen, scored = some(paired.kept(self.fold), MOST_PROBED), paired.scored(self.fold)
         with seeded(0, 0):
@@ -194,6 +194,6 @@ class _Scoring(AnyCallback):
 
 
 def some(indices: list[int], most: int) -> list[int]:
-    """Return at most so many of them, drawn evenly, in order."""
+    """Return at most `most` of the indices, drawn at random, in order."""
     order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:most]
     return [indices[place] for place in order.sort().values.tolist()]

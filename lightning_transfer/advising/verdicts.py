@@ -1,4 +1,4 @@
-"""A candidate's answers beside fine-tuning's on the same images: the difference, its interval, a verdict (ours)."""
+"""Compare a candidate with fine-tuning on the same images: the difference, its interval and a verdict (ours)."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Verdict = Literal["shown better", "not shown", "shown worse"]
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference in accuracy from fine-tuning.
+    """Holds a difference in accuracy from fine-tuning.
 
     Attributes:
         points: in percent of the images that both were scored on.
@@ -32,7 +32,7 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """Better or worse only if the interval is on one side of 0."""
+        """Return better or worse only if the interval is on one side of 0."""
         if abs(self.points) <= self.half:
             return "not shown"
         return "shown better" if self.points > 0 else "shown worse"

@@ -1,1 +1,1 @@
-"""The parts of the command `lightning-transfer`: its line, and the project that it reads."""
+"""Define the command line `lightning-transfer`, and read the projects that it is given."""

@@ -1,4 +1,4 @@
-"""The command line: each command's arguments, and a help of one screen."""
+"""Define the arguments of each command, and its help of one screen."""
 
 import argparse
 from functools import partial

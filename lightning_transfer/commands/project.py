@@ -29,7 +29,7 @@ RAISING = {"exit_on_error": False}  # with an error that says what is wrong, in 
 
 @dataclass(frozen=True)
 class Project:
-    """What a LightningCLI file names.
+    """Holds the objects that a LightningCLI file names.
 
     Attributes:
         module: the LightningModule.
@@ -45,19 +45,19 @@ class Project:
 
     @property
     def source(self) -> SourceTask | SourceKnowledge | None:
-        """The source of the first callback that has one."""
+        """Return the source of the first callback that has one."""
         sources = (getattr(callback, "source", None) for callback in self.trainer.callbacks)
         return next((source for source in sources if isinstance(source, SourceTask | SourceKnowledge)), None)
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options by which a trial trains as the Trainer would, on one device; those that trials refuse are kept."""
+        """Return options with which a trial trains like the Trainer on one device, and those that trials refuse."""
         kept = {name: value for name in UNEQUAL if (value := getattr(self.trainer, name))}
         return {**options_like(self.trainer), **self.lengths, **kept}
 
     @property
     def images(self) -> Any:
-        """The DataModule, or the train loader of a module that loads its images itself."""
+        """Return the DataModule, or the train loader of a module that loads its images itself."""
         is_own = self.data is self.module
         return loader_of(self.data, type(self.trainer), options_like(self.trainer)) if is_own else self.data
 

@@ -1,4 +1,4 @@
-"""What an examination has found, as a page in plain words."""
+"""Hold what an examination has found, and print it as a page in plain words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ SHOWN = 5  # names, classes or images that a finding lists
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that will go wrong.
+    """Holds one thing that will go wrong, and its fix.
 
     Attributes:
         name: of the kind of finding.
@@ -25,12 +25,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found in a project; `print` shows it, with the code to write for each finding.
+    """Holds what was found in a project; `print` shows it, with the code to write for each finding.
 
     Attributes:
         subject: what was examined.
         findings: what will go wrong.
-        not_checked: what could not be looked at, or not at all of it, and why.
+        not_checked: what could not be checked, or only in part, and why.
     """
 
     subject: str

@@ -1,4 +1,4 @@
-"""What will go wrong in a project, from its module, a step of a copy of it, and its images (ours)."""
+"""Find what will go wrong in a project, by its module, one step of a copy of it, and its images (ours)."""
 
 import copy
 import os

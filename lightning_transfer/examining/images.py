@@ -1,4 +1,4 @@
-"""What the training images show: labels that the head does not have, rare classes, held-out images among them."""
+"""Find in the training images labels that the head does not have, rare classes, and held-out images."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What a module, its step and its Trainer show: modes, optimizers, criteria, hyperparameters, namespaces, order."""
+"""Find what is wrong with a module, its step and its Trainer: modes, optimizers, criteria, hyperparameters, order."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""One training step of a copy of the user's module: what it holds, what its criterion gets, what its loss does."""
+"""Run one training step of a copy of the user's module, and record what its criterion gets and what its loss does."""
 
 import contextlib
 import copy
@@ -26,7 +26,7 @@ EPOCHS = 100  # of a Trainer that does not say how long it trains: schedules hav
 
 
 class Call(NamedTuple):
-    """A call of a criterion of torch's.
+    """Holds a call of one of torch's criteria.
 
     Attributes:
         name: of the function.
@@ -47,7 +47,7 @@ class Call(NamedTuple):
 
 @dataclass
 class Seen:
-    """What one step showed.
+    """Holds what one step showed.
 
     Attributes:
         calls: of criteria.
@@ -79,7 +79,7 @@ class Seen:
 
 
 class _Listening(TorchFunctionMode):
-    """Writes down calls of criteria, however the user has named or wrapped them."""
+    """Records calls of criteria, however the user has named or wrapped them."""
 
     def __init__(self, calls: list[Call]) -> None:
         super().__init__()

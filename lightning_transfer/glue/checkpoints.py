@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class UnsafeCheckpointError(TransferConfigError):
-    """A checkpoint holds more than tensors and plain data."""
+    """Says that a checkpoint holds more than tensors and plain data."""
 
 
 class TrainingOnly(nn.Module):
@@ -304,7 +304,7 @@ def load_from_checkpoint(cls: type[T], path: str | os.PathLike[str], **kwargs: A
         return loaded
 
     class Rebuilt(cls):  # type: ignore[valid-type, misc]
-        """The user's class, with layers that are changed after it is built and before weights are loaded."""
+        """Changes the layers of the user's class after it is built and before weights are loaded."""
 
         def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             rebuild(self, checkpoint["state_dict"])

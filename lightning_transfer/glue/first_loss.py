@@ -24,7 +24,7 @@ def is_close(found: float, expected: float, dtype: torch.dtype) -> bool:
 
 
 class MeanLoss(NamedTuple):
-    """A mean loss, the numbers that would make a sum of it, and the type of the logits."""
+    """Holds a mean loss, the numbers that would make a sum of it, and the type of the logits."""
 
     name: str
     mean: float
@@ -39,7 +39,7 @@ class MeanLoss(NamedTuple):
 
 
 class Heard:
-    """Forward hook on a head that keeps its output in the step's own pass, outside of compiled graphs."""
+    """Keeps a head's output in the step's own pass, outside of compiled graphs, as a forward hook."""
 
     def __init__(self) -> None:
         self.is_idle = False

@@ -17,7 +17,7 @@ WORKERS = ("num_workers", "worker_init_fn", "multiprocessing_context")
 
 @dataclass(frozen=True)
 class Side:
-    """Images of the target or of the source, read as in training.
+    """Reads images of the target or of the source as in training.
 
     Attributes:
         name: "target" or "source".

@@ -29,7 +29,7 @@ PITCH = (1.12, 1.42)  # inches from one thumbnail to the next; a thumbnail is on
 
 @dataclass(frozen=True)
 class _Side:
-    """The images of the target or of the source, their labels (n,) and the names of the classes."""
+    """Holds the images of the target or of the source, their labels (n,) and the names of the classes."""
 
     image: Thumbnail
     labels: Array | None

@@ -52,7 +52,7 @@ _Loader.add_constructor(None, lambda loader, node: None)
 
 
 class TransferReport:
-    r"""A page about a run, made from the folder that Lightning's `CSVLogger` wrote.
+    r"""Shows a run as a page, from the folder that Lightning's `CSVLogger` wrote.
 
     Args:
         folder: with `metrics.csv` and `hparams.yaml`, such as `trainer.logger.log_dir`.

@@ -9,7 +9,7 @@ from lightning_transfer.values import value_of
 
 
 class Annealing:
-    """One run's weight: its schedule, and the length of training that the schedule uses.
+    """Holds one run's weight: its schedule, and the length of training that the schedule uses.
 
     Args:
         schedule: of the weight.

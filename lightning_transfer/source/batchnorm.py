@@ -1,4 +1,4 @@
-"""BatchNorm while source images pass: its running statistics stay the target's, or what would move them is refused."""
+"""Keep BatchNorm's running statistics the target's while source images pass, or refuse what would move them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from lightning_transfer.roles import users_modules
 
 @contextmanager
 def protected_batchnorm(module: nn.Module, *, on: bool) -> Iterator[None]:
-    """While it lasts, BatchNorm layers in training normalise as ever but leave their running statistics alone."""
+    """Keep the running statistics of BatchNorm layers in training; they normalise by the batch as usual."""
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training] if on else []
     layers = [layer for layer in layers if layer.track_running_stats]
     for layer in layers:

@@ -46,7 +46,7 @@ class Chooser(Protocol):
 
 
 class Borrows(Protocol):
-    """Options of a chooser."""
+    """Holds the options of a chooser."""
 
     def open(self, source: SourceTask) -> Chooser:
         """Return the chooser of one run."""

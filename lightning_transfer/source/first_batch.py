@@ -53,7 +53,7 @@ def introduce(
 
 
 class Evidence(NamedTuple):
-    """Evidence for the error on a source loss that is not finite; small, because it may be kept for some steps.
+    """Holds evidence for the error on a source loss that is not finite; small, since it may be kept for some steps.
 
     Attributes:
         loss: of the source.

@@ -116,7 +116,7 @@ def check_alike(target_images: Tensor, source_images: Tensor) -> None:
 
 @dataclass
 class Extent:
-    """The smallest and the largest pixel of the images that were seen of a side."""
+    """Holds the smallest and the largest pixel of the images that were seen of a side."""
 
     least: float = math.inf
     largest: float = -math.inf

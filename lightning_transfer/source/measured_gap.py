@@ -33,7 +33,7 @@ from lightning_transfer.source.view import NetworkView
 
 
 class _Seen(NamedTuple):
-    """The images seen of a side."""
+    """Holds what was seen of a side's images."""
 
     features: Tensor  # (n, D)
     images: Tensor  # the last batch

@@ -32,7 +32,7 @@ ALONE = (
 
 
 class Tap:
-    """Take source features out before the head; a copied or pickled network gets an idle tap."""
+    """Takes source features out before the head; a copied or pickled network gets an idle tap."""
 
     def __init__(self) -> None:
         self.has_trained = False  # whether source images have ever passed with gradients
@@ -63,7 +63,7 @@ class Tap:
 
 
 class _Hook(ABC):
-    """A hook that acts only while its tap is in use; abstract."""
+    """Acts only while its tap is in use; abstract."""
 
     def __init__(self, tap: Tap) -> None:
         self.tap = tap
@@ -83,7 +83,7 @@ def _with_first(first: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 class _AppendSource(_Hook):
-    """Forward pre-hook on the network that appends the source images to the first call of an armed step."""
+    """Appends the source images to the network's first call in an armed step, as a forward pre-hook."""
 
     @outside_graphs
     def act(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -113,7 +113,7 @@ class _AppendSource(_Hook):
 
 
 class _TakeAtHead(_Hook):
-    """Forward pre-hook on the head."""
+    """Takes the source features that reach the head, as a forward pre-hook."""
 
     @outside_graphs
     def act(self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -133,7 +133,7 @@ class _TakeAtHead(_Hook):
 
 
 class _TakeAfterBackbone(_Hook):
-    """Forward hook on a backbone that does not hold its head."""
+    """Takes the source features from the output of a backbone without its head, as a forward hook."""
 
     @outside_graphs
     def act(self, backbone: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -149,7 +149,7 @@ class _TakeAfterBackbone(_Hook):
 
 
 class _RefuseLeak(_Hook):
-    """Forward hook on the network that holds the head: no source row may reach the user's own code."""
+    """Refuses source rows in the output of the network that holds the head, as a forward hook."""
 
     @outside_graphs
     def act(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -165,7 +165,7 @@ class _RefuseLeak(_Hook):
 
 
 class _ExplainFailure(_Hook):
-    """Forward hook on the network, also called after an error in it, which source images may have caused."""
+    """Explains an error in the network that source images may have caused, as a forward hook."""
 
     @outside_graphs
     def act(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -174,7 +174,7 @@ class _ExplainFailure(_Hook):
 
 
 class _RefuseAgain:
-    """Forward pre-hook on a layer that must not run again in a backward through source images.
+    """Refuses to run a layer again in a backward through source images, as a forward pre-hook.
 
     Args:
         tap: of the pass.
@@ -193,7 +193,7 @@ class _RefuseAgain:
 
 
 class SourcePass:
-    """Run source images through one module and keep the features that its head would get.
+    """Runs source images through one module and keeps the features that its head would get.
 
     Args:
         source: decides how images run.

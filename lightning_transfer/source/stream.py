@@ -16,7 +16,7 @@ Key = tuple[int, list[int]]  # of a batch: its first position in the endless ord
 
 
 class SourceBatch(NamedTuple):
-    """The source samples of one step.
+    """Holds the source samples of one step.
 
     Attributes:
         indices: (batch,) of the samples in the dataset.
@@ -117,7 +117,7 @@ class SourceStream:
 
 
 class Shuffled:
-    """Order in which every turn has each sample once, in a new permutation.
+    """Orders samples so that every turn has each of them once, in a new permutation.
 
     Args:
         num_samples: of the dataset.

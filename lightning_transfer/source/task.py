@@ -30,7 +30,7 @@ SourceForward: TypeAlias = Literal["separate", "joint"] | Callable[[nn.Module, T
 
 
 class SourceOptions(TypedDict, total=False):
-    """Options that `SourceTask.from_timm` passes on."""
+    """Lists the options that `SourceTask.from_timm` passes on."""
 
     batch_size: int | None
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -44,7 +44,7 @@ class SourceOptions(TypedDict, total=False):
 
 
 class TimmSource(SourceOptions):
-    """`SourceTask.from_timm` as a mapping, which is how a configuration file writes it."""
+    """Describes `SourceTask.from_timm` as a mapping, which is how a configuration file writes it."""
 
     from_timm: Required[str | nn.Module]  # text first: a name such as "resnet50.a1_in1k" is not imported
     dataset: Required[AnyDataset]

@@ -36,7 +36,7 @@ from lightning_transfer.stamps import stamped, unstamped
 
 
 class SourceTerm(TransferPart):
-    """One run's source task: its head, its stream, and the loss that it adds to a step.
+    """Holds one run's source task: its head, its stream, and the loss that it adds to a step.
 
     Args:
         source: the task.

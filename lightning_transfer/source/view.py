@@ -1,4 +1,4 @@
-"""What a network as it is makes of images, seen outside of training."""
+"""Compute features and logits of a run's network outside of training, and leave no trace in it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +14,13 @@ from lightning_transfer.tracing import evaluating
 
 @dataclass(frozen=True)
 class NetworkView:
-    """Looks through the network of a run: no gradient, no batch statistics, no dropout, and no trace.
+    """Runs images through a run's network in eval mode and without gradients, and leaves it unchanged.
 
     Attributes:
         trainer: whose fit it is.
         module: the user's.
-        source: the task whose passes the images take.
-        run: gives what the network gives its head.
+        source: the task, which decides how images run.
+        run: computes the features that the head takes.
         head_path: of the target's head.
         batch_size: images that run at once.
     """
@@ -33,16 +33,16 @@ class NetworkView:
     batch_size: int
 
     def features(self, images: Tensor) -> Tensor:
-        """Return what the network gives its head."""
+        """Return the features that the head takes."""
         return self.logits(images, nn.AdaptiveAvgPool2d(1) if is_pooling(self._head) else nn.Identity())
 
     def target_logits(self, images: Tensor) -> Tensor:
-        """Return what the network says to target images."""
+        """Return the logits of target images."""
         logits = self.logits(images, self._head)
         return logits.flatten(1) if logits.shape[1:].numel() == logits.shape[1] else logits
 
     def logits(self, images: Tensor, head: nn.Module) -> Tensor:
-        """Return what the network with another head says."""
+        """Return the output of a head on the features of images."""
         try:
             with evaluating(self.module, head), self.trainer.precision_plugin.forward_context():
                 given: Tensor = head(self.run.separate(self.module, images))

@@ -20,7 +20,7 @@ POSITIONAL = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # containers that ma
 
 
 class FilterGates(Structure):
-    """The gate and the gated layers of a network, and what is needed to add them again or to remove them.
+    """Adds a gate and gated layers to a network, and remembers how to add them again or remove them.
 
     Args:
         network: the network whose layers are replaced.

@@ -1,4 +1,4 @@
-"""AdaFilter as a callback: one line in a Trainer."""
+"""Add AdaFilter to a Trainer as a callback."""
 
 from typing import Any
 

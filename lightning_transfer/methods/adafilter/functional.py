@@ -82,7 +82,7 @@ def mix_filters(tuned: Tensor, frozen: Tensor, gates: Tensor, *, hard: bool = Fa
 
 
 class _Mix(torch.autograd.Function):
-    """The mix; it saves one difference for backward, while torch.lerp saves both responses."""
+    """Mixes two responses; it saves one difference for backward, while torch.lerp saves both responses."""
 
     @staticmethod
     def forward(ctx: Any, tuned: Tensor, frozen: Tensor, gates: Tensor, hard: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""The recurrent network that decides, layer by layer, which filters an image gets tuned.
+"""Decide with a recurrent network, layer by layer, which filters are tuned for an image.
 
 (h_i, c_i) = LSTMCell(A_i avgpool(x_i), (h_{i-1}, c_{i-1})), g_i = [sigmoid(U_i h_i + b_i) > 1/2]. In the paper
 the gate is recurrent over the layers, shared by them and fed with the previous layer's activation; the cell, its width,
@@ -20,7 +20,7 @@ SPREAD = 0.01  # standard deviation of the initial weights from a state to its g
 
 @dataclass
 class Slot:
-    """What a layer keeps of a pass, for the next layer and for logging."""
+    """Holds what a layer keeps of a pass, for the next layer and for logging."""
 
     pooled: Tensor
     state: tuple[Tensor, Tensor]
@@ -29,7 +29,7 @@ class Slot:
 
 
 class Slots:
-    """One slot for each layer; a copy, deep or pickled, starts empty, since a pass and its graph cannot be copied."""
+    """Holds a slot for each layer; a copy, deep or pickled, starts empty, since a pass cannot be copied."""
 
     def __init__(self, num_layers: int) -> None:
         self.num_layers = num_layers
@@ -44,7 +44,7 @@ class Slots:
 
 
 class RecurrentFilterGate(nn.Module):
-    """One LSTM cell that runs over the layers of a network and gives each layer's gates for each image.
+    """Runs one LSTM cell over the layers of a network, and gives each layer's gates for each image.
 
     The layers of a pass call the gate in their order. The state after each layer is kept in that layer's slot, which is
     not a part of the module's state_dict. A call out of order raises an error. So does a backward that recomputes a

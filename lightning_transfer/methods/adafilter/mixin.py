@@ -1,4 +1,4 @@
-"""AdaFilter as a mixin: explicit, and for manual optimization too."""
+"""Add AdaFilter to a LightningModule as a mixin, also for manual optimization."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A convolution and its BatchNorm, kept twice: pretrained and tuned; each filter's response is one of the two.
+"""Keep a convolution and its BatchNorm twice, pretrained and tuned; each filter's response is one of the two.
 
 In training BN^S is folded into S, and the mix saves only the difference of the two responses for backward. In eval mode
 S and BN^S run one after the other, so that the response is bit-identical to the pretrained network's.
@@ -19,7 +19,7 @@ FIXED = ("all_tuned", "all_frozen", "random")
 
 
 class GatedBatchNorm2d(nn.Module):
-    """Two BatchNorms, one for each kind of response, and the choice between them.
+    """Normalises the tuned and the frozen response each by its own BatchNorm, and chooses between them.
 
     Args:
         norm: the pretrained BatchNorm2d, which becomes the tuned one; a copy of it stays frozen.
@@ -42,7 +42,7 @@ class GatedBatchNorm2d(nn.Module):
 
 
 class GatedConv2d(nn.Module):
-    """A convolution kept twice, with its BatchNorm if it has one.
+    """Keeps a convolution twice, with its BatchNorm if it has one.
 
     Args:
         conv: the pretrained convolution, which becomes the tuned one; a copy of it stays frozen.

@@ -26,7 +26,7 @@ Gated = Chosen | None  # which convolutions; by default all except the stem
 
 @dataclass(frozen=True)
 class Site:
-    """A convolution that can be gated, and the norm that goes with it.
+    """Names a convolution that can be gated, and the norm that goes with it.
 
     Attributes:
         conv: dotted name in the network.

@@ -19,7 +19,7 @@ RARE = 0.01  # share of gates that hardly counts (ours)
 
 
 class GateWatch(TransferPart):
-    """One run's part of AdaFilter: watches the gates.
+    """Watches the gates in one run.
 
     Args:
         module: the user's module, gated.

@@ -1,4 +1,4 @@
-"""Collaborative fine-tuning as a callback."""
+"""Add collaborative fine-tuning to a Trainer as a callback."""
 
 import copy
 from dataclasses import replace

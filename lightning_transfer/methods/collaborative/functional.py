@@ -1,4 +1,4 @@
-"""The loss of networks that learn together (PeerJ CS 10:e2107 and the authors' code).
+"""Compute the loss of networks that learn together (PeerJ CS 10:e2107 and the authors' code).
 
 L = sum_j CE(z_j, y) + weight * mean over images of (1/N) sum_j ||z_j - mean(z)||
 """

@@ -1,4 +1,4 @@
-"""The networks of an ensemble: each gets the images it was trained on, and a new head for the target's classes."""
+"""Prepare the networks of an ensemble: images as in each one's pretraining, and new heads for the target's classes."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -193,7 +193,7 @@ def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def rebuilt(
     own: nn.Module, entry: Mapping[str, Any], spec: Mapping[str, Any], *, head: Head | None = None
 ) -> nn.Module:
-    """Return a network of the make that a checkpoint records; its weights are loaded later.
+    """Return a network like the one that a checkpoint records; its weights are loaded later.
 
     Args:
         own: the user's network.

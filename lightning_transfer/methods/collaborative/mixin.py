@@ -1,4 +1,4 @@
-"""Collaborative fine-tuning as a mixin: explicit, and for manual optimization too."""
+"""Add collaborative fine-tuning to a LightningModule as a mixin, also for manual optimization."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Several networks as one module, which gives the mean of their logits."""
+"""Join several networks into one module, which gives the mean of their logits."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping

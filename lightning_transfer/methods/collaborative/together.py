@@ -1,4 +1,4 @@
-"""The options that the callback, the mixin, the function and a search share."""
+"""Define the options that the callback, the mixin, the function and a search share."""
 
 import os
 from collections.abc import Mapping

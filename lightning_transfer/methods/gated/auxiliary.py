@@ -25,7 +25,7 @@ AUX_WEIGHT = 0.2  # the authors'
 
 
 class AuxiliaryTerm(TransferPart):
-    """One run's auxiliary classifier.
+    """Holds one run's auxiliary classifier, and does the warm-up.
 
     Args:
         module: the user's module, its head gated.

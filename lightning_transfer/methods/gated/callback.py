@@ -1,4 +1,4 @@
-"""The gated transfer network as a callback: one line in a Trainer."""
+"""Add the gated transfer network to a Trainer as a callback."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The gated transfer network as a mixin: explicit, and for manual optimization too."""
+"""Add the gated transfer network to a LightningModule as a mixin, also for manual optimization."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The transfer module before a head, and the auxiliary classifier on an earlier stage (arXiv 1810.12521)."""
+"""Define the transfer module before a head, and the auxiliary classifier on an earlier stage (arXiv 1810.12521)."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from lightning_transfer.surgery import Structure, own_randomness, replace_module
 
 
 class Glance:
-    """The last pass's weights, kept for logging; a copy, deep or pickled, starts empty."""
+    """Keeps the last pass's weights for logging; a copy, deep or pickled, starts empty."""
 
     def __init__(self) -> None:
         self.weights: Tensor | None = None
@@ -84,7 +84,7 @@ class AuxiliaryClassifier(nn.Module):
 
 
 class GatedHead(Structure):
-    """A head with a transfer module before it: Wc dropout(w * f).
+    """Puts a transfer module before a head: Wc dropout(w * f).
 
     Args:
         head: the user's own head.

@@ -1,4 +1,4 @@
-"""A new head starts as the linear probe of the pretrained features (LP-FT, arXiv 2202.10054)."""
+"""Start a new head as the linear probe of the pretrained features, as a callback (LP-FT, arXiv 2202.10054)."""
 
 import math
 import warnings
@@ -188,7 +188,7 @@ class ProbeStart(AnyCallback):
     def _look(
         self, hearing: Hearing, layers: dict[str, nn.Linear], side: Side, drawn: list[int]
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Labels, and features for each layer, a batch at a time."""
+        """Yield labels, and features for each layer, a batch at a time."""
         path, layer = next(iter(layers.items()))
         with progress_of(hearing.trainer)("Linear probe of the training images", len(drawn)) as step:
             for indices, batch in side.batches(drawn, hearing.trainer.train_dataloader.batch_size or BATCH):

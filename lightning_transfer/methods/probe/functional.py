@@ -1,4 +1,4 @@
-"""The weight and bias with which a head's last Linear gives the scores of a linear probe."""
+"""Fit the weight and bias with which a head's last Linear gives the scores of a linear probe."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from lightning_transfer.probing import choose_penalty
 
 
 class Start(NamedTuple):
-    """Rows of a Linear, and what they start as.
+    """Holds rows of a Linear, and the values that they start with.
 
     Attributes:
         rows: of the classes that have images.

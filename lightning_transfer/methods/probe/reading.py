@@ -1,4 +1,4 @@
-"""What a probe learns from: the class numbers of a batch, and what the last Linear of a head takes."""
+"""Read what a probe learns from: the class numbers of a batch, and the input of a head's last Linear."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -42,7 +42,7 @@ def last_linear(head: Head) -> tuple[str, nn.Linear]:
 
 
 def check_untied(module: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
-    """Refuse a head whose weight is another layer's too, which would start as the probe with it."""
+    """Refuse a head that shares its weight with another layer, which would start as the probe too."""
     for path, layer in layers.items():
         mine = {id(layer.weight), id(layer.bias)}
         named = module.named_parameters(remove_duplicate=False)

@@ -102,7 +102,7 @@ class FilterBank(nn.Module, ABC):
 
 
 class _GaborBank(FilterBank):
-    """Gabor filters; those of one size form a layer, and all have the same weight."""
+    """Applies Gabor filters; those of one size form a layer, and all have the same weight."""
 
     def __init__(self, sizes: tuple[int, ...], orientations: int, stride: int) -> None:
         super().__init__()
@@ -146,11 +146,11 @@ def _gabor_filters(size: int, orientations: int) -> Tensor:
 
 
 class _EnoughError(Exception):
-    """The last layer that is needed has run."""
+    """Ends a pass when the last layer that is needed has run."""
 
 
 class _ModelBank(FilterBank):
-    """Convolutions of a pretrained network, taken before the nonlinearity."""
+    """Applies convolutions of a pretrained network, before the nonlinearity."""
 
     def __init__(self, model: nn.Module, layers: tuple[str, ...], normalize: bool) -> None:
         super().__init__()

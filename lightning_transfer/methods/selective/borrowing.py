@@ -82,7 +82,7 @@ class Borrowing:
 
 
 class Borrowed:
-    """One run's lists of neighbors, and the order in which they are drawn.
+    """Holds one run's lists of neighbors, and decides in which order they are drawn.
 
     Args:
         options: what is borrowed.

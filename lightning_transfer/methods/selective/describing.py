@@ -16,7 +16,7 @@ NUMBERS = 2**22  # responses in it: for more, the C library allocates memory ane
 
 
 class Describer:
-    """A bank on a device.
+    """Counts the responses of a bank on a device.
 
     Args:
         bank: of the filters.

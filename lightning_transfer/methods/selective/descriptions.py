@@ -27,7 +27,7 @@ SHOWN = 5  # of the unreadable
 
 
 class Descriptions:
-    """The stores of a selection, in a folder beside its cache, or in a temporary one.
+    """Describes images and stores their descriptors, in a folder beside the cache or in a temporary one.
 
     Args:
         scan: options of the work.

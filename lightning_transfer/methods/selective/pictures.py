@@ -28,7 +28,7 @@ PROBED, READINGS = 8, 3  # samples that are read several times, to check that th
 
 
 class Picture(NamedTuple):
-    """One sample.
+    """Holds one sample.
 
     Attributes:
         pixels: (channels, height, width), scaled to 0..1, or as the dataset normalises them; if the sample cannot be
@@ -44,7 +44,7 @@ Batches: TypeAlias = Iterator[tuple[list[int], list[Picture]]]  # each with the 
 
 
 class Pictures(Dataset[Picture]):
-    """A dataset that turns the samples of another one into pictures; each sample is read with its own random state.
+    """Turns the samples of another dataset into pictures; each sample is read with its own random state.
 
     Args:
         dataset: giving images, or (image, label): tensors, arrays or PIL images.

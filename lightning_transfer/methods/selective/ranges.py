@@ -16,7 +16,7 @@ FAR = 100.0  # if one dataset is this many times as bright as another, their ran
 
 @dataclass
 class Range:
-    """The range of the pixels seen so far of one kind.
+    """Holds the range of the pixels seen so far of one kind.
 
     Attributes:
         dtype: of the first pixels.
@@ -82,7 +82,7 @@ class Range:
 
 @dataclass
 class Glance:
-    """What some images of a dataset show about all of them.
+    """Holds what some images of a dataset show about all of them.
 
     Attributes:
         ranges: of their pixels, by kind.

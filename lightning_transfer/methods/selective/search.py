@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 class Rows(Protocol):
-    """Flat histograms, in memory or on disk."""
+    """Gives flat histograms, from memory or from disk."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -43,7 +43,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """Rows of a tensor."""
+    """Gives the rows of a tensor."""
 
     histograms: Tensor
     shape: tuple[int, int]
@@ -167,7 +167,7 @@ def numbered(groups: Tensor, num_groups: int) -> Tensor:
 
 
 class Packed:
-    """Queries and source rows as the two sides of an inner product, centred to reduce the error of float32."""
+    """Turns queries and source rows into two sides of an inner product, centred to reduce the error of float32."""
 
     def __init__(self, queries: Tensor, source: Rows, root: Tensor) -> None:
         self.root, self.weights = root, root.square().float()

@@ -82,7 +82,7 @@ def select_neighbors(
 
 @dataclass(frozen=True)
 class Job:
-    """One selection; its lists have `longest` neighbors, or as many as the source has left, but at least k."""
+    """Runs one selection; its lists have `longest` neighbors, or as many as the source has left, but at least k."""
 
     target: Pictures
     source: Pictures

@@ -19,7 +19,7 @@ BLOCK = 1024  # images that are written together; a crash loses at most one bloc
 
 
 class Store:
-    """A file of counts, (images, filters, bins), and a mark for each finished block.
+    """Keeps a file of counts, (images, filters, bins), and a mark for each finished block.
 
     An image that could not be read has counts of zero.
 
@@ -132,7 +132,7 @@ class Store:
 
 
 class Stored:
-    """Chosen images of a store, as the flat histograms that a search reads.
+    """Gives chosen images of a store as the flat histograms that a search reads.
 
     Args:
         store: where their counts are.

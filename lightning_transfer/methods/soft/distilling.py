@@ -1,4 +1,4 @@
-"""Add to the user's training step the loss of what the pretrained network says of the same images."""
+"""Add to the user's training step a loss that keeps the pretrained network's predictions for the same images."""
 
 import copy
 import warnings
@@ -23,7 +23,7 @@ UNLIKE = 0.1  # cosine similarity of weights; trained on from the same ones they
 
 
 class Taken:
-    """Forward pre-hook that keeps what a layer takes in the step's own passes; a copy of it keeps nothing."""
+    """Keeps what a layer takes in the step's own passes, as a forward pre-hook; a copy of it keeps nothing."""
 
     def __init__(self) -> None:
         self.is_listening = False
@@ -39,7 +39,7 @@ class Taken:
 
 
 class KnowledgeTerm(TransferPart):
-    """One run's kept classifier.
+    """Keeps the pretrained classifier in one run.
 
     Args:
         knowledge: of the pretrained network.

@@ -1,4 +1,4 @@
-"""Keep what a pretrained network says of the target's images (Learning without Forgetting, arXiv 1606.09282).
+"""Keep what a pretrained network predicts for the target's images (Learning without Forgetting, arXiv 1606.09282).
 
 L = L_target + w * T^2 * KL(softmax(g(x) / T) || softmax(h_s(f(x)) / T))
 

@@ -1,1 +1,1 @@
-"""The search for how many layers of each network to freeze (PeerJ CS 10:e2107)."""
+"""Search how many layers of each network to freeze (PeerJ CS 10:e2107)."""

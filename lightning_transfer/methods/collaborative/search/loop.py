@@ -91,7 +91,7 @@ def _cached(cache: str | None, mine: LayerPlan) -> tuple[Evaluation, ...]:
 
 
 def _warn(plan: LayerPlan, num_held_out: int) -> None:
-    """Warn of a search of whose candidates some have no scores, or all the same score."""
+    """Warn if some candidates have no score, or all have the same one."""
     scores = {evaluation.fitness for evaluation in plan.evaluations if evaluation.accuracy is not None}
     tried = {evaluation.layers for evaluation in plan.evaluations}
     failures = {evaluation.layers: evaluation.failure for evaluation in plan.evaluations if evaluation.accuracy is None}

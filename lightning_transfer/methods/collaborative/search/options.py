@@ -1,4 +1,4 @@
-"""The options of a search for how many layers of each network to freeze (PeerJ CS 10:e2107).
+"""Define the options of a search for how many layers of each network to freeze (PeerJ CS 10:e2107).
 
 The swarm, its numbers and what is searched are the authors'. Ours: candidates are scored on images held out of the
 training data, equal candidates are scored once, and an interrupted search resumes.

@@ -1,4 +1,4 @@
-"""What a search for layers has tried and found: to be saved, drawn, and used in training."""
+"""Hold what a search for layers has tried and found: to be saved, drawn, and used in training."""
 
 import json
 import math
