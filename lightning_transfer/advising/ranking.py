@@ -173,13 +173,13 @@ def rank_networks(
     groups = groups_of(pictures.dataset)
     _check(labels, groups)
     classes, numbers = torch.tensor(labels).unique(return_inverse=True)
-    costs: dict[str, tuple[Any, ...]] = {}
+    costs: dict[str, dict[str, Any]] = {}
     right: dict[str, Tensor] = {}
     with tqdm_progress("Ranking networks", len(chosen) * len(labels)) as step:
         run = Run(pictures, step, device, batch_size, num_workers, cache)
         for name, network in chosen.items():
             seen, size = run.look(name, network)
-            costs[name] = (seen.milliseconds, seen.parameters, size)
+            costs[name] = {"milliseconds": seen.milliseconds, "parameters": seen.parameters, "size": size}
             right[name] = probed(seen.features, numbers, num_classes=len(classes), groups=groups).double()
     names = sorted(right, key=lambda name: -float(right[name].mean()))
     gaps, of = {name: right[name] - right[names[0]] for name in names}, groups or [*range(len(labels))]
@@ -191,7 +191,7 @@ def rank_networks(
             error=half_interval(right[name], of) / 1.96,
             difference=float(gaps[name].mean()),
             interval=half_interval(gaps[name], of, among=pairs) if name != names[0] else 0.0,
-            **dict(zip(("milliseconds", "parameters", "size"), costs[name], strict=True)),
+            **costs[name],
         )
         for name in names
     )

@@ -1,9 +1,8 @@
 """Refuse misspelt names in configuration files, before jsonargparse prints all that could be written."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from inspect import signature
-from types import MappingProxyType
 from typing import Any
 
 from lightning_transfer.errors import check_name
@@ -12,14 +11,12 @@ from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.task import SourceTask
 
-OBJECTS = MappingProxyType(  # options that a file may write as the arguments of an object
-    {
-        "weight": signature(Schedule).parameters,
-        "neighbors": signature(Neighbors).parameters,
-        "search": signature(LayerSearch).parameters,
-        "source": [*signature(SourceTask).parameters, "from_timm"],
-    }
-)
+OBJECTS: dict[str, Iterable[str]] = {  # options that a file may write as the arguments of an object
+    "weight": signature(Schedule).parameters,
+    "neighbors": signature(Neighbors).parameters,
+    "search": signature(LayerSearch).parameters,
+    "source": [*signature(SourceTask).parameters, "from_timm"],
+}
 
 
 def check_names(given: Any) -> None:

@@ -81,14 +81,7 @@ def doctor(
 def _findings(
     module: Any, data: Any, trainer: Any, adapt: Any, unaugmented: Any, not_checked: list[str]
 ) -> Iterator[Finding]:
-    make = trainer_class(module)
-    is_loader = isinstance(data, Iterable) and not isinstance(data, Dataset)
-    if isinstance(data, type) or not (is_loader or hasattr(data, "train_dataloader")):
-        found = f"class {data.__name__}" if isinstance(data, type) else type(data).__name__
-        raise TransferConfigError(
-            f"The data is a {found}; expected a DataModule or a train loader: doctor(module, DataLoader(dataset, "
-            "batch_size=32))."
-        )
+    make, is_loader = trainer_class(module), _is_loader(data)
     options = {"devices": 1} if trainer is None else options_like(trainer)
     data = data if is_loader else _copied(data)
     yield from of_module.namespaces(module, data, trainer)
@@ -124,6 +117,22 @@ def _findings(
     held_out = {name: each for name, each in held_out.items() if each is not None}
     if held_out:
         yield from images.leaks(dataset, clean, held_out, adapt, not_checked)
+
+
+def _is_loader(data: Any) -> bool:
+    """Return whether the data is a train loader, and not a DataModule.
+
+    Raises:
+        TransferConfigError: it is neither.
+    """
+    is_loader = isinstance(data, Iterable) and not isinstance(data, Dataset)
+    if isinstance(data, type) or not (is_loader or hasattr(data, "train_dataloader")):
+        found = f"class {data.__name__}" if isinstance(data, type) else type(data).__name__
+        raise TransferConfigError(
+            f"The data is a {found}; expected a DataModule or a train loader: doctor(module, DataLoader(dataset, "
+            "batch_size=32))."
+        )
+    return is_loader
 
 
 def _leave_out(seen: Seen, trainer: Any, not_checked: list[str]) -> None:

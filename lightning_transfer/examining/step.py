@@ -4,7 +4,7 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any, NamedTuple
@@ -181,20 +181,39 @@ def step_of(
         datamodule: whose hooks move batches; None where there is none.
         epochs: of the user's training; None if it is not known.
     """
-    seen, memo = Seen(), {}  # type: ignore[var-annotated]
+    seen = Seen()
+    memo: dict[int, Any] = {}
     twin = copy.deepcopy(module, memo)
     with contextlib.suppress(Exception):  # the user's method may need a Trainer
         seen.callbacks = tree_leaves(twin.configure_callbacks())
     twin.configure_callbacks = list
     if isinstance(own := vars(module).get("configure_optimizers"), MethodType):  # LightningCLI's, bound to parameters
         twin.configure_optimizers = MethodType(copy.deepcopy(own.__func__, memo), twin)
-    step = twin.training_step
+    twin.training_step = _watched(twin, seen)
+    given = {**options, "max_epochs": epochs or EPOCHS, "limit_train_batches": 1.0, "callbacks": [_Watch(seen)]}
+    shown = [*batches]
+    if twin.automatic_optimization:
+        given["accumulate_grad_batches"] = len(batches)
+        shown.append(batches[0])
+    loader = DataLoader(shown, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type, var-annotated]
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            fit_alone(make, twin, loader, datamodule, given, seed=0)
+    except _StepDoneError:
+        pass
+    except Exception as error:
+        seen.error = error
+    return seen
+
+
+def _watched(module: Any, seen: Seen) -> Callable[..., Any]:
+    """Return a training step that runs the module's own and records it; after the optimizer's step it ends the fit."""
+    step = module.training_step
 
     @functools.wraps(step)  # Lightning reads its arguments
     def watched(*args: Any, **kwargs: Any) -> Any:
         if seen.has_stepped:
-            given = step(*args, **kwargs)
-            seen.loss_after = _number(given)
+            seen.loss_after = _number(step(*args, **kwargs))
             raise _StepDoneError
         try:
             with _Listening(seen.calls):
@@ -204,29 +223,11 @@ def step_of(
         except Exception as error:
             seen.step_error = error
             raise
-        seen.skipped += given is None and twin.automatic_optimization
+        seen.skipped += given is None and module.automatic_optimization
         seen.losses.append(_number(given))
         return given
 
-    twin.training_step = watched
-    accumulated = {"accumulate_grad_batches": len(batches)} if twin.automatic_optimization else {}
-    given = {
-        **options,
-        "max_epochs": epochs or EPOCHS,
-        "limit_train_batches": 1.0,
-        "callbacks": [_Watch(seen)],
-        **accumulated,
-    }
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            again = [*batches, batches[0]] if twin.automatic_optimization else batches
-            loader = DataLoader(again, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type, var-annotated]
-            fit_alone(make, twin, loader, datamodule, given, seed=0)
-    except _StepDoneError:
-        pass
-    except Exception as error:
-        seen.error = error
-    return seen
+    return watched
 
 
 def _number(given: Any) -> float:

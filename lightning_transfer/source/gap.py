@@ -47,29 +47,11 @@ def domain_gap(
         >>> domain_gap(features[:30], features[30:] + 9)
         1.0
     """
-    if target_features.ndim != 2 or target_features.shape[1:] != source_features.shape[1:]:
-        raise TransferConfigError(
-            f"Features of shape {tuple(target_features.shape)} and {tuple(source_features.shape)}; expected (n, D) and "
-            "(m, D) of one network."
-        )
-    if min(len(target_features), len(source_features)) < FOLDS:
-        raise TransferConfigError(
-            f"{len(target_features)} target and {len(source_features)} source images; a gap needs at least {FOLDS} of "
-            "each."
-        )
     groups = list(range(len(target_features))) if target_groups is None else list(target_groups)
+    _check_sides(target_features, source_features, groups)
     number = {group: place for place, group in enumerate(dict.fromkeys(groups))}
-    if len(groups) != len(target_features):
-        raise TransferConfigError(f"{len(groups)} groups are named for {len(target_features)} target images.")
-    if len(number) < 2:
-        raise TransferConfigError(
-            f"All {len(target_features)} target images are of one group ({groups[0]!r}), so the gap would measure how "
-            "similar the images of a group are. Give at least two groups, or none."
-        )
     random = torch.Generator().manual_seed(0)
     features = torch.cat([target_features, source_features]).double().cpu()
-    check_finite("target", target_features)
-    check_finite("source", source_features)
     sizes = len(target_features), len(source_features)
     labels = torch.tensor([1, 0]).repeat_interleave(torch.tensor(sizes))
     num_folds = min(FOLDS, len(number))
@@ -85,6 +67,28 @@ def domain_gap(
         right[out] = says(features[out]).argmax(1) == labels[out]
     shares = [right[labels == label].double().mean().item() for label in (0, 1)]
     return sum(shares) / 2
+
+
+def _check_sides(target_features: Tensor, source_features: Tensor, groups: Sequence[Any]) -> None:
+    if target_features.ndim != 2 or target_features.shape[1:] != source_features.shape[1:]:
+        raise TransferConfigError(
+            f"Features of shape {tuple(target_features.shape)} and {tuple(source_features.shape)}; expected (n, D) and "
+            "(m, D) of one network."
+        )
+    if min(len(target_features), len(source_features)) < FOLDS:
+        raise TransferConfigError(
+            f"{len(target_features)} target and {len(source_features)} source images; a gap needs at least {FOLDS} of "
+            "each."
+        )
+    if len(groups) != len(target_features):
+        raise TransferConfigError(f"{len(groups)} groups are named for {len(target_features)} target images.")
+    if len({*groups}) < 2:
+        raise TransferConfigError(
+            f"All {len(target_features)} target images are of one group ({groups[0]!r}), so the gap would measure how "
+            "similar the images of a group are. Give at least two groups, or none."
+        )
+    check_finite("target", target_features)
+    check_finite("source", source_features)
 
 
 def check_finite(name: str, features: Tensor, indices: Sequence[int] | None = None) -> None:

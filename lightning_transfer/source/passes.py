@@ -208,14 +208,15 @@ class SourcePass:
         self._has_run = False  # whether images alone have gone through
         self._unmoved: set[nn.Module] = set()  # layers in training in a pass that moved no statistics
         self.entry = "" if callable(source.forward) else entry_of(module, head)
-        if source.batchnorm == "protect" and source.forward != "joint":
+        self._handles: list[RemovableHandle] = []
+        if source.forward == "joint":
+            self._handles += self._joint_hooks(module)
+        elif source.batchnorm == "protect":
             check_protectable(module)
-        self._handles: list[RemovableHandle] = self._joint_hooks(module) if source.forward == "joint" else []
-        self._handles += [head.module.register_forward_pre_hook(_TakeAtHead(self.tap), with_kwargs=True)]
-        if source.forward != "joint" and source.batchnorm == "protect":
             norms = (layer for layer in module.modules() if isinstance(layer, _BatchNorm))
             refuse = _RefuseAgain(self.tap, UNPROTECTED)
             self._handles += [norm.register_forward_pre_hook(refuse) for norm in norms]
+        self._handles.append(head.module.register_forward_pre_hook(_TakeAtHead(self.tap), with_kwargs=True))
         forget_graphs(module)
 
     def _joint_hooks(self, module: nn.Module) -> list[RemovableHandle]:

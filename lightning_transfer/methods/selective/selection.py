@@ -144,20 +144,17 @@ class Selection:
         source = self.source if source is None else source
         if target is None or source is None:
             raise TransferConfigError("A loaded selection has no images: report(path, target=..., source=...).")
-        shown = {
-            f"{name}_image": _viewer(data, name, labels)
-            for name, data, labels in (("target", target, self.target_labels), ("source", source, self.source_labels))
-        }
         return borrowed_images(
             self.indices,
             self.distances,
             path,
+            target_image=_viewer(target, "target", self.target_labels),
+            source_image=_viewer(source, "source", self.source_labels),
             target_labels=self.target_labels,
             source_labels=self.source_labels,
             duplicates=self.duplicates,
             target_names=known_names(target) if target_names is None else target_names,
             source_names=known_names(source) if source_names is None else source_names,
-            **shown,
         )
 
 
