@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, de
 
 from lightning_transfer.batches import either, label_places
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.naming import structure
+from lightning_transfer.naming import nesting
 from lightning_transfer.randomness import seeded
 
 PROBED = 8  # samples whose labels are compared with those that their dataset lists
@@ -171,10 +171,10 @@ def _class_number(sample: Any, dataset: Any, index: int, read: Callable[[Any], A
         if label.ndim or label.is_floating_point():
             raise TypeError(f"label {label!r}")
     except TransferConfigError as error:
-        raise TransferConfigError(f"Image {index} of the training data is {structure(sample)}. {error}") from error
+        raise TransferConfigError(f"Image {index} of the training data is {nesting(sample)}. {error}") from error
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise TransferConfigError(
-            f"Image {index} of the training data, a {type(dataset).__name__}, is {structure(sample)}; expected (image, "
+            f"Image {index} of the training data, a {type(dataset).__name__}, is {nesting(sample)}; expected (image, "
             "class number), so that a part can be held out by class. Give such samples, or list the classes as "
             "dataset.targets; advise takes adapt=lambda batch: (batch['image'], batch['label'])."
         ) from error
@@ -294,18 +294,18 @@ def collate(samples: list[tuple[int, Any]], *, of: str) -> Any:
     try:
         return default_collate([sample for _, sample in samples])
     except (RuntimeError, TypeError) as error:
-        empty = [f"{index} is {structure(sample)}" for index, sample in samples if "NoneType" in structure(sample)]
+        empty = [f"{index} is {nesting(sample)}" for index, sample in samples if "NoneType" in nesting(sample)]
         if empty:
             raise TransferConfigError(
                 f"{of.capitalize()} sample {empty[0]}, and a batch cannot hold None. Give it an image and a class "
                 "number, or leave it out of the dataset."
             ) from error
-        first, found = samples[0][0], structure(samples[0][1])
-        odd = next((index for index, sample in samples if structure(sample) != found), None)
+        first, found = samples[0][0], nesting(samples[0][1])
+        odd = next((index for index, sample in samples if nesting(sample) != found), None)
         detail = (
             f"sample {first} is {found}"
             if odd is None
-            else f"sample {first} is {found}, sample {odd} is {structure(dict(samples)[odd])}"
+            else f"sample {first} is {found}, sample {odd} is {nesting(dict(samples)[odd])}"
         )
         raise TransferConfigError(
             f"{of.capitalize()} samples do not fit into one batch: {detail}. Give the dataset a transform that makes "

@@ -7,18 +7,18 @@ from typing import Any
 import torch
 
 
-def structure(value: object) -> str:
+def nesting(value: object) -> str:
     """Describe a batch's nesting, with shapes in place of values.
 
-    >>> structure({"image": torch.zeros(2, 3), "path": ["a", "b"]})
+    >>> nesting({"image": torch.zeros(2, 3), "path": ["a", "b"]})
     "{'image': Tensor(2, 3), 'path': [str, str]}"
     """
     if isinstance(value, torch.Tensor):
         return f"Tensor{tuple(value.shape)}"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key!r}: {structure(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key!r}: {nesting(item)}" for key, item in value.items()) + "}"
     if isinstance(value, tuple | list):
-        inner = ", ".join(structure(item) for item in value[:4]) + (", ..." if len(value) > 4 else "")
+        inner = ", ".join(nesting(item) for item in value[:4]) + (", ..." if len(value) > 4 else "")
         return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
     return type(value).__name__
 
@@ -26,8 +26,8 @@ def structure(value: object) -> str:
 def name_of(function: Callable[..., Any]) -> str:
     """Return the name of a function, or of an object's class.
 
-    >>> name_of(structure)
-    'structure'
+    >>> name_of(nesting)
+    'nesting'
     """
     return getattr(function, "__qualname__", type(function).__name__)
 

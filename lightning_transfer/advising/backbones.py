@@ -20,7 +20,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
 from lightning_transfer.methods.collaborative.members import make_of
 from lightning_transfer.methods.selective.pictures import Pictures, spread
-from lightning_transfer.naming import structure
+from lightning_transfer.naming import nesting
 from lightning_transfer.networks import check_timm_name, loaded, timm_name
 from lightning_transfer.progress import Step
 from lightning_transfer.randomness import seeded
@@ -107,7 +107,7 @@ def pictures_of(data: Any, num_workers: int = 0) -> Pictures:
         sample = apart(lambda: load(data, 0, of="target"), num_workers)
     if not isinstance(sample, tuple | list) or len(sample) != 2:
         raise TransferConfigError(
-            f"A sample of the {type(data).__name__} is {structure(sample)}; expected (image, class number). Give such "
+            f"A sample of the {type(data).__name__} is {nesting(sample)}; expected (image, class number). Give such "
             "a dataset, or a list: [(sample['image'], sample['label']) for sample in dataset]."
         )
     extent = pictures.glance.extent

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.naming import structure
+from lightning_transfer.naming import nesting
 from lightning_transfer.networks import timm_name
 from lightning_transfer.randomness import seeded
 from lightning_transfer.roles import find_head, linears
@@ -58,7 +58,7 @@ class Features:
             found = next((taken for _, taken, _ in self.heard[self.place :]), None)
         if not isinstance(found, Tensor) or found.ndim not in (2, 4) or len(found) != len(images):
             raise TransferConfigError(
-                f"{self.name} gives {structure(found)} of {len(images)} images; expected (B, D) features or "
+                f"{self.name} gives {nesting(found)} of {len(images)} images; expected (B, D) features or "
                 "(B, classes) logits of a batch."
             )
         return (self._pooled(found, *images.shape[2:]) if found.ndim == 4 else found).float().cpu()

@@ -12,8 +12,8 @@ from lightning_transfer.batches import class_numbers, label_hint
 from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.hearing import Hearing
-from lightning_transfer.glue.trainer import looking, to_device
-from lightning_transfer.naming import structure
+from lightning_transfer.glue.trainer import to_device, validating
+from lightning_transfer.naming import nesting
 from lightning_transfer.reading import apart
 from lightning_transfer.roles import Head, find_head, is_pooling, on_the_way
 from lightning_transfer.tracing import evaluating, images_and_labels
@@ -109,10 +109,10 @@ class Runner:
 
     def _read(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return images, on the device and after the user's hooks, and class numbers."""
-        with looking(self.trainer):
+        with validating(self.trainer):
             moved = to_device(self.trainer, batch, hooks=True)
         adapt = self.reading.adapt
-        made = ADAPT if adapt is None else f"adapt= made that of {structure(moved)}."
+        made = ADAPT if adapt is None else f"adapt= made that of {nesting(moved)}."
         given = moved if adapt is None else adapt(moved)
         images, labels = images_and_labels(given, self.trainer.strategy.root_device, otherwise=made)
         numbers = class_numbers(labels)

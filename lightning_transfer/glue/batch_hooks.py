@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.namespaces import is_lightnings
-from lightning_transfer.naming import structure
+from lightning_transfer.naming import nesting
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
@@ -70,7 +70,7 @@ def check_unmixed(were_set: dict[str, Any], batches: Any, num_images: int) -> No
         if any(_is_row_an_image(leaf, num_images) for leaf in new):
             raise TransferConfigError(
                 f"While {num_images} source images went through the batch-transfer hooks, these set {name!r} to "
-                f"{structure(value)}: a value for each image, such as its partner in mixup. The source loss does not "
+                f"{nesting(value)}: a value for each image, such as its partner in mixup. The source loss does not "
                 "use it, so images would be mixed but not their labels. Pass SourceTask(batch_hooks=False): source "
                 "batches then skip the hooks, so do what else your hooks do, such as normalising, in the source "
                 "dataset's transform."

@@ -17,7 +17,7 @@ from lightning_transfer.datasets import Loaded, groups_of
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.quiet import silent, trainer_of
-from lightning_transfer.glue.trainer import looking, namespace_of, served, to_device
+from lightning_transfer.glue.trainer import namespace_of, served, to_device, validating
 from lightning_transfer.randomness import next_numbers, restored, seeded
 from lightning_transfer.reading import labels_of
 
@@ -154,7 +154,7 @@ class Scoring(AnyCallback):
         right, total = 0.0, 0
         with trainer.precision_plugin.forward_context():
             for batch in self.loader:
-                with looking(trainer):
+                with validating(trainer):
                     moved = to_device(trainer, batch, hooks=True)
                 correct = self.score(pl_module, moved)
                 right, total = right + float(correct.sum()), total + len(correct)

@@ -17,7 +17,7 @@ from lightning_transfer.datasets import Served
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.batch_hooks import forgotten
 from lightning_transfer.glue.samplers import drawn_by
-from lightning_transfer.naming import structure
+from lightning_transfer.naming import nesting
 from lightning_transfer.progress import Progress, Step, no_progress, rich_progress, tqdm_progress
 from lightning_transfer.schedules import Schedule
 
@@ -210,7 +210,7 @@ def to_device(trainer: Any, batch: Any, *, hooks: bool, were_set: dict[str, Any]
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         except Exception as error:
             error.add_note(
-                f"This happened while a batch, {structure(batch)}, went through the batch-transfer hooks. If it is a "
+                f"This happened while a batch, {nesting(batch)}, went through the batch-transfer hooks. If it is a "
                 "source batch, let the source dataset return samples like the target's, and extract images and labels "
                 "with SourceTask(adapt=lambda batch: (images, labels)). SourceTask(batch_hooks=False) skips the hooks, "
                 "and everything that they do, such as normalising."
@@ -222,7 +222,7 @@ def to_device(trainer: Any, batch: Any, *, hooks: bool, were_set: dict[str, Any]
 
 
 @contextmanager
-def looking(trainer: Any) -> Iterator[None]:
+def validating(trainer: Any) -> Iterator[None]:
     """Set the Trainer's state to validating, so that hooks that augment training images do not."""
     stage, trainer.validating = trainer.state.stage, True
     try:

@@ -13,8 +13,8 @@ from lightning_transfer import ranks
 from lightning_transfer.datasets import groups_of
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.sides import Side, target_side
-from lightning_transfer.glue.trainer import looking, progress_of, say, source_workers, target_workers, to_device
-from lightning_transfer.naming import structure
+from lightning_transfer.glue.trainer import progress_of, say, source_workers, target_workers, to_device, validating
+from lightning_transfer.naming import nesting
 from lightning_transfer.randomness import seeded
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.choosing import Chooser
@@ -117,7 +117,7 @@ def _look(view: NetworkView, side: Side, *, like: Tensor | None = None) -> _Seen
     with seeded(view.source.seed, 0):
         drawn = side.draw()
         for some, batch in side.batches(drawn, view.batch_size):
-            with looking(view.trainer):
+            with validating(view.trainer):
                 images = _unpacked(view.source, to_device(view.trainer, batch, hooks=side.hooks), side.name)
             if like is not None:
                 check_alike(like, images)
@@ -138,7 +138,7 @@ def _unpacked(source: SourceTask, batch: Any, name: str) -> Tensor:
         if name == "source":
             raise
         raise TransferConfigError(
-            f"A target batch is {structure(batch)}, and weight='auto' reads it in the same way as a source batch, "
+            f"A target batch is {nesting(batch)}, and weight='auto' reads it in the same way as a source batch, "
             f"which failed ({type(error).__name__}). Give SourceTask(adapt=) a function that takes batches of both: "
             "lambda batch: (batch['image'], batch['label']) if isinstance(batch, dict) else batch."
         ) from error

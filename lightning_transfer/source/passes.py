@@ -31,15 +31,15 @@ ALONE = (
 )
 
 
-class Tap:
-    """Takes source features out before the head; a copied or pickled network gets an idle tap."""
+class PassState:
+    """Holds what a pass has taken of source images so far; a copy, deep or pickled, is idle."""
 
     def __init__(self) -> None:
         self.has_trained = False  # whether source images have ever passed with gradients
         self.reset()
 
-    def __reduce__(self) -> tuple[type["Tap"], tuple[()]]:
-        return (Tap, ())
+    def __reduce__(self) -> tuple[type["PassState"], tuple[()]]:
+        return (PassState, ())
 
     def reset(self) -> None:
         """Stop listening and forget everything."""
@@ -63,14 +63,14 @@ class Tap:
 
 
 class _Hook(ABC):
-    """Acts only while its tap is in use; abstract."""
+    """Acts only in a pass with source images; abstract."""
 
-    def __init__(self, tap: Tap) -> None:
-        self.tap = tap
+    def __init__(self, state: PassState) -> None:
+        self.state = state
 
     def __call__(self, module: nn.Module, *args: Any) -> Any:
         """Act, or let pass; compiled graphs hold one or the other, and are guarded by which."""
-        return None if self.tap.is_idle else self.act(module, *args)
+        return None if self.state.is_idle else self.act(module, *args)
 
     @abstractmethod
     def act(self, module: Any, *args: Any) -> Any:
@@ -87,9 +87,9 @@ class _AppendSource(_Hook):
 
     @outside_graphs
     def act(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.tap.draw is None or not torch.is_grad_enabled():  # without gradients it is not the step's own call
+        if self.state.draw is None or not torch.is_grad_enabled():  # without gradients it is not the step's own call
             return None
-        draw, self.tap.draw = self.tap.draw, None
+        draw, self.state.draw = self.state.draw, None
         images = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(images, Tensor):
             raise TransferConfigError(
@@ -107,7 +107,7 @@ class _AppendSource(_Hook):
                 f"forward='joint' needs source and target images of one shape; found {tuple(source_images.shape[1:])} "
                 f"and {tuple(images.shape[1:])}. Resize the source, or use forward='separate'."
             )
-        self.tap.num_target, self.tap.num_source, self.tap.has_trained = len(images), len(source_images), True
+        self.state.num_target, self.state.num_source, self.state.has_trained = len(images), len(source_images), True
         both = torch.cat([images, source_images.to(images.dtype)])
         return _with_first(both, args, kwargs)
 
@@ -117,18 +117,18 @@ class _TakeAtHead(_Hook):
 
     @outside_graphs
     def act(self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tap, features = self.tap, args[0] if args else next(iter(kwargs.values()))
-        tap.is_cut = not torch.is_grad_enabled()
-        if tap.is_split_due:
-            _check_rows(features, tap.num_target + tap.num_source)
-            return _with_first(tap.keep(features), args, kwargs)
-        if tap.listening:
-            if tap.features is not None:
+        state, features = self.state, args[0] if args else next(iter(kwargs.values()))
+        state.is_cut = not torch.is_grad_enabled()
+        if state.is_split_due:
+            _check_rows(features, state.num_target + state.num_source)
+            return _with_first(state.keep(features), args, kwargs)
+        if state.listening:
+            if state.features is not None:
                 raise TransferConfigError(
                     "The head ran more than once on a source batch. Return the features yourself: "
                     "SourceTask(forward=lambda module, images: module.backbone(images))."
                 )
-            tap.features = features
+            state.features = features
         return None
 
 
@@ -137,15 +137,15 @@ class _TakeAfterBackbone(_Hook):
 
     @outside_graphs
     def act(self, backbone: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if not self.tap.is_split_due:
+        if not self.state.is_split_due:
             return None
         if not isinstance(output, Tensor):
             raise TransferConfigError(
                 f"forward='joint' cannot split a {type(output).__name__} that {type(backbone).__name__} returns. "
                 "Use forward='separate'."
             )
-        _check_rows(output, self.tap.num_target + self.tap.num_source)
-        return self.tap.keep(output)
+        _check_rows(output, self.state.num_target + self.state.num_source)
+        return self.state.keep(output)
 
 
 class _RefuseLeak(_Hook):
@@ -153,9 +153,9 @@ class _RefuseLeak(_Hook):
 
     @outside_graphs
     def act(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not self.tap.num_source or self.tap.features is None:
+        if not self.state.num_source or self.state.features is None:
             return
-        rows = self.tap.num_target + self.tap.num_source
+        rows = self.state.num_target + self.state.num_source
         if any(isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == rows for leaf in tree_leaves(output)):
             raise TransferConfigError(
                 f"{type(network).__name__} returns a tensor of {rows} rows, as many as target and source images "
@@ -169,24 +169,24 @@ class _ExplainFailure(_Hook):
 
     @outside_graphs
     def act(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.tap.is_split_due and (error := sys.exception()):
-            explain_joint(error, network, self.tap.num_target, self.tap.num_source)
+        if self.state.is_split_due and (error := sys.exception()):
+            explain_joint(error, network, self.state.num_target, self.state.num_source)
 
 
 class _RefuseAgain:
     """Refuses to run a layer again in a backward through source images, as a forward pre-hook.
 
     Args:
-        tap: of the pass.
+        state: of the pass.
         why: the end of the message.
     """
 
-    def __init__(self, tap: Tap, why: str) -> None:
-        self.tap, self.why = tap, why
+    def __init__(self, state: PassState, why: str) -> None:
+        self.state, self.why = state, why
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
-        """Refuse; the order of the conditions keeps the tap out of the guards of compiled graphs."""
-        if layer.training and is_run_again() and self.tap.has_trained:
+        """Refuse; the order of the conditions keeps the state out of the guards of compiled graphs."""
+        if layer.training and is_run_again() and self.state.has_trained:
             raise TransferConfigError(
                 f"A {type(layer).__name__} runs again in the backward pass (activation checkpointing), {self.why}"
             )
@@ -204,7 +204,7 @@ class SourcePass:
     def __init__(self, source: SourceTask, module: nn.Module, head: Head) -> None:
         self.source = source
         self.head = head
-        self.tap = Tap()
+        self.state = PassState()
         self._has_run = False  # whether images alone have gone through
         self._unmoved: set[nn.Module] = set()  # layers in training in a pass that moved no statistics
         self.entry = "" if callable(source.forward) else entry_of(module, head)
@@ -214,24 +214,24 @@ class SourcePass:
         elif source.batchnorm == "protect":
             check_protectable(module)
             norms = (layer for layer in module.modules() if isinstance(layer, _BatchNorm))
-            refuse = _RefuseAgain(self.tap, UNPROTECTED)
+            refuse = _RefuseAgain(self.state, UNPROTECTED)
             self._handles += [norm.register_forward_pre_hook(refuse) for norm in norms]
-        self._handles.append(head.module.register_forward_pre_hook(_TakeAtHead(self.tap), with_kwargs=True))
+        self._handles.append(head.module.register_forward_pre_hook(_TakeAtHead(self.state), with_kwargs=True))
         forget_graphs(module)
 
     def _joint_hooks(self, module: nn.Module) -> list[RemovableHandle]:
         network = module.get_submodule(self.head.network_path)
-        hook: _Hook = _RefuseLeak(self.tap)
+        hook: _Hook = _RefuseLeak(self.state)
         if not _takes_images(network, module, self.head):
             others = beside(module, self.head)
             if has_forward(module) and not (len(others) == 1 and has_forward(others[0][1])):
                 network = module
             else:
-                network, hook = find_backbone(module, self.head)[1], _TakeAfterBackbone(self.tap)
+                network, hook = find_backbone(module, self.head)[1], _TakeAfterBackbone(self.state)
         last = network.register_forward_hook(hook)
-        failed = network.register_forward_hook(_ExplainFailure(self.tap), always_call=True)
-        again = network.register_forward_pre_hook(_RefuseAgain(self.tap, ALONE))
-        return [network.register_forward_pre_hook(_AppendSource(self.tap), with_kwargs=True), last, failed, again]
+        failed = network.register_forward_hook(_ExplainFailure(self.state), always_call=True)
+        again = network.register_forward_pre_hook(_RefuseAgain(self.state, ALONE))
+        return [network.register_forward_pre_hook(_AppendSource(self.state), with_kwargs=True), last, failed, again]
 
     def remove(self) -> None:
         """Take the hooks out of the user's module."""
@@ -246,8 +246,8 @@ class SourcePass:
         """
         forward = self.source.forward if callable(self.source.forward) else None
         images = as_taken(images, module)
-        self.tap.reset()
-        self.tap.is_idle, self.tap.listening = False, True
+        self.state.reset()
+        self.state.is_idle, self.state.listening = False, True
         try:
             protects = self.source.batchnorm == "protect"
             may_move = {layer for layer in module.modules() if layer.training} if protects else set()
@@ -255,18 +255,18 @@ class SourcePass:
             with protected_batchnorm(module, on=protects), refused_if_moved(module, on=is_due):
                 output = forward(module, images) if forward else module.get_submodule(self.entry)(images)
             self._unmoved |= may_move if is_due else set()
-            reached, is_cut = self.tap.features is not None, self.tap.is_cut
+            reached, is_cut = self.state.features is not None, self.state.is_cut
             ends_at_features = forward is not None or self.entry not in ("", self.head.network_path)
-            features = self.tap.features if reached or not ends_at_features else output
+            features = self.state.features if reached or not ends_at_features else output
         except Exception as error:
             if forward is None and not self._has_run:
                 explain(error, module, self.head, images)
             error.add_note(f"This happened in a separate pass of images, {images.dtype} {tuple(images.shape)}.")
             raise
         finally:
-            self.tap.reset()
+            self.state.reset()
         self._has_run = True
-        self.tap.has_trained |= torch.is_grad_enabled()
+        self.state.has_trained |= torch.is_grad_enabled()
         if features is None:
             ran = "SourceTask.forward" if forward else f"{type(module).__name__}.forward"
             raise TransferConfigError(
@@ -286,12 +286,12 @@ class SourcePass:
 
     def arm(self, draw: Draw) -> None:
         """Append the images that `draw` returns to the next call of the network."""
-        self.tap.reset()
-        self.tap.is_idle, self.tap.draw = False, draw
+        self.state.reset()
+        self.state.is_idle, self.state.draw = False, draw
 
     def disarm(self) -> None:
         """Let every call pass until the next `arm`."""
-        self.tap.reset()
+        self.state.reset()
 
     def take(self) -> Tensor | None:
         """Return the source features of the joint pass since `arm`; None if no source image was drawn.
@@ -299,7 +299,7 @@ class SourcePass:
         Raises:
             TransferConfigError: source images went in but did not reach the head.
         """
-        features, went_in = self.tap.features, self.tap.num_source
+        features, went_in = self.state.features, self.state.num_source
         if went_in and features is None:
             raise TransferConfigError(
                 f"forward='joint' put source images into the network, but the head {self.head.path!r} did not run. "

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_transfer.batches import class_numbers, either, label_hint, label_places
 from lightning_transfer.datasets import AnyDataset, check_random_access, known_labels, load
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
-from lightning_transfer.naming import name_of, structure
+from lightning_transfer.naming import name_of, nesting
 from lightning_transfer.networks import loaded
 from lightning_transfer.pending import PendingChecks
 from lightning_transfer.reading import apart
@@ -310,28 +310,26 @@ class SourceTask:
         """Return images and labels of a collated source batch.
 
         Raises:
-            TransferConfigError: the batch has another structure; the message shows it.
+            TransferConfigError: the batch has another nesting; the message shows it.
         """
         given = batch
         if self.adapt is not None:
             try:
                 batch = self.adapt(given)
             except Exception as error:
-                error.add_note(f"This happened in SourceTask(adapt=) with a source batch {structure(given)}.")
+                error.add_note(f"This happened in SourceTask(adapt=) with a source batch {nesting(given)}.")
                 raise
         if (
             not isinstance(batch, tuple | list)
             or len(batch) != 2
             or not all(isinstance(part, Tensor) for part in batch)
         ):
-            raise TransferConfigError(
-                f"A source batch is {structure(given)}; expected (images, labels). {_where(given)}"
-            )
+            raise TransferConfigError(f"A source batch is {nesting(given)}; expected (images, labels). {_where(given)}")
         return batch[0], batch[1]
 
 
 def _where(batch: Any) -> str:
-    """Return the fix that extracts images and labels from a batch, as far as its structure shows them."""
+    """Return the fix that extracts images and labels from a batch, as far as its nesting shows them."""
     made = "SourceTask(adapt=lambda batch: (batch[0], batch[{}]))"
     if len(places := label_places(batch)) > 1:
         return either(places, made)

@@ -219,7 +219,7 @@ class SourceTerm(TransferPart):
     @property
     def num_joint(self) -> int:
         """Return how many source images are in the step's own pass."""
-        return 0 if self._pass is None else self._pass.tap.num_source
+        return 0 if self._pass is None else self._pass.state.num_source
 
     def end(self) -> None:
         """Clear the step's state, so that neither the next step nor a validation in between can use it."""

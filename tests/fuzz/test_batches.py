@@ -15,7 +15,7 @@ from torch import Tensor
 import lightning_transfer as lt
 from lightning_transfer.batches import find_labels
 from lightning_transfer.methods.selective.pictures import Pictures
-from lightning_transfer.naming import structure
+from lightning_transfer.naming import nesting
 from tests import toys
 
 WHOLE = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -79,7 +79,7 @@ BATCHES = st.recursive(LEAVES, nested, max_leaves=12)
 
 @given(BATCHES)
 def test_every_structure_has_a_name(batch):
-    shown = structure(batch)
+    shown = nesting(batch)
     assert isinstance(shown, str)
     assert shown
     if isinstance(batch, Tensor):
@@ -97,7 +97,7 @@ def test_a_source_batch_is_read_or_refused_with_its_structure(batch):
     else:
         with pytest.raises(lt.TransferConfigError) as refused:
             task.unpack(batch)
-        assert structure(batch) in str(refused.value)
+        assert nesting(batch) in str(refused.value)
         assert "adapt=" in str(refused.value)
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 import lightning_transfer as lt
-from lightning_transfer.glue.trainer import looking, served
+from lightning_transfer.glue.trainer import served, validating
 from tests import toys
 from tests.methods import borrowed
 from tests.toys import LitToy, Recorder, fit
@@ -146,7 +146,7 @@ def test_images_of_weight_0_are_neither_looked_at_nor_selected_for(weight):
 def test_a_look_leaves_the_trainer_in_the_stage_that_it_was_in(stage):
     runner = toys.trainer()
     setattr(runner, stage, True)
-    with looking(runner):
+    with validating(runner):
         assert runner.validating
     assert getattr(runner, stage)
 

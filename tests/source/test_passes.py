@@ -63,7 +63,7 @@ def test_a_forward_that_does_not_end_in_the_head_is_refused(forward, message):
     module = type("Odd", (LitToy,), {"forward": forward})()
     with pytest.raises(lt.TransferConfigError, match=message):
         source_pass(module).separate(module, IMAGES)
-    assert source_pass(LitToy()).tap.features is None
+    assert source_pass(LitToy()).state.features is None
 
 
 def test_another_error_of_a_forward_gets_a_note_that_says_how_images_run():

@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset,
 
 import lightning_transfer as lt
 from lightning_transfer.datasets import known_labels
-from lightning_transfer.naming import structure
+from lightning_transfer.naming import nesting
 from tests import toys
 
 
@@ -169,6 +169,4 @@ def test_listed_labels_of_the_torchvision_kind():
 
 
 def test_structure_shows_nesting():
-    assert (
-        structure((torch.zeros(2), [1] * 6, {"a": None})) == "(Tensor(2,), [int, int, int, int, ...], {'a': NoneType})"
-    )
+    assert nesting((torch.zeros(2), [1] * 6, {"a": None})) == "(Tensor(2,), [int, int, int, int, ...], {'a': NoneType})"

@@ -19,7 +19,7 @@ from lightning_transfer.methods.collaborative.apply import find_ensemble
 from lightning_transfer.methods.collaborative.functional import collaborative_loss, disagreement
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 from lightning_transfer.methods.collaborative.together import Together
-from lightning_transfer.naming import structure
+from lightning_transfer.naming import nesting
 from lightning_transfer.pending import when
 from lightning_transfer.roles import out_width
 from lightning_transfer.values import value_of
@@ -254,7 +254,7 @@ class Agreement(TransferPart):
         except Exception as error:
             if self.labels is find_labels:
                 return  # validation batches may have no labels
-            error.add_note(f"This happened in labels= with a validation batch, {structure(batch)}.")
+            error.add_note(f"This happened in labels= with a validation batch, {nesting(batch)}.")
             raise
         if logits.shape[1] != len(labels):
             return

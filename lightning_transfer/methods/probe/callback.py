@@ -26,11 +26,11 @@ from lightning_transfer.glue.trainer import (
     check_supported,
     is_log_due,
     log_options,
-    looking,
     progress_of,
     say,
     target_dataset,
     to_device,
+    validating,
 )
 from lightning_transfer.methods.probe.drawing import draw
 from lightning_transfer.methods.probe.functional import Start, fit_start
@@ -204,7 +204,7 @@ class ProbeStart(AnyCallback):
 
     def _moved(self, trainer: Any, batch: Any) -> Any:
         """Return a batch on the device, after the user's hooks and `adapt`."""
-        with looking(trainer):
+        with validating(trainer):
             moved = to_device(trainer, batch, hooks=True)
         return moved if self.adapt is None else self.adapt(moved)
 

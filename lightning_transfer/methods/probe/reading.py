@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_transfer.batches import class_numbers, kind_of, label_hint, labels_in
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.naming import structure
+from lightning_transfer.naming import nesting
 from lightning_transfer.roles import Head, is_adapted, linear_layers
 
 HOW = "Say how images run: ProbeStart(forward=lambda module, images: {})."
@@ -68,7 +68,7 @@ def images_and_classes(batch: Any, path: str, num_outputs: int) -> tuple[Tensor,
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
         where = "batch['image'], batch['label']" if isinstance(batch, dict) else "batch[0], batch[2]"
         raise TransferConfigError(
-            f"A batch is {structure(batch)}; expected (images, class numbers), and not several that may be these. Say "
+            f"A batch is {nesting(batch)}; expected (images, class numbers), and not several that may be these. Say "
             f"where they are: ProbeStart(adapt=lambda batch: ({where}))."
         )
     kind, numbers = kind_of(labels, num_outputs), class_numbers(labels)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, default_collate
 from lightning_transfer.datasets import ControlFlowError, check_random_access, known_names, load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.selective.ranges import BYTE, Glance
-from lightning_transfer.naming import structure
+from lightning_transfer.naming import nesting
 from lightning_transfer.randomness import reseed, restored
 from lightning_transfer.reading import apart, in_order
 from lightning_transfer.source.listing import listed_by
@@ -211,7 +211,7 @@ def _pixels(image: Any) -> Tensor:
         given = given[None] if isinstance(given, Tensor) else given[..., None]  # where each type has its channels
     if given.ndim != 3 or (given.shape[0] not in CHANNELS and given.shape[2] not in CHANNELS):
         raise TransferConfigError(
-            f"expected an image (channels, height, width) or a PIL image, found {structure(image)}; for other samples "
+            f"expected an image (channels, height, width) or a PIL image, found {nesting(image)}; for other samples "
             "pass SourceTask(adapt=), or a dataset that returns (image, label)"
         )
     array = torch.as_tensor(given)
