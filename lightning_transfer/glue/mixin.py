@@ -43,7 +43,10 @@ def takes_options_of(
     return take
 
 
-class PartMixin:
+_LightningModule: Any = object  # the base that follows in the user's class, of either namespace
+
+
+class PartMixin(_LightningModule):  # type: ignore[misc]
     """Remembers the Trainer of a fit, even if another one runs the module in the middle of it; for the mixins.
 
     No hook of Lightning is called early enough: one of the user's callbacks may validate the module in another Trainer
@@ -56,7 +59,7 @@ class PartMixin:
     @property
     def trainer(self) -> Any:
         """Return the last Trainer that ran the module, as in Lightning."""
-        return super().trainer  # type: ignore[misc]
+        return super().trainer
 
     @trainer.setter
     def trainer(self, trainer: Any) -> None:
@@ -68,7 +71,7 @@ class PartMixin:
                     "copy.deepcopy(module)."
                 )
             self._fit = Weakly(trainer)
-        super(PartMixin, type(self)).trainer.fset(self, trainer)  # type: ignore[misc]
+        super(PartMixin, type(self)).trainer.fset(self, trainer)
 
     @property
     def _fitting(self) -> Any:
@@ -92,21 +95,20 @@ class PartMixin:
             )
         if self._options:
             log_options(self._fitting, dict(self._options))
-        super().on_fit_start()  # type: ignore[misc]
+        super().on_fit_start()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read the pending checks before the checkpoint is written."""
         self._settle()
-        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        super().on_save_checkpoint(checkpoint)
 
     def on_train_end(self) -> None:
         """Read the pending checks of the last steps."""
         self._settle()
-        super().on_train_end()  # type: ignore[misc]
+        super().on_train_end()
 
     def _settle(self) -> None:
-        module: Any = self
-        for part in module.modules():
+        for part in self.modules():
             if isinstance(part, TransferPart):
                 part.settle()
 

@@ -41,9 +41,8 @@ class AdaFilterMixin(PartMixin):
         Raises:
             TransferConfigError: an option does not fit, or there is nothing to gate.
         """
-        module: Any = self
-        report = apply_adafilter(module, **callback.options)
-        self._gate_watches = (callback.make_part(module),)  # in a tuple: not a submodule
+        report = apply_adafilter(self, **callback.options)
+        self._gate_watches = (callback.make_part(self),)  # in a tuple: not a submodule
         return report
 
     @property
@@ -63,23 +62,23 @@ class AdaFilterMixin(PartMixin):
     def on_train_start(self) -> None:
         """Check what the optimizers hold."""
         self._gate_watch.check(self._fitting)
-        super().on_train_start()  # type: ignore[misc]
+        super().on_train_start()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Forget the last step's pass."""
         self._gate_watch.begin(self, batch)
-        parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
+        parent: int | None = super().on_train_batch_start(batch, batch_idx)
         return parent
 
     def on_after_backward(self) -> None:
         """Log the share of open gates, before other code can run the network again."""
         self._gate_watch.look(self._fitting)
-        super().on_after_backward()  # type: ignore[misc]
+        super().on_after_backward()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the share here if the backward was not Lightning's."""
         self._gate_watch.look(self._fitting)
-        super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
+        super().on_train_batch_end(outputs, batch, batch_idx)
 
     def on_train_end(self) -> None:
         """Forget the last pass."""

@@ -41,9 +41,8 @@ class CollaborativeMixin(PartMixin):
         Raises:
             TransferConfigError: an option does not fit, or the network is not found.
         """
-        module: Any = self
-        put_together(module, together)
-        self.lightning_transfer_collaborative = TrainingOnly("CollaborativeMixin", Agreement(module, together))
+        put_together(self, together)
+        self.lightning_transfer_collaborative = TrainingOnly("CollaborativeMixin", Agreement(self, together))
 
     @property
     def ensemble(self) -> CollaborativeEnsemble:
@@ -78,12 +77,12 @@ class CollaborativeMixin(PartMixin):
     def on_train_start(self) -> None:
         """Check what is known only now."""
         self._agreement.check(self._fitting)
-        super().on_train_start()  # type: ignore[misc]
+        super().on_train_start()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Record each network's logits."""
         self._joined(self._agreement).begin(self, batch)
-        parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
+        parent: int | None = super().on_train_batch_start(batch, batch_idx)
         return parent
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -94,22 +93,22 @@ class CollaborativeMixin(PartMixin):
                 "do not learn each by itself. Return self.collaborative_loss(loss)."
             )
         self._agreement.end()
-        super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
+        super().on_train_batch_end(outputs, batch, batch_idx)
 
     def on_validation_batch_start(self, batch: Any, *place: int) -> None:
         """Record each network's logits."""
         if not self._is_lent():
             self._agreement.begin_validation(self._running, self, *place)
-        super().on_validation_batch_start(batch, *place)  # type: ignore[misc]
+        super().on_validation_batch_start(batch, *place)
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, *args: Any) -> None:
         """Count how many images each network has right."""
         if not self._is_lent():
             self._agreement.count(batch, *args[1:])
-        super().on_validation_batch_end(outputs, batch, *args)  # type: ignore[misc]
+        super().on_validation_batch_end(outputs, batch, *args)
 
     def on_validation_epoch_end(self) -> None:
         """Log each network's accuracy."""
         if not self._is_lent():
             self._agreement.validated(self._running)
-        super().on_validation_epoch_end()  # type: ignore[misc]
+        super().on_validation_epoch_end()

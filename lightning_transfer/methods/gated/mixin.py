@@ -44,11 +44,10 @@ class GatedTransferMixin(PartMixin):
         Raises:
             TransferConfigError: an option does not fit, or no head or tap is found.
         """
-        module: Any = self
-        apply_gated_transfer(module, **callback.options)
-        term = callback.make_part(module)
+        apply_gated_transfer(self, **callback.options)
+        term = callback.make_part(self)
         self.lightning_transfer_gated = TrainingOnly("GatedTransferMixin", term)
-        term.attach(module)
+        term.attach(self)
 
     @property
     def _term(self) -> AuxiliaryTerm:
@@ -86,12 +85,12 @@ class GatedTransferMixin(PartMixin):
     def on_train_start(self) -> None:
         """Check what is known only now."""
         self._term.check(self._fitting)
-        super().on_train_start()  # type: ignore[misc]
+        super().on_train_start()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Listen at the tap; in the warm-up freeze the backbone's norms."""
         self._joined(self._term).begin(self, batch)
-        parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
+        parent: int | None = super().on_train_batch_start(batch, batch_idx)
         return parent
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -103,12 +102,12 @@ class GatedTransferMixin(PartMixin):
             )
         self._term.end()
         self._joined(self._term).before_optimizer_step(self)  # so that a later step finds no gradient of the warm-up
-        super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
+        super().on_train_batch_end(outputs, batch, batch_idx)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Drop the backbone's gradients in the warm-up."""
         self._joined(self._term).before_optimizer_step(self)
-        super().on_before_optimizer_step(optimizer)  # type: ignore[misc]
+        super().on_before_optimizer_step(optimizer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what only training needs."""
@@ -119,4 +118,4 @@ class GatedTransferMixin(PartMixin):
         """Load what only training needs; a checkpoint of only weights does not have it."""
         if STATE in checkpoint:
             self._term.load_state_dict(unstamped(checkpoint[STATE])["part"])
-        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        super().on_load_checkpoint(checkpoint)

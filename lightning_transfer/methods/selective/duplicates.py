@@ -40,7 +40,7 @@ def near_duplicates(indices: Tensor, target: Pictures, source: Pictures, step: S
 
 def near_duplicates_of_few(target: Pictures, source: Pictures) -> Tensor:
     """Return (pairs, 2) of target and source images that show the same, each compared with all: for some thousands."""
-    of_target, others = (_thumbnails(side, range(len(side)), lambda _: None) for side in (target, source))  # type: ignore[arg-type]
+    of_target, others = (_thumbnails(side, range(len(side)), lambda *_: None) for side in (target, source))
     likeness = torch.maximum(*(of_target @ thumbnails.T for thumbnails in (others, _mirrored(others))))
     pairs: Tensor = (likeness >= ALIKE).nonzero()
     return pairs

@@ -98,7 +98,7 @@ class SourceTaskMixin(PartMixin):
             part = self._joined(self.source_task)
             part.check_once(part.trainer)
             part.begin(self, batch)
-        parent: int | None = super().on_train_batch_start(batch, batch_idx)  # type: ignore[misc]
+        parent: int | None = super().on_train_batch_start(batch, batch_idx)
         return parent
 
     def joint_loss(self, target_loss: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class SourceTaskMixin(PartMixin):
                     stacklevel=2,
                 )
             self.source_task.end()
-        super().on_train_batch_end(outputs, batch, batch_idx)  # type: ignore[misc]
+        super().on_train_batch_end(outputs, batch, batch_idx)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the source task out of the checkpoint if this module has none."""
@@ -148,4 +148,4 @@ class SourceTaskMixin(PartMixin):
             weights = checkpoint["state_dict"]
             for key in [key for key in weights if key.startswith("source_task.")]:
                 del weights[key]
-        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        super().on_load_checkpoint(checkpoint)
