@@ -34,7 +34,7 @@ CONFIG = '.pretrained_cfg = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224
 LOOK = 8  # images by which is decided whether a network gives logits, and whether kept features are its own
 
 
-def named(networks: Networks) -> dict[str, nn.Module | str]:
+def by_name(networks: Networks) -> dict[str, nn.Module | str]:
     """Return networks by name; one of a list is called as timm calls it, or as its class.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_transfer.advising.backbones import Networks, Run, named, pictures_of
+from lightning_transfer.advising.backbones import Networks, Run, by_name, pictures_of
 from lightning_transfer.advising.verdicts import half_interval
 from lightning_transfer.datasets import groups_of
 from lightning_transfer.errors import TransferConfigError, check_count
@@ -167,7 +167,7 @@ def rank_networks(
     """
     check_count("batch_size", batch_size, least=1)
     check_count("num_workers", num_workers, least=0)
-    chosen, pictures = named(networks), pictures_of(data, num_workers)
+    chosen, pictures = by_name(networks), pictures_of(data, num_workers)
     with seeded(0, 0):  # reading may draw
         labels = labels_of(pictures.dataset, num_workers=num_workers)
     groups = groups_of(pictures.dataset)

@@ -237,7 +237,7 @@ class Trials:
         epochs = epochs or math.ceil(steps / self.epoch(loader))  # a user's schedule may use it as its length
         own = {"max_epochs": epochs, "max_steps": steps, "callbacks": [_Unvalidated(), *callbacks]}
         options = {**self.options, **own}
-        with _named(epochs):
+        with _explaining_schedules(epochs):
             fit_alone(self.make, module, loader, self.datamodule, options, seed=seed)
 
 
@@ -262,7 +262,7 @@ def fit_alone(
 
 
 @contextmanager
-def _named(epochs: int) -> Iterator[None]:
+def _explaining_schedules(epochs: int) -> Iterator[None]:
     """Add a note to a schedule's error: it happened in a trial, which is shorter than the user's training."""
     try:
         yield

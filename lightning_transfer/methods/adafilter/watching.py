@@ -32,7 +32,6 @@ class GateWatch(TransferPart):
         gates = gates_of(module)
         assert gates is not None  # the caller gated it
         self._watched = (gates,)  # in a tuple: the user's modules are not registered here
-        self._path = path_of(module, gates)
         self._num_collapsed = 0
         self._has_looked = False  # in this step
         self.options = {key: str(value) for key, value in gates.spec().items()}
@@ -57,7 +56,7 @@ class GateWatch(TransferPart):
 
     def added(self, module: Any) -> dict[str, nn.Module]:
         """Return the gates."""
-        return {self._path: self.gates}
+        return {path_of(module, self.gates): self.gates}
 
     def renamed(self, module: Any) -> dict[str, str]:
         """Return the new and old names of the tuned filters and norms."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.collaborative.heads import last_classifier
-from lightning_transfer.methods.collaborative.members import OWN, Sources, make_members, named
+from lightning_transfer.methods.collaborative.members import OWN, Sources, by_name, make_members
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 from lightning_transfer.methods.collaborative.together import Frozen, Together
 from lightning_transfer.networks import find_network
@@ -52,7 +52,7 @@ def put_together(module: nn.Module, together: Together) -> SurgeryReport:
     head = _head_apart(module, path, own)
     example = getattr(module, "example_input_array", None)
     apart, place = (None, path) if head is None else ((module, path), head.path)
-    ensemble = CollaborativeEnsemble(make_members(own, named(together.sources), example, head=head), apart=apart)
+    ensemble = CollaborativeEnsemble(make_members(own, by_name(together.sources), example, head=head), apart=apart)
     plan = together.plan
     if plan.num_layers:
         counts = {name: len(depth.convs) for name, depth in ensemble.depths(example).items()}

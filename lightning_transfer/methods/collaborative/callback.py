@@ -21,7 +21,7 @@ from lightning_transfer.methods.collaborative.apply import (
     remove_collaborative,
 )
 from lightning_transfer.methods.collaborative.functional import Criterion
-from lightning_transfer.methods.collaborative.members import Sources, named
+from lightning_transfer.methods.collaborative.members import Sources, by_name
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble
 from lightning_transfer.methods.collaborative.search.candidates import Candidates
 from lightning_transfer.methods.collaborative.search.loop import search_layers
@@ -130,7 +130,7 @@ class CollaborativeFinetuning(TransferCallback):
                 "their layers to freeze. Call functional.remove_collaborative(module) first, or give frozen_layers."
             )
         theirs = found[1].names[1:]
-        different = [f"sources {theirs}"] if theirs != list(named(self.together.sources)) else []
+        different = [f"sources {theirs}"] if theirs != list(by_name(self.together.sources)) else []
         wanted = {name: number for name, number in self.frozen_layers.items() if number}
         if self.search is None and found[1].frozen != wanted:
             different.append(f"frozen_layers={found[1].frozen}")
@@ -246,4 +246,4 @@ class CollaborativeFinetuning(TransferCallback):
     def __repr__(self) -> str:
         frozen = self.frozen_layers or None
         shown = f"weight={self.together.weight!r}, frozen_layers={frozen!r}, search={self.search!r}"
-        return f"CollaborativeFinetuning(sources={list(named(self.together.sources))!r}, {shown})"
+        return f"CollaborativeFinetuning(sources={list(by_name(self.together.sources))!r}, {shown})"

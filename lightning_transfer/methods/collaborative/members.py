@@ -107,7 +107,7 @@ def _config(network: Any) -> dict[str, Any] | None:
     return {**config, **({"input_size": (config["input_size"][0], *size)} if size else {})}
 
 
-def named(sources: Sources) -> dict[str, nn.Module | str]:
+def by_name(sources: Sources) -> dict[str, nn.Module | str]:
     """Return networks by name; those of a list are named source1, source2, and so on.
 
     Raises:

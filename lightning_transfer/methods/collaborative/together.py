@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightning_transfer.batches import Labels, find_labels
 from lightning_transfer.errors import TransferConfigError, check_number
 from lightning_transfer.methods.collaborative.functional import Criterion
-from lightning_transfer.methods.collaborative.members import Sources, named
+from lightning_transfer.methods.collaborative.members import Sources, by_name
 from lightning_transfer.methods.collaborative.search.plan import LayerPlan
 
 Frozen: TypeAlias = LayerPlan | Mapping[str, int] | str | os.PathLike[str] | None
@@ -45,7 +45,7 @@ class Together:
     plan: LayerPlan = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        named(self.sources)
+        by_name(self.sources)
         check_number("weight", self.weight)
         for name in ("loss", "labels"):
             if not callable(function := getattr(self, name)):

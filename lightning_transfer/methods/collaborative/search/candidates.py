@@ -18,7 +18,7 @@ from lightning_transfer.glue import proxy
 from lightning_transfer.glue.first_loss import kind_by
 from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.methods.collaborative.apply import ensemble_of, put_together
-from lightning_transfer.methods.collaborative.members import named
+from lightning_transfer.methods.collaborative.members import by_name
 from lightning_transfer.methods.collaborative.search.options import LayerSearch
 from lightning_transfer.methods.collaborative.search.plan import Evaluation, LayerPlan
 from lightning_transfer.methods.collaborative.search.strategies import Layers
@@ -71,7 +71,7 @@ class Candidates:
         self.num_held_out = len(out)
         self.held = partial(trials.held, out)
         with seeded(options.seed, 0):
-            networks = {name: loaded(source) for name, source in named(together.sources).items()}
+            networks = {name: loaded(source) for name, source in by_name(together.sources).items()}
             self.together = replace(together, sources=networks, frozen_layers=None)
             self._check_batch(next(iter(self.held())))
         seen = apart(lambda: _seen((trials.dataset, trials.clean), options.seed), loader.num_workers)
