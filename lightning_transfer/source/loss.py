@@ -4,17 +4,17 @@ That the source loss is kept and removed softly is the paper's; the formula is o
 L = CE(h_t(f(x_t)), y_t) + w * CE(h_s(f(x_s)), y_s).
 """
 
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lightning_transfer.errors import check_choice, check_number
 
+Mix: TypeAlias = Literal["add", "convex"]
 
-def joint_loss(
-    target_loss: Tensor, source_loss: Tensor, *, weight: float, mix: Literal["add", "convex"] = "add"
-) -> Tensor:
+
+def joint_loss(target_loss: Tensor, source_loss: Tensor, *, weight: float, mix: Mix = "add") -> Tensor:
     """Join the losses of two tasks, each a mean over its own images.
 
     Args:
@@ -33,14 +33,14 @@ def joint_loss(
         >>> joint_loss(torch.tensor(2.0), torch.tensor(4.0), weight=0.25, mix="convex").item()
         2.5
     """
-    check_choice("mix", mix, ("add", "convex"))
+    check_choice("mix", mix, get_args(Mix))
     if mix == "convex":
         check_number("weight", weight, most=1)
         target_loss = (1.0 - weight) * target_loss
     return target_loss + weight * source_loss
 
 
-def fix_for_a_sum(mix: Literal["add", "convex"]) -> str:
+def fix_for_a_sum(mix: Mix) -> str:
     """Return what to do if the step's own loss has to stay a sum over its images."""
     return "pass weight= times the batch size" if mix == "add" else "use mix='add' with a larger weight="
 

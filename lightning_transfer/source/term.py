@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from lightning_transfer.source.choosing import Chooser
 from lightning_transfer.source.drawing import Drawing
 from lightning_transfer.source.first_batch import Evidence, introduce
 from lightning_transfer.source.gap import Extent, is_near
-from lightning_transfer.source.loss import fix_for_a_sum, joint_loss, sum_of_zeros
+from lightning_transfer.source.loss import Mix, fix_for_a_sum, joint_loss, sum_of_zeros
 from lightning_transfer.source.measured_gap import data_of, measure_gap
 from lightning_transfer.source.passes import SourcePass
 from lightning_transfer.source.task import SourceTask
@@ -57,7 +57,7 @@ class SourceTerm(TransferPart):
         module: Any,
         *,
         weight: Schedule,
-        mix: Literal["add", "convex"],
+        mix: Mix,
         head: str = "auto",
         chooser: Chooser | None = None,
         measured: bool = False,

@@ -3,7 +3,7 @@
 x_{i+1} = act(g * BN^F(F_i x) + (1 - g) * BN^S(S_i x)); the paper gives the idea, the estimators are ours.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from lightning_transfer.errors import TransferConfigError, check_choice
 
 Estimator = Literal["straight_through", "semantic_hashing", "gumbel"]
-ESTIMATORS = ("straight_through", "semantic_hashing", "gumbel")
+ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 
 
 def straight_through_gate(

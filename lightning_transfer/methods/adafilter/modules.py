@@ -4,7 +4,7 @@ In training BN^S is folded into S, and the mix saves only the difference of the 
 S and BN^S run one after the other, so that the response is bit-identical to the pretrained network's.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from lightning_transfer.methods.adafilter.gate import RecurrentFilterGate
 from lightning_transfer.surgery import FrozenBatchNorm2d, as_buffers
 
 Fixed = Literal["all_tuned", "all_frozen", "random"]
-FIXED = ("all_tuned", "all_frozen", "random")
+FIXED: tuple[str, ...] = get_args(Fixed)
 
 
 class GatedBatchNorm2d(nn.Module):

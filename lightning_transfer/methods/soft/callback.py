@@ -1,12 +1,13 @@
 """Add soft fine-tuning to a Trainer as a callback."""
 
-from typing import Any, Literal
+from typing import Any
 
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.methods.soft.distilling import KnowledgeTerm
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.methods.soft.options import check_soft_options
 from lightning_transfer.source.checks import USUAL, Weight, as_schedule, as_source, as_weight
+from lightning_transfer.source.loss import Mix
 from lightning_transfer.source.task import SourceTask, TimmSource
 from lightning_transfer.source.term import SourceTerm
 
@@ -54,7 +55,7 @@ class SoftFinetuning(TransferCallback):
         source: SourceTask | TimmSource | SourceKnowledge,
         *,
         weight: Weight = "auto",
-        mix: Literal["add", "convex"] = "add",
+        mix: Mix = "add",
         head: str = "auto",
     ) -> None:
         if isinstance(source, SourceKnowledge):

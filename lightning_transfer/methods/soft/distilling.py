@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from lightning_transfer.methods.soft.knowledge import SourceKnowledge, kept_clas
 from lightning_transfer.roles import Head, find_head, linear_layers, parameters_before
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.annealing import Annealing
-from lightning_transfer.source.loss import fix_for_a_sum, joint_loss, sum_of_zeros
+from lightning_transfer.source.loss import Mix, fix_for_a_sum, joint_loss, sum_of_zeros
 from lightning_transfer.tracing import forget_graphs, uncompiled
 
 UNLIKE = 0.1  # cosine similarity of weights; trained on from the same ones they have more, otherwise about 0 (ours)
@@ -51,9 +51,7 @@ class KnowledgeTerm(TransferPart):
 
     title = "SoftFinetuning"
 
-    def __init__(
-        self, knowledge: SourceKnowledge, module: Any, *, weight: Schedule, mix: Literal["add", "convex"], head: str
-    ) -> None:
+    def __init__(self, knowledge: SourceKnowledge, module: Any, *, weight: Schedule, mix: Mix, head: str) -> None:
         super().__init__()
         self.knowledge, self.mix = knowledge, mix
         self.annealing = Annealing(weight)

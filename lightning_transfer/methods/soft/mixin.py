@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from lightning_transfer.source.checks import (
     check_hyperparameters,
 )
 from lightning_transfer.source.choosing import Borrows
+from lightning_transfer.source.loss import Mix
 from lightning_transfer.source.task import SourceTask, TimmSource
 from lightning_transfer.source.term import SourceTerm
 
@@ -31,7 +32,7 @@ class Options:
     source: SourceTask | TimmSource
     _: KW_ONLY
     weight: Weight = "auto"
-    mix: Literal["add", "convex"] = "add"
+    mix: Mix = "add"
     head: str = "auto"
     borrow: Borrows | None = None
 

@@ -1,7 +1,10 @@
 """Check the options of soft fine-tuning, for the callback and the mixin."""
 
+from typing import get_args
+
 from lightning_transfer.errors import TransferConfigError, check_choice
 from lightning_transfer.schedules import Schedule
+from lightning_transfer.source.loss import Mix
 
 
 def check_soft_options(weight: Schedule, mix: str) -> None:
@@ -10,7 +13,7 @@ def check_soft_options(weight: Schedule, mix: str) -> None:
     Raises:
         TransferConfigError: an option is not valid; the message names it.
     """
-    check_choice("mix", mix, ("add", "convex"))
+    check_choice("mix", mix, get_args(Mix))
     if weight.end > weight.start:
         raise TransferConfigError(
             f"The source weight would rise from {weight.start:g} to {weight.end:g}; soft fine-tuning anneals it away. "
