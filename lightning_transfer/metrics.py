@@ -77,7 +77,8 @@ class GeneralDiscrimination(Metric):
                 f"{held * features.shape[1] * 4 / 2**20:.0f} MiB of features fit into memory."
             )
         self.features.append(features.detach().float())
-        self.labels.append(labels.detach())
+        labels = labels.detach().long()  # a type of few bits could not hold the indices
+        self.labels.append(labels)
         self.indices.append(torch.full_like(labels, -1) if indices is None else indices.to(labels))
 
     def compute(self) -> Tensor:

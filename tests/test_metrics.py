@@ -79,6 +79,15 @@ def test_types_and_reset():
     assert metric.compute().item() == measure(features, labels)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.bool])
+def test_labels_of_few_bits_leave_no_image_out(dtype):
+    features, labels = clustered(num=600, classes=2)
+    assert measure(features, labels.to(dtype)) == measure(features, labels)
+    metric = lt.metrics.GeneralDiscrimination(k=3)
+    metric.update(features, labels.to(dtype), torch.arange(600))
+    assert metric.compute().item() == measure(features, labels)
+
+
 @pytest.mark.parametrize(
     ("features", "labels", "options", "message"),
     [
