@@ -5,6 +5,8 @@ import functools
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+from torch._dynamo.exc import Unsupported
+
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import StandIn
 
@@ -53,6 +55,9 @@ class StepDispatcher(StandIn):
                 return output
             for part in self.parts.values():
                 loss = part.add_to(self.module, loss)
+        except Unsupported as error:
+            error.add_note("No graph can hold hooks of lightning_transfer. Compile the network without fullgraph=True.")
+            raise
         finally:
             for part in self.parts.values():
                 part.end()

@@ -98,3 +98,14 @@ def test_a_compiled_network_follows_the_whole_schedule(forward, weight, before):
         runner.fit(module, loader, loader)
         results.append(toys.weights(module))
     toys.assert_same({k.replace("_orig_mod.", ""): v for k, v in results[1].items()}, results[0], tolerance=1e-5)
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_graph_that_must_be_whole_names_what_to_write(knows):
+    module, network = toys.LitToy(), toys.toy_net()
+    network.fc = toys.source_head()
+    module.model.compile(backend="eager", fullgraph=True)
+    source = lt.SourceKnowledge(network) if knows else lt.SourceTask(toys.source_data(), head=network.fc)
+    with pytest.raises(torch._dynamo.exc.Unsupported) as failed:
+        toys.fit(module, [lt.SoftFinetuning(source, weight=0.5)])
+    assert "Compile the network without fullgraph=True" in failed.value.__notes__[0]

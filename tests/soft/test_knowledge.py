@@ -282,6 +282,38 @@ def test_a_head_after_other_new_layers_is_refused_and_the_whole_is_right():
     fit(Hidden(), [lt.SoftFinetuning(lt.SourceKnowledge(pretrained()), head="model.fc")])
 
 
+class InPlace(toys.ToyNet):
+    """Normalises the images that it is given themselves."""
+
+    def forward(self, pixels):
+        return super().forward(pixels.sub_(0.5).div_(2))
+
+
+class AfterIts(LitToy):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        with torch.no_grad():
+            batch[0].zero_()
+        return loss
+
+
+@GRAD
+@pytest.mark.parametrize("place", ["network", "step", "compiled"])
+def test_images_that_are_changed_in_place_are_refused(place):
+    """The pretrained network would get them changed; torch does not notice, since the first layer is frozen."""
+    module, network = AfterIts() if place == "step" else LitToy(), None
+    if place != "step":
+        module.model = InPlace()
+        module.model.load_state_dict(toys.toy_net().state_dict())
+        network = copy.deepcopy(module.model)
+        network.fc = toys.source_head()
+    module.model.conv.requires_grad_(False)
+    if place == "compiled":
+        module.model.compile(backend="eager")
+    with pytest.raises(lt.TransferConfigError, match="changed the images in place after they entered 'model'"):
+        fit(module, [keeping(network)])
+
+
 class Sum(LitToy):
     def training_step(self, batch, batch_idx):
         return F.cross_entropy(self(batch[0]), batch[1], reduction="sum")

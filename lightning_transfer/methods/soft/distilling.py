@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
@@ -28,6 +29,7 @@ class Taken:
     def __init__(self) -> None:
         self.is_listening = False
         self.calls: list[tuple[Any, Any]] = []
+        self.versions: list[int] = []  # of the last call's tensors, which count their changes in place
 
     def __reduce__(self) -> tuple[type["Taken"], tuple[()]]:
         return (Taken, ())
@@ -36,6 +38,7 @@ class Taken:
         """Keep the arguments of a pass with gradients."""
         if self.is_listening and torch.is_grad_enabled():
             self.calls.append((args, kwargs))
+            self.versions = _versions(args, kwargs)
 
 
 class KnowledgeTerm(TransferPart):
@@ -179,6 +182,12 @@ class KnowledgeTerm(TransferPart):
         if not self._pretrained:  # not earlier: only now its device and its precision are known
             self._pretrained = (copy.deepcopy(self.knowledge.pretrained).to(self.head.weight),)
         ((args, kwargs),), ((head_args, head_kwargs),) = images, features
+        if self._images.versions != _versions(args, kwargs):
+            raise TransferConfigError(
+                f"The step changed the images in place after they entered {self.network_path or 'the module'!r}, so "
+                "the pretrained network would get others. Write images = images - mean, say, in place of "
+                "images.sub_(mean)."
+            )
         said = said_by(self._pretrained[0], self.knowledge.head, args, kwargs)
         return knowledge_loss(self.head(*head_args, **head_kwargs), said, temperature=self.knowledge.temperature)
 
@@ -201,6 +210,10 @@ class KnowledgeTerm(TransferPart):
         """
         super().set_extra_state(state)
         self.annealing.set_state(state)
+
+
+def _versions(*given: Any) -> list[int]:
+    return [leaf._version for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
 
 
 def _check_place(module: Any, place: str, head: Head) -> None:
