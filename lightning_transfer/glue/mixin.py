@@ -122,6 +122,14 @@ class PartMixin(_LightningModule):  # type: ignore[misc]
         trainer = self._fitting
         return is_running(trainer) and not is_run_by(trainer, self)
 
+    def _added(self, name: str, what: str, *, by: str) -> Any:
+        """Return what was added in `__init__`, or raise an error with the call to write."""
+        if not hasattr(self, name):
+            raise TransferConfigError(
+                f"{type(self).__name__} has no {what}. In __init__, after the network is built, call self.{by}."
+            )
+        return getattr(self, name)
+
     def _joined(self, part: Part) -> Part:
         """Return a part that has joined the fit."""
         part.join(self._fitting, self)

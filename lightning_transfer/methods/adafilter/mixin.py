@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.mixin import PartMixin, takes_options_of
 from lightning_transfer.methods.adafilter.apply import FilterGates, apply_adafilter
 from lightning_transfer.methods.adafilter.callback import AdaFilter
@@ -52,23 +51,18 @@ class AdaFilterMixin(PartMixin):
 
     @property
     def _gate_watch(self) -> GateWatch:
-        if not hasattr(self, "_gate_watches"):
-            raise TransferConfigError(
-                f"{type(self).__name__} has no gates. In __init__, after the network is built, call "
-                "self.add_adafilter()."
-            )
-        return self._gate_watches[0]
+        watches: tuple[GateWatch] = self._added("_gate_watches", "gates", by="add_adafilter()")
+        return watches[0]
 
     def on_train_start(self) -> None:
         """Check what the optimizers hold."""
         self._gate_watch.check(self._fitting)
         super().on_train_start()
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
         """Forget the last step's pass."""
         self._gate_watch.begin(self, batch)
-        parent: int | None = super().on_train_batch_start(batch, batch_idx)
-        return parent
+        return super().on_train_batch_start(batch, batch_idx)
 
     def on_after_backward(self) -> None:
         """Log the share of open gates, before other code can run the network again."""

@@ -51,12 +51,9 @@ class CollaborativeMixin(PartMixin):
 
     @property
     def _agreement(self) -> Agreement:
-        if not hasattr(self, "lightning_transfer_collaborative"):
-            raise TransferConfigError(
-                f"{type(self).__name__} has no other networks. In __init__, after its own network is built, call "
-                "self.add_sources([network])."
-            )
-        return self.lightning_transfer_collaborative.part  # type: ignore[return-value]
+        held = self._added("lightning_transfer_collaborative", "other networks", by="add_sources([network])")
+        agreement: Agreement = held.part
+        return agreement
 
     def collaborative_loss(self, loss: Tensor) -> Tensor:
         """Return the loss for `training_step` to return, or for `manual_backward`; call it once a step.
@@ -79,11 +76,10 @@ class CollaborativeMixin(PartMixin):
         self._agreement.check(self._fitting)
         super().on_train_start()
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
         """Record each network's logits."""
         self._joined(self._agreement).begin(self, batch)
-        parent: int | None = super().on_train_batch_start(batch, batch_idx)
-        return parent
+        return super().on_train_batch_start(batch, batch_idx)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Forget the step; raise if it never called `collaborative_loss`."""

@@ -51,12 +51,9 @@ class GatedTransferMixin(PartMixin):
 
     @property
     def _term(self) -> AuxiliaryTerm:
-        if not hasattr(self, "lightning_transfer_gated"):
-            raise TransferConfigError(
-                f"{type(self).__name__} has no transfer module. In __init__, after the network is built, call "
-                "self.add_gated_transfer()."
-            )
-        return self.lightning_transfer_gated.part  # type: ignore[return-value]
+        held = self._added("lightning_transfer_gated", "transfer module", by="add_gated_transfer()")
+        term: AuxiliaryTerm = held.part
+        return term
 
     def gated_loss(self, loss: Tensor) -> Tensor:
         """Return the loss for `training_step` to return, or for `manual_backward`; call it once a step.
@@ -87,11 +84,10 @@ class GatedTransferMixin(PartMixin):
         self._term.check(self._fitting)
         super().on_train_start()
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
         """Listen at the tap; in the warm-up freeze the backbone's norms."""
         self._joined(self._term).begin(self, batch)
-        parent: int | None = super().on_train_batch_start(batch, batch_idx)
-        return parent
+        return super().on_train_batch_start(batch, batch_idx)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Forget the step; raise if it never called `gated_loss`."""

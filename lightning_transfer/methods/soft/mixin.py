@@ -93,14 +93,13 @@ class SourceTaskMixin(PartMixin):
         )
         self.source_task.attach(self)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
         """Prepare the source images of a joint pass."""
         if hasattr(self, "source_task"):
             part = self._joined(self.source_task)
             part.check_once(part.trainer)
             part.begin(self, batch)
-        parent: int | None = super().on_train_batch_start(batch, batch_idx)
-        return parent
+        return super().on_train_batch_start(batch, batch_idx)
 
     def joint_loss(self, target_loss: Tensor) -> Tensor:
         """Return the loss for `training_step` to return, or for `manual_backward`; call it once in each step.
@@ -116,12 +115,7 @@ class SourceTaskMixin(PartMixin):
         """
         if not self._is_training():
             return target_loss
-        if not hasattr(self, "source_task"):
-            raise TransferConfigError(
-                f"{type(self).__name__} has no source task. In __init__, after the network is built, call "
-                "self.add_source_task(source)."
-            )
-        part = self._joined(self.source_task)
+        part: SourceTerm = self._joined(self._added("source_task", "source task", by="add_source_task(source)"))
         part.check_once(part.trainer)
         part.was_asked = True
         part.stepped(target_loss)
