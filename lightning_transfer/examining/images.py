@@ -14,7 +14,7 @@ from lightning_transfer.datasets import index_in, listed_labels, load, origins
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining.diagnosis import Finding, listed
 from lightning_transfer.examining.module import CLASSES, out_of_range
-from lightning_transfer.examining.step import Call, Seen
+from lightning_transfer.examining.step import CriterionCall, Seen
 from lightning_transfer.methods.selective.duplicates import near_duplicates_of_few
 from lightning_transfer.methods.selective.pictures import Pictures, spread
 from lightning_transfer.reading import apart, labels_of
@@ -123,7 +123,7 @@ def _are_together(listing: list[int]) -> bool:
     return sum(one != two for one, two in pairwise(listing)) == len(set(listing)) - 1
 
 
-def _call(batch: Any, seen: Seen, adapt: Adapt | None) -> Call | None:
+def _call(batch: Any, seen: Seen, adapt: Adapt | None) -> CriterionCall | None:
     """Return the call of a criterion that gets the labels as the dataset gives them."""
     given = labels_in(batch) if adapt is None else adapt(batch)[1]
     numbers = class_numbers(given) if isinstance(given, Tensor) else None

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_transfer.batches import class_numbers, label_hint
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining.diagnosis import Finding, listed
-from lightning_transfer.examining.step import Call, Seen
+from lightning_transfer.examining.step import CriterionCall, Seen
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.trainer import NAMESPACES, namespaces_of
 
@@ -97,7 +97,7 @@ def _rate(seen: Seen) -> Iterator[Finding]:
         )
 
 
-def _of_call(call: Call) -> Iterator[Finding]:
+def _of_call(call: CriterionCall) -> Iterator[Finding]:
     scores = call.scores
     if what := _misfit(call):
         yield Finding("labels do not fit", f"{call.name} in training_step", *what)
@@ -120,7 +120,7 @@ def _of_call(call: Call) -> Iterator[Finding]:
         )
 
 
-def _misfit(call: Call) -> tuple[str, str] | None:
+def _misfit(call: CriterionCall) -> tuple[str, str] | None:
     """Return what is wrong with a criterion's labels and the code to write, or None."""
     scores, target = call.scores, call.target
     found = f"labels of shape {tuple(target.shape)} and type {target.dtype} beside scores {tuple(scores.shape)}"

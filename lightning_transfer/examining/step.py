@@ -25,7 +25,7 @@ RESHAPING = ("View", "UnsafeView", "Squeeze", "Unsqueeze", "Select", "ToCopy", "
 EPOCHS = 100  # of a Trainer that does not say how long it trains: schedules have room
 
 
-class Call(NamedTuple):
+class CriterionCall(NamedTuple):
     """Holds a call of one of torch's criteria.
 
     Attributes:
@@ -64,7 +64,7 @@ class Seen:
         loss_after: of the first batch after that; None if it was not taken.
     """
 
-    calls: list[Call] = field(default_factory=list)
+    calls: list[CriterionCall] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     callbacks: list[Any] = field(default_factory=list)
     skipped: int = 0
@@ -81,7 +81,7 @@ class Seen:
 class _Listening(TorchFunctionMode):
     """Records calls of criteria, however the user has named or wrapped them."""
 
-    def __init__(self, calls: list[Call]) -> None:
+    def __init__(self, calls: list[CriterionCall]) -> None:
         super().__init__()
         self.calls = calls
 
@@ -99,7 +99,7 @@ class _Listening(TorchFunctionMode):
             raise
         finally:
             maker = _maker(scores)
-            self.calls.append(Call(func.__name__, scores.detach(), target.detach(), ignored, maker, error))
+            self.calls.append(CriterionCall(func.__name__, scores.detach(), target.detach(), ignored, maker, error))
 
 
 def _maker(scores: Tensor) -> str:

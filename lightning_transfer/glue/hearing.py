@@ -12,7 +12,7 @@ from lightning_transfer.networks import entry_of
 from lightning_transfer.roles import Head
 from lightning_transfer.tracing import evaluating
 
-Heard = list[tuple[Tensor, Tensor]]  # a layer's input and output, each time it ran
+Calls = list[tuple[Tensor, Tensor]]  # a layer's input and output, each time it ran
 
 
 class Hearing:
@@ -37,14 +37,14 @@ class Hearing:
         self.path = entry_of(module, head) if forward is None else ""
         self.is_apart = self.path not in ("", head.network_path)  # the layer that takes images ends before the head
 
-    def hear(self, images: Tensor, layers: Sequence[nn.Module]) -> list[Heard]:
+    def hear(self, images: Tensor, layers: Sequence[nn.Module]) -> list[Calls]:
         """Return the inputs and outputs of each layer, detached, when images run.
 
         Args:
             images: (B, ...), on the device.
             layers: inside the head, or the head itself.
         """
-        heard: dict[nn.Module, Heard] = {layer: [] for layer in layers}
+        heard: dict[nn.Module, Calls] = {layer: [] for layer in layers}
 
         def note(layer: nn.Module, args: Any, kwargs: Any, given: Tensor) -> None:
             heard[layer].append((args[0] if args else next(iter(kwargs.values())), given))

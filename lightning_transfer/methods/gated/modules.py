@@ -9,14 +9,14 @@ from lightning_transfer.methods.gated.functional import gate_features
 from lightning_transfer.surgery import Structure, own_randomness, replace_modules
 
 
-class Glance:
+class LastWeights:
     """Keeps the last pass's weights for logging; a copy, deep or pickled, starts empty."""
 
     def __init__(self) -> None:
         self.weights: Tensor | None = None
 
-    def __reduce__(self) -> tuple[type["Glance"], tuple[()]]:
-        return (Glance, ())
+    def __reduce__(self) -> tuple[type["LastWeights"], tuple[()]]:
+        return (LastWeights, ())
 
 
 class TransferModule(nn.Module):
@@ -47,7 +47,7 @@ class TransferModule(nn.Module):
         self.dropout = dropout
         self.squeeze = nn.Linear(num_features, num_features // ratio, bias=False)
         self.expand = nn.Linear(num_features // ratio, num_features, bias=False)
-        self.last = Glance()
+        self.last = LastWeights()
 
     def forward(self, features: Tensor) -> Tensor:
         """Return weighted (B, D) features."""
