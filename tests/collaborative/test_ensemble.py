@@ -328,6 +328,24 @@ def test_a_network_that_gives_more_than_logits_in_training_is_named():
         lt.CollaborativeFinetuning([Two(), "resnet10x"])
 
 
+def test_a_network_that_is_called_with_more_than_images_is_named():
+    """As those of the library transformers: `self.model(pixel_values=images, labels=labels)`."""
+
+    class Named(LitToy):
+        def forward(self, pixels):
+            return self.model(pixel_values=pixels, labels=None)
+
+    class Two(LitToy):
+        def forward(self, pixels):
+            return self.model(pixels, None)
+
+    for module, called in ((Named(), "pixel_values, labels"), (Two(), "2 arguments")):
+        with pytest.raises(
+            lt.TransferConfigError, match=rf"is called with {called}; of several, each takes the images alone"
+        ):
+            fit(module, [lt.CollaborativeFinetuning([toys.OtherNet()])])
+
+
 def test_removal_measures_all_networks_before_and_the_kept_one_after():
     module = LitToy()
     apply_collaborative(module, [toys.OtherNet()])

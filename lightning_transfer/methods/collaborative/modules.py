@@ -108,8 +108,14 @@ class CollaborativeEnsemble(Structure):
         listed: Any = super() if self._apart is None else self._networks[OWN].network
         yield from listed.named_parameters(*args, **options)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor | None = None, *others: Any, **named: Any) -> Tensor:
         """Return (B, classes) mean logits of (B, C, H, W) images, or of the features that a head apart takes."""
+        if images is None or others or named:
+            raise TransferConfigError(
+                f"The network is called with {', '.join(named) or f'{len(others) + 1} arguments'}; of several, each "
+                "takes the images alone. Put yours into a module whose forward(self, images) returns its logits, and "
+                "call that: self.model(images)."
+            )
         logits = self.each(images)
         if self.passes.is_followed:
             self.passes.note(logits)
