@@ -160,7 +160,7 @@ def _check_plain(module: nn.Module) -> None:
         raise TransferConfigError(
             f"The network has layers of {structure.callback} ({path or type(module).__name__}), which other programs "
             "do not know. Make it plain first: functional.remove_adafilter, remove_gated_transfer or "
-            "remove_collaborative, which say what that costs; strip or export what they leave."
+            "remove_collaborative, which return what that costs. Then strip or export the result."
         )
 
 
@@ -201,7 +201,7 @@ def _difference(network: Any, entries: dict[str, Tensor], again: Any, size: Any)
         if value.dtype != loaded[key].dtype:
             return f"{key} is {value.dtype}, and timm loads {loaded[key].dtype}; call network.float() first"
         if not torch.equal(value.cpu(), loaded[key]):
-            return f"{key} is another in the weights that it loads"
+            return f"{key} has other values in the network that timm loads"
     device = next(network.parameters()).device
     images = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.compiler.set_stance("force_eager"), evaluating(network, again):

@@ -18,7 +18,7 @@ def when(step: int, now: int) -> str:
     """Return the text that says, in the step `now`, whether a wrong step has changed the weights yet."""
     if now == step:
         return "Stopped before the optimizer's step."
-    return f"Found {now - step} optimizer steps later, which have spoilt the weights: go on from the last checkpoint."
+    return f"Found {now - step} optimizer steps later; these have spoilt the weights: resume from the last checkpoint."
 
 
 class PendingChecks:

@@ -212,7 +212,7 @@ def _named(module: nn.Module, path: str) -> Head:
         )
     if not (isinstance(found, nn.Conv2d) or has_linear(found) or is_pooling(found)):
         raise TransferConfigError(
-            f"head={path!r} ends in a convolution without a global pool after it: it gives a picture for each image, "
+            f"head={path!r} ends in a convolution without a global pool after it: it gives a map for each image, "
             "where one row is expected. Per-pixel heads are not supported; name the part that pools too."
         )
     _has_several(module, Head(path, found))

@@ -101,7 +101,7 @@ def trace(
             break
     if not longest:
         raise TransferConfigError(
-            f"{type(network).__name__} does not run on a picture"
+            f"{type(network).__name__} does not run on an image"
             f"{'' if failure is None else f' ({type(failure).__name__}: {failure})'}, so the order of its layers is "
             f"not known. Set example_input_array in the LightningModule{otherwise}."
         )
@@ -167,7 +167,7 @@ def run_on_a_picture(network: nn.Module) -> Any:
                 return network(images)
         except Exception as error:  # it may raise anything for a picture that does not fit
             failure = error
-    raise TransferConfigError(f"{type(network).__name__} does not run on a picture.") from failure
+    raise TransferConfigError(f"{type(network).__name__} does not run on an image.") from failure
 
 
 @contextmanager

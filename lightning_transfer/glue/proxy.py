@@ -71,8 +71,8 @@ def loader_of(data: Any, make: type, options: Mapping[str, Any]) -> Any:
         is_drawn = next_numbers() != numbers and torch.initial_seed() == seed  # else it seeds by itself
     if is_drawn:
         warnings.warn(
-            f"{type(data).__name__} draws random numbers in setup. If it splits its images by them, a fit validates on "
-            "images that were used here unless it begins with the same random state: call L.seed_everything(0) right "
+            f"{type(data).__name__} draws random numbers in setup. If it splits its images at random, a later fit "
+            "splits them in another way, and validates on images that were used here. Call L.seed_everything(0) right "
             "before both, or give random_split a generator.",
             stacklevel=4,
         )

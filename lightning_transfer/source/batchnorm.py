@@ -45,7 +45,7 @@ def refused_if_moved(module: nn.Module, *, on: bool) -> Iterator[None]:
             buffer.copy_(before[name])
         raise TransferConfigError(
             f"batchnorm='protect' cannot keep {moved[0]!r}: its layer is not torch's BatchNorm, or has a forward of "
-            "its own, and source images have moved it. Pass SourceTask(batchnorm='update') or forward='joint'."
+            "its own, and source images have changed it. Pass SourceTask(batchnorm='update') or forward='joint'."
         )
 
 
@@ -68,5 +68,5 @@ def check_protectable(module: nn.Module) -> None:
         if has_batchnorm and getattr(layer, "grad_checkpointing", False):
             raise TransferConfigError(
                 f"{name or type(module).__name__!r} recomputes activations (grad_checkpointing) in the backward pass, "
-                "when batchnorm='protect' is over. Pass SourceTask(batchnorm='update') or forward='joint'."
+                "after batchnorm='protect' has ended. Pass SourceTask(batchnorm='update') or forward='joint'."
             )

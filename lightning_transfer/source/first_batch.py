@@ -38,9 +38,9 @@ def introduce(
             loss = float(criterion(view.logits(images, head), labels))
     if is_kept and loss > UNTRAINED * chance:
         warnings.warn(
-            f"The kept source head starts at a loss of {loss:.2f} in eval mode; guessing has {chance:.2f}, so it does "
-            "not seem to be trained. Are the labels in the order of its training, and the images normalised as then? "
-            "Was it taken before reset_classifier?",
+            f"The kept source head starts at a loss of {loss:.2f} in eval mode; guessing gives {chance:.2f}, so it "
+            "does not seem to be trained. Are the labels in the order of its training? Are the images normalised as "
+            "then? Was it taken before reset_classifier?",
             stacklevel=2,
         )
     largest = float(images.detach().abs().max())

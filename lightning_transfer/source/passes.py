@@ -22,11 +22,11 @@ from lightning_transfer.tracing import as_taken, forget_graphs, is_run_again, ou
 
 Draw = Callable[[], Tensor]
 UNPROTECTED = (
-    "when batchnorm='protect' is over: source images would move its statistics. Pass SourceTask(batchnorm='update') or "
-    "forward='joint'."
+    "after batchnorm='protect' has ended: source images would change its statistics. Pass "
+    "SourceTask(batchnorm='update') or forward='joint'."
 )
 ALONE = (
-    "then without the source images that forward='joint' had appended. Checkpoint its parts one by one, or use "
+    "where the source images that forward='joint' had appended are missing. Checkpoint its parts one by one, or use "
     "forward='separate' with batchnorm='update'."
 )
 
@@ -318,9 +318,9 @@ class SourcePass:
         is_picture = features.shape[2:].numel() > 1 and not is_pooling(self.head.module)
         if is_picture and isinstance(self.head.module, nn.Conv2d | nn.Sequential):
             raise TransferConfigError(
-                f"The head {self.head.path!r} is a convolution over pictures, {tuple(features.shape[1:])}, and returns "
-                "a picture. Expected one row for each image: name the part that includes the pooling, head='...', or "
-                "pool before the head."
+                f"The head {self.head.path!r} is a convolution over feature maps, {tuple(features.shape[1:])}, and "
+                "returns a map. Expected one row for each image: name the part that includes the pooling, head='...', "
+                "or pool before the head."
             )
         if self._width not in features.shape[1:]:
             raise TransferConfigError(

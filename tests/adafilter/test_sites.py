@@ -14,7 +14,7 @@ from lightning_transfer.functional import apply_adafilter, remove_adafilter
 from lightning_transfer.methods.adafilter.apply import gates_of
 from tests.toys import LitToy, fit
 
-POOLED = "it works on pooled features, not on a picture"
+POOLED = "it works on pooled features, not on an image"
 NETWORKS = [  # gated convolutions, of them without a norm of their own, and reasons of those that are left
     ("timm", "resnet18", 19, 0, {}),
     ("timm", "resnet26d", 28, 0, {}),
@@ -112,7 +112,7 @@ def test_what_stands_in_the_way_is_named():
         "twice": "it runs 2 times in a pass",
         "up": "a ConvTranspose2d is not supported",
         "normed": "it has a parametrization or hooks of its own",
-        "unused": "it does not run on a picture",
+        "unused": "it does not run on an image",
         "squeeze": POOLED,
         "alias": "it is in the network under 2 names",
     }

@@ -15,7 +15,7 @@ from lightning_transfer.methods.collaborative.search.plan import Evaluation
 from tests import toys
 from tests.toys import LitToy, assert_same, fit, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore:All .* candidates are right")  # five images tell little
+pytestmark = pytest.mark.filterwarnings("ignore:All .* candidates have the same accuracy")  # five images tell little
 SMALL = {"particles": 2, "iterations": 1, "proxy_epochs": 1}
 
 
@@ -429,7 +429,7 @@ def test_random_state_and_the_users_callbacks_are_left_alone():
 
 def test_candidates_that_cannot_be_told_apart_are_said_and_the_least_is_frozen(monkeypatch):
     counting, callback = Counting(monkeypatch, lambda layers: 0.75), searching(particles=8)
-    with pytest.warns(lt.NoEffectWarning, match=r"All \d+ candidates are right equally often on \d+ held-out .*75\.0%"):
+    with pytest.warns(lt.NoEffectWarning, match=r"All \d+ candidates have the same accuracy on \d+ held-out .*75\.0%"):
         fit(Deep(), [callback], max_steps=1)
     assert sum(callback.plan.frozen.values()) == min(map(sum, counting.trained))
 

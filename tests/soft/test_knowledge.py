@@ -244,7 +244,9 @@ class OneChannel(LitToy):
 def test_an_error_of_the_pretrained_network_says_where_it_is():
     with pytest.raises(RuntimeError, match="to have 3 channels") as failed:
         fit(OneChannel(), [keeping()])
-    assert "in the pretrained ToyNet, which was called as the network that is tuned" in failed.value.__notes__[0]
+    assert (
+        "in the pretrained ToyNet, which was called with the inputs of the tuned network" in failed.value.__notes__[0]
+    )
 
 
 class Tokens(nn.Module):
@@ -277,7 +279,7 @@ class Hidden(LitToy):
 
 
 def test_a_head_after_other_new_layers_is_refused_and_the_whole_is_right():
-    with pytest.raises(lt.TransferConfigError, match=r"head 'model.fc.2' takes what a Linear before it .* head='model"):
+    with pytest.raises(lt.TransferConfigError, match=r"head 'model.fc.2' takes the output of a Linear .* head='model"):
         fit(Hidden(), [keeping()])
     fit(Hidden(), [lt.SoftFinetuning(lt.SourceKnowledge(pretrained()), head="model.fc")])
 

@@ -16,7 +16,7 @@ from lightning_transfer.roles import is_adapted, pooling_heads
 from lightning_transfer.tracing import Call, trace
 
 GIVES_LOGITS = "it gives the class logits"
-OTHERWISE = ", or name the network that takes the pictures: backbone='...'"
+OTHERWISE = ", or name the network that takes the images: backbone='...'"
 STEM = 0.25  # the most of all convolutions that a stem may hold (ours)
 PLAIN = (nn.BatchNorm2d, nn.SyncBatchNorm)  # BatchNorms without an activation
 
@@ -53,7 +53,7 @@ def find_sites(
     names = Counter(id(layer) for _, layer in network.named_modules(remove_duplicate=False))
     calls, heads = trace(network, example, otherwise=OTHERWISE), pooling_heads(network)
     runs = Counter(call.path for call in calls)
-    left = {path: "it does not run on a picture" for path, layer in layers.items() if isinstance(layer, _ConvNd)}
+    left = {path: "it does not run on an image" for path, layer in layers.items() if isinstance(layer, _ConvNd)}
     adapters = tuple(f"{path}." for path, layer in layers.items() if is_adapted(layer))
     sites = {}
     for number, call in enumerate(calls):
@@ -86,7 +86,7 @@ def _obstacle(conv: nn.Module, call: Call, num_runs: int, num_names: int) -> str
     if is_parametrized(conv) or conv._forward_pre_hooks or conv._forward_hooks:
         return "it has a parametrization or hooks of its own"
     if call.taken.ndim != 4 or call.taken.shape[2:].numel() == 1:
-        return "it works on pooled features, not on a picture"
+        return "it works on pooled features, not on an image"
     return None
 
 

@@ -152,9 +152,9 @@ class ProbeStart(AnyCallback):
         if not (worst := float(self._worst)) < STEEP * self._chance:  # also if it is not a number
             warnings.warn(
                 f"After ProbeStart the loss rose to {worst:.3g} within {WATCHED} steps; chance is {self._chance:.2g}. "
-                "Features in training mode differ from those in eval mode (a network that is not pretrained), "
-                "training_step changes images or labels first, or the learning rate is too high for the probe's large "
-                "weights. Lower the learning rate, or leave ProbeStart out.",
+                "Possible reasons: the features differ between training mode and eval mode (a network that is not "
+                "pretrained), training_step changes images or labels first, or the learning rate is too high for the "
+                "probe's large weights. Lower the learning rate, or leave ProbeStart out.",
                 stacklevel=2,
             )
 
@@ -180,8 +180,8 @@ class ProbeStart(AnyCallback):
             say(
                 trainer,
                 f"ProbeStart: the head {path!r} starts as a linear probe of {len(labels)} training images (penalty "
-                f"{start.penalty:g}; {start.accuracy:.1%} of images right that were held out in turns)."
-                + (f" {missing} of its classes have none of these and start as they were." if missing else ""),
+                f"{start.penalty:g}; accuracy on held-out images {start.accuracy:.1%})."
+                + (f" {missing} of its classes have no image among these and keep their weights." if missing else ""),
             )
         return starts
 

@@ -60,9 +60,9 @@ def fit_start(
     if len(rows) < 2 or 2 * len(rows) < num_classes:
         raise TransferConfigError(
             f"The labels of {len(labels)} training images name {len(rows)} of the {num_classes} classes of the head; a "
-            "probe takes two, and at least half of them. If the pretrained classifier was kept, replace it, in timm by "
+            "probe needs at least two, and half of all. If the pretrained classifier was kept, replace it, in timm by "
             "network.reset_classifier(num_classes). Otherwise name the classifier, ProbeStart(head='...'), "
-            "list the labels of a large dataset as dataset.targets, by which images of every class are drawn, or leave "
+            "list the labels of a large dataset as dataset.targets, so that images of every class are drawn, or leave "
             "ProbeStart out."
         )
     shared: dict[str, Any] = {"num_classes": len(rows), "importance": importance}

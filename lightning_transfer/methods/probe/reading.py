@@ -68,8 +68,8 @@ def images_and_classes(batch: Any, path: str, num_outputs: int) -> tuple[Tensor,
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
         where = "batch['image'], batch['label']" if isinstance(batch, dict) else "batch[0], batch[2]"
         raise TransferConfigError(
-            f"A batch is {nesting(batch)}; expected (images, class numbers), and not several that may be these. Say "
-            f"where they are: ProbeStart(adapt=lambda batch: ({where}))."
+            f"A batch is {nesting(batch)}; expected (images, class numbers), and no other entry that may be labels. "
+            f"Say where they are: ProbeStart(adapt=lambda batch: ({where}))."
         )
     kind, numbers = kind_of(labels, num_outputs), class_numbers(labels)
     if kind == "one logit" and bool((labels == labels.round()).all()):
@@ -78,7 +78,7 @@ def images_and_classes(batch: Any, path: str, num_outputs: int) -> tuple[Tensor,
         raise TransferConfigError(
             f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}, and the head {path!r} gives "
             f"{num_outputs} numbers; a probe learns class numbers, one for each image. {label_hint(labels, ADAPT)} If "
-            "the task is not to tell classes apart, leave ProbeStart out."
+            "the task is not classification, leave ProbeStart out."
         )
     least, largest = int(numbers.min()), int(numbers.max())
     if least < 0 or largest >= num_outputs:

@@ -97,7 +97,7 @@ class Borrowed:
         if self.neighbors.k > source.num_images:
             raise TransferConfigError(
                 f"neighbors={self.neighbors.k} exceeds the {source.num_images:,} source images; pass "
-                f"neighbors<={source.num_images}, and fewer to borrow a part of them: a tenth, say."
+                f"neighbors<={source.num_images}, or fewer to borrow only a part, such as a tenth."
             )
         self.selection: Selection | None = None
         self._loader = Weakly()  # whose images are the target, if none were given
@@ -197,7 +197,7 @@ class Borrowed:
         found = self._identity(trainer)
         if found != self._made_of:
             raise TransferConfigError(
-                f"This run's neighbors were selected with {self._made_of}; now there are {found}. Pass the same "
+                f"This run's neighbors were selected with {self._made_of}; now the images are {found}. Pass the same "
                 "images in the same order, or begin a new run: another Trainer, without ckpt_path."
             )
         self._is_unchecked = False

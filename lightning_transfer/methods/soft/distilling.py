@@ -223,6 +223,6 @@ def _check_place(module: Any, place: str, head: Head) -> None:
         inside = [layer for name, layer in layers if not name.startswith("original_module")]  # peft's, does not run
         if inside[0] not in head.module.modules():
             raise TransferConfigError(
-                f"The head {head.path!r} takes what a {type(inside[0]).__name__} before it gives, not the features of "
-                f"the pretrained classifier. Pass the whole: head={place!r}."
+                f"The head {head.path!r} takes the output of a {type(inside[0]).__name__} before it, not the features "
+                f"of the pretrained classifier. Pass the whole classifier: head={place!r}."
             )

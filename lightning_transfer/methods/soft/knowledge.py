@@ -173,8 +173,8 @@ def said_by(network: nn.Module, head: str, args: Any, kwargs: Any) -> Tensor:
             network(*args, **kwargs)
     except Exception as error:
         error.add_note(
-            f"This happened in the pretrained {name}, which was called as the network that is tuned. Both have to take "
-            "the same images, and nothing else: if another part takes them, name it: SourceKnowledge(backbone='...')."
+            f"This happened in the pretrained {name}, which was called with the inputs of the tuned network. Both take "
+            "only images. If another part takes the images, name it: SourceKnowledge(backbone='...')."
         )
         raise
     if len(said) != 1 or said[0].ndim != 2:

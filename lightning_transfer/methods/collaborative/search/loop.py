@@ -102,13 +102,13 @@ def _warn(plan: LayerPlan, num_held_out: int) -> None:
     if failures:
         layers, failure = next(iter(failures.items()))
         warnings.warn(
-            f"{len(failures)} of {len(tried)} candidates failed, so the search cannot take them. The first, "
+            f"{len(failures)} of {len(tried)} candidates failed and cannot be chosen. The first, "
             f"{dict(zip(plan.num_layers, layers, strict=True))}: {failure}",
             stacklevel=3,
         )
     if len(scores) == 1 < len(tried):
         warnings.warn(
-            f"All {len(tried)} candidates are right equally often on {num_held_out} held-out images "
+            f"All {len(tried)} candidates have the same accuracy on {num_held_out} held-out images "
             f"({max(scores):.1%}), so the one that freezes least is taken. Hold out more: "
             "LayerSearch(validation=...).",
             NoEffectWarning,
