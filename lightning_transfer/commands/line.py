@@ -9,7 +9,7 @@ SELECT = """\
 a configuration:
 
   target: {class_path: my_project.SeenImages}    # training images without augmentation
-  source: {class_path: my_project.SourceImages}  # likewise
+  source: {class_path: my_project.SourceImages}  # source images without augmentation
   cache: chosen.safetensors                      # the file that is written
   neighbors: {k: 300}                            # as in the training run
   protect: [{class_path: my_project.TestImages}] # their near duplicates are left out of the source
@@ -53,7 +53,7 @@ In Python, with modules of your own: lightning_transfer.rank_networks({"mine": n
 
 EXPORT = f"""\
 {PROJECT}
-The folder holds the weights of the network, and a card that names the callbacks that the checkpoint is of. Load a
+The folder holds the weights of the network, and a card that names the callbacks of the run. Load a
 timm network by timm.create_model("local-dir:FOLDER", pretrained=True). In Python:
 lightning_transfer.export(module, folder, trainer=trainer)
 """
@@ -65,19 +65,19 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=__version__)
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = partial(commands.add_parser, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    one = add("doctor", help="name what will go wrong in a project, or is wrong with a checkpoint", epilog=DOCTOR)
+    one = add("doctor", help="find mistakes in a project, or broken weights in a checkpoint", epilog=DOCTOR)
     one.add_argument("path", metavar="CONFIG_OR_CKPT", help="a YAML file of LightningCLI, or a checkpoint")
     _add_classes(one)
     one = add("rank", help="rank pretrained networks of timm for your images", epilog=RANK)
     one.add_argument("networks", nargs="+", metavar="NAME", help="of a timm model, or local-dir:FOLDER")
     one.add_argument(
-        "--data", required=True, metavar="PATH", help="a folder of a folder for each class, or a LightningCLI file"
+        "--data", required=True, metavar="PATH", help="a folder with one folder for each class, or a LightningCLI file"
     )
     _add_classes(one)
     one.add_argument("--device", default="cpu", help="where networks run, such as cuda (default: cpu)")
     one.add_argument("--batch-size", type=int, default=64, metavar="N", help="images that run together (default: 64)")
     one.add_argument("--num-workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
-    one.add_argument("--cache", metavar="FOLDER", help="keeps features, by which an interrupted ranking resumes")
+    one.add_argument("--cache", metavar="FOLDER", help="keeps features, so that an interrupted ranking resumes")
     one = add("advise", help="compare methods with fine-tuning, by trials on your training images", epilog=ADVISE)
     _add_config(one)
     one.add_argument("--minutes", type=float, default=30.0, help="that all trainings may take (default: 30)")
@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--classes", nargs="+", metavar="NAME", help="of the classes, in the order of the outputs")
     one.add_argument("--onnx", action="store_true", help="write model.onnx too; needs onnx and onnxscript")
     _add_trusted(one)
-    one = add("strip", help="write a checkpoint without anything of this package")
+    one = add("strip", help="remove from a checkpoint what this package added")
     one.add_argument("checkpoint", help="the file to read")
     one.add_argument("out", help="the file to write")
     _add_trusted(one)
@@ -110,8 +110,8 @@ def _add_config(one: argparse.ArgumentParser) -> None:
 
 def _add_classes(one: argparse.ArgumentParser) -> None:
     one.add_argument("--model", metavar="CLASS", help="the LightningModule, if your script names it, not the file")
-    one.add_argument("--datamodule", metavar="CLASS", help="the same of the DataModule")
+    one.add_argument("--datamodule", metavar="CLASS", help="the DataModule, if your script names it, not the file")
 
 
 def _add_trusted(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--trusted", action="store_true", help="read any object; the file then runs whatever it says")
+    one.add_argument("--trusted", action="store_true", help="read any object, and so run any code in the file")
