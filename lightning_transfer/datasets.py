@@ -119,14 +119,14 @@ def known_names(dataset: Any) -> list[str] | None:
     return firsts if all(isinstance(name, str) for name in firsts) else None
 
 
-def labels_in_parts(dataset: Dataset[Any], read: Callable[[Any], Any] | None = None) -> Iterator[list[int]]:
+def labels_in_parts(dataset: Dataset[Any], read: Callable[[Any], Any] | None) -> Iterator[list[int]]:
     """Yield the class of every image: all at once if the dataset lists them, otherwise a few loaded ones at a time.
 
     A list is trusted if some of its samples have the labels that it lists: `__getitem__` may map them.
 
     Args:
         dataset: the images.
-        read: turns a sample into a batch of one image and its label; by default the sample is (image, label).
+        read: turns a sample into a batch of one image and its label; None if the sample is (image, label).
 
     Raises:
         TransferConfigError: an image has no class number.
@@ -140,7 +140,7 @@ def labels_in_parts(dataset: Dataset[Any], read: Callable[[Any], Any] | None = N
         yield [_class_number(load(dataset, index, of="target"), dataset, index, read) for index in some]
 
 
-def listed_labels(dataset: Dataset[Any], read: Callable[[Any], Any] | None = None) -> Tensor | None:
+def listed_labels(dataset: Dataset[Any], read: Callable[[Any], Any] | None) -> Tensor | None:
     """Return the class of every image, of a dataset that lists them as some of its samples have them; else None.
 
     Args:

@@ -105,7 +105,7 @@ def readable(
     of: str,
     size: int,
     workers: Mapping[str, Any],
-    forgives: bool = False,
+    forgives: bool,
 ) -> Iterator[Samples]:
     """Yield uncollated samples, each with its index.
 

@@ -136,7 +136,7 @@ def find_head(
     return _whole(module, _named(module, head) if head != "auto" else _searched(module, probe, narrow))
 
 
-def find_heads(module: nn.Module, head: str = "auto", *, probe: Callable[[], object] | None = None) -> list[Head]:
+def find_heads(module: nn.Module, head: str, *, probe: Callable[[], object]) -> list[Head]:
     """Find the head of each of several networks that stand side by side, or else the one that `find_head` finds."""
     for path, child in users_modules(module) if head == "auto" else on_the_way(module, head):
         if hasattr(child, "heads_of_members"):

@@ -78,7 +78,7 @@ def _check_configuration(name: str, network: nn.Module) -> None:
         )
 
 
-def pictures_of(data: Any, num_workers: int = 0) -> Pictures:
+def pictures_of(data: Any, num_workers: int) -> Pictures:
     """Return the images of a dataset, or of the train dataset of a loader or a DataModule, as 0 to 1.
 
     Args:

@@ -37,9 +37,7 @@ class Site:
     norm: str
 
 
-def find_sites(
-    network: nn.Module, gated: Gated, example: Any = None, *, prefix: str = ""
-) -> tuple[list[Site], dict[str, str]]:
+def find_sites(network: nn.Module, gated: Gated, example: Any, *, prefix: str) -> tuple[list[Site], dict[str, str]]:
     """Return the convolutions to gate, in the order in which they run, and why the others are not gated.
 
     Names in `gated` begin with the prefix, the network's place in the user's module.

@@ -135,7 +135,7 @@ def by_name(sources: Sources) -> dict[str, nn.Module | str]:
 
 
 def make_members(
-    own: nn.Module, sources: Mapping[str, nn.Module | str], example: Any = None, *, head: Head | None = None
+    own: nn.Module, sources: Mapping[str, nn.Module | str], example: Any, *, head: Head | None
 ) -> dict[str, Member]:
     """Return the user's network unchanged, and copies of the others with new heads.
 
@@ -143,7 +143,7 @@ def make_members(
         own: the user's network.
         sources: the others.
         example: a batch for the user's network.
-        head: the user's head, if it is apart; the head is then the first member.
+        head: the user's head if it is apart, which is then the first member; otherwise None.
 
     Raises:
         TransferConfigError: a network's head is not found, or the network takes images of other channels.
@@ -190,16 +190,14 @@ def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def rebuilt(
-    own: nn.Module, entry: Mapping[str, Any], spec: Mapping[str, Any], *, head: Head | None = None
-) -> nn.Module:
+def rebuilt(own: nn.Module, entry: Mapping[str, Any], spec: Mapping[str, Any], *, head: Head | None) -> nn.Module:
     """Return a network like the one that a checkpoint records; its weights are loaded later.
 
     Args:
         own: the user's network.
         entry: what the checkpoint records of the network.
         spec: what it records of all networks.
-        head: the user's head, if it is apart.
+        head: the user's head if it is apart, otherwise None.
 
     Raises:
         TransferConfigError: the network is neither timm's nor of the make of the user's own.

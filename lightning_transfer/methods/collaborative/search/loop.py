@@ -17,7 +17,7 @@ from lightning_transfer.progress import Progress, tqdm_progress
 
 
 def search_ahead(
-    options: LayerSearch, module: Any, data: Any, using: Any, *, trainer: Mapping[str, Any] | None = None
+    options: LayerSearch, module: Any, data: Any, using: Any, *, trainer: Mapping[str, Any] | None
 ) -> LayerPlan:
     """Do the work of `LayerSearch.run`."""
     together = getattr(using, "together", None)
