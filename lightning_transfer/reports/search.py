@@ -43,22 +43,14 @@ def layer_search(plan: Any, path: str | os.PathLike[str]) -> "Figure":
     names = list(plan.num_layers)
     layers = np.array([evaluation.layers for evaluation in plan.evaluations])
     scores = 100 * np.array([np.nan if e.accuracy is None else e.accuracy for e in plan.evaluations], dtype=float)
-    at = np.arange(1, len(scores) + 1)
-    best = np.fmax.accumulate(scores)
+    at, failed = np.arange(1, len(scores) + 1), np.isnan(scores)
     heights = [2.4, *[1.5] * len(names), 0.4 + 0.3 * len(names)]
     figure = empty_figure(size=(8, 1.2 + sum(heights)))
     top, *rows, below = figure.subplots(len(names) + 2, 1, height_ratios=heights)
     shown: dict[str, Any] = {"c": scores, "cmap": SHADES, "s": 22, "zorder": 3}
-    top.step(at, best, where="post", color=BEST, linewidth=2, label="best so far")
     points = top.scatter(at, scores, **shown)
     shown["norm"] = points.norm  # one colour bar holds for all
-    failed = np.isnan(scores)
-    if failed.any():
-        floor = np.nanmin(scores) if not failed.all() else 0
-        top.plot(at[failed], np.full(failed.sum(), floor), "x", color=BEST, label="failed")
-    top.set(ylabel="accuracy on\nheld-out images, %")
-    top.set_title("How many layers to freeze", loc="left", fontweight="bold")
-    top.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, fontsize="small")
+    _mark_best_and_failed(top, at, scores)
     for number, (axes, name) in enumerate(zip(rows, names, strict=True)):
         axes.scatter(at, layers[:, number], **shown)
         axes.plot(at[failed], layers[failed, number], "x", color=BEST)
@@ -78,6 +70,17 @@ def layer_search(plan: Any, path: str | os.PathLike[str]) -> "Figure":
         axes.spines[["top", "right"]].set_visible(False)
     figure.align_ylabels()
     return save_figure(figure, path)
+
+
+def _mark_best_and_failed(axes: Any, at: Any, scores: Any) -> None:
+    """Draw the best accuracy so far, and the failed candidates at the bottom."""
+    axes.step(at, np.fmax.accumulate(scores), where="post", color=BEST, linewidth=2, label="best so far")
+    if (failed := np.isnan(scores)).any():
+        floor = np.nanmin(scores) if not failed.all() else 0
+        axes.plot(at[failed], np.full(failed.sum(), floor), "x", color=BEST, label="failed")
+    axes.set(ylabel="accuracy on\nheld-out images, %")
+    axes.set_title("How many layers to freeze", loc="left", fontweight="bold")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, fontsize="small")
 
 
 def _cuts(axes: Any, plan: Any) -> None:
