@@ -116,13 +116,7 @@ def find_tap(module: nn.Module, tap: str, head: str) -> tuple[str, int]:
         TransferConfigError: no stages are found, or the output is neither (B, C, H, W) nor tokens (B, N, D); it lists
             the candidates.
     """
-    path = (head if tap == "auto" else tap).partition(".")[0]
-    network: Any = getattr(module, path, None)
-    is_network = isinstance(network, nn.Module) and has_forward(network) and path != tap
-    if not (is_network and any(isinstance(part, nn.Conv2d) for part in network.modules())):
-        path, network = find_network(module)  # the head is outside the network, or the path does not exist
-    elif not hasattr(module, "training_step"):
-        path, network = "", module
+    path, network = _network_with(module, head if tap == "auto" else tap)
     prefix = f"{path}." if path else ""
     example = getattr(module, "example_input_array", None)
     calls = trace(network, example, watched=lambda layer: True, otherwise=", or train without it: aux_weight=0")
@@ -139,6 +133,21 @@ def find_tap(module: nn.Module, tap: str, head: str) -> tuple[str, int]:
         return prefix + name, gives[name][0] if name in gives else tokens[name]
     parts = [name for name in gives if network.get_submodule(name)._modules]
     known = [prefix + name for name in parts + _blocks(network, tokens) or ([] if tokens else gives)]
+    raise _no_tap(module, network, tap, known)
+
+
+def _network_with(module: nn.Module, place: str) -> tuple[str, nn.Module]:
+    """Return the network that a place is in, and its path; the one that takes images if the place is not in it."""
+    path = place.partition(".")[0]
+    network: Any = getattr(module, path, None)
+    is_network = isinstance(network, nn.Module) and has_forward(network) and path != place
+    if not (is_network and any(isinstance(part, nn.Conv2d) for part in network.modules())):
+        return find_network(module)  # the head is outside the network, or the path does not exist
+    return (path, network) if hasattr(module, "training_step") else ("", module)
+
+
+def _no_tap(module: nn.Module, network: nn.Module, tap: str, known: list[str]) -> TransferConfigError:
+    """Return the error for a tap that is not found or has the wrong shape; `known` are the layers that fit."""
     skipped = any(getattr(layer, "grad_checkpointing", False) for layer in network.modules())
     reason = " With grad_checkpointing the layers of a stage run, but not the stage." if skipped else ""
     if not known:
@@ -146,11 +155,11 @@ def find_tap(module: nn.Module, tap: str, head: str) -> tuple[str, int]:
     elif tap == "auto":
         reason += f" Name the second-to-last stage, or a block: tap='...', one of {', '.join(map(repr, known))}."
     if tap == "auto":
-        raise TransferConfigError(
+        return TransferConfigError(
             f"No stage was found for the auxiliary classifier in {type(network).__name__}.{reason} Or train without "
             "it: aux_weight=0."
         )
-    raise TransferConfigError(
+    return TransferConfigError(
         f"tap={tap!r} gives neither (B, C, H, W) nor tokens (B, N, D) in {type(module).__name__}.{reason} "
         f"{nearest(tap, known)}"
     )
