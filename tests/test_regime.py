@@ -423,6 +423,28 @@ def test_what_is_known_before_the_test_is_correlated_with_what_is_gained(regime,
     assert "soft" not in regime.results.foretelling(10)
 
 
+def test_the_slope_of_a_loss_is_the_product_of_two_gradients(regime, folder):
+    import regime_agreement
+
+    given = _setting(regime, folder)
+    network, target, source = given.network, given.draw.validation, given.source.only(range(5))
+    torch.manual_seed(1)
+    probe = torch.nn.Linear(network.num_features, CLASSES)
+    found = regime_agreement.slopes(network, source, regime_agreement.gradient(network, probe, target))
+    network = network.double().eval()
+    params = [param for name, param in network.named_parameters() if not name.startswith("classifier.")]
+
+    def gradient(head, pixels, labels):
+        rows = network.forward_head(network.forward_features(regime.data.centre(pixels).double()), pre_logits=True)
+        parts = torch.autograd.grad(torch.nn.functional.cross_entropy(head(rows), labels), params)
+        return torch.cat([part.flatten() for part in parts])
+
+    along = gradient(probe.double(), target.pixels, target.targets)
+    each = zip(source.pixels.split(1), source.targets.split(1), strict=True)
+    expected = torch.stack([gradient(network.classifier, *one) @ along / along.norm() for one in each])
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=2e-4)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_gaps_of_pictures_made_alike_and_unlike(regime, folder, monkeypatch):
     import regime_gaps

@@ -126,12 +126,6 @@ def combination(shots: int) -> str:
     return in_columns(WITH_MEAN, {f"minus {other}": differences(BEST, TARGETS, shots, to=other) for other in others})
 
 
-def borrowing(shots: int) -> str:
-    """Return the table of the nearest source images against as many at random."""
-    found = differences("selective", TARGETS, shots, to="joint, random source")
-    return in_columns(WITH_MEAN, {"selective minus random": found})
-
-
 def foretelling(shots: int) -> str:
     """Return the table of how what is known before the test goes with what a row gains there, over all runs.
 

@@ -14,6 +14,7 @@ from typing import Any
 import measuring
 import numpy as np
 import regime_advice
+import regime_agreement
 import regime_probes
 import regime_ranking
 import regime_results
@@ -251,7 +252,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "regime": lambda: regime_results.table(10),
     "regime short": lambda: regime_results.table(10, regime_results.SHORT),
     "regime best": lambda: regime_results.combination(10),
-    "regime borrowing": lambda: regime_results.borrowing(10),
+    "regime agreement": regime_agreement.table,
     "regime foretelling": lambda: regime_results.foretelling(10),
     "regime defaults": lambda: regime_results.defaults(10),
     "regime rates": lambda: regime_results.rates(10),
