@@ -4,7 +4,9 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from lightning_transfer.networks import find_network, timm_name
 from lightning_transfer.options import is_list
 from lightning_transfer.roles import find_head, out_width, users_modules
 from lightning_transfer.surgery import Structure, find_all
-from lightning_transfer.tracing import evaluating, required_size, uncompiled
+from lightning_transfer.tracing import evaluating, required_size, run_on_a_picture, uncompiled
 from lightning_transfer.version import __version__
 
 WEIGHTS = "model.safetensors"  # timm's name
@@ -84,6 +86,7 @@ def export(
     if classes is not None:
         _check_classes(classes, num_classes)
     entries = _entries(network)
+    _warn_of_other_images(module, network)
     place, part = _new_folder(folder)
     try:
         architecture = timm_name(network)
@@ -119,6 +122,30 @@ def _network_and_width(module: nn.Module) -> tuple[nn.Module, int]:
             "into one, nn.Sequential(module.backbone, module.head), and export that."
         )
     return network, out_width(head.module)
+
+
+def _warn_of_other_images(module: nn.Module, network: nn.Module) -> None:
+    """Warn if the module's forward changes images before the network takes them: the network alone is exported."""
+    taken: dict[nn.Module, Any] = {}
+
+    def take(part: nn.Module, args: Any, kwargs: Any) -> None:
+        taken[part] = next(iter((*args, *kwargs.values())), None)
+
+    with ExitStack() as hooks:
+        for part in (module, network):
+            hooks.enter_context(part.register_forward_pre_hook(take, with_kwargs=True))
+        hooks.enter_context(evaluating(module))
+        try:
+            run_on_a_picture(module)
+        except Exception:  # its forward may take more than images: then nothing is known
+            return
+    given, entered = taken[module], taken.get(network)
+    if isinstance(given, Tensor) and isinstance(entered, Tensor) and not torch.equal(given, entered):
+        warnings.warn(
+            f"The forward of {type(module).__name__} changes images before its {type(network).__name__} takes them, as "
+            "a normalisation does, and the network alone is exported. Give it images that are changed in that way.",
+            stacklevel=3,
+        )
 
 
 def _check_classes(classes: Any, num_classes: int) -> None:

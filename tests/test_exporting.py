@@ -225,6 +225,25 @@ def test_what_would_not_load_is_refused_and_leaves_no_folder(tmp_path, module, o
     assert [*tmp_path.iterdir()] == []
 
 
+class Normalises(Lit):
+    def forward(self, images):
+        return self.network((images - 0.5) / 0.2)
+
+
+class OfBatches(Lit):
+    def forward(self, batch):
+        return self.network(batch["image"])
+
+
+def test_images_that_the_module_changes_before_its_network_are_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="The forward of Normalises changes images before its ResNet takes them"):
+        lt.export(module := Normalises(tiny()), tmp_path / "inside")
+    assert not module._forward_pre_hooks
+    assert not module.network._forward_pre_hooks
+    lt.export(module.network, tmp_path / "network")  # warnings are errors
+    lt.export(OfBatches(tiny()), tmp_path / "batches")
+
+
 def test_swapped_arguments_are_refused_by_name(tmp_path):
     with pytest.raises(lt.TransferConfigError, match=r"first argument is a str; .*lt.export\(module, 'mine'\)"):
         lt.export(str(tmp_path / "mine"), LitToy())
