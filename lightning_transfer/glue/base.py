@@ -13,7 +13,7 @@ from lightning_transfer.glue.optimizers import AsBefore
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import Afterwards, Before, StandIn, WithoutHooks
 from lightning_transfer.glue.trainer import check_launcher, check_supported, is_running, log_options, named, say
-from lightning_transfer.naming import options_of
+from lightning_transfer.naming import options_of, plain
 from lightning_transfer.stamps import BEGIN_ANEW, check_stamp, stamp
 from lightning_transfer.surgery import OnCPU, Structure, rebuild
 
@@ -239,8 +239,7 @@ class TransferCallback(AnyCallback):
         if self.structure is not None and (saved := checkpoints.changed_hyperparameters(pl_module)):
             fix = f"self.save_hyperparameters(ignore={saved})"
             say(trainer, f"Checkpoints hold {saved} with changed layers; only this package can load them. Write {fix}.")
-        options = options_of(self)
-        log_options(trainer, {f"transfer/{type(self).__name__}/{name}": value for name, value in options.items()})
+        log_options(trainer, plain({f"transfer/{type(self).__name__}": options_of(self)}))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what is only known now, such as the length of training."""

@@ -11,7 +11,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import changed_hyperparameters
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.trainer import Weakly, is_run_by, is_running, log_options
-from lightning_transfer.naming import options_of
+from lightning_transfer.naming import options_of, plain
 
 Part = TypeVar("Part", bound=TransferPart)
 Taken = ParamSpec("Taken")
@@ -32,8 +32,7 @@ def takes_options_of(
         def adding(self: Any, /, *args: Taken.args, **kwargs: Taken.kwargs) -> Result:
             made = make(*args, **kwargs)
             result = add(self, made)
-            options = {f"transfer/{mixin}/{name}": value for name, value in options_of(made).items()}
-            self._options = {**self._options, **options}
+            self._options = {**self._options, **plain({f"transfer/{mixin}": options_of(made)})}
             return result
 
         parameters = [this, *inspect.signature(make).parameters.values()]

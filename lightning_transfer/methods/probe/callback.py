@@ -35,7 +35,7 @@ from lightning_transfer.glue.trainer import (
 from lightning_transfer.methods.probe.drawing import draw
 from lightning_transfer.methods.probe.functional import Start, fit_start
 from lightning_transfer.methods.probe.reading import HOW, check_untied, features_of, images_and_classes, last_linear
-from lightning_transfer.naming import options_of
+from lightning_transfer.naming import options_of, plain
 from lightning_transfer.randomness import seeded
 from lightning_transfer.roles import find_heads
 
@@ -106,7 +106,7 @@ class ProbeStart(AnyCallback):
         is_other = last is not None and not last.is_of(pl_module) and trainer.ckpt_path is None
         if has_trained and not is_other:
             return
-        log_options(trainer, {f"transfer/ProbeStart/{name}": value for name, value in options_of(self).items()})
+        log_options(trainer, plain({"transfer/ProbeStart": options_of(self)}))
         try:
             starts = ranks.from_first(lambda: self._fitted(trainer, pl_module))
         except Exception as error:
