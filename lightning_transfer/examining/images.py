@@ -82,15 +82,20 @@ def labels(
     if odd:  # the user's step may leave such images out
         sample = apart(lambda: load(dataset, listing.index(odd[0]), of="target"), loader.num_workers)
         odd = [] if again(loader.collate_fn([sample] * 4)).step_error is None else odd
-    if odd or max(kept) >= outputs:
-        yield Finding("labels do not fit", where, *out_of_range(min(odd or kept), max(kept), outputs))
-    elif min(kept) == 1 and max(kept) == outputs - 1 > 1:
-        found = f"labels run from 1 to {outputs - 1}, and output 0 of {outputs} is never right: labels count from 1"
-        yield Finding("labels do not fit", where, found, f"labels = labels - 1, and a head of {outputs - 1} outputs")
-    elif min(kept) <= 1 and outputs > MANY * (max(kept) + 1):  # others are the numbers of a pretrained head's classes
-        found = f"labels run from {min(kept)} to {max(kept)}, and the head has {outputs} outputs, as of another task"
-        fix = f"a head of {max(kept) + 1} outputs; for timm's: network.reset_classifier({max(kept) + 1}). Leave it if "
-        yield Finding("outputs of no class", where, found, f"{fix}these are the pretrained head's own class numbers")
+    least, largest = min(odd or kept), max(kept)
+    if odd or largest >= outputs:
+        yield Finding("labels do not fit", where, *out_of_range(least, largest, outputs))
+    elif least == 1 and largest == outputs - 1 > 1:
+        found = f"labels run from 1 to {largest}, and output 0 of {outputs} is never right: labels count from 1"
+        yield Finding("labels do not fit", where, found, f"labels = labels - 1, and a head of {largest} outputs")
+    elif least <= 1 and outputs > MANY * (largest + 1):  # others are the numbers of a pretrained head's classes
+        yield Finding(
+            "outputs of no class",
+            where,
+            f"labels run from {least} to {largest}, and the head has {outputs} outputs, as of another task",
+            f"a head of {largest + 1} outputs; for timm's: network.reset_classifier({largest + 1}). Leave it if these "
+            "are the pretrained head's own class numbers",
+        )
 
 
 def last_batch(loader: DataLoader[Any], seen: Seen) -> Iterator[Finding]:
