@@ -52,7 +52,7 @@ def measure_gap(view: NetworkView, chooser: Chooser | None, weight: Schedule) ->
     trainer = view.trainer
 
     def measured() -> float:
-        with progress_of(trainer)("How far the target lies from the source", TARGET_IMAGES + SOURCE_IMAGES) as step:
+        with progress_of(trainer)("How far the target is from the source", TARGET_IMAGES + SOURCE_IMAGES) as step:
             target, source = _sides(view, chooser)
             mine = _look(view, target)
             step(TARGET_IMAGES)

@@ -116,7 +116,7 @@ class KnowledgeTerm(TransferPart):
             self._check_weights(trainer.lightning_module)
         if reason := optimizers.why_untrained(trainer, parameters_before(trainer.lightning_module, self.head_path)):
             warnings.warn(
-                f"No parameter before the head is trained, so what it knows is kept anyway. {reason}",
+                f"No parameter before the head is trained, so SourceKnowledge changes nothing in the network. {reason}",
                 NoEffectWarning,
                 stacklevel=2,
             )
@@ -128,8 +128,8 @@ class KnowledgeTerm(TransferPart):
         if similarity < UNLIKE:
             warnings.warn(
                 f"The weights of {self.network_path or 'the module'!r} are not like those of the pretrained network "
-                f"(cosine similarity {similarity:.2f}), so it does not know what is to be kept. Load the same weights "
-                "in both.",
+                f"(cosine similarity {similarity:.2f}), so it does not have the knowledge to keep. Load the same "
+                "weights in both.",
                 stacklevel=2,
             )
 
@@ -185,7 +185,7 @@ class KnowledgeTerm(TransferPart):
         if self._images.versions != _versions(args, kwargs):
             raise TransferConfigError(
                 f"The step changed the images in place after they entered {self.network_path or 'the module'!r}, so "
-                "the pretrained network would get others. Write images = images - mean, say, in place of "
+                "the pretrained network would get other images. For example, write images = images - mean instead of "
                 "images.sub_(mean)."
             )
         said = said_by(self._pretrained[0], self.knowledge.head, args, kwargs)
