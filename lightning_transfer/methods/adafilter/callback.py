@@ -20,8 +20,8 @@ class AdaFilter(TransferCallback):
     Every pretrained convolution but those of the stem is kept twice, with the BatchNorm after it. A recurrent network,
     the gate, runs over the layers and chooses between the two copies. The idea is the paper's. The cell, its width, how
     a hard choice learns, and a stem that is tuned without gates are ours. By default nearly all filters start tuned.
-    With an ImageNet network this is level with fine-tuning on three targets; `gate_bias=0` is 2.8 and 1.5 points below
-    fine-tuning on two (examples/benchmarks/regime.md).
+    With an ImageNet network, no difference from fine-tuning is shown; `gate_bias=0` is 2.8 and 1.5 points below
+    fine-tuning on two targets (examples/benchmarks/regime.md).
 
     The network stays gated after fit: `functional.remove_adafilter` turns it into a plain one, and
     `load_from_checkpoint` reads its checkpoints. In the optimizer, the gates join the parameter group of their filters.
