@@ -110,7 +110,9 @@ def label_hint(labels: Tensor, made: str) -> str:
     if _is_one_each(labels) and bool((values == values.round()).all()):
         if bool((values.abs() == 1).all() & (values < 0).any()):
             return f"For labels that are -1 and 1: {made.format('(batch[1].long() + 1) // 2')}."
-        return f"Class numbers of another type: {made.format('batch[1].long()')}."
+        return (
+            f"Class numbers of another type: {made.format('batch[1].long()')}." if class_numbers(labels) is None else ""
+        )
     if labels.ndim == 2 and not labels.is_floating_point():
         return f"These are {labels.shape[1]} numbers for each image: {made.format('batch[1][:, 0]')} takes the first."
     return ""

@@ -137,3 +137,26 @@ def test_a_head_that_shares_its_weight_is_refused():
 
     with pytest.raises(lt.TransferConfigError, match=r"shares its numbers with model\.fc\.0\.weight"):
         fit(Tied(), [lt.ProbeStart()])
+
+
+class Regression(LitToy):
+    def __init__(self):
+        super().__init__()
+        self.model.fc = nn.Linear(toys.WIDTH, 1)
+
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self(batch[0])[:, 0], batch[1].float())
+
+
+def test_numbers_of_a_regression_are_refused_or_warned_of():
+    """What is 0 or 1 may be a class, so only the loss shows that it is not."""
+
+    def run(labels):
+        fit(Regression(), [lt.ProbeStart()], loader=DataLoader(TensorDataset(PIXELS, labels), batch_size=4))
+
+    with pytest.raises(
+        lt.TransferConfigError, match=r"gives 1 numbers; a probe learns class numbers, .* image\.  ?If the"
+    ):
+        run(LABELS)  # a hint to make class numbers of them would make the same ones
+    with pytest.warns(UserWarning, match="0 and 1 are the numbers of a regression and not classes"):
+        run((LABELS > 1).float())

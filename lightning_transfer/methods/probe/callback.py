@@ -153,8 +153,9 @@ class ProbeStart(AnyCallback):
             warnings.warn(
                 f"After ProbeStart the loss rose to {worst:.3g} within {WATCHED} steps; chance is {self._chance:.2g}. "
                 "Possible reasons: the features differ between training mode and eval mode (a network that is not "
-                "pretrained), training_step changes images or labels first, or the learning rate is too high for the "
-                "probe's large weights. Lower the learning rate, or leave ProbeStart out.",
+                "pretrained), training_step changes images or labels first, the labels 0 and 1 are the numbers of a "
+                "regression and not classes, or the learning rate is too high for the probe's large weights. Lower "
+                "the learning rate, or leave ProbeStart out.",
                 stacklevel=2,
             )
 
