@@ -84,16 +84,23 @@ def cost(row: str) -> str:
     return f"{median(COSTS[row]):.1f}" if row in COSTS else ""
 
 
-def table(shots: int, rows: Iterable[str] = ROWS) -> str:
-    """Return the table for a number of images per class: accuracies of fine-tuning, then differences of rows to it."""
+def table(shots: int, rows: Iterable[str] = ROWS, *, has_details: bool = True) -> str:
+    """Return the table for a number of images per class: accuracies of fine-tuning, then differences of rows to it.
+
+    Args:
+        shots: images per class.
+        rows: to show.
+        has_details: whether steps and domain gaps are shown too.
+    """
     there = [target for target in TARGETS if runs(PLAIN, target, shots)]
     if not there:
         return "No run that counts has finished yet."
     lines = [f"| | {' | '.join(there)} | all | cost |", "|---" * (len(there) + 3) + "|"]
-    lines.append(f"| steps | {' | '.join(str(STEPS[target][shots]) for target in there)} | | |")
+    if has_details:
+        lines.append(f"| steps | {' | '.join(str(STEPS[target][shots]) for target in there)} | | |")
     plain = [runs(PLAIN, target, shots) for target in there]
     said = [f"{100 * mean(cell['test'] for cell in each.values()):.1f} %{of_seeds(len(each))}" for each in plain]
-    if shots == GAPS["shots"]:
+    if has_details and shots == GAPS["shots"]:
         gaps = [f"{mean(GAPS['gaps'][target]):.2f}" for target in there]
         lines.append(f"| domain gap | {' | '.join(gaps)} | | |")
     lines.append(f"| **{PLAIN}** | {' | '.join(said)} | | 1 |")
