@@ -10,7 +10,7 @@ from lightning_transfer.glue import checkpoints, optimizers
 from lightning_transfer.glue.dispatcher import StepDispatcher
 from lightning_transfer.glue.namespaces import AnyCallback, is_lightnings
 from lightning_transfer.glue.optimizers import AsBefore
-from lightning_transfer.glue.part import TransferPart
+from lightning_transfer.glue.part import TransferPart, check_pruned
 from lightning_transfer.glue.standin import Afterwards, Before, StandIn, WithoutHooks
 from lightning_transfer.glue.trainer import check_launcher, check_supported, is_running, log_options, named, say
 from lightning_transfer.naming import options_of, plain
@@ -236,6 +236,7 @@ class TransferCallback(AnyCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Pass this callback's options to the loggers."""
+        check_pruned(trainer, pl_module)
         if self.structure is not None and (saved := checkpoints.changed_hyperparameters(pl_module)):
             fix = f"self.save_hyperparameters(ignore={saved})"
             say(trainer, f"Checkpoints hold {saved} with changed layers; only this package can load them. Write {fix}.")

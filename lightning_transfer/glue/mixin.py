@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import changed_hyperparameters
-from lightning_transfer.glue.part import TransferPart
+from lightning_transfer.glue.part import TransferPart, check_pruned
 from lightning_transfer.glue.trainer import Weakly, is_run_by, is_running, log_options
 from lightning_transfer.naming import options_of, plain
 
@@ -86,6 +86,7 @@ class PartMixin(_LightningModule):  # type: ignore[misc]
 
     def on_fit_start(self) -> None:
         """Pass the options of this module's parts to the loggers."""
+        check_pruned(self._fitting, self)  # type: ignore[arg-type]
         if saved := changed_hyperparameters(self):
             warnings.warn(
                 f"save_hyperparameters puts {saved}, whose layers are already changed, into every checkpoint: "

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import EXTRA, check_options
-from lightning_transfer.glue.trainer import Weakly, is_log_due, log
+from lightning_transfer.glue.trainer import Weakly, is_log_due, log, named
 from lightning_transfer.pending import PendingChecks, when
+from lightning_transfer.surgery import Structure
 
 
 class TransferPart(nn.Module, ABC):
@@ -167,6 +168,23 @@ class TransferPart(nn.Module, ABC):
         if is_log_due(self.trainer):
             self.pending.read()
             log(self.trainer, values)
+
+
+def check_pruned(trainer: Any, module: nn.Module) -> None:
+    """Refuse Lightning's ModelPruning if its list has layers of ours, which have no weight or are no part of the net.
+
+    Raises:
+        TransferConfigError: the message says how to name the layers to prune.
+    """
+    ours: set[nn.Module] = set()
+    for part in module.modules():
+        ours.update(part.modules() if isinstance(part, TransferPart) else [part] if isinstance(part, Structure) else [])
+    for callback in trainer.callbacks:  # private: there is no other way
+        if named([callback], {"ModelPruning"}) and any(layer in ours for layer, _ in callback._parameters_to_prune):
+            raise TransferConfigError(
+                f"{type(callback).__name__} lists layers that lightning_transfer has put into {type(module).__name__}. "
+                "Name those to prune: parameters_to_prune=[(module.model.conv1, 'weight'), ...]."
+            )
 
 
 def _check_same_keys(part: TransferPart, state: Mapping[str, Any], prefix: str, *_: Any) -> None:

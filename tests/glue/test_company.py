@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelPruning
 
 import lightning_transfer as lt
 from tests import toys
-from tests.methods import chosen, each
+from tests.methods import GatedFeatures, SoftByHand, chosen, each
 from tests.toys import LitToy, fit
 
 
@@ -54,6 +54,21 @@ def test_pruning_comes_first(method):
     module = LitToy()
     fit(module, [pruning(), method.callback()])
     assert any((param == 0).float().mean() > 0.2 for param in module.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step:UserWarning")
+def test_pruning_of_layers_of_ours_names_what_to_write():
+    def pruning(**options):
+        return ModelPruning("l1_unstructured", amount=0.3, **options)
+
+    source = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4)
+    gated, sourced, again = GatedFeatures(ratio=2), SoftByHand(source, weight=lt.Schedule(until_steps=5)), LitToy()
+    fit(again, [lt.GatedTransfer(ratio=2)])
+    for module, callbacks in ((gated, []), (sourced, []), (again, [lt.GatedTransfer(ratio=2)])):
+        with pytest.raises(lt.TransferConfigError, match=r"ModelPruning lists layers that .* parameters_to_prune=\["):
+            fit(module, [pruning(), *callbacks], max_epochs=1)
+    fit(gated, [pruning(parameters_to_prune=[(gated.model.conv, "weight")])], max_epochs=1)
+    assert (gated.model.conv.weight == 0).float().mean() > 0.2
 
 
 class Injected(LitToy):
