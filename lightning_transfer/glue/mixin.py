@@ -86,7 +86,7 @@ class PartMixin(_LightningModule):  # type: ignore[misc]
 
     def on_fit_start(self) -> None:
         """Pass the options of this module's parts to the loggers."""
-        check_pruned(self._fitting, self)  # type: ignore[arg-type]
+        check_pruned(self._fitting, self)
         if saved := changed_hyperparameters(self):
             warnings.warn(
                 f"save_hyperparameters puts {saved}, whose layers are already changed, into every checkpoint: "
