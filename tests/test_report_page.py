@@ -196,6 +196,7 @@ def test_a_folder_of_runs_and_a_name_that_is_not_a_pages_are_refused(tmp_path):
     page(tmp_path / "version_0")
     with pytest.raises(lt.TransferConfigError, match="holds 1 runs. Name one, such as the last: .*version_0"):
         TransferReport(tmp_path)
+    assert "train_loss" in page(tmp_path)  # a run whose folder has metrics of its own
     with pytest.raises(lt.TransferConfigError, match="run.pdf is not the name of a page"):
         TransferReport(tmp_path / "version_0").save(tmp_path / "run.pdf")
 

@@ -22,7 +22,7 @@ from lightning_transfer.examining.step import Seen, step_of
 from lightning_transfer.glue.checkpoints import UnsafeCheckpointError, read_checkpoint
 from lightning_transfer.glue.namespaces import is_lightnings
 from lightning_transfer.glue.proxy import attached, options_like, trainer_class
-from lightning_transfer.glue.trainer import named, served
+from lightning_transfer.glue.trainer import named, namespaces_of, served
 from lightning_transfer.randomness import reseed, restored
 
 
@@ -126,7 +126,7 @@ def _is_loader(data: Any) -> bool:
         TransferConfigError: it is neither.
     """
     is_loader = isinstance(data, Iterable) and not isinstance(data, Dataset)
-    if isinstance(data, type) or not (is_loader or hasattr(data, "train_dataloader")):
+    if isinstance(data, type) or not (is_loader or namespaces_of(data)):
         found = f"class {data.__name__}" if isinstance(data, type) else type(data).__name__
         raise TransferConfigError(
             f"The data is a {found}; expected a DataModule or a train loader: doctor(module, DataLoader(dataset, "

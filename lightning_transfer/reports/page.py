@@ -83,7 +83,8 @@ class TransferReport:
                 "Selection.load(path)."
             )
         self.folder, self.selection, self.pictures = Path(folder), selection, dict(pictures or {})
-        if runs := sorted(path.parent for path in self.folder.glob("*/metrics.csv")):
+        runs = sorted(path.parent for path in self.folder.glob("*/metrics.csv"))
+        if runs and not (self.folder / "metrics.csv").exists():
             raise TransferConfigError(
                 f"{self.folder} holds {len(runs)} runs. Name one, such as the last: {printable(runs[-1])}."
             )

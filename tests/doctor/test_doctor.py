@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+import types
 from typing import ClassVar
 
 import lightning.pytorch as L
@@ -490,7 +491,11 @@ def test_a_number_of_leaks_is_a_least_one_if_images_are_augmented():
     assert leak.found.startswith("At least 1 of 12")
 
 
-@pytest.mark.parametrize("data", [None, Images, Images().train], ids=["nothing", "a class", "a dataset"])
+@pytest.mark.parametrize(
+    "data",
+    [None, Images, Images().train, types.SimpleNamespace(train_dataloader=list)],
+    ids=["nothing", "a class", "a dataset", "another object"],
+)
 def test_data_that_is_none_is_refused(data):
     with pytest.raises(lt.TransferConfigError, match=r"expected a DataModule or a train loader: doctor\(module, "):
         lt.doctor(Clean(), data)
