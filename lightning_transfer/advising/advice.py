@@ -160,9 +160,9 @@ class Advice:
                 "that, write a forward."
             )
         yield (
-            f"{among} candidates are compared. The intervals of those scored on all parts hold jointly with "
-            f"{1 - LEVEL:.0%} confidence. They treat the images of a group as one image, and include {100 * NOISE:.1f} "
-            "points for the difference between seeds."
+            f"{_counted(among, 'candidate')} {'is' if among == 1 else 'are'} compared. The intervals of those scored "
+            f"on all parts hold jointly with {1 - LEVEL:.0%} confidence. They treat the images of a group as one "
+            f"image, and include {100 * NOISE:.1f} points for the difference between seeds."
         )
 
     def _advised(self) -> Iterator[str]:
