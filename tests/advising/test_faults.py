@@ -54,7 +54,7 @@ def searched(data):
     lt.LayerSearch(particles=1, iterations=1, proxy_epochs=1).run(toys.LitToy(), data, Partner(), trainer=QUIET)
 
 
-@pytest.mark.parametrize("look", [lambda data: advise(data=data), searched, pictures_of])
+@pytest.mark.parametrize("look", [lambda data: advise(data=data), searched, lambda data: pictures_of(data, 0)])
 def test_the_next_fit_splits_as_what_was_looked_at(look):
     L.seed_everything(7)
     data = Split()

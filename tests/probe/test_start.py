@@ -262,7 +262,7 @@ def test_classes_without_images_start_as_they_were_which_is_said_once(caplog):
     some = [index for index, label in enumerate(LABELS.tolist()) if label != 3]
     with caplog.at_level("INFO", "lightning.pytorch"):
         module = started(Seen(), data=Subset(toys.target_data(), some))
-    assert sum("1 of its classes have none of these" in message for message in caplog.messages) == 1
+    assert sum("1 of its classes have no image among these" in message for message in caplog.messages) == 1
     assert torch.equal(module.started["model.fc.weight"][3], toys.toy_net().fc.weight[3])
     expected, _ = by_scikit_learn(features_by_hand(toys.toy_net(), PIXELS[some]), LABELS[some])
     found = module.logits[some][:, [0, 1, 2, 4]].double().log_softmax(1)
