@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from regime import RESULTS, STEPS, Job, be_quiet, planned, setting
 from regime_data import TARGETS, Photos, centre
-from regime_network import HEAD, Rates, features
+from regime_network import HEAD, Rates, body, features
 from regime_results import WITH_MEAN, differences, in_columns
 from torch import Tensor, nn
 
@@ -41,11 +41,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 def half(some: Tensor) -> float:
     """Return half of the 95 % interval of a mean over many."""
     return float(1.96 * some.std() / len(some) ** 0.5)
-
-
-def body(network: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters before the head."""
-    return [param for name, param in network.named_parameters() if HEAD not in name.split(".")]
 
 
 def gradient(network: Any, head: nn.Module, images: Photos) -> list[Tensor]:

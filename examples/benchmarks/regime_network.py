@@ -98,6 +98,11 @@ class Tuning(L.LightningModule):
         return nn.ModuleList(child for name, child in self.model.named_children() if name != HEAD)
 
 
+def body(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters before the head."""
+    return [param for name, param in network.named_parameters() if HEAD not in name.split(".")]
+
+
 def answers(network: nn.Module, images: Photos) -> Tensor:
     """Return the logits (n, classes) of images' centres."""
     device = next(network.parameters()).device

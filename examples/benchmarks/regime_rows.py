@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import BackboneFinetuning
 from regime_data import Draw, Photos
-from regime_network import DECAY, HEAD, Rates, Tuning, answers, features
+from regime_network import DECAY, Rates, Tuning, answers, body, features
 from sklearn.linear_model import LogisticRegressionCV  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
@@ -111,8 +111,7 @@ class L2SP(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the pretrained values."""
-        body = [param for name, param in pl_module.named_parameters() if HEAD not in name.split(".")]
-        self.start = [(param, param.detach().clone()) for param in body]
+        self.start = [(param, param.detach().clone()) for param in body(pl_module)]
 
     def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
         """Add the penalty's gradient, and subtract the optimizer's weight decay of the backbone."""

@@ -171,7 +171,7 @@ class TransferPart(nn.Module, ABC):
 
 
 def check_pruned(trainer: Any, module: nn.Module) -> None:
-    """Refuse Lightning's ModelPruning if its list has layers of ours, which have no weight or are no part of the net.
+    """Refuse Lightning's ModelPruning if it would prune layers that this package added.
 
     Raises:
         TransferConfigError: the message says how to name the layers to prune.
