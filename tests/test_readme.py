@@ -109,3 +109,4 @@ def test_the_table_of_methods_says_what_the_field_suite_shows():
 def test_the_table_of_modules_is_the_field_suites():
     lines = (ROOT / "examples/guides/modules.md").read_text().splitlines()
     assert [line for line in lines if line.startswith("|")] == list(table.page())
+    assert f"{len(table.TABLE)} kinds of modules" in README.read_text()
