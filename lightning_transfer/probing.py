@@ -1,7 +1,7 @@
 """Fit a linear probe, a classifier of frozen features whose penalty is chosen by cross-validation (ours).
 
 Features are divided by one number, the median of their standard deviations. With ten photographs of a class and an
-ImageNet network the probe is better so than if each feature is divided by its own: see examples/benchmarks/regime.md.
+ImageNet network this is better than to divide each feature by its own: see examples/benchmarks/regime.md.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ def choose_penalty(
     losses, right = dict.fromkeys(PENALTIES, 0.0), dict.fromkeys(PENALTIES, 0.0)
     for out in folds(labels.tolist(), groups):
         is_out = _mask(out, len(labels))
-        is_known = torch.isin(labels[is_out], labels[~is_out])  # else its score is -inf but for the number of steps
+        is_known = torch.isin(labels[is_out], labels[~is_out])  # otherwise its score falls without end
         rough: dict[str, Any] = {"dtype": torch.float32, "tolerance": ROUGH, "importance": counts[~is_out]}
         rough["by_feature"] = False
         fits = fit_path(features[~is_out], labels[~is_out], num_classes=num_classes, penalties=PENALTIES, **rough)

@@ -15,7 +15,7 @@ HEADS = ("candidate", "difference from fine-tuning, points", "times the cost", "
 
 @dataclass(frozen=True)
 class Measured:
-    """What was seen of the target, and of fine-tuning.
+    """Holds what was seen of the target, and of fine-tuning.
 
     Attributes:
         images: labelled images there are to train on.
@@ -55,14 +55,14 @@ class Measured:
 
     @property
     def is_guessing(self) -> bool:
-        """Whether neither is shown to be better than the one answer that is right most often."""
+        """Return whether neither is shown to be better than the one answer that is right most often."""
         error = math.sqrt(self.commonest * (1 - self.commonest) / self.scored_groups)
         return max(self.probe, self.tuned) <= self.commonest + 1.96 * error
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What became of a candidate.
+    """Holds what became of a candidate.
 
     Attributes:
         name: of the candidate.
@@ -144,7 +144,7 @@ class Advice:
         return f"{lines(self._seen())}<table>{''.join(rows)}</table>{lines(self._advised())}"
 
     def _seen(self) -> Iterator[str]:
-        """What was measured, and how."""
+        """Yield what was measured, and how."""
         seen, among = self.measured, sum(each.difference is not None for each in self.candidates)
         of = "" if seen.groups is None else f" of {seen.groups} groups"
         yield f"{seen.images} labelled images{of}, {seen.classes} classes, at least {seen.fewest} of each."
@@ -166,7 +166,7 @@ class Advice:
         )
 
     def _advised(self) -> Iterator[str]:
-        """What to do, and the code to write."""
+        """Yield what to do, and the code to write."""
         seen, best = self.measured, self.best
         probe = next((each for each in self.candidates if each.name == PROBE), None)
         if seen.is_guessing and seen.scored < seen.images:

@@ -134,7 +134,7 @@ def compare(
     progress: Progress,
     clock: Callable[[], float] = time.monotonic,
 ) -> Advice:
-    """Hold the race between fine-tuning and its rivals, and say what came out; `advise` with all that it looks up."""
+    """Run fine-tuning and its rivals, and return the advice: what `advise` does after it has checked its arguments."""
     deadline = clock() + 60 * minutes
     paired = PairedTrials(module, trials, reading, clock=clock, deadline=deadline)
     loader = part_of(trials.loader, paired.kept(0))

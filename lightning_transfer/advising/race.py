@@ -68,7 +68,7 @@ class Race:
         self.clock, self.deadline, self.is_over_early, self.skip = clock, deadline, is_over_early, skip
 
     def run(self) -> None:
-        """Hold the race.
+        """Run all rounds.
 
         Raises:
             OutOfTimeError: not even the first training of fine-tuning fits.

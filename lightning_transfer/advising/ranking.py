@@ -30,9 +30,9 @@ class Ranked:
         accuracy: share of the images that are right when held out.
         error: its standard error, if 1.96 of it are half of Student's 95 % interval; images of one group stand for one.
         difference: accuracy above that of the best network: 0 or less.
-        interval: half of the difference's interval, which is paired: both networks are asked of the same images. The
-            intervals of all pairs of networks hold together with 95 % (Bonferroni), since the best is chosen of all.
-        milliseconds: that an image takes, beside reading it, in the fastest batch: others may share the machine.
+        interval: half of the difference's interval, which is paired: both networks are scored on the same images. The
+            intervals of all pairs of networks hold together with 95 % (Bonferroni), because the best is chosen of all.
+        milliseconds: that an image takes without reading it, in the fastest batch: others may share the machine.
         parameters: of the network without its head.
         size: height and width of the pictures that it was given.
     """

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.functional import collaborative_loss
 
 
@@ -77,5 +78,5 @@ def test_another_criterion():
     logits, targets = torch.randn(2, 4, 3), torch.rand(4, 3)
     found = collaborative_loss(logits, targets, weight=0, loss=F.mse_loss)
     assert found.item() == pytest.approx(sum(((each - targets) ** 2).mean().item() for each in logits), rel=1e-6)
-    with pytest.raises(ValueError, match="expected one, the mean over images"):
+    with pytest.raises(TransferConfigError, match="expected one, the mean over images"):
         collaborative_loss(logits, targets, loss=lambda z, y: (z - y).sum(1))

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_transfer.errors import TransferConfigError
+
 Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -44,6 +46,9 @@ def collaborative_loss(
     Returns:
         A scalar.
 
+    Raises:
+        TransferConfigError: `loss` does not give one number.
+
     Example:
         >>> logits, targets = torch.zeros(2, 3, 4), torch.tensor([0, 1, 2])
         >>> torch.isclose(collaborative_loss(logits, targets), 2 * torch.log(torch.tensor(4.0)))
@@ -52,5 +57,5 @@ def collaborative_loss(
     logits = logits if isinstance(logits, Tensor) else torch.stack([*logits])
     own = torch.stack([loss(each, targets) for each in logits])
     if own.ndim > 1:
-        raise ValueError(f"loss gives {tuple(own.shape[1:])} numbers; expected one, the mean over images.")
+        raise TransferConfigError(f"loss gives {tuple(own.shape[1:])} numbers; expected one, the mean over images.")
     return own.sum() + weight * disagreement(logits)

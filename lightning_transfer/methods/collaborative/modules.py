@@ -24,7 +24,7 @@ ONE_NETWORK = "Or hold both in one network, self.model = torch.nn.Sequential(bac
 
 
 class CollaborativeEnsemble(Structure):
-    """Return the mean of the logits of several networks, which ranks classes as their sum does.
+    """Returns the mean of the logits of several networks, which ranks classes as their sum does.
 
     If the networks' timm configurations differ, or what the user assigned to `pretrained_cfg`, each of the others gets
     images that are normalised and resized as in its pretraining; the first network takes them unchanged.

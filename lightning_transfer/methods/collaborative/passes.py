@@ -11,7 +11,7 @@ from lightning_transfer.tracing import is_run_again, outside_graphs
 
 
 class _Entered(threading.local):
-    """Hold what entered a backbone whose head has not run yet: of each thread its own."""
+    """Holds what entered a backbone whose head has not run yet: of each thread its own."""
 
     def __init__(self) -> None:
         self.images: Any = None
@@ -20,7 +20,7 @@ class _Entered(threading.local):
 
 
 class Passes:
-    """Hold the images that entered last, and each network's logits in the last recorded pass; a copy begins empty."""
+    """Holds the images that entered last, and each network's logits in the last recorded pass; a copy begins empty."""
 
     def __init__(self) -> None:
         self._entered = _Entered()

@@ -18,7 +18,7 @@ Frozen: TypeAlias = LayerPlan | Mapping[str, int] | str | os.PathLike[str] | Non
 
 @dataclass(frozen=True)
 class Together:
-    """Hold the options of networks that are tuned together.
+    """Holds the options of networks that are tuned together.
 
     Args:
         sources: the other networks, or names of timm models; in a list, or by name.

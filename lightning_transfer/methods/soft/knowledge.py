@@ -5,8 +5,8 @@ L = L_target + w * T^2 * KL(softmax(g(x) / T) || softmax(h_s(f(x)) / T))
 g is the pretrained network with its classifier, f the network that is tuned without its head, and h_s a copy of that
 classifier, which is tuned too. That the old classifier is kept on the new images, w = 1 and T = 2 are the paper's.
 Ours: by default w is annealed, as a source loss is; g runs on the images of each step, where the paper runs it once
-before training; the factor T^2, which keeps the size of the gradient; and KL for cross-entropy, which has the same
-gradient and is 0 as long as nothing is forgotten.
+before training; the factor T^2, which keeps the size of the gradient; and KL instead of cross-entropy, which has the
+same gradient and is 0 as long as nothing is forgotten.
 """
 
 import copy

@@ -27,7 +27,7 @@ from lightning_transfer.source.term import SourceTerm
 
 @dataclass(frozen=True)
 class Options:
-    """Hold the options of `add_source_task`: those of `SoftFinetuning`, and of what is borrowed."""
+    """Holds the options of `add_source_task`: those of `SoftFinetuning`, and of what is borrowed."""
 
     source: SourceTask | TimmSource
     _: KW_ONLY

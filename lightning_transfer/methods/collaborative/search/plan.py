@@ -15,7 +15,7 @@ from lightning_transfer.stamps import stamped, unstamped
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Hold the score of one candidate.
+    """Holds the score of one candidate.
 
     Attributes:
         layers: how many convolutions were frozen, in each network.
@@ -35,7 +35,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Hold how much of each network is frozen, and how that was found.
+    """Holds how much of each network is frozen, and how that was found.
 
     Attributes:
         frozen: how many convolutions, counted from the input, by network.
