@@ -51,8 +51,8 @@ def select_neighbors(
 ) -> Selection:
     """Find the k source images with the nearest low-level statistics of every target image.
 
-    Descriptors and distance are the paper's and the authors' code's; bins, smoothing and the search are ours. The
-    selection does not depend on the number of processes: with `torch.distributed` they divide the source.
+    Descriptors and distance are the paper's and the authors' code's; bins, smoothing and the search are ours. With
+    `torch.distributed`, processes divide the source; an exact selection does not depend on their number.
 
     Args:
         target: target training images without augmentation, giving images or (image, label).
@@ -309,7 +309,7 @@ class Job:
     def _nearest(
         self, queries: Stored, source: Store, mine: Tensor, k: int, *, all_in_double: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return the k nearest among all processes' shares of the source; the result does not depend on the shares."""
+        """Return the k nearest among all processes' shares of the source; exact ones do not depend on the shares."""
 
         def search() -> tuple[Tensor, Tensor, float]:
             if not len(mine):
