@@ -8,6 +8,7 @@ import runpy
 import pytest
 import torch
 
+from lightning_transfer.commands.line import parser
 from tests.field import table
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -51,6 +52,14 @@ def test_links_and_pictures_lead_somewhere(page):
         there = (page.parent / path).resolve() if path else page
         assert there.exists(), link
         assert not anchor or anchor in anchors(there), link
+
+
+def test_commands_have_the_arguments_that_they_take():
+    text = " ".join(page.read_text().replace("\n", " ") for page in [*PAGES, ROOT / "examples/tutorial.ipynb"])
+    commands = re.findall(r"`lightning-transfer (\w+ [^`]+)`", text)
+    assert len(commands) >= 6
+    for command in commands:
+        parser().parse_args(command.split())
 
 
 def test_the_front_page_is_short_and_every_method_has_a_card():
