@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> lt.Selection:
             neighbors=lt.Neighbors(k=100, rounds=2, hard_entropy="75%"),  # the least sure quarter borrows more too
             target=digits.train,  # the few digits, as validation sees them
             protect=[digits.test],  # no source image may show a test image
-            # the source as it is: a look at how far digits lie from characters would leave it out
+            # by default the domain gap of digits would leave the source out
             weight=lt.Schedule(1.0, 1.0),
         )
         module = LitDigits(network, LR)

@@ -44,7 +44,7 @@ class PairedTrials:
         trials: of its training images.
         reading: of these.
         clock: gives seconds.
-        deadline: of the clock, after which no training goes on.
+        deadline: of the clock, after which every training stops.
 
     Raises:
         TransferConfigError: all images are of one group.

@@ -153,7 +153,7 @@ def _tracking(module: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _evaluating(module: nn.Module, trained: set[int]) -> Iterator[str]:
-    """Yield the layers that act otherwise in eval mode and are in it, where weights of theirs or beside are trained."""
+    """Yield the layers in eval mode that act otherwise in it, if their weights, or those beside them, are trained."""
     for path, layer in module.named_modules():
         owner = layer if next(layer.parameters(), None) is not None else module.get_submodule(path.rpartition(".")[0])
         is_trained = any(id(param) in trained for param in owner.parameters())

@@ -47,7 +47,7 @@ class NetworkView:
             with evaluating(self.module, head), self.trainer.precision_plugin.forward_context():
                 given: Tensor = head(self.run.separate(self.module, images))
         finally:
-            torch.clear_autocast_cache()  # of weights cast without gradients, which the step would go on with
+            torch.clear_autocast_cache()  # of weights cast without gradients, which the step would use
         return given.detach()  # a forward of the user's may enable gradients
 
     @property
