@@ -190,6 +190,8 @@ def test_a_class_that_gives_most_and_leaks_are_warned_of(tmp_path):
     chosen = dataclasses.replace(selection(torch.tensor([3, 3, 3, 1, 2, 0])), source=source)
     assert "are of class &lt;dog&gt;" in page(tmp_path, selection=chosen)
     assert "gives most" not in page(tmp_path, selection=selection(torch.tensor([3, 3, 2, 1, 2, 0])))
+    chosen = dataclasses.replace(chosen, dropped=torch.tensor([[0, 9], [1, 9]]))
+    assert "1 source images were left out" in page(tmp_path, selection=chosen)
 
 
 def test_a_folder_of_runs_and_a_name_that_is_not_a_pages_are_refused(tmp_path):

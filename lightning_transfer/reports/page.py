@@ -281,7 +281,7 @@ def _borrowed(selection: Any) -> Iterator[str]:
             )
     for count, what in (
         (len(selection.duplicates), "pairs of a target and a source image show the same"),
-        (len(selection.dropped), "source images were left out, since they show a protected image"),
+        (len(selection.dropped[:, 1].unique()), "source images were left out, because they show a protected image"),
         (len(selection.unreadable), "source images could not be read"),
     ):
         if count:

@@ -409,6 +409,13 @@ def test_duplicates_of_target_and_protected_are_told_apart():
     assert selection.duplicates.tolist() == [[0, 3]]
 
 
+def test_a_target_image_with_two_copies_counts_once():
+    target, source = smooth(5, 1), smooth(40, 2)
+    source[[4, 9]] = target[1]
+    with pytest.warns(UserWarning, match="^1 target images"):
+        assert found_in(target, source).duplicates.tolist() == [[1, 4], [1, 9]]
+
+
 def test_source_images_too_large_to_count_are_refused():
     """The width of a count is the target's; a flat image of 300 pixels gives one number 65,536 times and more."""
     target, source = smooth(3, 1, side=32), [*smooth(3, 2, side=32), torch.full((3, 300, 300), 0.5)]

@@ -126,7 +126,7 @@ class Job:
                 descriptions.remove()
         if len(found.duplicates):
             warnings.warn(
-                f"{len(found.duplicates)} target images are also in the source, exactly or nearly, for example "
+                f"{len(found.duplicates[:, 0].unique())} target images are also in the source, exactly or nearly, for example "
                 f"{_pairs(found.duplicates)} (target, source). If test images are there too, the test accuracy is too "
                 "high: pass protect=[test_dataset].",
                 stacklevel=5,
