@@ -126,9 +126,9 @@ class Job:
                 descriptions.remove()
         if len(found.duplicates):
             warnings.warn(
-                f"{len(found.duplicates[:, 0].unique())} target images are also in the source, exactly or nearly, for example "
-                f"{_pairs(found.duplicates)} (target, source). If test images are there too, the test accuracy is too "
-                "high: pass protect=[test_dataset].",
+                f"{len(found.duplicates[:, 0].unique())} target images are also in the source, exactly or nearly, for "
+                f"example {_pairs(found.duplicates)} (target, source). If test images are there too, the test accuracy "
+                "is too high: pass protect=[test_dataset].",
                 stacklevel=5,
             )
         return replace(found, target=self.target, source=self.source)
