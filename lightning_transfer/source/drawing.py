@@ -82,6 +82,9 @@ class Drawing:
         self._last = draw
         if self._stream is None:
             self._stream = self._open(trainer, part)
+        elif (size := self.batch_size(trainer)) != self._stream.batch_size:  # of a reloaded train loader
+            self._stream.close()
+            self._stream.batch_size = size
         indices, samples = self._stream.next_batch()
         if self.is_at_first_batch and self._order is None and trainer.is_global_zero:
             self._first = digests_of(samples)

@@ -52,6 +52,26 @@ def test_resume_of_a_resumed_run(method, tmp_path):
     assert_same(weights(module), weights(whole))
 
 
+@each(has_source=True)
+def test_the_source_follows_a_batch_size_that_changes(method, tmp_path):
+    """A reloaded train loader has as many images in a step as it says then, in a resumed run too."""
+
+    class Growing(LitToy):
+        def train_dataloader(self):
+            return toys.target_loader(batch_size=4 * (self.current_epoch + 1))
+
+    def run(callbacks=(), **options):
+        module, callback = Growing(), method.always(0.5, batch_size=None)
+        runner = toys.trainer([callback, *callbacks], reload_dataloaders_every_n_epochs=1)
+        runner.fit(module, **options)
+        return module, callback.part.get_extra_state()["position"]
+
+    whole, position = run([SaveEveryStep(tmp_path)])
+    resumed, again = run(ckpt_path=tmp_path / "step=6.ckpt")
+    assert position == again == 2 * len(toys.target_data())
+    assert_same(weights(resumed), weights(whole))
+
+
 @each_method
 def test_a_resumed_run_may_begin_with_other_weights(method, tmp_path):
     """A script that resumes need not load pretrained weights; what a method remembers of them is in the checkpoint."""
