@@ -68,6 +68,10 @@ class GeneralDiscrimination(Metric):
                 f"Found features {tuple(features.shape)} and {labels.dtype} labels {tuple(labels.shape)}; expected "
                 "(batch, width) and (batch,) of class indices. Pool and flatten the features first."
             )
+        if indices is not None and indices.shape != labels.shape:
+            raise TransferConfigError(
+                f"Found indices {tuple(indices.shape)}; expected {tuple(labels.shape)}, one for each image."
+            )
         if not torch.isfinite(features).all():
             raise TransferConfigError("Features hold NaN or infinity. Did training diverge? Lower the learning rate.")
         held = sum(len(part) for part in self.features) + len(features)

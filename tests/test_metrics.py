@@ -105,6 +105,13 @@ def test_bad_input_is_named(features, labels, options, message):
         measure(features, labels, **options)
 
 
+@pytest.mark.parametrize("indices", [torch.arange(3), torch.arange(4)[:, None]])
+def test_indices_of_other_images_are_refused_at_once(indices):
+    metric = lt.metrics.GeneralDiscrimination(k=1)
+    with pytest.raises(lt.TransferConfigError, match=r"expected \(4,\), one for each image"):
+        metric.update(torch.rand(4, 2), torch.arange(4), indices)
+
+
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_nothing_given():
     with pytest.raises(lt.TransferConfigError, match="No features were given"):
