@@ -48,6 +48,7 @@ KINDS = {
     "PIL RGBA": (Image.fromarray(COLOUR), channels_first(RGB, 255)),
     "PIL LA": (Image.fromarray(COLOUR[..., :2]), channels_first(GREY, 255)),
     "PIL P": (palette(), channels_first(PALETTE, 255)),
+    "PIL PA": (palette().convert("PA"), channels_first(PALETTE, 255)),
     "PIL 1": (Image.fromarray(GREY > 99), channels_first(GREY > 99, 1)),
     "PIL I;16": (Image.fromarray(GREY_16), channels_first(GREY_16, 65535)),
     "PIL I": (Image.fromarray(GREY_16.astype(np.int32)), channels_first(GREY_16, 65535)),

@@ -224,7 +224,8 @@ def _pixels(image: Any) -> Tensor:
 
 
 def _without_palette(image: Any) -> Any:
-    return image.convert("RGB") if getattr(image, "mode", None) in ("P", "CMYK", "YCbCr", "HSV", "LAB") else image
+    modes = ("P", "PA", "CMYK", "YCbCr", "HSV", "LAB")
+    return image.convert("RGB") if getattr(image, "mode", None) in modes else image
 
 
 def _packed(batch: list[Picture]) -> tuple[Tensor | list[Tensor | str], list[int]]:
