@@ -231,8 +231,9 @@ def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], 
     checkpoint.pop(KEY, None)
     for key in ours:
         del callbacks[key]
-    for key in [key for key in weights if key.startswith(tuple(parts))]:
-        del weights[key]
+    for held in (weights, checkpoint.get("current_model_state", {})):  # Lightning's WeightAveraging writes the second
+        for key in [key for key in held if key.startswith(tuple(parts))]:
+            del held[key]
     write_atomically(
         out, lambda file: torch.save(checkpoint, file), what="the checkpoint", fix="Pass another path as out."
     )

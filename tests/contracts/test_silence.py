@@ -614,6 +614,15 @@ def test_a_mixins_checkpoint_loads_without_a_source(tmp_path):
     assert_same(weights(plain.model), weights(module.model))
 
 
+def test_of_a_mixin_beside_weight_averaging_strip_leaves_nothing_in_either_weights(tmp_path):
+    module = WithHyperparameters(SOFT.callback().source, ignore=["source"])
+    fit(module, [L.callbacks.WeightAveraging()], max_epochs=1).save_checkpoint(tmp_path / "run.ckpt")
+    lt.strip_checkpoint(tmp_path / "run.ckpt", tmp_path / "plain.ckpt")
+    plain = torch.load(tmp_path / "plain.ckpt", weights_only=True)
+    names = list(LitToy().state_dict())
+    assert [list(plain[key]) for key in ("state_dict", "current_model_state")] == [names, names]
+
+
 def test_joint_loss_without_a_source_task_says_what_to_write():
     with pytest.raises(lt.TransferConfigError, match=r"self.add_source_task\(source\)"):
         fit(WithHyperparameters())
