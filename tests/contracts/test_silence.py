@@ -615,6 +615,8 @@ def test_a_mixins_checkpoint_loads_without_a_source(tmp_path):
 
 
 def test_of_a_mixin_beside_weight_averaging_strip_leaves_nothing_in_either_weights(tmp_path):
+    if not hasattr(L.callbacks, "WeightAveraging"):  # newer than the oldest Lightning
+        return
     module = WithHyperparameters(SOFT.callback().source, ignore=["source"])
     fit(module, [L.callbacks.WeightAveraging()], max_epochs=1).save_checkpoint(tmp_path / "run.ckpt")
     lt.strip_checkpoint(tmp_path / "run.ckpt", tmp_path / "plain.ckpt")
