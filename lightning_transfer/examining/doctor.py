@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_transfer.datasets import AnyDataset
+from lightning_transfer.datasets import AnyDataset, origins
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining import images
 from lightning_transfer.examining import module as of_module
@@ -114,7 +114,11 @@ def _findings(
         yield from images.last_batch(loader, seen)
     held_out = {name: _dataset(each, name, not_checked) for name, each in loaders.items()}
     clean = dataset if unaugmented is None else served(loader, unaugmented)
-    held_out = {name: each for name, each in held_out.items() if each is not None}
+    same: dict[tuple[Any, ...], list[str]] = {}  # validation and test images are often one dataset
+    for name, each in held_out.items():
+        if each is not None:
+            same.setdefault(tuple(origins(each)), []).append(name)
+    held_out = {" and ".join(names): held_out[names[0]] for names in same.values()}
     if held_out:
         yield from images.leaks(dataset, clean, held_out, adapt, not_checked)
 

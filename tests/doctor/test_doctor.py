@@ -485,6 +485,12 @@ def test_samples_that_are_not_files_are_not_taken_for_places(of):
     assert examined(Clean(), data).findings == ()
 
 
+def test_one_dataset_to_validate_and_to_test_gives_one_finding():
+    copied = projects.copied(3, projects.first_image())
+    (leak,) = examined(Clean(), Images(val=copied, test=copied)).findings
+    assert leak.where == "the validation and test images"
+
+
 def test_a_number_of_leaks_is_a_least_one_if_images_are_augmented():
     train = projects.NoisyButOne([index % CLASSES for index in range(NUM)])
     (leak,) = examined(Clean(), Images(train=train, test=projects.copied(3, projects.first_image()))).findings

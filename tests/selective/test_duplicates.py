@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from lightning_transfer.methods.selective.duplicates import near_duplicates
+from lightning_transfer.methods.selective.duplicates import near_duplicates, near_duplicates_of_few
 from lightning_transfer.methods.selective.pictures import Pictures
 
 
@@ -66,6 +66,20 @@ def test_different_images_are_no_copies():
 def test_upside_down_and_negative_images_are_no_copies():
     target = photos(3, 0)
     assert found(target, [*target.flip(2), 1 - target[0]]) == []
+
+
+def signs(*colours):
+    """One shape, in the colours (background, shape) each."""
+    shape = (torch.arange(32) - 15).abs() < 7
+    shape = shape[:, None] & shape
+    return [torch.where(shape, *(torch.tensor(rgb)[:, None, None] for rgb in pair)) for pair in colours]
+
+
+def test_one_shape_in_other_colours_is_no_copy():
+    target = signs(([1.0, 0.0, 0.0], [0.0, 0.0, 0.0]), ([1.0, 1.0, 1.0], [0.5, 0.0, 0.0]))
+    source = signs(([0.0, 1.0, 0.0], [0.0, 0.0, 0.0]), ([1.0, 0.75, 0.8], [0.0, 0.4, 0.0]))
+    assert found(target, [*source, target[1]]) == [[1, 2]]
+    assert near_duplicates_of_few(Pictures(target, "target"), Pictures(source, "source")).tolist() == []
 
 
 def test_flat_images_are_nobodys_likeness():
