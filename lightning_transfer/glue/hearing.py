@@ -51,6 +51,7 @@ class Hearing:
 
         try:
             with ExitStack() as hooks, evaluating(self.module), self.trainer.precision_plugin.forward_context():
+                hooks.enter_context(torch.compiler.set_stance("force_eager"))  # earlier graphs do not run new hooks
                 for layer in layers:
                     hooks.enter_context(layer.register_forward_hook(note, with_kwargs=True))
                 self._run(images, lambda: any(heard.values()))

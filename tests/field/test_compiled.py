@@ -100,6 +100,19 @@ def test_a_compiled_network_follows_the_whole_schedule(forward, weight, before):
     toys.assert_same({k.replace("_orig_mod.", ""): v for k, v in results[1].items()}, results[0], tolerance=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:After ProbeStart the loss rose")  # of a network that is not pretrained
+def test_the_probe_of_a_network_that_the_sanity_check_has_compiled():
+    found = []
+    for compiled in (False, True):
+        module = toys.LitToy()
+        if compiled:
+            module.model = torch.compile(module.model, backend="eager")
+        runner = toys.trainer([lt.ProbeStart()], max_steps=1, num_sanity_val_steps=1)
+        runner.fit(module, toys.target_loader(), toys.target_loader())
+        found.append({key.replace("_orig_mod.", ""): value for key, value in toys.weights(module).items()})
+    toys.assert_same(found[1], found[0], tolerance=1e-5)
+
+
 @pytest.mark.parametrize("knows", [True, False])
 def test_a_graph_that_must_be_whole_names_what_to_write(knows):
     module, network = toys.LitToy(), toys.toy_net()
