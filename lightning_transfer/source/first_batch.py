@@ -1,4 +1,4 @@
-"""Check the first source batch: whether the kept head fits its labels, and whether its values are plausible."""
+"""Check the first source batch and the kept head: whether it fits the labels, and whether values are plausible."""
 
 import math
 import warnings
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_transfer.datasets import known_labels
 from lightning_transfer.glue.trainer import say
 from lightning_transfer.pending import when
 from lightning_transfer.randomness import seeded
@@ -26,8 +27,10 @@ def introduce(
     loss: float,
     images: Tensor,
     labels: Tensor,
+    *,
+    target: Any,
 ) -> None:
-    """Log one line about the first source batch, and warn if something looks wrong."""
+    """Log one line about the first source batch, and warn if something looks wrong beside the target batch."""
     num_classes, source, step = out_width(head), view.source, view.trainer.global_step
     chance = math.log(num_classes)
     guessing = f"; guessing: ln({num_classes}) = {chance:.3f}" if source.has_class_labels else ""
@@ -43,11 +46,30 @@ def introduce(
             "then? Was it taken before reset_classifier?",
             stacklevel=2,
         )
-    largest = float(images.detach().abs().max())
-    if largest > RAW:
+    largest, *theirs = (float(some.detach().abs().max()) for some in (images, *_images_in(target)))
+    if largest > RAW >= max(theirs, default=0.0):  # if both are raw, the module may normalise them
         warnings.warn(
-            f"Source pixels reach {largest:.0f}; networks expect normalised pixels. Give the source dataset the "
-            "transform that the network was pretrained with.",
+            f"Source pixels reach {largest:.0f}, and the target's do not. Give the source dataset the transform that "
+            "the network was pretrained with.",
+            stacklevel=2,
+        )
+
+
+def are_equal(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether two heads have equal weights."""
+    pairs = zip(one.parameters(), other.parameters(), strict=False)
+    return all(torch.equal(mine.cpu(), theirs.cpu()) for mine, theirs in pairs)
+
+
+def warn_if_not_replaced(trainer: Any, path: str, num_classes: int) -> None:
+    """Warn about a target head that is the kept classifier, if the target lists labels of other classes."""
+    dataset: Any = getattr(trainer.train_dataloader, "dataset", None)
+    labels = known_labels(dataset) if hasattr(dataset, "__len__") else None
+    if labels is not None and labels.ndim == 1 and int(labels.max()) + 1 != num_classes:
+        warnings.warn(
+            f"The target head {path!r} is the kept source head of {num_classes} classes too, and the target's labels "
+            f"run to {int(labels.max())}. Replace the target head after SourceTask.from_timm, for example by "
+            "network.reset_classifier(num_classes).",
             stacklevel=2,
         )
 
@@ -72,8 +94,7 @@ class Evidence(NamedTuple):
     @classmethod
     def of(cls, loss: Tensor, images: Tensor, indices: Tensor, step: int, *, target: Any) -> "Evidence":
         """Return the evidence of a step's batches."""
-        target_images = [leaf for leaf in tree_leaves(target) if isinstance(leaf, Tensor) and leaf.ndim == 4]
-        return cls(loss.detach(), _sums(images), [_sums(some) for some in target_images], indices, step)
+        return cls(loss.detach(), _sums(images), [*map(_sums, _images_in(target))], indices, step)
 
     def error(self, now: int) -> FloatingPointError:
         """Return the error that names the images, read in the step `now`."""
@@ -93,6 +114,10 @@ class Evidence(NamedTuple):
         return FloatingPointError(
             f"The source loss is {self.loss.item()} in step {self.step}: {cause}. {when(self.step, now)}"
         )
+
+
+def _images_in(batch: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim == 4]
 
 
 def _sums(images: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from lightning_transfer.source.annealing import Annealing
 from lightning_transfer.source.checks import check_hyperparameters
 from lightning_transfer.source.choosing import Chooser
 from lightning_transfer.source.drawing import Drawing
-from lightning_transfer.source.first_batch import Evidence, introduce
+from lightning_transfer.source.first_batch import Evidence, are_equal, introduce, warn_if_not_replaced
 from lightning_transfer.source.gap import Extent, is_near
 from lightning_transfer.source.loss import Mix, fix_for_a_sum, joint_loss, sum_of_zeros
 from lightning_transfer.source.measured_gap import data_of, measure_gap
@@ -83,6 +83,7 @@ class SourceTerm(TransferPart):
         self.head_path = target_head.path
         types = (param.dtype for param in target_head.module.parameters() if param.is_floating_point())
         self.head = source.make_head(target_head.module, target_head.path).to(next(types, None))
+        self._is_kept_twice = source.head is not None and are_equal(self.head, target_head.module)
         self.loss = copy.deepcopy(source.loss)  # a module with buffers moves to the device together with this part
         self.num_classes = out_width(self.head)
         self._options = self.describe()  # once: it reads every listed label, which each checkpoint would repeat
@@ -141,6 +142,8 @@ class SourceTerm(TransferPart):
         check_hyperparameters(trainer.lightning_module)
         if self._saved_options is not None:
             check_options("The source task", self._saved_options, self._options)
+        if self._is_kept_twice and trainer.global_step == 0:
+            warn_if_not_replaced(trainer, self.head_path, self.num_classes)
         self.annealing.check(trainer)
         self._recall_gap(trainer)
         if self.annealing.most:
@@ -269,7 +272,8 @@ class SourceTerm(TransferPart):
         if self.drawing.is_at_first_batch:
             self.pending.read()  # before what is said of the batch, which waits for the device too
             self.first_extent = Extent().see(images.detach())
-            introduce(self._view(module), self.head, self.loss, float(loss.detach()), images, labels)
+            loss_now = float(loss.detach())
+            introduce(self._view(module), self.head, self.loss, loss_now, images, labels, target=self._batch)
         return loss
 
     def _view(self, module: Any) -> NetworkView:

@@ -1,5 +1,6 @@
 """Bad input and bad luck: a clear error that names what was found, nothing lost, nothing silent."""
 
+import contextlib
 import os
 import signal
 from functools import cache
@@ -332,6 +333,26 @@ def test_a_failing_sample_is_named_by_its_index():
 def test_pixels_that_nobody_normalised_are_pointed_out():
     with pytest.warns(UserWarning, match="Source pixels reach 255"):
         fit(LitToy(), [soft(dataset(torch.full((9, 3, 6, 6), 255.0)))], max_steps=1)
+
+
+def test_raw_pixels_on_both_sides_are_the_modules_to_normalise():
+    class Normalising(LitToy):
+        def forward(self, pixels):
+            return super().forward(pixels / 255)
+
+    loader = torch.utils.data.DataLoader(dataset(torch.full((8, 3, 6, 6), 250.0), [0, 1, 2, 3] * 2), batch_size=4)
+    fit(Normalising(), [soft(dataset(torch.full((9, 3, 6, 6), 255.0)))], loader=loader, max_steps=1)
+
+
+@pytest.mark.parametrize("largest", [3, 4])
+def test_a_target_head_that_was_not_replaced_is_warned_of_if_the_classes_are_others(largest):
+    module, images = LitToy(), torch.rand(8, 3, 6, 6)
+    callback = lt.SoftFinetuning(lt.SourceTask(dataset(images, [0, 1, 2, 3] * 2), head=module.model.fc), weight=0.5)
+    target = torch.utils.data.TensorDataset(images, torch.tensor([0, 1, 2, largest] * 2))
+    loader = torch.utils.data.DataLoader(target, batch_size=4)
+    wrong = pytest.warns(UserWarning, match="'model.fc' is the kept source head of 5 classes too.*run to 3")
+    with wrong if largest == 3 else contextlib.nullcontext():
+        fit(module, [callback], loader=loader, max_steps=1)
 
 
 def test_labels_in_another_order_than_the_heads_are_pointed_out():

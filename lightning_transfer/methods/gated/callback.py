@@ -32,8 +32,8 @@ class GatedTransfer(TransferCallback):
             classifier.
         gate_dropout: inside the module.
         dropout: between the module and the head.
-        aux_weight: of the auxiliary loss; 0 for no auxiliary classifier. By default the authors' .2 if `tap` or
-            `labels` is given or `ratio` is None, otherwise 0.
+        aux_weight: of the auxiliary loss; 0 for no auxiliary classifier. By default the authors' .2 if `tap` names a
+            layer, `labels` is given or `ratio` is None, otherwise 0, also with `tap="auto"`.
         warmup_epochs: epochs in which only the module and the classifiers are trained.
         labels: returns the labels of a batch; needed if a batch is not (images, class numbers) and does not name its
             labels.
