@@ -33,6 +33,7 @@ from lightning_transfer.methods.selective.select import Job
 from lightning_transfer.methods.selective.selection import Selection
 from lightning_transfer.reports import TransferReport
 
+NEEDS = "Configurations need jsonargparse: pip install 'lightning_transfer[cli]'."
 OTHERS = (str(Path(__file__).parent), sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
 
 
@@ -75,7 +76,7 @@ def by_configuration(path: str, others: Sequence[str]) -> None:
     try:
         from jsonargparse import CLI  # type: ignore[attr-defined]
     except ModuleNotFoundError:
-        raise TransferConfigError("Configurations need jsonargparse: pip install 'lightning_transfer[cli]'.") from None
+        raise TransferConfigError(NEEDS) from None
     with suppress(OSError, yaml.YAMLError):  # jsonargparse names them
         given = yaml.safe_load(Path(path).read_text())
         if isinstance(given, dict):
@@ -84,8 +85,19 @@ def by_configuration(path: str, others: Sequence[str]) -> None:
 
 
 def project_of(path: str, options: Namespace, *, is_trained: bool = False) -> Project:
-    """Read a LightningCLI file's project."""
-    return read_project(path, model=options.model, datamodule=options.datamodule, is_trained=is_trained)
+    """Read a LightningCLI file's project.
+
+    Raises:
+        TransferConfigError: it is not such a file, or what reads such files is not installed.
+    """
+    if not Path(path).exists():
+        raise TransferConfigError(f"There is no file or folder {path}.")
+    try:
+        return read_project(path, model=options.model, datamodule=options.datamodule, is_trained=is_trained)
+    except ModuleNotFoundError as error:
+        if "jsonargparse" not in str(error):
+            raise
+        raise TransferConfigError(NEEDS) from error  # LightningCLI's own error names no extra
 
 
 def check_no_classes(path: str, options: Namespace) -> None:

@@ -37,6 +37,8 @@ def check_random_access(dataset: Any, name: str) -> None:
     """
     kind = type(dataset).__name__
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        if hasattr(dataset, "train_dataloader"):
+            raise TransferConfigError(f"The {name} is a DataModule, {kind}. Pass {kind}.train_dataloader().dataset.")
         given = ", and pass that as target= where the callback takes it" if name == "target" else ""
         raise TransferConfigError(
             f"The {name}, a {kind}, has no length and random access. Read it once into a map-style dataset, "
@@ -176,7 +178,7 @@ def _class_number(sample: Any, dataset: Any, index: int, read: Callable[[Any], A
         raise TransferConfigError(
             f"Image {index} of the training data, a {type(dataset).__name__}, is {nesting(sample)}; expected (image, "
             "class number), so that a part can be held out by class. Give such samples, or list the classes as "
-            "dataset.targets; advise takes adapt=lambda batch: (batch['image'], batch['label'])."
+            "dataset.targets, or pass adapt=lambda batch: (batch['image'], batch['label'])."
         ) from error
     return int(label)
 

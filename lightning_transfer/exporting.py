@@ -91,6 +91,7 @@ def export(
     try:
         architecture = timm_name(network)
         save_model(SimpleNamespace(state_dict=lambda: dict(entries)), str(part / WEIGHTS))  # type: ignore[arg-type]
+        (part / WEIGHTS).chmod(0o644)  # safetensors lets its owner alone read it
         prepared = _write_for_timm(network, entries, part, classes) if architecture else {}
         if onnx:
             size = prepared.get("input_size")
@@ -186,8 +187,8 @@ def _check_plain(module: nn.Module) -> None:
     for path, structure in find_all(module, Structure).items():
         raise TransferConfigError(
             f"The network has layers of {structure.callback} ({path or type(module).__name__}), which other programs "
-            "do not know. Make it plain first: functional.remove_adafilter, remove_gated_transfer or "
-            "remove_collaborative, which return what that costs. Then strip or export the result."
+            f"do not know. Make it plain first by functional.{structure.remove}, which returns what that costs. Then "
+            "strip or export the result."
         )
 
 

@@ -117,6 +117,7 @@ class Structure(nn.Module):
     """
 
     callback: str  # the name of the callback that makes it
+    remove: str  # the name of the function that takes it out
     composes = True  # with other changes of layers, and with a source task
     kinds: ClassVar[dict[str, type["Structure"]]] = {}  # all there are, by the name that a spec has
 

@@ -6,6 +6,7 @@ import lightning.pytorch as L
 import pytest
 import timm
 import torch
+from lightning_utilities.core.imports import RequirementCache
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.datasets import ImageFolder
@@ -209,10 +210,12 @@ def test_a_checkpoint_is_exported_with_a_card_of_its_callbacks(tail, capsys):
 def test_callbacks_of_another_run_are_not_put_on_a_card():
     trained()
     said = error_of("export", config(callbacks=CALLBACKS), "last.ckpt", "mine")
-    assert "callbacks are SoftFinetuning, and last.ckpt is of a run with none, or was stripped" in said
+    assert "callbacks are SoftFinetuning, and last.ckpt is of a run with none. " in said
+    assert said.endswith("its checkpoint before it was stripped, or no callbacks.")
     trained(CALLBACKS)
     said = error_of("export", config(), "last.ckpt", "mine")
     assert "callbacks are none of this package, and last.ckpt is of a run with SoftFinetuning" in said
+    assert said.endswith("Name that run's configuration.")
     lt.strip_checkpoint("last.ckpt", "plain.ckpt")
     main(["export", "config.yaml", "plain.ckpt", "mine"])
 
@@ -230,12 +233,12 @@ def test_an_export_needs_neither_the_data_nor_the_devices_of_the_run():
     elsewhere = text.replace("accelerator: cpu", "accelerator: tpu").replace("projects.Images", "projects.Nowhere")
     Path("config.yaml").write_text(elsewhere)
     main(["export", "config.yaml", "last.ckpt", "mine"])
-    assert Path("mine/model.safetensors").exists()
+    assert Path("mine/model.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def test_what_cannot_be_exported_is_one_message():
     trained(GATED)
-    assert "layers of GatedTransfer" in error_of("export", "config.yaml", "last.ckpt", "mine")
+    assert "by functional.remove_gated_transfer, which" in error_of("export", "config.yaml", "last.ckpt", "mine")
     assert "does not fit the OneTooMany" in error_of("export", config("OneTooMany"), "last.ckpt", "mine")
     torch.save({"state_dict": {}, "hyper_parameters": {"path": Path("x")}}, "holds.ckpt")
     assert "pass --trusted; this runs" in error_of("export", "config.yaml", "holds.ckpt", "mine")
@@ -295,7 +298,14 @@ def test_folders_and_names_that_are_not_known_are_one_message(networks, folder):
     )
     assert "timm has no model 'resnet5'" in error_of("rank", "resnet5", "--data", folder / "images")
     assert "--data" not in error_of("rank", "local-dir:nowhere", "--data", folder / "images")
-    assert "Expected a file of LightningCLI" in error_of("rank", networks[0], "--data", folder / "nowhere.yaml")
+    for missing in (("rank", networks[0], "--data", "nowhere"), ("doctor", "nowhere.yaml")):
+        assert error_of(*missing).endswith(f"There is no file or folder {missing[-1]}.")
+
+
+def test_what_reads_configurations_is_named_if_it_is_missing(monkeypatch):
+    missing = RequirementCache("jsonargparse[signatures]>=999")
+    monkeypatch.setattr("lightning.pytorch.cli._JSONARGPARSE_SIGNATURES_AVAILABLE", missing)
+    assert "pip install 'lightning_transfer[cli]'" in error_of("doctor", config())
 
 
 def test_an_error_of_the_project_is_one_message_that_says_where():

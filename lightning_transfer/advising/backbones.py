@@ -4,6 +4,7 @@ import copy
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -47,11 +48,15 @@ def by_name(networks: Networks) -> dict[str, nn.Module | str]:
         each = networks if isinstance(networks, Sequence) and not isinstance(networks, str) else [networks]
         pairs = [(one if isinstance(one, str) else timm_name(one) or type(one).__name__, one) for one in each]
     found = dict(pairs)
+    if shared := [name for name, number in Counter(name for name, _ in pairs).items() if number > 1]:
+        raise TransferConfigError(
+            f"Networks share the name {shared[0]!r}. Name each: rank_networks({{'mine': network, ...}}, dataset)."
+        )
     are_named = all(isinstance(name, str) and isinstance(one, str | nn.Module) for name, one in pairs)
-    if not pairs or len(found) < len(pairs) or not are_named:
+    if not pairs or not are_named:
         shown = ", ".join(f"{name!r}, a {type(one).__name__}" for name, one in pairs) or "none"
         raise TransferConfigError(
-            f"Networks: {shown}; expected names of timm models, or modules, each under a name of its own, a string: "
+            f"Networks: {shown}; expected names of timm models, or modules by name, a string: "
             'rank_networks({"theirs": "resnet50.a1_in1k", "mine": module}, dataset).'
         )
     for name, one in pairs:
@@ -89,6 +94,8 @@ def pictures_of(data: Any, num_workers: int) -> Pictures:
         TransferConfigError: samples are not (image, class number), images are normalised or augmented, what is white
             in them is not known, or the loader has a collate_fn.
     """
+    if isinstance(data, str | Path):
+        raise TransferConfigError(f"The dataset is a path; load it: ImageFolder({str(data)!r}) of torchvision.")
     if hasattr(data, "train_dataloader"):
         from lightning_transfer.glue.proxy import loader_of, trainer_class
 

@@ -101,7 +101,7 @@ def read_project(
     except (OSError, TypeError, KeyError, ValueError, AttributeError, ImportError, yaml.YAMLError) as error:
         raise TransferConfigError(
             f"{path}: {type(error).__name__}: {error}. Expected a file of LightningCLI, in the folder from which its "
-            "classes can be imported, and pip install 'lightning_transfer[cli]'."
+            "classes can be imported."
         ) from error
     try:
         with silent():  # LightningCLI warns of arguments beside the command's own
@@ -176,7 +176,6 @@ def _check_same_callbacks(path: Any, given: list[Any], states: dict[str, Any]) -
     if mine != theirs:
         named, found = ", ".join(sorted(mine)) or "none of this package", ", ".join(sorted(theirs)) or "none"
         raise TransferConfigError(
-            f"The configuration's callbacks are {named}, and {path} is of a run with {found}, or was stripped. Name "
-            "that run's configuration, and its checkpoint as the run wrote it, or leave the callbacks out of the "
-            "configuration."
+            f"The configuration's callbacks are {named}, and {path} is of a run with {found}. Name that run's "
+            f"configuration{'' if theirs else ', its checkpoint before it was stripped, or no callbacks'}."
         )

@@ -219,10 +219,10 @@ def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], 
         found = type(callbacks).__name__
         raise TransferConfigError(f"{path} is not a Lightning checkpoint: its 'callbacks' is a {found}, not a dict.")
     for name, spec in structures_in(weights):
+        remove = getattr(Structure.kinds.get(spec["kind"]), "remove", "remove_...")
         raise TransferConfigError(
             f"{path} holds a changed network ({spec['kind']} at {name}), which is not a plain network. Load it by "
-            "lightning_transfer.load_from_checkpoint, make it plain by functional.remove_adafilter, "
-            "remove_gated_transfer or remove_collaborative, and save that."
+            f"lightning_transfer.load_from_checkpoint, make it plain by functional.{remove}, and save that."
         )
     parts = [key.removesuffix(EXTRA) for key, state in weights.items() if key.endswith(EXTRA) and is_stamped(state)]
     ours = [key for key, state in callbacks.items() if isinstance(state, dict) and is_stamped(state.get(KEY))]

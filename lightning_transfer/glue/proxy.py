@@ -290,7 +290,7 @@ def trials_of(
     """
     if not isinstance(options, Mapping):
         raise TransferConfigError(
-            f"trainer is a {type(options).__name__}; it takes options of a Trainer, such as {{'accelerator': 'gpu'}}."
+            f"trainer is a {type(options).__name__}; pass a dict of its options: trainer={{'max_epochs': 5}}."
         )
     devices = options.get("devices", 1)
     is_one = devices in (1, "1") or (isinstance(devices, list | tuple) and len(devices) == 1)

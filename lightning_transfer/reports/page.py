@@ -152,7 +152,9 @@ class TransferReport:
 def _series(path: Path) -> Series:
     """Return steps and values by the name of each column."""
     found: Series = {}
-    fix = "Train with Trainer(logger=CSVLogger('.')), and name the logger's log_dir."
+    fix = "Train with Trainer(logger=CSVLogger('logs')), and name its folder, such as logs/lightning_logs/version_0."
+    if not path.exists():
+        raise TransferConfigError(f"There is no file of metrics at {path}. {fix}")
     with reading(path, what="file of metrics", fix=fix):
         with path.open(newline="", encoding="utf-8-sig") as file:
             for row in _rows(file):

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, TypeAlias
 
-from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.errors import TransferConfigError, check_number
 from lightning_transfer.options import made
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.task import SourceTask
@@ -19,6 +19,7 @@ def as_weight(weight: Weight) -> Schedule | Literal["auto"]:
     """
     found = made(Schedule, weight, argument="weight")
     if isinstance(found, int | float) and not isinstance(found, bool):
+        check_number("weight", found)
         found = Schedule(found, found)
     if isinstance(found, Schedule):
         return found
@@ -42,8 +43,10 @@ def as_source(source: Any) -> SourceTask:
     source = made(SourceTask, source, argument="source", others={"from_timm": _from_timm})
     if not isinstance(source, SourceTask):
         raise TransferConfigError(
-            f"source is a {type(source).__name__}; wrap the dataset: lt.SourceTask.from_timm(network, dataset), before "
-            "the network's classifier is replaced, or lt.SourceTask(dataset, head=pretrained_classifier)."
+            f"source is {'None' if source is None else f'a {type(source).__name__}'}; wrap the dataset: "
+            "lt.SourceTask.from_timm(network, dataset), before the network's classifier is replaced, or "
+            "lt.SourceTask(dataset, head=pretrained_classifier). Without source images: "
+            "lt.SoftFinetuning(lt.SourceKnowledge(network))."
         )
     return source
 

@@ -171,6 +171,11 @@ class SourceTask:
             >>> SourceTask.from_timm(timm.create_model("resnet10t", num_classes=4), data).head.out_features
             4
         """
+        if not isinstance(model, str | nn.Module):
+            raise TransferConfigError(
+                f"model is of the class {type(model).__name__}; expected a timm model or its name, and then the "
+                "dataset: SourceTask.from_timm(model, dataset)."
+            )
         model = loaded(model)
         if not hasattr(model, "get_classifier"):
             raise TransferConfigError(
@@ -272,7 +277,9 @@ class SourceTask:
 
         def error(labels: Tensor) -> TransferConfigError:
             where, largest = int(wrong.nonzero()[0]), int(labels.max())
-            head, fix = "", ", and pass the labels in the head's order. Was it taken before reset_classifier?"
+            head, fix = "", ", and pass the labels in the head's order."
+            if largest >= num_classes:
+                fix += " If you called reset_classifier before from_timm, call it after."
             if self.head is None:
                 more = f", or pass num_classes={largest + 1} if classes run to {largest}"
                 head, fix = f" of num_classes={num_classes}", f"{more if largest >= num_classes else ''}."

@@ -123,6 +123,8 @@ def test_options_that_do_not_fit():
             lt.ProbeStart(**{option: "x"})
     with pytest.raises(lt.TransferConfigError, match="unaugmented=5"):
         lt.ProbeStart(unaugmented=5)
+    with pytest.raises(lt.TransferConfigError, match="The Trainer has 2 ProbeStart of the same head. Leave one"):
+        fit(LitToy(), [lt.ProbeStart(), lt.ProbeStart()])
     refused(LitToy(), toys.target_data(), "head='fc' is not a module.*model.fc", lt.ProbeStart(head="fc"))
 
 

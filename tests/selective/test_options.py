@@ -5,6 +5,7 @@ import pytest
 import lightning_transfer as lt
 from lightning_transfer.methods.selective.banks import FilterBank
 from lightning_transfer.methods.selective.options import Neighbors
+from tests import toys
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,16 @@ from lightning_transfer.methods.selective.options import Neighbors
 def test_bad_values_are_refused_by_name(options, message):
     with pytest.raises(lt.TransferConfigError, match=message):
         Neighbors(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"neighbors": 0}, "neighbors=0; it takes"), ({}, "neighbors=300, the default, exceeds the 20 source images")],
+)
+def test_a_number_of_neighbors_is_refused_by_the_callbacks_name(options, message):
+    source = lt.SourceTask(toys.source_data(), num_classes=7)
+    with pytest.raises(lt.TransferConfigError, match=message):
+        lt.SelectiveJointFinetuning(source, **options)
 
 
 def test_a_misspelt_option_is_pythons_own_error():

@@ -18,6 +18,8 @@ def source():
     ("task", "options", "message"),
     [
         (toys.source_data(), {}, r"source is a TensorDataset; wrap the dataset: lt.SourceTask.from_timm\("),
+        (toys.toy_net(), {}, r"source is a ToyNet; .* Without source images: lt.SoftFinetuning\(lt.SourceKnowledge"),
+        (None, {"weight": -1}, "weight=-1; it takes"),
         (None, {"weight": True}, "weight=True is not a weight; write lt.Schedule"),
         (None, {"weight": {"strat": 1.0}}, "weight has no option 'strat'. Did you mean 'start'"),
         (None, {"weight": lambda p: 1 - p}, r"write lt.Schedule\(1.0, 0.0, shape="),
@@ -30,6 +32,11 @@ def source():
 def test_refused_at_construction(make, task, options, message):
     with pytest.raises(lt.TransferConfigError, match=message):
         make(task or source(), **options)
+
+
+def test_no_source_is_refused():
+    with pytest.raises(lt.TransferConfigError, match="source is None; wrap the dataset"):
+        lt.SoftFinetuning(None)
 
 
 def test_a_misspelt_option_is_refused_with_the_nearest_name():

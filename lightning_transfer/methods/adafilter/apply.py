@@ -34,7 +34,7 @@ class FilterGates(Structure):
         bias: the value at which the gates' logits start.
     """
 
-    callback = "AdaFilter"
+    callback, remove = "AdaFilter", "remove_adafilter"
     is_transfer_part = True
 
     def __init__(

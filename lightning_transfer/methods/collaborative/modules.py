@@ -47,7 +47,7 @@ class CollaborativeEnsemble(Structure):
         torch.Size([5, 2])
     """
 
-    callback = "CollaborativeFinetuning"
+    callback, remove = "CollaborativeFinetuning", "remove_collaborative"
     composes = False  # a source head, or gates, are for one network
 
     def __init__(self, members: Mapping[str, nn.Module], *, apart: tuple[nn.Module, str] | None = None) -> None:

@@ -92,7 +92,7 @@ class GatedHead(Structure):
         dropout: between the two.
     """
 
-    callback = "GatedTransfer"
+    callback, remove = "GatedTransfer", "remove_gated_transfer"
     is_whole_head = True  # a source head replaces this module, not the Linear in it
 
     def __init__(self, head: nn.Linear, transfer: TransferModule | None, dropout: float) -> None:

@@ -95,6 +95,9 @@ class ProbeStart(AnyCallback):
         """Refuse strategies that spread parameters over processes, and a checkpoint whose layers are changed."""
         if stage == "fit":
             check_supported(trainer)
+        alike = [each for each in trainer.callbacks if isinstance(each, ProbeStart) and each.head == self.head]
+        if len(alike) > 1:
+            raise TransferConfigError(f"The Trainer has {len(alike)} ProbeStart of the same head. Leave one.")
         if not any(isinstance(callback, TransferCallback) for callback in trainer.callbacks):  # these look themselves
             check = partial(check_structure, name="ProbeStart", structure=None)
             self._stand_in = Before(pl_module, "on_load_checkpoint", trainer, check)

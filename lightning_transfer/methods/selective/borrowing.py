@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset, default_collate
 
 from lightning_transfer import ranks
 from lightning_transfer.datasets import AnyDataset, listed_labels
-from lightning_transfer.errors import NoEffectWarning, TransferConfigError
+from lightning_transfer.errors import NoEffectWarning, TransferConfigError, check_count
 from lightning_transfer.glue.trainer import (
     Weakly,
     is_trial,
@@ -67,6 +67,8 @@ class Borrowing:
 
     def __post_init__(self) -> None:
         given = made(Neighbors, self.neighbors, argument="neighbors")
+        if isinstance(given, int):
+            check_count("neighbors", given, least=1)
         object.__setattr__(self, "neighbors", Neighbors(k=given) if isinstance(given, int) else given)
         if not isinstance(self.neighbors, Neighbors):
             raise TransferConfigError(f"neighbors={self.neighbors!r}; write a number, or Neighbors(k=300).")
@@ -96,7 +98,8 @@ class Borrowed:
         self.source = source
         if self.neighbors.k > source.num_images:
             raise TransferConfigError(
-                f"neighbors={self.neighbors.k} exceeds the {source.num_images:,} source images; pass "
+                f"neighbors={self.neighbors.k}{', the default,' if self.neighbors.k == Neighbors.k else ''} exceeds "
+                f"the {source.num_images:,} source images; pass "
                 f"neighbors<={source.num_images}, or fewer to borrow only a part, such as a tenth."
             )
         self.selection: Selection | None = None

@@ -56,8 +56,9 @@ def _mirrored(thumbnails: Tensor) -> Tensor:
 
 
 def _are_of_one_colour(one: Tensor, other: Tensor) -> Tensor:
-    is_grey: Tensor = ((one - 1).abs().amax(-1) < 0.01) | ((other - 1).abs().amax(-1) < 0.01)
-    return is_grey | ((one - other).norm(dim=-1) < RECOLOURED)
+    is_grey = ((one - 1).abs().amax(-1) < 0.01) | ((other - 1).abs().amax(-1) < 0.01)
+    alike: Tensor = is_grey | ((one - other).norm(dim=-1) < RECOLOURED)
+    return alike
 
 
 def _thumbnails(pictures: Pictures, indices: Sequence[int], step: Step) -> tuple[Tensor, Tensor]:
