@@ -64,7 +64,10 @@ def select(
     scan = Scan(cache=cache, device=device, say=print)
     selection = Job(pictures(target, "target"), pictures(source, "source"), protected, neighbors, scan).run()
     if ranks.rank() == 0:
-        print(f"{selection} in {cache}")
+        later = (
+            f"; the first {neighbors.k} are borrowed at first, the others in later rounds" if neighbors.rounds else ""
+        )
+        print(f"{selection} in {cache}{later}")
 
 
 def by_configuration(path: str, others: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, de
 
 from lightning_transfer.batches import either, label_places
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.naming import nesting
+from lightning_transfer.naming import a_class, nesting
 from lightning_transfer.randomness import seeded
 
 PROBED = 8  # samples whose labels are compared with those that their dataset lists
@@ -176,7 +176,7 @@ def _class_number(sample: Any, dataset: Any, index: int, read: Callable[[Any], A
         raise TransferConfigError(f"Image {index} of the training data is {nesting(sample)}. {error}") from error
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise TransferConfigError(
-            f"Image {index} of the training data, a {type(dataset).__name__}, is {nesting(sample)}; expected (image, "
+            f"Image {index} of the training data, {a_class(dataset)}, is {nesting(sample)}; expected (image, "
             "class number), so that a part can be held out by class. Give such samples, or list the classes as "
             "dataset.targets, or pass adapt=lambda batch: (batch['image'], batch['label'])."
         ) from error

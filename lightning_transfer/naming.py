@@ -32,6 +32,16 @@ def name_of(function: Callable[..., Any]) -> str:
     return getattr(function, "__qualname__", type(function).__name__)
 
 
+def a_class(value: object) -> str:
+    """Return the name of an object's class, after its article.
+
+    >>> a_class(1), a_class("text")
+    ('an int', 'a str')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
 def options_of(thing: object) -> dict[str, bool | int | float | str | None]:
     """Return the options of an object of this package as plain values, including those of nested options.
 

@@ -60,6 +60,15 @@ def test_modules_of_the_folder_are_found(tmp_path, monkeypatch):
     assert (tmp_path / "chosen.safetensors").exists()
 
 
+def test_a_selection_for_rounds_says_what_the_longer_lists_are_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "select.yaml").write_text(CONFIG)
+    main(["select", "--config", "select.yaml", "--neighbors.rounds=1"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "15 neighbors each" in last
+    assert last.endswith("the first 3 are borrowed at first, the others in later rounds")
+
+
 @pytest.mark.parametrize(("options", "k"), [([], 3), (["--neighbors.k=2"], 2)])
 def test_a_selection_by_configuration_is_that_of_the_function(options, k, tmp_path, monkeypatch):
     from tests.methods import toy_bank

@@ -148,8 +148,9 @@ class Advice:
         seen, among = self.measured, sum(each.difference is not None for each in self.candidates)
         of = "" if seen.groups is None else f" of {seen.groups} groups"
         yield f"{seen.images} labelled images{of}, {seen.classes} classes, at least {seen.fewest} of each."
+        passes = f"{seen.passes:.3g} pass{'es' * (seen.passes != 1)}"
         yield (
-            f"{_counted(seen.trainings, 'training')} of {seen.steps} steps ({seen.passes:.3g} passes; fine-tuning took "
+            f"{_counted(seen.trainings, 'training')} of {seen.steps} steps ({passes}; fine-tuning took "
             f"{seen.seconds:.0f} seconds). Each leaves out one of {FOLDS} parts of the images and is scored on it. "
             "Parts, batches and the new head are the same for all."
         )
@@ -194,7 +195,8 @@ class Advice:
         else:
             tried = [each.name for each in self.candidates if each.difference and each is not probe]
             least = min((each.difference.half for each in self.candidates if each.difference), default=math.inf)
-            said = [f"Stay with fine-tuning: none of {len(tried) + 1} is shown to be better."]
+            none = f"none of {len(tried) + 1}" if tried else "nothing else"
+            said = [f"Stay with fine-tuning: {none} is shown to be better."]
             if least < math.inf:
                 said += [
                     f"With {seen.scored} images only a difference of about {least:.0f} points or more can be shown."

@@ -18,6 +18,7 @@ from lightning_transfer.datasets import AnyDataset
 from lightning_transfer.errors import TransferConfigError, check_count, check_number
 from lightning_transfer.glue.proxy import Trials, part_of, trials_of
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge
+from lightning_transfer.naming import a_class
 from lightning_transfer.progress import Progress, no_progress, tqdm_progress
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.splitting import FOLDS
@@ -238,7 +239,7 @@ def _split(trainer: Mapping[str, Any]) -> tuple[dict[str, int], Mapping[str, Any
 def _check(source: Any, steps: Any, minutes: Any, adapt: Any, forward: Any) -> None:
     if not isinstance(source, SourceTask | SourceKnowledge | None):
         raise TransferConfigError(
-            f"source is a {type(source).__name__}; wrap the dataset: source=lt.SourceTask.from_timm(network, dataset), "
+            f"source is {a_class(source)}; wrap the dataset: source=lt.SourceTask.from_timm(network, dataset), "
             "before the network's classifier is replaced, or lt.SourceTask(dataset, head=pretrained_classifier)."
         )
     if steps is not None:

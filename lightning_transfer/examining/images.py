@@ -17,6 +17,7 @@ from lightning_transfer.examining.module import CLASSES, out_of_range
 from lightning_transfer.examining.step import CriterionCall, Seen
 from lightning_transfer.methods.selective.duplicates import near_duplicates_of_few
 from lightning_transfer.methods.selective.pictures import Pictures, spread
+from lightning_transfer.naming import a_class
 from lightning_transfer.reading import apart, labels_of
 
 FEWEST = 5  # images of a class
@@ -58,7 +59,7 @@ def labels(
         raise TransferConfigError(f"{len(dataset):,} images do not list them; give dataset.targets.")
     listing = labels_of(dataset, read, num_workers=loader.num_workers)
     counts = Counter(listing)
-    where = f"the training images, a {type(loader.dataset).__name__}"
+    where = f"the training images, {a_class(loader.dataset)}"
     rare = [f"{label} ({number})" for label, number in sorted(counts.items()) if label >= 0 and number < FEWEST]
     if rare:
         yield Finding(
@@ -158,7 +159,7 @@ def leaks(
         of_other: list[str] = []
         shared = {place: known[one] for place, one in enumerate(origins(dataset)) if one in known}
         if shared:
-            found = "also training images, read from the same place"
+            found = "also in the training data, read from the same place"
             yield _leak(name, len(dataset), [*shared.items()], (dataset, train), found)
         if len(shared) == len(dataset):
             continue
@@ -178,7 +179,7 @@ def leaks(
         if len(pairs):
             rows = [(others.dataset.indices[one], mine.dataset.indices[two]) for one, two in pairs.tolist()]
             least = "At least " if of_train or of_other else ""
-            found = "also training images, equal or nearly equal"
+            found = "also in the training data, equal or nearly equal"
             yield _leak(name, len(others), rows, (dataset, train), found, least=least)
         not_checked += of_other
     not_checked[:0] = of_train
@@ -189,10 +190,11 @@ def _leak(
 ) -> Finding:
     """Return the finding that some of a number of held-out images, each with its place in training, are known."""
     places = [tuple(map(index_in, datasets, pair)) for pair in pairs]
+    leaked = len({one for one, _ in pairs})
     return Finding(
         "leak",
         f"the {name} images",
-        f"{least}{len({one for one, _ in pairs})} of {number} are {found}, for example {listed(places)} ({name}, "
+        f"{least}{leaked} of {number} {'is' if leaked == 1 else 'are'} {found}, for example {listed(places)} ({name}, "
         "training): the network has learned these images",
         "Subset(dataset, indices) without them, or a split by groups that keeps copies on one side",
     )

@@ -69,6 +69,14 @@ def loss_and_labels(seen: Seen) -> Iterator[Finding]:
             "it returns None for every batch, so Lightning takes no step, and nothing is trained",
             "return loss, at the end of training_step",
         )
+    if "multiple optimizers" in str(seen.error):  # Lightning's words
+        yield Finding(
+            "several optimizers",
+            "configure_optimizers",
+            "Lightning does not step several optimizers by itself, so fit raises an error",
+            "self.automatic_optimization = False in __init__, and in training_step self.manual_backward(loss) and the "
+            "steps of self.optimizers()",
+        )
     yield from _rate(seen)
     if len(seen.losses) == 2 and abs(seen.losses[0] / (seen.losses[1] or math.nan) - 2) < TWICE:
         both, one = seen.losses

@@ -3,6 +3,7 @@
 from typing import Any, Literal, TypeAlias
 
 from lightning_transfer.errors import TransferConfigError, check_number
+from lightning_transfer.naming import a_class
 from lightning_transfer.options import made
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.task import SourceTask
@@ -43,7 +44,7 @@ def as_source(source: Any) -> SourceTask:
     source = made(SourceTask, source, argument="source", others={"from_timm": _from_timm})
     if not isinstance(source, SourceTask):
         raise TransferConfigError(
-            f"source is {'None' if source is None else f'a {type(source).__name__}'}; wrap the dataset: "
+            f"source is {'None' if source is None else a_class(source)}; wrap the dataset: "
             "lt.SourceTask.from_timm(network, dataset), before the network's classifier is replaced, or "
             "lt.SourceTask(dataset, head=pretrained_classifier). Without source images: "
             "lt.SoftFinetuning(lt.SourceKnowledge(network))."

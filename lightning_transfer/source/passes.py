@@ -261,7 +261,8 @@ class SourcePass:
         except Exception as error:
             if forward is None and not self._has_run:
                 explain(error, module, self.head, images)
-            error.add_note(f"This happened in a separate pass of images, {images.dtype} {tuple(images.shape)}.")
+            fix = "" if images.is_floating_point() else " Give the source dataset your transform, which makes floats."
+            error.add_note(f"This happened in a separate pass of images, {images.dtype} {tuple(images.shape)}.{fix}")
             raise
         finally:
             self.state.reset()

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_transfer.batches import class_numbers, either, label_hint, label_places
 from lightning_transfer.datasets import AnyDataset, check_random_access, known_labels, load
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
-from lightning_transfer.naming import name_of, nesting
+from lightning_transfer.naming import a_class, name_of, nesting
 from lightning_transfer.networks import loaded
 from lightning_transfer.pending import PendingChecks
 from lightning_transfer.reading import apart
@@ -172,10 +172,7 @@ class SourceTask:
             4
         """
         if not isinstance(model, str | nn.Module):
-            raise TransferConfigError(
-                f"model is of the class {type(model).__name__}; expected a timm model or its name, and then the "
-                "dataset: SourceTask.from_timm(model, dataset)."
-            )
+            raise TransferConfigError(f"model is {a_class(model)}; write SourceTask.from_timm(network, dataset).")
         model = loaded(model)
         if not hasattr(model, "get_classifier"):
             raise TransferConfigError(

@@ -207,3 +207,14 @@ def test_another_error_of_copying_a_network_is_left_as_it_is():
 
     with pytest.raises(RuntimeError, match="^out of memory$"):
         apply_adafilter(nn.Sequential(Full(3, 4, 3)))
+
+
+def test_layers_that_are_left_out_for_one_reason_are_named_together(caplog):
+    class Three(LitToy):
+        def __init__(self):
+            super().__init__()
+            self.model.conv = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 8, 3))
+
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        fit(Three(), [lt.AdaFilter(gated=["model.conv.2"])], max_steps=1)
+    assert "AdaFilter: not gated: model.conv.0, model.conv.1: left out by gated=." in caplog.messages

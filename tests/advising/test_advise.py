@@ -558,6 +558,7 @@ def test_what_is_shown_in_a_notebook_is_escaped():
 @pytest.mark.parametrize(
     ("measured", "candidates", "says", "line"),
     [
+        (seen(), (), "Stay with fine-tuning: nothing else is shown to be better.", None),
         (seen(), (OPEN, DROPPED), "Stay with fine-tuning: none of 2 is shown to be better. With 100 images", None),
         (seen(), (OPEN, DROPPED), "of about 4 points or more can be shown. The linear probe, which costs", None),
         (seen(), (replace(OPEN, difference=Difference(-9.0, 4.0)),), "about 4 points or more can be shown.", None),

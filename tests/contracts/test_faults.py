@@ -304,7 +304,10 @@ def dataset(images, labels=None):
             r"do not fit .*sample \d+ is .*\(3, 6, [67]\)",
         ),
         (dataset(torch.rand(10, 1, 6, 6)), r"separate pass of images, torch.float32 \(4, 1, 6, 6\)"),
-        (dataset(torch.zeros(10, 3, 6, 6, dtype=torch.uint8)), r"separate pass of images, torch.uint8 \(4, 3, 6, 6\)"),
+        (
+            dataset(torch.zeros(10, 3, 6, 6, dtype=torch.uint8)),
+            r"torch.uint8 \(4, 3, 6, 6\). Give the source dataset your transform",
+        ),
         (dataset(["path.png"] * 10), r"A source batch is \[\(str, str, str, str\), Tensor\(4,\)\]"),
         ([{"image": torch.rand(3, 6, 6), "label": 1}] * 9, r"'image': Tensor\(4, 3, 6, 6\).*adapt="),
         (dataset(torch.rand(10, 3, 6, 6), [0, 1, 2, 7, 3] * 2), r"Source sample [38] has label 7; .*0 to 6"),

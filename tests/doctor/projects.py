@@ -237,6 +237,11 @@ class Compiled(shapes.TimmClassifier):
         self.model = torch.compile(self.model, backend=never)
 
 
+class TwoOptimizers(shapes.TimmClassifier):
+    def configure_optimizers(self):
+        return [super().configure_optimizers(), super().configure_optimizers()]
+
+
 class ByHand(shapes.TimmClassifier):
     """Optimizes by hand."""
 

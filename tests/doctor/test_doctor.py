@@ -87,6 +87,12 @@ PLANTED = {
         "weights_only",
         lambda: [Clean(), projects.ImagesWithPath()],
     ),
+    "two optimizers": (
+        "several optimizers",
+        "configure_optimizers",
+        "fit raises an error",
+        lambda: [projects.TwoOptimizers()],
+    ),
     "averaging before a method": (
         "order of callbacks",
         "SoftFinetuning",
@@ -100,7 +106,7 @@ PLANTED = {
     "a test image that is trained on": (
         "leak",
         "the test images",
-        "1 of 12 are also training images, equal or nearly equal, for example (3, 7)",
+        "1 of 12 is also in the training data, equal or nearly equal, for example (3, 7)",
         lambda: [Clean(), Images(test=projects.copied(3, projects.first_image()))],
     ),
     "a test image that a sampler draws": (
@@ -450,7 +456,7 @@ def test_images_read_from_one_place_are_a_leak_whatever_their_augmentation(tmp_p
     noisy = projects.Noisy([index % CLASSES for index in range(NUM)])
     shares = Images(train=Subset(noisy, range(30)), val=Subset(noisy, range(28, NUM)))
     (leak,) = examined(Clean(), shares).findings
-    assert leak.found.startswith(f"2 of {NUM - 28} are also training images, read from the same place")
+    assert leak.found.startswith(f"2 of {NUM - 28} are also in the training data, read from the same place")
     assert "(0, 28), (1, 29)" in leak.found
     for label in range(3):
         (tmp_path / f"class{label}").mkdir()
@@ -458,15 +464,15 @@ def test_images_read_from_one_place_are_a_leak_whatever_their_augmentation(tmp_p
     augmented, plain = transforms.Compose([transforms.ToTensor(), transforms.RandomErasing(1.0)]), transforms.ToTensor()
     folders = Images(train=ImageFolder(tmp_path, augmented), val=ImageFolder(tmp_path, plain))
     found = examined(Clean(), folders)
-    assert "3 of 3 are also training images" in found.findings[-1].found
+    assert "3 of 3 are also in the training data" in found.findings[-1].found
 
 
 def test_copies_are_found_beside_images_of_the_same_place():
     labels = [index % CLASSES for index in range(NUM)]
     train, copies = projects.Listed(labels), projects.Listed(labels[:12], {3: projects.first_image()}, seed=2)
     place, copy = examined(Clean(), Images(train=train, val=Subset(train, [5]) + copies)).findings
-    assert place.found.startswith("1 of 13 are also training images, read from the same place, for example (0, 5)")
-    assert copy.found.startswith("1 of 13 are also training images, equal or nearly equal, for example (4, 7)")
+    assert place.found.startswith("1 of 13 is also in the training data, read from the same place, for example (0, 5)")
+    assert copy.found.startswith("1 of 13 is also in the training data, equal or nearly equal, for example (4, 7)")
 
 
 def test_a_leak_by_place_is_found_beside_unaugmented_images_too():
@@ -474,7 +480,7 @@ def test_a_leak_by_place_is_found_beside_unaugmented_images_too():
     noisy, clean = projects.Noisy(labels), Subset(projects.Listed(labels), range(30))
     shares = Images(train=Subset(noisy, range(30)), val=Subset(noisy, range(28, NUM)))
     (leak,) = examined(Clean(), shares, unaugmented=clean).findings
-    assert leak.found.startswith(f"2 of {NUM - 28} are also training images, read from the same place")
+    assert leak.found.startswith(f"2 of {NUM - 28} are also in the training data, read from the same place")
 
 
 @pytest.mark.parametrize("of", [lambda place: (f"{place:04}.png", 0), lambda place: ()], ids=["names", "nothing"])

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 import lightning_transfer as lt
 from lightning_transfer.methods.selective.pictures import Pictures
+from lightning_transfer.methods.selective.ranges import Range
 from lightning_transfer.source.listing import listed_by
 from tests.selective.test_select import found_in, smooth
 
@@ -90,6 +91,7 @@ def test_a_signed_side_beside_one_that_is_not_is_refused():
 
 def test_what_is_white_is_logged():
     said = []
+    assert str(Range(torch.float32, -2.0, 2.5, is_whole=False)) == "float32 from -2 to 2.5"  # normalised: not known
     found_in(BYTE["int32"][:3], FLOAT, said=said)
     assert "target: int32 from 0 to 255, white at 255; source: float32 from 0 to 1, white at 1." in said[0]
 

@@ -127,7 +127,7 @@ def test_protected_images_are_found_and_left_out(altered, bank):
     selection = found_in(target, source, k=60, protect=[others, tests], said=said, bank=bank)
     assert selection.dropped.tolist() == [[7, 11], [7, 50], [7, 70]]  # the fifth image behind three others
     assert not {11, 50, 70} & {*selection.indices.flatten().tolist()}
-    assert any("3 source images show protected images and are left out, for example (7, 11)" in line for line in said)
+    assert any("show protected images and are left out: 3, for example (7, 11)" in line for line in said)
 
 
 def striped(num, seed):

@@ -74,7 +74,7 @@ def test_a_name_is_loaded_with_pretrained_weights(monkeypatch):
         (nn.Linear(2, 2), "has no get_classifier"),
         (
             toys.source_data(),
-            r"class TensorDataset; expected a timm model.*from_timm\(model, dataset\)",
+            r"model is a TensorDataset; write SourceTask.from_timm\(network, dataset\)",
         ),
         (timm.create_model("resnet10t", num_classes=0), "from_timm"),
         (timm.create_model("deit_tiny_distilled_patch16_224", img_size=32), "2 classifiers"),

@@ -78,7 +78,10 @@ class AdaFilter(TransferCallback):
         gates = gates_of(module)
         if gates is None:
             report = apply_adafilter(module, **self.options)
-            kept = "; ".join(f"{name}: {reason}" for name, reason in report.left.items())
+            names: dict[str, list[str]] = {}
+            for name, reason in report.left.items():
+                names.setdefault(reason, []).append(name)
+            kept = "; ".join(f"{', '.join(alike)}: {reason}" for reason, alike in names.items())
             say(trainer, f"AdaFilter: not gated: {kept or 'none'}.")
             return True
         width = gates.spec()["width"] or self.options["gate_width"]

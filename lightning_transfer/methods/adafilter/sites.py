@@ -69,7 +69,7 @@ def find_sites(network: nn.Module, gated: Gated, example: Any, *, prefix: str) -
     chosen = _choose(network, list(sites), left, gated, prefix)
     for path in sites:
         if path not in chosen:
-            left[path] = "it is the stem" if gated is None else "gated= leaves it out"
+            left[path] = "it is the stem" if gated is None else "left out by gated="
     return [sites[path] for path in chosen], left
 
 

@@ -163,10 +163,11 @@ class Borrowed:
             counts, drawn = self._order.counts.float(), len(self._order.pool.unique())
             nearly = drawn > NEARLY * self.source.num_images
             much = ", nearly all of it: pass fewer neighbors= to leave something out" if nearly else ""
+            least, most = int(counts.min()), int(counts.max())
+            spread = f" on average, {least} to {most}" if least < most else ""
             say(
                 trainer,
-                f"A target image borrows {counts.mean():.0f} source images on average, {int(counts.min())} to "
-                f"{int(counts.max())}; together they borrow {drawn:,} of "
+                f"A target image borrows {counts.mean():.0f} source images{spread}; together they borrow {drawn:,} of "
                 f"{self.source.num_images:,}{much}.",
             )
         return self._order

@@ -75,9 +75,8 @@ class Range:
         return min(self.least, other.least) < 0 or brightest[1] < FAR * brightest[0]
 
     def __str__(self) -> str:
-        return (
-            f"{str(self.dtype).removeprefix('torch.')} from {self.least:g} to {self.largest:g}, white at {self.white:g}"
-        )
+        white = f", white at {self.white:g}" if self.least >= 0 else ""
+        return f"{str(self.dtype).removeprefix('torch.')} from {self.least:g} to {self.largest:g}{white}"
 
 
 @dataclass

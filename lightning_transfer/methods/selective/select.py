@@ -272,7 +272,7 @@ class Job:
         dropped = torch.cat(found)
         if self.protect:
             self.scan.say(
-                f"{len(dropped[:, 1].unique())} source images show protected images and are left out"
+                f"Source images that show protected images and are left out: {len(dropped[:, 1].unique())}"
                 + (f", for example {_pairs(dropped)} (protected, source)." if len(dropped) else ".")
             )
         return dropped
