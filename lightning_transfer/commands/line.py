@@ -83,7 +83,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--minutes", type=float, default=30.0, help="that all trainings may take (default: 30)")
     one.add_argument("--steps", type=int, help="of each training, in place of the configuration's length")
     one.add_argument("--head", default="auto", metavar="PATH", help="of the classifier, such as model.fc")
-    one = add("select", help="select source images ahead of training, alone or under torchrun", epilog=SELECT)
+    one = add(
+        "select", help="select source images before training; torchrun runs it in several processes", epilog=SELECT
+    )
     one.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see below")
     one = add("report", help="write one HTML page about a run")
     one.add_argument("folder", help="of CSVLogger, with metrics.csv")
@@ -109,8 +111,8 @@ def _add_config(one: argparse.ArgumentParser) -> None:
 
 
 def _add_classes(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--model", metavar="CLASS", help="the LightningModule, if your script names it, not the file")
-    one.add_argument("--datamodule", metavar="CLASS", help="the DataModule, if your script names it, not the file")
+    one.add_argument("--model", metavar="CLASS", help="class of the LightningModule, if the file has no class_path")
+    one.add_argument("--datamodule", metavar="CLASS", help="class of the DataModule, if the file has no class_path")
 
 
 def _add_trusted(one: argparse.ArgumentParser) -> None:
