@@ -132,7 +132,7 @@ def test_lists_and_mappings_of_omegaconfs_go_where_lists_and_mappings_go():
             "source has head and from_timm",
         ),
         (lambda: lt.SoftFinetuning(source(), weight=[1.0]), "is not a weight; write lt.Schedule"),
-        (lambda: lt.SoftFinetuning(source(), weight=-1.0), "start=-1.0; it takes a finite number from 0"),
+        (lambda: lt.SoftFinetuning(source(), weight=-1.0), "weight=-1.0; it takes a finite number from 0"),
         (lambda: lt.SelectiveJointFinetuning(source(), neighbors=conf({"kk": 3})), "neighbors has no option 'kk'.*'k'"),
         (lambda: lt.CollaborativeFinetuning([], search=conf({"particle": 3})), "Did you mean 'particles'"),
         (lambda: lt.SelectiveJointFinetuning(source(), neighbors=4, protect=3), "protect takes a list of datasets"),
