@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegressionCV  # type: ignore[import-unt
 from torch import Tensor, nn
 
 import lightning_transfer as lt
+from lightning_transfer.source.checks import Weight
 from lightning_transfer.tracing import evaluating
 
 BATCH, NEIGHBORS = 24, 20
@@ -79,7 +80,7 @@ class Setting:
         order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(1))
         return replace(self, source=self.source.only(order[: len(self.nearest())])).task()
 
-    def knowledge(self, weight: Any) -> lt.SoftFinetuning:
+    def knowledge(self, weight: Weight) -> lt.SoftFinetuning:
         """Return the callback that keeps what the pretrained network says, with a weight."""
         return lt.SoftFinetuning(lt.SourceKnowledge(self.network), weight=weight)
 
