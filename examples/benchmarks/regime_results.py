@@ -21,7 +21,7 @@ COSTS = json.loads((RESULTS / "step-costs.json").read_text())  # by regime_costs
 # each callback without options, and its row; LP-FT starts as ProbeStart does; without a row the domain gap decides
 DEFAULTS = {
     "SoftFinetuning": "",
-    "SoftFinetuning(SourceKnowledge(network))": "LWF, annealed",
+    "SoftFinetuning(SourceKnowledge(network))": "knowledge",
     "SelectiveJointFinetuning": "",
     "GatedTransfer": "gated transfer",
     "AdaFilter": "AdaFilter",
@@ -30,7 +30,7 @@ DEFAULTS = {
 }
 BEST = "LP-FT, two networks"
 # for the README
-SHORT = PROBE, "LP-FT", "soft", "LWF, annealed", "selective", "AdaFilter", "gated transfer", "collaborative", BEST
+SHORT = PROBE, "LP-FT", "soft", "knowledge", "selective", "AdaFilter", "gated transfer", "collaborative", BEST
 WITH_MEAN = (*TARGETS, "all")  # columns
 Runs = dict[int, Cell]  # by seed
 Difference = tuple[float, float, int]  # in points, half its 95 % interval, and the number of seeds

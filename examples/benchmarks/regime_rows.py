@@ -17,7 +17,6 @@ from sklearn.linear_model import LogisticRegressionCV  # type: ignore[import-unt
 from torch import Tensor, nn
 
 import lightning_transfer as lt
-from lightning_transfer.source.checks import Weight
 from lightning_transfer.tracing import evaluating
 
 BATCH, NEIGHBORS = 24, 20
@@ -80,10 +79,6 @@ class Setting:
         order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(1))
         return replace(self, source=self.source.only(order[: len(self.nearest())])).task()
 
-    def knowledge(self, weight: Weight) -> lt.SoftFinetuning:
-        """Return the callback that keeps what the pretrained network says, with a weight."""
-        return lt.SoftFinetuning(lt.SourceKnowledge(self.network), weight=weight)
-
     def start(self) -> lt.ProbeStart:
         """Return the callback that starts every head of a network, or of several, as the probe of what it takes."""
         return lt.ProbeStart(unaugmented=self.draw.train)
@@ -141,7 +136,7 @@ class KeptHead(Tuning, ABC):
 
     temperature = 1.0
 
-    def __init__(self, network: Any, rates: Rates, *, kept: nn.Module, weight: float) -> None:
+    def __init__(self, network: Any, rates: Rates, *, kept: nn.Module, weight: lt.Schedule) -> None:
         super().__init__(network, rates)
         self.kept = copy.deepcopy(kept)
         self.weight = weight
@@ -152,7 +147,8 @@ class KeptHead(Tuning, ABC):
         inputs = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
         said = self.kept(inputs) / self.temperature
         second = self.temperature**2 * F.cross_entropy(said, self.wanted(images, labels))
-        return F.cross_entropy(self.model.classifier(inputs), labels) + self.weight * second
+        weight = self.weight(self.trainer.global_step / self.trainer.max_steps)
+        return F.cross_entropy(self.model.classifier(inputs), labels) + weight * second
 
     @abstractmethod
     def wanted(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -160,7 +156,10 @@ class KeptHead(Tuning, ABC):
 
 
 class WithoutForgetting(KeptHead):
-    """Learning without forgetting (arXiv 1606.09282): the kept head predicts what the pretrained network predicts."""
+    """Learning without forgetting (arXiv 1606.09282): the kept head predicts what the pretrained network predicts.
+
+    The pretrained network is in eval mode, so the two normalise by other statistics, as in the usual code.
+    """
 
     temperature = 2.0
 
@@ -231,7 +230,7 @@ def _soft(weight: lt.Schedule, task: Callable[[Setting], lt.SourceTask] = Settin
     return Row(lambda setting: [lt.SoftFinetuning(task(setting), weight=weight)], **options)
 
 
-def _without_forgetting(weight: float) -> Row:
+def _without_forgetting(weight: lt.Schedule) -> Row:
     def module(setting: Setting, network: nn.Module, rates: Rates) -> Tuning:
         mine = setting.network
         return WithoutForgetting(network, rates, teacher=mine, kept=mine.classifier, weight=weight)
@@ -241,9 +240,14 @@ def _without_forgetting(weight: float) -> Row:
 
 def _cotuning(weight: float) -> Row:
     def module(setting: Setting, network: nn.Module, rates: Rates) -> Tuning:
-        return CoTuning(network, rates, relation=relation(setting), kept=setting.network.classifier, weight=weight)
+        options = {"kept": setting.network.classifier, "weight": lt.Schedule(weight, weight)}
+        return CoTuning(network, rates, relation=relation(setting), **options)
 
     return Row(module=module, tuned_as=PLAIN)
+
+
+def _knowledge(**options: Any) -> Row:
+    return Row(lambda setting: [lt.SoftFinetuning(lt.SourceKnowledge(setting.network), **options)], tuned_as=PLAIN)
 
 
 def _several(weight: float, **options: Any) -> Row:
@@ -260,7 +264,8 @@ ROWS = {  # the most informative first
     PROBE: Row(is_trained=False),
     "LP-FT": Row(from_probe=True),
     "soft": _soft(lt.Schedule()),
-    "LWF": _without_forgetting(1.0),
+    "knowledge": _knowledge(),
+    "LWF": _without_forgetting(ALWAYS),
     "gated transfer": Row(lambda setting: [lt.GatedTransfer()]),
     "selective": Row(lambda setting: [setting.selective()], tuned_as="soft"),
     "fine-tuning, nudged": Row(lambda setting: [Nudge()], tuned_as=PLAIN),
@@ -280,11 +285,10 @@ ROWS = {  # the most informative first
     "joint, all of the source": _soft(ALWAYS, tuned_as="soft"),
     "soft, to the end": _soft(TO_THE_END, tuned_as="soft"),
     "selective, filters of the network": Row(lambda setting: [setting.selective("network")], tuned_as="soft"),
-    "LWF, weight 4": _without_forgetting(4.0),
-    "LWF, annealed": Row(lambda setting: [setting.knowledge("auto")], tuned_as=PLAIN),
+    "LWF, annealed": _without_forgetting(lt.Schedule()),
+    "knowledge, to the end": _knowledge(weight=ALWAYS),
     "Co-Tuning, weight 2.3": _cotuning(2.3),
     "L2-SP": Row(lambda setting: [L2SP()], tuned_as=PLAIN),
-    "LP-FT, LWF": Row(lambda setting: [setting.knowledge(ALWAYS)], from_probe=True, tuned_as="LP-FT"),
     "LP-FT, L2-SP": Row(lambda setting: [L2SP()], from_probe=True, tuned_as="LP-FT"),
     "LP-FT, two networks": Row(
         lambda setting: [lt.CollaborativeFinetuning([setting.second()], weight=0.0), setting.start()],

@@ -12,6 +12,7 @@ from torch import nn
 
 import lightning_transfer as lt
 from lightning_transfer.functional import knowledge_loss
+from lightning_transfer.methods.soft.knowledge import normalize_alike
 from tests import toys
 from tests.toys import LitToy, SaveEveryStep, StatefulLoader, assert_same, fit, weights
 
@@ -40,11 +41,11 @@ def test_the_loss_is_the_formula(temperature):
     assert float(found) == pytest.approx(temperature**2 * total / 6, rel=1e-12)
 
 
-class Eval(LitToy):
-    """In eval mode, in which the pretrained network runs; BatchNorm in training mode already differs."""
+class Frozen(LitToy):
+    """Its BatchNorm uses the statistics that it has kept."""
 
     def on_train_batch_start(self, *_):
-        self.eval()
+        self.model.bn.eval()
 
 
 class Scaled(nn.Module):
@@ -52,20 +53,20 @@ class Scaled(nn.Module):
         return (pixels - 3) / 5
 
 
-class ScaledBefore(Eval):
+class ScaledBefore(LitToy):
     def __init__(self):
         super().__init__()
         self.model = nn.Sequential(Scaled(), self.model)
 
 
-class ScaledInside(Eval):
+class ScaledInside(LitToy):
     def __init__(self):
         super().__init__()
         self.model = nn.Sequential(Scaled(), self.model, nn.Linear(toys.WIDTH, toys.TARGET_CLASSES))
         self.model[1].fc = nn.Identity()
 
 
-class WithTeacher(Eval):
+class WithTeacher(LitToy):
     def __init__(self):
         super().__init__()
         self.teacher = toys.toy_net()
@@ -74,7 +75,7 @@ class WithTeacher(Eval):
         return self.model(pixels / 5)
 
 
-class Compiled(Eval):
+class Compiled(LitToy):
     def __init__(self):
         super().__init__()
         self.model = torch.compile(self.model, backend="eager")
@@ -83,13 +84,31 @@ class Compiled(Eval):
 @GRAD
 @pytest.mark.parametrize(
     ("module", "head"),
-    [(Eval, "auto"), (ScaledBefore, "auto"), (ScaledInside, "auto"), (WithTeacher, "model.fc"), (Compiled, "auto")],
+    [
+        (LitToy, "auto"),
+        (Frozen, "auto"),
+        (ScaledBefore, "auto"),
+        (ScaledInside, "auto"),
+        (WithTeacher, "model.fc"),
+        (Compiled, "auto"),
+    ],
 )
 def test_nothing_is_forgotten_before_the_first_step(module, head):
-    """The pretrained network gets what the network gets, after what the module does with the images."""
-    callback = lt.SoftFinetuning(lt.SourceKnowledge(pretrained()), head=head)
+    """The pretrained network gets what the network gets, after what the module does with the images, and normalises
+    it alike."""
+    callback = lt.SoftFinetuning(lt.SourceKnowledge(pretrained()), weight=1.0, head=head)
     runner = fit(module(), [callback], max_steps=1)
     assert abs(float(runner.callback_metrics["transfer/knowledge_loss"])) < 1e-6
+
+
+def test_a_pretrained_batchnorm_uses_the_batch_as_that_of_the_network_does_and_keeps_its_own():
+    kept, network, images = pretrained().eval(), pretrained(), toys.target_data().tensors[0]
+    normalize_alike(kept, network)
+    assert torch.equal(kept(images), network(images))
+    assert_same(kept.state_dict(), pretrained().state_dict())
+    network.bn.eval()
+    normalize_alike(kept, network)
+    assert torch.equal(kept(images), pretrained().eval()(images))
 
 
 def test_an_annealed_weight_ends_and_frees_the_pretrained_network():
@@ -98,7 +117,7 @@ def test_an_annealed_weight_ends_and_frees_the_pretrained_network():
     callback = keeping(weight=lt.Schedule(until_steps=2))
     fit(module, [callback], max_steps=4)
     assert callback.part._pretrained == ()
-    net, kept, old = toys.toy_net(), toys.source_head(), pretrained().eval()
+    net, kept, old = toys.toy_net(), toys.source_head(), pretrained()  # normalises by the batch
     optimizer = torch.optim.SGD([*net.parameters(), *kept.parameters()], lr=0.1, momentum=0.9, weight_decay=1e-3)
     images, labels = toys.target_data().tensors
     for step, weight in enumerate((1.0, 0.5, 0.0, 0.0)):

@@ -13,7 +13,13 @@ from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.first_loss import FirstLoss, refuse_sum
 from lightning_transfer.glue.part import TransferPart
-from lightning_transfer.methods.soft.knowledge import SourceKnowledge, kept_classifier, knowledge_loss, said_by
+from lightning_transfer.methods.soft.knowledge import (
+    SourceKnowledge,
+    kept_classifier,
+    knowledge_loss,
+    normalize_alike,
+    said_by,
+)
 from lightning_transfer.roles import Head, find_head, linear_layers, parameters_before
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.annealing import Annealing
@@ -181,6 +187,8 @@ class KnowledgeTerm(TransferPart):
             )
         if not self._pretrained:  # not earlier: only now its device and its precision are known
             self._pretrained = (copy.deepcopy(self.knowledge.pretrained).to(self.head.weight),)
+        network = uncompiled(self.of_module.get().get_submodule(self.network_path))
+        normalize_alike(self._pretrained[0], network)
         ((args, kwargs),), ((head_args, head_kwargs),) = images, features
         if self._images.versions != _versions(args, kwargs):
             raise TransferConfigError(

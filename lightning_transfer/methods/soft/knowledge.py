@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_transfer.errors import TransferConfigError, check_positive
 from lightning_transfer.networks import find_network, loaded
@@ -152,6 +153,19 @@ class SourceKnowledge:
     def describe(self) -> dict[str, str]:
         """Return what decides what a run computes, as strings that a checkpoint can hold and compare."""
         return {"pretrained network": self._digest, "temperature": f"{self.temperature:g}"}
+
+
+def normalize_alike(pretrained: nn.Module, network: nn.Module) -> None:
+    """Let each BatchNorm use the batch's statistics if that of the tuned network does; it never changes its own.
+
+    With other statistics the two differ before anything is forgotten: by 5 to 11 on six targets, where the target's
+    cross-entropy is 1 to 5 (an ImageNet network, batches of 24).
+    """
+    modes = {name: layer.training for name, layer in network.named_modules()}
+    for name, layer in pretrained.named_modules():
+        if isinstance(layer, _BatchNorm):
+            layer.track_running_stats = False  # it normalises by the batch in training, without keeping statistics
+            layer.training = modes.get(name, network.training)
 
 
 def said_by(network: nn.Module, head: str, args: Any, kwargs: Any) -> Tensor:
