@@ -39,7 +39,7 @@ PACKAGES = ("lightning_transfer", "torch", "lightning", "timm", "numpy", "scikit
 TUNING_SEED = 0
 BODY, TIMES = (0.001, 0.003, 0.01, 0.03, 0.1), (1.0, 10.0)  # the grid: the backbone's rate, its multiple for the head
 SEEDS_FIRST = 3  # seeds of every row, before any row has more
-TIERS = 3, 9  # the first 3 rows are measured on all targets, then the next 6, then the others
+TIERS = 3, 11  # the first 3 rows are measured on all targets, then the next 8, then the others
 STEPS = {  # of plain fine-tuning, by target and images of a class; 0 for all of them
     "flowers": {10: 750, 5: 450, 0: 750},
     "dtd10": {10: 450, 5: 300, 0: 600},
