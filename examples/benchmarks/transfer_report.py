@@ -18,6 +18,7 @@ import regime_agreement
 import regime_probes
 import regime_ranking
 import regime_results
+import regime_statistics
 from transfer_figures import PICTURES
 from transfer_results import (
     FOLDER,
@@ -262,6 +263,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "regime advice": regime_advice.table,
     "regime probes": regime_probes.table,
     "regime sureness": regime_probes.sureness,
+    "regime statistics": regime_statistics.table,
     "costs": lambda: measuring.markdown(read("costs")["rows"]),
 }
 
