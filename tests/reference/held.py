@@ -76,7 +76,8 @@ class Knowledge(Toy):
         maps, logits = self.run(pixels)
         start = self.start
         old = F.conv2d(pixels, start["conv.weight"], start["conv.bias"])
-        old = batch_norm(old, *(start[f"bn.{name}"] for name in ("weight", "bias", "running_mean", "running_var")))
+        nothing_kept = {name: pixels.new_zeros(toys.WIDTH) for name in ("mean", "var")}
+        old = over_batch(old, start["bn.weight"], start["bn.bias"], nothing_kept)
         said, wanted = (
             (F.relu(each).mean((2, 3)) @ head["weight"].T + head["bias"]) / 2
             for each, head in ((maps, self.kept), (old, self.pretrained))
