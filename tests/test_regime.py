@@ -1,5 +1,6 @@
 """The regime benchmark: what is learned from is never scored, rows begin alike, the queue resumes, rates are chosen."""
 
+import copy
 import dataclasses
 import importlib
 import io
@@ -435,6 +436,39 @@ def test_the_slope_of_a_loss_is_the_product_of_two_gradients(regime, folder):
     each = zip(source.pixels.split(1), source.targets.split(1), strict=True)
     expected = torch.stack([gradient(network.classifier, *one) @ along / along.norm() for one in each])
     torch.testing.assert_close(found, expected, rtol=0.01, atol=2e-4)
+
+
+def test_features_by_the_batch_are_those_of_training(regime, folder, monkeypatch):
+    import regime_statistics
+
+    monkeypatch.setattr(regime_statistics, "BATCH", 16)
+    given = _setting(regime, folder)
+    kept, by_batch = given.network.eval(), regime_statistics.normalizing_by_batch(given.network.eval())
+    images = regime_statistics.mixed(given.draw.train)
+    assert len(images) == 48  # of 50, whole batches
+    assert _each(images) < _each(given.draw.train)
+    inputs = [regime.data.centre(pixels) for pixels in images.pixels.split(16)]
+    with torch.no_grad():
+        expected = torch.cat([copy.deepcopy(kept).train()(each) for each in inputs])
+    before = copy.deepcopy(by_batch.state_dict())
+    assert torch.equal(regime_statistics.run(by_batch, images), expected)
+    assert all(torch.equal(before[name], value) for name, value in by_batch.state_dict().items())
+    found = regime_statistics.measured(given)
+    said, other = (each.double().div(2).softmax(1) for each in (regime_statistics.run(kept, images), expected))
+    assert found[regime_statistics.LOSS] == pytest.approx(
+        4 * float((said * (said / other).log()).sum(1).mean()), rel=1e-4
+    )
+    assert all(0 <= found[row] <= 100 for row in regime_statistics.ROWS)
+
+
+@pytest.mark.parametrize("row", ["frozen statistics", "LP-FT, frozen statistics"])
+def test_frozen_statistics_stay_those_of_the_pretrained_network(regime, folder, row):
+    setting = _setting(regime, folder)
+    how = {"seed": 1, "rates": regime.network.Rates(0.01, 10.0), "device": "cpu", "stop": None}
+    module, _ = regime.training.fit(regime.rows.ROWS[row], setting, **how)
+    buffers = dict(setting.network.named_buffers())
+    assert all(torch.equal(value, buffers[name]) for name, value in module.model.named_buffers())
+    assert not torch.equal(module.model.bn1.weight, setting.network.bn1.weight)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
