@@ -88,7 +88,7 @@ def usual(
         made("AdaFilter", 2.2, AdaFilter),
     ]
     if isinstance(source, SourceKnowledge):
-        found.append(made("LWF", 1.2, SoftFinetuning, source, **at))
+        found.append(made("knowledge", 1.2, SoftFinetuning, source, **at))
     elif source is not None:
         found += [
             made("soft", 1.5, SoftFinetuning, source, **at),

@@ -446,7 +446,7 @@ def test_what_the_pretrained_network_knows_is_tried():
     pretrained = toys.toy_net()
     pretrained.fc = toys.source_head()
     found = advise(candidates=None, source=lt.SourceKnowledge(pretrained), steps=6)
-    held = next(each for each in found.candidates if each.name == "LWF")
+    held = next(each for each in found.candidates if each.name == "knowledge")
     assert held.line == "callbacks=[lt.SoftFinetuning(source)]"
     assert held.folds
     assert "soft" not in {each.name for each in found.candidates}
