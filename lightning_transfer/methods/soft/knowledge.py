@@ -50,9 +50,8 @@ class SourceKnowledge:
 
     The network's classifier is kept beside the new head. Both are trained on the target's images: the new head on the
     labels, the kept classifier on the predictions of the pretrained network. Make this object before you replace the
-    classifier, because it copies the network. With an ImageNet network and the default weight it is between 1.0 points
-    below fine-tuning (brain scans) and 2.9 above (textures) on five targets; with a weight of 1 throughout it is 3.1
-    below on brain scans (examples/benchmarks/regime.md).
+    classifier, because it copies the network. It is not shown to help: with an ImageNet network and the default
+    weight it is between 1.7 points below fine-tuning and 1.1 above on six targets (examples/benchmarks/regime.md).
 
     Args:
         network: the pretrained network with its classifier, or the name of a timm model to load with its weights.
