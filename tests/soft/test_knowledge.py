@@ -117,6 +117,7 @@ def test_an_annealed_weight_ends_and_frees_the_pretrained_network():
     callback = keeping(weight=lt.Schedule(until_steps=2))
     fit(module, [callback], max_steps=4)
     assert callback.part._pretrained == ()
+    assert callback.part.head.training  # of a part in eval mode Lightning warns
     net, kept, old = toys.toy_net(), toys.source_head(), pretrained()  # normalises by the batch
     optimizer = torch.optim.SGD([*net.parameters(), *kept.parameters()], lr=0.1, momentum=0.9, weight_decay=1e-3)
     images, labels = toys.target_data().tensors

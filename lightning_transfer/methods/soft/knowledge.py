@@ -214,7 +214,7 @@ def kept_classifier(knowledge: SourceKnowledge, head: nn.Module, path: str) -> n
     Raises:
         TransferConfigError: it takes other features than the target head, or is that head.
     """
-    kept: nn.Linear = copy.deepcopy(knowledge.classifier).requires_grad_()
+    kept: nn.Linear = copy.deepcopy(knowledge.classifier).train().requires_grad_()
     weight = getattr(head, "weight", torch.empty(0))
     if weight.shape == kept.weight.shape and torch.equal(weight.cpu(), kept.weight.cpu()):
         raise TransferConfigError(
