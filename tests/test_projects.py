@@ -317,11 +317,11 @@ def test_an_error_of_the_project_is_one_message_that_says_where():
     assert "This happened in plain fine-tuning" in message
 
 
-def test_an_interrupt_is_not_a_traceback(monkeypatch):
+def test_an_interrupt_is_not_a_traceback(monkeypatch, tmp_path):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "read_project", interrupt)
     with pytest.raises(SystemExit) as end:
-        main(["advise", "config.yaml"])
+        main(["advise", str(tmp_path)])  # it has to be there
     assert end.value.code == 130

@@ -257,7 +257,7 @@ def test_batches_that_are_adapted_say_the_same():
     assert advise(ByName(), DataLoader(Named(), batch_size=4), **adapt).measured == pairs.measured
     unlisted = [Named()[index] for index in range(len(Named()))]  # no list of labels: they are read by adapt, too
     assert advise(ByName(), DataLoader(unlisted, batch_size=4), **adapt).measured == pairs.measured
-    with pytest.raises(lt.TransferConfigError, match=r"class number.*advise takes adapt=lambda batch"):
+    with pytest.raises(lt.TransferConfigError, match=r"class number.*or pass adapt=lambda batch"):
         advise(ByName(), DataLoader(unlisted, batch_size=4))
 
 
@@ -435,7 +435,7 @@ def test_this_packages_methods_are_tried_as_they_come_and_refusals_are_listed():
     }
     refused = {each.name: each.reason for each in found.candidates if each.verdict == "refused"}
     assert refused["gated transfer"] == "ratio=16 does not divide the 8 features"
-    assert refused["selective"].startswith("neighbors=300 exceeds the 20 source images")
+    assert refused["selective"].startswith("neighbors=300, the default, exceeds the 20 source images")
     assert "gated transfer" in str(found)
     assert "refused: ratio=16 does not divide the 8 features\n" in str(found)
     assert {each.name for each in found.candidates if each.folds} == {"linear probe", "LP-FT", "soft"}

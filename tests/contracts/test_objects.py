@@ -6,6 +6,7 @@ import pathlib
 import pickle
 
 import pytest
+import torch
 
 import lightning_transfer as lt
 from lightning_transfer.glue.base import TransferCallback
@@ -51,6 +52,11 @@ def test_a_row_has_the_flags_of_what_it_is(method):
     """So that a new method is in every test that it could fail."""
 
     class Seeing(LitToy):
+        def __init__(self):
+            super().__init__()
+            with torch.no_grad():
+                self.model.bn.weight *= 1.5  # what holds on to the toy's own weights has lost some already
+
         def on_before_backward(self, loss):
             backward.append(loss.item())
 

@@ -164,11 +164,12 @@ def normalize_alike(pretrained: nn.Module, network: nn.Module) -> None:
         pretrained: in eval mode otherwise.
         network: the tuned one.
     """
-    modes = {name: layer.training for name, layer in network.named_modules()}
+    tuned = dict(network.named_modules())
     for name, layer in pretrained.named_modules():
         if isinstance(layer, _BatchNorm):
             layer.track_running_stats = False  # it normalises by the batch in training, without keeping statistics
-            layer.training = modes.get(name, network.training)
+            other = tuned.get(name)  # a method may have changed the layer, and so its name
+            layer.training = network.training if other is None else isinstance(other, _BatchNorm) and other.training
 
 
 def said_by(network: nn.Module, head: str, args: Any, kwargs: Any) -> Tensor:
