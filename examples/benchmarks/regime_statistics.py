@@ -48,10 +48,9 @@ def measured(given: Any) -> dict[str, float]:
     """Return the accuracies of probes on validation images, in percent, and the knowledge loss on training images."""
     kept, learned, held = given.network.eval(), mixed(given.draw.train), mixed(given.draw.validation)
     by_batch = normalizing_by_batch(kept)
-    rows = {network: run(network, learned, pre_logits=True) for network in (kept, by_batch)}
-    probes = {each: fit_probe(rows[each], learned.targets, num_classes=given.draw.num_classes) for each in rows}
-    pairs = {KEPT: (kept, kept), BATCHES: (by_batch, kept), FITTED: (by_batch, by_batch)}
-    said = {row: probes[fitted](run(network, held, pre_logits=True)) for row, (network, fitted) in pairs.items()}
+    rows, others = ([run(each, some, pre_logits=True) for each in (kept, by_batch)] for some in (learned, held))
+    probe, probe_by_batch = (fit_probe(each, learned.targets, num_classes=given.draw.num_classes) for each in rows)
+    said = {KEPT: probe(others[0]), BATCHES: probe(others[1]), FITTED: probe_by_batch(others[1])}
     return {
         **{row: 100 * float((logits.argmax(1) == held.targets).float().mean()) for row, logits in said.items()},
         LOSS: float(lt.functional.knowledge_loss(run(by_batch, learned), run(kept, learned))),
