@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.naming import a_class
 
 Kind: TypeAlias = Literal["class numbers", "one logit", "multi-hot", "soft"]
 Labels: TypeAlias = Callable[[Any], Tensor]
@@ -38,7 +39,7 @@ def find_labels(batch: Any) -> Tensor:
     given = labels_in(batch)
     if not isinstance(given, Tensor):
         raise TransferConfigError(
-            f"No labels found in a batch that is a {type(batch).__name__}; expected (B,) class numbers. Pass "
+            f"No labels found in a batch that is {a_class(batch)}; expected (B,) class numbers. Pass "
             "labels=lambda batch: ..., or give batches (images, labels)."
         )
     labels = class_numbers(given)

@@ -224,7 +224,7 @@ def _given_groups(dataset: Any) -> list[Any] | None:
         return None
     names = getattr(groups, "tolist", lambda: groups)()  # of a tensor, whose numbers are objects of their own
     if not isinstance(names, Sequence) or len(names) != len(dataset):
-        found = f"names {len(names)} groups" if isinstance(names, Sequence) else f"is a {type(groups).__name__}"
+        found = f"names {len(names)} groups" if isinstance(names, Sequence) else f"is {a_class(groups)}"
         raise TransferConfigError(
             f"{type(dataset).__name__}.groups {found} for {len(dataset)} images; give a list with one for each."
         )

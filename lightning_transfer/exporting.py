@@ -16,7 +16,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.naming import options_of
+from lightning_transfer.naming import a_class, options_of
 from lightning_transfer.networks import find_network, timm_name
 from lightning_transfer.options import is_list
 from lightning_transfer.roles import find_head, out_width, users_modules
@@ -75,7 +75,7 @@ def export(
     """
     if not isinstance(module, nn.Module):
         raise TransferConfigError(
-            f"The first argument is a {type(module).__name__}; expected the module, and then the folder: "
+            f"The first argument is {a_class(module)}; expected the module, and then the folder: "
             "lt.export(module, 'mine')."
         )
     if trainer is not None and not hasattr(trainer, "callback_metrics"):
@@ -163,7 +163,7 @@ def _entries(network: nn.Module) -> dict[str, Tensor]:
     state = {key: value for key, value in network.state_dict().items() if key.rpartition(".")[0] in own}
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            raise TransferConfigError(f"{key} is a {type(value).__name__}, and only tensors are exported.")
+            raise TransferConfigError(f"{key} is {a_class(value)}, and only tensors are exported.")
         if value.isnan().any():
             raise TransferConfigError(f"{key} holds NaN: the training went wrong. Export an earlier checkpoint.")
     return {key.replace("_orig_mod.", ""): value.detach().contiguous() for key, value in state.items()}

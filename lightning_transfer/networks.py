@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from lightning_transfer.errors import TransferConfigError, nearest
+from lightning_transfer.naming import a_class
 from lightning_transfer.roles import Head, has_forward, users_modules
 from lightning_transfer.surgery import is_ours
 from lightning_transfer.tracing import uncompiled
@@ -91,9 +92,7 @@ def entry_of(module: nn.Module, head: Head) -> str:
         return ""
     path = head.network_path if head.network_path != head.path else find_backbone(module, head)[0]
     if not has_forward(part := module.get_submodule(path)):
-        raise TransferConfigError(
-            f"{path!r}, a {type(part).__name__}, takes no images. {HOW.format(type(module).__name__)}"
-        )
+        raise TransferConfigError(f"{path!r}, {a_class(part)}, takes no images. {HOW.format(type(module).__name__)}")
     return path
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from lightning_transfer.errors import TransferConfigError, nearest
+from lightning_transfer.naming import a_class
 from lightning_transfer.surgery import is_ours
 from lightning_transfer.tracing import LAYERS, evaluating, run_on_a_picture
 
@@ -97,7 +98,7 @@ def in_width(head: nn.Module) -> int:
     width = int(first.in_features if isinstance(first, nn.Linear) else first.in_channels)  # type: ignore[arg-type]
     if isinstance(first, LazyModuleMixin) and not width:
         raise TransferConfigError(
-            f"The head has a {type(first).__name__}, whose width is not known before it has run. Run an image through "
+            f"The head has {a_class(first)}, whose width is not known before it has run. Run an image through "
             "the network in __init__, or give the width: nn.Linear(features, classes)."
         )
     return width
@@ -207,9 +208,7 @@ def _named(module: nn.Module, path: str) -> Head:
             f"head={path!r} is not a module of {type(module).__name__}. {nearest(path, names)}"
         ) from None
     if not any(linear_layers(found)):
-        raise TransferConfigError(
-            f"head={path!r} is a {type(found).__name__} without a Linear layer: not a classifier."
-        )
+        raise TransferConfigError(f"head={path!r} is {a_class(found)} without a Linear layer: not a classifier.")
     if not (isinstance(found, nn.Conv2d) or has_linear(found) or is_pooling(found)):
         raise TransferConfigError(
             f"head={path!r} ends in a convolution without a global pool after it: it gives a map for each image, "

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 from lightning_transfer.errors import TransferConfigError, differences
+from lightning_transfer.naming import a_class
 from lightning_transfer.stamps import KEYS, stamped, unstamped
 
 SEED = 0  # of new weights
@@ -147,7 +148,7 @@ class Structure(nn.Module):
         """
         theirs, mine = read_spec(state) or {}, read_spec(self.get_extra_state()) or {}
         if not theirs:
-            raise TransferConfigError(f"The state of a {type(self).__name__} is unreadable: {str(state)[:60]}.")
+            raise TransferConfigError(f"The state of {a_class(self)} is unreadable: {str(state)[:60]}.")
         different = differences(*({key: spec[key] for key in spec.keys() - KEYS} for spec in (theirs, mine)))
         if different:
             raise TransferConfigError(

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.batches import either, is_right, label_places, labels_in
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.naming import a_class
 from lightning_transfer.randomness import restored
 
 SIZES = (64, 224, 32)  # of the pictures to try
@@ -202,7 +203,7 @@ def images_and_labels(
         raise TransferConfigError(f"{either(places, '(batch[0], batch[{}]) for each batch')} {otherwise}")
     labels = labels_in(batch) if isinstance(batch, list | tuple) else None
     if not isinstance(labels, Tensor) or not isinstance(batch[0], Tensor):
-        raise TransferConfigError(f"The loader gives a {type(batch).__name__}; expected (images, labels). {otherwise}")
+        raise TransferConfigError(f"The loader gives {a_class(batch)}; expected (images, labels). {otherwise}")
     return batch[0].to(device), labels.to(device)
 
 
@@ -223,7 +224,7 @@ def share_right(
         return None
     if isinstance(loader, Iterator):  # after the change that is measured it would have nothing left
         raise TransferConfigError(
-            f"loader= is a {type(loader).__name__}, which can be read once, and its images are read before and after. "
+            f"loader= is {a_class(loader)}, which can be read once, and its images are read before and after. "
             "Pass the DataLoader itself, or a list of batches."
         )
     device = next(module.parameters()).device

@@ -21,7 +21,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
 from lightning_transfer.methods.collaborative.members import make_of
 from lightning_transfer.methods.selective.pictures import Pictures, spread
-from lightning_transfer.naming import nesting
+from lightning_transfer.naming import a_class, nesting
 from lightning_transfer.networks import check_timm_name, loaded, timm_name
 from lightning_transfer.progress import Step
 from lightning_transfer.randomness import seeded
@@ -54,7 +54,7 @@ def by_name(networks: Networks) -> dict[str, nn.Module | str]:
         )
     are_named = all(isinstance(name, str) and isinstance(one, str | nn.Module) for name, one in pairs)
     if not pairs or not are_named:
-        shown = ", ".join(f"{name!r}, a {type(one).__name__}" for name, one in pairs) or "none"
+        shown = ", ".join(f"{name!r}, {a_class(one)}" for name, one in pairs) or "none"
         raise TransferConfigError(
             f"Networks: {shown}; expected names of timm models, or modules by name, a string: "
             'rank_networks({"theirs": "resnet50.a1_in1k", "mine": module}, dataset).'
@@ -71,7 +71,7 @@ def _check_configuration(name: str, network: nn.Module) -> None:
     config = getattr(network, "pretrained_cfg", None)
     if not isinstance(config, Mapping) or not {"mean", "std", "input_size"} <= config.keys():
         raise TransferConfigError(
-            f"{name}, a {type(network).__name__}, does not say how its images are sized and normalised. Write what it "
+            f"{name}, {a_class(network)}, does not say how its images are sized and normalised. Write what it "
             f"was pretrained with; for most networks this is: network{CONFIG}"
         )
     size = config["input_size"]
@@ -259,7 +259,7 @@ def _copied(network: nn.Module, name: str) -> nn.Module:
         return copy.deepcopy(network)
     except Exception as error:
         raise TransferConfigError(
-            f"{name}, a {type(network).__name__}, cannot be copied ({type(error).__name__}: {error}). A copy is run, "
+            f"{name}, {a_class(network)}, cannot be copied ({type(error).__name__}: {error}). A copy is run, "
             "so that yours does not change. Remove what cannot be copied, such as a lock or an open file."
         ) from error
 

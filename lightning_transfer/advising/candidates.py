@@ -13,6 +13,7 @@ from lightning_transfer.methods.probe.callback import ProbeStart
 from lightning_transfer.methods.selective.callback import SelectiveJointFinetuning
 from lightning_transfer.methods.soft.callback import SoftFinetuning
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge
+from lightning_transfer.naming import a_class
 from lightning_transfer.source.task import SourceTask
 
 PLAIN, PROBE = "fine-tuning", "linear probe"
@@ -50,7 +51,7 @@ class Candidate:
         made = self.make(**({self.clean: images} if self.clean else {}))
         if not isinstance(made, list | tuple) or not all(hasattr(each, "on_train_start") for each in made):
             raise TransferConfigError(
-                f"candidates[{self.name!r}] makes a {type(made).__name__}; expected a list of callbacks: "
+                f"candidates[{self.name!r}] makes {a_class(made)}; expected a list of callbacks: "
                 "lambda: [lt.GatedTransfer(ratio=8)]."
             )
         if any(each in self._made for each in made):
@@ -105,7 +106,7 @@ def own(candidates: Mapping[str, Callable[[], Sequence[Any]]]) -> list[Candidate
     """
     if not isinstance(candidates, Mapping):
         raise TransferConfigError(
-            f"candidates is a {type(candidates).__name__}; expected a mapping of names to functions that make "
+            f"candidates is {a_class(candidates)}; expected a mapping of names to functions that make "
             "a list of callbacks: candidates={'gated': lambda: [lt.GatedTransfer()]}."
         )
     for name, make in candidates.items():
@@ -115,7 +116,7 @@ def own(candidates: Mapping[str, Callable[[], Sequence[Any]]]) -> list[Candidate
             )
         if not callable(make):
             raise TransferConfigError(
-                f"candidates[{name!r}] is a {type(make).__name__}; expected a function that makes a list of callbacks, "
+                f"candidates[{name!r}] is {a_class(make)}; expected a function that makes a list of callbacks, "
                 f"new ones for each training: lambda: [...]."
             )
     # what they cost is not known: one that takes longer than there is time is stopped after a few steps

@@ -23,6 +23,7 @@ from lightning_transfer.glue.checkpoints import UnsafeCheckpointError, read_chec
 from lightning_transfer.glue.namespaces import is_lightnings
 from lightning_transfer.glue.proxy import attached, options_like, trainer_class
 from lightning_transfer.glue.trainer import named, namespaces_of, served
+from lightning_transfer.naming import a_class
 from lightning_transfer.randomness import reseed, restored
 
 
@@ -216,7 +217,7 @@ def _dataset(loader: Any, name: str, not_checked: list[str]) -> Any:
     """Return the images that a loader serves, or say why they cannot be looked at."""
     dataset: Any = getattr(loader, "dataset", None)
     if not isinstance(loader, DataLoader) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        not_checked.append(f"the {name} images: a {type(loader).__name__} does not show its dataset.")
+        not_checked.append(f"the {name} images: {a_class(loader)} does not show its dataset.")
         return None
     if not len(dataset):
         not_checked.append(f"the {name} images: there are none.")

@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError, differences
 from lightning_transfer.files import reading, write_atomically
+from lightning_transfer.naming import a_class
 from lightning_transfer.stamps import BEGIN_ANEW, is_stamped, stamped, unstamped
 from lightning_transfer.surgery import Structure, rebuild, structures_in
 
@@ -205,7 +206,7 @@ def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], 
     for place in (path, out):
         if not isinstance(place, str | os.PathLike):
             raise TransferConfigError(
-                f"strip_checkpoint takes two files, not a {type(place).__name__}: strip_checkpoint('run.ckpt', "
+                f"strip_checkpoint takes two files, not {a_class(place)}: strip_checkpoint('run.ckpt', "
                 "'plain.ckpt') reads the first and writes the second."
             )
     if os.path.isfile(out) and not os.path.exists(path):

@@ -18,6 +18,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.quiet import silent, trainer_of
 from lightning_transfer.glue.trainer import namespace_of, served, to_device, validating
+from lightning_transfer.naming import a_class
 from lightning_transfer.randomness import next_numbers, restored, seeded
 from lightning_transfer.reading import labels_of
 
@@ -290,7 +291,7 @@ def trials_of(
     """
     if not isinstance(options, Mapping):
         raise TransferConfigError(
-            f"trainer is a {type(options).__name__}; pass a dict of its options: trainer={{'max_epochs': 5}}."
+            f"trainer is {a_class(options)}; pass a dict of its options: trainer={{'max_epochs': 5}}."
         )
     devices = options.get("devices", 1)
     is_one = devices in (1, "1") or (isinstance(devices, list | tuple) and len(devices) == 1)

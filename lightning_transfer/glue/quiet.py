@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.naming import a_class
 
 LOGGERS = ("lightning.pytorch", "pytorch_lightning", "lightning.fabric", "lightning_fabric")
 
@@ -32,7 +33,7 @@ def trainer_of(make: type, options: Mapping[str, Any]) -> Any:
         raise TransferConfigError(f"No Trainer can be made of trainer= and the callbacks: {error}") from error
     if not isinstance(trainer.strategy, importlib.import_module(f"{namespace}.strategies").SingleDeviceStrategy):
         raise TransferConfigError(
-            f"trainer= makes a {type(trainer.strategy).__name__}: trials run on one device, in one process. Leave "
+            f"trainer= makes {a_class(trainer.strategy)}: trials run on one device, in one process. Leave "
             "strategy= and num_nodes= out."
         )
     return trainer

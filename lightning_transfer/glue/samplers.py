@@ -19,6 +19,7 @@ from torch.utils.data import (
 
 from lightning_transfer import ranks
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.naming import a_class
 
 
 def drawn_by(loader: DataLoader[Any]) -> list[int] | None:
@@ -62,7 +63,7 @@ def _drawn(sampler: Any) -> Iterable[int]:
         if isinstance(sampler, kind) and type(sampler).__iter__ is kind.__iter__:  # a subclass may draw differently
             return drawn(sampler)
     raise TransferConfigError(
-        f"The train loader draws by a {type(sampler).__name__}, which does not show the images that it draws. If the "
+        f"The train loader draws by {a_class(sampler)}, which does not show the images that it draws. If the "
         "callback has target=, pass it: the target's training images without augmentation. Or give the loader "
         "Subset(dataset, indices) and one of torch's samplers."
     )
@@ -71,7 +72,7 @@ def _drawn(sampler: Any) -> Iterable[int]:
 def _shared_out(sampler: Any) -> Iterable[int]:
     if sampler.num_replicas != ranks.world_size():
         raise TransferConfigError(
-            f"The train loader draws by a {type(sampler).__name__} that divides images among {sampler.num_replicas} "
+            f"The train loader draws by {a_class(sampler)} that divides images among {sampler.num_replicas} "
             f"processes, but there are {ranks.world_size()}, so some images are never drawn. Leave num_replicas= and "
             "rank= out."
         )

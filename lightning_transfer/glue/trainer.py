@@ -17,7 +17,7 @@ from lightning_transfer.datasets import Served
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.batch_hooks import forgotten
 from lightning_transfer.glue.samplers import drawn_by
-from lightning_transfer.naming import nesting
+from lightning_transfer.naming import a_class, nesting
 from lightning_transfer.progress import Progress, Step, no_progress, rich_progress, tqdm_progress
 from lightning_transfer.schedules import Schedule
 
@@ -295,7 +295,7 @@ def target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader):
         raise TransferConfigError(
-            f"The train loader, a {type(loader).__name__}, does not show its dataset. Train with one DataLoader, or, "
+            f"The train loader, {a_class(loader)}, does not show its dataset. Train with one DataLoader, or, "
             "if the callback has target=, pass it: the training images without augmentation."
         )
     dataset: Dataset[Any] = served(loader)
@@ -340,7 +340,6 @@ def train_batch_size(trainer: Any) -> int:
     size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
     if not isinstance(size, int):
         raise TransferConfigError(
-            f"The train loader, a {type(loader).__name__}, does not report a batch size. Pass "
-            "SourceTask(batch_size=...)."
+            f"The train loader, {a_class(loader)}, does not report a batch size. Pass SourceTask(batch_size=...)."
         )
     return size

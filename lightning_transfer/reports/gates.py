@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_transfer.datasets import known_names
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.naming import a_class
 from lightning_transfer.reports.curves import empty_figure, printable, save_figure
 from lightning_transfer.tracing import evaluating, images_and_labels
 
@@ -61,7 +62,7 @@ def gate_map(
         raise TransferConfigError(f"{type(module).__name__} is not gated: pass a network that AdaFilter has trained.")
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
         raise TransferConfigError(
-            f"loader is a {type(loader).__name__}; expected batches of (images, labels). Pass a loader, such as "
+            f"loader is {a_class(loader)}; expected batches of (images, labels). Pass a loader, such as "
             "datamodule.val_dataloader()."
         )
     by_class, counts = _count(module, gates, loader)

@@ -15,6 +15,7 @@ import yaml
 from lightning_transfer.datasets import known_names
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
+from lightning_transfer.naming import a_class
 from lightning_transfer.reports.curves import COLORS, empty_figure, png_of, printable
 from lightning_transfer.version import __version__
 
@@ -189,8 +190,7 @@ def _options(path: Path) -> dict[str, dict[str, Any]]:
         logged = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
         if not isinstance(logged, dict):
             raise TransferConfigError(
-                f"{path} holds a {type(logged).__name__}; expected hyperparameters by name. Name the folder of another "
-                "run."
+                f"{path} holds {a_class(logged)}; expected hyperparameters by name. Name the folder of another run."
             )
     found: dict[str, dict[str, Any]] = {}
     for key, value in logged.items():

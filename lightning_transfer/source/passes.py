@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.explaining import explain, explain_joint
+from lightning_transfer.naming import a_class
 from lightning_transfer.networks import beside, entry_of, find_backbone
 from lightning_transfer.roles import Head, has_forward, in_width, is_pooling, parameters_before
 from lightning_transfer.source.batchnorm import check_protectable, protected_batchnorm, refused_if_moved
@@ -141,7 +142,7 @@ class _TakeAfterBackbone(_Hook):
             return None
         if not isinstance(output, Tensor):
             raise TransferConfigError(
-                f"forward='joint' cannot split a {type(output).__name__} that {type(backbone).__name__} returns. "
+                f"forward='joint' cannot split {a_class(output)} that {type(backbone).__name__} returns. "
                 "Use forward='separate'."
             )
         _check_rows(output, self.state.num_target + self.state.num_source)

@@ -447,7 +447,7 @@ REFUSED = {
     "locked": (
         {"mine": locked()},
         Pictures(),
-        "mine, a Own, cannot be copied .TypeError: cannot pickle '_thread.lock'",
+        "mine, an Own, cannot be copied .TypeError: cannot pickle '_thread.lock'",
     ),
     "rows": ({"mine": Own(lambda net, images: means(net, images)[:1])}, Pictures(), r"mine .*\(1, 12\) of 8 images"),
     "flat maps": (
@@ -472,7 +472,7 @@ REFUSED = {
     "unreadable": ([Net()], Broken(), "arget sample 5 cannot be read: OSError: truncated"),
     "empty": ([Net()], [], "empty"),
     "none": ([], Pictures(), "Networks: none"),
-    "a number": ([3], Pictures(), "'int', a int"),
+    "a number": ([3], Pictures(), "'int', an int"),
     "a string": ("resnet10tt", Pictures(), "timm has no model 'resnet10tt'"),
     "one name": ([Net(), Net()], Pictures(), "Networks share the name 'Net'. Name each: rank_networks"),
     "no configuration": ({"mine": nn.Flatten()}, Pictures(), "mine, a Flatten, .* network.pretrained_cfg ="),

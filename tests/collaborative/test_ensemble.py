@@ -255,7 +255,7 @@ def test_names_of_timms_are_loaded_with_pretrained_weights(monkeypatch):
     ("sources", "options", "message"),
     [
         ("resnet18", {}, r"sources is a str.*CollaborativeFinetuning\(\[network\]\)"),
-        ([3], {}, "source1 is a int"),
+        ([3], {}, "source1 is an int"),
         ({"own": toys.OtherNet()}, {}, "'own' cannot name a source"),
         ({"a.b": toys.OtherNet()}, {}, "'a.b' cannot name a source"),
         ([toys.OtherNet()], {"weight": -1}, "weight=-1"),

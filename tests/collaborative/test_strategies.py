@@ -119,7 +119,7 @@ def test_unknown_strategies_and_options_out_of_range_are_refused():
         lt.LayerSearch(strategy="swam")
     with pytest.raises(lt.TransferConfigError, match="'random' is not known.*Known: 'swarm', 'tpe'"):
         lt.LayerSearch(strategy="random")
-    wrong = {"particles": 0, "iterations": -1, "proxy_epochs": 0, "validation": 1.5, "seed": 0.5}
-    for option, value in {**wrong, "max_evaluations": 0, "max_seconds": -1}.items():
+    wrong = [("particles", 0), ("iterations", -1), ("proxy_epochs", 0), ("validation", 1.5), ("validation", 0)]
+    for option, value in [*wrong, ("seed", 0.5), ("max_evaluations", 0), ("max_seconds", -1)]:
         with pytest.raises(lt.TransferConfigError, match=option):
             lt.LayerSearch(**{option: value})

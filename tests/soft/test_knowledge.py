@@ -389,7 +389,7 @@ def test_by_default_the_weight_is_annealed():
 
 
 def test_what_is_not_a_pretrained_classifier_is_refused():
-    with pytest.raises(lt.TransferConfigError, match="network is a int; expected the pretrained network"):
+    with pytest.raises(lt.TransferConfigError, match="network is an int; expected the pretrained network"):
         lt.SourceKnowledge(3)
     with pytest.raises(lt.TransferConfigError, match="timm has no model 'resnet10tt'"):
         lt.SourceKnowledge("resnet10tt")

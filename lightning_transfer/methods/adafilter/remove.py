@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_transfer.errors import TransferConfigError, check_choice
 from lightning_transfer.methods.adafilter.apply import FilterGates, gates_of
 from lightning_transfer.methods.adafilter.modules import GatedConv2d, folded
+from lightning_transfer.naming import a_class
 from lightning_transfer.surgery import FrozenBatchNorm2d, Removal
 from lightning_transfer.tracing import share_right
 
@@ -61,7 +62,7 @@ def remove_adafilter(
         for site, layer in zip(gates.sites, gates.layers, strict=True):
             if not layer.is_linear:
                 raise TransferConfigError(
-                    f"{site.conv} is a {type(layer.tuned).__name__}, whose weights cannot be averaged. Pass "
+                    f"{site.conv} is {a_class(layer.tuned)}, whose weights cannot be averaged. Pass "
                     "keep='tuned' or keep='frozen'."
                 )
         for site, layer in zip(gates.sites, gates.layers, strict=True):

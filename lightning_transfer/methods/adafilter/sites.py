@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_transfer.errors import TransferConfigError, nearest
+from lightning_transfer.naming import a_class
 from lightning_transfer.roles import is_adapted, pooling_heads
 from lightning_transfer.tracing import Call, trace
 
@@ -76,7 +77,7 @@ def find_sites(network: nn.Module, gated: Gated, example: Any, *, prefix: str) -
 def _obstacle(conv: nn.Module, call: Call, num_runs: int, num_names: int) -> str | None:
     """Return why a convolution cannot be gated; None if it can."""
     if not isinstance(conv, nn.Conv2d):
-        return f"a {type(conv).__name__} is not supported"
+        return f"{a_class(conv)} is not supported"
     if num_names > 1:
         return f"it is in the network under {num_names} names"
     if num_runs > 1:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.naming import a_class
 from lightning_transfer.roles import Head, find_head, linear_layers
 from lightning_transfer.surgery import replace_modules
 from lightning_transfer.tracing import evaluating, run_on_a_picture, uncompiled
@@ -22,7 +23,7 @@ def classifier(network: nn.Module, name: str) -> Head:
         return find_head(inner)
     except TransferConfigError as error:
         raise TransferConfigError(
-            f"{name}, a {type(inner).__name__}, has to be an image classifier that ends in one Linear. {error}"
+            f"{name}, {a_class(inner)}, has to be an image classifier that ends in one Linear. {error}"
         ) from None
 
 
@@ -41,7 +42,7 @@ def last_classifier(network: nn.Module, name: str) -> Head:
         return head  # it takes other images
     if isinstance(given, Tensor) and heard and not _are_same_logits(given.flatten(1), heard[-1].flatten(1)):
         raise TransferConfigError(
-            f"{name}, a {type(inner).__name__}, does not give the logits of its last layer {head.path!r}, but features "
+            f"{name}, {a_class(inner)}, does not give the logits of its last layer {head.path!r}, but features "
             "(num_classes=0), or probabilities after a softmax or sigmoid. Logits are averaged: let each network end "
             "in its classifier, and leave softmax and sigmoid to the loss."
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.collaborative.depths import find_depths
 from lightning_transfer.methods.collaborative.heads import classifier, last_classifier, renew_head
+from lightning_transfer.naming import a_class
 from lightning_transfer.networks import check_timm_name, loaded
 from lightning_transfer.roles import Head, out_width
 from lightning_transfer.stamps import digest
@@ -119,7 +120,7 @@ def by_name(sources: Sources) -> dict[str, nn.Module | str]:
         found = {f"source{number}": source for number, source in enumerate(sources, start=1)}
     else:
         raise TransferConfigError(
-            f"sources is a {type(sources).__name__}; it takes networks or names of timm models, in a list or by name: "
+            f"sources is {a_class(sources)}; it takes networks or names of timm models, in a list or by name: "
             "CollaborativeFinetuning([network])."
         )
     for name, source in found.items():
@@ -127,7 +128,7 @@ def by_name(sources: Sources) -> dict[str, nn.Module | str]:
             raise TransferConfigError(f"{name!r} cannot name a source; take a word other than {OWN!r}, without dots.")
         if not isinstance(source, str | nn.Module):
             raise TransferConfigError(
-                f"{name} is a {type(source).__name__}; a source is a network or the name of a timm model."
+                f"{name} is {a_class(source)}; a source is a network or the name of a timm model."
             )
         if isinstance(source, str):
             check_timm_name(source)

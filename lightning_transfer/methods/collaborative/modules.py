@@ -15,6 +15,7 @@ from lightning_transfer.methods.collaborative.freezing import freeze_below, unfr
 from lightning_transfer.methods.collaborative.heads import classifier
 from lightning_transfer.methods.collaborative.members import OWN, Member, adapted, make_of, rebuilt
 from lightning_transfer.methods.collaborative.passes import Passes
+from lightning_transfer.naming import a_class
 from lightning_transfer.networks import timm_name
 from lightning_transfer.roles import Head, has_forward, out_width
 from lightning_transfer.surgery import Structure, find_all, replace_modules
@@ -129,7 +130,7 @@ class CollaborativeEnsemble(Structure):
         for name, given in logits.items():
             if not isinstance(given, Tensor):
                 raise TransferConfigError(
-                    f"{name} gives a {type(given).__name__}; expected (B, classes) logits, in training too. Build it "
+                    f"{name} gives {a_class(given)}; expected (B, classes) logits, in training too. Build it "
                     "without auxiliary classifiers: aux_logits=False."
                 )
             if shown is not images and given.ndim != 2:

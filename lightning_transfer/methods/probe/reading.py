@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_transfer.batches import class_numbers, kind_of, label_hint, labels_in
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.naming import nesting
+from lightning_transfer.naming import a_class, nesting
 from lightning_transfer.roles import Head, is_adapted, linear_layers
 
 HOW = "Say how images run: ProbeStart(forward=lambda module, images: {})."
@@ -28,7 +28,7 @@ def last_linear(head: Head) -> tuple[str, nn.Linear]:
     if is_adapted(head.module):
         path, found = head.path, "has an adapter of peft (name it in modules_to_save in place of target_modules)"
     elif not isinstance(layer, nn.Linear):
-        found = f"ends in a {type(layer).__name__}"
+        found = f"ends in {a_class(layer)}"
     elif own.get("weight") is None:
         found = "has a weight that is computed from others (weight_norm, pruning)"
     elif own.get("bias") is None:
@@ -123,7 +123,7 @@ def features_of(path: str, layer: nn.Linear, calls: list[tuple[Tensor, Tensor]],
     scores = F.linear(taken.float(), layer.weight.float(), layer.bias.float())
     if bool((scores - given.float()).abs().max() > ALIKE * scores.abs().max()):
         raise TransferConfigError(
-            f"The head {path!r}, a {type(layer).__name__}, gives something else than weight x features + bias, as a "
+            f"The head {path!r}, {a_class(layer)}, gives something else than weight x features + bias, as a "
             "normalised (cosine) head does; a probe starts a plain nn.Linear. Make the head one, or leave ProbeStart "
             "out."
         )

@@ -20,6 +20,7 @@ from lightning_transfer.methods.soft.knowledge import (
     normalize_alike,
     said_by,
 )
+from lightning_transfer.naming import a_class
 from lightning_transfer.roles import Head, find_head, linear_layers, parameters_before
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.annealing import Annealing
@@ -231,6 +232,6 @@ def _check_place(module: Any, place: str, head: Head) -> None:
         inside = [layer for name, layer in layers if not name.startswith("original_module")]  # peft's, does not run
         if inside[0] not in head.module.modules():
             raise TransferConfigError(
-                f"The head {head.path!r} takes the output of a {type(inside[0]).__name__} before it, not the features "
+                f"The head {head.path!r} takes the output of {a_class(inside[0])} before it, not the features "
                 f"of the pretrained classifier. Pass the whole classifier: head={place!r}."
             )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_transfer.errors import TransferConfigError, check_positive
+from lightning_transfer.naming import a_class
 from lightning_transfer.networks import find_network, loaded
 from lightning_transfer.roles import find_head, in_width, users_modules
 from lightning_transfer.stamps import digest
@@ -78,7 +79,7 @@ class SourceKnowledge:
     def __post_init__(self) -> None:
         if not isinstance(self.network, str | nn.Module):
             raise TransferConfigError(
-                f"network is a {type(self.network).__name__}; expected the pretrained network with its classifier, or "
+                f"network is {a_class(self.network)}; expected the pretrained network with its classifier, or "
                 "the name of a timm model."
             )
         check_positive("temperature", self.temperature)
@@ -92,7 +93,7 @@ class SourceKnowledge:
         object.__setattr__(self, "head", find_head(network, self.head).path)
         if not isinstance(self.classifier, nn.Linear):
             raise TransferConfigError(
-                f"The classifier {self.head!r} is a {type(self.classifier).__name__}; expected a Linear. Pass "
+                f"The classifier {self.head!r} is {a_class(self.classifier)}; expected a Linear. Pass "
                 "head='...', its dotted path."
             )
 

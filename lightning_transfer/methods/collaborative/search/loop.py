@@ -13,6 +13,7 @@ from lightning_transfer.methods.collaborative.search.options import LayerSearch
 from lightning_transfer.methods.collaborative.search.plan import Evaluation, LayerPlan
 from lightning_transfer.methods.collaborative.search.strategies import STRATEGIES
 from lightning_transfer.methods.collaborative.together import Together
+from lightning_transfer.naming import a_class
 from lightning_transfer.progress import Progress, tqdm_progress
 
 
@@ -23,7 +24,7 @@ def search_ahead(
     together = getattr(using, "together", None)
     if not isinstance(together, Together) or not isinstance(trainer, Mapping | None):
         raise TransferConfigError(
-            f"using is a {type(using).__name__} and trainer a {type(trainer).__name__}; write "
+            f"using is {a_class(using)} and trainer {a_class(trainer)}; write "
             "LayerSearch().run(module, datamodule, CollaborativeFinetuning([...]), trainer={'accelerator': 'gpu'})."
         )
     trials = proxy.trials_of(module, data, trainer or {}, unaugmented=options.unaugmented)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lightning_transfer.datasets import AnyDataset
-from lightning_transfer.errors import TransferConfigError, check_choice, check_count, check_number
+from lightning_transfer.errors import TransferConfigError, check_choice, check_count, check_number, check_positive
 from lightning_transfer.methods.collaborative.search.plan import LayerPlan
 from lightning_transfer.methods.collaborative.search.strategies import STRATEGIES
 
@@ -61,6 +61,7 @@ class LayerSearch:
         for name, least in (("particles", 1), ("iterations", 0), ("proxy_epochs", 1), ("seed", 0)):
             check_count(name, getattr(self, name), least=least)
         check_choice("strategy", self.strategy, STRATEGIES)
+        check_positive("validation", self.validation)
         check_number("validation", self.validation, most=0.9)
         if self.cache is not None and not isinstance(self.cache, str | os.PathLike):
             raise TransferConfigError(f"cache={self.cache!r}; it takes the name of a file.")
