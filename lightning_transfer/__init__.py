@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_transfer.advising.ranking import rank_networks as rank_networks
     from lightning_transfer.callbacks import AdaFilter as AdaFilter
     from lightning_transfer.callbacks import CollaborativeFinetuning as CollaborativeFinetuning
+    from lightning_transfer.callbacks import FrozenStatistics as FrozenStatistics
     from lightning_transfer.callbacks import GatedTransfer as GatedTransfer
     from lightning_transfer.callbacks import ProbeStart as ProbeStart
     from lightning_transfer.callbacks import SelectiveJointFinetuning as SelectiveJointFinetuning
@@ -55,6 +56,7 @@ _HOMES = {
     "callbacks": (
         "AdaFilter",
         "CollaborativeFinetuning",
+        "FrozenStatistics",
         "GatedTransfer",
         "ProbeStart",
         "SelectiveJointFinetuning",

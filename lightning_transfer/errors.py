@@ -38,7 +38,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     close = [last[name]] if name in last else close
     guess = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{guess}Known: {', '.join(map(repr, names))}."
+    return f"{guess}Known: {', '.join(map(repr, names)) or 'none'}."
 
 
 def differences(

@@ -33,6 +33,7 @@ PAPERS = {
     "GatedTransfer": "https://arxiv.org/abs/1810.12521",
     "CollaborativeFinetuning": "https://doi.org/10.7717/peerj-cs.2107",
     "ProbeStart": "https://arxiv.org/abs/2202.10054",
+    "FrozenStatistics": "https://arxiv.org/abs/2202.10054",
 }
 OPTION = re.compile(r"(Pass|Name) (one|it): (backbone='(?P<child>\w+)|head='(?P<top>\w+)\.|\w+=).*", re.DOTALL)
 

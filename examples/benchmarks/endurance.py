@@ -107,7 +107,7 @@ METHODS: dict[str, Callable[[], list[Callback]]] = {
     "AdaFilter": lambda: [lt.AdaFilter(gate_width=8)],
     "gated transfer": lambda: [lt.GatedTransfer(ratio=4, tap="model.bn1", aux_weight=0.2)],
     "two networks": lambda: [lt.CollaborativeFinetuning([seeded_network(9)])],
-    "probe start": lambda: [lt.ProbeStart()],
+    "probe start": lambda: [lt.ProbeStart(), lt.FrozenStatistics()],
     "together": lambda: [
         lt.SoftFinetuning(source(), weight=lt.Schedule()),
         lt.AdaFilter(gate_width=8),

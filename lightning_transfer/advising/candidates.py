@@ -1,7 +1,7 @@
 """List what is compared with plain fine-tuning: the methods of this package, or the user's own candidates."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakSet
 
@@ -10,6 +10,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.adafilter.callback import AdaFilter
 from lightning_transfer.methods.gated.callback import GatedTransfer
 from lightning_transfer.methods.probe.callback import ProbeStart
+from lightning_transfer.methods.probe.frozen import FrozenStatistics
 from lightning_transfer.methods.selective.callback import SelectiveJointFinetuning
 from lightning_transfer.methods.soft.callback import SoftFinetuning
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge
@@ -83,8 +84,15 @@ def usual(
         line = f"callbacks=[lt.{method.__name__}({', '.join(shown)})]"
         return Candidate(name, line, lambda **images: [method(*given, **options, **images)], cost, clean)
 
+    start = made("LP-FT", 1.1, ProbeStart, clean="unaugmented", **at, **read)
     found = [
-        made("LP-FT", 1.1, ProbeStart, clean="unaugmented", **at, **read),
+        start,
+        replace(
+            start,
+            name="LP-FT, frozen statistics",
+            line=start.line.replace(")]", "), lt.FrozenStatistics()]"),
+            make=lambda **images: [*start.make(**images), FrozenStatistics()],
+        ),
         made("gated transfer", 1.1, GatedTransfer, **at),
         made("AdaFilter", 2.2, AdaFilter),
     ]

@@ -121,9 +121,10 @@ def test_this_packages_methods_look_at_the_unaugmented_images_that_are_trained_o
     assert shown["selective"].line == "callbacks=[lt.SelectiveJointFinetuning(source, target=unaugmented)]"
     assert shown["selective"].folds, shown["selective"].reason
     assert shown["LP-FT"].line == "callbacks=[lt.Looking(unaugmented=unaugmented)]"
-    for seen, out in zip(looks, folds(data.tensors[1].tolist(), None), strict=True):
-        kept = sorted({*range(len(data))} - {*out})
-        assert seen.equal(data.tensors[0][kept])
+    outs = folds(data.tensors[1].tolist(), None)
+    kept = [data.tensors[0][sorted({*range(len(data))} - {*out})] for out in outs]
+    trained_on = [[seen.equal(part) for part in kept].index(True) for seen in looks]
+    assert {*trained_on} == {*range(len(kept))}
 
 
 def test_groups_that_say_no_more_than_classes_do_are_refused():
@@ -428,6 +429,7 @@ def test_this_packages_methods_are_tried_as_they_come_and_refusals_are_listed():
     assert lines.pop("linear probe").startswith("callbacks=[lt.ProbeStart()], with requires_grad_(False)")
     assert lines == {
         "LP-FT": "callbacks=[lt.ProbeStart(head='model.fc')]",
+        "LP-FT, frozen statistics": "callbacks=[lt.ProbeStart(head='model.fc'), lt.FrozenStatistics()]",
         "gated transfer": "callbacks=[lt.GatedTransfer(head='model.fc')]",
         "AdaFilter": "callbacks=[lt.AdaFilter()]",
         "soft": "callbacks=[lt.SoftFinetuning(source, head='model.fc')]",
@@ -438,7 +440,8 @@ def test_this_packages_methods_are_tried_as_they_come_and_refusals_are_listed():
     assert refused["selective"].startswith("neighbors=300, the default, exceeds the 20 source images")
     assert "gated transfer" in str(found)
     assert "refused: ratio=16 does not divide the 8 features\n" in str(found)
-    assert {each.name for each in found.candidates if each.folds} == {"linear probe", "LP-FT", "soft"}
+    tried = {each.name for each in found.candidates if each.folds}
+    assert tried == {"linear probe", "LP-FT", "LP-FT, frozen statistics", "soft"}
     assert {*lines} - {each.name for each in advise(candidates=None).candidates} == {"soft", "selective"}
 
 

@@ -1,0 +1,154 @@
+"""Keep the pretrained statistics of BatchNorm in training, as the authors' code of LP-FT does (arXiv 2202.10054)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.namespaces import AnyCallback
+from lightning_transfer.glue.trainer import Weakly, is_running, log_options, named, say
+
+
+class FrozenStatistics(AnyCallback):
+    """Let BatchNorm layers normalise by their pretrained statistics in training too; their weights are trained.
+
+    In training, BatchNorm normalises by the mean and variance of each batch. If a pretrained network is given small
+    batches of another task, its features are then much worse than in evaluation. With this callback, training begins
+    with the features of evaluation, to which `ProbeStart` fits the head, and the running statistics do not change. The
+    authors of LP-FT train with the whole network in eval mode; that dropout works as usual is ours. Layers whose
+    statistics are those of a new layer (mean 0, variance 1), such as those of a head of yours, are trained as usual.
+
+    Training is less stable without the statistics of the batch: use a lower learning rate. With an ImageNet network and
+    SGD, .001 or .003 was best, and with .01 training failed.
+
+    Raises:
+        TransferConfigError: when training starts, if no BatchNorm layer has pretrained statistics, if a layer of the
+            resumed run is not there, or if the Trainer has `StochasticWeightAveraging`; in the first step, if something
+            else puts the layers back into training mode.
+
+    Example:
+        >>> import lightning as L
+        >>> from lightning_transfer import ProbeStart
+        >>> trainer = L.Trainer(callbacks=[ProbeStart(), FrozenStatistics()])
+    """
+
+    def __init__(self) -> None:
+        self._module, self._trainer = Weakly(), Weakly()  # of the last fit
+        self._is_kept: dict[str, bool] = {}  # by the layer's name, from the first step on
+        self._layers: dict[str, nn.Module] = {}  # those that are kept, during a fit
+        self._changed: set[str] = set()  # of these, those that were in training mode
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse a callback that computes statistics anew, and forget the layers of another module."""
+        if stage != "fit":
+            return
+        for other in named(trainer.callbacks, {"StochasticWeightAveraging"}):
+            raise TransferConfigError(
+                f"{other} computes the statistics of BatchNorm anew, which FrozenStatistics prevents. Leave one out, "
+                "or use WeightAveraging."
+            )
+        other = self._trainer.get()
+        if other is not None and other is not trainer and is_running(other):
+            raise TransferConfigError(
+                "FrozenStatistics is in the middle of another Trainer's fit. Give each Trainer its own."
+            )
+        if not self._module.is_of(pl_module):
+            self._is_kept = {}
+        self._module, self._trainer = Weakly(pl_module), Weakly(trainer)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Find the layers with pretrained statistics, unless a checkpoint or an earlier fit knows them."""
+        found = dict(_normalizing(pl_module))
+        is_kept = {_name(path): self._is_kept.get(_name(path), not is_new(layer)) for path, layer in found.items()}
+        for name in self._is_kept.keys() - is_kept.keys():
+            raise TransferConfigError(
+                f"FrozenStatistics knows the layer {name!r} from the checkpoint, or from an earlier fit, and "
+                f"{type(pl_module).__name__} does not have it. Resume with the same layers, or pass a new "
+                "FrozenStatistics()."
+            )
+        if not any(is_kept.values()):
+            raise TransferConfigError(
+                f"FrozenStatistics has nothing to keep: {type(pl_module).__name__} has no BatchNorm layer with "
+                f"{'pretrained' if found else 'running'} statistics. Leave it out."
+            )
+        self._is_kept = is_kept
+        self._layers = {path: layer for path, layer in found.items() if is_kept[_name(path)]}
+        log_options(trainer, {"transfer/FrozenStatistics": True})
+        say(trainer, f"FrozenStatistics: {len(self._layers)} of {len(found)} BatchNorm layers keep theirs.")
+        self._freeze()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Put the layers in eval mode, because a hook of the user's may have called `train()`."""
+        self._freeze()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Refuse what puts the layers in training mode in the middle of a step.
+
+        Raises:
+            TransferConfigError: one is in training mode.
+        """
+        if moved := next((path for path, layer in self._layers.items() if layer.training), None):
+            raise TransferConfigError(
+                f"{moved!r} is in training mode at the end of a step, so FrozenStatistics cannot keep its statistics. "
+                f"{type(pl_module).__name__} or a callback calls train() in on_train_batch_start or in training_step: "
+                "call it in on_train_epoch_start."
+            )
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Put the layers back into training mode, if the module around them is."""
+        for path in self._changed:
+            around = pl_module.get_submodule(path.rpartition(".")[0])
+            self._layers[
+                path
+            ].training = around.training  # a hook, or an interrupted validation, may have called eval()
+        self._layers, self._changed = {}, set()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Put the layers back if training did not start or was stopped."""
+        if self._trainer.is_of(trainer):
+            self.on_train_end(trainer, pl_module)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Put the layers back after a crash or Ctrl-C, when Lightning does not call teardown."""
+        self.teardown(trainer, pl_module, "")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which layers are kept: after a step, new statistics cannot be told from pretrained ones."""
+        return dict(self._is_kept)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the layers of a resumed run."""
+        self._is_kept = dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_layers": {}, "_changed": set()}  # a copy is not in a fit
+
+    def _freeze(self) -> None:
+        for path, layer in self._layers.items():
+            if layer.training:
+                layer.training = False
+                self._changed.add(path)
+
+
+def is_new(layer: Any) -> bool:
+    """Return whether a layer has the statistics of one that was never trained.
+
+    >>> is_new(nn.BatchNorm2d(4))
+    True
+    """
+    mean, variance = layer.running_mean, layer.running_var
+    return is_lazy(mean) or bool((mean == 0).all() and (variance == 1).all())
+
+
+def _normalizing(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers that have running statistics, also those that torch.jit.script has compiled."""
+    for path, layer in module.named_modules():
+        if any(name == "running_mean" for name, _ in layer.named_buffers(recurse=False)):
+            yield path, layer
+
+
+def _name(path: str) -> str:
+    """Return a path without what torch.compile adds to it."""
+    return path.replace("_orig_mod.", "").removesuffix("._orig_mod")

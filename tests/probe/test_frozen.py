@@ -1,0 +1,371 @@
+"""Pretrained statistics of BatchNorm are used and kept in training, and the module's modes are put back."""
+
+import copy
+import pickle
+
+import lightning.pytorch as L
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+
+import lightning_transfer as lt
+from tests import toys
+from tests.toys import LitToy, PlToy, SaveEveryStep, assert_same, fit, weights
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def slowly(module):
+    """Return an optimizer with a rate that training without the statistics of the batch can take."""
+    return torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3)
+
+
+class Toy(LitToy):
+    configure_optimizers = slowly
+
+
+class PlSlowToy(PlToy):
+    configure_optimizers = slowly
+
+
+class WithNewLayer(Toy):
+    """A head with a BatchNorm that was never trained; that of the network was."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.new = nn.Sequential(nn.BatchNorm1d(toys.WIDTH), nn.Linear(toys.WIDTH, toys.TARGET_CLASSES))
+
+    def forward(self, pixels):
+        return self.new(self.model.features(pixels))
+
+
+def other_net():
+    net = toys.OtherNet()
+    net.bn1.running_mean += 0.5
+    return net
+
+
+def source(**options):
+    return lt.SourceTask(toys.source_data(), head=toys.source_head(), **options)
+
+
+def modes(module):
+    return [child.training for child in module.modules()]
+
+
+def statistics(module):
+    return {name: value for name, value in weights(module).items() if name.endswith(STATISTICS)}
+
+
+def test_training_is_that_of_a_loop_that_normalises_by_the_pretrained_statistics():
+    module, net = Toy(), Toy().model.double()
+    fit(module, [lt.FrozenStatistics()], max_epochs=1, precision="64-true")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3)
+    for pixels, labels in toys.target_loader():
+        optimizer.zero_grad()
+        maps = net.conv(pixels.double())
+        mean, variance, scale, shift = (
+            value[:, None, None] for value in (net.bn.running_mean, net.bn.running_var, net.bn.weight, net.bn.bias)
+        )
+        maps = (maps - mean) / (variance + net.bn.eps).sqrt() * scale + shift
+        F.cross_entropy(net.fc(maps.relu().mean((2, 3))), labels).backward()
+        optimizer.step()
+    assert_same(weights(module.model), weights(net), tolerance=1e-9)
+
+
+def test_without_it_training_is_another():
+    plain, module = Toy(), Toy()
+    fit(plain), fit(module, [lt.FrozenStatistics()])
+    assert plain.losses != module.losses
+    assert not torch.equal(plain.model.bn.running_mean, module.model.bn.running_mean)
+
+
+def test_a_new_layer_is_trained_as_usual():
+    module, start = WithNewLayer(), WithNewLayer()
+    fit(module, [lt.FrozenStatistics()])
+    assert_same(statistics(module.model), statistics(start.model))
+    assert not torch.equal(module.new[0].running_mean, start.new[0].running_mean)
+
+
+def test_resumed_after_every_step_it_is_the_uninterrupted_run(tmp_path):
+    """After a step the new layer's statistics look like pretrained ones."""
+    whole = WithNewLayer()
+    fit(whole, [lt.FrozenStatistics(), SaveEveryStep(tmp_path)], loader=toys.StatefulLoader())
+    for cut in range(1, 12):
+        module, path = WithNewLayer(), tmp_path / f"step={cut}.ckpt"
+        fit(module, [lt.FrozenStatistics()], loader=toys.StatefulLoader(), ckpt_path=path)
+        assert_same(weights(module), weights(whole))
+
+
+def test_a_compiled_network_resumes_a_run_that_was_not_compiled(tmp_path):
+    whole, module = Toy(), Toy()
+    fit(whole, [lt.FrozenStatistics(), SaveEveryStep(tmp_path)], loader=toys.StatefulLoader())
+    state = torch.load(tmp_path / "step=6.ckpt")
+    module.load_state_dict(state["state_dict"])
+    module.model = torch.compile(module.model, backend="eager")
+    start = statistics(module)
+    callback = lt.FrozenStatistics()
+    callback.load_state_dict(next(iter(state["callbacks"].values())))
+    runner = toys.trainer([callback])
+    callback.on_train_start(runner, module)
+    callback.on_train_batch_start(runner, module, None, 0)
+    module(toys.target_data().tensors[0])
+    assert_same(statistics(module), start)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_modes_are_as_found_after_a_fit_a_crash_and_an_interrupt(error):
+    class Failing(WithNewLayer):
+        def on_train_batch_end(self, *_):
+            assert modes(self.model) == [True, True, False, True]  # the network, conv, bn, fc
+            if error is not None:
+                raise error("in the middle")
+
+    module, callback = Failing(), lt.FrozenStatistics()
+    module.new.eval()  # by the user, who keeps it so
+    found = modes(module)
+    try:
+        fit(module, [callback])
+    except (RuntimeError, SystemExit, KeyboardInterrupt):
+        assert error is not None
+    assert modes(module) == found
+
+
+def test_a_hook_that_calls_train_does_not_turn_it_off():
+    class Training(Toy):
+        def on_train_epoch_start(self):
+            self.train()
+
+        def on_validation_model_train(self):
+            self.train()
+
+    module, start = Training(), statistics(Toy())
+    runner = toys.trainer([lt.FrozenStatistics()])
+    runner.fit(module, toys.target_loader(), toys.target_loader())
+    assert_same(statistics(module), start)
+    assert all(modes(module))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: lt.SoftFinetuning(lt.SourceTask(toys.source_data(), head=toys.source_head()), weight=1.0),
+        lambda: lt.SoftFinetuning(
+            lt.SourceTask(toys.source_data(), head=toys.source_head(), forward="joint"), weight=1.0
+        ),
+        lambda: lt.AdaFilter(gated="model.conv", gate_bias=0.0),
+        lambda: lt.GatedTransfer(ratio=4),
+        lambda: lt.CollaborativeFinetuning([other_net()]),
+        lambda: lt.ProbeStart(),
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.filterwarnings("ignore:After ProbeStart the loss rose")
+def test_beside_other_methods(other, order):
+    module = Toy()
+    fit(module, [lt.FrozenStatistics(), other()][::order])
+    kept = [value for name, value in statistics(module).items() if name.endswith("running_mean")]
+    expected = toys.toy_net().bn.running_mean, other_net().bn1.running_mean
+    assert kept
+    assert all(any(torch.equal(value, one) for one in expected) for value in kept)
+
+
+def test_a_second_fit_goes_on_and_another_module_is_looked_at_anew():
+    module, callback = WithNewLayer(), lt.FrozenStatistics()
+    for _ in range(2):
+        before = module.new[0].running_mean.clone()
+        fit(module, [callback], max_epochs=1)
+        assert not torch.equal(module.new[0].running_mean, before)
+    trained = copy.deepcopy(module)  # all of its statistics are those of a trained network
+    before = statistics(trained)
+    fit(trained, [callback], max_epochs=1)
+    assert_same(statistics(trained), before)
+
+
+def test_the_same_in_pytorch_lightning_and_for_a_copy():
+    results = []
+    for kind, namespace, clone in (
+        (Toy, L, lambda callback: callback),
+        (PlSlowToy, pl, copy.deepcopy),
+        (Toy, L, lambda callback: pickle.loads(pickle.dumps(callback))),
+    ):
+        module = kind()
+        fit(module, [clone(lt.FrozenStatistics())], namespace=namespace)
+        results.append(weights(module))
+    assert_same(results[1], results[0])
+    assert_same(results[2], results[0])
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_a_network_without_pretrained_statistics_is_refused(tracked):
+    class Without(Toy):
+        def __init__(self):
+            super().__init__()
+            self.model.bn = nn.BatchNorm2d(toys.WIDTH, track_running_stats=tracked)
+
+    kind = "pretrained" if tracked else "running"
+    with pytest.raises(lt.TransferConfigError, match=f"Without has no BatchNorm layer with {kind} statistics. Leave"):
+        fit(Without(), [lt.FrozenStatistics()], max_epochs=1)
+
+
+class ByHand(Toy):
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_in_manual_optimization_and_beside_weight_averaging_it_is_the_same(order):
+    plain, by_hand, averaged = Toy(), ByHand(), Toy()
+    fit(plain, [lt.FrozenStatistics()])
+    fit(by_hand, [lt.FrozenStatistics()])
+    assert_same(weights(by_hand), weights(plain))
+    if not hasattr(L.callbacks, "WeightAveraging"):
+        return  # newer than the oldest Lightning
+    averaging = L.callbacks.WeightAveraging(avg_fn=lambda average, now, number: now)
+    fit(averaged, [lt.FrozenStatistics(), averaging][::order])
+    assert_same(weights(averaged), weights(plain))
+
+
+def test_what_it_did_is_logged(tmp_path, caplog):
+    logger = CSVLogger(tmp_path)
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        fit(WithNewLayer(), [lt.FrozenStatistics()], logger=logger, max_epochs=1)
+    assert logger.experiment.hparams["transfer/FrozenStatistics"] is True
+    assert "FrozenStatistics: 1 of 2 BatchNorm layers keep theirs." in caplog.messages
+
+
+def test_statistics_that_another_callback_computes_anew_are_refused():
+    with pytest.raises(lt.TransferConfigError, match="StochasticWeightAveraging computes .* use WeightAveraging"):
+        fit(Toy(), [lt.FrozenStatistics(), StochasticWeightAveraging(swa_lrs=0.1)])
+
+
+@pytest.mark.parametrize("inner", ["validate", "fit", "fit of the same module"])
+def test_another_trainer_in_the_middle_of_a_fit_does_not_end_it(inner):
+    class Nested(L.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            runner = toys.trainer([callback])
+            if inner == "validate":
+                runner.validate(Toy(), toys.target_loader(), verbose=False)
+            else:
+                with pytest.raises(lt.TransferConfigError, match="in the middle of another Trainer's fit. Give each"):
+                    runner.fit(Toy() if inner == "fit" else module, toys.target_loader())
+                module.trainer = trainer
+            frozen.append(not module.model.bn.training)
+
+    callback, frozen, module = lt.FrozenStatistics(), [], Toy()
+    fit(module, [callback, Nested()])
+    assert frozen == [True, True]
+    assert_same(statistics(module), statistics(Toy()))
+    assert all(modes(module))
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "training_step"])
+def test_a_step_that_calls_train_is_refused(hook):
+    class Training(Toy):
+        pass
+
+    def trains(self, *given):
+        self.train()
+        return getattr(super(Training, self), hook)(*given)
+
+    setattr(Training, hook, trains)
+    with pytest.raises(
+        lt.TransferConfigError, match="'model.bn' is in training mode at the end of a step.*Training or"
+    ):
+        fit(Training(), [lt.FrozenStatistics()])
+
+
+def test_layers_that_a_resumed_run_does_not_have_are_refused(tmp_path):
+    class Renamed(Toy):
+        strict_loading = False
+
+        def __init__(self):
+            super().__init__()
+            self.other, self.model = self.model, None
+
+        def forward(self, pixels):
+            return self.other(pixels)
+
+    fit(Toy(), [lt.FrozenStatistics(), SaveEveryStep(tmp_path)], max_epochs=1)
+    with pytest.raises(lt.TransferConfigError, match="knows the layer 'model.bn' from the checkpoint.*Renamed does"):
+        fit(Renamed(), [lt.FrozenStatistics()], ckpt_path=tmp_path / "step=3.ckpt")
+
+
+def test_a_refused_fit_is_not_remembered():
+    module, callback = Toy(), lt.FrozenStatistics()
+    module.model.bn = nn.BatchNorm2d(toys.WIDTH)
+    with pytest.raises(lt.TransferConfigError, match="nothing to keep"):
+        fit(module, [callback])
+    module.model = toys.toy_net()
+    fit(module, [callback])
+    assert_same(statistics(module), statistics(Toy()))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_a_scripted_network_keeps_its_statistics():
+    module = Toy()
+    module.model = torch.jit.script(module.model)
+    fit(module, [lt.FrozenStatistics()])
+    assert_same(statistics(module), statistics(Toy()))
+    assert all(modes(module))
+
+
+def test_a_hook_that_runs_the_network_sees_it_frozen_and_a_resume_is_exact(tmp_path):
+    class Looking(Toy):
+        def on_train_epoch_start(self):
+            with torch.no_grad():
+                self.bank = self(toys.target_data().tensors[0])
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + (self(batch[0]).mean() - self.bank.mean()) ** 2
+
+    whole, module = Looking(), Looking()
+    fit(whole, [lt.FrozenStatistics(), EpochEnd(tmp_path)])
+    fit(module, [lt.FrozenStatistics()], ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert_same(weights(module), weights(whole))
+    assert_same(statistics(module), statistics(Toy()))
+
+
+class EpochEnd(L.Callback):
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer, module):
+        trainer.save_checkpoint(self.folder / f"epoch={trainer.current_epoch}.ckpt")
+
+
+def test_a_network_that_the_user_has_put_in_eval_mode_stays_so():
+    class Evaluated(Toy):
+        def on_train_end(self):
+            self.freeze()
+
+    class Crashing(Toy):
+        def on_validation_batch_end(self, *_):
+            raise RuntimeError("in validation")
+
+    module, crashed = Evaluated(), Crashing()
+    fit(module, [lt.FrozenStatistics()])
+    assert not any(modes(module))
+    with pytest.raises(RuntimeError, match="in validation"):
+        toys.trainer([lt.FrozenStatistics()]).fit(crashed, toys.target_loader(), toys.target_loader())
+    assert not any(modes(crashed))
+
+
+def test_the_exported_card_names_it_and_doctor_knows_that_it_keeps_statistics(tmp_path):
+    module, runner = Toy(), toys.trainer([lt.FrozenStatistics()])
+    module.model.bn.requires_grad_(False)
+    assert "drifts" in str(lt.doctor(module, toys.target_loader()))
+    assert "drifts" not in str(lt.doctor(module, toys.target_loader(), runner))
+    runner.fit(module, toys.target_loader())
+    lt.export(module, tmp_path / "out", trainer=runner)
+    assert "- FrozenStatistics(), https://arxiv.org/abs/2202.10054" in (tmp_path / "out/README.md").read_text()
