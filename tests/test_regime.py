@@ -79,7 +79,9 @@ def _save(path, num_classes, **more):
 
 def _network():
     torch.manual_seed(0)
-    return timm.create_model("test_efficientnet", num_classes=12)
+    network = timm.create_model("test_efficientnet", num_classes=12)
+    network(torch.rand(8, 3, 32, 32))  # BatchNorm has seen images, as in pretraining
+    return network
 
 
 def _setting(regime, folder, steps=3):
@@ -453,6 +455,11 @@ def test_features_by_the_batch_are_those_of_training(regime, folder, monkeypatch
     before = copy.deepcopy(by_batch.state_dict())
     assert torch.equal(regime_statistics.run(by_batch, images), expected)
     assert all(torch.equal(before[name], value) for name, value in by_batch.state_dict().items())
+    adapted = regime_statistics.with_statistics_of(images, kept)
+    with torch.no_grad():
+        first = [kept.conv_stem(each) for each in inputs]
+    assert torch.allclose(adapted.bn1.running_mean, torch.stack([each.mean((0, 2, 3)) for each in first]).mean(0))
+    assert not any(layer.training for layer in adapted.modules())
     found = regime_statistics.measured(given)
     said, other = (each.double().div(2).softmax(1) for each in (regime_statistics.run(kept, images), expected))
     assert found[regime_statistics.LOSS] == pytest.approx(

@@ -28,9 +28,10 @@ DEFAULTS = {
     "CollaborativeFinetuning": "collaborative",
     "ProbeStart": "LP-FT",
 }
-BEST = "LP-FT, two networks"
+FROZEN = "LP-FT, frozen statistics"
+BEST = f"{FROZEN}, two networks"
 # for the README
-SHORT = PROBE, "LP-FT", "soft", "knowledge", "selective", "AdaFilter", "gated transfer", "collaborative", BEST
+SHORT = PROBE, "LP-FT", FROZEN, "soft", "knowledge", "selective", "AdaFilter", "gated transfer", "collaborative", BEST
 WITH_MEAN = (*TARGETS, "all")  # columns
 Runs = dict[int, Cell]  # by seed
 Difference = tuple[float, float, int]  # in points, half its 95 % interval, and the number of seeds
@@ -129,7 +130,7 @@ def other_lengths(shots: int) -> str:
 
 def combination(shots: int) -> str:
     """Return the table of the best combination, against each of what it is to be better than."""
-    others = PLAIN, "LP-FT", PROBE
+    others = PLAIN, "LP-FT", FROZEN, "LP-FT, two networks", PROBE
     return in_columns(WITH_MEAN, {f"minus {other}": differences(BEST, TARGETS, shots, to=other) for other in others})
 
 

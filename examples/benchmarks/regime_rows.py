@@ -15,7 +15,6 @@ from regime_data import Draw, Photos
 from regime_network import DECAY, Rates, Tuning, answers, body, features
 from sklearn.linear_model import LogisticRegressionCV  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 import lightning_transfer as lt
 from lightning_transfer.tracing import evaluating
@@ -115,16 +114,6 @@ class L2SP(L.Callback):
         for param, start in self.start:
             if param.grad is not None:
                 param.grad += L2SP_WEIGHT * (param.detach() - start) - DECAY * param.detach()
-
-
-class FrozenStatistics(L.Callback):
-    """Keep the pretrained statistics of BatchNorm layers, which normalise by them in training too."""
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Put the layers in eval mode; their weights are trained."""
-        for layer in pl_module.modules():
-            if isinstance(layer, _BatchNorm):
-                layer.training = False
 
 
 class Nudge(L.Callback):
@@ -279,8 +268,17 @@ ROWS = {  # the most informative first
     "LWF": _without_forgetting(ALWAYS),
     "gated transfer": Row(lambda setting: [lt.GatedTransfer()]),
     "selective": Row(lambda setting: [setting.selective()], tuned_as="soft"),
-    "frozen statistics": Row(lambda setting: [FrozenStatistics()]),
-    "LP-FT, frozen statistics": Row(lambda setting: [FrozenStatistics()], from_probe=True),
+    "frozen statistics": Row(lambda setting: [lt.FrozenStatistics()]),
+    "LP-FT, frozen statistics": Row(lambda setting: [lt.FrozenStatistics()], from_probe=True),
+    "LP-FT, frozen statistics, two networks": Row(
+        lambda setting: [
+            lt.CollaborativeFinetuning([setting.second()], weight=0.0),
+            setting.start(),
+            lt.FrozenStatistics(),
+        ],
+        from_probe=True,
+        tuned_as="LP-FT, frozen statistics",
+    ),
     "fine-tuning, nudged": Row(lambda setting: [Nudge()], tuned_as=PLAIN),
     "Co-Tuning": _cotuning(1.0),
     "fine-tuning, three times as long": Row(length=3.0, tuned_as=PLAIN),

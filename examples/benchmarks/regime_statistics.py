@@ -1,7 +1,8 @@
 """Measure what the statistics of small batches do to pretrained features, as BatchNorm uses them in training.
 
-A linear probe of the target's images is scored on validation images, with features by the pretrained statistics and by
-those of each batch. Knowledge loss is how far the pretrained classifier is from itself with the other statistics.
+A linear probe of the target's images is scored on validation images, with features by the pretrained statistics, by
+those of each batch, and by those of all training images, which training would keep. Knowledge loss is how far the
+pretrained classifier is from itself with the statistics of the batch.
 """
 
 import copy
@@ -25,8 +26,9 @@ from lightning_transfer.probing import fit_probe
 PATH = RESULTS / "statistics.json"
 SHOTS, SEEDS = 10, (1, 2, 3)
 KEPT, BATCHES, FITTED = "pretrained statistics", "statistics of the batch", "the same, probe fitted with them"
-LOSS = "knowledge loss between the two"
-ROWS = {KEPT: "{:.1f} %", BATCHES: "{:.1f} %", FITTED: "{:.1f} %", LOSS: "{:.1f}"}
+TARGETS_OWN = "statistics of all training images, probe fitted with them"
+LOSS = "knowledge loss"
+ROWS = {KEPT: "{:.1f} %", BATCHES: "{:.1f} %", FITTED: "{:.1f} %", TARGETS_OWN: "{:.1f} %", LOSS: "{:.1f}"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,9 +50,12 @@ def measured(given: Any) -> dict[str, float]:
     """Return the accuracies of probes on validation images, in percent, and the knowledge loss on training images."""
     kept, learned, held = given.network.eval(), mixed(given.draw.train), mixed(given.draw.validation)
     by_batch = normalizing_by_batch(kept)
-    rows, others = ([run(each, some, pre_logits=True) for each in (kept, by_batch)] for some in (learned, held))
-    probe, probe_by_batch = (fit_probe(each, learned.targets, num_classes=given.draw.num_classes) for each in rows)
-    said = {KEPT: probe(others[0]), BATCHES: probe(others[1]), FITTED: probe_by_batch(others[1])}
+    networks = {KEPT: kept, FITTED: by_batch, TARGETS_OWN: with_statistics_of(learned, kept)}
+    rows = {name: [run(each, some, pre_logits=True) for some in (learned, held)] for name, each in networks.items()}
+    probes = {
+        name: fit_probe(known, learned.targets, num_classes=given.draw.num_classes) for name, (known, _) in rows.items()
+    }
+    said = {name: probe(rows[name][1]) for name, probe in probes.items()} | {BATCHES: probes[KEPT](rows[FITTED][1])}
     return {
         **{row: 100 * float((logits.argmax(1) == held.targets).float().mean()) for row, logits in said.items()},
         LOSS: float(lt.functional.knowledge_loss(run(by_batch, learned), run(kept, learned))),
@@ -70,6 +75,18 @@ def normalizing_by_batch(network: Any) -> Any:
         if isinstance(layer, _BatchNorm):
             layer.track_running_stats, layer.training = False, True
     return network
+
+
+@torch.no_grad()
+def with_statistics_of(images: Photos, network: Any) -> Any:
+    """Return a copy with the mean of the batches' statistics, as training keeps them if no weight changes."""
+    network = copy.deepcopy(network)
+    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum, layer.training = None, True  # a plain mean
+    run(network, images)
+    return network.eval()
 
 
 @torch.no_grad()
