@@ -18,6 +18,7 @@ from lightning_transfer.source.gap import NEAR
 SHOTS = (10, 5, 0)
 GAPS = json.loads((RESULTS / "domain-gaps.json").read_text())  # by regime_gaps.py
 COSTS = json.loads((RESULTS / "step-costs.json").read_text())  # by regime_costs.py
+FROZEN = "LP-FT, frozen statistics"
 # each callback without options, and its row; LP-FT starts as ProbeStart does; without a row the domain gap decides
 DEFAULTS = {
     "SoftFinetuning": "",
@@ -27,8 +28,8 @@ DEFAULTS = {
     "AdaFilter": "AdaFilter",
     "CollaborativeFinetuning": "collaborative",
     "ProbeStart": "LP-FT",
+    "ProbeStart(), FrozenStatistics()": FROZEN,
 }
-FROZEN = "LP-FT, frozen statistics"
 BEST = f"{FROZEN}, two networks"
 # for the README
 SHORT = PROBE, "LP-FT", FROZEN, "soft", "knowledge", "selective", "AdaFilter", "gated transfer", "collaborative", BEST
