@@ -90,7 +90,7 @@ def usual(
         replace(
             start,
             name="LP-FT, frozen statistics",
-            line=start.line.replace(")]", "), lt.FrozenStatistics()]"),
+            line=f"{start.line[:-1]}, lt.FrozenStatistics()]",
             make=lambda **images: [*start.make(**images), FrozenStatistics()],
         ),
         made("gated transfer", 1.1, GatedTransfer, **at),

@@ -241,7 +241,7 @@ def test_what_it_did_is_logged(tmp_path, caplog):
     with caplog.at_level("INFO", logger="lightning.pytorch"):
         fit(WithNewLayer(), [lt.FrozenStatistics()], logger=logger, max_epochs=1)
     assert logger.experiment.hparams["transfer/FrozenStatistics"] is True
-    assert "FrozenStatistics: 1 of 2 BatchNorm layers keep theirs." in caplog.messages
+    assert "FrozenStatistics: 1 of 2 layers keep their statistics." in caplog.messages
 
 
 def test_statistics_that_another_callback_computes_anew_are_refused():
