@@ -21,7 +21,7 @@ from lightning_transfer.networks import find_network, timm_name
 from lightning_transfer.options import is_list
 from lightning_transfer.roles import find_head, out_width, users_modules
 from lightning_transfer.surgery import Structure, find_all
-from lightning_transfer.tracing import evaluating, required_size, run_on_a_picture, uncompiled
+from lightning_transfer.tracing import evaluating, required_size, run_on_a_picture, uncompiled, uncompiled_path
 from lightning_transfer.version import __version__
 
 WEIGHTS = "model.safetensors"  # timm's name
@@ -167,7 +167,7 @@ def _entries(network: nn.Module) -> dict[str, Tensor]:
             raise TransferConfigError(f"{key} is {a_class(value)}, and only tensors are exported.")
         if value.isnan().any():
             raise TransferConfigError(f"{key} holds NaN: the training went wrong. Export an earlier checkpoint.")
-    return {key.replace("_orig_mod.", ""): value.detach().contiguous() for key, value in state.items()}
+    return {uncompiled_path(key): value.detach().contiguous() for key, value in state.items()}
 
 
 def _new_folder(folder: Any) -> tuple[Path, Path]:

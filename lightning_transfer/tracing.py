@@ -250,6 +250,15 @@ def uncompiled(module: nn.Module) -> Any:
     return getattr(module, "_orig_mod", module)  # private: where torch.compile keeps it
 
 
+def uncompiled_path(path: str) -> str:
+    """Return the path of a layer or a weight without what torch.compile adds to it.
+
+    >>> uncompiled_path("model._orig_mod.bn._orig_mod")
+    'model.bn'
+    """
+    return path.replace("_orig_mod.", "").removesuffix("._orig_mod")
+
+
 def as_taken(images: Tensor, module: nn.Module) -> Tensor:
     """Return images of float64, as numpy makes them, in the type of the module's numbers, as a joint pass has them."""
     if images.dtype != torch.float64:

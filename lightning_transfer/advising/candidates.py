@@ -38,7 +38,7 @@ class Candidate:
     make: Callable[..., Sequence[Any]]
     cost: float = COST
     clean: str = ""
-    _made: WeakSet[Any] = field(default_factory=WeakSet, repr=False)
+    _made: WeakSet[Any] = field(default_factory=WeakSet, init=False, repr=False)
 
     def callbacks(self, images: AnyDataset | None = None) -> list[Any]:
         """Make its callbacks, new ones each time.

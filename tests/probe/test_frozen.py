@@ -154,10 +154,8 @@ def test_a_hook_that_calls_train_does_not_turn_it_off():
 @pytest.mark.parametrize(
     "other",
     [
-        lambda: lt.SoftFinetuning(lt.SourceTask(toys.source_data(), head=toys.source_head()), weight=1.0),
-        lambda: lt.SoftFinetuning(
-            lt.SourceTask(toys.source_data(), head=toys.source_head(), forward="joint"), weight=1.0
-        ),
+        lambda: lt.SoftFinetuning(source(), weight=1.0),
+        lambda: lt.SoftFinetuning(source(forward="joint"), weight=1.0),
         lambda: lt.AdaFilter(gated="model.conv", gate_bias=0.0),
         lambda: lt.GatedTransfer(ratio=4),
         lambda: lt.CollaborativeFinetuning([other_net()]),

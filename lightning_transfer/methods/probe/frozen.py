@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.trainer import Weakly, is_running, log_options, named, say
+from lightning_transfer.tracing import uncompiled_path
 
 
 class FrozenStatistics(AnyCallback):
@@ -61,7 +62,8 @@ class FrozenStatistics(AnyCallback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Find the layers with pretrained statistics, unless a checkpoint or an earlier fit knows them."""
         found = dict(_normalizing(pl_module))
-        is_kept = {_name(path): self._is_kept.get(_name(path), not is_new(layer)) for path, layer in found.items()}
+        names = {path: uncompiled_path(path) for path in found}
+        is_kept = {names[path]: self._is_kept.get(names[path], not is_new(layer)) for path, layer in found.items()}
         for name in self._is_kept.keys() - is_kept.keys():
             raise TransferConfigError(
                 f"FrozenStatistics knows the layer {name!r} from the checkpoint, or from an earlier fit, and "
@@ -74,7 +76,7 @@ class FrozenStatistics(AnyCallback):
                 f"{'pretrained' if found else 'running'} statistics. Leave it out."
             )
         self._is_kept = is_kept
-        self._layers = {path: layer for path, layer in found.items() if is_kept[_name(path)]}
+        self._layers = {path: layer for path, layer in found.items() if is_kept[names[path]]}
         log_options(trainer, {"transfer/FrozenStatistics": True})
         say(trainer, f"FrozenStatistics: {len(self._layers)} of {len(found)} layers keep their statistics.")
         self._freeze()
@@ -146,8 +148,3 @@ def _normalizing(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, layer in module.named_modules():
         if {"running_mean", "running_var"} <= {name for name, _ in layer.named_buffers(recurse=False)}:
             yield path, layer
-
-
-def _name(path: str) -> str:
-    """Return a path without what torch.compile adds to it."""
-    return path.replace("_orig_mod.", "").removesuffix("._orig_mod")
