@@ -105,7 +105,7 @@ def label_hint(labels: Tensor, made: str) -> str:
     if are_shares and bool((values.sum(1) - 1).abs().max() < 1e-3):
         if bool((values.amax(1) == 1).all()):
             return f"One-hot labels: {made.format('batch[1].argmax(1)')}."
-        return "These are soft labels, for example of mixup: do not mix images."
+        return "These are soft labels, for example of mixup: do not mix images before training_step."
     if are_shares:
         return "These are several labels for each image, not class numbers."
     if _is_one_each(labels) and bool((values == values.round()).all()):

@@ -40,7 +40,7 @@ TUNING_SEED = 0
 BODY, TIMES = (0.001, 0.003, 0.01, 0.03, 0.1), (1.0, 10.0)  # the grid: the backbone's rate, its multiple for the head
 SEEDS_FIRST = 3  # seeds of every row, before any row has more
 TIERS = 3, 11  # the first 3 rows are measured on all targets, then the next 8, then the others
-STEPS = {  # of plain fine-tuning, by target and images of a class; 0 for all of them
+STEPS = {  # of training, by target and images of a class; 0 for all of them
     "flowers": {10: 750, 5: 450, 0: 750},
     "dtd10": {10: 450, 5: 300, 0: 600},
     "scenes15": {10: 450, 5: 300, 0: 750},
@@ -59,7 +59,7 @@ class Job:
         row: what is measured.
         target: on what.
         shots: images of a class.
-        steps: of plain fine-tuning.
+        steps: of training.
         rates: of the backbone and the head; None for the linear probe.
         seed: of the draw, the head and the order of images.
     """
@@ -306,7 +306,7 @@ def planned(argv: Sequence[str] | None) -> tuple[Plan, argparse.Namespace]:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, metavar="TARGET", help="in order")
     parser.add_argument("--shots", nargs="+", type=int, choices=(10, 5, 0), default=[10], help="0 for all: %(default)s")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of each row that count: %(default)s")
-    parser.add_argument("--steps", type=int, help="of plain fine-tuning; by default the table's")
+    parser.add_argument("--steps", type=int, help="of training; by default the table's")
     parser.add_argument("--device", default="cpu", help="%(default)s")
     parser.add_argument("--stop", type=Path, help="a file; measuring waits as long as it exists")
     parser.add_argument("--gather", action="store_true", help="write what is finished into results/ and exit")

@@ -204,7 +204,7 @@ def rates(shots: int) -> str:
 
 
 def lengths() -> str:
-    """Return the table of plain fine-tuning's steps."""
+    """Return the table of the steps of training."""
     rows = {f"{shots or 'all'} of a class": [str(STEPS[target][shots]) for target in TARGETS] for shots in SHOTS}
     return by_target(rows, "steps")
 
@@ -217,7 +217,7 @@ def picture(path: Path) -> None:
         axes.axvline(0, color="black", linewidth=1)
         for place, row in enumerate(rows):
             if each := difference(row, target, 10):
-                color = COLORS[0] if row == PROBE or ROWS[row].length != 1 else COLORS[2]
+                color = COLORS[0] if row == PROBE else COLORS[2]
                 axes.errorbar(each[0], place, xerr=np.nan_to_num(each[1]), marker="o", capsize=3, color=color)
         axes.set_yticks(range(len(rows)), rows)
         axes.set_title(target, fontsize="medium", fontweight="bold")

@@ -37,7 +37,7 @@ class Setting:
         network: pretrained, with its classifier.
         second: loads another one.
         folder: for what is selected and for probes.
-        steps: of plain fine-tuning.
+        steps: of training.
     """
 
     draw: Draw
@@ -49,7 +49,7 @@ class Setting:
 
     @property
     def epochs(self) -> float:
-        """Return how many passes over the target plain fine-tuning makes."""
+        """Return how many passes over the target training makes."""
         return self.steps / max(1, len(self.draw.train) // BATCH)
 
     def task(self) -> lt.SourceTask:
@@ -212,7 +212,6 @@ class Row:
     Attributes:
         callbacks: what it adds to a Trainer.
         module: makes the module of a network with a new head.
-        length: of training, in multiples of plain fine-tuning.
         from_probe: whether the new head starts as the linear probe.
         is_trained: False for the linear probe itself.
         tuned_as: the row whose rates it takes; if empty, its own are chosen.
@@ -220,7 +219,6 @@ class Row:
 
     callbacks: Callbacks = field(default=lambda setting: [])
     module: Module = field(default=lambda setting, network, rates: Tuning(network, rates))
-    length: float = 1.0
     from_probe: bool = False
     is_trained: bool = True
     tuned_as: str = ""
@@ -238,16 +236,8 @@ def _without_forgetting(weight: lt.Schedule) -> Row:
     return Row(module=module, tuned_as=PLAIN)
 
 
-def _cotuning(weight: float) -> Row:
-    def module(setting: Setting, network: nn.Module, rates: Rates) -> Tuning:
-        options = {"kept": setting.network.classifier, "weight": lt.Schedule(weight, weight)}
-        return CoTuning(network, rates, relation=relation(setting), **options)
-
-    return Row(module=module, tuned_as=PLAIN)
-
-
-def _knowledge(**options: Any) -> Row:
-    return Row(lambda setting: [lt.SoftFinetuning(lt.SourceKnowledge(setting.network), **options)], tuned_as=PLAIN)
+def _cotuning(setting: Setting, network: nn.Module, rates: Rates) -> Tuning:
+    return CoTuning(network, rates, relation=relation(setting), kept=setting.network.classifier, weight=ALWAYS)
 
 
 def _several(weight: float, **options: Any) -> Row:
@@ -264,7 +254,7 @@ ROWS = {  # the most informative first
     PROBE: Row(is_trained=False),
     "LP-FT": Row(from_probe=True),
     "soft": _soft(lt.Schedule()),
-    "knowledge": _knowledge(),
+    "knowledge": Row(lambda setting: [lt.SoftFinetuning(lt.SourceKnowledge(setting.network))], tuned_as=PLAIN),
     "LWF": _without_forgetting(ALWAYS),
     "gated transfer": Row(lambda setting: [lt.GatedTransfer()]),
     "selective": Row(lambda setting: [setting.selective()], tuned_as="soft"),
@@ -280,8 +270,7 @@ ROWS = {  # the most informative first
         tuned_as="LP-FT, frozen statistics",
     ),
     "fine-tuning, nudged": Row(lambda setting: [Nudge()], tuned_as=PLAIN),
-    "Co-Tuning": _cotuning(1.0),
-    "fine-tuning, three times as long": Row(length=3.0, tuned_as=PLAIN),
+    "Co-Tuning": Row(module=_cotuning, tuned_as=PLAIN),
     "two networks": _several(0.0, tuned_as=PLAIN),
     "collaborative": _several(0.2, tuned_as=PLAIN),
     "AdaFilter": Row(lambda setting: [lt.AdaFilter()], tuned_as=PLAIN),
@@ -293,12 +282,9 @@ ROWS = {  # the most informative first
         lambda setting: [lt.GatedTransfer(), setting.start()], from_probe=True, tuned_as="gated transfer"
     ),
     "joint, random source": _soft(ALWAYS, Setting.random_source, tuned_as="soft"),
-    "joint, all of the source": _soft(ALWAYS, tuned_as="soft"),
     "soft, to the end": _soft(TO_THE_END, tuned_as="soft"),
     "selective, filters of the network": Row(lambda setting: [setting.selective("network")], tuned_as="soft"),
     "LWF, annealed": _without_forgetting(lt.Schedule()),
-    "knowledge, to the end": _knowledge(weight=ALWAYS),
-    "Co-Tuning, weight 2.3": _cotuning(2.3),
     "L2-SP": Row(lambda setting: [L2SP()], tuned_as=PLAIN),
     "LP-FT, L2-SP": Row(lambda setting: [L2SP()], from_probe=True, tuned_as="LP-FT"),
     "LP-FT, two networks": Row(

@@ -74,11 +74,11 @@ def fit(
     order, crops = (torch.Generator().manual_seed(number) for number in (seed, 1000 + seed))
     images = Photos(setting.draw.train.pixels, setting.draw.train.targets, augmented=True, random=crops)
     loader = DataLoader(images, BATCH, shuffle=True, generator=order, drop_last=len(images) >= BATCH)
-    steps = round(row.length * setting.steps)
-    module, looking = row.module(setting, network, rates), Looking(setting.draw.validation, steps, stop)
+    module, looking = row.module(setting, network, rates), Looking(setting.draw.validation, setting.steps, stop)
     callbacks = [*row.callbacks(setting), looking]
     torch.manual_seed(seed)  # for what a method draws itself
-    trainer = L.Trainer(max_steps=steps, max_epochs=-1, accelerator=device, devices=1, callbacks=callbacks, **QUIET)
+    given: dict[str, Any] = {"max_steps": setting.steps, "max_epochs": -1, "callbacks": callbacks, **QUIET}
+    trainer = L.Trainer(accelerator=device, devices=1, **given)
     try:
         trainer.fit(module, loader)
     except FloatingPointError as error:  # a loss is not finite at too high a rate; the module is scored as it is then
