@@ -269,6 +269,16 @@ ROWS = {  # the most informative first
         from_probe=True,
         tuned_as="LP-FT, frozen statistics",
     ),
+    "LP-FT, frozen statistics, knowledge": Row(
+        lambda setting: [lt.FrozenStatistics(), lt.SoftFinetuning(lt.SourceKnowledge(setting.network))],
+        from_probe=True,
+        tuned_as="LP-FT, frozen statistics",
+    ),
+    "LP-FT, frozen statistics, soft": Row(
+        lambda setting: [lt.FrozenStatistics(), lt.SoftFinetuning(setting.task(), weight=lt.Schedule())],
+        from_probe=True,
+        tuned_as="LP-FT, frozen statistics",
+    ),
     "fine-tuning, nudged": Row(lambda setting: [Nudge()], tuned_as=PLAIN),
     "Co-Tuning": Row(module=_cotuning, tuned_as=PLAIN),
     "two networks": _several(0.0, tuned_as=PLAIN),
