@@ -213,6 +213,7 @@ class Row:
         callbacks: what it adds to a Trainer.
         module: makes the module of a network with a new head.
         from_probe: whether the new head starts as the linear probe.
+        clip: the gradient's largest norm; None for no limit.
         is_trained: False for the linear probe itself.
         tuned_as: the row whose rates it takes; if empty, its own are chosen.
     """
@@ -220,6 +221,7 @@ class Row:
     callbacks: Callbacks = field(default=lambda setting: [])
     module: Module = field(default=lambda setting, network, rates: Tuning(network, rates))
     from_probe: bool = False
+    clip: float | None = None
     is_trained: bool = True
     tuned_as: str = ""
 
@@ -269,6 +271,9 @@ ROWS = {  # the most informative first
         from_probe=True,
         tuned_as="LP-FT, frozen statistics",
     ),
+    "LP-FT, frozen statistics, clipped": Row(
+        lambda setting: [lt.FrozenStatistics()], from_probe=True, clip=1.0, tuned_as=PLAIN
+    ),
     "LP-FT, frozen statistics, knowledge": Row(
         lambda setting: [lt.FrozenStatistics(), lt.SoftFinetuning(lt.SourceKnowledge(setting.network))],
         from_probe=True,
@@ -279,6 +284,7 @@ ROWS = {  # the most informative first
         from_probe=True,
         tuned_as="LP-FT, frozen statistics",
     ),
+    "fine-tuning, clipped": Row(clip=1.0, tuned_as=PLAIN),
     "fine-tuning, nudged": Row(lambda setting: [Nudge()], tuned_as=PLAIN),
     "Co-Tuning": Row(module=_cotuning, tuned_as=PLAIN),
     "two networks": _several(0.0, tuned_as=PLAIN),
