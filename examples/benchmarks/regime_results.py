@@ -19,6 +19,7 @@ SHOTS = (10, 5, 0)
 GAPS = json.loads((RESULTS / "domain-gaps.json").read_text())  # by regime_gaps.py
 COSTS = json.loads((RESULTS / "step-costs.json").read_text())  # by regime_costs.py
 FROZEN = "LP-FT, frozen statistics"
+CLIPPED = f"{FROZEN}, clipped"
 # each callback without options, and its row; LP-FT starts as ProbeStart does; without a row the domain gap decides
 DEFAULTS = {
     "SoftFinetuning": "",
@@ -28,11 +29,11 @@ DEFAULTS = {
     "AdaFilter": "AdaFilter",
     "CollaborativeFinetuning": "collaborative",
     "ProbeStart": "LP-FT",
-    "ProbeStart(), FrozenStatistics()": FROZEN,
+    "ProbeStart(), FrozenStatistics()": CLIPPED,
 }
 BEST = f"{FROZEN}, two networks"
 # for the README
-SHORT = PROBE, "LP-FT", FROZEN, "soft", "knowledge", "selective", "AdaFilter", "gated transfer", "collaborative", BEST
+SHORT = PROBE, "LP-FT", CLIPPED, "soft", "knowledge", "selective", "AdaFilter", "gated transfer", "collaborative", BEST
 WITH_MEAN = (*TARGETS, "all")  # columns
 Runs = dict[int, Cell]  # by seed
 Difference = tuple[float, float, int]  # in points, half its 95 % interval, and the number of seeds

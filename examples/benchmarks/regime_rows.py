@@ -124,6 +124,14 @@ class Nudge(L.Callback):
         pl_module.model.conv_stem.weight.data.mul_(1 + 1e-6)
 
 
+class Clipped(Tuning):
+    """Fine-tune with the norm of the gradient clipped to 1."""
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip it."""
+        self.clip_gradients(optimizer, gradient_clip_val=1.0)
+
+
 class KeptHead(Tuning, ABC):
     """Fine-tuning that also trains the kept classifier on soft labels of the target's images; abstract.
 
@@ -213,7 +221,6 @@ class Row:
         callbacks: what it adds to a Trainer.
         module: makes the module of a network with a new head.
         from_probe: whether the new head starts as the linear probe.
-        clip: the gradient's largest norm; None for no limit.
         is_trained: False for the linear probe itself.
         tuned_as: the row whose rates it takes; if empty, its own are chosen.
     """
@@ -221,7 +228,6 @@ class Row:
     callbacks: Callbacks = field(default=lambda setting: [])
     module: Module = field(default=lambda setting, network, rates: Tuning(network, rates))
     from_probe: bool = False
-    clip: float | None = None
     is_trained: bool = True
     tuned_as: str = ""
 
@@ -246,6 +252,10 @@ def _several(weight: float, **options: Any) -> Row:
     return Row(lambda setting: [lt.CollaborativeFinetuning([setting.second()], weight=weight)], **options)
 
 
+def _unclipped() -> lt.FrozenStatistics:  # for rows with rates of their own, which are low enough
+    return lt.FrozenStatistics(gradient_clip_val=None)
+
+
 def _warm_up(setting: Setting) -> int:
     return max(1, round(WARM_UP * setting.epochs))
 
@@ -255,36 +265,34 @@ ROWS = {  # the most informative first
     PLAIN: Row(),
     PROBE: Row(is_trained=False),
     "LP-FT": Row(from_probe=True),
+    "LP-FT, frozen statistics, clipped": Row(lambda setting: [lt.FrozenStatistics()], from_probe=True, tuned_as=PLAIN),
     "soft": _soft(lt.Schedule()),
     "knowledge": Row(lambda setting: [lt.SoftFinetuning(lt.SourceKnowledge(setting.network))], tuned_as=PLAIN),
     "LWF": _without_forgetting(ALWAYS),
     "gated transfer": Row(lambda setting: [lt.GatedTransfer()]),
     "selective": Row(lambda setting: [setting.selective()], tuned_as="soft"),
-    "frozen statistics": Row(lambda setting: [lt.FrozenStatistics()]),
-    "LP-FT, frozen statistics": Row(lambda setting: [lt.FrozenStatistics()], from_probe=True),
+    "frozen statistics": Row(lambda setting: [_unclipped()]),
+    "LP-FT, frozen statistics": Row(lambda setting: [_unclipped()], from_probe=True),
     "LP-FT, frozen statistics, two networks": Row(
         lambda setting: [
             lt.CollaborativeFinetuning([setting.second()], weight=0.0),
             setting.start(),
-            lt.FrozenStatistics(),
+            _unclipped(),
         ],
         from_probe=True,
         tuned_as="LP-FT, frozen statistics",
     ),
-    "LP-FT, frozen statistics, clipped": Row(
-        lambda setting: [lt.FrozenStatistics()], from_probe=True, clip=1.0, tuned_as=PLAIN
-    ),
     "LP-FT, frozen statistics, knowledge": Row(
-        lambda setting: [lt.FrozenStatistics(), lt.SoftFinetuning(lt.SourceKnowledge(setting.network))],
+        lambda setting: [_unclipped(), lt.SoftFinetuning(lt.SourceKnowledge(setting.network))],
         from_probe=True,
         tuned_as="LP-FT, frozen statistics",
     ),
     "LP-FT, frozen statistics, soft": Row(
-        lambda setting: [lt.FrozenStatistics(), lt.SoftFinetuning(setting.task(), weight=lt.Schedule())],
+        lambda setting: [_unclipped(), lt.SoftFinetuning(setting.task(), weight=lt.Schedule())],
         from_probe=True,
         tuned_as="LP-FT, frozen statistics",
     ),
-    "fine-tuning, clipped": Row(clip=1.0, tuned_as=PLAIN),
+    "fine-tuning, clipped": Row(module=lambda setting, network, rates: Clipped(network, rates), tuned_as=PLAIN),
     "fine-tuning, nudged": Row(lambda setting: [Nudge()], tuned_as=PLAIN),
     "Co-Tuning": Row(module=_cotuning, tuned_as=PLAIN),
     "two networks": _several(0.0, tuned_as=PLAIN),

@@ -78,7 +78,7 @@ def fit(
     callbacks = [*row.callbacks(setting), looking]
     torch.manual_seed(seed)  # for what a method draws itself
     given: dict[str, Any] = {"max_steps": setting.steps, "max_epochs": -1, "callbacks": callbacks, **QUIET}
-    trainer = L.Trainer(accelerator=device, devices=1, gradient_clip_val=row.clip, **given)
+    trainer = L.Trainer(accelerator=device, devices=1, **given)
     try:
         trainer.fit(module, loader)
     except FloatingPointError as error:  # a loss is not finite at too high a rate; the module is scored as it is then

@@ -1,7 +1,9 @@
 """Pretrained statistics of BatchNorm are used and kept in training, and the module's modes are put back."""
 
 import copy
+import math
 import pickle
+import warnings
 
 import lightning.pytorch as L
 import pytest
@@ -16,6 +18,7 @@ import lightning_transfer as lt
 from tests import toys
 from tests.toys import LitToy, PlToy, SaveEveryStep, assert_same, fit, weights
 
+STEEP = 5.0
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -26,6 +29,13 @@ def slowly(module):
 
 class Toy(LitToy):
     configure_optimizers = slowly
+
+
+class Steep(Toy):
+    """Its gradient is larger than any limit here."""
+
+    def training_step(self, batch, batch_idx):
+        return STEEP * super().training_step(batch, batch_idx)
 
 
 class PlSlowToy(PlToy):
@@ -62,9 +72,19 @@ def statistics(module):
     return {name: value for name, value in weights(module).items() if name.endswith(STATISTICS)}
 
 
-def test_training_is_that_of_a_loop_that_normalises_by_the_pretrained_statistics():
-    module, net = Toy(), Toy().model.double()
-    fit(module, [lt.FrozenStatistics()], max_epochs=1, precision="64-true")
+@pytest.mark.parametrize(
+    ("options", "of_trainer", "limit"),
+    [
+        ({}, {}, 1.0),
+        ({"gradient_clip_val": 0.3}, {}, 0.3),
+        ({"gradient_clip_val": None}, {}, math.inf),
+        ({}, {"gradient_clip_val": 0.2}, 0.2),
+        ({}, {"gradient_clip_val": 0}, math.inf),
+    ],
+)
+def test_training_is_that_of_a_loop_that_normalises_by_the_pretrained_statistics(options, of_trainer, limit):
+    module, net = Steep(), Toy().model.double()
+    fit(module, [lt.FrozenStatistics(**options)], max_epochs=1, precision="64-true", **of_trainer)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3)
     for pixels, labels in toys.target_loader():
         optimizer.zero_grad()
@@ -73,7 +93,11 @@ def test_training_is_that_of_a_loop_that_normalises_by_the_pretrained_statistics
             value[:, None, None] for value in (net.bn.running_mean, net.bn.running_var, net.bn.weight, net.bn.bias)
         )
         maps = (maps - mean) / (variance + net.bn.eps).sqrt() * scale + shift
-        F.cross_entropy(net.fc(maps.relu().mean((2, 3))), labels).backward()
+        (STEEP * F.cross_entropy(net.fc(maps.relu().mean((2, 3))), labels)).backward()
+        norm = math.sqrt(sum(float((param.grad**2).sum()) for param in net.parameters()))
+        assert norm > 1
+        for param in net.parameters():
+            param.grad *= min(1, limit / (norm + 1e-6))  # as torch
         optimizer.step()
     assert_same(weights(module.model), weights(net), tolerance=1e-9)
 
@@ -123,17 +147,19 @@ def test_modes_are_as_found_after_a_fit_a_crash_and_an_interrupt(error):
     class Failing(WithNewLayer):
         def on_train_batch_end(self, *_):
             assert modes(self.model) == [True, True, False, True]  # the network, conv, bn, fc
+            assert self.trainer.gradient_clip_val == 1
             if error is not None:
                 raise error("in the middle")
 
-    module, callback = Failing(), lt.FrozenStatistics()
+    module, runner = Failing(), toys.trainer([lt.FrozenStatistics()])
     module.new.eval()  # by the user, who keeps it so
     found = modes(module)
     try:
-        fit(module, [callback])
+        runner.fit(module, toys.target_loader())
     except (RuntimeError, SystemExit, KeyboardInterrupt):
         assert error is not None
     assert modes(module) == found
+    assert runner.gradient_clip_val is None
 
 
 def test_a_hook_that_calls_train_does_not_turn_it_off():
@@ -224,13 +250,13 @@ class ByHand(Toy):
 @pytest.mark.parametrize("order", [1, -1])
 def test_in_manual_optimization_and_beside_weight_averaging_it_is_the_same(order):
     plain, by_hand, averaged = Toy(), ByHand(), Toy()
-    fit(plain, [lt.FrozenStatistics()])
-    fit(by_hand, [lt.FrozenStatistics()])
+    fit(plain, [lt.FrozenStatistics(gradient_clip_val=None)])
+    fit(by_hand, [lt.FrozenStatistics()])  # in manual optimization, clipping is the module's own
     assert_same(weights(by_hand), weights(plain))
     if not hasattr(L.callbacks, "WeightAveraging"):
         return  # newer than the oldest Lightning
     averaging = L.callbacks.WeightAveraging(avg_fn=lambda average, now, number: now)
-    fit(averaged, [lt.FrozenStatistics(), averaging][::order])
+    fit(averaged, [lt.FrozenStatistics(gradient_clip_val=None), averaging][::order])
     assert_same(weights(averaged), weights(plain))
 
 
@@ -238,8 +264,30 @@ def test_what_it_did_is_logged(tmp_path, caplog):
     logger = CSVLogger(tmp_path)
     with caplog.at_level("INFO", logger="lightning.pytorch"):
         fit(WithNewLayer(), [lt.FrozenStatistics()], logger=logger, max_epochs=1)
-    assert logger.experiment.hparams["transfer/FrozenStatistics"] is True
-    assert "FrozenStatistics: 1 of 2 layers keep their statistics." in caplog.messages
+        fit(WithNewLayer(), [lt.FrozenStatistics()], logger=False, max_epochs=1, gradient_clip_val=2)
+    assert logger.experiment.hparams["transfer/FrozenStatistics/gradient_clip_val"] == 1.0
+    assert caplog.messages.count("FrozenStatistics: 1 of 2 layers keep their statistics.") == 2
+    assert caplog.messages.count("FrozenStatistics: the Trainer's gradient_clip_val is 1 until it ends.") == 1
+
+
+@pytest.mark.parametrize(
+    ("is_kept", "is_in_eval", "is_new", "is_said"),
+    [
+        (False, False, False, True),
+        (True, False, False, False),
+        (False, True, False, False),
+        (False, False, True, False),
+    ],
+)
+def test_probe_start_says_what_batchnorm_does_to_its_features(caplog, is_kept, is_in_eval, is_new, is_said):
+    module = Toy()
+    module.model.bn.train(not is_in_eval)
+    if is_new:
+        module.model.bn.reset_running_stats()
+    callbacks = [lt.ProbeStart(), *([lt.FrozenStatistics()] if is_kept else [])]
+    with caplog.at_level("INFO", logger="lightning.pytorch"), warnings.catch_warnings(action="ignore"):
+        fit(module, callbacks, max_epochs=1)  # of random features the loss may rise
+    assert any("Add FrozenStatistics() to keep" in message for message in caplog.messages) == is_said
 
 
 def test_statistics_that_another_callback_computes_anew_are_refused():
@@ -366,4 +414,7 @@ def test_the_exported_card_names_it_and_doctor_knows_that_it_keeps_statistics(tm
     assert "drifts" not in str(lt.doctor(module, toys.target_loader(), runner))
     runner.fit(module, toys.target_loader())
     lt.export(module, tmp_path / "out", trainer=runner)
-    assert "- FrozenStatistics(), https://arxiv.org/abs/2202.10054" in (tmp_path / "out/README.md").read_text()
+    assert (
+        "- FrozenStatistics(gradient_clip_val=1.0), https://arxiv.org/abs/2202.10054"
+        in (tmp_path / "out/README.md").read_text()
+    )

@@ -6,9 +6,10 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.errors import TransferConfigError, check_positive
 from lightning_transfer.glue.namespaces import AnyCallback
-from lightning_transfer.glue.trainer import Weakly, is_running, log_options, named, say
+from lightning_transfer.glue.trainer import Weakly, check_supported, is_running, log_options, named, say
+from lightning_transfer.naming import options_of, plain
 from lightning_transfer.tracing import uncompiled_path
 
 
@@ -21,13 +22,19 @@ class FrozenStatistics(AnyCallback):
     authors of LP-FT train with the whole network in eval mode; that dropout works as usual is ours. Layers whose
     statistics are those of a new layer (mean 0, variance 1), such as those of a head of yours, are trained as usual.
 
-    Training is less stable without the statistics of the batch: use a lower learning rate. With an ImageNet network and
-    SGD, .001 was best on five of six targets, and with .01 training failed on all of them.
+    Without the statistics of the batch, training is less stable and can fail at a usual learning rate. So the gradient
+    is clipped (ours).
+
+    Args:
+        gradient_clip_val: the Trainer's `gradient_clip_val` during this training, if it has none and optimization is
+            automatic. None does not clip, and needs a low learning rate: with an ImageNet network and SGD, training
+            failed at .01. A fused optimizer in 16-mixed precision needs None.
 
     Raises:
-        TransferConfigError: when training starts, if no BatchNorm layer has pretrained statistics, a layer of the
-            resumed run or of an earlier fit is not there, the Trainer has `StochasticWeightAveraging`, or another
-            Trainer is using the callback; at the end of a step, if something has put the layers into training mode.
+        TransferConfigError: an option or the strategy is not valid; when training starts, if no BatchNorm layer has
+            pretrained statistics, a layer of the resumed run or of an earlier fit is not there, the Trainer has
+            `StochasticWeightAveraging`, or another Trainer is using the callback; at the end of a step, if something
+            has put the layers into training mode.
 
     Example:
         >>> import lightning as L
@@ -35,16 +42,21 @@ class FrozenStatistics(AnyCallback):
         >>> trainer = L.Trainer(callbacks=[ProbeStart(), FrozenStatistics()])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, gradient_clip_val: float | None = 1.0) -> None:
+        if gradient_clip_val is not None:
+            check_positive("gradient_clip_val", gradient_clip_val)
+        self.gradient_clip_val = gradient_clip_val
         self._module, self._trainer = Weakly(), Weakly()  # of the last fit
         self._is_kept: dict[str, bool] = {}  # by the layer's name, from the first step on
         self._layers: dict[str, nn.Module] = {}  # those that are kept, during a fit
         self._changed: set[str] = set()  # of these, those that were in training mode
+        self._clips = False  # whether the Trainer has our limit now
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse a callback that computes statistics anew, and forget the layers of another module."""
+        """Refuse what cannot be combined, and forget the layers of another module."""
         if stage != "fit":
             return
+        check_supported(trainer)
         for other in named(trainer.callbacks, {"StochasticWeightAveraging"}):
             raise TransferConfigError(
                 f"{other} computes the statistics of BatchNorm anew, which FrozenStatistics prevents. Leave one out, "
@@ -61,7 +73,7 @@ class FrozenStatistics(AnyCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Find the layers with pretrained statistics, unless a checkpoint or an earlier fit knows them."""
-        found = dict(_normalizing(pl_module))
+        found = dict(normalizing(pl_module))
         names = {path: uncompiled_path(path) for path in found}
         is_kept = {names[path]: self._is_kept.get(names[path], not is_new(layer)) for path, layer in found.items()}
         for name in self._is_kept.keys() - is_kept.keys():
@@ -77,8 +89,18 @@ class FrozenStatistics(AnyCallback):
             )
         self._is_kept = is_kept
         self._layers = {path: layer for path, layer in found.items() if is_kept[names[path]]}
-        log_options(trainer, {"transfer/FrozenStatistics": True})
+        log_options(trainer, plain({"transfer/FrozenStatistics": options_of(self)}))
         say(trainer, f"FrozenStatistics: {len(self._layers)} of {len(found)} layers keep their statistics.")
+        if (
+            self.gradient_clip_val is not None
+            and trainer.gradient_clip_val is None
+            and pl_module.automatic_optimization
+        ):
+            say(
+                trainer,
+                f"FrozenStatistics: the Trainer's gradient_clip_val is {self.gradient_clip_val:g} until it ends.",
+            )
+            trainer.gradient_clip_val, self._clips = self.gradient_clip_val, True
         self._freeze()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -99,20 +121,22 @@ class FrozenStatistics(AnyCallback):
             )
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Put the layers back into training mode, if the module around them is."""
+        """Put the layers back into training mode, if the module around them is, and take the limit from the Trainer."""
         for path in self._changed:
             around = pl_module.get_submodule(path.rpartition(".")[0])
             # not True: a hook, or an interrupted validation, may have called eval()
             self._layers[path].training = around.training
         self._layers, self._changed = {}, set()
+        if self._clips:
+            trainer.gradient_clip_val, self._clips = None, False
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Put the layers back if training did not start or was stopped."""
+        """Put everything back if training did not start or was stopped."""
         if self._trainer.is_of(trainer):
             self.on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Put the layers back after a crash or Ctrl-C, when Lightning does not call teardown."""
+        """Put everything back after a crash or Ctrl-C, when Lightning does not call teardown."""
         self.teardown(trainer, pl_module, "")
 
     def state_dict(self) -> dict[str, Any]:
@@ -124,7 +148,7 @@ class FrozenStatistics(AnyCallback):
         self._is_kept = dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_layers": {}, "_changed": set()}  # a copy is not in a fit
+        return {**vars(self), "_layers": {}, "_changed": set(), "_clips": False}  # a copy is not in a fit
 
     def _freeze(self) -> None:
         for path, layer in self._layers.items():
@@ -143,7 +167,7 @@ def is_new(layer: Any) -> bool:
     return is_lazy(mean) or bool((mean == 0).all() and (variance == 1).all())
 
 
-def _normalizing(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def normalizing(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the layers that have running statistics, also those that torch.jit.script has compiled."""
     for path, layer in module.named_modules():
         if {"running_mean", "running_var"} <= {name for name, _ in layer.named_buffers(recurse=False)}:
