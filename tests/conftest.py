@@ -1,3 +1,5 @@
+import functools
+import importlib
 import logging
 import re
 
@@ -8,6 +10,10 @@ from hypothesis import HealthCheck, settings
 
 for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
+
+for name in ("lightning.fabric", "lightning_fabric"):  # each Trainer asks all installed packages for callbacks, 10 ms
+    registry = importlib.import_module(f"{name}.utilities.registry")
+    registry.entry_points = functools.cache(registry.entry_points)
 
 torch.set_num_threads(1)  # also while tests are collected, when some build the networks that all share
 
