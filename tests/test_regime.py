@@ -468,7 +468,7 @@ def test_features_by_the_batch_are_those_of_training(regime, folder, monkeypatch
     assert all(0 <= found[row] <= 100 for row in regime_statistics.ROWS)
 
 
-@pytest.mark.parametrize("row", ["frozen statistics", "LP-FT, frozen statistics"])
+@pytest.mark.parametrize("row", ["frozen statistics, clipped", "LP-FT, frozen statistics"])
 def test_frozen_statistics_stay_those_of_the_pretrained_network(regime, folder, row):
     setting = _setting(regime, folder)
     how = {"seed": 1, "rates": regime.network.Rates(0.01, 10.0), "device": "cpu", "stop": None}

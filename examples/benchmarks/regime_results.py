@@ -9,7 +9,7 @@ import numpy as np
 from regime import RESULTS, SEEDS_FIRST, STEPS, Cell, chosen, committed, name_of, next_rates, tuning
 from regime_data import TARGETS
 from regime_network import Rates
-from regime_rows import PLAIN, PROBE, ROWS
+from regime_rows import CLIPPED, FROZEN, PLAIN, PROBE, ROWS
 from transfer_results import interval
 
 from lightning_transfer.reports.curves import COLORS, empty_figure
@@ -18,8 +18,6 @@ from lightning_transfer.source.gap import NEAR
 SHOTS = (10, 5, 0)
 GAPS = json.loads((RESULTS / "domain-gaps.json").read_text())  # by regime_gaps.py
 COSTS = json.loads((RESULTS / "step-costs.json").read_text())  # by regime_costs.py
-FROZEN = "LP-FT, frozen statistics"
-CLIPPED = f"{FROZEN}, clipped"
 # each callback without options, and its row; LP-FT starts as ProbeStart does; without a row the domain gap decides
 DEFAULTS = {
     "SoftFinetuning": "",
@@ -29,6 +27,7 @@ DEFAULTS = {
     "AdaFilter": "AdaFilter",
     "CollaborativeFinetuning": "collaborative",
     "ProbeStart": "LP-FT",
+    "FrozenStatistics": "frozen statistics, clipped",
     "ProbeStart(), FrozenStatistics()": CLIPPED,
 }
 BEST = f"{FROZEN}, two networks"

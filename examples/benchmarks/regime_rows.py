@@ -260,38 +260,44 @@ def _warm_up(setting: Setting) -> int:
     return max(1, round(WARM_UP * setting.epochs))
 
 
-PLAIN, PROBE = "fine-tuning", "linear probe"
+PLAIN, PROBE, FROZEN = "fine-tuning", "linear probe", "LP-FT, frozen statistics"
+CLIPPED = f"{FROZEN}, clipped"
 ROWS = {  # the most informative first
     PLAIN: Row(),
     PROBE: Row(is_trained=False),
     "LP-FT": Row(from_probe=True),
-    "LP-FT, frozen statistics, clipped": Row(lambda setting: [lt.FrozenStatistics()], from_probe=True, tuned_as=PLAIN),
+    CLIPPED: Row(lambda setting: [lt.FrozenStatistics()], from_probe=True, tuned_as=PLAIN),
     "soft": _soft(lt.Schedule()),
     "knowledge": Row(lambda setting: [lt.SoftFinetuning(lt.SourceKnowledge(setting.network))], tuned_as=PLAIN),
     "LWF": _without_forgetting(ALWAYS),
     "gated transfer": Row(lambda setting: [lt.GatedTransfer()]),
     "selective": Row(lambda setting: [setting.selective()], tuned_as="soft"),
-    "frozen statistics": Row(lambda setting: [_unclipped()]),
-    "LP-FT, frozen statistics": Row(lambda setting: [_unclipped()], from_probe=True),
-    "LP-FT, frozen statistics, two networks": Row(
+    FROZEN: Row(lambda setting: [_unclipped()], from_probe=True),
+    f"{FROZEN}, two networks": Row(
+        lambda setting: [lt.CollaborativeFinetuning([setting.second()], weight=0.0), setting.start(), _unclipped()],
+        from_probe=True,
+        tuned_as=FROZEN,
+    ),
+    f"{CLIPPED}, two networks": Row(
         lambda setting: [
             lt.CollaborativeFinetuning([setting.second()], weight=0.0),
             setting.start(),
-            _unclipped(),
+            lt.FrozenStatistics(),
         ],
         from_probe=True,
-        tuned_as="LP-FT, frozen statistics",
+        tuned_as=PLAIN,
     ),
-    "LP-FT, frozen statistics, knowledge": Row(
+    f"{FROZEN}, knowledge": Row(
         lambda setting: [_unclipped(), lt.SoftFinetuning(lt.SourceKnowledge(setting.network))],
         from_probe=True,
-        tuned_as="LP-FT, frozen statistics",
+        tuned_as=FROZEN,
     ),
-    "LP-FT, frozen statistics, soft": Row(
+    f"{FROZEN}, soft": Row(
         lambda setting: [_unclipped(), lt.SoftFinetuning(setting.task(), weight=lt.Schedule())],
         from_probe=True,
-        tuned_as="LP-FT, frozen statistics",
+        tuned_as=FROZEN,
     ),
+    "frozen statistics, clipped": Row(lambda setting: [lt.FrozenStatistics()], tuned_as=PLAIN),
     "fine-tuning, clipped": Row(module=lambda setting, network, rates: Clipped(network, rates), tuned_as=PLAIN),
     "fine-tuning, nudged": Row(lambda setting: [Nudge()], tuned_as=PLAIN),
     "Co-Tuning": Row(module=_cotuning, tuned_as=PLAIN),
