@@ -148,8 +148,9 @@ def _leave_out(seen: Seen, trainer: Any, not_checked: list[str]) -> None:
     if finetuning := named(callbacks, {"BaseFinetuning"}):
         seen.untrained, seen.drifting = [], []
         not_checked.append(f"optimizers and frozen BatchNorm: {finetuning[0]} changes what is trained during training.")
-    if named(callbacks, {"FrozenStatistics"}):  # the step had neither its statistics nor its limit of the gradient
+    if named(callbacks, {"FrozenStatistics"}):
         seen.drifting, seen.loss_after = [], None
+        not_checked.append("the loss after the first step: with FrozenStatistics that step is another one.")
     if len(seen.losses) < 2 and seen.error is None:
         not_checked.append("whether the loss is a mean: that takes two automatic steps of the same images.")
 
