@@ -278,7 +278,8 @@ def test_the_grid_is_walked_to_a_cell_whose_neighbors_are_all_worse(regime):
 def test_what_is_finished_is_not_measured_again(regime, folder, monkeypatch):
     made = _network()
     monkeypatch.setattr(regime.main, "of_timm", lambda name, weights: made)
-    options = {"rows": ("fine-tuning", "linear probe"), "seeds": 1, "steps": 5}
+    monkeypatch.setitem(regime.main.STEPS["trashnet"], 10, 5)
+    options = {"rows": ("fine-tuning", "linear probe"), "seeds": 1}
     measured, plan = [], _plan(regime, folder, **options)
 
     def interrupted(plan, job, measure=regime.main.measure):
@@ -347,14 +348,14 @@ def test_measuring_waits_for_as_long_as_a_file_is_there(regime, tmp_path, monkey
     assert len(slept) == 3
 
 
-def _finished(regime, steps, good):
+def _finished(regime, good, steps=300):
     """All cells of fine-tuning and soft, which is better by `good`, at the chosen rates, .01 x 10."""
     job, cells = regime.main.Job, []
     for row, more in (("fine-tuning", 0.0), ("soft", good)):
         for body, times in ((0.003, 10.0), (0.01, 10.0), (0.03, 10.0), (0.01, 1.0)):
             rates = regime.network.Rates(body, times)
             found = {"validation": float(rates == (0.01, 10.0)), "seconds": 1.0}
-            cells.append({**job(row, "trashnet", 10, steps, rates, 0).described(), **found})
+            cells.append({**job(row, "trashnet", 10, 300, rates, 0).described(), **found})
             for seed in (1, 2, 3)[: 3 if row == "soft" else 2]:
                 test = 0.5 + (more + seed / 100) * (rates == (0.01, 10.0)) * (1 + (row == "soft"))
                 cells.append({**job(row, "trashnet", 10, steps, rates, seed).described(), **found, "test": test})
@@ -362,7 +363,7 @@ def _finished(regime, steps, good):
 
 
 def test_differences_are_of_shared_seeds_at_the_chosen_rates(regime, monkeypatch):
-    cells = _finished(regime, 300, 0.1)
+    cells = _finished(regime, 0.1)
     monkeypatch.setattr(regime.results, "committed", lambda: cells)
     apart, half, seeds = regime.results.difference("soft", "trashnet", 10)
     assert (apart, seeds) == (pytest.approx(21.5), 2)  # 21 and 22
@@ -382,16 +383,30 @@ def test_the_mean_over_targets_is_given_once_all_are_measured(regime, monkeypatc
     assert regime.results.differences("soft", [*by_target], 10) == ["", *shown[1:3], ""]
 
 
-def test_trainings_of_another_length_are_compared_with_fine_tuning_of_that_length(regime, monkeypatch):
-    usual, short = _finished(regime, 300, 0.1), _finished(regime, 100, 0.0)
+def test_other_trainings_are_compared_with_fine_tuning_of_their_own_at_the_usual_rates(regime, monkeypatch):
+    usual, short = _finished(regime, 0.1), _finished(regime, 0.0, steps=100)
+    all_images = [{**cell, "shots": 0} for cell in _finished(regime, 0.2, steps=450) if cell["seed"]]
+    short = [cell for cell in short if cell["seed"]]
     monkeypatch.setattr(regime.results, "committed", lambda: usual)
-    assert regime.results.other_lengths(10) == "No training of another length has finished yet."
-    monkeypatch.setattr(regime.results, "committed", lambda: usual + short)
-    assert regime.results.other_lengths(10).splitlines()[2:] == [
-        "| trashnet | 100 | 51.5 % (2) | +1.5 ± 6.4 (2) |",
-        "| trashnet | 300 | 51.5 % (2) | +21.5 ± 6.4 (2) |",
+    assert regime.results.other_trainings() == "No other training has finished yet."
+    monkeypatch.setattr(regime.results, "committed", lambda: usual + short + all_images)
+    assert regime.results.other_trainings().splitlines()[2:] == [
+        "| trashnet | 10 | 100 | 51.5 % (2) | +1.5 ± 6.4 (2) |",
+        "| trashnet | 10 | 300 | 51.5 % (2) | +21.5 ± 6.4 (2) |",
+        "| trashnet | all | 450 | 51.5 % (2) | +41.5 ± 6.4 (2) |",
     ]
     assert "| soft | +21.5 ± 6.4 (2) |" in regime.results.table(10)
+
+
+def test_other_trainings_have_the_rates_of_the_usual_one(regime, folder):
+    cells = {regime.main.name_of(cell): cell for cell in _finished(regime, 0.1)}
+    usual = _plan(regime, folder, rows=("soft",), seeds=1)
+    for options, size in (({"steps": 7}, (10, 7)), ({"shots": (5,)}, (5, 300))):
+        plan = dataclasses.replace(usual, **options)
+        (job,) = regime.main.missing(plan, cells)
+        assert (job.shots, job.steps, job.rates, job.seed) == (*size, (0.01, 10.0), 1)
+    wanted = next(regime.main.missing(plan, {}))
+    assert (wanted.shots, wanted.steps, wanted.seed) == (10, 300, 0)
 
 
 def test_what_is_known_before_the_test_is_correlated_with_what_is_gained(regime, monkeypatch):

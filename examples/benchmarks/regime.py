@@ -2,9 +2,9 @@
 
 Training is long enough for plain fine-tuning to be finished. A cell is one training: of a row, on a target, at two
 learning rates, with a seed. A worker takes the next missing cell, the most informative first. The rates of a row are
-chosen on a validation part, with a seed that is used for nothing else; then come the seeds that count. Finished cells
-are files in --out or committed results. If interrupted, a worker resumes with the same command; several workers can
-share one folder.
+chosen on a validation part, with a seed that is used for nothing else, at ten images of a class and the usual length;
+then come the seeds that count. Finished cells are files in --out or committed results. If interrupted, a worker resumes
+with the same command; several workers can share one folder.
 
     python examples/benchmarks/regime.py --data FOLDER --network tf_efficientnet_lite0 --weights FILE --out FOLDER
     python examples/benchmarks/regime.py --out FOLDER --gather    # what is finished, into results/
@@ -38,6 +38,7 @@ RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("lightning_transfer", "torch", "lightning", "timm", "numpy", "scikit-learn")
 TUNING_SEED = 0
 BODY, TIMES = (0.001, 0.003, 0.01, 0.03, 0.1), (1.0, 10.0)  # the grid: the backbone's rate, its multiple for the head
+SHOTS = 10  # images of a class; rates are chosen with so many
 SEEDS_FIRST = 3  # seeds of every row, before any row has more
 TIERS = 3, 11  # the first 3 rows are measured on all targets, then the next 8, then the others
 STEPS = {  # of training, by target and images of a class; 0 for all of them
@@ -110,7 +111,7 @@ class Plan:
     out: Path
     rows: tuple[str, ...] = tuple(ROWS)
     targets: tuple[str, ...] = TARGETS
-    shots: tuple[int, ...] = (10,)
+    shots: tuple[int, ...] = (SHOTS,)
     seeds: int = 5
     steps: int | None = None
     device: str = "cpu"
@@ -186,20 +187,24 @@ def of_row(plan: Plan, cells: dict[str, Cell], row: str, name: str, shots: int, 
     steps, rates = plan.steps or STEPS[name][shots], None
     if ROWS[row].is_trained:
         tuned = ROWS[row].tuned_as or row
-        known = tuning(cells, tuned, name, shots, steps)
+        known = tuning(cells, tuned, name)
         if wanted := next_rates(known):
-            yield Job(tuned, name, shots, steps, wanted, TUNING_SEED)
+            yield tuning_job(tuned, name, wanted)
             return
         rates = chosen(known)
     finals = [Job(row, name, shots, steps, rates, seed) for seed in range(1, seeds + 1)]
     yield from (job for job in finals if job.name not in cells)
 
 
-def tuning(cells: dict[str, Cell], row: str, name: str, shots: int, steps: int) -> dict[Rates, float]:
+def tuning(cells: dict[str, Cell], row: str, name: str) -> dict[Rates, float]:
     """Return the validation accuracies that rates are chosen by."""
-    grid = [Rates(body, times) for body in BODY for times in TIMES]
-    jobs = {rates: Job(row, name, shots, steps, rates, TUNING_SEED).name for rates in grid}
+    jobs = {rates: tuning_job(row, name, rates).name for rates in (Rates(*each) for each in product(BODY, TIMES))}
     return {rates: float(cells[job]["validation"]) for rates, job in jobs.items() if job in cells}
+
+
+def tuning_job(row: str, name: str, rates: Rates) -> Job:
+    """Return the cell that tries rates."""
+    return Job(row, name, SHOTS, STEPS[name][SHOTS], rates, TUNING_SEED)
 
 
 @contextmanager
@@ -304,7 +309,9 @@ def planned(argv: Sequence[str] | None) -> tuple[Plan, argparse.Namespace]:
     parser.add_argument("--out", type=Path, default=Path("regime_runs"), help="for finished cells: %(default)s")
     parser.add_argument("--rows", nargs="+", choices=[*ROWS], default=[*ROWS], metavar="ROW", help="in this order")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, metavar="TARGET", help="in order")
-    parser.add_argument("--shots", nargs="+", type=int, choices=(10, 5, 0), default=[10], help="0 for all: %(default)s")
+    parser.add_argument(
+        "--shots", nargs="+", type=int, choices=(SHOTS, 5, 0), default=[SHOTS], help="0 for all: %(default)s"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="seeds of each row that count: %(default)s")
     parser.add_argument("--steps", type=int, help="of training; by default the table's")
     parser.add_argument("--device", default="cpu", help="%(default)s")

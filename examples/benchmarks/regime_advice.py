@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
-from regime import RESULTS, STEPS, Cell, Job, Plan, be_quiet, planned, setting
+from regime import RESULTS, SHOTS, STEPS, Cell, Job, Plan, be_quiet, planned, setting
 from regime_data import Photos
 from regime_network import Tuning
 from regime_results import difference, rates_of, written
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 import lightning_transfer as lt
 
 PATH = RESULTS / "advice.json"
-SHOTS, MINUTES = 10, 6.0
+MINUTES = 6.0
 PART = 3  # by which the steps of plain fine-tuning are divided
 ADVISING: Any = importlib.import_module("lightning_transfer.advising.advise")  # lt.advise is the function in it
 CANDIDATES: dict[str, Any] = {"LP-FT": lambda: [lt.ProbeStart()], "gated transfer": lambda: [lt.GatedTransfer()]}
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def ask(plan: Plan, name: str, seed: int) -> Cell:
     """Return what is said about a draw, and how long it took."""
-    steps, rates = (plan.steps or STEPS[name][SHOTS]) // PART, rates_of(PLAIN, name, SHOTS)
+    steps, rates = (plan.steps or STEPS[name][SHOTS]) // PART, rates_of(PLAIN, name)
     assert rates is not None, f"the rates of plain fine-tuning on {name} are not chosen yet"
     given = setting(plan, Job(PLAIN, name, SHOTS, steps, rates, seed))
     module = Tuning(with_new_head(given, seed=seed, from_probe=False), rates)

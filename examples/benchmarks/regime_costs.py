@@ -5,14 +5,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from regime import RESULTS, STEPS, Job, be_quiet, planned, setting
+from regime import RESULTS, SHOTS, STEPS, Job, be_quiet, planned, setting
 from regime_network import Rates
 from regime_results import COSTS, written_rows
 from regime_rows import PLAIN, ROWS, Setting
 from regime_training import fit
 
 PATH = RESULTS / "step-costs.json"
-TARGET, SHOTS, SEED, RATES = "trashnet", 10, 1, Rates(0.001, 1.0)
+TARGET, SEED, RATES = "trashnet", 1, Rates(0.001, 1.0)
 SHORT, LONG, ROUNDS = 3, 11, 3  # steps of two trainings, whose difference has no part that is there once
 
 

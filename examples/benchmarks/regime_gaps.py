@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from regime import RESULTS, STEPS, Job, be_quiet, planned, setting
+from regime import RESULTS, SHOTS, STEPS, Job, be_quiet, planned, setting
 from regime_data import TARGETS, Photos
 from regime_network import Rates, Tuning
 from regime_rows import BATCH
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 import lightning_transfer as lt
 
 PATH = RESULTS / "domain-gaps.json"
-SHOTS, SEEDS = 10, (1, 2, 3)
+SEEDS = 1, 2, 3
 
 
 def main(argv: Sequence[str] | None = None) -> None:

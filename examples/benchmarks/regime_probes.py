@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from regime import RESULTS, Cell, be_quiet
+from regime import RESULTS, SHOTS, Cell, be_quiet
 from regime_data import TARGETS, Draw, Photos, target
 from regime_network import features, pooled, pretrained
 from regime_results import by_target, of_seeds
@@ -24,7 +24,7 @@ from transfer_results import interval
 from lightning_transfer.probing import fit_probe
 
 PATH = RESULTS / "probes.json"
-SHOTS, SEEDS = 10, (1, 2, 3)
+SEEDS = 1, 2, 3
 SHOWN = "images it was fitted to", "random crops of them", "test images"
 FEW = 1e-6  # added to standard deviations: a feature may never vary
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import timm
 import torch
-from regime import RESULTS, be_quiet
+from regime import RESULTS, SHOTS, be_quiet
 from regime_data import SIDE, TARGETS, WHOLE, target
 from regime_network import features, pretrained
 from torch.utils.data import TensorDataset
@@ -24,7 +24,7 @@ import lightning_transfer as lt
 from lightning_transfer.probing import fit_probe
 
 PATH = RESULTS / "ranking.json"
-SHOTS, SEED = 10, 1
+SEED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import mean, median
 
 import numpy as np
-from regime import RESULTS, SEEDS_FIRST, STEPS, Cell, chosen, committed, name_of, next_rates, tuning
+from regime import RESULTS, SEEDS_FIRST, SHOTS, STEPS, Cell, chosen, committed, name_of, next_rates, tuning
 from regime_data import TARGETS
 from regime_network import Rates
 from regime_rows import CLIPPED, FROZEN, PLAIN, PROBE, ROWS
@@ -15,7 +16,7 @@ from transfer_results import interval
 from lightning_transfer.reports.curves import COLORS, empty_figure
 from lightning_transfer.source.gap import NEAR
 
-SHOTS = (10, 5, 0)
+NUMBERS = (SHOTS, 5, 0)
 GAPS = json.loads((RESULTS / "domain-gaps.json").read_text())  # by regime_gaps.py
 COSTS = json.loads((RESULTS / "step-costs.json").read_text())  # by regime_costs.py
 # each callback without options, and its row; LP-FT starts as ProbeStart does; without a row the domain gap decides
@@ -38,17 +39,17 @@ Runs = dict[int, Cell]  # by seed
 Difference = tuple[float, float, int]  # in points, half its 95 % interval, and the number of seeds
 
 
-def rates_of(row: str, target: str, shots: int, steps: int | None = None) -> Rates | None:
+def rates_of(row: str, target: str) -> Rates | None:
     """Return the rates that a row has on a target; None until the choice is made."""
     cells = {name_of(cell): cell for cell in committed()}
-    known = tuning(cells, ROWS[row].tuned_as or row, target, shots, steps or STEPS[target][shots])
+    known = tuning(cells, ROWS[row].tuned_as or row, target)
     return None if next_rates(known) else chosen(known)
 
 
 def runs(row: str, target: str, shots: int, steps: int | None = None) -> Runs:
     """Return the runs that count, at the rates that were chosen."""
     steps = steps or STEPS[target][shots]
-    rates = rates_of(row, target, shots, steps) if ROWS[row].is_trained else None
+    rates = rates_of(row, target) if ROWS[row].is_trained else None
     wanted = row, target, shots, steps, rates and [*rates]
     names = "row", "target", "shots", "steps", "rates"
     return {
@@ -113,20 +114,22 @@ def table(shots: int, rows: Iterable[str] = ROWS, *, has_details: bool = True) -
     return "\n".join(lines)
 
 
-def other_lengths(shots: int) -> str:
-    """Return the table of trainings of other lengths, each beside that of the usual one."""
-    lengths = {name: sorted({cell["steps"] for cell in committed() if cell["target"] == name}) for name in TARGETS}
-    there = [(name, steps) for name in TARGETS for steps in lengths[name] if runs(PLAIN, name, shots, steps)]
-    others = [(name, steps) for name, steps in there if steps != STEPS[name][shots]]
-    rows = [row for row in ROWS if row != PLAIN and any(difference(row, name, shots, steps) for name, steps in others)]
-    lines = [f"| | steps | {PLAIN} | {' | '.join(rows)} |", "|---" * (len(rows) + 3) + "|"]
-    for name, steps in there:
-        if name in dict(others):
-            plain = [100 * cell["test"] for cell in runs(PLAIN, name, shots, steps).values()]
-            found = [difference(row, name, shots, steps) for row in rows]
-            shown = [*map(written, found)]
-            lines.append(f"| {name} | {steps} | {mean(plain):.1f} %{of_seeds(len(plain))} | {' | '.join(shown)} |")
-    return "\n".join(lines) if rows else "No training of another length has finished yet."
+def other_trainings() -> str:
+    """Return the table of trainings with other images or steps, each target's beside the usual one."""
+    there = []
+    for target in TARGETS:
+        lengths = sorted({cell["steps"] for cell in committed() if cell["target"] == target})
+        trained = [(target, *each) for each in product(NUMBERS, lengths) if runs(PLAIN, target, *each)]
+        there += trained if len(trained) > 1 else []
+    others = [each for each in there if each[1:] != (SHOTS, STEPS[each[0]][SHOTS])]
+    rows = [row for row in ROWS if row != PLAIN and any(difference(row, *each) for each in others)]
+    lines = [f"| | images of a class | steps | {PLAIN} | {' | '.join(rows)} |", "|---" * (len(rows) + 4) + "|"]
+    for target, shots, steps in there:
+        plain = [100 * cell["test"] for cell in runs(PLAIN, target, shots, steps).values()]
+        shown = " | ".join(written(difference(row, target, shots, steps)) for row in rows)
+        mine = f"{mean(plain):.1f} %{of_seeds(len(plain))}"
+        lines.append(f"| {target} | {shots or 'all'} | {steps} | {mine} | {shown} |")
+    return "\n".join(lines) if rows else "No other training has finished yet."
 
 
 def combination(shots: int) -> str:
@@ -191,10 +194,10 @@ def of_seeds(number: int) -> str:
     return "" if number == SEEDS_FIRST else f" ({number})"
 
 
-def rates(shots: int) -> str:
+def rates() -> str:
     """Return the table of chosen rates: that of the backbone, and by how much the head's is multiplied."""
     rows = [row for row in ROWS if ROWS[row].is_trained and not ROWS[row].tuned_as]
-    found = {row: [rates_of(row, target, shots) for target in TARGETS] for row in rows}
+    found = {row: [rates_of(row, target) for target in TARGETS] for row in rows}
     shown = {
         row: ["" if each is None else f"{each.body:g} x {each.times:g}" for each in chosen_ones]
         for row, chosen_ones in found.items()
@@ -205,7 +208,7 @@ def rates(shots: int) -> str:
 
 def lengths() -> str:
     """Return the table of the steps of training."""
-    rows = {f"{shots or 'all'} of a class": [str(STEPS[target][shots]) for target in TARGETS] for shots in SHOTS}
+    rows = {f"{shots or 'all'} of a class": [str(STEPS[target][shots]) for target in TARGETS] for shots in NUMBERS}
     return by_target(rows, "steps")
 
 

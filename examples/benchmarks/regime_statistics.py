@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from regime import RESULTS, STEPS, Job, be_quiet, planned, setting
+from regime import RESULTS, SHOTS, STEPS, Job, be_quiet, planned, setting
 from regime_data import TARGETS, Photos, centre
 from regime_network import Rates
 from regime_results import by_target
@@ -24,7 +24,7 @@ import lightning_transfer as lt
 from lightning_transfer.probing import fit_probe
 
 PATH = RESULTS / "statistics.json"
-SHOTS, SEEDS = 10, (1, 2, 3)
+SEEDS = 1, 2, 3
 KEPT, BATCHES, FITTED = "pretrained statistics", "statistics of the batch", "the same, probe fitted with them"
 TARGETS_OWN = "statistics of all training images, probe fitted with them"
 LOSS = "knowledge loss"
