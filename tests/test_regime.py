@@ -159,7 +159,9 @@ def test_a_new_head_begins_as_the_probe_where_a_row_says_so(regime, folder):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(("name", "number"), [("LP-FT, two networks", 2), ("gated transfer, LP-FT", 1)])
+@pytest.mark.parametrize(
+    ("name", "number"), [("LP-FT, two networks", 2), ("LP-FT, frozen statistics, clipped, gated transfer", 1)]
+)
 def test_every_head_begins_as_the_probe_of_what_it_takes(regime, folder, monkeypatch, name, number):
     setting, found = _setting(regime, folder), []
     images = torch.stack([image for image, _ in setting.draw.train])

@@ -256,6 +256,13 @@ def _unclipped() -> lt.FrozenStatistics:  # for rows with rates of their own, wh
     return lt.FrozenStatistics(gradient_clip_val=None)
 
 
+def _clipped(other: Callable[[Setting], Any]) -> Row:
+    """Return a row of another callback beside ProbeStart and FrozenStatistics, all as they come."""
+    return Row(
+        lambda setting: [other(setting), setting.start(), lt.FrozenStatistics()], from_probe=True, tuned_as=PLAIN
+    )
+
+
 def _warm_up(setting: Setting) -> int:
     return max(1, round(WARM_UP * setting.epochs))
 
@@ -278,15 +285,9 @@ ROWS = {  # the most informative first
         from_probe=True,
         tuned_as=FROZEN,
     ),
-    f"{CLIPPED}, two networks": Row(
-        lambda setting: [
-            lt.CollaborativeFinetuning([setting.second()], weight=0.0),
-            setting.start(),
-            lt.FrozenStatistics(),
-        ],
-        from_probe=True,
-        tuned_as=PLAIN,
-    ),
+    f"{CLIPPED}, two networks": _clipped(lambda setting: lt.CollaborativeFinetuning([setting.second()], weight=0.0)),
+    f"{CLIPPED}, gated transfer": _clipped(lambda setting: lt.GatedTransfer()),
+    f"{CLIPPED}, AdaFilter": _clipped(lambda setting: lt.AdaFilter()),
     f"{FROZEN}, knowledge": Row(
         lambda setting: [_unclipped(), lt.SoftFinetuning(lt.SourceKnowledge(setting.network))],
         from_probe=True,
@@ -307,9 +308,6 @@ ROWS = {  # the most informative first
     "AdaFilter, half tuned at first": Row(lambda setting: [lt.AdaFilter(gate_bias=0.0)], tuned_as=PLAIN),
     "gated transfer, warm-up": Row(
         lambda setting: [lt.GatedTransfer(warmup_epochs=_warm_up(setting))], tuned_as="gated transfer"
-    ),
-    "gated transfer, LP-FT": Row(
-        lambda setting: [lt.GatedTransfer(), setting.start()], from_probe=True, tuned_as="gated transfer"
     ),
     "joint, random source": _soft(ALWAYS, Setting.random_source, tuned_as="soft"),
     "soft, to the end": _soft(TO_THE_END, tuned_as="soft"),
