@@ -81,6 +81,8 @@ def export(
         )
     if trainer is not None and not hasattr(trainer, "callback_metrics"):
         raise TransferConfigError(f"trainer={trainer!r}; it takes the Trainer that trained the module.")
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        raise TransferConfigError("torch.jit has compiled layers of the module. Export it as it was before that.")
     module = uncompiled(module)
     _check_plain(module)
     network, num_classes = _network_and_width(module)
@@ -163,8 +165,9 @@ def _entries(network: nn.Module) -> dict[str, Tensor]:
     own = {name for name, _ in users_modules(network)}
     state = {key: value for key, value in network.state_dict().items() if key.rpartition(".")[0] in own}
     for key, value in state.items():
-        if not isinstance(value, Tensor):
-            raise TransferConfigError(f"{key} is {a_class(value)}, and only tensors are exported.")
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            what = "sparse" if isinstance(value, Tensor) else a_class(value)
+            raise TransferConfigError(f"{key} is {what}, and only dense tensors are exported.")
         if value.isnan().any():
             raise TransferConfigError(f"{key} holds NaN: the training went wrong. Export an earlier checkpoint.")
     return {uncompiled_path(key): value.detach().contiguous() for key, value in state.items()}

@@ -159,6 +159,12 @@ def not_a_number():
     return head
 
 
+def sparse():
+    network = tiny()
+    network.register_buffer("mask", torch.eye(3).to_sparse())
+    return network
+
+
 def parametrized(change, *args):
     network = tiny()
     change(network.fc, *args)
@@ -192,6 +198,7 @@ class Apart(L.LightningModule):
         return self.head(self.backbone(images))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
@@ -210,6 +217,9 @@ class Apart(L.LightningModule):
         (lambda: changed(forward=of_eight_pixels), {}, "timm does not load this ResNet again: 8 pixels"),
         (hooked, {}, "for the same image it gives other numbers"),
         (lambda: changed(fc=not_a_number()), {}, "fc.weight holds NaN"),
+        (lambda: changed(fc=torch.jit.script(nn.Linear(64, 5))), {}, "torch.jit has compiled layers"),
+        (lambda: torch.jit.script(nn.Linear(4, 2)), {}, "torch.jit has compiled layers"),
+        (sparse, {}, "mask is sparse, and only dense tensors are exported"),
         (lambda: tiny().double(), {}, "conv1.* is torch.float64, and timm loads torch.float32.*network.float"),
         (lambda: parametrized(nn.utils.parametrizations.weight_norm), {}, "remove the parametrization"),
         (lambda: parametrized(nn.utils.prune.random_unstructured, "weight", 0.5), {}, "remove the parametrization"),
