@@ -118,6 +118,29 @@ def test_training_is_that_of_a_loop_that_normalises_by_the_pretrained_statistics
     assert_same(weights(module.model), weights(net), tolerance=1e-9)
 
 
+def test_a_module_that_clips_keeps_its_own_limit(caplog):
+    class Clipping(Steep):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            self.clip_gradients(optimizer, gradient_clip_val=0.2, gradient_clip_algorithm="norm")
+
+    module, expected = Clipping(), Steep()
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        fit(module, [lt.FrozenStatistics()])
+    fit(expected, [lt.FrozenStatistics()], gradient_clip_val=0.2)
+    assert_same(weights(module), weights(expected))
+    assert "FrozenStatistics: Clipping.configure_gradient_clipping clips the gradient." in caplog.messages
+
+
+def test_an_error_of_lightning_about_clipping_says_who_has_set_the_limit():
+    class Clipping(Toy):
+        def on_before_optimizer_step(self, optimizer):
+            self.clip_gradients(optimizer, gradient_clip_val=0.2)
+
+    with pytest.raises(Exception, match="Please use only one of them") as error:
+        fit(Clipping(), [lt.FrozenStatistics()])
+    assert "pass FrozenStatistics(gradient_clip_val=None)" in error.value.__notes__[0]
+
+
 def test_without_it_training_is_another():
     plain, module = Toy(), Toy()
     fit(plain), fit(module, [lt.FrozenStatistics()])

@@ -8,7 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_transfer.errors import TransferConfigError, check_positive
 from lightning_transfer.glue.namespaces import AnyCallback
-from lightning_transfer.glue.trainer import Weakly, check_supported, is_running, log_options, named, say
+from lightning_transfer.glue.trainer import Weakly, check_supported, is_overridden, is_running, log_options, named, say
 from lightning_transfer.naming import options_of, plain
 from lightning_transfer.tracing import uncompiled_path
 
@@ -26,9 +26,10 @@ class FrozenStatistics(AnyCallback):
     is clipped (ours).
 
     Args:
-        gradient_clip_val: the Trainer's `gradient_clip_val` during this training, if it has none and optimization is
-            automatic. None does not clip, and needs a low learning rate: with an ImageNet network and SGD, training
-            failed at .01. A fused optimizer in 16-mixed precision needs None.
+        gradient_clip_val: the Trainer's `gradient_clip_val` during this training, if it has none, optimization is
+            automatic and the module has no `configure_gradient_clipping`. None does not clip, and needs a low learning
+            rate: with an ImageNet network and SGD, training failed at .01. A fused optimizer in 16-mixed precision
+            needs None.
 
     Raises:
         TransferConfigError: an option or the strategy is not valid; when training starts, if no BatchNorm layer has
@@ -91,16 +92,7 @@ class FrozenStatistics(AnyCallback):
         self._layers = {path: layer for path, layer in found.items() if is_kept[names[path]]}
         log_options(trainer, plain({"transfer/FrozenStatistics": options_of(self)}))
         say(trainer, f"FrozenStatistics: {len(self._layers)} of {len(found)} layers keep their statistics.")
-        if (
-            self.gradient_clip_val is not None
-            and trainer.gradient_clip_val is None
-            and pl_module.automatic_optimization
-        ):
-            say(
-                trainer,
-                f"FrozenStatistics: the Trainer's gradient_clip_val is {self.gradient_clip_val:g} until it ends.",
-            )
-            trainer.gradient_clip_val, self._clips = self.gradient_clip_val, True
+        self._clip(trainer, pl_module)
         self._freeze()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -137,6 +129,12 @@ class FrozenStatistics(AnyCallback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Put everything back after a crash or Ctrl-C, when Lightning does not call teardown."""
+        is_about_it = all(word in str(exception) for word in ("gradient", "clip"))  # Lightning names only the Trainer
+        if self._clips and self._trainer.is_of(trainer) and is_about_it:
+            exception.add_note(
+                "FrozenStatistics has set the Trainer's gradient_clip_val. If your module clips, or the optimizer "
+                "cannot, pass FrozenStatistics(gradient_clip_val=None)."
+            )
         self.teardown(trainer, pl_module, "")
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,6 +147,17 @@ class FrozenStatistics(AnyCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_layers": {}, "_changed": set(), "_clips": False}  # a copy is not in a fit
+
+    def _clip(self, trainer: Any, module: Any) -> None:
+        if self.gradient_clip_val is None or trainer.gradient_clip_val is not None:
+            return
+        if not module.automatic_optimization:
+            return
+        if is_overridden(module, "configure_gradient_clipping"):  # it may pass a limit, and Lightning refuses two
+            say(trainer, f"FrozenStatistics: {type(module).__name__}.configure_gradient_clipping clips the gradient.")
+            return
+        say(trainer, f"FrozenStatistics: the Trainer's gradient_clip_val is {self.gradient_clip_val:g} until it ends.")
+        trainer.gradient_clip_val, self._clips = self.gradient_clip_val, True
 
     def _freeze(self) -> None:
         for path, layer in self._layers.items():
