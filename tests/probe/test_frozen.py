@@ -329,6 +329,14 @@ def test_probe_start_says_what_batchnorm_does_to_its_features(caplog, is_kept, i
     assert any("Add FrozenStatistics() to keep" in message for message in caplog.messages) == is_said
 
 
+@pytest.mark.filterwarnings("ignore:After ProbeStart the loss rose")
+def test_probe_start_names_a_new_layer_whose_features_are_not_those_of_the_probe(caplog):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        fit(WithNewLayer(), [lt.ProbeStart(head="new.1"), lt.FrozenStatistics()], max_epochs=1)
+        fit(Toy(), [lt.ProbeStart(), lt.FrozenStatistics()], max_epochs=1)
+    assert [message[:22] for message in caplog.messages if "a new BatchNorm" in message] == ["ProbeStart: 'new.0' ha"]
+
+
 def test_statistics_that_another_callback_computes_anew_are_refused():
     with pytest.raises(lt.TransferConfigError, match="StochasticWeightAveraging computes .* use WeightAveraging"):
         fit(Toy(), [lt.FrozenStatistics(), StochasticWeightAveraging(swa_lrs=0.1)])

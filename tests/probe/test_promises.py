@@ -191,6 +191,17 @@ def test_a_loss_that_rises_far_above_chance_in_the_first_steps_is_warned_of(step
         fit(Steep(), [lt.ProbeStart()], max_steps=steps)
 
 
+def test_a_manual_step_that_gives_a_loss_for_each_image_is_watched_by_its_mean():
+    class ByHand(LitToy):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            return {"loss": super().training_step(batch, batch_idx) + torch.tensor([0.0, 1e3])}
+
+    with pytest.warns(UserWarning, match=r"After ProbeStart the loss rose to 50\d"):
+        fit(ByHand(), [lt.ProbeStart()], max_epochs=1)
+
+
 @pytest.fixture(scope="module")
 def ranks():
     ends = processes.run(ranks_run.results, num_ranks=2)

@@ -141,6 +141,17 @@ def test_a_head_that_shares_its_weight_is_refused():
         fit(Tied(), [lt.ProbeStart()])
 
 
+def test_a_head_with_a_second_name_is_not_shared():
+    class Named(LitToy):
+        def __init__(self):
+            super().__init__()
+            self.network, self.classifier = self.model, self.model.fc
+
+    module, before = Named(), LitToy().model.fc.weight.detach().clone()
+    fit(module, [lt.ProbeStart()], max_epochs=1)
+    assert not torch.equal(module.model.fc.weight, before)
+
+
 class Regression(LitToy):
     def __init__(self):
         super().__init__()
@@ -157,7 +168,7 @@ def test_numbers_of_a_regression_are_refused_or_warned_of():
         fit(Regression(), [lt.ProbeStart()], loader=DataLoader(TensorDataset(PIXELS, labels), batch_size=4))
 
     with pytest.raises(
-        lt.TransferConfigError, match=r"gives 1 numbers; a probe learns class numbers, .* image\.  ?If the"
+        lt.TransferConfigError, match=r"gives 1 numbers; a probe learns class numbers, .* image\. If the"
     ):
         run(LABELS)  # a hint to make class numbers of them would make the same ones
     with pytest.warns(UserWarning, match="0 and 1 are the numbers of a regression and not classes"):

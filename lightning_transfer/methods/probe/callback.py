@@ -130,6 +130,14 @@ class ProbeStart(AnyCallback):
                 "ProbeStart: in training, BatchNorm uses the statistics of each batch, so the features differ from "
                 "those that the probe was fitted to. Add FrozenStatistics() to keep the pretrained statistics.",
             )
+        new = [path for path, layer in normalizing(pl_module) if layer.training and is_new(layer)]
+        if new:
+            say(
+                trainer,
+                f"ProbeStart: {new[-1]!r} has the statistics of a new BatchNorm (mean 0, variance 1). In training it "
+                "normalises by each batch, so the features differ from those that the probe was fitted to. Leave "
+                "BatchNorm out of a new head, or leave ProbeStart out.",
+            )
         num_classes = max(2, *(len(start.rows) for start in starts.values()))
         self._is_watching = True
         self._left, self._worst, self._chance = WATCHED, torch.zeros((), device=pl_module.device), math.log(num_classes)
@@ -138,7 +146,8 @@ class ProbeStart(AnyCallback):
         """Keep the highest loss of the first steps on the device, and look at it in a later step that logs."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if self._left and isinstance(loss, Tensor):
-            self._left, self._worst = self._left - 1, torch.maximum(self._worst, loss.detach())
+            mean = loss.detach().float().mean()  # in manual optimization it may be a loss for each image
+            self._left, self._worst = self._left - 1, torch.maximum(self._worst, mean)
         if self._is_watching and not self._left and is_log_due(trainer):
             self._warn_if_steep()
 

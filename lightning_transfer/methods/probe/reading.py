@@ -45,8 +45,11 @@ def check_untied(module: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
     """Refuse a head that shares its weight with another layer, which would start as the probe too."""
     for path, layer in layers.items():
         mine = {id(layer.weight), id(layer.bias)}
-        named = module.named_parameters(remove_duplicate=False)
-        if others := [name for name, param in named if id(param) in mine and name.rpartition(".")[0] != path]:
+        named = module.named_modules(remove_duplicate=False)  # a second name of the layer itself is not another one
+        apart = [(name, other) for name, other in named if other is not layer]
+        if others := [
+            f"{name}.{own}" for name, other in apart for own, param in other._parameters.items() if id(param) in mine
+        ]:
             raise TransferConfigError(
                 f"The head {path!r} shares its numbers with {', '.join(others)}, which would start as the probe too. "
                 "Give the head a weight of its own, or leave ProbeStart out."
@@ -75,9 +78,10 @@ def images_and_classes(batch: Any, path: str, num_outputs: int) -> tuple[Tensor,
     if kind == "one logit" and bool((labels == labels.round()).all()):
         return images, labels.flatten().long()
     if kind != "class numbers" or numbers is None:
+        hint = label_hint(labels, ADAPT)
         raise TransferConfigError(
             f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}, and the head {path!r} gives "
-            f"{num_outputs} numbers; a probe learns class numbers, one for each image. {label_hint(labels, ADAPT)} If "
+            f"{num_outputs} numbers; a probe learns class numbers, one for each image. {hint}{' ' * bool(hint)}If "
             "the task is not classification, leave ProbeStart out."
         )
     least, largest = int(numbers.min()), int(numbers.max())
