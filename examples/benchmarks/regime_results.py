@@ -1,7 +1,7 @@
 """Summarize what the regime benchmark has measured: differences from plain fine-tuning, paired by seed."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import mean, median
@@ -32,8 +32,18 @@ DEFAULTS = {
     "ProbeStart(), FrozenStatistics()": CLIPPED,
 }
 BEST = f"{FROZEN}, two networks"
-# for the README
-SHORT = PROBE, "LP-FT", CLIPPED, "soft", "knowledge", "selective", "AdaFilter", "gated transfer", "collaborative", BEST
+SHORT = {  # rows for the README, each by its callbacks
+    PROBE: PROBE,
+    "ProbeStart": "LP-FT",
+    "ProbeStart, FrozenStatistics": CLIPPED,
+    "the same, with a second network": BEST,
+    "SoftFinetuning, source kept": "soft",
+    "SoftFinetuning, SourceKnowledge": "knowledge",
+    "SelectiveJointFinetuning, source kept": "selective",
+    "AdaFilter": "AdaFilter",
+    "GatedTransfer": "gated transfer",
+    "CollaborativeFinetuning": "collaborative",
+}
 WITH_MEAN = (*TARGETS, "all")  # columns
 Runs = dict[int, Cell]  # by seed
 Difference = tuple[float, float, int]  # in points, half its 95 % interval, and the number of seeds
@@ -87,30 +97,29 @@ def cost(row: str) -> str:
     return f"{median(COSTS[row]):.1f}" if row in COSTS else ""
 
 
-def table(shots: int, rows: Iterable[str] = ROWS, *, has_details: bool = True) -> str:
+def table(shots: int, named: Mapping[str, str] | None = None) -> str:
     """Return the table for a number of images per class: accuracies of fine-tuning, then differences of rows to it.
 
     Args:
         shots: images per class.
-        rows: to show.
-        has_details: whether steps and domain gaps are shown too.
+        named: rows by the names that they have in the table; by default all rows, with steps and domain gaps.
     """
     there = [target for target in TARGETS if runs(PLAIN, target, shots)]
     if not there:
         return "No run that counts has finished yet."
     lines = [f"| | {' | '.join(there)} | all | cost |", "|---" * (len(there) + 3) + "|"]
-    if has_details:
+    if named is None:
         lines.append(f"| steps | {' | '.join(str(STEPS[target][shots]) for target in there)} | | |")
     plain = [runs(PLAIN, target, shots) for target in there]
     said = [f"{100 * mean(cell['test'] for cell in each.values()):.1f} %{of_seeds(len(each))}" for each in plain]
-    if has_details and shots == GAPS["shots"]:
+    if named is None and shots == GAPS["shots"]:
         gaps = [f"{mean(GAPS['gaps'][target]):.2f}" for target in there]
         lines.append(f"| domain gap | {' | '.join(gaps)} | | |")
     lines.append(f"| **{PLAIN}** | {' | '.join(said)} | | 1 |")
-    for row in rows:
+    for name, row in (named or {row: row for row in ROWS if row != PLAIN}).items():
         shown = differences(row, there, shots)
-        if row != PLAIN and any(shown):
-            lines.append(f"| {row} | {' | '.join(shown)} | {cost(row)} |")
+        if any(shown):
+            lines.append(f"| {name} | {' | '.join(shown)} | {cost(row)} |")
     return "\n".join(lines)
 
 

@@ -251,7 +251,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "near variants": lambda: varied(read("near")),
     "variants' rivals": lambda: rivals(read("variants")),
     "regime": lambda: regime_results.table(10),
-    "regime short": lambda: regime_results.table(10, regime_results.SHORT, has_details=False),
+    "regime short": lambda: regime_results.table(10, regime_results.SHORT),
     "regime best": lambda: regime_results.combination(10),
     "regime agreement": regime_agreement.table,
     "regime foretelling": lambda: regime_results.foretelling(10),
