@@ -201,6 +201,24 @@ def test_modes_are_as_found_after_a_fit_a_crash_and_an_interrupt(error):
     assert runner.gradient_clip_val is None
 
 
+def test_a_layer_in_training_mode_in_a_part_in_eval_mode_is_so_again():
+    module = Toy()
+    module.model.eval().bn.train()
+    found, start = modes(module), statistics(module)
+    fit(module, [lt.FrozenStatistics()])
+    assert modes(module) == found
+    assert_same(statistics(module), start)
+
+
+@pytest.mark.parametrize("hook", ["on_train_start", "on_train_epoch_end"])
+@pytest.mark.parametrize("other", [lambda: Toy().model, nn.Sequential])
+def test_a_network_that_is_replaced_is_refused(hook, other):
+    module = Toy()
+    setattr(module, hook, lambda: setattr(module, "model", other()))
+    with pytest.raises(lt.TransferConfigError, match="'model.bn' is not the layer that it was"):
+        fit(module, [lt.FrozenStatistics()])
+
+
 def test_a_hook_that_calls_train_does_not_turn_it_off():
     class Training(Toy):
         def on_train_epoch_start(self):

@@ -32,7 +32,7 @@ class FrozenStatistics(AnyCallback):
             needs None.
 
     Raises:
-        TransferConfigError: an option or the strategy is not valid; when training starts, if no BatchNorm layer has
+        TransferConfigError: an option or the strategy is not valid; before the first step, if no BatchNorm layer has
             pretrained statistics, a layer of the resumed run or of an earlier fit is not there, the Trainer has
             `StochasticWeightAveraging`, or another Trainer is using the callback; at the end of a step, if something
             has put the layers into training mode.
@@ -50,7 +50,7 @@ class FrozenStatistics(AnyCallback):
         self._module, self._trainer = Weakly(), Weakly()  # of the last fit
         self._is_kept: dict[str, bool] = {}  # by the layer's name, from the first step on
         self._layers: dict[str, nn.Module] = {}  # those that are kept, during a fit
-        self._changed: set[str] = set()  # of these, those that were in training mode
+        self._changed: dict[str, tuple[nn.Module, bool]] = {}  # of these that were in training mode, what is around
         self._clips = False  # whether the Trainer has our limit now
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -73,31 +73,28 @@ class FrozenStatistics(AnyCallback):
         self._module, self._trainer = Weakly(pl_module), Weakly(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Find the layers with pretrained statistics, unless a checkpoint or an earlier fit knows them."""
-        found = dict(normalizing(pl_module))
-        names = {path: uncompiled_path(path) for path in found}
-        is_kept = {names[path]: self._is_kept.get(names[path], not is_new(layer)) for path, layer in found.items()}
-        for name in self._is_kept.keys() - is_kept.keys():
-            raise TransferConfigError(
-                f"FrozenStatistics knows the layer {name!r} from the checkpoint, or from an earlier fit, and "
-                f"{type(pl_module).__name__} does not have it. Resume with the same layers, or pass a new "
-                "FrozenStatistics()."
-            )
-        if not any(is_kept.values()):
-            raise TransferConfigError(
-                f"FrozenStatistics has nothing to keep: {type(pl_module).__name__} has no BatchNorm layer with "
-                f"{'pretrained' if found else 'running'} statistics. Leave it out."
-            )
-        self._is_kept = is_kept
-        self._layers = {path: layer for path, layer in found.items() if is_kept[names[path]]}
-        log_options(trainer, plain({"transfer/FrozenStatistics": options_of(self)}))
-        say(trainer, f"FrozenStatistics: {len(self._layers)} of {len(found)} layers keep their statistics.")
+        """Find the layers with pretrained statistics, and put them in eval mode."""
+        self._find(trainer, pl_module)
         self._clip(trainer, pl_module)
-        self._freeze()
+        self._freeze(pl_module)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Put the layers in eval mode, because a hook of the user's may have called `train()`."""
-        self._freeze()
+        """Put the layers in eval mode, because a hook of the user's may have called `train()`.
+
+        Raises:
+            TransferConfigError: the network was replaced.
+        """
+        path, layer = next(iter(self._layers.items()))
+        try:
+            is_there = pl_module.get_submodule(path) is layer
+        except AttributeError:
+            is_there = False
+        if not is_there:
+            raise TransferConfigError(
+                f"{path!r} is not the layer that it was when training started, so FrozenStatistics cannot keep its "
+                f"statistics. Build the network in __init__ or configure_model of {type(pl_module).__name__}."
+            )
+        self._freeze(pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Refuse what puts the layers in training mode in the middle of a step.
@@ -114,11 +111,10 @@ class FrozenStatistics(AnyCallback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Put the layers back into training mode, if the module around them is, and take the limit from the Trainer."""
-        for path in self._changed:
-            around = pl_module.get_submodule(path.rpartition(".")[0])
+        for path, (around, was_training) in self._changed.items():
             # not True: a hook, or an interrupted validation, may have called eval()
-            self._layers[path].training = around.training
-        self._layers, self._changed = {}, set()
+            self._layers[path].training = around.training or not was_training
+        self._layers, self._changed = {}, {}
         if self._clips:
             trainer.gradient_clip_val, self._clips = None, False
 
@@ -146,7 +142,35 @@ class FrozenStatistics(AnyCallback):
         self._is_kept = dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_layers": {}, "_changed": set(), "_clips": False}  # a copy is not in a fit
+        return {**vars(self), "_layers": {}, "_changed": {}, "_clips": False}  # a copy is not in a fit
+
+    def _find(self, trainer: Any, pl_module: Any) -> None:
+        """Find the layers with pretrained statistics, unless a checkpoint or an earlier fit knows them."""
+        found = dict(normalizing(pl_module))
+        names = {path: uncompiled_path(path) for path in found}
+        is_kept = {names[path]: self._is_kept.get(names[path], not is_new(layer)) for path, layer in found.items()}
+        for name in self._is_kept.keys() - is_kept.keys():
+            raise TransferConfigError(
+                f"FrozenStatistics knows the layer {name!r} from the checkpoint, or from an earlier fit, and "
+                f"{type(pl_module).__name__} does not have it. Resume with the same layers, or pass a new "
+                "FrozenStatistics()."
+            )
+        if not any(is_kept.values()):
+            raise TransferConfigError(
+                f"FrozenStatistics has nothing to keep: {type(pl_module).__name__} has no BatchNorm layer with "
+                f"{'pretrained' if found else 'running'} statistics. Leave it out."
+            )
+        self._is_kept = is_kept
+        self._layers = {path: layer for path, layer in found.items() if is_kept[names[path]]}
+        log_options(trainer, plain({"transfer/FrozenStatistics": options_of(self)}))
+        say(trainer, f"FrozenStatistics: {len(self._layers)} of {len(found)} layers keep their statistics.")
+
+    def _freeze(self, module: Any) -> None:
+        for path, layer in self._layers.items():
+            if layer.training:
+                layer.training = False
+                around = module.get_submodule(path.rpartition(".")[0])
+                self._changed.setdefault(path, (around, around.training))
 
     def _clip(self, trainer: Any, module: Any) -> None:
         if self.gradient_clip_val is None or trainer.gradient_clip_val is not None:
@@ -158,12 +182,6 @@ class FrozenStatistics(AnyCallback):
             return
         say(trainer, f"FrozenStatistics: the Trainer's gradient_clip_val is {self.gradient_clip_val:g} until it ends.")
         trainer.gradient_clip_val, self._clips = self.gradient_clip_val, True
-
-    def _freeze(self) -> None:
-        for path, layer in self._layers.items():
-            if layer.training:
-                layer.training = False
-                self._changed.add(path)
 
 
 def is_new(layer: Any) -> bool:
