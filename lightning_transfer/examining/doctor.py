@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_transfer.datasets import AnyDataset, origins
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.examining import images
+from lightning_transfer.examining import images, pixels
 from lightning_transfer.examining import module as of_module
 from lightning_transfer.examining.diagnosis import Diagnosis, Finding, listed
 from lightning_transfer.examining.step import Seen, step_of
@@ -39,12 +39,13 @@ def doctor(
 
     One training step of a copy of the module, on a few images, shows parts in eval mode, frozen BatchNorm whose
     statistics drift, parameters in no optimizer, labels that do not fit, probabilities for logits, a loss that is not a
-    mean, and a step after which the loss explodes. Besides it looks for mixed Lightning namespaces, hyperparameters
-    that make a checkpoint unsafe, callbacks in the wrong order, classes of few images, images in the order of their
-    classes, a head of more outputs than classes, a last batch of one image for BatchNorm, and validation or test images
-    among the training images (found by their files or their places in a dataset; if these differ, at most 2,000 images
-    of each are compared). A copy of the DataModule is set up. The module, the data and the random state are left as
-    they were; only what the DataModule holds that cannot be copied is shared.
+    mean, a step after which the loss explodes, and images that are not normalised as a pretrained timm network expects.
+    Besides it looks for mixed Lightning namespaces, hyperparameters that make a checkpoint unsafe, callbacks in the
+    wrong order, classes of few images, images in the order of their classes, a head of more outputs than classes, a
+    last batch of one image for BatchNorm, validation or test images that are scaled otherwise than the training images,
+    and those that are among the training images (found by their files or their places in a dataset; if these differ, at
+    most 2,000 images of each are compared). A copy of the DataModule is set up. The module, the data and the random
+    state are left as they were; only what the DataModule holds that cannot be copied is shared.
 
     Args:
         module: the LightningModule that is to be trained.
@@ -103,6 +104,7 @@ def _findings(
     yield from of_module.modes_and_optimizers(seen)
     of_step = list(of_module.loss_and_labels(seen))
     yield from of_step
+    yield from pixels.not_normalised(seen)
     if dataset is None:
         return
     try:
@@ -121,6 +123,7 @@ def _findings(
             same.setdefault(tuple(origins(each)), []).append(name)
     held_out = {" and ".join(names): held_out[names[0]] for names in same.values()}
     if held_out:
+        yield from pixels.prepared_otherwise(dataset, held_out, adapt)
         yield from images.leaks(dataset, clean, held_out, adapt, not_checked)
 
 

@@ -45,6 +45,24 @@ class CriterionCall(NamedTuple):
     error: Exception | None
 
 
+class Entered(NamedTuple):
+    """Holds the pixels that a timm network with pretrained weights has got first.
+
+    Attributes:
+        kind: its class.
+        mean: of the pixels of its pretraining, by channel.
+        std: of them.
+        least: pixel.
+        largest: pixel.
+    """
+
+    kind: str
+    mean: Sequence[float]
+    std: Sequence[float]
+    least: float
+    largest: float
+
+
 @dataclass
 class Seen:
     """Holds what one step showed.
@@ -60,6 +78,7 @@ class Seen:
         drifting: names of BatchNorm layers whose statistics move and whose weights do not.
         evaluating: names of layers that are in eval mode, act otherwise there, and are trained.
         normalizing: names of BatchNorm layers whose statistics move.
+        entered: the pixels that each pretrained network of timm has got, by its path.
         has_stepped: whether the optimizer of the copy has taken its step.
         loss_after: of the first batch after that; None if it was not taken.
     """
@@ -74,6 +93,7 @@ class Seen:
     drifting: list[str] = field(default_factory=list)
     evaluating: list[str] = field(default_factory=list)
     normalizing: list[str] = field(default_factory=list)
+    entered: dict[str, Entered] = field(default_factory=dict)
     has_stepped: bool = False
     loss_after: float | None = None
 
@@ -121,11 +141,23 @@ class _Watch(AnyCallback):
         self.seen = seen
         self.before: dict[str, Tensor] = {}
         self.required: set[int] = set()
+        self.is_hearing = False
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Remember the statistics, and what is trained before `toggle_optimizer` hides a part of it."""
         self.before = self.before or {name: layer.running_mean.clone() for name, layer in _tracking(pl_module)}
         self.required = self.required or {id(param) for param in pl_module.parameters() if param.requires_grad}
+        if not self.is_hearing:
+            self.is_hearing = True
+            for path, network in pl_module.named_modules():
+                config = getattr(network, "pretrained_cfg", None) or {}
+                if {"mean", "std"} <= {*config} and _is_pretrained(network):
+                    network.register_forward_pre_hook(functools.partial(self._hear, path, config))
+
+    def _hear(self, path: str, config: Mapping[str, Any], network: nn.Module, args: Any) -> None:
+        if path not in self.seen.entered and args and isinstance(args[0], Tensor):
+            least, largest = (float(end) for end in args[0].detach().aminmax())
+            self.seen.entered[path] = Entered(type(network).__name__, config["mean"], config["std"], least, largest)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Compare, and end."""
@@ -150,6 +182,13 @@ class _Watch(AnyCallback):
 def _tracking(module: nn.Module) -> list[tuple[str, Any]]:
     named = module.named_modules()
     return [(name, layer) for name, layer in named if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
+
+
+def _is_pretrained(network: nn.Module) -> bool:
+    """Return whether the weights of a network's normalisation differ, as those of a new one do not."""
+    kinds = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+    weights = [layer.weight for layer in network.modules() if isinstance(layer, kinds) and layer.weight is not None]
+    return any(bool((weight != weight.flatten()[0]).any()) for weight in weights)
 
 
 def _evaluating(module: nn.Module, trained: set[int]) -> Iterator[str]:

@@ -31,6 +31,22 @@ class Listed(Dataset):
         return self.images.get(index, self.pictures.images[index]), self.labels[index]
 
 
+class Scaled(Listed):
+    """With pixels from 0 to `largest`."""
+
+    def __init__(self, largest, num=NUM, seed=1):
+        super().__init__([index % CLASSES for index in range(num)], seed=seed)
+        self.largest = largest
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return (image - image.min()) / (image.max() - image.min()) * self.largest, label
+
+
+def all_scaled(largest):
+    return Images(train=Scaled(largest), val=Scaled(largest, 12, 2), test=Scaled(largest, 12, 3))
+
+
 class Noisy(Listed):
     """Augmented at random, by every generator that augmentations use."""
 
@@ -118,6 +134,15 @@ class ImagesWithPath(Images):
 
 class Clean(shapes.TimmClassifier):
     pass
+
+
+class Pretrained(Clean):
+    """With weights as a training leaves them, and timm's configuration."""
+
+    def __init__(self):
+        super().__init__()
+        self.model.pretrained_cfg = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+        torch.nn.init.uniform_(self.model.bn1.weight, 0.9, 1.1)
 
 
 class KeepsItsHead(shapes.TimmClassifier):

@@ -121,6 +121,24 @@ PLANTED = {
         "for example (5, 7) (validation, training)",
         lambda: [Clean(), Images(val=projects.copied(5, projects.nearly(projects.first_image())))],
     ),
+    "images from 0 to 1": (
+        "images are not normalised",
+        "model",
+        "pixels run from 0 to 1; this ResNet was pretrained with pixels from -2.1 to 2.6",
+        lambda: [projects.Pretrained(), projects.all_scaled(1.0)],
+    ),
+    "images from 0 to 255": (
+        "images are not normalised",
+        "model",
+        "pixels run from 0 to 255; this",
+        lambda: [projects.Pretrained(), projects.all_scaled(255.0)],
+    ),
+    "test images that are scaled otherwise": (
+        "images prepared in two ways",
+        "the training and the test images",
+        "those of the test images from 0 to 255",
+        lambda: [Clean(), Images(test=projects.Scaled(255.0, 12, 3))],
+    ),
     "a loss times the batch size": (
         "the loss is not a mean",
         "training_step",
@@ -278,6 +296,8 @@ def test_a_planted_problem_is_found_alone(name):
     assert finding.fix
     if kind == "outputs of no class":
         assert finding.fix.endswith("Leave it if these are the pretrained head's own class numbers")
+    if kind == "images are not normalised":
+        assert finding.fix.startswith("images / 255, and then transforms.Normalize(mean=(0.485,") == ("255" in name)
     page = str(found)
     assert page.startswith(f"1 finding in {found.subject}.")
     assert all(part in page for part in (finding.name, finding.where, finding.found, f"Write: {finding.fix}"))
@@ -298,6 +318,7 @@ CLEAN = (
     projects.Drops,
     projects.ZeroAtFirst,
     projects.CountedFromOne,
+    projects.Pretrained,
 )
 
 

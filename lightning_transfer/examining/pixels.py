@@ -1,0 +1,56 @@
+"""Find images whose pixels are not what the pretrained network expects, or not what the training images have."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import Subset
+
+from lightning_transfer.examining.diagnosis import Finding
+from lightning_transfer.examining.images import Adapt
+from lightning_transfer.examining.step import Seen
+from lightning_transfer.methods.selective.pictures import IDENTIFIED, Pictures, spread
+
+APART = 3.0  # times as wide as another range: normalised images have 4 or 5, those of 0..1 have 1 (ours)
+NEGATIVE = -0.5  # the lowest pixel that a network expects is below this if images are to be normalised (ours)
+
+
+def not_normalised(seen: Seen) -> Iterator[Finding]:
+    """Yield a pretrained timm network that gets images without its normalisation."""
+    for path, each in seen.entered.items():
+        channels = [*zip(each.mean, each.std, strict=True)]
+        least, largest = min(-mean / std for mean, std in channels), max((1 - mean) / std for mean, std in channels)
+        if each.least >= 0 and least < NEGATIVE:
+            scaled = "images / 255, and then " * (each.largest > 1)
+            yield Finding(
+                "images are not normalised",
+                path,
+                f"pixels run from {each.least:g} to {each.largest:g}; this {each.kind} was pretrained with pixels from "
+                f"{least:.2g} to {largest:.2g}",
+                f"{scaled}transforms.Normalize(mean={each.mean}, std={each.std}), for training and validation images",
+            )
+
+
+def prepared_otherwise(train: Any, held_out: dict[str, Any], adapt: Adapt | None) -> Iterator[Finding]:
+    """Yield the held-out datasets whose pixels have another range than the training images."""
+    mine = _range(train, "training", adapt)
+    for name, dataset in held_out.items():
+        other = _range(dataset, name, adapt)
+        if mine and other and max(_width(mine), _width(other)) > APART * min(_width(mine), _width(other)):
+            yield Finding(
+                "images prepared in two ways",
+                f"the training and the {name} images",
+                f"pixels of the training images run from {mine[0]:g} to {mine[1]:g}, those of the {name} images from "
+                f"{other[0]:g} to {other[1]:g}",
+                "the same scale and Normalize in both transforms",
+            )
+
+
+def _range(dataset: Any, name: str, adapt: Adapt | None) -> tuple[float, float] | None:
+    """Return the smallest and the largest pixel of some images; None if none can be read."""
+    some = Subset(dataset, spread(len(dataset), IDENTIFIED))
+    kinds = Pictures(some, name, adapt=adapt).glance.ranges.values()
+    return (min(kind.least for kind in kinds), max(kind.largest for kind in kinds)) if kinds else None
+
+
+def _width(ends: tuple[float, float]) -> float:
+    return ends[1] - ends[0]
