@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
+from lightning_transfer.datasets import known_names
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import a_class, options_of
 from lightning_transfer.networks import find_network, timm_name
@@ -87,7 +88,7 @@ def export(
     _check_plain(module)
     network, num_classes = _network_and_width(module)
     if classes is not None:
-        _check_classes(classes, num_classes)
+        _check_classes(classes, num_classes, trainer)
     entries = _entries(network)
     _warn_of_other_images(module, network)
     place, part = _new_folder(folder)
@@ -152,12 +153,17 @@ def _warn_of_other_images(module: nn.Module, network: nn.Module) -> None:
         )
 
 
-def _check_classes(classes: Any, num_classes: int) -> None:
+def _check_classes(classes: Any, num_classes: int, trainer: Any) -> None:
     if isinstance(classes, str) or not isinstance(classes, Sequence) or {*map(type, classes)} - {str}:
         raise TransferConfigError(f"classes={classes!r}; it takes a list of names, such as ['ant', 'bee'].")
     if len(classes) != max(num_classes, 2):
         wanted = f"{num_classes} numbers" if num_classes > 1 else "one number; it takes two names, of 0 and of 1"
         raise TransferConfigError(f"classes names {len(classes)} classes, and the head gives {wanted}.")
+    known = known_names(getattr(getattr(trainer, "train_dataloader", None), "dataset", None))
+    if known and [*classes] != known and sorted(classes) == sorted(known):
+        raise TransferConfigError(
+            f"classes={[*classes]}; the training images have these classes in another order: classes={known}."
+        )
 
 
 def _entries(network: nn.Module) -> dict[str, Tensor]:

@@ -235,6 +235,17 @@ def test_what_would_not_load_is_refused_and_leaves_no_folder(tmp_path, module, o
     assert [*tmp_path.iterdir()] == []
 
 
+def test_classes_in_another_order_than_the_training_images_have_are_refused(tmp_path):
+    images = toys.target_data()
+    images.classes = [*"abcde"]
+    trainer = toys.trainer()
+    trainer.fit(module := LitToy(), DataLoader(images, batch_size=5))
+    with pytest.raises(lt.TransferConfigError, match=r"in another order: classes=\['a', 'b', 'c', 'd', 'e'\]"):
+        lt.export(module, tmp_path / "mine", trainer=trainer, classes=[*"bacde"])
+    for classes in (None, [*"abcde"], [*"vwxyz"]):
+        lt.export(module, tmp_path / f"{classes}", trainer=trainer, classes=classes)
+
+
 class Normalises(Lit):
     def forward(self, images):
         return self.network((images - 0.5) / 0.2)

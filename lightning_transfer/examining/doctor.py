@@ -83,6 +83,11 @@ def doctor(
 def _findings(
     module: Any, data: Any, trainer: Any, adapt: Any, unaugmented: Any, not_checked: list[str]
 ) -> Iterator[Finding]:
+    if not isinstance(module, nn.Module):
+        raise TransferConfigError(
+            f"The first argument is {a_class(module)}; expected the LightningModule, and then its data: "
+            "doctor(module, data)."
+        )
     make, is_loader = trainer_class(module), _is_loader(data)
     options = {"devices": 1} if trainer is None else options_like(trainer)
     data = data if is_loader else _copied(data)

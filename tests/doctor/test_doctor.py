@@ -524,6 +524,11 @@ def test_a_number_of_leaks_is_a_least_one_if_images_are_augmented():
     assert leak.found.startswith("At least 1 of 12")
 
 
+def test_a_datamodule_in_place_of_the_module_is_refused():
+    with pytest.raises(lt.TransferConfigError, match=r"The first argument is an? Images; expected the LightningModule"):
+        lt.doctor(Images(), Clean())
+
+
 @pytest.mark.parametrize(
     "data",
     [None, Images, Images().train, types.SimpleNamespace(train_dataloader=list)],

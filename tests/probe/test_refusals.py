@@ -47,7 +47,10 @@ HEADS = {
         lambda: nn.Linear(toys.WIDTH, 1000),
         r"5 of the 1000 .*kept.*network\.reset_classifier\(num_classes\)",
     ),
-    "too few outputs": (lambda: nn.Linear(toys.WIDTH, 3), "Labels run from 0 to 4, and the head 'model.fc' gives 3"),
+    "too few outputs": (
+        lambda: nn.Linear(toys.WIDTH, 3),
+        "labels run from 0 to 4, and the head 'model.fc' gives 3.*Give the head 5 outputs",
+    ),
 }
 TASKS = {
     "one-hot": (F.one_hot(LABELS, 5).float(), "one-hot|One-hot.*argmax"),
@@ -55,7 +58,8 @@ TASKS = {
     "soft labels": (torch.full((24, 5), 0.2), "soft labels"),
     "regression": (torch.randn(24), r"type torch.float32.*leave ProbeStart out"),
     "several numbers": (torch.randn(24, 5), r"shape \(5, 5\).*leave ProbeStart out"),
-    "not labelled": (LABELS - 1, "Labels run from -1 to"),
+    "not labelled": (LABELS - 1, "labels run from -1 to .*Leave images without a class out"),
+    "counted from one": (LABELS + 1, r"labels run from 1 to 5.*Count from 0: .*\(batch\[0\], batch\[1\] - 1\)"),
     "one class": (LABELS * 0, "name 1 of the 5 classes"),
 }
 
@@ -105,6 +109,14 @@ def test_batches_and_loaders_that_do_not_show_images_and_labels():
     refused(LitToy(), toys.target_data(), "unaugmented has 20 images, the train loader's dataset 24", other)
 
 
+def test_an_adapt_that_fails_or_gives_something_else_is_named():
+    images_alone = lt.ProbeStart(adapt=lambda batch: batch[0])
+    refused(LitToy(), toys.target_data(), "adapt= returned Tensor.*; expected", images_alone)
+    with pytest.raises(KeyError) as error:
+        fit(LitToy(), [lt.ProbeStart(adapt=lambda batch: {}["img"])])
+    assert any(note.startswith("This happened in ProbeStart(adapt=) with a batch ") for note in error.value.__notes__)
+
+
 def test_features_that_are_not_finite_and_a_head_that_runs_twice():
     pixels = PIXELS.clone()
     pixels[7, 0, 0, 0] = torch.nan
@@ -121,8 +133,9 @@ def test_options_that_do_not_fit():
     for option in ("forward", "adapt"):
         with pytest.raises(lt.TransferConfigError, match=f"{option}='x'; it takes a function"):
             lt.ProbeStart(**{option: "x"})
-    with pytest.raises(lt.TransferConfigError, match="unaugmented=5"):
-        lt.ProbeStart(unaugmented=5)
+    for data in (5, "images/train"):
+        with pytest.raises(lt.TransferConfigError, match=f"unaugmented={data!r}; .* as loader.dataset or ImageFolder"):
+            lt.ProbeStart(unaugmented=data)
     with pytest.raises(lt.TransferConfigError, match="The Trainer has 2 ProbeStart of the same head. Leave one"):
         fit(LitToy(), [lt.ProbeStart(), lt.ProbeStart()])
     refused(LitToy(), toys.target_data(), "head='fc' is not a module.*model.fc", lt.ProbeStart(head="fc"))

@@ -1,6 +1,7 @@
 """Start a new head as the linear probe of the pretrained features, as a callback (LP-FT, arXiv 2202.10054)."""
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -37,7 +38,7 @@ from lightning_transfer.methods.probe.drawing import draw
 from lightning_transfer.methods.probe.frozen import is_new, normalizing
 from lightning_transfer.methods.probe.functional import Start, fit_start
 from lightning_transfer.methods.probe.reading import HOW, check_untied, features_of, images_and_classes, last_linear
-from lightning_transfer.naming import options_of, plain
+from lightning_transfer.naming import nesting, options_of, plain
 from lightning_transfer.randomness import seeded
 from lightning_transfer.roles import find_heads
 
@@ -86,8 +87,12 @@ class ProbeStart(AnyCallback):
         for name, function in (("forward", forward), ("adapt", adapt)):
             if function is not None and not callable(function):
                 raise TransferConfigError(f"{name}={function!r}; it takes a function.")
-        if unaugmented is not None and not hasattr(unaugmented, "__getitem__"):
-            raise TransferConfigError(f"unaugmented={unaugmented!r}; it takes the training images as a dataset.")
+        is_path = isinstance(unaugmented, str | os.PathLike)
+        if is_path or (unaugmented is not None and not hasattr(unaugmented, "__getitem__")):
+            raise TransferConfigError(
+                f"unaugmented={unaugmented!r}; it takes the training images as a dataset, such as loader.dataset or "
+                "ImageFolder(path, transform)."
+            )
         self.head, self.unaugmented, self.forward, self.adapt = head, unaugmented, forward, adapt
         self._fit: Weakly | None = None  # the module of the last fit
         self._left = 0  # of the first steps, those whose loss is still to be watched
@@ -215,7 +220,8 @@ class ProbeStart(AnyCallback):
         path, layer = next(iter(layers.items()))
         with progress_of(hearing.trainer)("Linear probe of the training images", len(drawn)) as step:
             for indices, batch in side.batches(drawn, hearing.trainer.train_dataloader.batch_size or BATCH):
-                images, labels = images_and_classes(self._moved(hearing.trainer, batch), path, layer.out_features)
+                given, what = self._moved(hearing.trainer, batch), "adapt= returned" if self.adapt else "A batch is"
+                images, labels = images_and_classes(given, path, layer.out_features, what=what)
                 heard = zip(layers.items(), hearing.hear(images, list(layers.values())), strict=True)
                 yield labels.cpu(), *(features_of(*named, calls, indices) for named, calls in heard)
                 step(len(images))
@@ -229,7 +235,13 @@ class ProbeStart(AnyCallback):
         """Return a batch on the device, after the user's hooks and `adapt`."""
         with validating(trainer):
             moved = to_device(trainer, batch, hooks=True)
-        return moved if self.adapt is None else self.adapt(moved)
+        if self.adapt is None:
+            return moved
+        try:
+            return self.adapt(moved)
+        except Exception as error:
+            error.add_note(f"This happened in ProbeStart(adapt=) with a batch {nesting(moved)}.")
+            raise
 
     def __repr__(self) -> str:
         kept = {name: getattr(self, name) for name in ("unaugmented", "forward", "adapt")}

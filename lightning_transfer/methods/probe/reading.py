@@ -56,13 +56,14 @@ def check_untied(module: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
             )
 
 
-def images_and_classes(batch: Any, path: str, num_outputs: int) -> tuple[Tensor, Tensor]:
+def images_and_classes(batch: Any, path: str, num_outputs: int, *, what: str = "A batch is") -> tuple[Tensor, Tensor]:
     """Return the images of a batch and their (B,) class numbers.
 
     Args:
         batch: of the train loader, or what `adapt` made of it.
         path: of the head.
         num_outputs: of the head; with one output there are two classes.
+        what: the batch is called in messages.
 
     Raises:
         TransferConfigError: there are none, or the head does not have these classes.
@@ -71,7 +72,7 @@ def images_and_classes(batch: Any, path: str, num_outputs: int) -> tuple[Tensor,
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
         where = "batch['image'], batch['label']" if isinstance(batch, dict) else "batch[0], batch[2]"
         raise TransferConfigError(
-            f"A batch is {nesting(batch)}; expected (images, class numbers), and no other entry that may be labels. "
+            f"{what} {nesting(batch)}; expected (images, class numbers), and no other entry that may be labels. "
             f"Say where they are: ProbeStart(adapt=lambda batch: ({where}))."
         )
     kind, numbers = kind_of(labels, num_outputs), class_numbers(labels)
@@ -86,10 +87,15 @@ def images_and_classes(batch: Any, path: str, num_outputs: int) -> tuple[Tensor,
         )
     least, largest = int(numbers.min()), int(numbers.max())
     if least < 0 or largest >= num_outputs:
+        if least < 0:
+            fix = "Leave images without a class out of the dataset"
+        elif least == 1 and largest == num_outputs:
+            fix = f"Count from 0: {ADAPT.format('batch[1] - 1')}"
+        else:
+            fix = f"Give the head {largest + 1} outputs, or name the classifier: ProbeStart(head='...')"
         raise TransferConfigError(
-            f"Labels run from {least} to {largest}, and the head {path!r} gives {num_outputs} numbers; expected class "
-            f"numbers from 0 to {num_outputs - 1}. Name the classifier, ProbeStart(head='...'), or number the classes: "
-            f"{ADAPT.format('numbers')}."
+            f"Some labels run from {least} to {largest}, and the head {path!r} gives {num_outputs} numbers; expected "
+            f"class numbers from 0 to {num_outputs - 1}. {fix}."
         )
     return images, numbers
 
