@@ -55,10 +55,11 @@ class ProbeStart(AnyCallback):
     on the input of the head's last Linear, and its weight and bias are copied into that Linear. A resumed run keeps its
     head. Fitting the head first is the paper's. Fitting it to its optimum, with a penalty chosen by cross-validation
     and on about 5,000 images at most, is ours. The authors also keep the network in eval mode: if it has BatchNorm, add
-    `FrozenStatistics`. With an ImageNet network and ten images of a class, the two are .3 to 8.9 points above
-    fine-tuning on six targets, 3.1 ± 3.5 on average; `ProbeStart` alone is 4 above on two and 2 below on the others
-    (three seeds; most intervals include 0). It can be combined with every method; each of several networks starts with
-    the probe of its own features. Put it before callbacks that copy the weights when training starts.
+    `FrozenStatistics`. With an ImageNet network and ten images of a class, the two are above fine-tuning on all six
+    targets, by 2.9 ± 2.5 points on average; `ProbeStart` alone is 4 points above on two and 2 below on the others, and
+    most of these intervals include 0 (examples/benchmarks/regime.md). It can be combined with every method; each of
+    several networks starts with the probe of its own features. Put it before callbacks that copy the weights when
+    training starts.
 
     Args:
         head: dotted path of the classifier, or "auto".
