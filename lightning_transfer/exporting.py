@@ -83,7 +83,10 @@ def export(
     if trainer is not None and not hasattr(trainer, "callback_metrics"):
         raise TransferConfigError(f"trainer={trainer!r}; it takes the Trainer that trained the module.")
     if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
-        raise TransferConfigError("torch.jit has compiled layers of the module. Export it as it was before that.")
+        raise TransferConfigError(
+            "torch.jit has compiled layers of the module. Export it as it was before that; if these are no part of the "
+            "network, export the network: lt.export(module.model, folder)."
+        )
     module = uncompiled(module)
     _check_plain(module)
     network, num_classes = _network_and_width(module)

@@ -128,7 +128,7 @@ def _findings(
             same.setdefault(tuple(origins(each)), []).append(name)
     held_out = {" and ".join(names): held_out[names[0]] for names in same.values()}
     if held_out:
-        yield from pixels.prepared_otherwise(dataset, held_out, adapt)
+        yield from pixels.prepared_otherwise(clean, held_out, adapt)
         yield from images.leaks(dataset, clean, held_out, adapt, not_checked)
 
 
@@ -158,7 +158,7 @@ def _leave_out(seen: Seen, trainer: Any, not_checked: list[str]) -> None:
         not_checked.append(f"optimizers and frozen BatchNorm: {finetuning[0]} changes what is trained during training.")
     if named(callbacks, {"FrozenStatistics"}):
         seen.drifting, seen.loss_after = [], None
-        not_checked.append("the loss after the first step: with FrozenStatistics that step is another one.")
+        not_checked.append("the loss after the first step: the step of doctor runs without FrozenStatistics.")
     if len(seen.losses) < 2 and seen.error is None:
         not_checked.append("whether the loss is a mean: that takes two automatic steps of the same images.")
 

@@ -1,4 +1,4 @@
-"""Find images whose pixels are not what the pretrained network expects, or not what the training images have."""
+"""Find images that are scaled or normalised otherwise than the network expects, or than the training images are."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from lightning_transfer.examining.step import Seen
 from lightning_transfer.methods.selective.pictures import IDENTIFIED, Pictures, spread
 
 APART = 3.0  # times as wide as another range: normalised images have 4 or 5, those of 0..1 have 1 (ours)
-NEGATIVE = -0.5  # the lowest pixel that a network expects is below this if images are to be normalised (ours)
+NEGATIVE = -0.5  # the lowest of normalised pixels is below this (ours)
 
 
 def not_normalised(seen: Seen) -> Iterator[Finding]:
@@ -19,14 +19,16 @@ def not_normalised(seen: Seen) -> Iterator[Finding]:
     for path, each in seen.entered.items():
         channels = [*zip(each.mean, each.std, strict=True)]
         least, largest = min(-mean / std for mean, std in channels), max((1 - mean) / std for mean, std in channels)
-        if each.least >= 0 and least < NEGATIVE:
+        is_bright = 1 < each.largest < 2 * largest  # normalised images without a dark pixel
+        if each.least >= 0 and least < NEGATIVE and not is_bright:
             scaled = "images / 255, and then " * (each.largest > 1)
             yield Finding(
                 "images are not normalised",
                 path,
-                f"pixels run from {each.least:g} to {each.largest:g}; this {each.kind} was pretrained with pixels from "
+                f"pixels run from {each.least:.3g} to {each.largest:.3g}; timm's weights of this {each.kind} expect "
                 f"{least:.2g} to {largest:.2g}",
-                f"{scaled}transforms.Normalize(mean={each.mean}, std={each.std}), for training and validation images",
+                f"{scaled}transforms.Normalize(mean={each.mean}, std={each.std}), for training and validation images. "
+                "Leave it if your weights were trained with such pixels",
             )
 
 
@@ -35,12 +37,12 @@ def prepared_otherwise(train: Any, held_out: dict[str, Any], adapt: Adapt | None
     mine = _range(train, "training", adapt)
     for name, dataset in held_out.items():
         other = _range(dataset, name, adapt)
-        if mine and other and max(_width(mine), _width(other)) > APART * min(_width(mine), _width(other)):
+        if mine and other and not _alike(mine, other):
             yield Finding(
                 "images prepared in two ways",
                 f"the training and the {name} images",
-                f"pixels of the training images run from {mine[0]:g} to {mine[1]:g}, those of the {name} images from "
-                f"{other[0]:g} to {other[1]:g}",
+                f"pixels of the training images run from {mine[0]:.3g} to {mine[1]:.3g}, those of the {name} images "
+                f"from {other[0]:.3g} to {other[1]:.3g}",
                 "the same scale and Normalize in both transforms",
             )
 
@@ -52,5 +54,8 @@ def _range(dataset: Any, name: str, adapt: Adapt | None) -> tuple[float, float] 
     return (min(kind.least for kind in kinds), max(kind.largest for kind in kinds)) if kinds else None
 
 
-def _width(ends: tuple[float, float]) -> float:
-    return ends[1] - ends[0]
+def _alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Return whether two ranges may be of one scale: about as wide, and both or neither normalised."""
+    narrow, wide = sorted(largest - least for least, largest in (one, other))
+    lower, higher = sorted((one[0], other[0]))
+    return wide <= APART * narrow and not (lower < NEGATIVE and higher >= 0)

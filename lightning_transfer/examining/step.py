@@ -46,14 +46,14 @@ class CriterionCall(NamedTuple):
 
 
 class Entered(NamedTuple):
-    """Holds the pixels that a timm network with pretrained weights has got first.
+    """Holds the pixels that entered a pretrained timm network in its first call.
 
     Attributes:
         kind: its class.
         mean: of the pixels of its pretraining, by channel.
-        std: of them.
-        least: pixel.
-        largest: pixel.
+        std: their standard deviation.
+        least: smallest pixel.
+        largest: largest pixel.
     """
 
     kind: str
@@ -78,7 +78,7 @@ class Seen:
         drifting: names of BatchNorm layers whose statistics move and whose weights do not.
         evaluating: names of layers that are in eval mode, act otherwise there, and are trained.
         normalizing: names of BatchNorm layers whose statistics move.
-        entered: the pixels that each pretrained network of timm has got, by its path.
+        entered: the pixels that entered each pretrained timm network, by its path.
         has_stepped: whether the optimizer of the copy has taken its step.
         loss_after: of the first batch after that; None if it was not taken.
     """
@@ -155,7 +155,8 @@ class _Watch(AnyCallback):
                     network.register_forward_pre_hook(functools.partial(self._hear, path, config))
 
     def _hear(self, path: str, config: Mapping[str, Any], network: nn.Module, args: Any) -> None:
-        if path not in self.seen.entered and args and isinstance(args[0], Tensor):
+        is_first = path not in self.seen.entered and args and isinstance(args[0], Tensor)
+        if is_first and args[0].ndim == 4 and args[0].shape[1] == len(config["mean"]):
             least, largest = (float(end) for end in args[0].detach().aminmax())
             self.seen.entered[path] = Entered(type(network).__name__, config["mean"], config["std"], least, largest)
 
@@ -185,7 +186,10 @@ def _tracking(module: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _is_pretrained(network: nn.Module) -> bool:
-    """Return whether the weights of a network's normalisation differ, as those of a new one do not."""
+    """Return whether the weights of a network's normalisation layers vary, as those of a new network do not.
+
+    A network without such layers counts as new.
+    """
     kinds = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
     weights = [layer.weight for layer in network.modules() if isinstance(layer, kinds) and layer.weight is not None]
     return any(bool((weight != weight.flatten()[0]).any()) for weight in weights)

@@ -60,12 +60,6 @@ def named(things: Iterable[Any], names: set[str]) -> list[str]:
     return [type(one).__name__ for one in things if names & {cls.__name__ for cls in type(one).__mro__}]
 
 
-def is_overridden(module: Any, hook: str) -> bool:
-    """Return whether a module has a hook of its own in place of Lightning's."""
-    home = getattr(module, hook).__module__
-    return not any(home.startswith(f"{name}.") for name in NAMESPACES)
-
-
 def is_running(trainer: Any) -> bool:
     """Return whether a Trainer is in the middle of fit, validate, test or predict."""
     return bool(trainer.state.status == "running")

@@ -124,13 +124,13 @@ PLANTED = {
     "images from 0 to 1": (
         "images are not normalised",
         "model",
-        "pixels run from 0 to 1; this ResNet was pretrained with pixels from -2.1 to 2.6",
+        "pixels run from 0 to 1; timm's weights of this ResNet expect -2.1 to 2.6",
         lambda: [projects.Pretrained(), projects.all_scaled(1.0)],
     ),
     "images from 0 to 255": (
         "images are not normalised",
         "model",
-        "pixels run from 0 to 255; this",
+        "pixels run from 0 to 255; timm's",
         lambda: [projects.Pretrained(), projects.all_scaled(255.0)],
     ),
     "test images that are scaled otherwise": (
@@ -138,6 +138,12 @@ PLANTED = {
         "the training and the test images",
         "those of the test images from 0 to 255",
         lambda: [Clean(), Images(test=projects.Scaled(255.0, 12, 3))],
+    ),
+    "validation images that are not normalised": (
+        "images prepared in two ways",
+        "the training and the validation images",
+        "those of the validation images from 0 to 4",
+        lambda: [Clean(), Images(val=projects.Scaled(4.0, 12, 3))],
     ),
     "a loss times the batch size": (
         "the loss is not a mean",
@@ -339,6 +345,8 @@ def test_nothing_is_found_in_a_clean_project(shape):
         (Clean, lambda: Images(train=projects.numbered(lambda label: label % 3)), None),  # two classes are missing
         (projects.KeepsItsHead, lambda: Images(train=projects.numbered(lambda label: label % 3 + 4)), None),  # its own
         (Clean, projects.DropsTheLast, None),
+        (Clean, lambda: projects.all_scaled(1.0), None),  # a network that is not pretrained
+        (projects.Pretrained, projects.all_bright, None),
         (projects.FrozenAsAdvised, projects.LeavesOne, None),
         (shapes.ConvNeXt, lambda: projects.LeavesOne(shapes.ConvNeXt), None),  # no BatchNorm
         (Clean, projects.LeavesOne, {"limit_train_batches": 2}),

@@ -49,7 +49,7 @@ HEADS = {
     ),
     "too few outputs": (
         lambda: nn.Linear(toys.WIDTH, 3),
-        "labels run from 0 to 4, and the head 'model.fc' gives 3.*Give the head 5 outputs",
+        "labels run from 0 to 4, and the head 'model.fc' gives 3.*Give the head at least 5 outputs",
     ),
 }
 TASKS = {
@@ -59,7 +59,10 @@ TASKS = {
     "regression": (torch.randn(24), r"type torch.float32.*leave ProbeStart out"),
     "several numbers": (torch.randn(24, 5), r"shape \(5, 5\).*leave ProbeStart out"),
     "not labelled": (LABELS - 1, "labels run from -1 to .*Leave images without a class out"),
-    "counted from one": (LABELS + 1, r"labels run from 1 to 5.*Count from 0: .*\(batch\[0\], batch\[1\] - 1\)"),
+    "counted from one": (
+        LABELS + 1,
+        r"labels run from 1 to 5.*If classes count from 1: .*\(batch\[0\], batch\[1\] - 1\)",
+    ),
     "one class": (LABELS * 0, "name 1 of the 5 classes"),
 }
 
@@ -159,6 +162,9 @@ def test_a_head_with_a_second_name_is_not_shared():
         def __init__(self):
             super().__init__()
             self.network, self.classifier = self.model, self.model.fc
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
 
     module, before = Named(), LitToy().model.fc.weight.detach().clone()
     fit(module, [lt.ProbeStart()], max_epochs=1)

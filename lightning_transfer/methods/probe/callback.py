@@ -140,9 +140,8 @@ class ProbeStart(AnyCallback):
         if new:
             say(
                 trainer,
-                f"ProbeStart: {new[-1]!r} has the statistics of a new BatchNorm (mean 0, variance 1). In training it "
-                "normalises by each batch, so the features differ from those that the probe was fitted to. Leave "
-                "BatchNorm out of a new head, or leave ProbeStart out.",
+                f"ProbeStart: {new[-1]!r} is a new BatchNorm (mean 0, variance 1). If the features pass through it, "
+                "those of training differ from those that the probe was fitted to: leave it out of the head.",
             )
         num_classes = max(2, *(len(start.rows) for start in starts.values()))
         self._is_watching = True

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_transfer.errors import TransferConfigError, check_positive
-from lightning_transfer.glue.namespaces import AnyCallback
-from lightning_transfer.glue.trainer import Weakly, check_supported, is_overridden, is_running, log_options, named, say
+from lightning_transfer.glue.namespaces import AnyCallback, is_lightnings
+from lightning_transfer.glue.trainer import Weakly, check_supported, is_running, log_options, named, say
 from lightning_transfer.naming import options_of, plain
 from lightning_transfer.tracing import uncompiled_path
 
@@ -34,8 +34,8 @@ class FrozenStatistics(AnyCallback):
     Raises:
         TransferConfigError: an option or the strategy is not valid; before the first step, if no BatchNorm layer has
             pretrained statistics, a layer of the resumed run or of an earlier fit is not there, the Trainer has
-            `StochasticWeightAveraging`, or another Trainer is using the callback; at the end of a step, if something
-            has put the layers into training mode.
+            `StochasticWeightAveraging`, or another Trainer is using the callback; in training, if the network was
+            replaced, or something has put the layers into training mode.
 
     Example:
         >>> import lightning as L
@@ -50,7 +50,8 @@ class FrozenStatistics(AnyCallback):
         self._module, self._trainer = Weakly(), Weakly()  # of the last fit
         self._is_kept: dict[str, bool] = {}  # by the layer's name, from the first step on
         self._layers: dict[str, nn.Module] = {}  # those that are kept, during a fit
-        self._changed: dict[str, tuple[nn.Module, bool]] = {}  # of these that were in training mode, what is around
+        self._changed: dict[str, tuple[nn.Module, bool]] = {}  # was in training mode: its parent and that one's mode
+        self._is_checked = True  # whether the layers are known to be the module's
         self._clips = False  # whether the Trainer has our limit now
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -77,6 +78,7 @@ class FrozenStatistics(AnyCallback):
         self._find(trainer, pl_module)
         self._clip(trainer, pl_module)
         self._freeze(pl_module)
+        self._is_checked = False  # on_train_start of the module, which is called later, may replace the network
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Put the layers in eval mode, because a hook of the user's may have called `train()`.
@@ -84,14 +86,13 @@ class FrozenStatistics(AnyCallback):
         Raises:
             TransferConfigError: the network was replaced.
         """
-        path, layer = next(iter(self._layers.items()))
-        try:
-            is_there = pl_module.get_submodule(path) is layer
-        except AttributeError:
-            is_there = False
-        if not is_there:
+        there = {} if self._is_checked and batch_idx else dict(pl_module.named_modules())
+        self._is_checked = True
+        if there and (
+            moved := next((path for path, layer in self._layers.items() if there.get(path) is not layer), None)
+        ):
             raise TransferConfigError(
-                f"{path!r} is not the layer that it was when training started, so FrozenStatistics cannot keep its "
+                f"{moved!r} is not the layer that it was when training started, so FrozenStatistics cannot keep its "
                 f"statistics. Build the network in __init__ or configure_model of {type(pl_module).__name__}."
             )
         self._freeze(pl_module)
@@ -177,8 +178,13 @@ class FrozenStatistics(AnyCallback):
             return
         if not module.automatic_optimization:
             return
-        if is_overridden(module, "configure_gradient_clipping"):  # it may pass a limit, and Lightning refuses two
-            say(trainer, f"FrozenStatistics: {type(module).__name__}.configure_gradient_clipping clips the gradient.")
+        if not is_lightnings(module.configure_gradient_clipping):  # it may pass a limit, and Lightning refuses two
+            say(
+                trainer,
+                f"FrozenStatistics sets no gradient_clip_val, because {type(module).__name__} has its own "
+                "configure_gradient_clipping. If that uses the Trainer's, pass "
+                f"Trainer(gradient_clip_val={self.gradient_clip_val:g}).",
+            )
             return
         say(trainer, f"FrozenStatistics: the Trainer's gradient_clip_val is {self.gradient_clip_val:g} until it ends.")
         trainer.gradient_clip_val, self._clips = self.gradient_clip_val, True

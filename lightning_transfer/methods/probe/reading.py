@@ -63,7 +63,7 @@ def images_and_classes(batch: Any, path: str, num_outputs: int, *, what: str = "
         batch: of the train loader, or what `adapt` made of it.
         path: of the head.
         num_outputs: of the head; with one output there are two classes.
-        what: the batch is called in messages.
+        what: subject and verb that a message begins with.
 
     Raises:
         TransferConfigError: there are none, or the head does not have these classes.
@@ -89,10 +89,10 @@ def images_and_classes(batch: Any, path: str, num_outputs: int, *, what: str = "
     if least < 0 or largest >= num_outputs:
         if least < 0:
             fix = "Leave images without a class out of the dataset"
-        elif least == 1 and largest == num_outputs:
-            fix = f"Count from 0: {ADAPT.format('batch[1] - 1')}"
+        elif least >= 1 and largest == num_outputs:
+            fix = f"If classes count from 1: {ADAPT.format('batch[1] - 1')}. Otherwise give the head more outputs"
         else:
-            fix = f"Give the head {largest + 1} outputs, or name the classifier: ProbeStart(head='...')"
+            fix = f"Give the head at least {largest + 1} outputs, or name the classifier: ProbeStart(head='...')"
         raise TransferConfigError(
             f"Some labels run from {least} to {largest}, and the head {path!r} gives {num_outputs} numbers; expected "
             f"class numbers from 0 to {num_outputs - 1}. {fix}."
