@@ -128,7 +128,7 @@ def _findings(
             same.setdefault(tuple(origins(each)), []).append(name)
     held_out = {" and ".join(names): held_out[names[0]] for names in same.values()}
     if held_out:
-        yield from pixels.prepared_otherwise(clean, held_out, adapt)
+        yield from pixels.prepared_otherwise(dataset, clean, held_out, adapt)
         yield from images.leaks(dataset, clean, held_out, adapt, not_checked)
 
 

@@ -32,17 +32,26 @@ def not_normalised(seen: Seen) -> Iterator[Finding]:
             )
 
 
-def prepared_otherwise(train: Any, held_out: dict[str, Any], adapt: Adapt | None) -> Iterator[Finding]:
-    """Yield the held-out datasets whose pixels have another range than the training images."""
-    mine = _range(train, "training", adapt)
+def prepared_otherwise(train: Any, clean: Any, held_out: dict[str, Any], adapt: Adapt | None) -> Iterator[Finding]:
+    """Yield the held-out datasets whose pixels have another range than the training images.
+
+    Args:
+        train: the training images.
+        clean: the same without augmentation, or `train` itself.
+        held_out: datasets by name.
+        adapt: turns a batch into images and labels; None if it is both.
+    """
+    sides = [train] if clean is train else [train, clean]  # noise may widen the one, the other may have no transform
+    mine = [ends for each in sides if (ends := _range(each, "training", adapt))]
     for name, dataset in held_out.items():
         other = _range(dataset, name, adapt)
-        if mine and other and not _alike(mine, other):
+        if mine and other and not any(_alike(each, other) for each in mine):
+            least, largest = mine[0]
             yield Finding(
                 "images prepared in two ways",
                 f"the training and the {name} images",
-                f"pixels of the training images run from {mine[0]:.3g} to {mine[1]:.3g}, those of the {name} images "
-                f"from {other[0]:.3g} to {other[1]:.3g}",
+                f"pixels of the training images run from {least:.3g} to {largest:.3g}, those of the {name} images from "
+                f"{other[0]:.3g} to {other[1]:.3g}",
                 "the same scale and Normalize in both transforms",
             )
 
@@ -58,4 +67,5 @@ def _alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
     """Return whether two ranges may be of one scale: about as wide, and both or neither normalised."""
     narrow, wide = sorted(largest - least for least, largest in (one, other))
     lower, higher = sorted((one[0], other[0]))
-    return wide <= APART * narrow and not (lower < NEGATIVE and higher >= 0)
+    is_told = narrow > 0 and (wide > APART * narrow or (lower < NEGATIVE and higher >= 0))
+    return not is_told

@@ -364,6 +364,19 @@ def test_nothing_is_found_in_a_step_by_hand_and_what_it_hides_is_named(shape):
     assert "whether the loss is a mean" in " ".join(found.not_checked)
 
 
+def test_training_images_may_have_the_scale_of_others_with_or_without_augmentation():
+    plain, raw = projects.Listed([n % CLASSES for n in range(NUM)]), projects.Scaled(255.0)
+    erased = projects.Listed(plain.labels, images={3: 9 * torch.randn_like(plain[3][0])})
+
+    def names(train, **options):
+        return [each.name for each in examined(Clean(), Images(train=train), **options).findings]
+
+    for wide in (erased, raw):
+        assert "images prepared in two ways" in names(wide)
+        assert "images prepared in two ways" not in names(wide, unaugmented=plain)
+        assert "images prepared in two ways" not in names(plain, unaugmented=wide)
+
+
 def test_images_without_a_label_may_be_left_out_by_the_step():
     found = examined(projects.LeavesOut(), Images(train=projects.Listed([*[n % 5 for n in range(59)], -1, 0, 1])))
     assert str(found) == "No findings in LeavesOut."
