@@ -84,8 +84,8 @@ def export(
         raise TransferConfigError(f"trainer={trainer!r}; it takes the Trainer that trained the module.")
     if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
         raise TransferConfigError(
-            "torch.jit has compiled layers of the module. Export it as it was before that; if these are no part of the "
-            "network, export the network: lt.export(module.model, folder)."
+            "torch.jit has compiled layers of the module. Export the module before you compile it. If the compiled "
+            "layers are outside of the network, export the network alone: lt.export(module.model, folder)."
         )
     module = uncompiled(module)
     _check_plain(module)

@@ -110,8 +110,7 @@ def table(shots: int, named: Mapping[str, str] | None = None) -> str:
     lines = [f"| | {' | '.join(there)} | all | cost |", "|---" * (len(there) + 3) + "|"]
     if named is None:
         lines.append(f"| steps | {' | '.join(str(STEPS[target][shots]) for target in there)} | | |")
-    plain = [runs(PLAIN, target, shots) for target in there]
-    said = [f"{100 * mean(cell['test'] for cell in each.values()):.1f} %{of_seeds(len(each))}" for each in plain]
+    said = [accuracy(runs(PLAIN, target, shots)) for target in there]
     if named is None and shots == GAPS["shots"]:
         gaps = [f"{mean(GAPS['gaps'][target]):.2f}" for target in there]
         lines.append(f"| domain gap | {' | '.join(gaps)} | | |")
@@ -134,9 +133,8 @@ def other_trainings() -> str:
     rows = [row for row in ROWS if row != PLAIN and any(difference(row, *each) for each in others)]
     lines = [f"| | images of a class | steps | {PLAIN} | {' | '.join(rows)} |", "|---" * (len(rows) + 4) + "|"]
     for target, shots, steps in there:
-        plain = [100 * cell["test"] for cell in runs(PLAIN, target, shots, steps).values()]
         shown = " | ".join(written(difference(row, target, shots, steps)) for row in rows)
-        mine = f"{mean(plain):.1f} %{of_seeds(len(plain))}"
+        mine = accuracy(runs(PLAIN, target, shots, steps))
         lines.append(f"| {target} | {shots or 'all'} | {steps} | {mine} | {shown} |")
     return "\n".join(lines) if rows else "No other training has finished yet."
 
@@ -196,6 +194,11 @@ def written(found: Difference | None) -> str:
         return ""
     apart, half, seeds = found
     return f"{apart:+.1f}{'' if np.isnan(half) else f' ± {half:.1f}'}{of_seeds(seeds)}"
+
+
+def accuracy(found: Runs) -> str:
+    """Return the mean test accuracy of runs as tables show it."""
+    return f"{100 * mean(cell['test'] for cell in found.values()):.1f} %{of_seeds(len(found))}"
 
 
 def of_seeds(number: int) -> str:

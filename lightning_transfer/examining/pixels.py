@@ -3,12 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import Subset
-
 from lightning_transfer.examining.diagnosis import Finding
 from lightning_transfer.examining.images import Adapt
 from lightning_transfer.examining.step import Seen
-from lightning_transfer.methods.selective.pictures import IDENTIFIED, Pictures, spread
+from lightning_transfer.methods.selective.pictures import Pictures
 
 APART = 3.0  # times as wide as another range: normalised images have 4 or 5, those of 0..1 have 1 (ours)
 NEGATIVE = -0.5  # the lowest of normalised pixels is below this (ours)
@@ -58,8 +56,7 @@ def prepared_otherwise(train: Any, clean: Any, held_out: dict[str, Any], adapt: 
 
 def _range(dataset: Any, name: str, adapt: Adapt | None) -> tuple[float, float] | None:
     """Return the smallest and the largest pixel of some images; None if none can be read."""
-    some = Subset(dataset, spread(len(dataset), IDENTIFIED))
-    kinds = Pictures(some, name, adapt=adapt).glance.ranges.values()
+    kinds = Pictures(dataset, name, adapt=adapt).glance.ranges.values()
     return (min(kind.least for kind in kinds), max(kind.largest for kind in kinds)) if kinds else None
 
 

@@ -141,18 +141,18 @@ class _Watch(AnyCallback):
         self.seen = seen
         self.before: dict[str, Tensor] = {}
         self.required: set[int] = set()
-        self.is_hearing = False
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Listen to what enters pretrained timm networks."""
+        for path, network in pl_module.named_modules():
+            config = getattr(network, "pretrained_cfg", None) or {}
+            if {"mean", "std"} <= {*config} and _is_pretrained(network):
+                network.register_forward_pre_hook(functools.partial(self._hear, path, config))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Remember the statistics, and what is trained before `toggle_optimizer` hides a part of it."""
         self.before = self.before or {name: layer.running_mean.clone() for name, layer in _tracking(pl_module)}
         self.required = self.required or {id(param) for param in pl_module.parameters() if param.requires_grad}
-        if not self.is_hearing:
-            self.is_hearing = True
-            for path, network in pl_module.named_modules():
-                config = getattr(network, "pretrained_cfg", None) or {}
-                if {"mean", "std"} <= {*config} and _is_pretrained(network):
-                    network.register_forward_pre_hook(functools.partial(self._hear, path, config))
 
     def _hear(self, path: str, config: Mapping[str, Any], network: nn.Module, args: Any) -> None:
         is_first = path not in self.seen.entered and args and isinstance(args[0], Tensor)

@@ -130,17 +130,18 @@ class ProbeStart(AnyCallback):
                 layer.weight[start.rows] = start.weight.to(layer.weight)
                 layer.bias[start.rows] = start.bias.to(layer.bias)
         keeps = named(trainer.callbacks, {"FrozenStatistics", "StochasticWeightAveraging"})  # which exclude each other
-        if not keeps and any(layer.training and not is_new(layer) for _, layer in normalizing(pl_module)):
+        new = {path: is_new(layer) for path, layer in normalizing(pl_module) if layer.training}
+        if not keeps and not all(new.values()):
             say(
                 trainer,
                 "ProbeStart: in training, BatchNorm uses the statistics of each batch, so the features differ from "
                 "those that the probe was fitted to. Add FrozenStatistics() to keep the pretrained statistics.",
             )
-        new = [path for path, layer in normalizing(pl_module) if layer.training and is_new(layer)]
-        if new:
+        if any(new.values()):
+            *_, last_new = (path for path in new if new[path])
             say(
                 trainer,
-                f"ProbeStart: {new[-1]!r} is a new BatchNorm (mean 0, variance 1). If the features pass through it, "
+                f"ProbeStart: {last_new!r} is a new BatchNorm (mean 0, variance 1). If the features pass through it, "
                 "those of training differ from those that the probe was fitted to: leave it out of the head.",
             )
         num_classes = max(2, *(len(start.rows) for start in starts.values()))
