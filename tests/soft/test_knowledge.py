@@ -357,6 +357,15 @@ def test_a_network_with_other_weights_is_warned_of():
         fit(module, [keeping()], max_steps=1)
 
 
+def test_a_new_classifier_is_warned_of():
+    network = toys.toy_net()
+    network.fc = nn.Linear(toys.WIDTH, 200)
+    with pytest.warns(UserWarning, match=r"'fc' that SourceKnowledge keeps has the random weights of a new Linear"):
+        fit(LitToy(), [keeping(network)], max_steps=1)
+    nn.init.normal_(network.fc.weight, std=0.2)  # as timm draws some
+    fit(LitToy(), [keeping(network)], max_steps=1)  # warnings are errors
+
+
 class InParts(LitToy):
     def forward(self, pixels):
         return self.model.fc(self.model.features(pixels))

@@ -129,7 +129,14 @@ class KnowledgeTerm(TransferPart):
             )
 
     def _check_weights(self, module: Any) -> None:
-        """Warn if the network has other weights than the pretrained one, such as random ones."""
+        """Warn if the kept classifier is a new one, or the network has other weights than the pretrained one."""
+        if self.knowledge.is_new:
+            warnings.warn(
+                f"The classifier {self.knowledge.head!r} that SourceKnowledge keeps has the random weights of a new "
+                "Linear, so it knows nothing to keep. Make SourceKnowledge before the classifier is replaced, for "
+                "example before network.reset_classifier(num_classes).",
+                stacklevel=2,
+            )
         network = module.get_submodule(self.network_path)
         similarity = self.knowledge.similarity(uncompiled(network))
         if similarity < UNLIKE:
