@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from lightning_transfer.datasets import check_random_access, collate, index_in, repeated
 from lightning_transfer.errors import TransferConfigError
@@ -60,13 +60,17 @@ def target_side(trainer: Any, *, most: int, unaugmented: Any = None) -> Side:
     Args:
         trainer: the Trainer with the train loader.
         most: how many images are used.
-        unaugmented: the same images without augmentation; None for the loader's own.
+        unaugmented: the same images without augmentation, as a dataset or a loader, which then collates them; None for
+            the train loader's own.
 
     Raises:
         TransferConfigError: the loader does not show its images, or `unaugmented` has another number of them.
     """
     dataset, loader = target_dataset(None, trainer), trainer.train_dataloader
     check_random_access(dataset, "target")
+    collate_fn = loader.collate_fn
+    if isinstance(unaugmented, DataLoader):
+        unaugmented, collate_fn = unaugmented.dataset, unaugmented.collate_fn
     if unaugmented is not None and len(unaugmented) != len(loader.dataset):
         raise TransferConfigError(
             f"unaugmented has {len(unaugmented)} images, the train loader's dataset {len(loader.dataset)}; pass the "
@@ -74,7 +78,7 @@ def target_side(trainer: Any, *, most: int, unaugmented: Any = None) -> Side:
         )
 
     def collated(samples: Samples) -> Any:
-        return loader.collate_fn([sample for _, sample in samples])
+        return collate_fn([sample for _, sample in samples])
 
     return Side(
         "target",
@@ -82,5 +86,5 @@ def target_side(trainer: Any, *, most: int, unaugmented: Any = None) -> Side:
         most,
         hooks=True,
         workers={name: getattr(loader, name) for name in WORKERS},
-        collate=None if loader.collate_fn is default_collate else collated,
+        collate=None if collate_fn is default_collate else collated,
     )

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from sklearn.linear_model import LogisticRegression
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 import lightning_transfer as lt
 from lightning_transfer.glue.samplers import importance_of
@@ -293,6 +301,22 @@ def test_images_without_augmentation_are_those_that_the_loader_draws(sampler):
     assert sorted(noisy.loaded) == drawn  # in training alone
     expected, _ = by_scikit_learn(features_by_hand(toys.toy_net(), PIXELS[drawn]), LABELS[drawn])
     torch.testing.assert_close(module.logits[drawn].double().log_softmax(1), expected, atol=1e-3, rtol=0)
+
+
+def mixed(samples):
+    """Half of an image and half of the one before it, as a collate_fn with MixUp makes them."""
+    images, labels = default_collate(samples)
+    wanted = F.one_hot(labels, 5).float()
+    return (images + images.roll(1, 0)) / 2, (wanted + wanted.roll(1, 0)) / 2
+
+
+def test_images_that_a_collate_fn_mixes_are_taken_from_a_loader_that_does_not():
+    module, loader = Seen(), DataLoader(toys.target_data(), batch_size=5, collate_fn=mixed)
+    with pytest.raises(lt.TransferConfigError, match=r"soft labels.*: ProbeStart\(unaugmented=DataLoader\(dataset\)\)"):
+        fit(LitToy(), [lt.ProbeStart()], loader=loader)
+    fit(module, [lt.ProbeStart(unaugmented=DataLoader(toys.target_data()))], loader=loader, max_steps=1)
+    expected, _ = by_scikit_learn(features_by_hand(toys.toy_net()), LABELS)
+    torch.testing.assert_close(module.logits.double().log_softmax(1), expected, atol=1e-3, rtol=0)
 
 
 def test_the_penalty_is_chosen_with_images_of_a_group_held_out_together():

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_transfer import ranks
 from lightning_transfer.datasets import AnyDataset, groups_of
@@ -63,7 +64,8 @@ class ProbeStart(AnyCallback):
 
     Args:
         head: dotted path of the classifier, or "auto".
-        unaugmented: the training images, in the same order, without augmentation; by default the train loader's.
+        unaugmented: the training images, in the same order, without augmentation; by default the train loader's. Pass
+            a DataLoader of them if the train loader's `collate_fn` augments too, as MixUp does.
         forward: runs images through the module, if its own forward takes more than images: a function of (module,
             images) that reaches the head or returns the features.
         adapt: turns a batch into (images, class numbers), for example a dictionary.
@@ -81,15 +83,16 @@ class ProbeStart(AnyCallback):
         self,
         *,
         head: str = "auto",
-        unaugmented: AnyDataset | None = None,
+        unaugmented: AnyDataset | DataLoader[Any] | None = None,
         forward: Callable[[Any, Tensor], Any] | None = None,
         adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         for name, function in (("forward", forward), ("adapt", adapt)):
             if function is not None and not callable(function):
                 raise TransferConfigError(f"{name}={function!r}; it takes a function.")
-        is_path = isinstance(unaugmented, str | os.PathLike)
-        if is_path or (unaugmented is not None and not hasattr(unaugmented, "__getitem__")):
+        images = unaugmented.dataset if isinstance(unaugmented, DataLoader) else unaugmented
+        is_path = isinstance(images, str | os.PathLike)
+        if is_path or (images is not None and not hasattr(images, "__getitem__")):
             raise TransferConfigError(
                 f"unaugmented={unaugmented!r}; it takes the training images as a dataset, such as loader.dataset or "
                 "ImageFolder(path, transform)."

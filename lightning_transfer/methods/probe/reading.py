@@ -14,6 +14,7 @@ from lightning_transfer.roles import Head, is_adapted, linear_layers
 
 HOW = "Say how images run: ProbeStart(forward=lambda module, images: {})."
 ADAPT = "ProbeStart(adapt=lambda batch: (batch[0], {}))"
+UNMIXED = "ProbeStart(unaugmented=DataLoader(dataset)), with the same images and without that function"
 ALIKE = 0.05  # by which share of the largest score two ways to the same scores may differ, at half precision too
 
 
@@ -80,6 +81,8 @@ def images_and_classes(batch: Any, path: str, num_outputs: int, *, what: str = "
         return images, labels.flatten().long()
     if kind != "class numbers" or numbers is None:
         hint = label_hint(labels, ADAPT)
+        if kind == "soft":
+            hint += f" If the loader's collate_fn made these labels: {UNMIXED}."
         raise TransferConfigError(
             f"Labels have shape {tuple(labels.shape)} and type {labels.dtype}, and the head {path!r} gives "
             f"{num_outputs} numbers; a probe learns class numbers, one for each image. {hint}{' ' * bool(hint)}If "

@@ -118,7 +118,7 @@ class SourceKnowledge:
     @property
     def is_new(self) -> bool:
         """Return whether the classifier has the weights of a new Linear, which are uniform between two bounds."""
-        weight = self.classifier.weight.detach().float()
+        weight: Tensor = self.classifier.weight.detach().float()
         bound = weight.shape[1] ** -0.5
         is_inside = float(weight.abs().max()) <= bound  # with this deviation, trained weights reach further
         return weight.numel() >= 1000 and is_inside and abs(float(weight.std()) * 3**0.5 / bound - 1) < 0.05
