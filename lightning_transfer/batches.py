@@ -174,6 +174,17 @@ def is_right(logits: Tensor, labels: Tensor, kind: Kind | None = None) -> Tensor
     return (logits.argmax(-1) == (labels.argmax(-1) if numbers is None else numbers)).float()
 
 
+def ways_to_be_right(logits: Tensor, labels: Tensor, kind: Kind | None) -> tuple[Tensor, Tensor]:
+    """Return how right each image is in two ways, (2, networks, B), and above 0 where the first counts.
+
+    Rows of a binary criterion count by their signs, but by the largest logit if every image has one label.
+    """
+    if kind != "multi-hot":
+        return is_right(logits, labels, kind).expand(2, *logits.shape[:2]), torch.ones((), device=logits.device)
+    ways = torch.stack([is_right(logits, labels, "multi-hot"), is_right(logits, labels, "soft")])
+    return ways, ((labels.double().sum(1) - 1).abs() >= 1e-3).any().to(ways)
+
+
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     numbers = class_numbers(labels)
     return F.cross_entropy(logits, labels.to(logits.dtype) if numbers is None else numbers)

@@ -143,7 +143,7 @@ def labels_in_parts(dataset: Dataset[Any], read: Callable[[Any], Any] | None) ->
 
 
 def listed_labels(dataset: Dataset[Any], read: Callable[[Any], Any] | None) -> Tensor | None:
-    """Return the class of every image, of a dataset that lists them as some of its samples have them; else None.
+    """Return the listed class of every image, if some loaded samples agree with the list; otherwise None.
 
     Args:
         dataset: the images.
@@ -177,7 +177,7 @@ def _class_number(sample: Any, dataset: Any, index: int, read: Callable[[Any], A
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise TransferConfigError(
             f"Image {index} of the training data, {a_class(dataset)}, is {nesting(sample)}; expected (image, "
-            "class number), so that a part can be held out by class. Give such samples, or list the classes as "
+            "class number). Give such samples, or list the classes as "
             "dataset.targets, or pass adapt=lambda batch: (batch['image'], batch['label'])."
         ) from error
     return int(label)

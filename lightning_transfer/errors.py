@@ -80,7 +80,8 @@ def check_count(argument: str, value: object, *, least: int, most: float = math.
 def check_number(argument: str, value: object, *, most: float = math.inf) -> None:
     """Raise if `value` is not a finite number from 0 to `most`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or value == math.inf:
-        raise TransferConfigError(f"{argument}={value!r}; it takes a finite number from 0 to {most:g}.")
+        largest = " on" if most == math.inf else f" to {most:g}"
+        raise TransferConfigError(f"{argument}={value!r}; it takes a finite number from 0{largest}.")
 
 
 def check_positive(argument: str, value: object) -> None:

@@ -39,7 +39,7 @@ PAPERS = {
 OPTION = re.compile(r"(Pass|Name) (one|it): (backbone='(?P<child>\w+)|head='(?P<top>\w+)\.|\w+=).*", re.DOTALL)
 
 
-@torch.random.fork_rng()  # timm draws weights before it loads any
+@torch.random.fork_rng(devices=[])  # timm draws weights before it loads any
 def export(
     module: nn.Module,
     folder: str | os.PathLike[str],
@@ -152,7 +152,7 @@ def _warn_of_other_images(module: nn.Module, network: nn.Module) -> None:
         warnings.warn(
             f"The forward of {type(module).__name__} changes images before its {type(network).__name__} takes them, as "
             "a normalisation does, and the network alone is exported. Give it images that are changed in that way.",
-            stacklevel=3,
+            stacklevel=4,  # beyond fork_rng too
         )
 
 

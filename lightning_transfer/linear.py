@@ -107,7 +107,7 @@ def fit_path(
 def _principal(scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return squared singular values (r,), directions (D, r) and the images' coordinates (n, r) along them.
 
-    The optimum lies in the span of the images, which takes as many numbers as there are images or features, if fewer.
+    The optimal weights lie in the span of the images, so min(n, D) coordinates are enough.
     """
     is_wide = len(scaled) < scaled.shape[1]
     values, vectors = torch.linalg.eigh(scaled @ scaled.T if is_wide else scaled.T @ scaled)

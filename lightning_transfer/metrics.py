@@ -22,7 +22,8 @@ class GeneralDiscrimination(Metric):
     tie. Rows are sorted before they are compared, so the result does not depend on how images are split over batches
     and processes. A distributed sampler repeats some images; pass `indices`, and each image counts once.
 
-    Memory: the features, up to `limit` images in float32, and one block of similarities.
+    Memory: the features of up to `limit` images in float32; in `compute` also two copies of them and one block of
+    similarities.
 
     Args:
         k: neighbors that vote.
@@ -112,9 +113,9 @@ def _joined(state: Tensor | list[Tensor]) -> Tensor:
 
 def _sorted(features: Tensor, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Sort rows by their values, and keep the first of those with the same index."""
-    rows = torch.cat([indices[:, None], labels[:, None], features.double()], dim=1).cpu().numpy()
-    order = np.lexsort(rows.T[::-1])
-    index = rows[order, 0]
+    columns, classes, places = (part.cpu().numpy() for part in (features, labels, indices))
+    order = np.lexsort((*columns.T[::-1], classes, places))  # the last key counts first
+    index = places[order]
     is_again = np.concatenate([[False], (index[1:] == index[:-1]) & (index[1:] >= 0)])
     kept = torch.from_numpy(order[~is_again]).to(features.device)
     return features[kept], labels[kept]

@@ -16,7 +16,7 @@ HOW = "Say how images run: a forward of {}, or SourceTask(forward=lambda module,
 
 
 def find_network(module: nn.Module, backbone: str = "auto") -> tuple[str, nn.Module]:
-    """Return the part of a user's module that images enter, and its dotted path; the path of the module itself is "".
+    """Return the dotted path of the part that images enter ("" for the module itself), and the part.
 
     Args:
         module: the user's module.
@@ -68,7 +68,7 @@ def beside(module: nn.Module, head: Head) -> list[tuple[str, nn.Module]]:
 
 
 def find_backbone(module: nn.Module, head: Head) -> tuple[str, nn.Module]:
-    """Return the one other child that holds parameters, if the head is apart, and its name.
+    """Return the name of the one other child that holds parameters, if the head is apart, and the child.
 
     Raises:
         TransferConfigError: there is none, or more than one.
@@ -142,8 +142,8 @@ def loaded(source: nn.Module | str) -> nn.Module:
 def timm_name(network: Any) -> str | None:
     """Return the name by which timm makes a network, also one that is compiled; None if timm does not make it so.
 
-    That is a network of another class, with a timm network inside, say, one that gives features only, or one whose
-    `pretrained_cfg` was replaced by one without an architecture.
+    timm does not make networks of other classes, such as one with a timm network inside or one that gives only
+    features, nor one whose `pretrained_cfg` names no architecture.
     """
     network = uncompiled(network)
     config = getattr(network, "pretrained_cfg", None)

@@ -25,7 +25,7 @@ def made(
         cls: a dataclass of options.
         given: what the user passed.
         argument: what the user calls it.
-        others: keys beside the arguments of `cls`, each with what makes the object of a mapping that has it.
+        others: further keys that are allowed; each value makes the object from a mapping that has its key.
 
     Raises:
         TransferConfigError: a key is not known, or one that has no default is missing.

@@ -19,7 +19,7 @@ ROUGH = 1e-2  # change of a loss, summed over images, at which a fit is near eno
 
 
 class Choice(NamedTuple):
-    """Holds the penalty that suits images held out in turns best, and the share of them that is then right."""
+    """Holds the penalty with the smallest loss on held-out images, and the share of them that is right with it."""
 
     penalty: float
     accuracy: float

@@ -31,7 +31,7 @@ def apart(read: Callable[[], Found], num_workers: int | None) -> Found:
 
 
 def each_apart(read: Callable[[], Iterable[Found]], num_workers: int | None) -> list[Found]:
-    """Return all that `read` yields, as `apart`; a process is given up after `PATIENCE` seconds without a value."""
+    """Return all that `read` yields, called as in `apart`; if that process fails or hangs, warn and read here."""
     if num_workers == 0 or sys.platform != "linux" or get_worker_info():  # elsewhere none is forked, nor by a worker
         return [*read()]
     options: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "fork", "timeout": PATIENCE}

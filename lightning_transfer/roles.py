@@ -284,7 +284,7 @@ def _last_linear(module: nn.Module, probe: Callable[[], object] | None) -> Head 
 
 
 def _whole_network(module: nn.Module) -> tuple[str, nn.Module]:
-    """Return the child that can be called and holds every Linear, and its name; "" and the module without one."""
+    """Return the name of the child that can be called and holds every Linear, and it; "" and the module without one."""
     names = {name.partition(".")[0] for name, _ in linears(module)}
     parts = [(name, module.get_submodule(name)) for name in names if name]
     return parts[0] if len(parts) == 1 and has_forward(parts[0][1]) else ("", module)

@@ -28,36 +28,37 @@ def stamped(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**stamp(content), **content}
 
 
-def check_stamp(found: Any, content: Any, what: str = "This checkpoint") -> None:
+def check_stamp(found: Any, content: Any, what: str = "This checkpoint", fix: str = BEGIN_ANEW) -> None:
     """Refuse content in a format that this version cannot read, and damaged content.
 
     Args:
         found: the stamp of the content.
         content: plain data and tensors.
         what: name of what holds the content, for messages.
+        fix: what to do without the content.
 
     Raises:
         TransferConfigError: the message names both versions, or the damage.
     """
     if not is_stamped(found):
-        raise TransferConfigError(f"{what} is damaged: the stamp of lightning_transfer is missing. {BEGIN_ANEW}")
+        raise TransferConfigError(f"{what} is damaged: the stamp of lightning_transfer is missing. {fix}")
     if str(found["format"]) != str(FORMAT):  # as text: in a damaged file they may be tensors
         raise TransferConfigError(
             f"{what} was written by lightning_transfer {found['version']} (format {found['format']}); this is "
-            f"{__version__} (format {FORMAT}). Install that version. {BEGIN_ANEW}"
+            f"{__version__} (format {FORMAT}). Install that version. {fix}"
         )
     if str(found.get("checksum")) != checksum(content):
-        raise TransferConfigError(f"{what} is damaged: its checksum is wrong. Use another copy of it. {BEGIN_ANEW}")
+        raise TransferConfigError(f"{what} is damaged: its checksum is wrong. Use another copy of it. {fix}")
 
 
-def unstamped(state: Any, what: str = "This checkpoint") -> dict[str, Any]:
+def unstamped(state: Any, what: str = "This checkpoint", fix: str = BEGIN_ANEW) -> dict[str, Any]:
     """Return the content of a result of `stamped`.
 
     Raises:
         TransferConfigError: it has another format, or is damaged.
     """
     content = {key: value for key, value in state.items() if key not in KEYS} if isinstance(state, Mapping) else {}
-    check_stamp(state, content, what)
+    check_stamp(state, content, what, fix)
     return content
 
 

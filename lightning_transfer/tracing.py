@@ -3,7 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_transfer.batches import either, is_right, label_places, labels_in
+from lightning_transfer.batches import either, kind_of, label_places, labels_in, ways_to_be_right
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import a_class
 from lightning_transfer.randomness import restored
@@ -130,11 +130,16 @@ def _watching(network: nn.Module, calls: list[Call], watched: Callable[[nn.Modul
         if args and isinstance(args[0], Tensor) and isinstance(given, Tensor):
             calls.append(Call(path, args[0], given))
 
-    with ExitStack() as hooks, torch.random.fork_rng(), torch.no_grad(), _Takers() as takers:
+    with ExitStack() as hooks, _forked(network), torch.no_grad(), _Takers() as takers:
         for path, layer in network.named_modules():
             if watched(layer):
                 hooks.enter_context(layer.register_forward_hook(partial(note, path)))
         yield takers
+
+
+def _forked(network: nn.Module) -> AbstractContextManager[None]:
+    """Keep the random state of the CPU and of the network's own GPUs; by default torch initializes all GPUs."""
+    return torch.random.fork_rng({param.device.index for param in network.parameters() if param.is_cuda})
 
 
 def required_size(network: Any) -> tuple[int, int] | None:
@@ -164,7 +169,7 @@ def run_on_a_picture(network: nn.Module) -> Any:
     failure: Exception | None = None
     for images in _pictures(network):
         try:
-            with torch.random.fork_rng():
+            with _forked(network):
                 return network(images)
         except Exception as error:  # it may raise anything for a picture that does not fit
             failure = error
@@ -228,16 +233,19 @@ def share_right(
             "Pass the DataLoader itself, or a list of batches."
         )
     device = next(module.parameters()).device
-    num_right, num_images = 0.0, 0
+    ways, several, num_images = torch.zeros(2), 0.0, 0
     with restored(), evaluating(module):  # opening a loader draws a number
         for batch in loader:
             images, labels = images_and_labels(batch, device)
-            num_right += float(is_right(module(images), labels).sum())
+            logits = module(images)
+            kind = kind_of(labels, logits.shape[-1], is_binary=True)
+            right, has_several = ways_to_be_right(logits[None], labels, kind)
+            ways, several = ways + right.sum((1, 2)).cpu(), several + float(has_several)
             num_images += len(labels)
             after()
     if not num_images:
         raise TransferConfigError("The loader gave no images.")
-    return num_right / num_images
+    return float(ways[0 if several else 1]) / num_images
 
 
 def is_run_again() -> bool:
@@ -260,7 +268,7 @@ def uncompiled_path(path: str) -> str:
 
 
 def as_taken(images: Tensor, module: nn.Module) -> Tensor:
-    """Return images of float64, as numpy makes them, in the type of the module's numbers, as a joint pass has them."""
+    """Cast float64 images, as numpy makes them, to the type of the module's numbers; return others unchanged."""
     if images.dtype != torch.float64:
         return images
     types = {param.dtype for param in module.parameters() if param.is_floating_point()}

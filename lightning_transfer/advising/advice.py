@@ -1,4 +1,4 @@
-"""What a paired trial has found, as a page in plain words and as a table of a notebook."""
+"""Show the result of paired trials, as text and as an HTML table."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,6 @@ from typing import Literal
 
 from lightning_transfer.advising.candidates import PROBE
 from lightning_transfer.advising.verdicts import LEVEL, NOISE, Difference, Verdict
-from lightning_transfer.splitting import FOLDS
 
 HEADS = ("candidate", "difference from fine-tuning, points", "times the cost", "parts", "verdict")
 
@@ -18,22 +17,23 @@ class Measured:
     """Holds what was seen of the target, and of fine-tuning.
 
     Attributes:
-        images: labelled images there are to train on.
+        images: number of labelled training images.
         classes: how many classes they have.
         fewest: images of the rarest class.
         groups: that images belong to, if the dataset names them.
         commonest: share of the most common class.
         scored: how many images were held out from a training, in turns, and scored.
-        scored_groups: that these belong to; an image alone is its own group.
         probe: accuracy of a linear probe of the network as it came.
         tuned: accuracy of fine-tuning.
+        is_guessing: whether neither is shown to be better than always predicting the most common class.
         falls_short: whether fine-tuning is so much worse than the probe that it has to be repaired first.
         steps: of each training.
         passes: over the images that are trained on.
-        folds: parts that were held out in turns.
-        guess: how images were run, if the module does not say.
-        trainings: how many there were.
-        seconds: of one fine-tuning.
+        parts: that the images were divided into.
+        folds: parts that were held out in turns; fewer if time was short.
+        guess: how images were run if the module has no forward; otherwise empty.
+        trainings: number of trainings that were scored.
+        seconds: mean time of one fine-tuning.
     """
 
     images: int
@@ -42,22 +42,17 @@ class Measured:
     groups: int | None
     commonest: float
     scored: int
-    scored_groups: int
     probe: float
     tuned: float
+    is_guessing: bool
     falls_short: bool
     steps: int
     passes: float
+    parts: int
     folds: int
     guess: str = ""
     trainings: int = 0
     seconds: float = field(default=0.0, compare=False)
-
-    @property
-    def is_guessing(self) -> bool:
-        """Return whether neither is shown to be better than the one answer that is right most often."""
-        error = math.sqrt(self.commonest * (1 - self.commonest) / self.scored_groups)
-        return max(self.probe, self.tuned) <= self.commonest + 1.96 * error
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ class Compared:
         folds: parts that it was scored on.
         is_dropped: whether it was dropped, and so was scored on fewer parts than fine-tuning.
         is_refused: whether it does not fit the module.
-        reason: why it was not scored.
+        reason: why it was dropped, refused or not trained; empty if it was worse or time was short.
         cost: in trainings of fine-tuning.
     """
 
@@ -96,7 +91,9 @@ class Compared:
         """Return its row of the table."""
         if self.difference is None:
             return self.name, "", "", "", f"{self.verdict}: {self.reason}"
-        verdict = f"dropped after {_counted(self.folds, 'part')}" if self.verdict == "dropped" else self.verdict
+        verdict: str = self.verdict
+        if verdict == "dropped":
+            verdict += f" after {_counted(self.folds, 'part')}" + f": {self.reason}" * bool(self.reason)
         return self.name, str(self.difference), f"{self.cost:.1f}", str(self.folds), verdict
 
 
@@ -110,9 +107,9 @@ class Advice:
 
     Example:
         >>> seen = {"images": 100, "classes": 10, "fewest": 10, "groups": None, "commonest": 0.1, "scored": 100}
-        >>> seen |= {"scored_groups": 100, "probe": 0.91, "tuned": 0.94, "falls_short": False}
+        >>> seen |= {"probe": 0.91, "tuned": 0.94, "is_guessing": False, "falls_short": False}
         >>> soft = Compared("soft", "callbacks=[lt.SoftFinetuning(source)]", Difference(4.0, 3.6), folds=5)
-        >>> Advice(Measured(**seen, steps=150, passes=37.5, folds=5), (soft,)).best.line
+        >>> Advice(Measured(**seen, steps=150, passes=37.5, parts=5, folds=5), (soft,)).best.line
         'callbacks=[lt.SoftFinetuning(source)]'
     """
 
@@ -151,8 +148,8 @@ class Advice:
         passes = f"{seen.passes:.3g} pass{'es' * (seen.passes != 1)}"
         yield (
             f"{_counted(seen.trainings, 'training')} of {seen.steps} steps ({passes}; fine-tuning took "
-            f"{seen.seconds:.0f} seconds). Each leaves out one of {FOLDS} parts of the images and is scored on it. "
-            "Parts, batches and the new head are the same for all."
+            f"{seen.seconds:.0f} seconds). Each leaves out one of {seen.parts} parts of the images and is scored on "
+            "it. Parts, batches and the new head are the same for all."
         )
         yield f"Accuracy on {seen.scored} images: fine-tuning {seen.tuned:.1%}, a linear probe {seen.probe:.1%}."
         if seen.guess:
@@ -162,8 +159,8 @@ class Advice:
             )
         yield (
             f"{_counted(among, 'candidate')} {'is' if among == 1 else 'are'} compared. The intervals of those scored "
-            f"on all parts hold jointly with {1 - LEVEL:.0%} confidence. They treat the images of a group as one "
-            f"image, and include {100 * NOISE:.1f} points for the difference between seeds."
+            f"on all parts hold jointly with {1 - LEVEL:.0%} confidence. They account for groups of images, and "
+            f"include {100 * NOISE:.1f} points for the difference between seeds."
         )
 
     def _advised(self) -> Iterator[str]:
@@ -182,10 +179,10 @@ class Advice:
                 f"predicting the most common class ({seen.commonest:.1%}). Images and labels may not match, or there "
                 "are too few images or steps."
             )
-        elif seen.falls_short:
+        elif seen.falls_short and best is not None:  # which is the probe, or better
             yield (
                 "Repair fine-tuning first: it is far less accurate than the probe, so its learning rate is too high or "
-                f"it has too few steps. Until then use {PROBE if best is None else best.name}."
+                f"it has too few steps. Until then use {best.name}."
             )
         elif best is not None:
             yield (

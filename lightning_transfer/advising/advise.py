@@ -14,6 +14,7 @@ from lightning_transfer.advising.candidates import PROBE, Candidate, own, usual
 from lightning_transfer.advising.race import Race, Racer
 from lightning_transfer.advising.reading import ADAPT, FORWARD, Reading
 from lightning_transfer.advising.trials import OutOfTimeError, PairedTrials
+from lightning_transfer.advising.verdicts import is_above
 from lightning_transfer.datasets import AnyDataset
 from lightning_transfer.errors import TransferConfigError, check_count, check_number
 from lightning_transfer.glue.proxy import Trials, part_of, trials_of
@@ -117,7 +118,7 @@ def advise(
         steps=steps,
         lengths=lengths,
         minutes=minutes,
-        is_over_early=candidates is None,  # the user's own may mend it
+        is_over_early=candidates is None,  # the user's own may repair it
         progress=tqdm_progress if trials.options.get("enable_progress_bar", True) else no_progress,
     )
 
@@ -179,21 +180,23 @@ def length(lengths: Mapping[str, int], per_epoch: int) -> int:
 def _advice(race: Race, paired: PairedTrials, *, passes: float) -> Advice:
     labels, groups = paired.trials.labels, paired.trials.groups
     counts, plain = Counter(labels), race.plain
-    probe = race.rivals[0]
+    probe, commonest = race.rivals[0], max(counts.values()) / len(labels)
+    scored_groups = [group for fold in plain.found for group in race.groups(fold)]
     return Advice(
         Measured(
             images=len(labels),
             classes=len(counts),
             fewest=min(counts.values()),
             groups=None if groups is None else len({*groups}),
-            commonest=max(counts.values()) / len(labels),
-            scored=sum(len(scored.right) for scored in plain.found.values()),
-            scored_groups=len({group for fold in plain.found for group in race.groups(fold)}),
-            probe=_accuracy(probe),
-            tuned=_accuracy(plain),
+            commonest=commonest,
+            scored=len(_right(plain)),
+            probe=float(_right(probe).mean()),
+            tuned=float(_right(plain).mean()),
+            is_guessing=not any(is_above(_right(racer), commonest, scored_groups) for racer in (plain, probe)),
             falls_short=race.falls_short(),
             steps=paired.steps,
             passes=passes,
+            parts=len(paired.parts),
             folds=len(plain.found),
             guess=paired.places.guess if paired.places else "",
             trainings=sum(len(racer.found) for racer in [plain, *race.rivals]) - len(probe.found),
@@ -222,8 +225,9 @@ def _rank(compared: Compared) -> float:
     return math.inf if compared.difference is None else -compared.difference.points
 
 
-def _accuracy(racer: Racer) -> float:
-    return float(torch.cat([scored.right for scored in racer.found.values()]).double().mean())
+def _right(racer: Racer) -> Tensor:
+    """Return which (n,) of the images that a racer was scored on are right."""
+    return torch.cat([scored.right for scored in racer.found.values()]).double()
 
 
 def _split(trainer: Mapping[str, Any]) -> tuple[dict[str, int], Mapping[str, Any]]:

@@ -219,7 +219,8 @@ class Run:
         if self.cache is None:
             return self._computed(features, prepared, look)
         network, transform = features.network, prepared.transform
-        made_of = [self.pictures.identity, make_of(network), repr(transform), network.state_dict()]
+        where = str(self.device), self.batch_size  # which decide how long it takes
+        made_of = [self.pictures.identity, make_of(network), repr(transform), *where, network.state_dict()]
         path = Path(self.cache) / f"{checksum(made_of)}.pt"
         with suppress(TransferConfigError), reading(path, what="file of features", fix=""):  # else it is made anew
             found = Seen(**unstamped(torch.load(path, map_location="cpu", weights_only=True)))

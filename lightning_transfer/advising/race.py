@@ -46,8 +46,8 @@ class Race:
         groups: what the scored images of a fold belong to.
         clock: gives seconds.
         deadline: of the clock.
-        is_over_early: whether nothing is worth a training while fine-tuning falls far short of the probe.
-        skip: takes how many trainings will not be.
+        is_over_early: whether to stop if fine-tuning falls far short of the probe.
+        skip: called with the number of trainings that will not run.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Race:
         return [racer for racer in self.rivals if not racer.is_out and racer.candidate.name != PROBE]
 
     def falls_short(self, *, looks: int = 1) -> bool:
-        """Return whether fine-tuning did so much worse than the probe that itself is what has to be mended."""
+        """Return whether fine-tuning is so much worse than the probe that it has to be repaired first."""
         probe = next((racer for racer in self.rivals if racer.candidate.name == PROBE), None)
         seen = None if probe is None else self.difference(probe, looks=looks)
         return seen is not None and seen.points > LOST and seen.verdict == "shown better"

@@ -28,7 +28,7 @@ class Ranked:
     Attributes:
         name: of the network.
         accuracy: share of the images that are right when held out.
-        error: its standard error, if 1.96 of it are half of Student's 95 % interval; images of one group stand for one.
+        error: its standard error, if 1.96 of it are half of Student's 95 % interval; clustered by group.
         difference: accuracy above that of the best network: 0 or less.
         interval: half of the difference's interval, which is paired: both networks are scored on the same images. The
             intervals of all pairs of networks hold together with 95 % (Bonferroni), because the best is chosen of all.
@@ -150,8 +150,8 @@ def rank_networks(
         batch_size: images that run together.
         num_workers: processes that read images.
         cache: folder that keeps features, so that an interrupted ranking resumes. Features are used again if layers and
-            weights, the transform and the images are the same (64 images and what the dataset lists are compared), and
-            the network gives the same features for eight images.
+            weights, the transform, `device`, `batch_size` and the images are the same (64 images and what the dataset
+            lists are compared), and the network gives the same features for eight images.
 
     Raises:
         TransferConfigError: images are normalised or augmented at random, labels are not class numbers, a network does

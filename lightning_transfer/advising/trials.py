@@ -135,7 +135,7 @@ class _Scoring(AnyCallback):
         self._draw_anew()
         now, before, done = self.paired.clock(), self.done, int(trainer.global_step)
         self.done = done
-        self.first = self.first or (done, now)  # which takes longer than others, so it is not counted
+        self.first = self.first or (done, now)  # the first step is slow, so it is not counted
         since, deadline = done - self.first[0], self.paired.deadline
         each = (now - self.first[1]) / since if since else (now - self.began) / max(done, 1)
         left = each * (self.paired.steps - done)

@@ -45,8 +45,8 @@ class Difference:
 def difference(mine: Sequence[Tensor], plain: Sequence[Tensor], groups: Sequence[Any], *, among: int) -> Difference:
     """Compare two candidates on the same images.
 
-    Its variance is that of a mean over groups, at least one image's worth, and what trainings differ by with the seed
-    alone; its interval is Student's, with the groups less one as the degrees of freedom.
+    The variance is the cluster-robust one of the mean, at least one image's worth, plus that between seeds (`NOISE`).
+    The interval is Student's, with one degree of freedom less than there are groups.
 
     Args:
         mine: of each fold, which (n,) images a candidate has right.
@@ -69,14 +69,29 @@ def half_interval(apart: Tensor, groups: Sequence[Any], *, among: int = 1, noise
 
     Args:
         apart: (n,) numbers, one an image.
-        groups: what each image belongs to; a group counts as one.
+        groups: the group of each image, by which the standard error is clustered.
         among: number of intervals that hold together with 95 % (Bonferroni).
-        noise: standard deviation that is not seen in the images.
+        noise: standard deviation to add, such as that between seeds.
     """
     freedom = len({*groups}) - 1
     if not freedom:
         return math.inf
     return math.hypot(_clustered(apart, groups), noise) * quantile(1 - LEVEL / among, freedom)
+
+
+def is_above(right: Tensor, share: float, groups: Sequence[Any]) -> bool:
+    """Return whether an accuracy is shown to be above a share.
+
+    Args:
+        right: (n,) which images are right.
+        share: from 0 to 1.
+        groups: as in `half_interval`.
+
+    Example:
+        >>> is_above(torch.tensor([1.0, 1, 1, 1, 0]), 0.5, range(5))
+        False
+    """
+    return float(right.mean()) - half_interval(right, groups) > share
 
 
 def _clustered(apart: Tensor, groups: Sequence[Any]) -> float:

@@ -24,7 +24,7 @@ from lightning_transfer.stamps import is_stamped
 from lightning_transfer.surgery import rebuild
 
 FITS = ("ckpt_path", "weights_only")  # options of fit, that LightningCLI saves beside the rest
-RAISING = {"exit_on_error": False}  # with an error that says what is wrong, in place of all that could be written
+RAISING = {"exit_on_error": False}  # raise ArgumentError instead of printing all options
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,10 @@ def load_trained(project: Project, path: str | os.PathLike[str], *, weights_only
             f"{path} does not fit the {type(module).__name__} of the configuration: {said} Name the configuration of "
             "the run that wrote it."
         ) from error
-    if "loops" not in checkpoint:  # weights alone, which say nothing of a run
+    if "loops" not in checkpoint:  # not written by a Trainer: it says nothing of a run
         return None
     given = project.trainer.callbacks
-    if "callbacks" in checkpoint:  # not of weights alone
+    if "callbacks" in checkpoint:  # save_weights_only leaves them out
         _check_same_callbacks(path, given, checkpoint["callbacks"])
     return SimpleNamespace(
         global_step=checkpoint["global_step"],

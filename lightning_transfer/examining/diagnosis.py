@@ -14,7 +14,7 @@ class Finding:
         name: of the kind of finding.
         where: the layers, options, datasets or files that it concerns.
         found: what was seen there.
-        fix: the code to write.
+        fix: how to fix it, usually code.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Holds what was found in a project; `print` shows it, with the code to write for each finding.
+    """Holds what was found in a project; `print` shows it, with the fix of each finding.
 
     Attributes:
         subject: what was examined.
@@ -41,7 +41,7 @@ class Diagnosis:
         number = len(self.findings)
         lines = [f"{number or 'No'} finding{'s' * (number != 1)} in {self.subject}."]
         for place, each in enumerate(self.findings, 1):
-            lines += ["", f"{place}. {each.name}: {each.where}", f"   Found: {each.found}", f"   Write: {each.fix}"]
+            lines += ["", f"{place}. {each.name}: {each.where}", f"   Found: {each.found}", f"   Fix: {each.fix}"]
         if self.not_checked:
             lines += ["", "Not checked:", *(f" - {each}" for each in self.not_checked)]
         return "\n".join(lines)

@@ -140,9 +140,9 @@ def _is_loader(data: Any) -> bool:
     """
     is_loader = isinstance(data, Iterable) and not isinstance(data, Dataset)
     if isinstance(data, type) or not (is_loader or namespaces_of(data)):
-        found = f"class {data.__name__}" if isinstance(data, type) else type(data).__name__
+        found = f"the class {data.__name__}" if isinstance(data, type) else a_class(data)
         raise TransferConfigError(
-            f"The data is a {found}; expected a DataModule or a train loader: doctor(module, DataLoader(dataset, "
+            f"The data is {found}; expected a DataModule or a train loader: doctor(module, DataLoader(dataset, "
             "batch_size=32))."
         )
     return is_loader
@@ -160,7 +160,9 @@ def _leave_out(seen: Seen, trainer: Any, not_checked: list[str]) -> None:
         seen.drifting, seen.loss_after = [], None
         not_checked.append("the loss after the first step: the step of doctor runs without FrozenStatistics.")
     if len(seen.losses) < 2 and seen.error is None:
-        not_checked.append("whether the loss is a mean: that takes two automatic steps of the same images.")
+        not_checked.append(
+            "whether the loss is a mean: this needs automatic optimization and batches of four images or more."
+        )
 
 
 def _is_alone(trainer: Any) -> bool:

@@ -205,7 +205,7 @@ class TransferCallback(AnyCallback):
             Afterwards(module, "configure_optimizers", trainer, with_optimizers),
             Before(module, "configure_optimizers", trainer, self._check_still_there),
             *(Before(module, hook, trainer, part.settle) for hook in ("on_save_checkpoint", "on_train_end")),
-            WithoutHooks(trainer, module),
+            WithoutHooks(trainer),
         )
         # only if the part needs it: each hook takes time in every step
         if type(part).before_optimizer_step is not TransferPart.before_optimizer_step:

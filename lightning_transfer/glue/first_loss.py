@@ -41,8 +41,8 @@ class MeanLoss(NamedTuple):
 class Heard:
     """Keeps a head's output in the step's own pass, outside of compiled graphs, as a forward hook."""
 
-    def __init__(self) -> None:
-        self.is_idle = False
+    def __init__(self, *, is_idle: bool = True) -> None:
+        self.is_idle = is_idle  # a copy is
         self.logits: list[Tensor] = []
 
     def __reduce__(self) -> tuple[type["Heard"], tuple[()]]:
@@ -84,7 +84,7 @@ class FirstLoss:
         """Record the head's output from now on, if this is the first step."""
         self.end()
         if self._is_due:
-            self._batch, self._heard = batch, Heard()
+            self._batch, self._heard = batch, Heard(is_idle=False)
             self._handle = head.register_forward_hook(self._heard)
 
     def end(self) -> None:

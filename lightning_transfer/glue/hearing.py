@@ -35,7 +35,10 @@ class Hearing:
     ) -> None:
         self.trainer, self.module, self.head, self.forward, self.how = trainer, module, head, forward, how
         self.path = entry_of(module, head) if forward is None else ""
-        self.is_apart = self.path not in ("", head.network_path)  # the layer that takes images ends before the head
+        self.is_apart = self.path not in (
+            "",
+            head.network_path,
+        )  # the network that takes the images does not include the head
 
     def hear(self, images: Tensor, layers: Sequence[nn.Module]) -> list[Calls]:
         """Return the inputs and outputs of each layer, detached, when images run.

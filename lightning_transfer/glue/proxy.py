@@ -196,11 +196,6 @@ class Trials:
         read = adapt and (lambda sample: adapt(loader.collate_fn([sample])))
         with seeded(0, 0):  # images may have to be loaded, and augmented at random
             self.labels = labels_of(self.dataset, read, num_workers=loader.num_workers)
-        if len(self.clean) != len(self.labels):
-            raise TransferConfigError(
-                f"unaugmented has {len(self.clean)} images, the training data {len(self.labels)}; pass the same images "
-                "in the same order."
-            )
 
     def held(self, indices: Sequence[int]) -> DataLoader[Any]:
         """Return a loader of some of the images, without augmentation and in order."""
@@ -291,7 +286,7 @@ def trials_of(
     """
     if not isinstance(options, Mapping):
         raise TransferConfigError(
-            f"trainer is {a_class(options)}; pass a dict of its options: trainer={{'max_epochs': 5}}."
+            f"trainer is {a_class(options)}; pass a dict of its options: trainer={{'accelerator': 'gpu'}}."
         )
     devices = options.get("devices", 1)
     is_one = devices in (1, "1") or (isinstance(devices, list | tuple) and len(devices) == 1)

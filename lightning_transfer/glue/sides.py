@@ -8,7 +8,6 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from lightning_transfer.datasets import check_random_access, collate, index_in, repeated
-from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.trainer import served, target_dataset
 from lightning_transfer.reading import Samples, readable
 
@@ -47,7 +46,7 @@ class Side:
         return drawn[: self.most]
 
     def batches(self, drawn: list[int], size: int) -> Iterator[tuple[list[int], Any]]:
-        """Yield batches: the indices of the images in the user's dataset, and the images."""
+        """Yield the indices of samples in the user's dataset, and the batch of these."""
         some = readable(self.dataset, drawn, of=self.name, size=size, workers=self.workers, forgives=self.forgives)
         for samples in some:
             batch = collate(samples, of=self.name) if self.collate is None else self.collate(samples)
@@ -71,11 +70,6 @@ def target_side(trainer: Any, *, most: int, unaugmented: Any = None) -> Side:
     collate_fn = loader.collate_fn
     if isinstance(unaugmented, DataLoader):
         unaugmented, collate_fn = unaugmented.dataset, unaugmented.collate_fn
-    if unaugmented is not None and len(unaugmented) != len(loader.dataset):
-        raise TransferConfigError(
-            f"unaugmented has {len(unaugmented)} images, the train loader's dataset {len(loader.dataset)}; pass the "
-            "same images in the same order."
-        )
 
     def collated(samples: Samples) -> Any:
         return collate_fn([sample for _, sample in samples])

@@ -108,13 +108,12 @@ class WithoutHooks(StandIn):
         network: the network with the hooks.
     """
 
-    def __init__(self, trainer: Any, network: nn.Module) -> None:
+    def __init__(self, trainer: Any) -> None:
         super().__init__(trainer.strategy, "save_checkpoint", trainer)
-        self.network = network
 
     def act(self, *args: Any, **kwargs: Any) -> Any:
         """Write without our hooks, and put them back in their places among the user's own."""
-        taken = [pair for layer in self.network.modules() for pair in _take_hooks(layer)]
+        taken = [pair for layer in self.run.get().lightning_module.modules() for pair in _take_hooks(layer)]
         try:
             result = self.hook(*args, **kwargs)
             plugin = self.module.checkpoint_io
@@ -131,7 +130,7 @@ class WithoutHooks(StandIn):
 def keep_hooks_out(trainer: Any) -> None:
     """Write checkpoints without hooks as long as the Trainer lives, for parts that stay in a module."""
     if not isinstance(vars(trainer.strategy).get("save_checkpoint"), WithoutHooks):
-        WithoutHooks(trainer, trainer.lightning_module)
+        WithoutHooks(trainer)
 
 
 def _take_hooks(layer: nn.Module) -> Iterator[tuple[dict[int, Any], dict[int, Any]]]:

@@ -109,7 +109,7 @@ def check_supported(trainer: Any) -> None:
     names = {cls.__name__ for cls in type(trainer.strategy).__mro__}
     if names.isdisjoint(SUPPORTED_STRATEGIES) or not names.isdisjoint(REFUSED_STRATEGIES):
         raise TransferConfigError(
-            f"{type(trainer.strategy).__name__} is not supported: it spreads parameters over processes. "
+            f"{type(trainer.strategy).__name__} is not supported: this package is tested on one device and with DDP. "
             "Use strategy='ddp' or one device."
         )
 
@@ -125,19 +125,6 @@ def check_launcher(trainer: Any, name: str) -> None:
             f"{name} changes layers, which spawned or forked processes cannot return to your script. Use "
             "strategy='ddp', or torchrun."
         )
-
-
-def current_value(schedule: Schedule, trainer: Any, num_steps: float | None) -> float:
-    """Return a schedule's value at the next optimizer step.
-
-    Args:
-        schedule: of a value.
-        trainer: the Trainer.
-        num_steps: the length of training when it began, which a reloaded loader of another length does not change.
-    """
-    if schedule.is_constant:
-        return schedule.end
-    return schedule.at(trainer.global_step, schedule.until_steps or num_steps or trainer.estimated_stepping_batches)
 
 
 def known_steps(trainer: Any) -> float | None:
@@ -275,13 +262,17 @@ def served(loader: DataLoader[Any], dataset: Any = None) -> Any:
     The images that the sampler does not draw may be the user's validation images.
 
     Raises:
-        TransferConfigError: the sampler does not show what it draws.
+        TransferConfigError: the sampler does not show what it draws, or `dataset` has another length.
     """
-    found: Any = loader.dataset if dataset is None else dataset
+    own: Any = loader.dataset
+    found = own if dataset is None else dataset
     indices = drawn_by(loader)
-    if indices is None or len(found) != len(loader.dataset):  # type: ignore[arg-type]
-        return found
-    return Served(found, indices)
+    if dataset is not None and len(found) != len(own):
+        raise TransferConfigError(
+            f"unaugmented has {len(found)} images, the train loader's dataset {len(own)}; pass the same images in the "
+            "same order."
+        )
+    return found if indices is None else Served(found, indices)
 
 
 def target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:

@@ -62,8 +62,9 @@ def learning_curves(
         top.fill_between(steps, mean - error, mean + error, color=color, alpha=0.13, linewidth=0)
     top.set(ylabel="validation accuracy, %", xlim=(0, num_steps))
     top.set_title(title, loc="left", fontweight="bold")
-    seeds = max(len(runs) for runs in curves.values())
-    note = f"mean ± standard error, {seeds} seeds" if seeds > 1 else None
+    counts = sorted({len(runs) for runs in curves.values()})
+    seeds = " to ".join(map(str, counts[:1] + counts[1:][-1:]))
+    note = f"mean ± standard error, {seeds} seeds" if counts[-1] > 1 else None
     top.legend(title=note, frameon=False, loc="lower right", alignment="right", title_fontproperties={"size": "small"})
     if schedule is not None and below is not None:
         at = np.linspace(0, num_steps, 201)

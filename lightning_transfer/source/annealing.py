@@ -1,9 +1,10 @@
 """Follow the weight of a second loss through a run."""
 
+import math
 from typing import Any
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.trainer import current_value, schedule_length
+from lightning_transfer.glue.trainer import schedule_length
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.values import value_of
 
@@ -55,7 +56,7 @@ class Annealing:
         """
         if self.is_over:
             return 0.0
-        weight = current_value(self.schedule, trainer, self._num_steps)
+        weight = self.schedule.at(trainer.global_step, self._num_steps or math.inf)
         self.is_over = weight == self.schedule.end == 0
         return weight
 

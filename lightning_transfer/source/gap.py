@@ -14,7 +14,7 @@ from lightning_transfer.splitting import FOLDS
 
 PENALTY = 2.0  # on both classes' weights, which are each other's negative: equals 1 in a binary regression
 NEAR = 0.8  # a source loss has helped up to .86 and has hurt from .81: see examples/benchmarks/small_networks.md
-SCALE = f"0.5 cannot be separated, {NEAR} too far, 1 always separated"
+SCALE = f"0.5: cannot be separated; from {NEAR}: too far; 1: always separated"
 RAW = 32.0  # a pixel beyond any normalisation
 TARGET_IMAGES, SOURCE_IMAGES = 200, 1000  # at most: with more images the classifier separates the sides better
 

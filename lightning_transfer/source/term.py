@@ -76,7 +76,7 @@ class SourceTerm(TransferPart):
         self.measured = measured
         self.gap: float | None = None
         self._looked_at: Weakly | None = None  # the target data that the gap was measured on, in this process
-        self.was_asked = False  # whether the user's step has called joint_loss
+        self.was_asked = False  # whether the step has called joint_loss, or the user was warned that it does not
         self.has_added = False  # to the loss of this step
         self.mix = mix
         target_head = find_head(module, head, probe=lambda: self._probe(module), narrow=not source.keeps_container)
@@ -132,6 +132,7 @@ class SourceTerm(TransferPart):
         """Raise or warn, at the start of training, about what is only known now."""
         self._checked_for = Weakly(trainer)
         self._first_loss.reset()
+        self.was_asked = False
         check_supported(trainer)
         if trainer.global_step == 0:  # a new run, even if this part was in another one before
             self.drawing.seek(0)
@@ -144,8 +145,8 @@ class SourceTerm(TransferPart):
             check_options("The source task", self._saved_options, self._options)
         if self._is_kept_twice and trainer.global_step == 0:
             warn_if_not_replaced(trainer, self.head_path, self.num_classes)
-        self.annealing.check(trainer)
         self._recall_gap(trainer)
+        self.annealing.check(trainer)
         if self.annealing.most:
             self.drawing.say_who_reads(trainer)
             if self.chooser is not None:
@@ -163,19 +164,27 @@ class SourceTerm(TransferPart):
         is_given = self.chooser is not None and self.chooser.target is not None
         is_other = self._looked_at is not None and not is_given and not self._looked_at.is_of(data_of(trainer))
         if is_other and (self.is_left_out or not self.annealing.is_over):
-            self.gap, self.annealing.is_over = None, False
-            self.annealing.turn(on=True)
+            if self.is_left_out:
+                self.annealing.reset()
+            self.gap = None
         elif self.gap is not None:
             goes_on = "without" if self.is_left_out else "with"
             say(trainer, f"Domain gap {self.gap:.2f} when this run began: it continues {goes_on} the source.")
 
     def check_once(self, trainer: Any) -> None:
-        """Check in the first step of a run, because a mixin has no hook at the start of training."""
+        """Check in the first step of a fit: the user's class may override a mixin's hook without calling it."""
         if not self._checked_for.is_of(trainer):
             self.check(trainer)
             keep_hooks_out(trainer)
             # no hook of a module is called after a crash
-            Before(trainer.strategy, "teardown", trainer, lambda *_: self.drawing.close())
+            stop = Before(trainer.strategy, "teardown", trainer, lambda *_: self._stop(stop))
+
+    def _stop(self, stand_in: Before) -> None:
+        """End a mixin's fit."""
+        stand_in.remove()
+        self.end()
+        self.drawing.close()
+        self._checked_for = Weakly()
 
     def begin(self, module: Any, batch: Any) -> None:
         """Prepare the draw of source images; a joint pass appends them to the target's."""

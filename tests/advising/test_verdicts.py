@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lightning_transfer.advising.verdicts import NOISE, Difference, difference, quantile
+from lightning_transfer.advising.verdicts import NOISE, Difference, difference, is_above, quantile
 
 
 def answers(random, *, groups, size, folds, candidates, noise):
@@ -44,6 +44,18 @@ def test_a_difference_is_that_of_clustered_means():
     variance = (sums**2).sum() * 20 / 19 / 60**2 + NOISE**2 / 3
     assert found.points == pytest.approx(100 * apart.mean())
     assert found.half == pytest.approx(100 * variance**0.5 * stats.t.ppf(1 - 0.05 / 4 / 2, 19), rel=3e-3)
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_an_accuracy_is_above_a_share_if_its_clustered_interval_is(size):
+    random, groups = np.random.default_rng(1), np.repeat(np.arange(100 // size), size)
+    for _ in range(50):
+        right = (random.random(100 // size) < 0.55)[groups if random.random() < 0.5 else groups[::-1]]
+        sums = np.array([(right - right.mean())[groups == one].sum() for one in range(100 // size)])
+        error = math.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1)) / 100
+        least = right.mean() - stats.t.ppf(0.975, len(sums) - 1) * error
+        assert is_above(torch.from_numpy(right).double(), least - 0.001, groups.tolist())
+        assert not is_above(torch.from_numpy(right).double(), least + 0.001, groups.tolist())
 
 
 def test_a_difference_that_never_varies_is_no_certainty():

@@ -47,6 +47,11 @@ def test_convolutions_are_counted_from_the_input_and_cuts_are_nested(name, num_c
         assert [path in layers for path in depths.convs] == [place < number for place in range(num_counted)]
 
 
+def test_a_convolution_inside_the_head_is_not_counted():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Sequential(nn.Dropout(), nn.Conv2d(4, 5, 1)))
+    assert find_depths(network, head="2").convs == ("0", "1")
+
+
 def test_torchvisions_resnet50_has_49():
     assert len(find_depths(torchvision.models.resnet50()).convs) == 49
 

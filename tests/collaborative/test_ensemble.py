@@ -4,12 +4,14 @@ import copy
 import pickle
 from functools import partial
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.utils.data import DataLoader
 
 import lightning_transfer as lt
 from lightning_transfer.functional import apply_collaborative, remove_collaborative
@@ -93,6 +95,19 @@ def test_pictures_are_normalised_and_sized_as_each_network_knows_them():
     assert seen["source2"].shape[-1] == round(96 * 288 / config["input_size"][-1])
 
 
+def test_grey_images_are_normalised_by_the_mean_of_the_colours_statistics():
+    module = Holder(in_chans=1)
+    vit = timm.create_model("vit_tiny_patch16_224", in_chans=1, depth=1, img_size=32)
+    apply_collaborative(module, [vit], backbone="model")
+    member = module.model.members.source1
+    networks = module.model.members.own.network, vit
+    mine, theirs = ([np.mean(each.pretrained_cfg[key]) for key in ("mean", "std")] for each in networks)
+    pixels = np.array([0.0, 1.0])
+    found = (pixels - mine[0]) / mine[1] * member.scale.item() + member.shift.item()
+    assert found == pytest.approx((pixels - theirs[0]) / theirs[1], rel=1e-5)
+    assert module.model(torch.rand(2, 1, 32, 32)).shape == (2, 3)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -144,6 +159,9 @@ def test_the_best_is_the_one_that_validation_or_a_loader_says():
         ensemble.best_member()
     batches = [(torch.rand(4, 3, 5, 5), torch.tensor([2, 2, 1, 0])), (torch.rand(1, 3, 5, 5), torch.tensor([2]))]
     assert ensemble.measure(batches) == pytest.approx({"zero": 1 / 5, "two": 3 / 5})
+    loader, before = DataLoader([(torch.rand(3, 5, 5), 2)]), torch.get_rng_state()
+    ensemble.measure(loader)
+    assert torch.equal(torch.get_rng_state(), before)
     best = ensemble.best_member(batches)
     assert best(torch.rand(1, 3, 5, 5)).argmax().item() == 2
 

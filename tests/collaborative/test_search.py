@@ -405,7 +405,7 @@ def test_validation_sees_images_without_augmentation():
     search.run(Deep(), loader(), lt.CollaborativeFinetuning([deep(7)]), trainer={"accelerator": "cpu"})
     out = lt.splitting.held_out(toys.target_data().tensors[1].tolist(), 0.4)
     assert clean.loaded[-2 * len(out) :] == out * 2
-    with pytest.raises(lt.TransferConfigError, match="unaugmented has 20 images, the training data 24"):
+    with pytest.raises(lt.TransferConfigError, match="unaugmented has 20 images, the train loader's dataset 24"):
         fit(Deep(), [searching(unaugmented=toys.source_data())])
 
 

@@ -130,6 +130,20 @@ def test_labels_may_lie_elsewhere():
         fit(LitToy(), [together(labels=lambda batch: batch[1][:2])])
 
 
+def test_labels_are_checked_in_training_even_if_a_validation_came_first():
+    class Late(LitToy):
+        def training_step(self, batch, batch_idx):
+            return self(batch[0]).sum()
+
+    images, labels = toys.target_data().tensors
+    several = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.ones(24, 5)), batch_size=4)
+    beyond = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels + 3), batch_size=4)
+    for loader, said in ((several, "cross_entropy cannot learn from them"), (beyond, "and the networks give 5 logits")):
+        runner = toys.trainer([together(labels=lambda batch: batch[1])])
+        with pytest.raises(lt.TransferConfigError, match=said):
+            runner.fit(Late(), loader, toys.target_loader() if loader is beyond else loader)
+
+
 def test_a_loss_that_is_no_number_stops_before_the_step_and_names_the_networks():
     class Broken(LitToy):
         def on_train_batch_start(self, batch, batch_idx):

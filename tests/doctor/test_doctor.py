@@ -306,7 +306,7 @@ def test_a_planted_problem_is_found_alone(name):
         assert finding.fix.startswith("images / 255, and then transforms.Normalize(mean=(0.485,") == ("255" in name)
     page = str(found)
     assert page.startswith(f"1 finding in {found.subject}.")
-    assert all(part in page for part in (finding.name, finding.where, finding.found, f"Write: {finding.fix}"))
+    assert all(part in page for part in (finding.name, finding.where, finding.found, f"Fix: {finding.fix}"))
 
 
 CLEAN = (

@@ -473,6 +473,23 @@ def test_classes_are_those_of_the_borrowed_images_not_of_the_source(lists):
     assert sorted(loaded[:num_left]) == sorted(row[0] for row in kept if row)  # a turn passes over the others
 
 
+def test_logged_is_the_number_of_neighbors_that_are_drawn_from(lists):
+    labels = toys.source_data().tensors[1].tolist()
+    kept = by_hand.borrowed_of_large_classes(lists[:, :2].tolist(), [2] * 24, labels, 3)
+    callback = selective(neighbors=borrowed(k=2, rounds=0, min_per_class=3))
+    fit(LitToy(), [callback], max_steps=1)
+    found = float(callback._borrowed.values()["transfer/neighbors"])
+    assert found == pytest.approx(np.mean([len(row) for row in kept]))
+    assert found < 2
+
+
+def test_before_a_fit_there_is_no_selection_even_if_the_cache_has_one(tmp_path):
+    used = selective(neighbors=borrowed(rounds=0), cache=tmp_path / "chosen.safetensors")
+    fit(LitToy(), [used], max_steps=1)
+    assert used.selection is not None
+    assert selective(neighbors=borrowed(rounds=0), cache=tmp_path / "chosen.safetensors").selection is None
+
+
 def test_when_no_class_is_left_it_is_an_error(lists):
     with pytest.raises(
         lt.TransferConfigError, match="No source class has min_per_class=1000 .*the largest has .*smaller"

@@ -582,7 +582,7 @@ def test_recall_is_the_share_of_true_neighbors_that_was_found(monkeypatch, num_q
     queries, source = random_histograms(num_queries, 12, 10, 0), random_histograms(900, 12, 10, 1)
     distances, indices, recall = approximately(queries, source, 6)
     true_distances, true = selective.nearest(queries.numpy(), source.numpy(), even(12).numpy(), 6)
-    measured = range(0, num_queries, max(1, num_queries // 32))
+    measured = np.linspace(0, num_queries - 1, min(num_queries, 32)).astype(int)
     found = [len({*true[i].tolist()} & {*indices[i].tolist()}) / 6 for i in measured]
     assert recall == pytest.approx(sum(found) / len(found))
     assert 0.1 < recall < 1 if asked == 1 else recall > 0.5

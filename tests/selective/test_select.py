@@ -436,3 +436,42 @@ def test_a_bank_is_named_by_what_it_runs():
         names.append(lt.FilterBank.from_model(network, layers=["0.0"]).describe())
     assert names[0] == names[1]
     assert len({*names}) == 3
+
+
+class Scaled(torch.nn.Module):
+    """Runs what it registers last before its convolution, and has a number of its own."""
+
+    def __init__(self, weight, gain):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(3)
+        self.norm.weight.data.fill_(weight)
+        self.gain = torch.nn.Parameter(torch.tensor(gain))
+
+    def forward(self, images):
+        return self.conv(self.norm(images) * self.gain)
+
+
+def test_a_bank_is_named_by_all_that_changes_its_responses():
+    banks = [
+        lt.FilterBank.from_model(Scaled(*given), layers=["conv"], normalize=False)
+        for given in ((1.0, 1.0), (2.0, 1.0), (1.0, 2.0), (1.0, 1.0))
+    ]
+    names, image = [bank.describe() for bank in banks], torch.rand(1, 3, 8, 8)
+    assert not torch.equal(banks[0](image)[0], banks[1](image)[0])
+    assert names[0] == names[3]
+    assert len({*names}) == 3
+    normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(3, 4, 3))
+    of_normed = lt.FilterBank.from_model(torch.nn.Sequential(normed), layers=["0"], normalize=False)
+    before = of_normed.describe()
+    with torch.no_grad():
+        of_normed.model[0].parametrizations.weight.original0.mul_(2)
+    assert of_normed.describe() != before
+
+
+def test_a_bank_whose_responses_are_not_numbers_is_refused():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
+    network[0].weight.data[1] = torch.nan
+    bank = lt.FilterBank.from_model(network, layers=["0"], normalize=False)
+    with pytest.raises(lt.TransferConfigError, match="The bank's responses are not numbers"):
+        found_in(smooth(3, 1, side=32), smooth(4, 2, side=32), k=2, bank=bank)

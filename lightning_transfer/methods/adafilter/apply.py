@@ -70,7 +70,8 @@ class FilterGates(Structure):
                     temperature=temperature,
                     bias=bias,
                 ).to(convs[0].weight)
-        self._trained = [param for layer in gated for param in layer.parameters() if param.requires_grad]
+        changed = gated if estimator == "all_frozen" else []  # which freezes them
+        self._trained = [param for layer in changed for param in layer.parameters() if param.requires_grad]
         for number, layer in enumerate(gated):
             layer.decide_by(self.gate or cast(Fixed, estimator), number)
         activations = {path: _activation(norm) for path, norm in self._norms.items()}

@@ -93,7 +93,8 @@ def _average(layer: GatedConv2d, share: Tensor) -> None:
     """Replace the two copies of each filter by their mean, weighted by the (filters,) shares."""
     share = share.to(layer.tuned.weight)
     if layer.norm is None:
-        for mine, frozen in zip(layer.tuned.parameters(), layer.frozen.buffers(), strict=True):
+        for name, mine in layer.tuned.named_parameters():
+            frozen = layer.frozen.get_buffer(name)
             mine.copy_(torch.lerp(frozen, mine, share.view(-1, *[1] * (mine.ndim - 1))))
         return
     norm: Any = layer.norm.tuned
@@ -112,8 +113,8 @@ def _average(layer: GatedConv2d, share: Tensor) -> None:
 @torch.no_grad()
 def _reset(layer: GatedConv2d) -> None:
     """Copy the pretrained weights and statistics over the tuned ones."""
-    for param, kept in zip(layer.tuned.parameters(), layer.frozen.buffers(), strict=True):
-        param.copy_(kept)
+    for name, param in layer.tuned.named_parameters():
+        param.copy_(layer.frozen.get_buffer(name))
     if layer.norm is not None:
         for name, kept in layer.norm.frozen.named_buffers():
             getattr(layer.norm.tuned, name).copy_(kept)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_transfer.batches import Kind, find_labels, is_right
+from lightning_transfer.batches import Kind, find_labels, ways_to_be_right
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.first_loss import MeanLoss, is_close, kind_by, refuse_sum
@@ -55,6 +55,7 @@ class Agreement(TransferPart):
                 "loss=lambda logits, labels: F.binary_cross_entropy_with_logits(logits.squeeze(1), labels.float())."
             )
         self._kinds: dict[torch.Size, Kind | None] = {}  # of labels, by the shape of one label
+        self._checked: set[torch.Size] = set()  # shapes of one label in training
         self._counts: Tensor | None = None  # of images in this validation: right in each network, and all
         self.options = {"model": self.path, "weight": str(together.weight), "loss": value_of(together.loss)}
 
@@ -142,8 +143,9 @@ class Agreement(TransferPart):
                 f"The networks ran {logits.shape[1]} images, and the batch has {len(labels)} labels. Pass "
                 "labels=lambda batch: ..., one label for each image."
             )
-        if labels.shape[1:] not in self._kinds:
+        if labels.shape[1:] not in self._checked:
             self._check_labels(labels, logits)
+            self._checked.add(labels.shape[1:])
         joint = self.criterion(logits.mean(0), labels)
         if not self._is_foreign and (self.trainer.global_step == 0 or is_log_due(self.trainer)):
             self._compare(loss, joint, logits)
@@ -289,14 +291,3 @@ class Agreement(TransferPart):
                 "pretraining, and that its learning rate is the same. If that does not help, leave it out.",
                 stacklevel=2,
             )
-
-
-def ways_to_be_right(logits: Tensor, labels: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Return how right each image is in two ways, (2, networks, B), and above 0 where the first counts.
-
-    Rows of a binary criterion count by their signs, but by the largest logit if every image has one label.
-    """
-    if kind != "multi-hot":
-        return is_right(logits, labels, kind).expand(2, *logits.shape[:2]), torch.ones((), device=logits.device)
-    ways = torch.stack([is_right(logits, labels, "multi-hot"), is_right(logits, labels, "soft")])
-    return ways, (labels.sum(1) != 1).any().to(ways)

@@ -46,7 +46,7 @@ def find_depths(network: nn.Module, example: Any = None, *, head: str = "") -> D
     Args:
         network: takes (1, channels, height, width).
         example: a batch to run it on instead of a blank image.
-        head: dotted name of the classifier, which is not counted if it is a convolution.
+        head: dotted name of the classifier, whose convolutions are not counted.
 
     Raises:
         TransferConfigError: the network does not run.
@@ -63,7 +63,7 @@ def find_depths(network: nn.Module, example: Any = None, *, head: str = "") -> D
     order: dict[str, int] = {}
     for place, call in enumerate(calls):
         order[call.path] = place
-        is_head = head != "" and call.path == head
+        is_head = head != "" and f"{call.path}.".startswith(f"{head}.")
         if isinstance(network.get_submodule(call.path), _ConvNd) and call.path not in left_out and not is_head:
             convs.setdefault(call.path, place)
     return Depths(tuple(convs), order, tuple(convs.values()))

@@ -105,7 +105,12 @@ def _config(network: Any) -> dict[str, Any] | None:
     if not isinstance(config, Mapping) or not {"mean", "std", "input_size"} <= config.keys():
         return None
     size = required_size(network)
-    return {**config, **({"input_size": (config["input_size"][0], *size)} if size else {})}
+    channels = _channels(network) or len(config["mean"])
+    fitting = {  # of a grey network timm keeps the statistics of colours
+        name: values if len(values) == channels else (sum(values) / len(values),) * channels
+        for name, values in (("mean", tuple(config["mean"])), ("std", tuple(config["std"])))
+    }
+    return {**config, **fitting, **({"input_size": (config["input_size"][0], *size)} if size else {})}
 
 
 def by_name(sources: Sources) -> dict[str, nn.Module | str]:
@@ -151,17 +156,16 @@ def make_members(
     """
     own_head = head or last_classifier(own, OWN)
     members = {OWN: Member(own if head is None else head.module)}
+    mine, reference = _channels(own, example) if sources else None, next(own.parameters())
     with own_randomness():
         for name, source in sources.items():
             network = copy.deepcopy(loaded(source))
-            head = last_classifier(network, name)
-            if (mine := _channels(own, example)) != (theirs := _channels(network)):
+            if mine != (theirs := _channels(network)):
                 raise TransferConfigError(
                     f"{name} takes images of {theirs} channels, and your network takes {mine}. Give a network that "
                     f"takes {mine}."
                 )
-            renew_head(network, head, out_width(own_head.module))
-            reference = next(own.parameters())
+            renew_head(network, last_classifier(network, name), out_width(own_head.module))
             members[name] = adapted(network, own).to(reference.device, reference.dtype).train(own.training)
     return members
 

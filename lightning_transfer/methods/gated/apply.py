@@ -121,8 +121,11 @@ def find_tap(module: nn.Module, tap: str, head: str) -> tuple[str, int]:
     example = getattr(module, "example_input_array", None)
     calls = trace(network, example, watched=lambda layer: True, otherwise=", or train without it: aux_weight=0")
     shapes = {call.path: call.given.shape for call in calls if call.path}
-    gives = {
-        name: (shape[1], shape[2]) for name, shape in shapes.items() if len(shape) == 4 and shape[2] == shape[3] > 1
+    height, width = next((call.taken.shape[2:] for call in calls if call.taken.ndim == 4), (1, 1))
+    gives = {  # maps of the picture's proportions, but for rounding
+        name: (shape[1], shape[2])
+        for name, shape in shapes.items()
+        if len(shape) == 4 and shape[2] > 1 and abs(shape[2] * width - shape[3] * height) < max(height, width)
     }
     batch = calls[0].taken.shape[0]  # attention in windows gives rows of windows
     tokens = {
@@ -137,7 +140,7 @@ def find_tap(module: nn.Module, tap: str, head: str) -> tuple[str, int]:
 
 
 def _network_with(module: nn.Module, place: str) -> tuple[str, nn.Module]:
-    """Return the network that a place is in, and its path; the one that takes images if the place is not in it."""
+    """Return the path of the network that holds a place, and it; if none does, of the one that takes images."""
     path = place.partition(".")[0]
     network: Any = getattr(module, path, None)
     is_network = isinstance(network, nn.Module) and has_forward(network) and path != place

@@ -76,7 +76,7 @@ class GatedTransferMixin(PartMixin):
                 "joint_loss was called before gated_loss, so the auxiliary classifier would get the source images too. "
                 "Write self.joint_loss(self.gated_loss(loss))."
             )
-        term.stepped(None if hasattr(self, "source_task") else loss)  # joint_loss may have added to it
+        term.stepped(loss)
         return term.add_to(self, loss)
 
     def on_train_start(self) -> None:

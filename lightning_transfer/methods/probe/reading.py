@@ -19,7 +19,7 @@ ALIKE = 0.05  # by which share of the largest score two ways to the same scores 
 
 
 def last_linear(head: Head) -> tuple[str, nn.Linear]:
-    """Return the last Linear of a head, and its path.
+    """Return the path of a head's last Linear, and the Linear.
 
     Raises:
         TransferConfigError: it is something else, has no bias, or its weight is computed from others.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_transfer.methods.selective.bounds import FITTED, Sketcher
 from lightning_transfer.methods.selective.exact import exact_neighbors, measure, nearest_first
+from lightning_transfer.methods.selective.pictures import spread
 from lightning_transfer.methods.selective.search import InMemory, Rows, blocks
 
 COORDINATES = 128
@@ -36,7 +37,7 @@ def approximate_neighbors(queries: Rows, source: Rows, *, k: int, root: Tensor) 
     """
     import faiss
 
-    fitted = torch.arange(0, len(source), max(1, len(source) // FITTED))[:FITTED]
+    fitted = torch.tensor(spread(len(source), FITTED))
     sketcher = Sketcher(source.take(fitted), root, source.shape[1])
     sketcher.basis = sketcher.basis[:, :COORDINATES]
 
@@ -55,7 +56,7 @@ def approximate_neighbors(queries: Rows, source: Rows, *, k: int, root: Tensor) 
         distances = measure(histograms, source, root, every, near).view(near.shape)
         found.append(nearest_first(distances, near, k))
     distances, indices = (torch.cat(part) for part in zip(*found, strict=True))
-    asked = torch.arange(0, len(queries), max(1, len(queries) // CHECKED))
+    asked = torch.tensor(spread(len(queries), CHECKED))
     exact = exact_neighbors(InMemory(queries.take(asked), queries.shape), source, k=k, root=root)[1]
     pairs = zip(exact.tolist(), indices[asked].tolist(), strict=True)
     recall = sum(len({*a} & {*b}) for a, b in pairs) / exact.numel()

@@ -19,6 +19,7 @@ from lightning_transfer.errors import TransferConfigError, check_count, nearest
 from lightning_transfer.methods.selective.descriptors import filter_responses
 from lightning_transfer.source.gap import Extent
 from lightning_transfer.stamps import digest
+from lightning_transfer.tracing import required_size
 
 SIZES = (7, 11, 15, 19)
 SIGMA, ASPECT = 0.56, 0.5  # of the wavelength; of the envelope's sides
@@ -203,11 +204,27 @@ class _ModelBank(FilterBank):
 
         return self.model.get_submodule(name).register_forward_hook(hook)
 
+    def _ran(self) -> set[nn.Module]:
+        """Return the modules that run before the responses are there; all of them if a blank image does not run."""
+        ran: set[nn.Module] = set()
+        blank = torch.zeros(1, self.channels, *(required_size(self.model) or (64, 64)), device=self.mean.device)
+        try:
+            with ExitStack() as hooks:
+                for child in self.model.modules():
+                    hooks.enter_context(child.register_forward_pre_hook(lambda child, _: ran.add(child)))
+                self(blank)
+        except Exception:
+            return {*self.model.modules()}
+        return ran
+
     def describe(self) -> str:
-        names = [name for name, child in self.model.named_modules() if not any(child.children())]
-        used = names[: 1 + max(map(names.index, self.layers))]  # later layers do not matter
-        layers = [(name, self.model.get_submodule(name)) for name in used]
-        found = digest([(name, str(child), child.state_dict()) for name, child in layers])
+        ran, layers = self._ran(), []  # later layers do not matter
+        for name, child in self.model.named_modules():
+            is_leaf = not any(child.children())
+            own = {key: value for key, value in child.state_dict().items() if "." not in key}
+            if child in ran and (own or is_leaf):
+                layers.append((name, str(child) if is_leaf else child.extra_repr(), own))
+        found = digest(layers)
         scale = digest(dict(self.named_buffers(recurse=False))) if self.normalize else "raw"
         return f"{', '.join(self.layers)} {found} {scale}"
 

@@ -255,9 +255,8 @@ class Borrowed:
         else:
             sure = entropy[is_correct]
             hard_entropy = max(float(sure.quantile(quantile)) if len(sure) else 0.0, SURE)
-        before = self.budget
         self.budget = neighbor_budget(
-            before,
+            self.budget,
             is_correct=is_correct,
             entropy=entropy,
             k=self.neighbors.k,
@@ -269,7 +268,7 @@ class Borrowed:
         unsure = is_correct & (entropy >= hard_entropy)
         say(
             view.trainer,
-            f"Round {self.rounds_done} of {self.neighbors.rounds}: of {len(before):,} target images "
+            f"Round {self.rounds_done} of {self.neighbors.rounds}: of {len(self.budget):,} target images "
             f"{int((~is_correct).sum()):,} "
             f"are wrong, {int(unsure.sum()):,} right but unsure (entropy from {hard_entropy:.3f} on).",
         )
@@ -304,7 +303,8 @@ class Borrowed:
 
     def values(self) -> dict[str, Tensor]:
         """Return the values to log."""
-        return {"transfer/neighbors": self.budget.float().mean()}
+        assert self._order is not None  # a step has drawn
+        return {"transfer/neighbors": self._order.counts.float().mean()}
 
     def describe(self) -> dict[str, str]:
         """Return every option that changes what a run computes."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_transfer.methods.selective.pictures import spread
 from lightning_transfer.methods.selective.search import (
     BLOCK,
     Nearest,
@@ -120,7 +121,7 @@ def pruned_scan(queries: Tensor, packed: Packed, source: Rows, k: int, prune: bo
     """
     if prune is False or (prune is None and SKETCH / (2 * len(queries)) > WORTH):
         return None
-    fitted = torch.arange(0, len(source), max(1, len(source) // FITTED))[:FITTED]
+    fitted = torch.tensor(spread(len(source), FITTED))
     sketcher = Sketcher(source.take(fitted), packed.root, source.shape[1])
     cost, coordinates, ratio = _cheapest(queries, packed, source, sketcher, k)
     if prune is None and cost > WORTH:

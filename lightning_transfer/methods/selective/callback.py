@@ -82,11 +82,12 @@ class SelectiveJointFinetuning(TransferCallback):
     def selection(self) -> Selection | None:
         """Return the selection of this run.
 
-        It is None before the first step, if the source is left out, and in a resumed run without `cache`.
+        It is None before a fit and if the source is left out. In a resumed run it is read from `cache`; without one it
+        is None.
         """
-        if self.part is not None and self.part.is_left_out:
+        if self.part is None or self.part.is_left_out:
             return None
-        found = self._borrowed.selection if self.part is not None else None
+        found = self._borrowed.selection
         cache = self.borrowing.cache
         return Selection.load(cache) if found is None and cache is not None and os.path.exists(cache) else found
 

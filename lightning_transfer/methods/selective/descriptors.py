@@ -127,6 +127,8 @@ class ResponseCounts:
         order = values.nan_to_num(torch.inf).argsort(stable=True)
         counts = self.counts.view(-1, CODES)[:, order].cpu()
         values = values[order].cpu()
+        if bool(counts[:, values.isnan()].any()):
+            raise TransferConfigError("The bank's responses are not numbers. Check the weights of its network.")
         zeros = (values == 0).nonzero()[:, 0]  # 0 and -0 are equal, so they are counted together
         counts[:, zeros[1]] += counts[:, zeros[0]]
         counts[:, zeros[0]] = 0

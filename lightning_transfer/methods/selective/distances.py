@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_transfer.errors import TransferConfigError
 
-EPS = 2.2e-16  # the authors' e; it counts where float64 descriptors have empty bins
+EPS = 2.2e-16  # the authors' e; it matters only for empty bins
 CHUNK = 2**17  # numbers held at once for single distances, so that they stay in the cache
 # with AVX512 numpy's logarithm takes less than half of the time of torch's; without it torch's is faster
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -21,7 +21,7 @@ from lightning_transfer.reading import apart, in_order
 from lightning_transfer.source.listing import listed_by
 
 CHANNELS = (1, 2, 3, 4)  # grey and colour, with or without transparency
-READ = 64  # pictures a batch
+READ = 64  # pictures a batch; divides the BLOCK of `store`, because a block is described in whole batches
 IDENTIFIED = 64  # images that identify a large dataset and show its range of pixels
 LARGER = 1.25  # times the other's side, from which images have another scale
 PROBED, READINGS = 8, 3  # samples that are read several times, to check that they are always the same
@@ -48,7 +48,7 @@ class Pictures(Dataset[Picture]):
 
     Args:
         dataset: giving images, or (image, label): tensors, arrays or PIL images.
-        name: "target" or "source", for messages.
+        name: of the side, such as "target", for messages.
         adapt: turns collated samples into (images, labels).
         num_workers: processes that read the dataset.
         multiprocessing_context: how these are started; as DataLoader does if left out.
@@ -183,8 +183,8 @@ class Pictures(Dataset[Picture]):
         """Refuse a dataset whose sample has other pixels when it is read again; the message ends in the advice."""
         if (index := self.differing()) is not None:
             raise TransferConfigError(
-                f"The {self.name}'s transform is random: {self.name} sample {index} differs when it is read again, "
-                f"so its neighbors would differ too. {advice}"
+                f"The {self.name}'s transform is random: {self.name} sample {index} differs when it is read again. "
+                f"{advice}"
             )
 
     def differing(self) -> int | None:
@@ -274,7 +274,7 @@ def check_alike(target: Pictures, source: Pictures, protect: Sequence[Pictures])
 
 def spread(num: int, wanted: int) -> list[int]:
     """Return evenly spread positions, including the first and the last."""
-    found: list[int] = torch.linspace(0, num - 1, min(num, wanted)).long().tolist()
+    found: list[int] = torch.linspace(0, num - 1, min(num, wanted), dtype=torch.float64).long().tolist()
     return found
 
 

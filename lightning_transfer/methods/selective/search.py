@@ -86,7 +86,7 @@ def full_products() -> Iterator[None]:
     backends: Any = torch.backends
     with ExitStack() as undo:
         if hasattr(backends, "fp32_precision"):
-            shared = backends.fp32_precision  # what a kind without a precision of its own gives, too
+            shared = backends.fp32_precision  # also what a kind returns that has no precision of its own
             for kind in (backends.cuda.matmul, backends.mkldnn.matmul):
                 before = "none" if kind.fp32_precision == shared else kind.fp32_precision
                 undo.callback(setattr, kind, "fp32_precision", before)

@@ -82,7 +82,7 @@ def select_neighbors(
 
 @dataclass(frozen=True)
 class Job:
-    """Runs one selection; its lists have `longest` neighbors, or as many as the source has left, but at least k."""
+    """Runs one selection. Each list has `longest` neighbors, or all that the source has left, but at least k."""
 
     target: Pictures
     source: Pictures
@@ -296,9 +296,8 @@ class Job:
         k, most = COMPARED, sum(ranks.gather(len(mine)))
         while True:
             k = min(k, most)
-            searched = stores[1:] if known.shape[1] >= k else stores
-            found = [self._nearest(queries, source, mine, k)[1] for queries in searched]
-            candidates = torch.cat([*found, known[:, :k]] if known.shape[1] >= k else found, 1)
+            nearest = known[:, :k] if known.shape[1] >= k else self._nearest(stores[0], source, mine, k)[1]
+            candidates = torch.cat([nearest, self._nearest(stores[1], source, mine, k)[1]], 1)
             with self.scan.progress("Near duplicates", len(candidates.unique()) + len(pictures)) as step:
                 compare = partial(near_duplicates, candidates, pictures, self.source, step)
                 pairs = ranks.from_first(compare)

@@ -178,7 +178,8 @@ def normalize_alike(pretrained: nn.Module, network: nn.Module) -> None:
         if isinstance(layer, _BatchNorm):
             layer.track_running_stats = False  # it normalises by the batch in training, without keeping statistics
             other = tuned.get(name)  # a method may have changed the layer, and so its name
-            layer.training = network.training if other is None else isinstance(other, _BatchNorm) and other.training
+            is_moved = other is None or isinstance(other, nn.Sequential)  # AdaFilter leaves an activation in its place
+            layer.training = network.training if is_moved else isinstance(other, _BatchNorm) and other.training
 
 
 def said_by(network: nn.Module, head: str, args: Any, kwargs: Any) -> Tensor:
@@ -225,15 +226,15 @@ def kept_classifier(knowledge: SourceKnowledge, head: nn.Module, path: str) -> n
         TransferConfigError: it takes other features than the target head, or is that head.
     """
     kept: nn.Linear = copy.deepcopy(knowledge.classifier).train().requires_grad_()
+    if in_width(head) != kept.in_features:
+        raise TransferConfigError(
+            f"The kept classifier takes {kept.in_features} features, the target head {path!r} takes {in_width(head)}. "
+            "Keep the classifier of the network that is tuned, or name the module that replaces it: head='...'."
+        )
     weight = getattr(head, "weight", torch.empty(0))
     if weight.shape == kept.weight.shape and torch.equal(weight.cpu(), kept.weight.cpu()):
         raise TransferConfigError(
             f"SourceKnowledge holds the head {path!r} that is tuned, not a pretrained classifier. Make it before the "
             "classifier is replaced, for example before network.reset_classifier(num_classes)."
-        )
-    if in_width(head) != kept.in_features:
-        raise TransferConfigError(
-            f"The kept classifier takes {kept.in_features} features, the target head {path!r} takes {in_width(head)}. "
-            "Keep the classifier of the network that is tuned, or name the module that replaces it: head='...'."
         )
     return kept

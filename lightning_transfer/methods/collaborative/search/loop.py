@@ -52,8 +52,8 @@ def search_layers(
         TransferConfigError: the cache is of another search.
     """
     plan = candidates.plan([])
-    is_same = known is not None and known.settings == plan.settings
-    earlier = [*(known.evaluations if known is not None and is_same else ()), *_cached(options.cache, plan)]
+    kept = known.evaluations if known is not None and known.settings == plan.settings else ()
+    earlier = [*kept, *_cached(options.cache, plan)]
     scored = {each.layers: each for each in earlier if each.accuracy is not None}  # a failed candidate is tried again
     strategy = STRATEGIES[options.strategy](
         list(candidates.most.values()), particles=options.particles, iterations=options.iterations, seed=options.seed
@@ -78,7 +78,7 @@ def search_layers(
     return plan
 
 
-def _cached(cache: str | None, mine: LayerPlan) -> tuple[Evaluation, ...]:
+def _cached(cache: str | os.PathLike[str] | None, mine: LayerPlan) -> tuple[Evaluation, ...]:
     """Return what an earlier run of the same search has finished."""
     if cache is None or not os.path.exists(cache):  # unlike Path.exists, it does not raise for an impossible name
         return ()

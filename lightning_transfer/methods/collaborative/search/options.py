@@ -7,6 +7,7 @@ training data, equal candidates are scored once, and an interrupted search resum
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning_transfer.datasets import AnyDataset
@@ -32,8 +33,8 @@ class LayerSearch:
             dataset's `groups` stay together. Of equally accurate candidates the one that freezes least is taken (ours).
         unaugmented: the training images without augmentation, in the same order, to score candidates on; by default
             those of the train loader.
-        max_evaluations: at most how many candidates are trained.
-        max_seconds: after which no further candidate is started.
+        max_evaluations: how many candidates are scored at most, with those in `cache`.
+        max_seconds: time after which no further candidate is started.
         cache: file that keeps finished candidates; an interrupted search resumes from it, to the same result. It is
             refused for other networks, images, Trainer options or saved hyperparameters. If anything else of your
             training changes, such as an optimizer's constants, name another file.
@@ -55,7 +56,7 @@ class LayerSearch:
     unaugmented: AnyDataset | None = None
     max_evaluations: int | None = None
     max_seconds: float | None = None
-    cache: str | None = None
+    cache: str | Path | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("particles", 1), ("iterations", 0), ("proxy_epochs", 1), ("seed", 0)):

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_transfer.errors import TransferConfigError, check_count, check_number
 from lightning_transfer.files import reading, write_atomically
-from lightning_transfer.stamps import stamped, unstamped
+from lightning_transfer.stamps import BEGIN_ANEW, stamped, unstamped
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,13 @@ class LayerPlan:
         """Return the best candidate so far, in a few words."""
         best = max((evaluation.fitness for evaluation in self.evaluations), default=-math.inf)
         frozen = ", ".join(f"{name} {number}" for name, number in self.frozen.items())
-        return f"best {best:.1%}, frozen {frozen}" if math.isfinite(best) else "all have failed"
+        return (
+            f"best {best:.1%}, frozen {frozen}"
+            if math.isfinite(best)
+            else "all have failed"
+            if self.evaluations
+            else "none was tried"
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file with a checksum, completely or not at all.
@@ -80,21 +86,23 @@ class LayerPlan:
         Raises:
             TransferConfigError: the file does not exist, is damaged, or is of another version of this package.
         """
-        with reading(path, what="LayerPlan", fix="Search again, or name another file."):
-            return cls.from_data(json.loads(Path(path).read_bytes()), what=str(path))
+        fix = "Search again, or name another file."
+        with reading(path, what="LayerPlan", fix=fix):
+            data = json.loads(Path(path).read_bytes())
+            return cls.from_data(data, what=str(path), fix=fix)
 
     def as_data(self) -> dict[str, Any]:
         """Return plain data, with a checksum."""
         return stamped(json.loads(json.dumps(asdict(self))))
 
     @classmethod
-    def from_data(cls, data: Any, what: str = "This LayerPlan") -> "LayerPlan":
+    def from_data(cls, data: Any, what: str = "This LayerPlan", fix: str = BEGIN_ANEW) -> "LayerPlan":
         """Return the plan that `as_data` gave.
 
         Raises:
             TransferConfigError: the data was changed, is of another version, or cannot come from a search.
         """
-        content = unstamped(data, what)
+        content = unstamped(data, what, fix)
         evaluations = tuple(
             Evaluation(tuple(entry["layers"]), entry["accuracy"], entry["failure"]) for entry in content["evaluations"]
         )
