@@ -13,6 +13,29 @@ from tests.adafilter.nets import SITES, batch, chain, gated_chain
 LOADER = [batch(seed) for seed in (3, 4, 5)]
 
 
+def test_what_the_user_froze_after_gating_stays_frozen():
+    net = gated_chain().requires_grad_(False)
+    remove_adafilter(net)
+    assert not any(param.requires_grad for param in net.parameters())
+
+
+class Masked(torch.nn.Conv2d):
+    """A convolution with a buffer of its own, before its weight."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        self.register_buffer("mask", torch.ones(()))
+
+
+def test_a_convolution_with_a_buffer_of_its_own_is_made_plain():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Masked(4, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    kept = copy.deepcopy(net[1].state_dict())
+    apply_adafilter(net)
+    remove_adafilter(net, "frozen")
+    for name, value in net[1].state_dict().items():
+        torch.testing.assert_close(value, kept[name])
+
+
 def test_frozen_gives_the_pretrained_filters_and_statistics_back():
     net, plain = gated_chain().train(), chain()
     net(batch()[0])  # moves the tuned norms' statistics

@@ -142,8 +142,7 @@ def test_resumed_it_is_not_measured_again(make, tmp_path):
 
 def test_a_second_fit_with_other_data_measures_again_and_with_the_same_does_not():
     near, far = DataLoader(near_data(), batch_size=5), DataLoader(far_data(), batch_size=5)
-    task = lt.SourceTask(source_data(), num_classes=toys.SOURCE_CLASSES, batch_size=4)
-    callback, module = lt.SoftFinetuning(task, weight="auto"), LitToy()
+    callback, module = lt.SoftFinetuning(new_head(), weight="auto"), LitToy()
     with leaving_out():
         runner = fit(module, [callback], loader=far, max_steps=2)
     first = callback.part.gap
@@ -156,6 +155,50 @@ def test_a_second_fit_with_other_data_measures_again_and_with_the_same_does_not(
     assert callback.part.gap != first
     assert not callback.part.is_left_out
     assert callback.part.drawing.position > 0
+
+
+def new_head():
+    return lt.SourceTask(source_data(), num_classes=toys.SOURCE_CLASSES, batch_size=4)
+
+
+class ByHand(lt.SourceTaskMixin, LitToy):
+    def __init__(self, weight="auto", **options):
+        super().__init__()
+        self.add_source_task(source(**options) if options else new_head(), weight=weight)
+
+    def training_step(self, batch, batch_idx):
+        return self.joint_loss(super().training_step(batch, batch_idx))
+
+
+def test_a_mixins_second_fit_measures_other_data_again():
+    module = ByHand()
+    with leaving_out():
+        runner = fit(module, loader=DataLoader(far_data(), batch_size=5), max_steps=2)
+    runner.fit_loop.epoch_loop.max_steps, runner.fit_loop.max_epochs = 20, 5
+    runner.fit(module, DataLoader(near_data(), batch_size=5))
+    assert not module.source_task.is_left_out
+
+
+def test_after_a_fit_that_left_the_source_out_the_length_of_the_next_is_checked():
+    module, callback = LitToy(), lt.SoftFinetuning(new_head())
+    with leaving_out():
+        runner = fit(module, [callback], loader=DataLoader(far_data(), batch_size=5), max_steps=2)
+    runner.fit_loop.epoch_loop.max_steps = runner.fit_loop.max_epochs = -1
+    with pytest.raises(lt.TransferConfigError, match="The length of training is not known"):
+        runner.fit(module, DataLoader(near_data(), batch_size=5))
+
+
+def test_after_a_crash_a_mixin_no_longer_appends_source_images():
+    class Crashing(ByHand):
+        def training_step(self, batch, batch_idx):
+            raise RuntimeError("stop")
+
+    module = Crashing(weight=lt.Schedule(), forward="joint")
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(module, loader=shuffled(near_data()))
+    position = module.source_task.drawing.position
+    assert module.train()(torch.rand(2, 3, 6, 6)).shape == (2, toys.TARGET_CLASSES)
+    assert module.source_task.drawing.position == position
 
 
 def test_resumed_far_from_the_source_it_says_again_that_it_goes_on_without(tmp_path, caplog):
@@ -177,17 +220,9 @@ def test_it_is_logged_and_the_mixins_too():
     runner = fit(LitToy(), [callback], loader=shuffled(near_data()))
     assert runner.callback_metrics["transfer/domain_gap"] == pytest.approx(callback.part.gap)
 
-    class ByHand(lt.SourceTaskMixin, LitToy):
-        def __init__(self):
-            super().__init__()
-            self.add_source_task(source())
-
-        def training_step(self, batch, batch_idx):
-            return self.joint_loss(super().training_step(batch, batch_idx))
-
     by_mixin, by_callback = ByHand(), LitToy()
     fit(by_mixin, loader=shuffled(near_data()))
-    fit(by_callback, [soft()], loader=shuffled(near_data()))
+    fit(by_callback, [lt.SoftFinetuning(new_head())], loader=shuffled(near_data()))
     assert_same(weights(by_mixin.model), weights(by_callback.model))
 
 
@@ -378,9 +413,11 @@ def test_a_step_that_asks_for_no_joint_loss_is_said_to_have_no_effect():
             super().__init__()
             self.add_source_task(source(), weight=lt.Schedule())
 
-    with pytest.warns(lt.NoEffectWarning, match=r"Forgetful.training_step did not call self.joint_loss") as said:
-        fit(Forgetful(), loader=shuffled(near_data()), max_steps=3)
-    assert len([each for each in said if each.category is lt.NoEffectWarning]) == 1
+    module = Forgetful()
+    for _ in range(2):  # once in each fit
+        with pytest.warns(lt.NoEffectWarning, match=r"Forgetful.training_step did not call self.joint_loss") as said:
+            fit(module, loader=shuffled(near_data()), max_steps=3)
+        assert len([each for each in said if each.category is lt.NoEffectWarning]) == 1
 
 
 class Grouped(TensorDataset):

@@ -387,8 +387,10 @@ def test_a_mixins_checkpoint_holds_the_network_without_hooks(tmp_path):
 
     module = Own(toys.toy_net())
     fit(module, [toys.SaveEveryStep(tmp_path)], max_steps=2)
-    fit(module, [toys.SaveEveryStep(tmp_path / "again")], max_steps=1)
+    runner = fit(module, [toys.SaveEveryStep(tmp_path / "again")], max_steps=1)
     assert "lightning_transfer" in str(hooks_of(module))
-    for name in ("step=1", "step=2", "again/step=1"):
+    runner.fit_loop.epoch_loop.max_steps, runner.fit_loop.max_epochs = 2, 9
+    runner.fit(Own(toys.toy_net()), toys.target_loader())  # another module
+    for name in ("step=1", "step=2", "again/step=1", "again/step=2"):
         network = torch.load(tmp_path / f"{name}.ckpt", weights_only=False)["hyper_parameters"]["network"]
         assert not any(hooks for layer in hooks_of(network) for _, *hooks in layer)

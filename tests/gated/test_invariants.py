@@ -194,6 +194,13 @@ def module_of(net):
     return module
 
 
+def test_the_tap_is_found_in_pictures_that_are_not_square():
+    module = module_of(timm.create_model("resnet18"))
+    for size in ((64, 96), (50, 81)):
+        module.example_input_array = torch.zeros(2, 3, *size)
+        assert find_tap(module, "auto", "model.fc") == ("model.layer3", 256)
+
+
 @pytest.mark.parametrize(
     ("name", "tap", "channels"),
     [("resnet18", "model.layer3", 256), ("efficientnet_b0", "model.blocks.4", 112), ("convnext_atto", None, 160)],

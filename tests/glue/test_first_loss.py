@@ -1,5 +1,6 @@
 """What is learned is what was meant: the first loss of a step, and the labels that it is of."""
 
+import copy
 import re
 
 import pytest
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 
 import lightning_transfer as lt
 from lightning_transfer.batches import class_numbers, find_labels, label_hint
-from lightning_transfer.glue.first_loss import criteria
+from lightning_transfer.glue.first_loss import Heard, criteria
 from lightning_transfer.methods.collaborative.agreement import Agreement
 from lightning_transfer.tracing import images_and_labels
 from tests import toys
@@ -113,6 +114,21 @@ class Counting(LitToy):
         loss = super().training_step(batch, batch_idx)
         self.hooks = [*getattr(self, "hooks", []), len(self.model.fc._forward_hooks)]
         return loss
+
+
+def test_a_copy_made_in_the_first_step_does_not_keep_outputs():
+    class Copying(LitToy):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 0:
+                self.twins = [copy.deepcopy(self.model)]
+            for twin in self.twins:
+                twin(batch[0])
+            return super().training_step(batch, batch_idx)
+
+    module = Copying()
+    fit(module, [lt.SoftFinetuning(task(), weight=1.0)], max_steps=3)
+    hooks = [hook for layer in module.twins[0].modules() for hook in layer._forward_hooks.values()]
+    assert all(not hook.logits for hook in hooks if isinstance(hook, Heard))
 
 
 def test_only_the_first_step_is_listened_to():

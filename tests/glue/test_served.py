@@ -142,6 +142,14 @@ def test_images_of_weight_0_are_neither_looked_at_nor_selected_for(weight):
     assert weight == "auto" or len(callback.selection.indices) == 8
 
 
+def test_unaugmented_images_of_a_part_are_refused_where_the_sampler_draws_that_part():
+    """In which order they are is not known."""
+    loader = DataLoader(toys.target_data(), batch_size=4, sampler=SubsetRandomSampler(range(11, -1, -1)))
+    few = Subset(toys.target_data(), range(12))
+    with pytest.raises(lt.TransferConfigError, match="unaugmented has 12 images, the train loader's dataset 24"):
+        served(loader, few)
+
+
 @pytest.mark.parametrize("stage", ["training", "sanity_checking", "testing"])
 def test_a_look_leaves_the_trainer_in_the_stage_that_it_was_in(stage):
     runner = toys.trainer()

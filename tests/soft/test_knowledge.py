@@ -366,6 +366,20 @@ def test_a_new_classifier_is_warned_of():
     fit(LitToy(), [keeping(network)], max_steps=1)  # warnings are errors
 
 
+@pytest.mark.parametrize("options", [{}, {"estimator": "all_tuned"}])
+def test_beside_adafilter_nothing_is_forgotten_at_first(options):
+    callback = keeping(weight=1.0)
+    runner = fit(LitToy(), [lt.AdaFilter(gated="model.conv", **options), callback], max_steps=1)
+    assert float(runner.callback_metrics["transfer/knowledge_loss"]) == pytest.approx(0, abs=1e-5)
+
+
+def test_a_lazy_head_is_refused_by_name():
+    module = LitToy()
+    module.model.fc = nn.LazyLinear(5)
+    with pytest.raises(lt.TransferConfigError, match="[Ll]azy"):
+        fit(module, [keeping()], max_steps=1)
+
+
 class InParts(LitToy):
     def forward(self, pixels):
         return self.model.fc(self.model.features(pixels))

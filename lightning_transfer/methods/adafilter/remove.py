@@ -93,8 +93,7 @@ def _average(layer: GatedConv2d, share: Tensor) -> None:
     """Replace the two copies of each filter by their mean, weighted by the (filters,) shares."""
     share = share.to(layer.tuned.weight)
     if layer.norm is None:
-        for name, mine in layer.tuned.named_parameters():
-            frozen = layer.frozen.get_buffer(name)
+        for mine, frozen in zip(layer.tuned.parameters(), layer.frozen.buffers(), strict=True):
             mine.copy_(torch.lerp(frozen, mine, share.view(-1, *[1] * (mine.ndim - 1))))
         return
     norm: Any = layer.norm.tuned
