@@ -40,7 +40,7 @@ def doctor(
     One training step of a copy of the module, on a few images, shows parts in eval mode, frozen BatchNorm whose
     statistics drift, parameters in no optimizer, labels that do not fit, probabilities for logits, a loss that is not a
     mean, a step after which the loss explodes, and images that are not normalised as a pretrained timm network expects.
-    Besides it looks for mixed Lightning namespaces, hyperparameters that make a checkpoint unsafe, callbacks in the
+    It also looks for mixed Lightning namespaces, hyperparameters that make a checkpoint unsafe, callbacks in the
     wrong order, classes of few images, images in the order of their classes, a head of more outputs than classes, a
     last batch of one image for BatchNorm, validation or test images that are scaled otherwise than the training images,
     and those that are among the training images (found by their files or their places in a dataset; if these differ, at

@@ -135,7 +135,7 @@ class FrozenStatistics(AnyCallback):
         self.teardown(trainer, pl_module, "")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which layers are kept: after a step, new statistics cannot be told from pretrained ones."""
+        """Return which layers are kept: after a step, new statistics cannot be distinguished from pretrained ones."""
         return dict(self._is_kept)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ def select_neighbors(
     protect: Sequence[Dataset[Any]] = (),
     scan: Scan = Scan(),  # noqa: B008  (frozen)
 ) -> Selection:
-    """Find the k source images with the nearest low-level statistics of every target image.
+    """For every target image, find the k source images with the nearest low-level statistics.
 
     Descriptors and distance are the paper's and the authors' code's; bins, smoothing and the search are ours. With
     `torch.distributed`, processes divide the source; an exact selection does not depend on their number.
