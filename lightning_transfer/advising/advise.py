@@ -48,10 +48,10 @@ def advise(
     """Compare methods with fine-tuning on held-out parts of your training images.
 
     Copies of the module are trained on all but one of five parts of the images, by plain fine-tuning and by each
-    candidate, and scored on that part (at most 1,000 of its images). Parts, batches, new head and seed are the same for all.
-    A linear probe is scored too. Each round adds a part for the candidates that are left: those that are clearly worse
-    are dropped, and if there is not enough time for all, the worse half is. The module and the random state are not
-    changed, and validation and test data are not read.
+    candidate, and scored on that part (at most 1,000 of its images). Parts, batches, new head and seed are the same for
+    all. A linear probe is scored too. Each round adds a part for the candidates that are left: those that are clearly
+    worse are dropped, and if there is not enough time for all, the worse half is. The module and the random state are
+    not changed, and validation and test data are not read.
 
     Args:
         module: the LightningModule that is to be trained, with its pretrained network.

@@ -143,9 +143,8 @@ class SourceTask:
             return
         if not any(linear_layers(self.head)):
             raise TransferConfigError(
-                f"head={type(self.head).__name__} has no Linear layer: not a classifier. timm's "
-                "reset_classifier() and num_classes=0 remove the classifier: call SourceTask.from_timm(model, dataset) "
-                "before."
+                f"head={type(self.head).__name__} has no Linear layer. timm's reset_classifier() and "
+                "num_classes=0 remove the classifier: call SourceTask.from_timm(model, dataset) before."
             )
         if self.num_classes not in (None, out_width(self.head)):
             raise TransferConfigError(

@@ -28,9 +28,9 @@ ONE_NETWORK = "Or hold both in one network, self.model = torch.nn.Sequential(bac
 class CollaborativeEnsemble(Structure):
     """Returns the mean of the logits of several networks, which ranks classes as their sum does.
 
-    If the networks' timm configurations differ (or the `pretrained_cfg` that the user assigned), each of the others gets
-    images that are normalised as in its pretraining, and resized by the ratio of the two input sizes, or to its own
-    size if that is fixed; the first network takes them unchanged.
+    If the networks' timm configurations differ (or the `pretrained_cfg` that the user assigned), each of the others
+    gets images that are normalised as in its pretraining, and resized by the ratio of the two input sizes, or to its
+    own size if that is fixed; the first network takes them unchanged.
 
     If a head is apart from its backbone, the ensemble takes the place of the head: it takes features, the head turns
     them into logits, and the other networks take the images that entered the backbone.
