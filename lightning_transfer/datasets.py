@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from lightning_transfer.batches import either, label_places
 from lightning_transfer.errors import TransferConfigError
@@ -21,8 +21,9 @@ PART = 8  # images that are loaded before their labels are yielded
 
 if TYPE_CHECKING:
     AnyDataset: TypeAlias = Dataset[Any]
+    AnyLoader: TypeAlias = DataLoader[Any]
 else:
-    AnyDataset = Dataset  # from a generic alias, a LightningCLI file's class_path would be lost
+    AnyDataset, AnyLoader = Dataset, DataLoader  # generic aliases would lose the class_path of a LightningCLI file
 
 
 def check_random_access(dataset: Any, name: str) -> None:
@@ -177,8 +178,8 @@ def _class_number(sample: Any, dataset: Any, index: int, read: Callable[[Any], A
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise TransferConfigError(
             f"Image {index} of the training data, {a_class(dataset)}, is {nesting(sample)}; expected (image, "
-            "class number). Give such samples, or list the classes as "
-            "dataset.targets, or pass adapt=lambda batch: (batch['image'], batch['label'])."
+            "class number). List the classes as dataset.targets, or give such samples; advise and doctor also take "
+            "adapt=lambda batch: (batch['image'], batch['label'])."
         ) from error
     return int(label)
 
@@ -190,7 +191,7 @@ def _label_in(sample: Any) -> Any:
     numbers = (torch.as_tensor(part) if isinstance(part, int | np.integer) else part for part in sample)
     places = label_places([part[None] if isinstance(part, Tensor) else part for part in numbers])
     if len(places) > 1:
-        made = "advise(..., adapt=lambda batch: (batch[0], batch[{}]))"
+        made = "adapt=lambda batch: (batch[0], batch[{}])"
         raise TransferConfigError(f"{either(places, made)} Or list the classes as dataset.targets.")
     return sample[places[0] if places else 1]
 

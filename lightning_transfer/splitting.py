@@ -23,6 +23,41 @@ def by_group(number: int, groups: Sequence[Any] | None) -> list[list[int]]:
     return list(members.values())
 
 
+def check_divisible(labels: Sequence[int], groups: Sequence[Any] | None, *, least: int, least_groups: int = 2) -> None:
+    """Refuse images of which none can be held out in turns.
+
+    Args:
+        labels: class of each image.
+        groups: the group of each image.
+        least: how many images there have to be.
+        least_groups: how many groups, if there are groups.
+
+    Raises:
+        TransferConfigError: a label is negative, or there are too few images, classes or groups.
+    """
+    counts = Counter(labels)
+    if min(counts, default=0) < 0:
+        raise TransferConfigError(
+            f"A label is {min(counts)}; expected class numbers from 0. Leave images without a class out."
+        )
+    most = max(counts.values(), default=0)
+    if len(counts) < 2 or most < 2 or len(labels) < least:
+        raise TransferConfigError(
+            f"There are {len(labels)} images of {len(counts)} classes, the largest of size {most}; expected at least "
+            f"two classes, two images of one class, and {least} images. Give more labelled images."
+        )
+    if groups is not None:
+        spread = Counter(label for label, _ in {*zip(labels, groups, strict=True)})
+        alone = sum(number == 1 for number in spread.values())
+        if (number := len({*groups})) < least_groups or len(spread) - alone < 2:
+            raise TransferConfigError(
+                f"Images are of {number} groups, and {alone} of {len(spread)} classes have images of only one group: "
+                f"if it is held out, no training image has the class. Expected at least {least_groups} groups and two "
+                "classes that are in several. Let the dataset's groups name what images belong to besides their class, "
+                "such as a patient or a track, or remove groups."
+            )
+
+
 def held_out(labels: Sequence[int], share: float, *, groups: Sequence[Any] | None = None, seed: int = 0) -> list[int]:
     """Return which images to hold out.
 

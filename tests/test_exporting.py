@@ -69,6 +69,8 @@ def test_timm_loads_what_was_trained_and_the_card_says_how(tmp_path):
 
 def test_the_card_names_the_paper_of_what_is_kept_without_source_images(tmp_path):
     data, network = DataLoader([(image, index % 3) for index, image in enumerate(IMAGES)], batch_size=4), tiny(7)
+    with torch.no_grad():
+        network.get_classifier().weight *= 2  # as if it was trained
     runner = toys.trainer([lt.SoftFinetuning(lt.SourceKnowledge(network))], max_steps=1)
     network.reset_classifier(3)
     runner.fit(module := Lit(network), data)

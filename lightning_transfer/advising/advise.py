@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_transfer.advising.advice import Advice, Compared, Measured
-from lightning_transfer.advising.candidates import PROBE, Candidate, own, usual
+from lightning_transfer.advising.candidates import Candidate, own, usual
 from lightning_transfer.advising.race import Race, Racer
 from lightning_transfer.advising.reading import ADAPT, FORWARD, Reading
 from lightning_transfer.advising.trials import OutOfTimeError, PairedTrials
@@ -22,13 +23,10 @@ from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.naming import a_class
 from lightning_transfer.progress import Progress, no_progress, tqdm_progress
 from lightning_transfer.source.task import SourceTask
-from lightning_transfer.splitting import FOLDS
+from lightning_transfer.splitting import FOLDS, check_divisible
 
 EPOCHS = 25  # if no length is given
 LENGTHS = "max_epochs", "max_steps"
-FROZEN = Candidate(
-    PROBE, "callbacks=[lt.ProbeStart()], with requires_grad_(False) for all of the network but its head", list, cost=0.0
-)
 
 
 def advise(
@@ -102,18 +100,18 @@ def advise(
         >>> advice.measured.images, sorted(each.name for each in advice.candidates)
         (20, ['linear probe', 'mine'])
     """
-    _check(source, steps, minutes, adapt, forward)
+    _check(source, steps, minutes, adapt, forward, unaugmented)
     if forward is None and isinstance(source, SourceTask) and callable(source.forward):
         forward = source.forward
     said: dict[str, Any] = {"head": head, "forward": forward, "adapt": adapt, "unaugmented": unaugmented}
-    mine = usual(source, **said) if candidates is None else own(candidates)
+    probe, *methods = usual(source, **said)
     lengths, options = _split({} if trainer is None else trainer)
     trials = trials_of(module, data, options, unaugmented=unaugmented, adapt=adapt)
-    _check_labels(trials)
+    check_divisible(trials.labels, trials.groups, least=2 * FOLDS)
     return compare(
         module,
         trials,
-        [FROZEN, *mine],
+        [probe, *(methods if candidates is None else own(candidates))],
         Reading(head, adapt, forward),
         steps=steps,
         lengths=lengths,
@@ -141,7 +139,7 @@ def compare(
     paired = PairedTrials(module, trials, reading, clock=clock, deadline=deadline)
     loader = part_of(trials.loader, paired.kept(0))
     per_pass = math.ceil(len(loader) / trials.options.get("accumulate_grad_batches", 1))
-    paired.steps = steps or length(lengths, trials.epoch(loader))
+    paired.steps = steps or length(lengths, trials.steps_in_epoch(loader))
     race = Race(
         rivals,
         num_folds=len(paired.parts),
@@ -240,7 +238,7 @@ def _split(trainer: Mapping[str, Any]) -> tuple[dict[str, int], Mapping[str, Any
     return lengths, {name: value for name, value in trainer.items() if name not in LENGTHS}
 
 
-def _check(source: Any, steps: Any, minutes: Any, adapt: Any, forward: Any) -> None:
+def _check(source: Any, steps: Any, minutes: Any, adapt: Any, forward: Any, unaugmented: Any) -> None:
     if not isinstance(source, SourceTask | SourceKnowledge | None):
         raise TransferConfigError(
             f"source is {a_class(source)}; wrap the dataset: source=lt.SourceTask.from_timm(network, dataset), "
@@ -251,33 +249,7 @@ def _check(source: Any, steps: Any, minutes: Any, adapt: Any, forward: Any) -> N
     check_number("minutes", minutes)
     if adapt is not None and not callable(adapt):
         raise TransferConfigError(f"adapt={adapt!r} is not a function. {ADAPT}")
+    if isinstance(unaugmented, DataLoader):
+        raise TransferConfigError("unaugmented is a DataLoader; it takes a dataset: unaugmented=loader.dataset.")
     if forward is not None and not callable(forward):
         raise TransferConfigError(f"forward={forward!r} is not a function. {FORWARD.format('module.model(images)')}")
-
-
-def _check_labels(trials: Trials) -> None:
-    counts = Counter(trials.labels)
-    if min(counts, default=0) < 0:
-        raise TransferConfigError(
-            f"A label is {min(counts)}; expected class numbers from 0. Leave images without a class out of the loader."
-        )
-    most = max(counts.values(), default=0)
-    if len(counts) < 2 or most < 2:
-        raise TransferConfigError(
-            f"Classes among the {len(trials.labels)} training images: {len(counts)}, the largest of size {most}; "
-            "expected at least two classes, and two images of one class. Give more labelled images."
-        )
-    if len(trials.labels) < 2 * FOLDS:
-        raise TransferConfigError(
-            f"There are {len(trials.labels)} labelled training images; advise needs at least {2 * FOLDS}, because it "
-            f"holds out each of {FOLDS} parts in turn."
-        )
-    if trials.groups is not None:
-        spread = Counter(label for label, _ in {*zip(trials.labels, trials.groups, strict=True)})
-        alone = sum(number == 1 for number in spread.values())
-        if len(spread) - alone < 2:
-            raise TransferConfigError(
-                f"Of {len(spread)} classes, {alone} have images of only one group: if this group is held out, no "
-                "training image has the class. Let the dataset's groups name what images belong to besides their "
-                "class, such as a patient or a track, or remove groups."
-            )

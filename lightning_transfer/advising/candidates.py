@@ -72,20 +72,24 @@ def usual(
     adapt: Callable[..., Any] | None,
     unaugmented: AnyDataset | None,
 ) -> list[Candidate]:
-    """Return this package's methods with their default options, and with the user's head, forward and adapt."""
+    """Return a linear probe, and this package's methods with default options and the user's head, forward and adapt."""
     at: dict[str, Any] = {} if head == "auto" else {"head": head}
     read = {name: value for name, value in (("forward", forward), ("adapt", adapt)) if value is not None}
+    is_sources = forward is not None and forward is getattr(source, "forward", None)
+    names = {"forward": "source.forward"} if is_sources else {}
 
     def made(name: str, cost: float, method: type, *given: Any, clean: str = "", **options: Any) -> Candidate:
         if unaugmented is None:
             clean = ""
         shown = ["source"] * len(given) + [f"{clean}=unaugmented"] * bool(clean)
-        shown += [f"{key}={value!r}" if key == "head" else f"{key}={key}" for key, value in options.items()]
+        shown += [f"{key}={repr(value) if key == 'head' else names.get(key, key)}" for key, value in options.items()]
         line = f"callbacks=[lt.{method.__name__}({', '.join(shown)})]"
         return Candidate(name, line, lambda **images: [method(*given, **options, **images)], cost, clean)
 
     start = made("LP-FT", 1.1, ProbeStart, clean="unaugmented", **at, **read)
+    frozen = f"{start.line}, with requires_grad_(False) for all of the network but its head"
     found = [
+        Candidate(PROBE, frozen, list, cost=0.0),
         start,
         replace(
             start,

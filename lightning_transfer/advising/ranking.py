@@ -2,7 +2,6 @@
 
 import html
 import os
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +11,12 @@ from torch import Tensor
 from lightning_transfer.advising.backbones import Networks, Run, by_name, pictures_of
 from lightning_transfer.advising.verdicts import half_interval
 from lightning_transfer.datasets import groups_of
-from lightning_transfer.errors import TransferConfigError, check_count
+from lightning_transfer.errors import check_count
 from lightning_transfer.probing import probed
 from lightning_transfer.progress import tqdm_progress
 from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import labels_of
+from lightning_transfer.splitting import check_divisible
 
 COLUMNS = ("network", "accuracy, %", "from the best", "ms an image", "M parameters", "pixels")
 
@@ -171,7 +171,7 @@ def rank_networks(
     with seeded(0, 0):  # reading may draw
         labels = labels_of(pictures.dataset, num_workers=num_workers)
     groups = groups_of(pictures.dataset)
-    _check(labels, groups)
+    check_divisible(labels, groups, least=5, least_groups=3)
     classes, numbers = torch.tensor(labels).unique(return_inverse=True)
     costs: dict[str, dict[str, Any]] = {}
     right: dict[str, Tensor] = {}
@@ -196,31 +196,3 @@ def rank_networks(
         for name in names
     )
     return Ranking(tuple(rows), len(labels), len(classes), None if groups is None else len({*groups}))
-
-
-def _check(labels: list[int], groups: list[Any] | None) -> None:
-    """Refuse images of which none can be held out in turns.
-
-    Raises:
-        TransferConfigError: saying what there is.
-    """
-    counts = Counter(labels)
-    if min(counts) < 0:
-        raise TransferConfigError(
-            f"A label is {min(counts)}; expected class numbers from 0. Leave images without a class out."
-        )
-    if len(counts) < 2 or max(counts.values()) < 2 or len(labels) < 5:
-        raise TransferConfigError(
-            f"There are {len(labels)} images of {len(counts)} classes, the largest of size {max(counts.values())}; "
-            "expected at least two classes, two images of one class, and five images. Give more labelled images."
-        )
-    if groups is None:
-        return
-    spread = Counter(label for label, _ in {*zip(labels, groups, strict=True)})
-    if len({*groups}) < 3 or sum(number > 1 for number in spread.values()) < 2:
-        raise TransferConfigError(
-            f"Images are of {len({*groups})} groups, and {sum(number > 1 for number in spread.values())} of "
-            f"{len(spread)} classes have images of more than one group; expected at least three groups and two such "
-            "classes; otherwise no training image has the class of a held-out image. Let the dataset's groups name "
-            "what images belong to besides their class, such as a patient or a track, or remove groups."
-        )

@@ -12,7 +12,7 @@ from lightning_transfer.batches import class_numbers, label_hint
 from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.hearing import Hearing
-from lightning_transfer.glue.trainer import to_device, validating
+from lightning_transfer.glue.trainer import as_validated
 from lightning_transfer.naming import nesting
 from lightning_transfer.reading import apart
 from lightning_transfer.roles import Head, find_head, is_pooling, on_the_way
@@ -109,8 +109,7 @@ class Runner:
 
     def _read(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return images, on the device and after the user's hooks, and class numbers."""
-        with validating(self.trainer):
-            moved = to_device(self.trainer, batch, hooks=True)
+        moved = as_validated(self.trainer, batch)
         adapt = self.reading.adapt
         made = ADAPT if adapt is None else f"adapt= made that of {nesting(moved)}."
         given = moved if adapt is None else adapt(moved)

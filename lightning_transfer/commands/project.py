@@ -15,9 +15,9 @@ from lightning_transfer.commands.names import check_names
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.checkpoints import KEY, read_checkpoint
+from lightning_transfer.glue.namespaces import namespace_of
 from lightning_transfer.glue.proxy import UNEQUAL, loader_of, options_like
 from lightning_transfer.glue.quiet import silent
-from lightning_transfer.glue.trainer import namespace_of
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.stamps import is_stamped

@@ -14,7 +14,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining.diagnosis import Finding, listed
 from lightning_transfer.examining.step import CriterionCall, Seen
 from lightning_transfer.glue.base import TransferCallback
-from lightning_transfer.glue.trainer import NAMESPACES, namespaces_of
+from lightning_transfer.glue.namespaces import NAMESPACES, namespaces_of
 
 CLASSES = ("cross_entropy", "nll_loss")  # criteria of class numbers
 LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")  # criteria that turn scores into probabilities

@@ -105,10 +105,10 @@ class FirstLoss:
         labels = self.labels(batch)
         if len(heard.logits) != 1 or not isinstance(labels, Tensor):
             return []
-        return list(criteria(heard.logits[0], labels))
+        return list(fitting_criteria(heard.logits[0], labels))
 
 
-def criteria(logits: Tensor, labels: Tensor) -> Iterator[MeanLoss]:
+def fitting_criteria(logits: Tensor, labels: Tensor) -> Iterator[MeanLoss]:
     """Yield the usual criteria that fit logits (B, classes) and the labels of a batch."""
     if logits.ndim != 2 or labels.shape[:1] != logits.shape[:1] or labels.device != logits.device:
         return
@@ -138,7 +138,7 @@ def is_binary(loss: Tensor, found: list[MeanLoss]) -> bool:
 def kind_by(criterion: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> Kind | None:
     """Return the kind of labels for (B, outputs) logits, as a criterion reads them."""
     may_be_binary = labels.shape == logits.shape and criterion is not F.cross_entropy
-    binary = may_be_binary and is_binary(criterion(logits, labels), list(criteria(logits, labels)))
+    binary = may_be_binary and is_binary(criterion(logits, labels), list(fitting_criteria(logits, labels)))
     return kind_of(labels, logits.shape[1], is_binary=binary)
 
 

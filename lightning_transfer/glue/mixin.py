@@ -119,8 +119,7 @@ class PartMixin(_LightningModule):  # type: ignore[misc]
 
     def _is_lent(self) -> bool:
         """Return whether another Trainer runs the module in the middle of the fit."""
-        trainer = self._fitting
-        return is_running(trainer) and not is_run_by(trainer, self)
+        return not is_run_by(self._running, self)
 
     def _added(self, name: str, what: str, *, by: str) -> Any:
         """Return what was added in `__init__`, or raise an error with the call to write."""

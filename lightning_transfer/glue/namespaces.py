@@ -10,11 +10,13 @@ from lightning_utilities.core import rank_zero
 
 from lightning_transfer.errors import check_name
 
+NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
+
 
 def _callback_classes() -> tuple[type, ...]:
     """Return the Callback class of every installed namespace."""
     found: list[type] = []
-    for name in sorted(("lightning.pytorch", "pytorch_lightning"), key=lambda name: name not in sys.modules):
+    for name in sorted(NAMESPACES, key=lambda name: name not in sys.modules):
         package = name.partition(".")[0]
         log, level = rank_zero.log, logging.getLogger(package).level
         try:
@@ -26,6 +28,17 @@ def _callback_classes() -> tuple[type, ...]:
             rank_zero.log = log
             logging.getLogger(package).setLevel(level or logging.INFO)
     return tuple(found)
+
+
+def namespaces_of(thing: Any) -> list[str]:
+    """Return Lightning's namespaces that an object or a class comes from; a callback of this package is of both."""
+    homes = [cls.__module__ for cls in (thing if isinstance(thing, type) else type(thing)).__mro__]
+    return [name for name in NAMESPACES if any(home.startswith(f"{name}.") for home in homes)]
+
+
+def namespace_of(thing: Any) -> str | None:
+    """Return the first of Lightning's namespaces that an object comes from, such as a Trainer; None without one."""
+    return next(iter(namespaces_of(thing)), None)
 
 
 def is_lightnings(thing: Any) -> bool:

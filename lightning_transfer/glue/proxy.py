@@ -15,9 +15,9 @@ from torch.utils.data.distributed import DistributedSampler
 
 from lightning_transfer.datasets import Loaded, groups_of
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.namespaces import AnyCallback
+from lightning_transfer.glue.namespaces import AnyCallback, namespace_of
 from lightning_transfer.glue.quiet import silent, trainer_of
-from lightning_transfer.glue.trainer import namespace_of, served, to_device, validating
+from lightning_transfer.glue.trainer import as_validated, served
 from lightning_transfer.naming import a_class
 from lightning_transfer.randomness import next_numbers, restored, seeded
 from lightning_transfer.reading import labels_of
@@ -155,9 +155,7 @@ class Scoring(AnyCallback):
         right, total = 0.0, 0
         with trainer.precision_plugin.forward_context():
             for batch in self.loader:
-                with validating(trainer):
-                    moved = to_device(trainer, batch, hooks=True)
-                correct = self.score(pl_module, moved)
+                correct = self.score(pl_module, as_validated(trainer, batch))
                 right, total = right + float(correct.sum()), total + len(correct)
         torch.clear_autocast_cache()
         self.best = max(self.best, right / total)
@@ -201,7 +199,7 @@ class Trials:
         """Return a loader of some of the images, without augmentation and in order."""
         return part_of(self.loader, indices, dataset=self.clean)
 
-    def epoch(self, loader: DataLoader[Any]) -> int:
+    def steps_in_epoch(self, loader: DataLoader[Any]) -> int:
         """Return how many optimizer steps an epoch has, one at least."""
         limit = self.options.get("limit_train_batches") or 1.0
         batches = min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader))
@@ -230,7 +228,7 @@ class Trials:
         """
         module.configure_callbacks = list
         loader = part_of(self.loader, indices)
-        epochs = epochs or math.ceil(steps / self.epoch(loader))  # a user's schedule may use it as its length
+        epochs = epochs or math.ceil(steps / self.steps_in_epoch(loader))  # a user's schedule may use it as its length
         own = {"max_epochs": epochs, "max_steps": steps, "callbacks": [_Unvalidated(), *callbacks]}
         options = {**self.options, **own}
         with _explaining_schedules(epochs):

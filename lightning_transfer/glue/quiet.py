@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.namespaces import namespace_of
 from lightning_transfer.naming import a_class
 
 LOGGERS = ("lightning.pytorch", "pytorch_lightning", "lightning.fabric", "lightning_fabric")
@@ -16,7 +17,7 @@ LOGGERS = ("lightning.pytorch", "pytorch_lightning", "lightning.fabric", "lightn
 
 def trainer_of(make: type, options: Mapping[str, Any]) -> Any:
     """Make a quiet Trainer; refuse one that cannot be made, or that would start or join other processes."""
-    namespace = make.__module__.removesuffix(".trainer.trainer")
+    namespace = namespace_of(make)
     environments = importlib.import_module(f"{namespace}.plugins.environments")
     given = {
         "enable_checkpointing": False,
@@ -39,7 +40,7 @@ def trainer_of(make: type, options: Mapping[str, Any]) -> Any:
     return trainer
 
 
-def _unheard(namespace: str, folder: Any) -> Any:
+def _unheard(namespace: str | None, folder: Any) -> Any:
     """Return Lightning's logger that does nothing, whichever of its methods the user's steps call."""
     logger = importlib.import_module(f"{namespace}.loggers.logger").DummyLogger
     return type("Unheard", (logger,), {"save_dir": folder, "log_dir": folder})()

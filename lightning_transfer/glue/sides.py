@@ -70,6 +70,8 @@ def target_side(trainer: Any, *, most: int, unaugmented: Any = None) -> Side:
     collate_fn = loader.collate_fn
     if isinstance(unaugmented, DataLoader):
         unaugmented, collate_fn = unaugmented.dataset, unaugmented.collate_fn
+    if unaugmented is not None:
+        check_random_access(unaugmented, "target")
 
     def collated(samples: Samples) -> Any:
         return collate_fn([sample for _, sample in samples])

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_transfer.datasets import Served
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.batch_hooks import forgotten
+from lightning_transfer.glue.namespaces import namespace_of
 from lightning_transfer.glue.samplers import drawn_by
 from lightning_transfer.naming import a_class, nesting
 from lightning_transfer.progress import Progress, Step, no_progress, rich_progress, tqdm_progress
 from lightning_transfer.schedules import Schedule
 
-NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 REFUSED_STRATEGIES = ("DeepSpeedStrategy",)  # a DDPStrategy by inheritance, but it shards the optimizer
 
@@ -42,17 +42,6 @@ class Weakly:
 
     def __reduce__(self) -> tuple[type["Weakly"], tuple[()]]:
         return (Weakly, ())
-
-
-def namespaces_of(thing: Any) -> list[str]:
-    """Return Lightning's namespaces that an object or a class comes from; a callback of this package is of both."""
-    homes = [cls.__module__ for cls in (thing if isinstance(thing, type) else type(thing)).__mro__]
-    return [name for name in NAMESPACES if any(home.startswith(f"{name}.") for home in homes)]
-
-
-def namespace_of(thing: Any) -> str | None:
-    """Return the first of Lightning's namespaces that an object comes from, such as a Trainer; None without one."""
-    return next(iter(namespaces_of(thing)), None)
 
 
 def named(things: Iterable[Any], names: set[str]) -> list[str]:
@@ -162,7 +151,7 @@ def schedule_length(schedule: Schedule, trainer: Any) -> float | None:
             "GradientAccumulationScheduler whose factor changes), so a schedule over a share of it is not possible. "
             "Pass Trainer(max_steps=...) without max_epochs, or weight=lt.Schedule(until_steps=1000)."
         )
-    if num_steps is not None and num_steps < schedule.until_steps and not is_trial(trainer):
+    if num_steps is not None and num_steps < schedule.until_steps and not is_dry_run(trainer):
         raise TransferConfigError(
             f"until_steps={schedule.until_steps} is after the end of training, at {num_steps:.0f} steps. "
             f"Pass until_steps<={num_steps:.0f}."
@@ -170,7 +159,7 @@ def schedule_length(schedule: Schedule, trainer: Any) -> float | None:
     return None
 
 
-def is_trial(trainer: Any) -> bool:
+def is_dry_run(trainer: Any) -> bool:
     """Return whether this run is too short for any schedule: a dry run, or the learning-rate finder's."""
     return bool(trainer.fast_dev_run or named(trainer.callbacks, {"_LRCallback"}))
 
@@ -216,6 +205,12 @@ def validating(trainer: Any) -> Iterator[None]:
         yield
     finally:
         trainer.state.stage = stage
+
+
+def as_validated(trainer: Any, batch: Any, *, hooks: bool = True) -> Any:
+    """Convert and move a batch as validation does: hooks that augment training images do not."""
+    with validating(trainer):
+        return to_device(trainer, batch, hooks=hooks)
 
 
 def is_log_due(trainer: Any) -> bool:

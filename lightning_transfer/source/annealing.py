@@ -41,6 +41,8 @@ class Annealing:
         Raises:
             TransferConfigError: it differs, or it is needed and not known.
         """
+        if trainer.global_step == 0:
+            self.reset()
         num_steps = schedule_length(self.schedule, trainer)
         if self._num_steps not in (None, num_steps) and not self.is_over:
             raise TransferConfigError(

@@ -13,7 +13,7 @@ from lightning_transfer import ranks
 from lightning_transfer.datasets import groups_of
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue.sides import Side, target_side
-from lightning_transfer.glue.trainer import progress_of, say, source_workers, target_workers, to_device, validating
+from lightning_transfer.glue.trainer import as_validated, progress_of, say, source_workers, target_workers
 from lightning_transfer.naming import nesting
 from lightning_transfer.randomness import seeded
 from lightning_transfer.schedules import Schedule
@@ -117,8 +117,7 @@ def _look(view: NetworkView, side: Side, *, like: Tensor | None = None) -> _Seen
     with seeded(view.source.seed, 0):
         drawn = side.draw()
         for some, batch in side.batches(drawn, view.batch_size):
-            with validating(view.trainer):
-                images = _unpacked(view.source, to_device(view.trainer, batch, hooks=side.hooks), side.name)
+            images = _unpacked(view.source, as_validated(view.trainer, batch, hooks=side.hooks), side.name)
             if like is not None:
                 check_alike(like, images)
             indices += some

@@ -137,7 +137,6 @@ class SourceTerm(TransferPart):
         if trainer.global_step == 0:  # a new run, even if this part was in another one before
             self.drawing.seek(0)
             self._saved_options = self.gap = None
-            self.annealing.reset()
             if self.chooser is not None:
                 self.chooser.reset()
         check_hyperparameters(trainer.lightning_module)

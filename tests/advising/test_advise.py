@@ -130,7 +130,7 @@ def test_this_packages_methods_look_at_the_unaugmented_images_that_are_trained_o
 def test_groups_that_say_no_more_than_classes_do_are_refused():
     data = toys.images(24, 3, seed=5)
     data.groups = [int(label) for label in data.tensors[1]]
-    with pytest.raises(lt.TransferConfigError, match="3 have images of only one group: if this group is held"):
+    with pytest.raises(lt.TransferConfigError, match="3 of 3 classes have images of only one group: if it is held"):
         advise(data=DataLoader(data, batch_size=8))
     data.groups[:4] = range(10, 14)
     data.groups[4:8] = range(20, 24)
@@ -212,15 +212,15 @@ def test_what_is_not_right_is_refused_by_name():
     with pytest.raises(lt.TransferConfigError, match="adapt='image' is not a function"):
         advise(adapt="image")
     for labels, words in (
-        ([3] * 24, "24 training images: 1, "),
-        ([*range(24)], "24, the largest of size 1;"),
+        ([3] * 24, "24 images of 1 classes"),
+        ([*range(24)], "of 24 classes, the largest of size 1;"),
         ([-1, *[0, 1] * 11, 1], "A label is -1; expected class numbers from 0"),
         ([4, 5] * 12, "Labels run to 5, and the head 'model.fc' gives 5 numbers"),
     ):
         alone = TensorDataset(toys.target_data().tensors[0], torch.tensor(labels))
         with pytest.raises(lt.TransferConfigError, match=words):
             advise(data=DataLoader(alone, batch_size=4))
-    with pytest.raises(lt.TransferConfigError, match="There are 7 labelled training images; advise needs at least 10"):
+    with pytest.raises(lt.TransferConfigError, match="There are 7 images of 2 classes.* and 10 images"):
         advise(data=DataLoader(TensorDataset(torch.rand(7, 3, 6, 6), torch.arange(7) % 2), batch_size=4))
     with pytest.raises(lt.TransferConfigError, match="does not run its head 'model.fc'"):
         advise(Beside())
@@ -425,7 +425,9 @@ class Shifting(L.Callback):
 def test_this_packages_methods_are_tried_as_they_come_and_refusals_are_listed():
     found = advise(candidates=None, source=source(), steps=6, head="model.fc")
     lines = {each.name: each.line for each in found.candidates}
-    assert lines.pop("linear probe").startswith("callbacks=[lt.ProbeStart()], with requires_grad_(False)")
+    assert lines.pop("linear probe").startswith(
+        "callbacks=[lt.ProbeStart(head='model.fc')], with requires_grad_(False)"
+    )
     assert lines == {
         "LP-FT": "callbacks=[lt.ProbeStart(head='model.fc')]",
         "LP-FT, frozen statistics": "callbacks=[lt.ProbeStart(head='model.fc'), lt.FrozenStatistics()]",

@@ -467,7 +467,11 @@ REFUSED = {
     "labels": ([Net()], [(image, 0.5) for image, _ in Pictures()], "expected .image, class number"),
     "one class": ([Net()], [(image, 0) for image, _ in Pictures()], "of 1 classes"),
     "unlabelled": ([Net()], [(image, index - 1) for index, (image, _) in enumerate(Pictures())], "A label is -1"),
-    "groups are classes": ([Net()], Pictures(groups=[index % 3 for index in range(40)]), "0 of 3 classes"),
+    "groups are classes": (
+        [Net()],
+        Pictures(groups=[index % 3 for index in range(40)]),
+        "3 of 3 classes have images of only one",
+    ),
     "two groups": ([Net()], Pictures(groups=[int(index > 9) for index in range(40)]), "of 2 groups"),
     "unreadable": ([Net()], Broken(), "arget sample 5 cannot be read: OSError: truncated"),
     "empty": ([Net()], [], "empty"),

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import lightning_transfer as lt
 from lightning_transfer.advising import trials
-from lightning_transfer.advising.advise import FROZEN, compare
-from lightning_transfer.advising.candidates import Candidate
+from lightning_transfer.advising.advise import compare
+from lightning_transfer.advising.candidates import PROBE, Candidate
 from lightning_transfer.advising.reading import Reading
 from lightning_transfer.advising.trials import OutOfTimeError, PairedTrials
 from lightning_transfer.glue.proxy import trials_of
@@ -205,7 +205,7 @@ def test_trials_stay_within_the_minutes_given(minutes):
     module, data = Ticking(), toys.target_loader()
     module.seconds = 4.0
     given = trials_of(module, data, QUIET, unaugmented=None)
-    rivals = [FROZEN, *(Candidate(name, name, lambda: [L.Callback()]) for name in "ab")]
+    rivals = [Candidate(PROBE, "", list, cost=0.0), *(Candidate(name, name, lambda: [L.Callback()]) for name in "ab")]
     options = {"lengths": {}, "progress": no_progress, "clock": clock, "minutes": minutes, "is_over_early": True}
     found = compare(module, given, rivals, Reading(), steps=15, **options)
     assert clock.now <= 60 * minutes

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import lightning_transfer as lt
 from lightning_transfer.batches import class_numbers, find_labels, label_hint
-from lightning_transfer.glue.first_loss import Heard, criteria
+from lightning_transfer.glue.first_loss import Heard, fitting_criteria
 from lightning_transfer.methods.collaborative.agreement import Agreement
 from lightning_transfer.tracing import images_and_labels
 from tests import toys
@@ -91,20 +91,20 @@ def test_with_a_weight_for_a_sum_or_labels_that_say_nothing_it_is_silent():
 def test_a_binary_sum_is_one_of_its_numbers():
     random = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(6, 3, generator=random), torch.rand(6, 3, generator=random).round()
-    binary = next(iter(criteria(logits, labels)))
+    binary = next(iter(fitting_criteria(logits, labels)))
     each = -(labels * logits.sigmoid().log() + (1 - labels) * (-logits).sigmoid().log())
     assert binary.mean == pytest.approx(float(each.mean()), rel=1e-5)
     assert binary.is_sum(float(each.sum()))
     assert binary.is_sum(6 * float(each.mean()))
     assert not binary.is_sum(float(each.mean()))
     assert not binary.is_sum(5 * float(each.mean()))
-    one = next(iter(criteria(logits[:, :1], labels[:, 0].long())))
+    one = next(iter(fitting_criteria(logits[:, :1], labels[:, 0].long())))
     assert one.mean == pytest.approx(float(each[:, 0].mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("labels", [[0, -100], [0, 3], [0, 1, 2]], ids=["ignored", "beyond", "more"])
 def test_labels_that_do_not_fit_the_logits_say_nothing(labels):
-    assert list(criteria(torch.zeros(2, 3), torch.tensor(labels))) == []
+    assert list(fitting_criteria(torch.zeros(2, 3), torch.tensor(labels))) == []
 
 
 class Counting(LitToy):

@@ -270,6 +270,64 @@ def test_a_second_fit_goes_on_and_another_module_is_looked_at_anew():
     assert_same(statistics(trained), before)
 
 
+def test_a_layer_that_is_new_in_a_second_fit_is_refused():
+    module, callback = Toy(), lt.FrozenStatistics()
+    fit(module, [callback], max_steps=1)
+    module.model = toys.ToyNet()
+    with pytest.raises(lt.TransferConfigError, match="'model.bn' had pretrained statistics .* and is now a new BatchN"):
+        fit(module, [callback], max_steps=1)
+
+
+class Functional(nn.Module):
+    """Normalises by its own mode, whatever that of the layer is."""
+
+    def __init__(self):
+        super().__init__()
+        net = toys.toy_net()
+        self.conv, self.bn, self.fc = net.conv, net.bn, net.fc
+
+    def forward(self, pixels):
+        bn = self.bn
+        given = bn.running_mean, bn.running_var, bn.weight, bn.bias, self.training
+        return self.fc(F.relu(F.batch_norm(self.conv(pixels), *given)).mean((2, 3)))
+
+
+class RunsInAHook(Toy):
+    def on_train_epoch_start(self):
+        self.train()
+        self(toys.target_data().tensors[0])
+
+
+class AfterValidation(Toy):
+    def on_validation_model_train(self):
+        self.train()
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        self(batch[0])
+        return batch
+
+
+@pytest.mark.parametrize("kind", ["functional", "hook", "after validation"])
+def test_statistics_that_change_in_spite_of_it_are_an_error(kind):
+    module = {"hook": RunsInAHook, "after validation": AfterValidation}.get(kind, Toy)()
+    if kind == "functional":
+        module.model = Functional()
+    runner = toys.trainer([lt.FrozenStatistics()], max_epochs=1, max_steps=-1, val_check_interval=2)
+    with pytest.raises(lt.TransferConfigError, match=r"The statistics of 'model\.bn' changed"):
+        runner.fit(module, toys.target_loader(), toys.target_loader())
+
+
+def test_a_network_that_is_compiled_when_training_starts_keeps_its_statistics():
+    class Compiling(Toy):
+        def on_train_start(self):
+            self.model = torch.compile(self.model, backend="eager")
+
+    module = Compiling()
+    before = module.model.bn.running_mean.clone()
+    fit(module, [lt.FrozenStatistics()], max_steps=2)
+    assert torch.equal(module.model._orig_mod.bn.running_mean, before)
+
+
 def test_the_same_in_pytorch_lightning_and_for_a_copy():
     results = []
     for kind, namespace, clone in (

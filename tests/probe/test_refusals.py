@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 import lightning_transfer as lt
 from tests import toys
@@ -110,6 +110,26 @@ def test_batches_and_loaders_that_do_not_show_images_and_labels():
     refused(LitToy(), [toys.target_data()[:5]], "a list, does not show its dataset")
     other = lt.ProbeStart(unaugmented=toys.images(20, 5, seed=1))
     refused(LitToy(), toys.target_data(), "unaugmented has 20 images, the train loader's dataset 24", other)
+
+
+def dropped(samples):
+    return default_collate(samples[1:])
+
+
+def paired(samples):
+    images, labels = default_collate(samples)
+    return images, (labels, labels.roll(1), 0.5)
+
+
+def test_loaders_that_mix_drop_or_stream_images_are_named():
+    data = toys.target_data()
+    mixing = DataLoader(data, batch_size=5, collate_fn=paired)
+    refused(LitToy(), mixing, r"If a collate_fn has mixed the images: ProbeStart\(unaugmented=DataLoader")
+    for loader, said in (
+        (DataLoader(data, collate_fn=dropped), "made 4 images of 5 samples; expected one of each"),
+        (DataLoader(Stream(), batch_size=5), "no length and random access"),
+    ):
+        refused(LitToy(), DataLoader(data, batch_size=5), said, lt.ProbeStart(unaugmented=loader))
 
 
 def test_an_adapt_that_fails_or_gives_something_else_is_named():

@@ -165,7 +165,7 @@ def test_a_run_does_not_resume_with_another_pretrained_network(tmp_path):
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
 def test_timms_networks_are_held(name):
     network = timm.create_model(name, num_classes=7, in_chans=3, img_size=32 if "vit" in name else None)
-    knowledge = lt.SourceKnowledge(network)
+    knowledge = lt.SourceKnowledge(as_if_trained(network))
     network.reset_classifier(toys.TARGET_CLASSES)
 
     class Lit(LitToy):
@@ -362,14 +362,33 @@ def test_a_new_classifier_is_warned_of():
     network.fc = nn.Linear(toys.WIDTH, 200)
     with pytest.warns(UserWarning, match=r"'fc' that SourceKnowledge keeps has the random weights of a new Linear"):
         fit(LitToy(), [keeping(network)], max_steps=1)
-    nn.init.normal_(network.fc.weight, std=0.2)  # as timm draws some
+    nn.init.normal_(network.fc.weight, std=0.2)
     fit(LitToy(), [keeping(network)], max_steps=1)  # warnings are errors
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_convnext", "test_vit", "resnet10t"])
+def test_new_classifiers_of_timm_are_known(name, dtype):
+    network = timm.create_model(name, num_classes=37)
+    assert lt.SourceKnowledge(network.to(dtype)).is_new
+    network.float().reset_classifier(37)
+    assert lt.SourceKnowledge(network.to(dtype)).is_new
+    as_if_trained(network)
+    assert not lt.SourceKnowledge(network).is_new
+
+
+def as_if_trained(network):
+    with torch.no_grad():
+        network.get_classifier().bias += 0.01
+        network.get_classifier().weight *= 1.3
+    return network
+
+
+@pytest.mark.parametrize("others", [[], [lt.FrozenStatistics()]], ids=["batch", "frozen"])
 @pytest.mark.parametrize("options", [{}, {"estimator": "all_tuned"}])
-def test_beside_adafilter_nothing_is_forgotten_at_first(options):
+def test_beside_adafilter_nothing_is_forgotten_at_first(options, others):
     callback = keeping(weight=1.0)
-    runner = fit(LitToy(), [lt.AdaFilter(gated="model.conv", **options), callback], max_steps=1)
+    runner = fit(LitToy(), [lt.AdaFilter(gated="model.conv", **options), *others, callback], max_steps=1)
     assert float(runner.callback_metrics["transfer/knowledge_loss"]) == pytest.approx(0, abs=1e-5)
 
 

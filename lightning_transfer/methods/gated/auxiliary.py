@@ -13,7 +13,7 @@ from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.first_loss import FirstLoss, is_binary, is_close, refuse_sum
 from lightning_transfer.glue.part import TransferPart
-from lightning_transfer.glue.trainer import is_log_due, is_trial
+from lightning_transfer.glue.trainer import is_dry_run, is_log_due
 from lightning_transfer.methods.gated.apply import find_gated_head, find_tap
 from lightning_transfer.methods.gated.modules import AuxiliaryClassifier
 from lightning_transfer.roles import users_modules
@@ -112,7 +112,7 @@ class AuxiliaryTerm(TransferPart):
                 stacklevel=2,
             )
         num_epochs = trainer.max_epochs  # -1 or None: not known
-        if num_epochs is not None and 0 < num_epochs <= self.warmup_epochs and not is_trial(trainer):
+        if num_epochs is not None and 0 < num_epochs <= self.warmup_epochs and not is_dry_run(trainer):
             raise TransferConfigError(
                 f"warmup_epochs={self.warmup_epochs}, but training has {num_epochs} epochs, so the backbone would "
                 "never be tuned. Pass fewer."

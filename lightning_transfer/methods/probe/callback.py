@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_transfer import ranks
-from lightning_transfer.datasets import AnyDataset, groups_of
+from lightning_transfer.datasets import AnyDataset, AnyLoader, groups_of
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.checkpoints import check_structure
@@ -24,6 +24,7 @@ from lightning_transfer.glue.sides import Side, target_side
 from lightning_transfer.glue.standin import Before
 from lightning_transfer.glue.trainer import (
     Weakly,
+    as_validated,
     averages_of,
     check_supported,
     is_log_due,
@@ -32,13 +33,18 @@ from lightning_transfer.glue.trainer import (
     progress_of,
     say,
     target_dataset,
-    to_device,
-    validating,
 )
 from lightning_transfer.methods.probe.drawing import draw
 from lightning_transfer.methods.probe.frozen import is_new, normalizing
 from lightning_transfer.methods.probe.functional import Start, fit_start
-from lightning_transfer.methods.probe.reading import HOW, check_untied, features_of, images_and_classes, last_linear
+from lightning_transfer.methods.probe.reading import (
+    HOW,
+    UNMIXED,
+    check_untied,
+    features_of,
+    images_and_classes,
+    last_linear,
+)
 from lightning_transfer.naming import nesting, options_of, plain
 from lightning_transfer.randomness import seeded
 from lightning_transfer.roles import find_heads
@@ -83,7 +89,7 @@ class ProbeStart(AnyCallback):
         self,
         *,
         head: str = "auto",
-        unaugmented: AnyDataset | DataLoader[Any] | None = None,
+        unaugmented: AnyDataset | AnyLoader | None = None,
         forward: Callable[[Any, Tensor], Any] | None = None,
         adapt: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
@@ -226,6 +232,11 @@ class ProbeStart(AnyCallback):
             for indices, batch in side.batches(drawn, hearing.trainer.train_dataloader.batch_size or BATCH):
                 given, what = self._moved(hearing.trainer, batch), "adapt= returned" if self.adapt else "A batch is"
                 images, labels = images_and_classes(given, path, layer.out_features, what=what)
+                if len(images) != len(indices):
+                    raise TransferConfigError(
+                        f"The loader's collate_fn made {len(images)} images of {len(indices)} samples; expected one of "
+                        f"each. Pass a loader whose collate_fn keeps them: {UNMIXED}."
+                    )
                 heard = zip(layers.items(), hearing.hear(images, list(layers.values())), strict=True)
                 yield labels.cpu(), *(features_of(*named, calls, indices) for named, calls in heard)
                 step(len(images))
@@ -237,8 +248,7 @@ class ProbeStart(AnyCallback):
 
     def _moved(self, trainer: Any, batch: Any) -> Any:
         """Return a batch on the device, after the user's hooks and `adapt`."""
-        with validating(trainer):
-            moved = to_device(trainer, batch, hooks=True)
+        moved = as_validated(trainer, batch)
         if self.adapt is None:
             return moved
         try:

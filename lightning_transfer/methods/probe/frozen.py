@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_transfer.errors import TransferConfigError, check_positive
@@ -51,6 +52,7 @@ class FrozenStatistics(AnyCallback):
         self._is_kept: dict[str, bool] = {}  # by the layer's name, from the first step on
         self._layers: dict[str, nn.Module] = {}  # those that are kept, during a fit
         self._changed: dict[str, tuple[nn.Module, bool]] = {}  # was in training mode: its parent and that one's mode
+        self._means: dict[str, Tensor] = {}  # that the layers had when training started
         self._is_checked = True  # whether the layers are known to be the module's
         self._clips = False  # whether the Trainer has our limit now
 
@@ -78,6 +80,7 @@ class FrozenStatistics(AnyCallback):
         self._find(trainer, pl_module)
         self._clip(trainer, pl_module)
         self._freeze(pl_module)
+        self._means = {path: torch.as_tensor(layer.running_mean).clone() for path, layer in self._layers.items()}
         self._is_checked = False  # on_train_start of the module, which is called later, may replace the network
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -86,11 +89,10 @@ class FrozenStatistics(AnyCallback):
         Raises:
             TransferConfigError: the network was replaced.
         """
-        there = {} if self._is_checked and batch_idx else dict(pl_module.named_modules())
-        self._is_checked = True
-        if there and (
-            moved := next((path for path, layer in self._layers.items() if there.get(path) is not layer), None)
-        ):
+        is_due, self._is_checked = not (self._is_checked and batch_idx), True
+        there = {uncompiled_path(path): layer for path, layer in pl_module.named_modules()} if is_due else {}
+        others = (path for path, layer in self._layers.items() if there.get(uncompiled_path(path)) is not layer)
+        if there and (moved := next(others, None)):
             raise TransferConfigError(
                 f"{moved!r} is not the layer that it was when training started, so FrozenStatistics cannot keep its "
                 f"statistics. Build the network in __init__ or configure_model of {type(pl_module).__name__}."
@@ -109,13 +111,23 @@ class FrozenStatistics(AnyCallback):
                 f"{type(pl_module).__name__} or a callback calls train() in on_train_batch_start or in training_step: "
                 "call it in on_train_epoch_start."
             )
+        if batch_idx == 0:
+            self._check_statistics()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Refuse statistics that changed in the epoch.
+
+        Raises:
+            TransferConfigError: those of a layer did.
+        """
+        self._check_statistics()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Put the layers back into training mode, if the module around them is, and take the limit from the Trainer."""
         for path, (around, was_training) in self._changed.items():
             # not True: a hook, or an interrupted validation, may have called eval()
             self._layers[path].training = around.training or not was_training
-        self._layers, self._changed = {}, {}
+        self._layers, self._changed, self._means = {}, {}, {}
         if self._clips:
             trainer.gradient_clip_val, self._clips = None, False
 
@@ -143,7 +155,7 @@ class FrozenStatistics(AnyCallback):
         self._is_kept = dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_layers": {}, "_changed": {}, "_clips": False}  # a copy is not in a fit
+        return {**vars(self), "_layers": {}, "_changed": {}, "_means": {}, "_clips": False}  # a copy is not in a fit
 
     def _find(self, trainer: Any, pl_module: Any) -> None:
         """Find the layers with pretrained statistics, unless a checkpoint or an earlier fit knows them."""
@@ -161,10 +173,27 @@ class FrozenStatistics(AnyCallback):
                 f"FrozenStatistics has nothing to keep: {type(pl_module).__name__} has no BatchNorm layer with "
                 f"{'pretrained' if found else 'running'} statistics. Leave it out."
             )
+        if renewed := next((path for path, layer in found.items() if is_kept[names[path]] and is_new(layer)), None):
+            raise TransferConfigError(
+                f"{renewed!r} had pretrained statistics in the checkpoint, or in an earlier fit, and is now a new "
+                "BatchNorm. Load pretrained weights, or pass a new FrozenStatistics()."
+            )
         self._is_kept = is_kept
         self._layers = {path: layer for path, layer in found.items() if is_kept[names[path]]}
         log_options(trainer, plain({"transfer/FrozenStatistics": options_of(self)}))
         say(trainer, f"FrozenStatistics: {len(self._layers)} of {len(found)} layers keep their statistics.")
+
+    def _check_statistics(self) -> None:
+        """Read once whether any mean has changed: a network may normalise by another mode than the layer's own."""
+        means = {path: torch.as_tensor(layer.running_mean) for path, layer in self._layers.items()}
+        moved = [(now != self._means[path]).any() for path, now in means.items()]
+        if moved and torch.stack(moved).any():
+            path = [*means][[*map(bool, moved)].index(True)]
+            raise TransferConfigError(
+                f"The statistics of {path!r} changed, which FrozenStatistics is to prevent. Either the network does "
+                "not ask the layer's mode (torch.jit.trace, torch.fx, F.batch_norm with another module's mode): then "
+                "leave FrozenStatistics out. Or a hook called train() and ran the network: call eval() before it."
+            )
 
     def _freeze(self, module: Any) -> None:
         for path, layer in self._layers.items():

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, default_collate
 from lightning_transfer.batches import class_numbers, is_right, label_hint
 from lightning_transfer.datasets import Loaded, collate, index_in, load
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.trainer import progress_of, target_workers, to_device, validating
+from lightning_transfer.glue.trainer import as_validated, progress_of, target_workers
 from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import apart, in_order
 from lightning_transfer.source.gap import Extent
@@ -25,8 +25,7 @@ def _read(batch: Any, source: SourceTask, trainer: Any) -> tuple[Tensor, Tensor]
     Raises:
         TransferConfigError: its labels are not class numbers.
     """
-    with validating(trainer):
-        images, given = source.unpack(to_device(trainer, batch, hooks=source.batch_hooks))
+    images, given = source.unpack(as_validated(trainer, batch, hooks=source.batch_hooks))
     labels = class_numbers(given)
     if labels is None:
         raise TransferConfigError(

@@ -15,7 +15,7 @@ from lightning_transfer.datasets import AnyDataset, listed_labels
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError, check_count
 from lightning_transfer.glue.trainer import (
     Weakly,
-    is_trial,
+    is_dry_run,
     known_steps,
     progress_of,
     say,
@@ -127,7 +127,7 @@ class Borrowed:
         if not self.neighbors.rounds:
             return
         every, num_steps = self._steps_between(trainer), known_steps(trainer)
-        if num_steps is not None and every >= num_steps and not is_trial(trainer):
+        if num_steps is not None and every >= num_steps and not is_dry_run(trainer):
             warnings.warn(
                 f"Neighbors(every={self.neighbors.every}): the first round would come after the end of training, at "
                 f"{num_steps:.0f} steps. Pass every<{num_steps:.0f}, or rounds=0.",

@@ -115,8 +115,6 @@ class KnowledgeTerm(TransferPart):
     def check(self, trainer: Any) -> None:
         """Take the length of training, and warn if nothing before the head is trained."""
         self._first_loss.reset()
-        if trainer.global_step == 0:
-            self.annealing.reset()
         self.annealing.check(trainer)
         optimizers.check_held(trainer, self)
         if trainer.global_step == 0:

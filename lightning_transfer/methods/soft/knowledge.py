@@ -117,11 +117,15 @@ class SourceKnowledge:
 
     @property
     def is_new(self) -> bool:
-        """Return whether the classifier has the weights of a new Linear, which are uniform between two bounds."""
+        """Return whether the classifier looks new: its bias is 0, or its weights are uniform, as torch draws them."""
         weight: Tensor = self.classifier.weight.detach().float()
+        bias: Tensor | None = self.classifier.bias
+        if bias is not None and not bias.any():
+            return True  # timm draws new weights in several ways and sets the new bias to 0
         bound = weight.shape[1] ** -0.5
-        is_inside = float(weight.abs().max()) <= bound  # with this deviation, trained weights reach further
-        return weight.numel() >= 1000 and is_inside and abs(float(weight.std()) * 3**0.5 / bound - 1) < 0.05
+        is_inside = float(weight.abs().max()) <= 1.005 * bound  # also in half precision; trained weights reach further
+        is_uniform = abs(float(weight.std()) * 3**0.5 / bound - 1) < 0.1
+        return is_inside and is_uniform and weight.numel() >= 200
 
     def network_in(self, module: nn.Module, head_path: str) -> str:
         """Return the path of the network in the user's module that takes the images as the pretrained one does.
@@ -174,12 +178,12 @@ def normalize_alike(pretrained: nn.Module, network: nn.Module) -> None:
         network: the tuned one.
     """
     tuned = dict(network.named_modules())
+    uses_batch = any(isinstance(one, _BatchNorm) and one.training for one in tuned.values())
     for name, layer in pretrained.named_modules():
         if isinstance(layer, _BatchNorm):
             layer.track_running_stats = False  # it normalises by the batch in training, without keeping statistics
-            other = tuned.get(name)  # a method may have changed the layer, and so its name
-            is_moved = other is None or isinstance(other, nn.Sequential)  # AdaFilter leaves an activation in its place
-            layer.training = network.training if is_moved else isinstance(other, _BatchNorm) and other.training
+            other = tuned.get(name)  # a method may have moved the layer
+            layer.training = other.training if isinstance(other, _BatchNorm) else uses_batch
 
 
 def said_by(network: nn.Module, head: str, args: Any, kwargs: Any) -> Tensor:
