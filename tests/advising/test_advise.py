@@ -257,7 +257,7 @@ def test_batches_that_are_adapted_say_the_same():
     assert advise(ByName(), DataLoader(Named(), batch_size=4), **adapt).measured == pairs.measured
     unlisted = [Named()[index] for index in range(len(Named()))]  # no list of labels: they are read by adapt, too
     assert advise(ByName(), DataLoader(unlisted, batch_size=4), **adapt).measured == pairs.measured
-    with pytest.raises(lt.TransferConfigError, match=r"class number.*or pass adapt=lambda batch"):
+    with pytest.raises(lt.TransferConfigError, match=r"class number.*also take adapt=lambda batch"):
         advise(ByName(), DataLoader(unlisted, batch_size=4))
 
 
