@@ -141,7 +141,7 @@ def test_a_copy_after_a_step_is_its_own(net):
     twin = copy.deepcopy(net)
     assert twin.adafilter.last_gates() == {}
     assert_close(own(twin, *batch()), expected(net))
-    assert twin.b.conv._gate[0] is twin.adafilter.gate
+    assert twin.b.conv._decider[0] is twin.adafilter.gate
 
 
 def test_layers_out_of_turn_are_refused(net):

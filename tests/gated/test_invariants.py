@@ -388,6 +388,14 @@ def test_another_methods_head_learns_in_the_warm_up():
         assert torch.equal(module.model.conv.weight, LitToy().model.conv.weight)
 
 
+@pytest.mark.parametrize("options", [{"dropout": 2}, {"dropout": 1.0}, {"gate_dropout": -1}, {"ratio": 0}])
+def test_callback_and_function_refuse_the_same_options(options):
+    (name,) = options
+    for make in (lt.GatedTransfer, lambda **given: lt.functional.apply_gated_transfer(LitToy(), **given)):
+        with pytest.raises(lt.TransferConfigError, match=f"^{name}="):
+            make(**options)
+
+
 @pytest.mark.parametrize("forward", ["separate", "joint"])
 def test_a_source_loss_that_comes_before_the_gated_one_is_refused_with_the_order(forward):
     class Wrong(lt.SourceTaskMixin, lt.GatedTransferMixin, LitToy):

@@ -62,17 +62,13 @@ class GatedConv2d(nn.Module):
         self.norm = None if norm is None else GatedBatchNorm2d(norm)
         self.is_linear = _is_linear(conv)  # if so, a norm can be folded in
         self._folded = _as_buffers(conv, persistent=False) if norm is not None and self.is_linear else None
-        self._gate: tuple[RecurrentFilterGate, int] | None = None
-        self._fixed: Fixed | None = None
+        self._decider: tuple[RecurrentFilterGate, int] | Fixed | None = None
         self._fold()
         self.register_load_state_dict_post_hook(_fold_again)  # type: ignore[no-untyped-call]
 
     def decide_by(self, gate: RecurrentFilterGate | Fixed, layer: int = 0) -> None:
         """Take the gates from a gate, as its layer of this number, or from a fixed rule."""
-        if isinstance(gate, str):
-            self._fixed = gate
-        else:
-            self._gate = (gate, layer)  # in a tuple: its parameters are not registered here
+        self._decider = gate if isinstance(gate, str) else (gate, layer)  # in a tuple it is not registered here
         if gate == "all_frozen":
             self.tuned.requires_grad_(requires_grad=False)
             if self.norm is not None:
@@ -100,12 +96,12 @@ class GatedConv2d(nn.Module):
         Raises:
             TransferConfigError: no gates are given, and `decide_by` was not called.
         """
-        if gates is None and self._fixed == "all_tuned":
+        if gates is None and self._decider == "all_tuned":
             response: Tensor = self.tuned(features)
             return response if self.norm is None else self.norm.tuned(response)
         is_folded = self.training and self._folded is not None
         frozen_conv: Any = self._folded if is_folded else self.frozen
-        if gates is None and self._fixed == "all_frozen":
+        if gates is None and self._decider == "all_frozen":
             response = frozen_conv(features)
             return response if self.norm is None or is_folded else self.norm.frozen(response)
         chosen = self._decide(features) if gates is None else gates
@@ -116,10 +112,10 @@ class GatedConv2d(nn.Module):
         return mix_filters(tuned, frozen, chosen, hard=gates is None)
 
     def _decide(self, features: Tensor) -> Tensor:
-        if self._gate is not None:
-            gate, layer = self._gate
+        if isinstance(self._decider, tuple):
+            gate, layer = self._decider
             return gate(layer, features)  # type: ignore[no-any-return]
-        if self._fixed == "random":
+        if self._decider == "random":
             return torch.randint(0, 2, (len(features), self.tuned.out_channels), device=features.device)
         raise TransferConfigError("This layer has no gates. Pass gates=, or call decide_by(gate, layer).")
 

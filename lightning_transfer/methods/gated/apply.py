@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_transfer.errors import TransferConfigError, nearest
+from lightning_transfer.errors import TransferConfigError, check_count, check_number, nearest
 from lightning_transfer.methods.gated.modules import GatedHead, add_transfer
 from lightning_transfer.networks import find_network
 from lightning_transfer.roles import find_head, has_forward, is_adapted
@@ -35,7 +35,8 @@ def apply_gated_transfer(
         The head's name, and how many parameters were added.
 
     Raises:
-        TransferConfigError: no head is found, it is not a Linear, or it already has a transfer module.
+        TransferConfigError: an option is out of range, no head is found, it is not a Linear, or it already has a
+            transfer module.
 
     Example:
         >>> network = nn.Sequential()
@@ -43,6 +44,7 @@ def apply_gated_transfer(
         >>> apply_gated_transfer(network)
         SurgeryReport(replaced=('fc',), added_parameters=128, left={})
     """
+    check_options(ratio, gate_dropout, dropout)
     if find_gated_head(module) is not None:
         raise TransferConfigError(
             f"{type(module).__name__} has a transfer module already. Call remove_gated_transfer(module) first."
@@ -60,6 +62,14 @@ def apply_gated_transfer(
     gated = add_transfer(module, found.path, ratio=ratio, gate_dropout=gate_dropout, dropout=dropout)
     added = 0 if gated.transfer is None else sum(param.numel() for param in gated.transfer.parameters())
     return SurgeryReport((found.path,), added)
+
+
+def check_options(ratio: int | None, gate_dropout: float, dropout: float) -> None:
+    """Raise if an option is out of range, before any layer is changed."""
+    if ratio is not None:
+        check_count("ratio", ratio, least=1)
+    for name, share in (("gate_dropout", gate_dropout), ("dropout", dropout)):
+        check_number(name, share, most=0.99)  # with all dropped nothing would be learned
 
 
 def remove_gated_transfer(module: nn.Module, *, loader: Iterable[Any] | None = None) -> Removal:

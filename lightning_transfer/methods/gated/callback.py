@@ -5,7 +5,12 @@ from typing import Any
 from lightning_transfer.batches import Labels, find_labels
 from lightning_transfer.errors import TransferConfigError, check_count, check_number
 from lightning_transfer.glue.base import TransferCallback
-from lightning_transfer.methods.gated.apply import apply_gated_transfer, find_gated_head, remove_gated_transfer
+from lightning_transfer.methods.gated.apply import (
+    apply_gated_transfer,
+    check_options,
+    find_gated_head,
+    remove_gated_transfer,
+)
 from lightning_transfer.methods.gated.auxiliary import AUX_WEIGHT, AuxiliaryTerm
 from lightning_transfer.methods.gated.modules import GatedHead
 
@@ -61,10 +66,7 @@ class GatedTransfer(TransferCallback):
         warmup_epochs: int = 0,
         labels: Labels = find_labels,
     ) -> None:
-        if ratio is not None:
-            check_count("ratio", ratio, least=1)
-        for name, share in (("gate_dropout", gate_dropout), ("dropout", dropout)):
-            check_number(name, share, most=0.99)  # with all dropped nothing would be learned
+        check_options(ratio, gate_dropout, dropout)
         if not callable(labels):
             raise TransferConfigError(f"labels={labels!r}; it takes a function of the batch.")
         check_count("warmup_epochs", warmup_epochs, least=0)

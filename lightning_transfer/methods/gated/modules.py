@@ -38,7 +38,7 @@ class TransferModule(nn.Module):
     def __init__(self, num_features: int, *, ratio: int = 16, dropout: float = 0.7) -> None:
         super().__init__()
         check_count("ratio", ratio, least=1)
-        check_number("gate_dropout", dropout, most=1)
+        check_number("dropout", dropout, most=0.99)
         if num_features % ratio:
             raise TransferConfigError(
                 f"ratio={ratio} does not divide the {num_features} features. Pass a divisor, such as "
