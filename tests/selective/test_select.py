@@ -387,6 +387,15 @@ def test_after_a_first_part_it_says_how_long_the_rest_takes(monkeypatch):
     assert f"about {(searching + images) / 60:.1f} min, of which the search takes {searching / 60:.1f} min." in line
 
 
+def test_of_an_approximate_search_no_time_is_said_and_one_recall(monkeypatch):
+    monkeypatch.setattr(store, "BLOCK", 8)
+    monkeypatch.setattr(pictures, "READ", 8)
+    said = []
+    found_in(smooth(5, 1), smooth(64, 2), k=3, said=said, search="approximate", protect=[smooth(4, 3)])
+    assert [line.endswith("without the search.") for line in said if line.startswith("Measured")] == [True]
+    assert len([line for line in said if line.startswith("The approximate search found")]) == 1
+
+
 def test_near_duplicates_take_one_search_more(monkeypatch):
     """Of the mirrored target: what is nearest to the target as it is was searched before, if lists are long enough."""
     searched, search = [], select.exact_neighbors

@@ -247,6 +247,12 @@ class Job:
     def _say_minutes(self, target: Stored, source: Store, images: range, seconds: float, left: int) -> None:
         """Say how long the rest takes, after the first source images have taken so many seconds each."""
         sides, num_rows = [len(side) for side in (self.target, *self.protect)], len(self.source)
+        compared = sum(side + min(num_rows, 2 * COMPARED * side) for side in sides)  # read again for near duplicates
+        rest = seconds * (left + compared + sum(sides))
+        seen = f"Measured on the first {len(images):,} source images: {1 / seconds:,.0f} images a second, so the rest"
+        if self.neighbors.search == "approximate":  # what is measured below is the exact search
+            self.scan.say(f"{seen} takes about {duration(rest)} without the search.")
+            return
         searching = search_seconds(
             target,
             Stored(source, torch.tensor(images)),
@@ -256,11 +262,8 @@ class Job:
             num_searches=2 * sum(sides) / len(target),
             device=searched_on(torch.device(self.scan.device)),
         )
-        compared = sum(side + min(num_rows, 2 * COMPARED * side) for side in sides)  # read again for near duplicates
-        rest = seconds * (left + compared + sum(sides))
         self.scan.say(
-            f"Measured on the first {len(images):,} source images: {1 / seconds:,.0f} images a second, so the rest "
-            f"takes about {duration(rest + searching)}, of which the search takes {duration(searching)}."
+            f"{seen} takes about {duration(rest + searching)}, of which the search takes {duration(searching)}."
         )
 
     def _leaks(self, descriptions: Descriptions, source: Store, mine: Tensor) -> Tensor:
@@ -328,8 +331,8 @@ class Job:
 
         distances, local, recall = ranks.together(search)
         indices = mine[local] if len(mine) else local
-        recalls = ranks.gather(recall)
-        if self.neighbors.search == "approximate":
+        recalls = [share for share, number in ranks.gather((recall, len(mine))) if number]
+        if self.neighbors.search == "approximate" and all_in_double:  # the target's own search, not that for copies
             self.scan.say(f"The approximate search found {sum(recalls) / len(recalls):.1%} of the {k} true nearest.")
         return merged(distances, indices, k)
 
