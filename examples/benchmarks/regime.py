@@ -281,13 +281,16 @@ def gather(plan: Plan) -> None:
     """Write what is finished into results/, a file for each target."""
     cells = finished(plan)
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-    settings = {"networks": [name for name, _ in plan.networks], "device": plan.device, "machine": machine()}
+    settings = {"networks": [name for name, _ in plan.networks], "device": plan.device}
     for name in TARGETS:
+        path = RESULTS / f"regime-{name}.json"
         mine = [cell for _, cell in sorted(cells.items()) if cell["target"] == name]
-        if mine:
-            report = {"versions": versions, "settings": settings, "cells": [{"target": name, **cell} for cell in mine]}
-            lines = json.dumps(report).replace(', {"target": ', ',\n{"target": ')  # a line for each, for short diffs
-            (RESULTS / f"regime-{name}.json").write_text(lines + "\n")
+        before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"cells": [], "settings": {}}
+        if mine != before["cells"]:  # of several machines all are named
+            kinds = dict.fromkeys(filter(None, [*before["settings"].get("machine", "").split("; "), machine()]))
+            report = {"versions": versions, "settings": {**settings, "machine": "; ".join(kinds)}}
+            lines = json.dumps({**report, "cells": [{"target": name, **cell} for cell in mine]})
+            path.write_text(lines.replace(', {"target": ', ',\n{"target": ') + "\n")  # short diffs
 
 
 def machine() -> str:
