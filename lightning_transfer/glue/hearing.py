@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_transfer.explaining import explain
+from lightning_transfer.glue.trainer import as_in_steps
 from lightning_transfer.networks import entry_of
 from lightning_transfer.roles import Head
-from lightning_transfer.tracing import evaluating
 
 Calls = list[tuple[Tensor, Tensor]]  # a layer's input and output, each time it ran
 
@@ -35,10 +35,8 @@ class Hearing:
     ) -> None:
         self.trainer, self.module, self.head, self.forward, self.how = trainer, module, head, forward, how
         self.path = entry_of(module, head) if forward is None else ""
-        self.is_apart = self.path not in (
-            "",
-            head.network_path,
-        )  # the network that takes the images does not include the head
+        # whether the network that takes the images does not include the head
+        self.is_apart = self.path not in ("", head.network_path)
 
     def hear(self, images: Tensor, layers: Sequence[nn.Module]) -> list[Calls]:
         """Return the inputs and outputs of each layer, detached, when images run.
@@ -53,7 +51,7 @@ class Hearing:
             heard[layer].append((args[0] if args else next(iter(kwargs.values())), given))
 
         try:
-            with ExitStack() as hooks, evaluating(self.module), self.trainer.precision_plugin.forward_context():
+            with ExitStack() as hooks, as_in_steps(self.trainer, self.module):
                 hooks.enter_context(torch.compiler.set_stance("force_eager"))  # earlier graphs do not run new hooks
                 for layer in layers:
                     hooks.enter_context(layer.register_forward_hook(note, with_kwargs=True))
@@ -62,8 +60,6 @@ class Hearing:
             if self.forward is None:
                 explain(error, self.module, self.head, images, how=self.how)
             raise
-        finally:
-            torch.clear_autocast_cache()  # training must not use weights that were cast without gradients
         # the user's forward may enable gradients
         return [[(taken.detach(), given.detach()) for taken, given in calls] for calls in heard.values()]
 

@@ -17,7 +17,7 @@ from lightning_transfer.datasets import Loaded, groups_of
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.namespaces import AnyCallback, namespace_of
 from lightning_transfer.glue.quiet import silent, trainer_of
-from lightning_transfer.glue.trainer import as_validated, served
+from lightning_transfer.glue.trainer import as_in_steps, as_validated, served
 from lightning_transfer.naming import a_class
 from lightning_transfer.randomness import next_numbers, restored, seeded
 from lightning_transfer.reading import labels_of
@@ -153,11 +153,10 @@ class Scoring(AnyCallback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Score the network on the images."""
         right, total = 0.0, 0
-        with trainer.precision_plugin.forward_context():
+        with as_in_steps(trainer):
             for batch in self.loader:
                 correct = self.score(pl_module, as_validated(trainer, batch))
                 right, total = right + float(correct.sum()), total + len(correct)
-        torch.clear_autocast_cache()
         self.best = max(self.best, right / total)
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
@@ -21,6 +22,7 @@ from lightning_transfer.glue.samplers import drawn_by
 from lightning_transfer.naming import a_class, nesting
 from lightning_transfer.progress import Progress, Step, no_progress, rich_progress, tqdm_progress
 from lightning_transfer.schedules import Schedule
+from lightning_transfer.tracing import evaluating
 
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 REFUSED_STRATEGIES = ("DeepSpeedStrategy",)  # a DDPStrategy by inheritance, but it shards the optimizer
@@ -211,6 +213,16 @@ def as_validated(trainer: Any, batch: Any, *, hooks: bool = True) -> Any:
     """Convert and move a batch as validation does: hooks that augment training images do not."""
     with validating(trainer):
         return to_device(trainer, batch, hooks=hooks)
+
+
+@contextmanager
+def as_in_steps(trainer: Any, *modules: nn.Module) -> Iterator[None]:
+    """Run modules in eval mode and without gradients, in the precision of the Trainer's steps."""
+    try:
+        with evaluating(*modules), trainer.precision_plugin.forward_context():
+            yield
+    finally:
+        torch.clear_autocast_cache()  # of weights that were cast without gradients, which the step would use
 
 
 def is_log_due(trainer: Any) -> bool:

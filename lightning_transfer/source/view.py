@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from lightning_transfer.glue.trainer import as_in_steps
 from lightning_transfer.roles import is_pooling
 from lightning_transfer.source.passes import SourcePass
 from lightning_transfer.source.task import SourceTask
-from lightning_transfer.tracing import evaluating
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,8 @@ class NetworkView:
 
     def logits(self, images: Tensor, head: nn.Module) -> Tensor:
         """Return the output of a head on the features of images."""
-        try:
-            with evaluating(self.module, head), self.trainer.precision_plugin.forward_context():
-                given: Tensor = head(self.run.separate(self.module, images))
-        finally:
-            torch.clear_autocast_cache()  # of weights cast without gradients, which the step would use
+        with as_in_steps(self.trainer, self.module, head):
+            given: Tensor = head(self.run.separate(self.module, images))
         return given.detach()  # a forward of the user's may enable gradients
 
     @property
