@@ -7,6 +7,7 @@ from html import escape
 from typing import Literal
 
 from lightning_transfer.advising.candidates import PROBE
+from lightning_transfer.advising.tables import html_table, text_table
 from lightning_transfer.advising.verdicts import LEVEL, NOISE, Difference, Verdict
 
 HEADS = ("candidate", "difference from fine-tuning, points", "times the cost", "parts", "verdict")
@@ -125,20 +126,16 @@ class Advice:
         return max(better, key=lambda each: each.folds, default=None)
 
     def __str__(self) -> str:
-        rows = [HEADS, *(each.row for each in self.candidates)]
-        widths = [max(len(row[place]) for row in rows) for place in range(len(HEADS) - 1)]
-        lines = ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
-        return "\n".join([*self._seen(), "", *lines, "", *self._advised()])
+        return "\n".join([*self._seen(), "", *text_table(self._rows()), "", *self._advised()])
 
     def _repr_html_(self) -> str:
-        def row(cells: Iterable[str], tag: str) -> str:
-            return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
-
         def lines(texts: Iterable[str]) -> str:
             return "".join(f"<p>{escape(text)}</p>" for text in texts)
 
-        rows = [row(HEADS, "th"), *(row(each.row, "td") for each in self.candidates)]
-        return f"{lines(self._seen())}<table>{''.join(rows)}</table>{lines(self._advised())}"
+        return f"{lines(self._seen())}{html_table(self._rows())}{lines(self._advised())}"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [HEADS, *(each.row for each in self.candidates)]
 
     def _seen(self) -> Iterator[str]:
         """Yield what was measured, and how."""

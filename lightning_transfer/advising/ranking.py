@@ -1,14 +1,15 @@
 """Rank pretrained networks on the user's data by linear probes of their frozen features (ours)."""
 
-import html
 import os
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_transfer.advising.backbones import Networks, Run, by_name, pictures_of
+from lightning_transfer.advising.tables import html_table, text_table
 from lightning_transfer.advising.verdicts import half_interval
 from lightning_transfer.datasets import groups_of
 from lightning_transfer.errors import check_count
@@ -86,22 +87,14 @@ class Ranking:
         return self.rows[0].name
 
     def __str__(self) -> str:
-        table = [COLUMNS, *self._cells()]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip() for name, *cells in table
-        ]
-        return "\n".join([self._title(), "", *lines, "", self._says()])
+        return "\n".join([self._title(), "", *text_table(self._cells(), is_right=True), "", self._says()])
 
     def _repr_html_(self) -> str:
         """Return the table for notebooks."""
-        header = "".join(f"<th>{name}</th>" for name in COLUMNS)
-        rows = (f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>" for cells in self._cells())
-        says = html.escape(self._says())
-        return f"<p>{self._title()}</p><table><tr>{header}</tr>{''.join(rows)}</table><p>{says}</p>"
+        return f"<p>{self._title()}</p>{html_table(self._cells())}<p>{escape(self._says())}</p>"
 
     def _cells(self) -> list[tuple[str, ...]]:
-        return [row.cells(is_best=number == 0) for number, row in enumerate(self.rows)]
+        return [COLUMNS, *(row.cells(is_best=number == 0) for number, row in enumerate(self.rows))]
 
     def _title(self) -> str:
         of = "" if self.groups is None else f" of {self.groups} groups"

@@ -375,6 +375,8 @@ def test_in_manual_optimization_and_beside_weight_averaging_it_is_the_same(order
     averaging = L.callbacks.WeightAveraging(avg_fn=lambda average, now, number: now)
     fit(averaged, [lt.FrozenStatistics(gradient_clip_val=None), averaging][::order])
     assert_same(weights(averaged), weights(plain))
+    if hasattr(L.callbacks, "EMAWeightAveraging"):  # whose mean of equal statistics is rounded
+        fit(Toy(), [lt.FrozenStatistics(), L.callbacks.EMAWeightAveraging(decay=0.9)][::order])
 
 
 def test_what_it_did_is_logged(tmp_path, caplog):

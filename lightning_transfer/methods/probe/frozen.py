@@ -9,9 +9,11 @@ from torch.nn.parameter import is_lazy
 
 from lightning_transfer.errors import TransferConfigError, check_positive
 from lightning_transfer.glue.namespaces import AnyCallback, is_lightnings
-from lightning_transfer.glue.trainer import Weakly, check_supported, is_running, log_options, named, say
+from lightning_transfer.glue.trainer import Weakly, check_supported, is_log_due, is_running, log_options, named, say
 from lightning_transfer.naming import options_of, plain
 from lightning_transfer.tracing import uncompiled_path
+
+ROUNDING = 1e-4  # of a mean and its deviation; a step in training mode moves means by a tenth of what differs
 
 
 class FrozenStatistics(AnyCallback):
@@ -111,18 +113,17 @@ class FrozenStatistics(AnyCallback):
                 f"{type(pl_module).__name__} or a callback calls train() in on_train_batch_start or in training_step: "
                 "call it in on_train_epoch_start."
             )
-        if batch_idx == 0:
+        if is_log_due(trainer):
             self._check_statistics()
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Refuse statistics that changed in the epoch.
-
-        Raises:
-            TransferConfigError: those of a layer did.
-        """
-        self._check_statistics()
-
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Put everything back, and refuse statistics that changed since the last step that logs."""
+        try:
+            self._check_statistics()
+        finally:
+            self._put_back(trainer)
+
+    def _put_back(self, trainer: Any) -> None:
         """Put the layers back into training mode, if the module around them is, and take the limit from the Trainer."""
         for path, (around, was_training) in self._changed.items():
             # not True: a hook, or an interrupted validation, may have called eval()
@@ -134,7 +135,7 @@ class FrozenStatistics(AnyCallback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Put everything back if training did not start or was stopped."""
         if self._trainer.is_of(trainer):
-            self.on_train_end(trainer, pl_module)
+            self._put_back(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Put everything back after a crash or Ctrl-C, when Lightning does not call teardown."""
@@ -184,11 +185,10 @@ class FrozenStatistics(AnyCallback):
         say(trainer, f"FrozenStatistics: {len(self._layers)} of {len(found)} layers keep their statistics.")
 
     def _check_statistics(self) -> None:
-        """Read once whether any mean has changed: a network may normalise by another mode than the layer's own."""
-        means = {path: torch.as_tensor(layer.running_mean) for path, layer in self._layers.items()}
-        moved = [(now != self._means[path]).any() for path, now in means.items()]
+        """Refuse a mean that has changed: a network may normalise by another mode than the layer's own."""
+        moved = [_has_moved(layer, self._means[path]) for path, layer in self._layers.items()]
         if moved and torch.stack(moved).any():
-            path = [*means][[*map(bool, moved)].index(True)]
+            path = [*self._layers][[*map(bool, moved)].index(True)]
             raise TransferConfigError(
                 f"The statistics of {path!r} changed, which FrozenStatistics is to prevent. Either the network does "
                 "not ask the layer's mode (torch.jit.trace, torch.fx, F.batch_norm with another module's mode): then "
@@ -227,6 +227,13 @@ def is_new(layer: Any) -> bool:
     """
     mean, variance = layer.running_mean, layer.running_var
     return is_lazy(mean) or bool((mean == 0).all() and (variance == 1).all())
+
+
+def _has_moved(layer: Any, before: Tensor) -> Tensor:
+    """Return whether a mean differs by more than rounding, which averages of equal weights have."""
+    mean, spread = layer.running_mean, layer.running_var.sqrt()
+    moved: Tensor = (mean - before.to(mean.device)).abs() > ROUNDING * (mean.abs() + spread)
+    return moved.any()
 
 
 def normalizing(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
