@@ -98,14 +98,13 @@ class Before(StandIn):
 
 
 class WithoutHooks(StandIn):
-    """Removes this package's hooks from a network while a strategy writes a checkpoint, which may hold the network.
+    """Removes this package's hooks from a module while a strategy writes a checkpoint, which may hold the network.
 
     Saved hyperparameters often hold it. A pickled hook would need this package to load the checkpoint, and would stay
     in the loaded network. Every checkpoint goes through the strategy, after the Trainer has collected it.
 
     Args:
-        trainer: the Trainer of the strategy.
-        network: the network with the hooks.
+        trainer: the Trainer of the strategy, whose module may hold the hooks.
     """
 
     def __init__(self, trainer: Any) -> None:

@@ -105,12 +105,11 @@ def _config(network: Any) -> dict[str, Any] | None:
     if not isinstance(config, Mapping) or not {"mean", "std", "input_size"} <= config.keys():
         return None
     size = required_size(network)
-    channels = _channels(network) or len(config["mean"])
-    fitting = {  # of a grey network timm keeps the statistics of colours
-        name: values if len(values) == channels else (sum(values) / len(values),) * channels
-        for name, values in (("mean", tuple(config["mean"])), ("std", tuple(config["std"])))
-    }
-    return {**config, **fitting, **({"input_size": (config["input_size"][0], *size)} if size else {})}
+    found = {**config, **({"input_size": (config["input_size"][0], *size)} if size else {})}
+    convs = (layer for layer in uncompiled(network).modules() if isinstance(layer, nn.Conv2d))
+    if getattr(next(convs, None), "in_channels", 0) == 1:  # of a grey network timm keeps the statistics of colours
+        found |= {key: (sum(config[key]) / len(config[key]),) for key in ("mean", "std")}
+    return found
 
 
 def by_name(sources: Sources) -> dict[str, nn.Module | str]:

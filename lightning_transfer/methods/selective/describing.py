@@ -27,9 +27,8 @@ class Describer:
         self.bank = copy.deepcopy(bank).to(device)  # the user's own stays where it is
         self.device = device
         self.num_filters = sum(bank.num_filters)
-        self.firsts = [
-            sum(bank.num_filters[:layer]) for layer in range(len(bank.num_filters))
-        ]  # the first filter of each layer
+        # the first filter of each layer
+        self.firsts = [sum(bank.num_filters[:layer]) for layer in range(len(bank.num_filters))]
 
     def response_counts(self, batches: Batches) -> tuple[ResponseCounts, int]:
         """Return the counts of all responses to readable pictures, and the most positions of a filter in a picture."""

@@ -62,13 +62,9 @@ class LayerPlan:
         """Return the best candidate so far, in a few words."""
         best = max((evaluation.fitness for evaluation in self.evaluations), default=-math.inf)
         frozen = ", ".join(f"{name} {number}" for name, number in self.frozen.items())
-        return (
-            f"best {best:.1%}, frozen {frozen}"
-            if math.isfinite(best)
-            else "all have failed"
-            if self.evaluations
-            else "none was tried"
-        )
+        if not math.isfinite(best):
+            return "all have failed" if self.evaluations else "none was tried"
+        return f"best {best:.1%}, frozen {frozen}"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file with a checksum, completely or not at all.
