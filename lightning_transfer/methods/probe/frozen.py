@@ -38,7 +38,7 @@ class FrozenStatistics(AnyCallback):
         TransferConfigError: an option or the strategy is not valid; before the first step, if no BatchNorm layer has
             pretrained statistics, a layer of the resumed run or of an earlier fit is not there, the Trainer has
             `StochasticWeightAveraging`, or another Trainer is using the callback; in training, if the network was
-            replaced, or something has put the layers into training mode.
+            replaced, something has put the layers into training mode, or statistics changed.
 
     Example:
         >>> import lightning as L
