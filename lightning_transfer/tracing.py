@@ -233,19 +233,42 @@ def share_right(
             "Pass the DataLoader itself, or a list of batches."
         )
     device = next(module.parameters()).device
-    ways, several, num_images = torch.zeros(2), 0.0, 0
-    with restored(), evaluating(module):  # opening a loader draws a number
+    with evaluating(module):
+        return shares_right(lambda images: module(images)[None], loader, device, after=after)[0]
+
+
+def shares_right(
+    ask: Callable[[Tensor], Tensor],
+    loader: Iterable[Any],
+    device: torch.device,
+    *,
+    after: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Return the share of a loader's images that each of several networks has right.
+
+    Args:
+        ask: returns (networks, B, classes) logits of images.
+        loader: batches of (images, labels).
+        device: where images are moved to.
+        after: called after each batch.
+
+    Raises:
+        TransferConfigError: a batch is not (images, labels), or there is none.
+    """
+    ways, several, num_images = torch.zeros(2, 1, dtype=torch.float64), 0.0, 0
+    with restored():  # opening a loader draws a number
         for batch in loader:
             images, labels = images_and_labels(batch, device)
-            logits = module(images)
+            logits = ask(images)
             kind = kind_of(labels, logits.shape[-1], is_binary=True)
-            right, has_several = ways_to_be_right(logits[None], labels, kind)
-            ways, several = ways + right.sum((1, 2)).cpu(), several + float(has_several)
+            right, has_several = ways_to_be_right(logits, labels, kind)
+            ways, several = ways + right.sum(2).cpu(), several + float(has_several)
             num_images += len(labels)
             after()
     if not num_images:
         raise TransferConfigError("The loader gave no images.")
-    return float(ways[0 if several else 1]) / num_images
+    shares: list[float] = (ways[0 if several else 1] / num_images).tolist()
+    return shares
 
 
 def is_run_again() -> bool:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_transfer.batches import kind_of, ways_to_be_right
 from lightning_transfer.errors import TransferConfigError, check_count, nearest
 from lightning_transfer.methods.collaborative.depths import Depths, find_depths
 from lightning_transfer.methods.collaborative.freezing import freeze_below, unfreeze
@@ -17,10 +16,9 @@ from lightning_transfer.methods.collaborative.members import OWN, Member, adapte
 from lightning_transfer.methods.collaborative.passes import Passes
 from lightning_transfer.naming import a_class
 from lightning_transfer.networks import timm_name
-from lightning_transfer.randomness import restored
 from lightning_transfer.roles import Head, has_forward, out_width
 from lightning_transfer.surgery import Structure, find_all, replace_modules
-from lightning_transfer.tracing import evaluating, images_and_labels, uncompiled
+from lightning_transfer.tracing import evaluating, shares_right, uncompiled
 
 ONE_NETWORK = "Or hold both in one network, self.model = torch.nn.Sequential(backbone, torch.nn.Flatten(), head)."
 
@@ -261,18 +259,8 @@ class CollaborativeEnsemble(Structure):
             loader: batches (images, labels).
         """
         device = next(self.parameters()).device
-        ways, several, total = torch.zeros(2, len(self.members)), 0.0, 0
-        with restored(), evaluating(self if self._apart is None else self._apart[0]):  # opening a loader draws
-            for batch in loader:
-                images, labels = images_and_labels(batch, device)
-                logits = self.ask(images)
-                kind = kind_of(labels, logits.shape[-1], is_binary=True)
-                right, has_several = ways_to_be_right(logits, labels, kind)
-                ways, several = ways + right.sum(2).cpu(), several + float(has_several)
-                total += len(labels)
-        if not total:
-            raise TransferConfigError("The loader gave no images.")
-        return dict(zip(self.names, (ways[0 if several else 1] / total).tolist(), strict=True))
+        with evaluating(self if self._apart is None else self._apart[0]):
+            return dict(zip(self.names, shares_right(self.ask, loader, device), strict=True))
 
     def ask(self, images: Tensor, root: nn.Module | None = None) -> Tensor:
         """Return every network's logits of images, outside a training step.
