@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
 
-from lightning_transfer.advising.candidates import PROBE
+from lightning_transfer.advising.candidates import FROZEN, PROBE
 from lightning_transfer.advising.tables import html_table, text_table
 from lightning_transfer.advising.verdicts import LEVEL, NOISE, Difference, Verdict
 
 HEADS = ("candidate", "difference from fine-tuning, points", "times the cost", "parts", "verdict")
+NOT_WORSE = {  # what else to consider if nothing is shown to be better
+    PROBE: "the linear probe, which costs little",
+    FROZEN: f"{FROZEN}, which gained most in this package's benchmarks",
+}
 
 
 @dataclass(frozen=True)
@@ -195,8 +199,10 @@ class Advice:
                 said += [
                     f"With {seen.scored} images only a difference of about {least:.0f} points or more can be shown."
                 ]
-            if probe is not None and probe.verdict == "not shown":
-                said += ["The linear probe, which costs little, is not shown to be worse."]
+            open_ones = {each.name for each in self.candidates if each.verdict == "not shown"}
+            kept = [text for name, text in NOT_WORSE.items() if name in open_ones]
+            if kept:
+                said += [f"Not shown to be worse: {', and '.join(kept)}."]
             yield " ".join(said)
         if best is not None and best.line:
             yield f"    {best.line}"

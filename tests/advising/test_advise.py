@@ -517,6 +517,7 @@ def seen(**changes):
 
 GOOD = Compared("<b>mine</b>", "lines <i>", Difference(8.0, 4.0), 5, cost=1.25)
 OPEN = Compared("linear probe", "frozen", Difference(1.0, 4.0), 5, cost=0.1)
+STATISTICS = replace(OPEN, name="LP-FT, frozen statistics", cost=1.0)
 DROPPED = Compared("other", "other", Difference(-2.0, 9.0), 1, is_dropped=True, cost=2.0)
 REFUSED = Compared("third", "third", None, 0, is_dropped=True, is_refused=True, reason="It is not for it")
 LATE = replace(REFUSED, is_refused=False, reason="no time was left for it")
@@ -563,9 +564,10 @@ def test_what_is_shown_in_a_notebook_is_escaped():
     [
         (seen(), (), "Stay with fine-tuning: nothing else is shown to be better.", None),
         (seen(), (OPEN, DROPPED), "Stay with fine-tuning: none of 2 is shown to be better. With 100 images", None),
-        (seen(), (OPEN, DROPPED), "of about 4 points or more can be shown. The linear probe, which costs", None),
+        (seen(), (OPEN, DROPPED), "shown. Not shown to be worse: the linear probe, which costs little.", None),
+        (seen(), (OPEN, STATISTICS), "little, and LP-FT, frozen statistics, which gained most in", None),
         (seen(), (replace(OPEN, difference=Difference(-9.0, 4.0)),), "about 4 points or more can be shown.", None),
-        (seen(), (replace(OPEN, difference=Difference(9.0, math.inf)),), "better. The linear", None),
+        (seen(), (replace(OPEN, difference=Difference(9.0, math.inf)),), "better. Not shown to be", None),
         (seen(), (replace(GOOD, line=""), OPEN), "Use <b>mine</b>: it is shown", None),
         (seen(falls_short=True), (GOOD, OPEN), "too few steps. Until then use <b>mine</b>.", "lines <i>"),
         (seen(is_guessing=True), (GOOD, OPEN), "always predicting the most common class (20.0%)", None),
@@ -575,6 +577,14 @@ def test_what_to_do_is_one_line(measured, candidates, says, line):
     end = str(Advice(measured, candidates)).split("\n\n")[-1].splitlines()
     assert says in end[0]
     assert end[1:] == ([] if line is None else [f"    {line}"])
+
+
+@pytest.mark.parametrize(
+    "worse", [{"is_dropped": True}, {"difference": Difference(-9.0, 4.0)}, {"difference": None, "is_refused": True}]
+)
+def test_what_may_be_worse_is_not_named(worse):
+    candidates = replace(OPEN, **worse), replace(STATISTICS, **worse)
+    assert "Not shown to be worse" not in str(Advice(seen(), candidates))
 
 
 def test_fine_tuning_that_goes_wrong_is_named():
