@@ -10,7 +10,7 @@ ROOT, NAME = Path(lightning_transfer.__file__).parent, lightning_transfer.__name
 # files of source/ about one run
 ONE_RUNS = {"term", "annealing", "drawing", "view", "measured_gap", "choosing", "first_batch"}
 FACES = {"", "__main__", "callbacks", "mixins", "functional", "nn", "checkpoints", "metrics"}
-IN_A_RUN = {"callback", "mixin", "borrowing", "asking", "watching", "auxiliary", "agreement", "distilling", "frozen"}
+IN_A_RUN = {"callback", "mixin", "borrowing", "asking", "watching", "auxiliary", "agreement", "distilling"}
 IN_A_RUN |= {"loop", "candidates"}
 LAYERS = (
     "ground",

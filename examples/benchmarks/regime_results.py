@@ -34,6 +34,7 @@ DEFAULTS = {
 BEST = f"{FROZEN}, two networks"
 SHORT = {  # rows for the README, each by its callbacks
     PROBE: PROBE,
+    "FrozenStatistics": "frozen statistics, clipped",
     "ProbeStart": "LP-FT",
     "ProbeStart, FrozenStatistics": CLIPPED,
     "the same, with a second network": BEST,

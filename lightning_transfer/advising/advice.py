@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
 
-from lightning_transfer.advising.candidates import FROZEN, PROBE
+from lightning_transfer.advising.candidates import PROBE, STATISTICS
 from lightning_transfer.advising.tables import html_table, text_table
 from lightning_transfer.advising.verdicts import LEVEL, NOISE, Difference, Verdict
 
 HEADS = ("candidate", "difference from fine-tuning, points", "times the cost", "parts", "verdict")
 NOT_WORSE = {  # what else to consider if nothing is shown to be better
     PROBE: "the linear probe, which costs little",
-    FROZEN: f"{FROZEN}, which gained most in this package's benchmarks",
+    STATISTICS: f"{STATISTICS}, which gained most in this package's benchmarks",
 }
 
 

@@ -1,7 +1,7 @@
 """List what is compared with plain fine-tuning: the methods of this package, or the user's own candidates."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
@@ -10,15 +10,15 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.adafilter.callback import AdaFilter
 from lightning_transfer.methods.gated.callback import GatedTransfer
 from lightning_transfer.methods.probe.callback import ProbeStart
-from lightning_transfer.methods.probe.frozen import FrozenStatistics
 from lightning_transfer.methods.selective.callback import SelectiveJointFinetuning
 from lightning_transfer.methods.soft.callback import SoftFinetuning
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge
+from lightning_transfer.methods.statistics.callback import FrozenStatistics
 from lightning_transfer.naming import a_class
 from lightning_transfer.source.task import SourceTask
 
 PLAIN, PROBE = "fine-tuning", "linear probe"
-FROZEN = "LP-FT, frozen statistics"  # gained most in the benchmarks with an ImageNet network
+STATISTICS = "frozen statistics"  # gained most in the benchmarks with an ImageNet network
 COST = 2.0  # of a candidate that has not been trained yet, in trainings of fine-tuning
 
 
@@ -91,13 +91,8 @@ def usual(
     frozen = f"{start.line}, with requires_grad_(False) for all of the network but its head"
     found = [
         Candidate(PROBE, frozen, list, cost=0.0),
+        made(STATISTICS, 1.1, FrozenStatistics),
         start,
-        replace(
-            start,
-            name=FROZEN,
-            line=f"{start.line[:-1]}, lt.FrozenStatistics()]",
-            make=lambda **images: [*start.make(**images), FrozenStatistics()],
-        ),
         made("gated transfer", 1.1, GatedTransfer, **at),
         made("AdaFilter", 2.2, AdaFilter),
     ]

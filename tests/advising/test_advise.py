@@ -430,7 +430,7 @@ def test_this_packages_methods_are_tried_as_they_come_and_refusals_are_listed():
     )
     assert lines == {
         "LP-FT": "callbacks=[lt.ProbeStart(head='model.fc')]",
-        "LP-FT, frozen statistics": "callbacks=[lt.ProbeStart(head='model.fc'), lt.FrozenStatistics()]",
+        "frozen statistics": "callbacks=[lt.FrozenStatistics()]",
         "gated transfer": "callbacks=[lt.GatedTransfer(head='model.fc')]",
         "AdaFilter": "callbacks=[lt.AdaFilter()]",
         "soft": "callbacks=[lt.SoftFinetuning(source, head='model.fc')]",
@@ -442,7 +442,7 @@ def test_this_packages_methods_are_tried_as_they_come_and_refusals_are_listed():
     assert "gated transfer" in str(found)
     assert "refused: ratio=16 does not divide the 8 features\n" in str(found)
     tried = {each.name for each in found.candidates if each.folds}
-    assert tried == {"linear probe", "LP-FT", "LP-FT, frozen statistics", "soft"}
+    assert tried == {"linear probe", "LP-FT", "frozen statistics", "soft"}
     assert {*lines} - {each.name for each in advise(candidates=None).candidates} == {"soft", "selective"}
 
 
@@ -517,7 +517,7 @@ def seen(**changes):
 
 GOOD = Compared("<b>mine</b>", "lines <i>", Difference(8.0, 4.0), 5, cost=1.25)
 OPEN = Compared("linear probe", "frozen", Difference(1.0, 4.0), 5, cost=0.1)
-STATISTICS = replace(OPEN, name="LP-FT, frozen statistics", cost=1.0)
+STATISTICS = replace(OPEN, name="frozen statistics", cost=1.0)
 DROPPED = Compared("other", "other", Difference(-2.0, 9.0), 1, is_dropped=True, cost=2.0)
 REFUSED = Compared("third", "third", None, 0, is_dropped=True, is_refused=True, reason="It is not for it")
 LATE = replace(REFUSED, is_refused=False, reason="no time was left for it")
@@ -565,7 +565,7 @@ def test_what_is_shown_in_a_notebook_is_escaped():
         (seen(), (), "Stay with fine-tuning: nothing else is shown to be better.", None),
         (seen(), (OPEN, DROPPED), "Stay with fine-tuning: none of 2 is shown to be better. With 100 images", None),
         (seen(), (OPEN, DROPPED), "shown. Not shown to be worse: the linear probe, which costs little.", None),
-        (seen(), (OPEN, STATISTICS), "little, and LP-FT, frozen statistics, which gained most in", None),
+        (seen(), (OPEN, STATISTICS), "little, and frozen statistics, which gained most in", None),
         (seen(), (replace(OPEN, difference=Difference(-9.0, 4.0)),), "about 4 points or more can be shown.", None),
         (seen(), (replace(OPEN, difference=Difference(9.0, math.inf)),), "better. Not shown to be", None),
         (seen(), (replace(GOOD, line=""), OPEN), "Use <b>mine</b>: it is shown", None),

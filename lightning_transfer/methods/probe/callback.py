@@ -35,7 +35,6 @@ from lightning_transfer.glue.trainer import (
     target_dataset,
 )
 from lightning_transfer.methods.probe.drawing import draw
-from lightning_transfer.methods.probe.frozen import is_new, normalizing
 from lightning_transfer.methods.probe.functional import Start, fit_start
 from lightning_transfer.methods.probe.reading import (
     HOW,
@@ -46,6 +45,7 @@ from lightning_transfer.methods.probe.reading import (
     last_linear,
 )
 from lightning_transfer.naming import nesting, options_of, plain
+from lightning_transfer.normalizing import is_new, normalizing_layers
 from lightning_transfer.randomness import seeded
 from lightning_transfer.roles import find_heads
 
@@ -139,7 +139,7 @@ class ProbeStart(AnyCallback):
                 layer.weight[start.rows] = start.weight.to(layer.weight)
                 layer.bias[start.rows] = start.bias.to(layer.bias)
         keeps = named(trainer.callbacks, {"FrozenStatistics", "StochasticWeightAveraging"})  # which exclude each other
-        new = {path: is_new(layer) for path, layer in normalizing(pl_module) if layer.training}
+        new = {path: is_new(layer) for path, layer in normalizing_layers(pl_module) if layer.training}
         if not keeps and not all(new.values()):
             say(
                 trainer,

@@ -1,29 +1,26 @@
 """Keep the pretrained statistics of BatchNorm in training, as the authors' code of LP-FT does (arXiv 2202.10054)."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lightning_transfer.errors import TransferConfigError, check_positive
 from lightning_transfer.glue.namespaces import AnyCallback, is_lightnings
 from lightning_transfer.glue.trainer import Weakly, check_supported, is_log_due, is_running, log_options, named, say
 from lightning_transfer.naming import options_of, plain
+from lightning_transfer.normalizing import has_moved, is_new, normalizing_layers
 from lightning_transfer.tracing import uncompiled_path
-
-ROUNDING = 1e-4  # of a mean and its deviation; a step in training mode moves means by a tenth of what differs
 
 
 class FrozenStatistics(AnyCallback):
     """Let BatchNorm layers normalise by their pretrained statistics in training too; their weights are trained.
 
-    In training, BatchNorm normalises by the mean and variance of each batch. If a pretrained network is given small
-    batches of another task, its features are then much worse than in evaluation. With this callback, training begins
-    with the features of evaluation, to which `ProbeStart` fits the head, and the running statistics do not change. The
-    authors of LP-FT train with the whole network in eval mode; that dropout works as usual is ours. Layers whose
-    statistics are those of a new layer (mean 0, variance 1), such as those of a head of yours, are trained as usual.
+    In usual training, BatchNorm normalises by the mean and variance of each batch. A pretrained network that is given
+    images of another task then has much worse features than in evaluation. With this callback, training begins with
+    the features of evaluation, and the running statistics do not change. The authors of LP-FT train with the whole
+    network in eval mode; that dropout works as usual is ours. Layers whose statistics are those of a new layer (mean 0,
+    variance 1), such as those of a head of yours, are trained as usual.
 
     Without the statistics of the batch, training is less stable and can fail at a usual learning rate. So the gradient
     is clipped (ours).
@@ -42,8 +39,7 @@ class FrozenStatistics(AnyCallback):
 
     Example:
         >>> import lightning as L
-        >>> from lightning_transfer import ProbeStart
-        >>> trainer = L.Trainer(callbacks=[ProbeStart(), FrozenStatistics()])
+        >>> trainer = L.Trainer(callbacks=[FrozenStatistics()])
     """
 
     def __init__(self, *, gradient_clip_val: float | None = 1.0) -> None:
@@ -160,7 +156,7 @@ class FrozenStatistics(AnyCallback):
 
     def _find(self, trainer: Any, pl_module: Any) -> None:
         """Find the layers with pretrained statistics, unless a checkpoint or an earlier fit knows them."""
-        found = dict(normalizing(pl_module))
+        found = dict(normalizing_layers(pl_module))
         names = {path: uncompiled_path(path) for path in found}
         is_kept = {names[path]: self._is_kept.get(names[path], not is_new(layer)) for path, layer in found.items()}
         for name in self._is_kept.keys() - is_kept.keys():
@@ -186,7 +182,7 @@ class FrozenStatistics(AnyCallback):
 
     def _check_statistics(self) -> None:
         """Refuse a mean that has changed: a network may normalise by another mode than the layer's own."""
-        moved = [_has_moved(layer, self._means[path]) for path, layer in self._layers.items()]
+        moved = [has_moved(layer, self._means[path]) for path, layer in self._layers.items()]
         if moved and torch.stack(moved).any():
             path = [*self._layers][[*map(bool, moved)].index(True)]
             raise TransferConfigError(
@@ -217,27 +213,3 @@ class FrozenStatistics(AnyCallback):
             return
         say(trainer, f"FrozenStatistics: the Trainer's gradient_clip_val is {self.gradient_clip_val:g} until it ends.")
         trainer.gradient_clip_val, self._clips = self.gradient_clip_val, True
-
-
-def is_new(layer: Any) -> bool:
-    """Return whether a layer has the statistics of one that was never trained.
-
-    >>> is_new(nn.BatchNorm2d(4))
-    True
-    """
-    mean, variance = layer.running_mean, layer.running_var
-    return is_lazy(mean) or bool((mean == 0).all() and (variance == 1).all())
-
-
-def _has_moved(layer: Any, before: Tensor) -> Tensor:
-    """Return whether a mean differs by more than rounding, which averages of equal weights have."""
-    mean, spread = layer.running_mean, layer.running_var.sqrt()
-    moved: Tensor = (mean - before.to(mean.device)).abs() > ROUNDING * (mean.abs() + spread)
-    return moved.any()
-
-
-def normalizing(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the layers that have running statistics, also those that torch.jit.script has compiled."""
-    for path, layer in module.named_modules():
-        if {"running_mean", "running_var"} <= {name for name, _ in layer.named_buffers(recurse=False)}:
-            yield path, layer
