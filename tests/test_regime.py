@@ -239,6 +239,18 @@ def test_rates_fall_with_depth(regime):
     assert found["model.conv_stem.weight"] == found["model.bn1.weight"] == 0.01 * 0.5 ** (stages + 1)
 
 
+@pytest.mark.parametrize("row", ["fine-tuning, AdamW", "frozen statistics, clipped, AdamW"])
+def test_adamw_has_a_tenth_of_the_rates(regime, folder, row):
+    module = regime.rows.ROWS[row].module(_setting(regime, folder), _network(), regime.network.Rates(0.01, 10.0))
+    module.trainer = types.SimpleNamespace(max_steps=10)
+    optimizer = module.configure_optimizers()["optimizer"]
+    assert type(optimizer) is torch.optim.AdamW
+    rates = {id(param): group["initial_lr"] for group in optimizer.param_groups for param in group["params"]}
+    assert rates.keys() == {*map(id, module.parameters())}
+    assert rates[id(module.model.classifier.weight)] == pytest.approx(0.01)
+    assert rates[id(module.model.conv_stem.weight)] == pytest.approx(0.001)
+
+
 @pytest.mark.parametrize(
     ("name", "step", "weight"),
     [("LWF", 4, 1.0), ("LWF, annealed", 0, 1.0), ("LWF, annealed", 3, 0.25), ("Co-Tuning", 4, 1.0)],
@@ -485,7 +497,9 @@ def test_features_by_the_batch_are_those_of_training(regime, folder, monkeypatch
     assert all(0 <= found[row] <= 100 for row in regime_statistics.ROWS)
 
 
-@pytest.mark.parametrize("row", ["frozen statistics, clipped", "LP-FT, frozen statistics"])
+@pytest.mark.parametrize(
+    "row", ["frozen statistics, clipped", "LP-FT, frozen statistics", "frozen statistics, clipped, AdamW"]
+)
 def test_frozen_statistics_stay_those_of_the_pretrained_network(regime, folder, row):
     setting = _setting(regime, folder)
     how = {"seed": 1, "rates": regime.network.Rates(0.01, 10.0), "device": "cpu", "stop": None}

@@ -75,9 +75,13 @@ class Tuning(L.LightningModule):
             if param.requires_grad:
                 groups.setdefault(self.rate_of(name.split(".")), []).append(param)
         filled = [{"params": params, "lr": rate} for rate, params in groups.items() if params]
-        optimizer = torch.optim.SGD(filled, lr=self.rates.body, momentum=MOMENTUM, weight_decay=DECAY)
+        optimizer = self.optimizer_of(filled)
         fading = Fading(optimizer, int(self.trainer.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": fading, "interval": "step"}}
+
+    def optimizer_of(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer of parameter groups."""
+        return torch.optim.SGD(groups, lr=self.rates.body, momentum=MOMENTUM, weight_decay=DECAY)
 
     def rate_of(self, path: list[str]) -> float:
         """Return the learning rate of a parameter."""
@@ -96,6 +100,14 @@ class Tuning(L.LightningModule):
     def backbone(self) -> nn.Module:
         """Return all but the head, for Lightning's own callback."""
         return nn.ModuleList(child for name, child in self.model.named_children() if name != HEAD)
+
+
+class ByAdam(Tuning):
+    """The same project with AdamW, at a tenth of the rates."""
+
+    def optimizer_of(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer of parameter groups, with torch's weight decay."""
+        return torch.optim.AdamW([{**group, "lr": group["lr"] / 10} for group in groups], lr=self.rates.body / 10)
 
 
 def body(network: nn.Module) -> list[nn.Parameter]:

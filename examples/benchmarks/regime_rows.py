@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import BackboneFinetuning
 from regime_data import Draw, Photos
-from regime_network import DECAY, Rates, Tuning, answers, body, features
+from regime_network import DECAY, ByAdam, Rates, Tuning, answers, body, features
 from sklearn.linear_model import LogisticRegressionCV  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
@@ -263,6 +263,10 @@ def _clipped(other: Callable[[Setting], Any]) -> Row:
     )
 
 
+def _by_adam(setting: Setting, network: nn.Module, rates: Rates) -> Tuning:
+    return ByAdam(network, rates)
+
+
 def _warm_up(setting: Setting) -> int:
     return max(1, round(WARM_UP * setting.epochs))
 
@@ -326,5 +330,9 @@ ROWS = {  # the most informative first
     "BackboneFinetuning": Row(
         lambda setting: [BackboneFinetuning(unfreeze_backbone_at_epoch=_warm_up(setting), verbose=False)],
         tuned_as=PLAIN,
+    ),
+    f"{PLAIN}, AdamW": Row(module=_by_adam),
+    "frozen statistics, clipped, AdamW": Row(
+        lambda setting: [lt.FrozenStatistics()], _by_adam, tuned_as=f"{PLAIN}, AdamW"
     ),
 }
