@@ -122,7 +122,7 @@ class Runner:
 
     def _hear(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the head takes and gives."""
-        (calls,) = self.hearing.hear(images, [self.head.module])
+        (calls,), _ = self.hearing.hear(images, [self.head.module])
         if not calls:
             name, how = type(self.module).__name__, FORWARD.format("...")
             raise TransferConfigError(f"{name} does not run its head {self.head.path!r} on images. {how}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from lightning_transfer.explaining import explain
 from lightning_transfer.glue.trainer import as_in_steps
@@ -38,8 +39,8 @@ class Hearing:
         # whether the network that takes the images does not include the head
         self.is_apart = self.path not in ("", head.network_path)
 
-    def hear(self, images: Tensor, layers: Sequence[nn.Module]) -> list[Calls]:
-        """Return the inputs and outputs of each layer, detached, when images run.
+    def hear(self, images: Tensor, layers: Sequence[nn.Module]) -> tuple[list[Calls], Any]:
+        """Return the inputs and outputs of each layer when images run, and what comes out in the end, all detached.
 
         Args:
             images: (B, ...), on the device.
@@ -55,18 +56,20 @@ class Hearing:
                 hooks.enter_context(torch.compiler.set_stance("force_eager"))  # earlier graphs do not run new hooks
                 for layer in layers:
                     hooks.enter_context(layer.register_forward_hook(note, with_kwargs=True))
-                self._run(images, lambda: any(heard.values()))
+                output = self._run(images, lambda: any(heard.values()))
         except Exception as error:
             if self.forward is None:
                 explain(error, self.module, self.head, images, how=self.how)
             raise
         # the user's forward may enable gradients
-        return [[(taken.detach(), given.detach()) for taken, given in calls] for calls in heard.values()]
+        calls = [[(taken.detach(), given.detach()) for taken, given in each] for each in heard.values()]
+        return calls, tree_map_only(Tensor, Tensor.detach, output)
 
-    def _run(self, images: Tensor, is_reached: Callable[[], bool]) -> None:
+    def _run(self, images: Tensor, is_reached: Callable[[], bool]) -> Any:
         if self.forward is None:
             output = self.module.get_submodule(self.path)(images)
         else:
             output = self.forward(self.module, images)
         if self.is_apart or (self.forward is not None and not is_reached()):
-            self.head.module(output)
+            return self.head.module(output)
+        return output

@@ -211,7 +211,7 @@ def validating(trainer: Any) -> Iterator[None]:
 
 def as_validated(trainer: Any, batch: Any, *, hooks: bool = True) -> Any:
     """Convert and move a batch as validation does: hooks that augment training images do not."""
-    with validating(trainer):
+    with validating(trainer), evaluating(trainer.lightning_module):  # a hook may ask for either
         return to_device(trainer, batch, hooks=hooks)
 
 

@@ -252,6 +252,7 @@ class Started(LitToy):
             self.start = weights(self)
 
 
+@pytest.mark.filterwarnings("ignore:The head 'model.fc' .* start holds a copy")  # of the finder's trial steps
 @pytest.mark.parametrize("order", [1, -1])
 def test_beside_lightnings_rate_finder_and_weight_averaging(order):
     """The finder's trial steps begin without it, and the run then with it; an average begins at it."""

@@ -177,6 +177,59 @@ def test_a_head_that_shares_its_weight_is_refused():
         fit(Tied(), [lt.ProbeStart()])
 
 
+def test_a_head_that_shares_memory_under_another_parameter_is_refused():
+    module = LitToy()
+    module.other = nn.Linear(toys.WIDTH, toys.TARGET_CLASSES)
+    module.other.weight.data = module.model.fc.weight.data
+    with pytest.raises(lt.TransferConfigError, match=r"shares its numbers with other\.weight"):
+        fit(module, [lt.ProbeStart()])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda scores: scores / 0.07,
+        lambda scores: {"logits": (scores + torch.ones_like(scores).cumsum(1)) / 2},
+        lambda scores: scores.tanh() * 30,
+    ],
+)
+def test_scores_that_the_module_changes_are_refused(change):
+    class Changed(LitToy):
+        def forward(self, images):
+            return change(super().forward(images))
+
+    refused(Changed(), toys.target_data(), r"changes the scores of the head 'model\.fc'.*forward=lambda")
+    assert trains(Changed, lt.ProbeStart(forward=lambda module, images: module.model(images)))
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        lambda scores: scores.softmax(1),
+        lambda scores: (scores.log_softmax(1), scores.argmax(1)),
+        lambda scores: {"probabilities": scores.sigmoid(), "features": torch.zeros(1)},
+        lambda scores: None,
+    ],
+)
+def test_scores_that_the_module_shows_in_another_form_are_taken(shown):
+    class Shown(LitToy):
+        def forward(self, images):
+            return shown(super().forward(images))
+
+    assert trains(Shown, lt.ProbeStart())
+
+
+def trains(kind, start):
+    class Trained(kind):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.model(batch[0]), batch[1])
+
+    module = Trained()
+    before = module.model.fc.weight.detach().clone()
+    fit(module, [start], max_epochs=1)
+    return not torch.equal(module.model.fc.weight, before)
+
+
 def test_a_head_with_a_second_name_is_not_shared():
     class Named(LitToy):
         def __init__(self):

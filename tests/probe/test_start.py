@@ -1,5 +1,8 @@
 """What a head starts as: the linear probe of what it takes, by scikit-learn and loops written out by hand."""
 
+import copy
+import types
+
 import lightning.pytorch as L
 import numpy as np
 import pytest
@@ -229,6 +232,77 @@ def test_an_average_of_the_weights_starts_as_the_probe_too():
     ):
         fit(LitToy(), callbacks, max_epochs=1)
         assert next(callback for callback in callbacks if isinstance(callback, Watched)).is_checked
+
+
+class Averaging(L.Callback):
+    def on_fit_start(self, trainer, pl_module):
+        self.average = {name: value.clone() for name, value in pl_module.state_dict().items()}
+
+
+class Inside(LitToy):
+    def __init__(self):
+        super().__init__()
+        self.average = nn.ModuleDict({"of": copy.deepcopy(self.model)})
+
+
+class Held(LitToy):
+    def __init__(self):
+        super().__init__()
+        self.average = types.SimpleNamespace(shadow=[param.detach().clone() for param in self.parameters()])
+
+
+class Slow(torch.optim.SGD):
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+        for group in self.param_groups:
+            for param in group["params"]:
+                self.state[param]["slow"] = param.detach().clone()
+
+
+class BySlow(LitToy):
+    def configure_optimizers(self):
+        return Slow(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "callback", "holder"),
+    [
+        (LitToy, Averaging(), "Averaging"),
+        (LitToy, L.callbacks.ModelPruning("l1_unstructured", amount=0.5), "ModelPruning"),
+        (Inside, None, "average.of.fc.weight"),
+        (Held, None, "average"),
+        (BySlow, None, "Slow"),
+    ],
+)
+def test_a_copy_of_the_head_from_before_is_warned_of(kind, callback, holder):
+    with pytest.warns(UserWarning, match=rf"'model\.fc' starts as a linear probe, and {holder} holds a copy of it"):
+        fit(kind(), [callback, lt.ProbeStart(head="model.fc")][callback is None :], max_epochs=1)
+
+
+def test_a_head_of_zeros_has_no_copies():
+    class Zeros(LitToy):
+        def __init__(self):
+            super().__init__()
+            nn.init.zeros_(self.model.fc.weight)
+            self.counts = nn.Buffer(torch.zeros_like(self.model.fc.weight))
+
+    fit(Zeros(), [lt.ProbeStart()], max_epochs=1)
+
+
+def test_hooks_that_augment_in_training_mode_do_not_while_the_probe_looks():
+    class Augmented(LitToy):
+        def __init__(self):
+            super().__init__()
+            self.modes = []
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            self.modes.append((self.training, self.model.training))
+            return batch
+
+    module = Augmented()
+    fit(module, [lt.ProbeStart()], max_epochs=1, limit_train_batches=1)
+    assert module.modes[-1] == (True, True)
+    assert {*module.modes[:-1]} == {(False, False)}
 
 
 class OneLogit(Seen):

@@ -17,6 +17,7 @@ from lightning_transfer.datasets import AnyDataset, AnyLoader, groups_of
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.checkpoints import check_structure
+from lightning_transfer.glue.copies import holders_of
 from lightning_transfer.glue.hearing import Hearing
 from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.samplers import importance_of
@@ -39,6 +40,7 @@ from lightning_transfer.methods.probe.functional import Start, fit_start
 from lightning_transfer.methods.probe.reading import (
     HOW,
     UNMIXED,
+    check_comes_out,
     check_untied,
     features_of,
     images_and_classes,
@@ -133,11 +135,13 @@ class ProbeStart(AnyCallback):
         except Exception as error:
             error.add_note("This happened while ProbeStart looked at the training images, before the first step.")
             raise
+        before = {path: pl_module.get_submodule(path).weight.detach().clone() for path in starts}
         with torch.no_grad():
             for module, (path, start) in product([pl_module, *averages_of(trainer)], starts.items()):
                 layer = module.get_submodule(path)
                 layer.weight[start.rows] = start.weight.to(layer.weight)
                 layer.bias[start.rows] = start.bias.to(layer.bias)
+        self._warn_of_copies(trainer, pl_module, before)
         keeps = named(trainer.callbacks, {"FrozenStatistics", "StochasticWeightAveraging"})  # which exclude each other
         new = {path: is_new(layer) for path, layer in normalizing_layers(pl_module) if layer.training}
         if not keeps and not all(new.values()):
@@ -183,6 +187,17 @@ class ProbeStart(AnyCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_stand_in": None}  # a copy is not attached to a module
+
+    @staticmethod
+    def _warn_of_copies(trainer: Any, module: Any, before: dict[str, Tensor]) -> None:
+        for path, weight in before.items():
+            if holders := holders_of(weight, trainer, module):
+                warnings.warn(
+                    f"The head {path!r} starts as a linear probe, and {', '.join(holders)} holds a copy of it from "
+                    "before, for example for an average of the weights. Copy the weights when training starts, in "
+                    "on_train_start, after ProbeStart.",
+                    stacklevel=2,
+                )
 
     def _warn_if_steep(self) -> None:
         self._is_watching, self._left = False, 0
@@ -237,8 +252,11 @@ class ProbeStart(AnyCallback):
                         f"The loader's collate_fn made {len(images)} images of {len(indices)} samples; expected one of "
                         f"each. Pass a loader whose collate_fn keeps them: {UNMIXED}."
                     )
-                heard = zip(layers.items(), hearing.hear(images, list(layers.values())), strict=True)
-                yield labels.cpu(), *(features_of(*named, calls, indices) for named, calls in heard)
+                heard, output = hearing.hear(images, list(layers.values()))
+                each = zip(layers.items(), heard, strict=True)
+                yield labels.cpu(), *(features_of(*named, calls, indices) for named, calls in each)
+                if len(layers) == 1:  # several networks predict with their mean
+                    check_comes_out(path, heard[0][0][1], output)
                 step(len(images))
 
     def _run_one(self, trainer: Any, module: Any, side: Side) -> None:

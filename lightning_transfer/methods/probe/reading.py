@@ -1,11 +1,13 @@
 """Read what a probe learns from: the class numbers of a batch, and the input of a head's last Linear."""
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.batches import class_numbers, kind_of, label_hint, labels_in
 from lightning_transfer.errors import TransferConfigError
@@ -45,12 +47,11 @@ def last_linear(head: Head) -> tuple[str, nn.Linear]:
 def check_untied(module: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
     """Refuse a head that shares its weight with another layer, which would start as the probe too."""
     for path, layer in layers.items():
-        mine = {id(layer.weight), id(layer.bias)}
+        mine = {layer.weight.data_ptr(), layer.bias.data_ptr()}  # weights may also be tied by their .data
         named = module.named_modules(remove_duplicate=False)  # a second name of the layer itself is not another one
         apart = [(name, other) for name, other in named if other is not layer]
-        if others := [
-            f"{name}.{own}" for name, other in apart for own, param in other._parameters.items() if id(param) in mine
-        ]:
+        params = ((f"{name}.{own}", param) for name, other in apart for own, param in other._parameters.items())
+        if others := [name for name, param in params if param is not None and param.data_ptr() in mine]:
             raise TransferConfigError(
                 f"The head {path!r} shares its numbers with {', '.join(others)}, which would start as the probe too. "
                 "Give the head a weight of its own, or leave ProbeStart out."
@@ -143,3 +144,27 @@ def features_of(path: str, layer: nn.Linear, calls: list[tuple[Tensor, Tensor]],
             "out."
         )
     return taken.flatten(1).cpu()
+
+
+def check_comes_out(path: str, given: Tensor, output: Any) -> None:
+    """Refuse a head whose scores are changed before they leave the module: the probe was not fitted to the result.
+
+    Args:
+        path: of the head's Linear.
+        given: its scores.
+        output: of the module, in which these or their probabilities are looked for.
+
+    Raises:
+        TransferConfigError: the output has as many numbers, and they are others.
+    """
+    scores = given.float().flatten(1)
+    known = scores, scores.softmax(1), scores.log_softmax(1), scores.sigmoid()
+    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.numel() == scores.numel()]
+    pairs = product([leaf.float().reshape(scores.shape) for leaf in leaves], known)
+    if leaves and not any((one - other).abs().max() <= ALIKE * other.abs().max() for one, other in pairs):
+        raise TransferConfigError(
+            f"The module changes the scores of the head {path!r}: it scales them, or combines them with those of "
+            "another head. The probe is fitted to the scores themselves, so training would not start from it. Leave "
+            "ProbeStart out; or, if training_step takes the head's own scores, say how they are made: "
+            "ProbeStart(forward=lambda module, images: module.model(images))."
+        )
