@@ -97,7 +97,7 @@ def test_advice_is_printed_and_a_training_is_as_long_as_the_file_says(capsys):
     assert " of 8 steps (2 passes;" in text  # 32 images in batches of 8, two epochs
     table = text.partition("verdict\n")[2].partition("\n\n")[0].splitlines()
     found = {line.partition("  ")[0] for line in table}
-    assert found == {"gated transfer", "AdaFilter", "LP-FT", "frozen statistics", "linear probe"}
+    assert found == {"GatedTransfer", "AdaFilter", "ProbeStart", "FrozenStatistics", "linear probe"}
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ class Measured:
         guess: how images were run if the module has no forward; otherwise empty.
         trainings: number of trainings that were scored.
         seconds: mean time of one fine-tuning.
+        round_seconds: time of one training of everything, as seen or as expected.
     """
 
     images: int
@@ -58,6 +59,7 @@ class Measured:
     guess: str = ""
     trainings: int = 0
     seconds: float = field(default=0.0, compare=False)
+    round_seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,12 @@ class Advice:
             f"include {100 * NOISE:.1f} points for the difference between seeds."
         )
 
+    def _tried(self) -> list[str]:
+        return [each.name for each in self.candidates if each.difference and each.name != PROBE]
+
     def _advised(self) -> Iterator[str]:
         """Yield what to do, and the code to write."""
         seen, best = self.measured, self.best
-        probe = next((each for each in self.candidates if each.name == PROBE), None)
         if seen.is_guessing and seen.scored < seen.images:
             yield (
                 f"Give it more minutes: only {seen.scored} of {seen.images} images were scored, on which neither "
@@ -190,8 +194,13 @@ class Advice:
                 f"Use {best.name}: it is shown to be better than fine-tuning, by {best.difference} points, at "
                 f"{best.cost:.1f} times the cost."
             )
+        elif any(each.verdict == "not trained" for each in self.candidates) and not self._tried():
+            yield (
+                "Nothing was compared but the probe: no candidate fitted into the time. Pass minutes="
+                f"{math.ceil(seen.round_seconds / 60)} or more, or fewer steps= if you will train for fewer."
+            )
         else:
-            tried = [each.name for each in self.candidates if each.difference and each is not probe]
+            tried = self._tried()
             least = min((each.difference.half for each in self.candidates if each.difference), default=math.inf)
             none = f"none of {len(tried) + 1}" if tried else "nothing else"
             said = [f"Stay with fine-tuning: {none} is shown to be better."]

@@ -21,6 +21,7 @@ from lightning_transfer.errors import TransferConfigError, check_count, check_nu
 from lightning_transfer.glue.proxy import Trials, part_of, trials_of
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.naming import a_class
+from lightning_transfer.normalizing import is_new, normalizing_layers
 from lightning_transfer.progress import Progress, no_progress, tqdm_progress
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.splitting import FOLDS, check_divisible
@@ -104,10 +105,11 @@ def advise(
     if forward is None and isinstance(source, SourceTask) and callable(source.forward):
         forward = source.forward
     said: dict[str, Any] = {"head": head, "forward": forward, "adapt": adapt, "unaugmented": unaugmented}
-    probe, *methods = usual(source, **said)
     lengths, options = _split({} if trainer is None else trainer)
     trials = trials_of(module, data, options, unaugmented=unaugmented, adapt=adapt)
     check_divisible(trials.labels, trials.groups, least=2 * FOLDS)
+    has_statistics = any(not is_new(layer) for _, layer in normalizing_layers(module))
+    probe, *methods = usual(source, has_statistics=has_statistics, **said)
     return compare(
         module,
         trials,
@@ -116,7 +118,6 @@ def advise(
         steps=steps,
         lengths=lengths,
         minutes=minutes,
-        is_over_early=candidates is None,  # the user's own may repair it
         progress=tqdm_progress if trials.options.get("enable_progress_bar", True) else no_progress,
     )
 
@@ -130,7 +131,6 @@ def compare(
     steps: int | None,
     lengths: Mapping[str, int],
     minutes: float,
-    is_over_early: bool,
     progress: Progress,
     clock: Callable[[], float] = time.monotonic,
 ) -> Advice:
@@ -147,7 +147,6 @@ def compare(
         groups=lambda fold: paired.groups(paired.scored(fold)),
         clock=clock,
         deadline=deadline,
-        is_over_early=is_over_early,
         skip=lambda number: paired.step(number * paired.steps),
     )
     total = len(paired.parts) * paired.steps * (1 + len(race.trained))
@@ -199,6 +198,7 @@ def _advice(race: Race, paired: PairedTrials, *, passes: float) -> Advice:
             guess=paired.places.guess if paired.places else "",
             trainings=sum(len(racer.found) for racer in [plain, *race.rivals]) - len(probe.found),
             seconds=race.price(plain),
+            round_seconds=sum(map(race.price, [plain, *race.rivals])),
         ),
         tuple(sorted((outcome(race, racer) for racer in race.rivals), key=_rank)),
     )

@@ -18,7 +18,7 @@ from lightning_transfer.naming import a_class
 from lightning_transfer.source.task import SourceTask
 
 PLAIN, PROBE = "fine-tuning", "linear probe"
-STATISTICS = "frozen statistics"  # gained most in the benchmarks with an ImageNet network
+STATISTICS = FrozenStatistics.__name__  # gained most in the benchmarks with an ImageNet network
 COST = 2.0  # of a candidate that has not been trained yet, in trainings of fine-tuning
 
 
@@ -32,6 +32,7 @@ class Candidate:
         make: makes its callbacks.
         cost: what it may cost, in trainings of fine-tuning, before this is known.
         clean: by which argument `make` takes the images that are trained on, without augmentation; empty for none.
+        may_repair: whether it may do well where fine-tuning falls far short of the probe.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Candidate:
     make: Callable[..., Sequence[Any]]
     cost: float = COST
     clean: str = ""
+    may_repair: bool = False
     _made: WeakSet[Any] = field(default_factory=WeakSet, init=False, repr=False)
 
     def callbacks(self, images: AnyDataset | None = None) -> list[Any]:
@@ -72,37 +74,48 @@ def usual(
     forward: Callable[..., Any] | None,
     adapt: Callable[..., Any] | None,
     unaugmented: AnyDataset | None,
+    has_statistics: bool,
 ) -> list[Candidate]:
-    """Return a linear probe, and this package's methods with default options and the user's head, forward and adapt."""
+    """Return a linear probe, and this package's methods with default options and the user's head, forward and adapt.
+
+    Args:
+        source: what the network was pretrained on; None without it.
+        head: dotted path of the classifier, or "auto".
+        forward: runs images through the module.
+        adapt: turns a batch into images and labels.
+        unaugmented: the training images without augmentation.
+        has_statistics: whether BatchNorm of the network has pretrained statistics, which a probe needs in training.
+    """
     at: dict[str, Any] = {} if head == "auto" else {"head": head}
     read = {name: value for name, value in (("forward", forward), ("adapt", adapt)) if value is not None}
     is_sources = forward is not None and forward is getattr(source, "forward", None)
     names = {"forward": "source.forward"} if is_sources else {}
 
-    def made(name: str, cost: float, method: type, *given: Any, clean: str = "", **options: Any) -> Candidate:
+    def made(
+        method: type, *given: Any, cost: float, clean: str = "", may_repair: bool = False, **options: Any
+    ) -> Candidate:
         if unaugmented is None:
             clean = ""
         shown = ["source"] * len(given) + [f"{clean}=unaugmented"] * bool(clean)
         shown += [f"{key}={repr(value) if key == 'head' else names.get(key, key)}" for key, value in options.items()]
-        line = f"callbacks=[lt.{method.__name__}({', '.join(shown)})]"
-        return Candidate(name, line, lambda **images: [method(*given, **options, **images)], cost, clean)
+        name = method.__name__
+        line = f"callbacks=[lt.{name}({', '.join(shown)})]"
+        return Candidate(name, line, lambda **images: [method(*given, **options, **images)], cost, clean, may_repair)
 
-    start = made("LP-FT", 1.1, ProbeStart, clean="unaugmented", **at, **read)
-    frozen = f"{start.line}, with requires_grad_(False) for all of the network but its head"
+    start = made(ProbeStart, cost=1.1, clean="unaugmented", may_repair=True, **at, **read)
+    statistics = ", lt.FrozenStatistics()" if has_statistics else ""
+    frozen = f"{start.line[:-1]}{statistics}], with requires_grad_(False) for all of the network but its head"
     found = [
         Candidate(PROBE, frozen, list, cost=0.0),
-        made(STATISTICS, 1.1, FrozenStatistics),
+        made(FrozenStatistics, cost=1.1, may_repair=True),
         start,
-        made("gated transfer", 1.1, GatedTransfer, **at),
-        made("AdaFilter", 2.2, AdaFilter),
+        made(GatedTransfer, cost=1.1, **at),
+        made(AdaFilter, cost=2.2),
     ]
-    if isinstance(source, SourceKnowledge):
-        found.append(made("knowledge", 1.2, SoftFinetuning, source, **at))
-    elif source is not None:
-        found += [
-            made("soft", 1.5, SoftFinetuning, source, **at),
-            made("selective", 2.5, SelectiveJointFinetuning, source, clean="target", **at),
-        ]
+    if source is not None:
+        found.append(made(SoftFinetuning, source, cost=1.5, **at))
+    if isinstance(source, SourceTask):
+        found.append(made(SelectiveJointFinetuning, source, cost=2.5, clean="target", **at))
     return found
 
 
@@ -128,4 +141,4 @@ def own(candidates: Mapping[str, Callable[[], Sequence[Any]]]) -> list[Candidate
                 f"new ones for each training: lambda: [...]."
             )
     # what they cost is not known: one that takes longer than there is time is stopped after a few steps
-    return [Candidate(name, "", make, cost=1.0) for name, make in candidates.items()]
+    return [Candidate(name, "", make, cost=1.0, may_repair=True) for name, make in candidates.items()]

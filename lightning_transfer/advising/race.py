@@ -46,7 +46,6 @@ class Race:
         groups: what the scored images of a fold belong to.
         clock: gives seconds.
         deadline: of the clock.
-        is_over_early: whether to stop if fine-tuning falls far short of the probe.
         skip: called with the number of trainings that will not run.
     """
 
@@ -59,13 +58,12 @@ class Race:
         groups: Callable[[int], list[Any]],
         clock: Callable[[], float],
         deadline: float,
-        is_over_early: bool = True,
         skip: Callable[[int], object] = lambda number: None,
     ) -> None:
         self.plain = Racer(Candidate(PLAIN, "", list, cost=1.0))
         self.rivals = [Racer(each) for each in rivals]
         self.num_folds, self.train, self.groups = num_folds, train, groups
-        self.clock, self.deadline, self.is_over_early, self.skip = clock, deadline, is_over_early, skip
+        self.clock, self.deadline, self.skip = clock, deadline, skip
 
     def run(self) -> None:
         """Run all rounds.
@@ -77,10 +75,13 @@ class Race:
         for fold in range(self.num_folds):
             if not self._begin(fold):
                 break
-            if self.is_over_early and self.falls_short(looks=self.num_folds):
+            if self.falls_short(looks=self.num_folds):
                 for racer in self.trained:
-                    racer.leave("it builds on fine-tuning, which falls short of the probe")
-                break
+                    if not racer.candidate.may_repair:
+                        racer.leave("it builds on fine-tuning, which falls short of the probe")
+                        self.skip(self.num_folds - fold)
+                if not self.trained:
+                    break
             for racer in sorted(self.trained, key=self.price):
                 self._begin_one(racer, fold)
             if fold + 1 < self.num_folds:

@@ -16,7 +16,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.proxy import Trials
 from lightning_transfer.probing import fit_probe
-from lightning_transfer.progress import Step
+from lightning_transfer.progress import Step, duration
 from lightning_transfer.randomness import reseed, seeded
 from lightning_transfer.splitting import folds
 
@@ -142,7 +142,7 @@ class _Scoring(AnyCallback):
         is_priced = before - self.first[0] < PRICED <= since  # once; a batch may take several steps, or none
         if now > deadline or (is_priced and now + left > deadline):
             raise OutOfTimeError(now - self.began + left)
-        note = f"{self.name}, part {self.fold + 1}; at most {(deadline - now) / 60:.0f} minutes left"
+        note = f"{self.name}, part {self.fold + 1}; all ends within {duration(deadline - now)}"
         self.paired.step(done - before, note)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

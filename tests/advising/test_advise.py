@@ -118,9 +118,11 @@ def test_this_packages_methods_look_at_the_unaugmented_images_that_are_trained_o
     given = {"source": lt.SourceTask(images, head=toys.source_head()), "unaugmented": data, "candidates": None}
     found = advise(data=DataLoader(Noise(data), batch_size=4), **given)
     shown = {each.name: each for each in found.candidates}
-    assert shown["selective"].line == "callbacks=[lt.SelectiveJointFinetuning(source, target=unaugmented)]"
-    assert shown["selective"].folds, shown["selective"].reason
-    assert shown["LP-FT"].line == "callbacks=[lt.Looking(unaugmented=unaugmented)]"
+    assert (
+        shown["SelectiveJointFinetuning"].line == "callbacks=[lt.SelectiveJointFinetuning(source, target=unaugmented)]"
+    )
+    assert shown["SelectiveJointFinetuning"].folds, shown["SelectiveJointFinetuning"].reason
+    assert shown["Looking"].line == "callbacks=[lt.Looking(unaugmented=unaugmented)]"
     outs = folds(data.tensors[1].tolist(), None)
     kept = [data.tensors[0][sorted({*range(len(data))} - {*out})] for out in outs]
     trained_on = [[seen.equal(part) for part in kept].index(True) for seen in looks]
@@ -426,40 +428,43 @@ def test_this_packages_methods_are_tried_as_they_come_and_refusals_are_listed():
     found = advise(candidates=None, source=source(), steps=6, head="model.fc")
     lines = {each.name: each.line for each in found.candidates}
     assert lines.pop("linear probe").startswith(
-        "callbacks=[lt.ProbeStart(head='model.fc')], with requires_grad_(False)"
+        "callbacks=[lt.ProbeStart(head='model.fc'), lt.FrozenStatistics()], with requires_grad_(False)"
     )
     assert lines == {
-        "LP-FT": "callbacks=[lt.ProbeStart(head='model.fc')]",
-        "frozen statistics": "callbacks=[lt.FrozenStatistics()]",
-        "gated transfer": "callbacks=[lt.GatedTransfer(head='model.fc')]",
+        "ProbeStart": "callbacks=[lt.ProbeStart(head='model.fc')]",
+        "FrozenStatistics": "callbacks=[lt.FrozenStatistics()]",
+        "GatedTransfer": "callbacks=[lt.GatedTransfer(head='model.fc')]",
         "AdaFilter": "callbacks=[lt.AdaFilter()]",
-        "soft": "callbacks=[lt.SoftFinetuning(source, head='model.fc')]",
-        "selective": "callbacks=[lt.SelectiveJointFinetuning(source, head='model.fc')]",
+        "SoftFinetuning": "callbacks=[lt.SoftFinetuning(source, head='model.fc')]",
+        "SelectiveJointFinetuning": "callbacks=[lt.SelectiveJointFinetuning(source, head='model.fc')]",
     }
     refused = {each.name: each.reason for each in found.candidates if each.verdict == "refused"}
-    assert refused["gated transfer"] == "ratio=16 does not divide the 8 features"
-    assert refused["selective"].startswith("neighbors=300, the default, exceeds the 20 source images")
-    assert "gated transfer" in str(found)
+    assert refused["GatedTransfer"] == "ratio=16 does not divide the 8 features"
+    assert refused["SelectiveJointFinetuning"].startswith("neighbors=300, the default, exceeds the 20 source images")
+    assert "GatedTransfer" in str(found)
     assert "refused: ratio=16 does not divide the 8 features\n" in str(found)
     tried = {each.name for each in found.candidates if each.folds}
-    assert tried == {"linear probe", "LP-FT", "frozen statistics", "soft"}
-    assert {*lines} - {each.name for each in advise(candidates=None).candidates} == {"soft", "selective"}
+    assert tried == {"linear probe", "ProbeStart", "FrozenStatistics", "SoftFinetuning"}
+    assert {*lines} - {each.name for each in advise(candidates=None).candidates} == {
+        "SoftFinetuning",
+        "SelectiveJointFinetuning",
+    }
 
 
 def test_what_the_pretrained_network_knows_is_tried():
     pretrained = toys.toy_net()
     pretrained.fc = toys.source_head()
     found = advise(candidates=None, source=lt.SourceKnowledge(pretrained), steps=6)
-    held = next(each for each in found.candidates if each.name == "knowledge")
+    held = next(each for each in found.candidates if each.name == "SoftFinetuning")
     assert held.line == "callbacks=[lt.SoftFinetuning(source)]"
     assert held.folds
-    assert "soft" not in {each.name for each in found.candidates}
+    assert "SelectiveJointFinetuning" not in {each.name for each in found.candidates}
 
 
 def test_a_module_that_says_how_images_run_says_so_to_candidates_too():
     forward = {"forward": lambda module, images: module.model(images)}
     found = advise(OfBatch(), candidates=None, **forward)
-    start = next(each for each in found.candidates if each.name == "LP-FT")
+    start = next(each for each in found.candidates if each.name == "ProbeStart")
     assert start.line == "callbacks=[lt.ProbeStart(forward=forward)]"
     assert start.folds
 
@@ -517,7 +522,7 @@ def seen(**changes):
 
 GOOD = Compared("<b>mine</b>", "lines <i>", Difference(8.0, 4.0), 5, cost=1.25)
 OPEN = Compared("linear probe", "frozen", Difference(1.0, 4.0), 5, cost=0.1)
-STATISTICS = replace(OPEN, name="frozen statistics", cost=1.0)
+STATISTICS = replace(OPEN, name="FrozenStatistics", cost=1.0)
 DROPPED = Compared("other", "other", Difference(-2.0, 9.0), 1, is_dropped=True, cost=2.0)
 REFUSED = Compared("third", "third", None, 0, is_dropped=True, is_refused=True, reason="It is not for it")
 LATE = replace(REFUSED, is_refused=False, reason="no time was left for it")
@@ -562,10 +567,13 @@ def test_what_is_shown_in_a_notebook_is_escaped():
 @pytest.mark.parametrize(
     ("measured", "candidates", "says", "line"),
     [
+        (seen(round_seconds=700), (OPEN, LATE), "Nothing was compared but the probe: no candidate fitted into", None),
+        (seen(round_seconds=700), (OPEN, LATE), "Pass minutes=12 or more", None),
+        (seen(), (OPEN, REFUSED), "Stay with fine-tuning: nothing else is shown", None),
         (seen(), (), "Stay with fine-tuning: nothing else is shown to be better.", None),
         (seen(), (OPEN, DROPPED), "Stay with fine-tuning: none of 2 is shown to be better. With 100 images", None),
         (seen(), (OPEN, DROPPED), "shown. Not shown to be worse: the linear probe, which costs little.", None),
-        (seen(), (OPEN, STATISTICS), "little, and frozen statistics, which gained most in", None),
+        (seen(), (OPEN, STATISTICS), "little, and FrozenStatistics, which gained most in", None),
         (seen(), (replace(OPEN, difference=Difference(-9.0, 4.0)),), "about 4 points or more can be shown.", None),
         (seen(), (replace(OPEN, difference=Difference(9.0, math.inf)),), "better. Not shown to be", None),
         (seen(), (replace(GOOD, line=""), OPEN), "Use <b>mine</b>: it is shown", None),
@@ -595,7 +603,7 @@ def test_fine_tuning_that_goes_wrong_is_named():
     data = DataLoader(toys.images(200, toys.TARGET_CLASSES, seed=6), batch_size=20)
     wrong = advise(Wild(), data, steps=30, candidates=None)
     assert wrong.measured.falls_short
-    assert wrong.measured.trainings == 1
+    assert {each.name for each in wrong.candidates if each.folds} == {"linear probe", "FrozenStatistics", "ProbeStart"}
     assert "not trained: it builds on fine-tuning, which falls short of the probe" in str(wrong)
     assert "learning rate is too high" in str(wrong)
     assert wrong.best.name == "linear probe"

@@ -43,7 +43,7 @@ class Made:
         return Scored(torch.arange(IMAGES) < round(self.shares[name] * IMAGES), self.costs.get(name, 0.1))
 
 
-def race(minutes, costs, shares, *, is_over_early=True, rival=lambda name: Candidate(name, name, list), **options):
+def race(minutes, costs, shares, *, rival=lambda name: Candidate(name, name, list), **options):
     clock = Clock()
     shares = {"fine-tuning": 0.5, "linear probe": 0.5, **shares}
     made = Made(clock, {"fine-tuning": 60.0, **costs}, shares, **options)
@@ -56,7 +56,6 @@ def race(minutes, costs, shares, *, is_over_early=True, rival=lambda name: Candi
         groups=lambda fold: [(fold, place) for place in range(IMAGES)],
         clock=clock,
         deadline=60.0 * minutes,
-        is_over_early=is_over_early,
         skip=skipped.append,
     )
     found.run()
@@ -131,8 +130,16 @@ def test_fine_tuning_that_falls_far_short_of_the_probe_ends_the_race():
     assert ran.falls_short()
     assert made.begun == [("fine-tuning", 0)]
     assert not race(1e3, {"a": 60.0}, {"a": 0.5, "linear probe": 0.55})[0].falls_short()
-    mended, *_ = race(1e3, {"a": 60.0}, {"a": 1.0, "linear probe": 1.0}, is_over_early=False)
-    assert [len(racer.found) for racer in mended.rivals] == [5, 5]
+
+
+def test_what_may_repair_fine_tuning_goes_on():
+    may_repair = lambda name: Candidate(name, name, list, may_repair=name == "a")  # noqa: E731
+    shares = {"a": 1.0, "b": 1.0, "linear probe": 1.0}
+    ran, _, found, skipped = race(1e3, dict.fromkeys("ab", 60.0), shares, rival=may_repair)
+    assert {name: len(racer.found) for name, racer in found.items()} == {"a": 5, "b": 0, "linear probe": 5}
+    assert outcome(ran, found["a"]).verdict == "shown better"
+    assert found["b"].reason == "it builds on fine-tuning, which falls short of the probe"
+    assert skipped == 5
 
 
 def test_what_does_not_fit_at_all_is_said_by_its_time():

@@ -206,7 +206,7 @@ def test_trials_stay_within_the_minutes_given(minutes):
     module.seconds = 4.0
     given = trials_of(module, data, QUIET, unaugmented=None)
     rivals = [Candidate(PROBE, "", list, cost=0.0), *(Candidate(name, name, lambda: [L.Callback()]) for name in "ab")]
-    options = {"lengths": {}, "progress": no_progress, "clock": clock, "minutes": minutes, "is_over_early": True}
+    options = {"lengths": {}, "progress": no_progress, "clock": clock, "minutes": minutes}
     found = compare(module, given, rivals, Reading(), steps=15, **options)
     assert clock.now <= 60 * minutes
     assert found.measured.trainings == clock.now / 60 >= min(int(minutes) - 1, 15)

@@ -547,3 +547,14 @@ def test_the_exported_card_names_it_and_doctor_knows_that_it_keeps_statistics(tm
         "- FrozenStatistics(gradient_clip_val=1.0), https://arxiv.org/abs/2202.10054"
         in (tmp_path / "out/README.md").read_text()
     )
+
+
+def test_strip_takes_it_out_of_a_checkpoint_and_a_damaged_one_is_refused(tmp_path):
+    trainer = fit(Toy(), [lt.FrozenStatistics()], max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    lt.strip_checkpoint(tmp_path / "run.ckpt", tmp_path / "plain.ckpt")
+    states = [torch.load(tmp_path / name)["callbacks"] for name in ("run.ckpt", "plain.ckpt")]
+    assert ["FrozenStatistics" in state for state in states] == [True, False]
+    states[0]["FrozenStatistics"]["lightning_transfer"]["model.bn.layer"] = True
+    with pytest.raises(lt.TransferConfigError, match="damaged"):
+        lt.FrozenStatistics().load_state_dict(states[0]["FrozenStatistics"])

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError, check_positive
+from lightning_transfer.glue.checkpoints import KEY
 from lightning_transfer.glue.namespaces import AnyCallback, is_lightnings
 from lightning_transfer.glue.trainer import Weakly, check_supported, is_log_due, is_running, log_options, named, say
 from lightning_transfer.naming import options_of, plain
 from lightning_transfer.normalizing import has_moved, is_new, normalizing_layers
+from lightning_transfer.stamps import stamped, unstamped
 from lightning_transfer.tracing import uncompiled_path
 
 
@@ -145,11 +147,11 @@ class FrozenStatistics(AnyCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return which layers are kept: after a step, new statistics cannot be distinguished from pretrained ones."""
-        return dict(self._is_kept)
+        return {KEY: stamped(self._is_kept)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the layers of a resumed run."""
-        self._is_kept = dict(state_dict)
+        self._is_kept = unstamped(state_dict.get(KEY))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_layers": {}, "_changed": {}, "_means": {}, "_clips": False}  # a copy is not in a fit
