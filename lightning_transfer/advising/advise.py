@@ -21,7 +21,7 @@ from lightning_transfer.errors import TransferConfigError, check_count, check_nu
 from lightning_transfer.glue.proxy import Trials, part_of, trials_of
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.naming import a_class
-from lightning_transfer.normalizing import is_new, normalizing_layers
+from lightning_transfer.normalizing import are_new, normalizing_layers
 from lightning_transfer.progress import Progress, no_progress, tqdm_progress
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.splitting import FOLDS, check_divisible
@@ -108,7 +108,7 @@ def advise(
     lengths, options = _split({} if trainer is None else trainer)
     trials = trials_of(module, data, options, unaugmented=unaugmented, adapt=adapt)
     check_divisible(trials.labels, trials.groups, least=2 * FOLDS)
-    has_statistics = any(not is_new(layer) for _, layer in normalizing_layers(module))
+    has_statistics = not all(are_new(dict(normalizing_layers(module))).values())
     probe, *methods = usual(source, has_statistics=has_statistics, **said)
     return compare(
         module,

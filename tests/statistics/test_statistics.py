@@ -155,6 +155,18 @@ def test_a_new_layer_is_trained_as_usual():
     assert not torch.equal(module.new[0].running_mean, start.new[0].running_mean)
 
 
+@pytest.mark.parametrize(
+    ("pretrained", "head", "is_kept"), [(500, 1, False), (500, 9, False), (500, 10, True), (9, 1, True)]
+)
+def test_a_new_layer_that_has_seen_a_few_batches_is_trained_as_usual(pretrained, head, is_kept):
+    module = WithNewLayer()
+    for layer, number in ((module.model.bn, pretrained), (module.new[0], head)):
+        layer.num_batches_tracked.fill_(number)
+    module.new[0].running_mean.fill_(0.1)  # as a forward with blank images makes it
+    fit(module, [lt.FrozenStatistics()])
+    assert bool((module.new[0].running_mean == 0.1).all()) is is_kept
+
+
 def test_resumed_after_every_step_it_is_the_uninterrupted_run(tmp_path):
     """After a step the new layer's statistics look like pretrained ones."""
     whole = WithNewLayer()

@@ -47,7 +47,7 @@ from lightning_transfer.methods.probe.reading import (
     last_linear,
 )
 from lightning_transfer.naming import nesting, options_of, plain
-from lightning_transfer.normalizing import is_new, normalizing_layers
+from lightning_transfer.normalizing import are_new, normalizing_layers
 from lightning_transfer.randomness import seeded
 from lightning_transfer.roles import find_heads
 
@@ -143,7 +143,7 @@ class ProbeStart(AnyCallback):
                 layer.bias[start.rows] = start.bias.to(layer.bias)
         self._warn_of_copies(trainer, pl_module, before)
         keeps = named(trainer.callbacks, {"FrozenStatistics", "StochasticWeightAveraging"})  # which exclude each other
-        new = {path: is_new(layer) for path, layer in normalizing_layers(pl_module) if layer.training}
+        new = are_new({path: layer for path, layer in normalizing_layers(pl_module) if layer.training})
         if not keeps and not all(new.values()):
             say(
                 trainer,

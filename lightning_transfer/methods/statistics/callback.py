@@ -10,7 +10,7 @@ from lightning_transfer.glue.checkpoints import KEY
 from lightning_transfer.glue.namespaces import AnyCallback, is_lightnings
 from lightning_transfer.glue.trainer import Weakly, check_supported, is_log_due, is_running, log_options, named, say
 from lightning_transfer.naming import options_of, plain
-from lightning_transfer.normalizing import has_moved, is_new, normalizing_layers
+from lightning_transfer.normalizing import are_new, has_moved, is_new, normalizing_layers
 from lightning_transfer.stamps import stamped, unstamped
 from lightning_transfer.tracing import uncompiled_path
 
@@ -159,8 +159,9 @@ class FrozenStatistics(AnyCallback):
     def _find(self, trainer: Any, pl_module: Any) -> None:
         """Find the layers with pretrained statistics, unless a checkpoint or an earlier fit knows them."""
         found = dict(normalizing_layers(pl_module))
+        new = are_new(found)
         names = {path: uncompiled_path(path) for path in found}
-        is_kept = {names[path]: self._is_kept.get(names[path], not is_new(layer)) for path, layer in found.items()}
+        is_kept = {names[path]: self._is_kept.get(names[path], not new[path]) for path in found}
         for name in self._is_kept.keys() - is_kept.keys():
             raise TransferConfigError(
                 f"FrozenStatistics knows the layer {name!r} from the checkpoint, or from an earlier fit, and "
@@ -172,7 +173,9 @@ class FrozenStatistics(AnyCallback):
                 f"FrozenStatistics has nothing to keep: {type(pl_module).__name__} has no BatchNorm layer with "
                 f"{'pretrained' if found else 'running'} statistics. Leave it out."
             )
-        if renewed := next((path for path, layer in found.items() if is_kept[names[path]] and is_new(layer)), None):
+        if renewed := next(
+            (path for path, layer in found.items() if is_kept[names[path]] and is_new(found[path])), None
+        ):
             raise TransferConfigError(
                 f"{renewed!r} had pretrained statistics in the checkpoint, or in an earlier fit, and is now a new "
                 "BatchNorm. Load pretrained weights, or pass a new FrozenStatistics()."
