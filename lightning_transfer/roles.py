@@ -167,7 +167,7 @@ def _whole(module: nn.Module, head: Head) -> Head:
 
 def is_adapted(layer: nn.Module) -> bool:
     """Return whether this is an adapter of peft around a layer, such as LoRA: layers inside are not the user's own."""
-    return "base_layer" in layer._modules
+    return not isinstance(layer._modules.get("base_layer"), nn.Sequential | None)  # timm's DLA has a Sequential there
 
 
 def _searched(module: nn.Module, probe: Callable[[], object] | None, narrow: bool) -> Head:

@@ -22,6 +22,7 @@ from lightning_transfer.naming import a_class
 from lightning_transfer.randomness import restored
 
 SIZES = (64, 224, 32)  # of the pictures to try
+ALIKE = 0.05  # by which share of the largest score two ways to the same scores may differ, at half precision too
 Act = TypeVar("Act", bound=Callable[..., Any])
 LAYERS = (_ConvNd, _NormBase, nn.LayerNorm, nn.Linear)
 
@@ -174,6 +175,25 @@ def run_on_a_picture(network: nn.Module) -> Any:
         except Exception as error:  # it may raise anything for a picture that does not fit
             failure = error
     raise TransferConfigError(f"{type(network).__name__} does not run on an image.") from failure
+
+
+def comes_out(scores: Tensor, output: Any) -> bool:
+    """Return whether what a network gives is (B, classes) scores or their probabilities, as far as that can be seen.
+
+    Args:
+        scores: of its head.
+        output: of the network: a tensor, or tensors in containers. One of as many numbers is compared.
+
+    Example:
+        >>> scores = torch.tensor([[1.0, 2.0]])
+        >>> comes_out(scores, {"probabilities": scores.softmax(1)}), comes_out(scores, scores / 2)
+        (True, False)
+    """
+    scores = scores.float().flatten(1)
+    known = scores, scores.softmax(1), scores.log_softmax(1), scores.sigmoid()
+    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.numel() == scores.numel()]
+    pairs = product([leaf.float().reshape(scores.shape) for leaf in leaves], known)
+    return not leaves or any((one - other).abs().max() <= ALIKE * other.abs().max() for one, other in pairs)
 
 
 @contextmanager

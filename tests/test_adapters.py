@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 import lightning_transfer as lt
-from lightning_transfer.roles import find_head
+from lightning_transfer.roles import find_head, is_adapted
 from tests import toys
 from tests.toys import LitToy, fit
 
@@ -71,3 +71,15 @@ def test_what_needs_a_plain_layer_names_the_adapter():
         fit(adapted(), [lt.GatedTransfer(ratio=2)])
     with pytest.raises(lt.TransferConfigError, match=r"conv.base_layer: it is in an adapter of peft"):
         fit(adapted("conv"), [lt.AdaFilter(gated="model.conv*")])
+
+
+def test_a_network_with_a_part_of_that_name_is_not_an_adapter():
+    """timm's DLA calls its stem so."""
+
+    class Dla(toys.ToyNet):
+        def __init__(self):
+            super().__init__()
+            self.base_layer = nn.Sequential(nn.Identity())
+
+    assert not is_adapted(Dla())
+    assert find_head(Dla()).path == "fc"

@@ -42,8 +42,9 @@ def introduce(
     if is_kept and loss > UNTRAINED * chance:
         warnings.warn(
             f"The kept source head starts at a loss of {loss:.2f} in eval mode; guessing gives {chance:.2f}, so it "
-            "does not seem to be trained. If you called reset_classifier before from_timm, call it after. Otherwise "
-            "pass labels in the order of its training, and images that are normalised as then.",
+            "does not seem to be trained. If you called reset_classifier before from_timm, call it after, or pass "
+            "from_timm another copy of the pretrained network. Otherwise pass labels in the order of its training, and "
+            "images that are normalised as then.",
             stacklevel=2,
         )
     largest, *theirs = (float(some.detach().abs().max()) for some in (images, *_images_in(target)))

@@ -229,6 +229,18 @@ def test_a_network_is_copied_and_saved_in_a_step_as_without_the_callback():
     assert b"KnowledgeTerm" not in copying.saved
 
 
+class Two(toys.ToyNet):
+    """Predicts by the mean of two heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.other = toys.source_head(), nn.Linear(toys.WIDTH, toys.SOURCE_CLASSES)
+
+    def forward(self, pixels):
+        features = self.features(pixels)
+        return (self.fc(features) + self.other(features)) / 2
+
+
 class Dicts(toys.ToyNet):
     def forward(self, pixels):
         return {"logits": super().forward(pixels)}
@@ -441,6 +453,8 @@ def test_what_is_not_a_pretrained_classifier_is_refused():
         lt.SourceKnowledge(pretrained(), temperature=0)
     with pytest.raises(lt.TransferConfigError, match=r"The classifier 'conv' is a Conv2d; expected a Linear"):
         lt.SourceKnowledge(pretrained(), head="conv")
+    with pytest.raises(lt.TransferConfigError, match=r"Two predicts by more than its classifier 'fc'"):
+        lt.SourceKnowledge(Two(), head="fc")
     module = LitToy()
     with pytest.raises(lt.TransferConfigError, match=r"Make it before the classifier is replaced"):
         fit(module, [keeping(module.model)])

@@ -1,23 +1,21 @@
 """Read what a probe learns from: the class numbers of a batch, and the input of a head's last Linear."""
 
 from collections.abc import Mapping
-from itertools import product
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.batches import class_numbers, kind_of, label_hint, labels_in
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import a_class, nesting
 from lightning_transfer.roles import Head, is_adapted, linear_layers
+from lightning_transfer.tracing import ALIKE, comes_out
 
 HOW = "Say how images run: ProbeStart(forward=lambda module, images: {})."
 ADAPT = "ProbeStart(adapt=lambda batch: (batch[0], {}))"
 UNMIXED = "ProbeStart(unaugmented=DataLoader(dataset)), with the same images and without that function"
-ALIKE = 0.05  # by which share of the largest score two ways to the same scores may differ, at half precision too
 
 
 def last_linear(head: Head) -> tuple[str, nn.Linear]:
@@ -157,11 +155,7 @@ def check_comes_out(path: str, given: Tensor, output: Any) -> None:
     Raises:
         TransferConfigError: the output has as many numbers, and they are others.
     """
-    scores = given.float().flatten(1)
-    known = scores, scores.softmax(1), scores.log_softmax(1), scores.sigmoid()
-    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.numel() == scores.numel()]
-    pairs = product([leaf.float().reshape(scores.shape) for leaf in leaves], known)
-    if leaves and not any((one - other).abs().max() <= ALIKE * other.abs().max() for one, other in pairs):
+    if not comes_out(given, output):
         raise TransferConfigError(
             f"The module changes the scores of the head {path!r}: it scales them, or combines them with those of "
             "another head. The probe is fitted to the scores themselves, so training would not start from it. Leave "

@@ -99,8 +99,8 @@ class Borrowed:
         if self.neighbors.k > source.num_images:
             raise TransferConfigError(
                 f"neighbors={self.neighbors.k}{', the default,' if self.neighbors.k == Neighbors.k else ''} exceeds "
-                f"the {source.num_images:,} source images; pass "
-                f"neighbors<={source.num_images}, or fewer to borrow only a part, such as a tenth."
+                f"the {source.num_images:,} source images; pass neighbors<={source.num_images}, or much fewer to "
+                "borrow only a part: each target image borrows as many."
             )
         self.selection: Selection | None = None
         self._loader = Weakly()  # whose images are the target, if none were given

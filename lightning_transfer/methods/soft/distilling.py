@@ -132,7 +132,8 @@ class KnowledgeTerm(TransferPart):
             warnings.warn(
                 f"The classifier {self.knowledge.head!r} that SourceKnowledge keeps has the random weights of a new "
                 "Linear, so it knows nothing to keep. Make SourceKnowledge before the classifier is replaced, for "
-                "example before network.reset_classifier(num_classes).",
+                "example before network.reset_classifier(num_classes), or of another copy of the pretrained network: "
+                "SourceKnowledge(timm.create_model(name, pretrained=True)).",
                 stacklevel=2,
             )
         network = module.get_submodule(self.network_path)

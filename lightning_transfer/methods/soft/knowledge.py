@@ -11,6 +11,7 @@ same gradient and is 0 as long as nothing is forgotten.
 
 import copy
 import math
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Any
@@ -25,7 +26,7 @@ from lightning_transfer.naming import a_class
 from lightning_transfer.networks import find_network, loaded
 from lightning_transfer.roles import find_head, in_width, users_modules
 from lightning_transfer.stamps import digest
-from lightning_transfer.tracing import uncompiled
+from lightning_transfer.tracing import comes_out, run_on_a_picture, uncompiled
 
 
 def knowledge_loss(logits: Tensor, pretrained_logits: Tensor, *, temperature: float = 2.0) -> Tensor:
@@ -95,6 +96,20 @@ class SourceKnowledge:
             raise TransferConfigError(
                 f"The classifier {self.head!r} is {a_class(self.classifier)}; expected a Linear. Pass "
                 "head='...', its dotted path."
+            )
+        self._check_alone()
+
+    def _check_alone(self) -> None:
+        """Refuse a network that predicts by more than its classifier, as far as a blank picture shows it."""
+        scores: list[Tensor] = []
+        hook = self.classifier.register_forward_hook(lambda *heard: scores.append(heard[2]))
+        with suppress(TransferConfigError), hook, torch.no_grad():  # it may not run on a picture
+            output = run_on_a_picture(self.pretrained)
+        if len(scores) and not comes_out(scores[-1], output):
+            raise TransferConfigError(
+                f"The pretrained {type(self.pretrained).__name__} predicts by more than its classifier {self.head!r}: "
+                "it scales the scores, or combines them with those of another head. SourceKnowledge keeps one "
+                "classifier; take a network that predicts by one."
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SourceKnowledge":
@@ -239,6 +254,7 @@ def kept_classifier(knowledge: SourceKnowledge, head: nn.Module, path: str) -> n
     if weight.shape == kept.weight.shape and torch.equal(weight.cpu(), kept.weight.cpu()):
         raise TransferConfigError(
             f"SourceKnowledge holds the head {path!r} that is tuned, not a pretrained classifier. Make it before the "
-            "classifier is replaced, for example before network.reset_classifier(num_classes)."
+            "classifier is replaced, for example before network.reset_classifier(num_classes), or of another copy of "
+            "the pretrained network: SourceKnowledge(timm.create_model(name, pretrained=True))."
         )
     return kept

@@ -216,5 +216,9 @@ class FrozenStatistics(AnyCallback):
                 f"Trainer(gradient_clip_val={self.gradient_clip_val:g}).",
             )
             return
-        say(trainer, f"FrozenStatistics: the Trainer's gradient_clip_val is {self.gradient_clip_val:g} until it ends.")
+        say(
+            trainer,
+            f"FrozenStatistics: the Trainer's gradient_clip_val is {self.gradient_clip_val:g} in this fit, because it "
+            "has none of its own. FrozenStatistics(gradient_clip_val=None) does not clip.",
+        )
         trainer.gradient_clip_val, self._clips = self.gradient_clip_val, True
