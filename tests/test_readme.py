@@ -81,6 +81,17 @@ def test_the_tables_of_the_matrix_are_made_of_its_results(monkeypatch):
     assert set(shown) == set(made["TABLES"])
 
 
+def test_the_caption_of_the_first_picture_is_made_of_results_and_is_short(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    made = runpy.run_path(str(BENCHMARKS / "transfer_report.py"))
+    page = README.read_text()
+    assert page.count(made["CAPTION"]) == 1
+    assert made["with_caption"](page) == page
+    caption = page.partition(made["CAPTION"])[2].strip().partition("\n\n")[0]
+    assert caption.startswith("*")
+    assert len(caption.splitlines()) <= 3
+
+
 def test_the_table_of_searches_is_made_of_its_results():
     results = json.loads((BENCHMARKS / "results/searches.json").read_text())["short of the best"]
     page = (BENCHMARKS / "costs.md").read_text().partition("## Who finds the better layers")[2]

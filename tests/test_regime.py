@@ -397,6 +397,20 @@ def test_the_mean_over_targets_is_given_once_all_are_measured(regime, monkeypatc
     assert regime.results.differences("soft", [*by_target], 10) == ["", *shown[1:3], ""]
 
 
+def test_the_caption_of_the_gains_has_means_seeds_and_how_many_intervals_lie_above_0(regime, monkeypatch, tmp_path):
+    gains = importlib.import_module("regime_gains")
+    alone, best = gains.SHOWN.values()
+    found = {target: {alone: (1.0 + place, 3.5, 3), best: (8.0, 2.0, 5)} for place, target in enumerate(gains.TARGETS)}
+    found["flowers"][best] = (-3.0, 1.0, 5)  # below 0, and its interval excludes 0 too
+    monkeypatch.setattr(gains, "difference", lambda row, target, shots: found[target][row])
+    said = " ".join(gains.caption().split())
+    half = 2.5706 * statistics.stdev(range(6)) / 6**0.5  # Student's t with five degrees of freedom
+    assert f"three to five seeds. Mean: 3.5 ({3.5 - half:.1f} to {3.5 + half:.1f}) with `FrozenStatistics`" in said
+    assert "Targets whose interval is above 0: three and five of six." in said
+    gains.picture(tmp_path / "gains.png")
+    assert (tmp_path / "gains.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_other_trainings_are_compared_with_fine_tuning_of_their_own_at_the_usual_rates(regime, monkeypatch):
     usual, short = _finished(regime, 0.1), _finished(regime, 0.0, steps=100)
     all_images = [{**cell, "shots": 0} for cell in _finished(regime, 0.2, steps=450) if cell["seed"]]

@@ -15,6 +15,7 @@ import measuring
 import numpy as np
 import regime_advice
 import regime_agreement
+import regime_gains
 import regime_probes
 import regime_ranking
 import regime_results
@@ -48,6 +49,7 @@ from transfer_rows import EVERY, ROWS
 
 PAGES = *sorted(FOLDER.parent.glob("*.md")), FOLDER.parents[2] / "README.md"
 END = "<!-- until here -->"
+CAPTION = "<!-- caption: made by transfer_report.py -->"  # after the picture that the next paragraph explains
 DEFAULTS = {  # what a user writes, by row
     "soft, measured weight": "SoftFinetuning(source)",
     "selective, measured weight": "SelectiveJointFinetuning(source, neighbors=100, target=images_without_augmentation)",
@@ -289,6 +291,13 @@ def insert(page: str, name: str, text: str) -> str:
     return f"{before}{mark}\n\n{text}\n\n{END}{rest.partition(END)[2]}"
 
 
+def with_caption(page: str) -> str:
+    """Return a page with the caption of the gains as the paragraph after its mark, if it has the mark."""
+    before, mark, rest = page.partition(CAPTION)
+    _, end, after = rest.lstrip().partition("\n\n")
+    return f"{before}{mark}\n\n{regime_gains.caption()}{end}{after}" if mark else page
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table, or write all of them into their pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -304,8 +313,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         page = path.read_text()
         for name, text in tables(page).items():
             page = insert(page, name, text)
-        path.write_text(page)
-    for name, draw in {**PICTURES, "regime.png": regime_results.picture}.items():
+        path.write_text(with_caption(page))
+    pictures = {**PICTURES, "regime.png": regime_results.picture, "gains.png": regime_gains.picture}
+    for name, draw in pictures.items():
         draw(FOLDER / name)
 
 
