@@ -5,6 +5,7 @@ Figures and counts are of the committed cells; `transfer_report.py` writes both.
 
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 from regime import SHOTS
@@ -71,7 +72,7 @@ def picture(path: Path) -> None:
     axes.axvline(0, color="black", linewidth=1.2)
     for (name, row), (color, marker), side in zip(SHOWN.items(), STYLES, (-APART, APART), strict=True):
         found = gains(row)
-        style = {"color": color, "solid_capstyle": "butt"}  # an interval ends where its line ends
+        style: dict[str, Any] = {"color": color, "solid_capstyle": "butt"}  # an interval ends where its line ends
         for target, (points, half, _) in found.items():
             place = TARGETS.index(target) + 1 + side
             axes.plot([points - half, points + half], [place, place], alpha=0.6, linewidth=1.8, **style)
