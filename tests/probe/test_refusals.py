@@ -185,6 +185,22 @@ def test_a_head_that_shares_memory_under_another_parameter_is_refused():
         fit(module, [lt.ProbeStart()])
 
 
+def test_weights_that_the_precision_cannot_hold_are_refused():
+    class Small(LitToy):
+        def __init__(self):
+            super().__init__()
+            self.half()
+
+        def forward(self, images):
+            features = self.model.features(images.half())
+            return self.model.fc(features * 3e-6)
+
+    with pytest.raises(
+        lt.TransferConfigError, match=r"torch\.float16 cannot hold, because the features of 'model\.fc'"
+    ):
+        fit(Small(), [lt.ProbeStart()])
+
+
 @pytest.mark.parametrize(
     "change",
     [

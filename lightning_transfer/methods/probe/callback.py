@@ -139,7 +139,7 @@ class ProbeStart(AnyCallback):
         with torch.no_grad():
             for module, (path, start) in product([pl_module, *averages_of(trainer)], starts.items()):
                 layer = module.get_submodule(path)
-                layer.weight[start.rows] = start.weight.to(layer.weight)
+                layer.weight[start.rows] = _fitting(start.weight, layer.weight, path)
                 layer.bias[start.rows] = start.bias.to(layer.bias)
         self._warn_of_copies(trainer, pl_module, before)
         keeps = named(trainer.callbacks, {"FrozenStatistics", "StochasticWeightAveraging"})  # which exclude each other
@@ -279,3 +279,14 @@ class ProbeStart(AnyCallback):
         kept = {name: getattr(self, name) for name in ("unaugmented", "forward", "adapt")}
         shown = [f"{name}={value!r}" for name, value in kept.items() if value is not None]
         return f"ProbeStart({', '.join([f'head={self.head!r}', *shown])})"
+
+
+def _fitting(weight: Tensor, like: Tensor, path: str) -> Tensor:
+    """Return the weights of a probe in the precision of a head."""
+    cast = weight.to(like)
+    if not bool(cast.isfinite().all()):
+        raise TransferConfigError(
+            f"The probe's weights reach {float(weight.abs().max()):.3g}, which {like.dtype} cannot hold, because the "
+            f"features of {path!r} are small. Train in another precision, such as bf16-mixed, or leave ProbeStart out."
+        )
+    return cast
