@@ -5,7 +5,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,27 +15,15 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
+from lightning_transfer.cards import WEIGHTS, card
 from lightning_transfer.datasets import known_names
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.naming import a_class, options_of
+from lightning_transfer.naming import a_class
 from lightning_transfer.networks import find_network, timm_name
-from lightning_transfer.options import is_list
 from lightning_transfer.roles import find_head, out_width, users_modules
 from lightning_transfer.surgery import Structure, find_all
 from lightning_transfer.tracing import evaluating, required_size, run_on_a_picture, uncompiled, uncompiled_path
-from lightning_transfer.version import __version__
 
-WEIGHTS = "model.safetensors"  # timm's name
-PAPERS = {
-    "SoftFinetuning": "https://arxiv.org/abs/1909.02236",
-    "SourceKnowledge": "https://arxiv.org/abs/1606.09282",
-    "SelectiveJointFinetuning": "https://arxiv.org/abs/1702.08690",
-    "AdaFilter": "https://arxiv.org/abs/1911.09659",
-    "GatedTransfer": "https://arxiv.org/abs/1810.12521",
-    "CollaborativeFinetuning": "https://doi.org/10.7717/peerj-cs.2107",
-    "ProbeStart": "https://arxiv.org/abs/2202.10054",
-    "FrozenStatistics": "https://arxiv.org/abs/2202.10054",
-}
 OPTION = re.compile(r"(Pass|Name) (one|it): (backbone='(?P<child>\w+)|head='(?P<top>\w+)\.|\w+=).*", re.DOTALL)
 
 
@@ -103,7 +91,7 @@ def export(
         if onnx:
             size = prepared.get("input_size")
             _write_onnx(network, getattr(module, "example_input_array", None), size, part / "model.onnx")
-        lines = _card(architecture or type(network).__name__, prepared, num_classes, classes, trainer)
+        lines = card(architecture or type(network).__name__, prepared, num_classes, classes, trainer, size=None)
         (part / "README.md").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         part.chmod(0o755)
         part.replace(place)
@@ -273,57 +261,3 @@ def _write_onnx(network: Any, example: Any, size: Any, path: Path) -> None:
         raise TransferConfigError("onnx=True needs onnx and onnxscript: pip install onnx onnxscript.") from error
     except Exception as error:  # the exporter raises many types
         raise TransferConfigError(f"torch.onnx does not export this {type(network).__name__}: {error}") from error
-
-
-def _plain(text: object) -> str:
-    """Return a text that neither ends a line nor a cell of a table."""
-    return " ".join(str(text).split()).replace("|", r"\|")
-
-
-def _card(
-    name: str, prepared: dict[str, Any], num_classes: int, classes: Sequence[str] | None, trainer: Any
-) -> Iterator[str]:
-    """Yield the lines of the card; `prepared` is how timm prepares images, empty for a network that is not timm's."""
-    yield from ("---", f"library_name: {'timm' if prepared else 'pytorch'}", "pipeline_tag: image-classification")
-    yield from ("tags:", "- image-classification", "- transfer-learning", "---", f"# {name}, fine-tuned", "")
-    made = "one output" if num_classes == 1 else f"{num_classes} classes"
-    names = f": {', '.join(map(_plain, classes))}" if classes else ""
-    yield f"Written by lightning_transfer {__version__}; {made}{names}."
-    yield from ("", "## Use", "", "```python")
-    if prepared:
-        yield from ("import timm", "", 'network = timm.create_model("local-dir:FOLDER", pretrained=True).eval()')
-        yield "config = timm.data.resolve_model_data_config(network)"
-        yield "transform = timm.data.create_transform(**config, is_training=False)  # from a PIL image"
-    else:
-        yield from ("from safetensors.torch import load_model", "", "")
-        yield "network = ...  # built as it was for training, without what lightning_transfer attached"
-        yield f'load_model(network, "{WEIGHTS}")'
-    yield "```"
-    if prepared:
-        yield from ("", "## Images", "")
-        yield "The code above makes the transform of timm's configuration, which config.json holds. If the images of"
-        yield "the training were prepared in another way, prepare yours in that way."
-        yield from ("", "| option | value |", "|---|---|")
-        yield from (f"| {key} | {list(value) if is_list(value) else value} |" for key, value in prepared.items())
-    if trainer is not None:
-        yield from _training(trainer)
-
-
-def _training(trainer: Any) -> Iterator[str]:
-    """Yield what a Trainer knows of the training: nothing of it if the Trainer only tested the network."""
-    yield from ("", "## Training", "")
-    if trainer.global_step:
-        steps, epochs = trainer.global_step, trainer.current_epoch
-        yield from (f"{steps} step{'s' * (steps != 1)}, {epochs} epoch{'s' * (epochs != 1)}.", "")
-        ours = [callback for callback in trainer.callbacks if type(callback).__name__ in PAPERS]
-        for callback in ours:
-            given = ", ".join(f"{key}={value}" for key, value in options_of(callback).items() if value is not None)
-            name, source = (type(thing).__name__ for thing in (callback, getattr(callback, "source", None)))
-            yield f"- {name}({given}), {PAPERS.get(source, PAPERS[name])}"
-        if not ours:
-            yield "No callback of lightning_transfer."
-    else:
-        yield "Not known: the Trainer that was given to `export` has taken no training step."
-    if metrics := trainer.callback_metrics:
-        yield from ("", "## Last metrics of the run", "", "| metric | value |", "|---|---|")
-        yield from (f"| {_plain(key)} | {float(value):.4g} |" for key, value in sorted(metrics.items()))

@@ -11,7 +11,7 @@ import yaml
 from packaging.requirements import Requirement
 
 import lightning_transfer
-from lightning_transfer.exporting import PAPERS
+from lightning_transfer.cards import PAPERS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
