@@ -20,7 +20,7 @@ from lightning_transfer.advising.ranking import Ranking, rank_networks
 from lightning_transfer.checkpoints import export, strip_checkpoint
 from lightning_transfer.commands.line import parser
 from lightning_transfer.commands.names import check_options
-from lightning_transfer.commands.project import Project, load_trained, read_project
+from lightning_transfer.commands.project import Project, load_trained, read_project, validation_loader
 from lightning_transfer.datasets import AnyDataset
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining.diagnosis import Diagnosis
@@ -145,7 +145,7 @@ def ranked(options: Namespace) -> Ranking:
             raise TransferConfigError(f"{error} Expected a folder of images for each class in --data.") from error
     else:
         data = project_of(options.data, options).data
-    asked = {name: getattr(options, name) for name in ("device", "batch_size", "num_workers", "cache")}
+    asked = {name: getattr(options, name) for name in ("device", "batch_size", "num_workers", "cache", "image_size")}
     return rank_networks(options.networks, data, **asked)
 
 
@@ -153,7 +153,10 @@ def handed_on(options: Namespace) -> Path:
     """Export the network of a checkpoint, and return the folder."""
     project = project_of(options.config, options, is_trained=True)
     run = load_trained(project, options.checkpoint, weights_only=not options.trusted)
-    return export(project.module, options.folder, trainer=run, classes=options.classes, onnx=options.onnx)
+    if run is not None and options.image_size is None:
+        run.val_dataloaders = validation_loader(project)
+    asked = {"classes": options.classes, "onnx": options.onnx, "image_size": options.image_size}
+    return export(project.module, options.folder, trainer=run, **asked)
 
 
 def run(options: Namespace, others: Sequence[str]) -> None:

@@ -150,8 +150,8 @@ def required_size(network: Any) -> tuple[int, int] | None:
     return size if getattr(patches, "strict_img_size", False) and isinstance(size, tuple) else None
 
 
-def _pictures(network: nn.Module) -> Iterator[Tensor]:
-    """Yield blank pictures, first of the size that the network takes, as far as timm says it."""
+def _pictures(network: nn.Module, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
+    """Yield blank pictures, by default of several sizes, first of the one that the network takes if timm says it."""
     convs = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     if not convs:
         return
@@ -161,20 +161,29 @@ def _pictures(network: nn.Module) -> Iterator[Tensor]:
     config = getattr(network, "pretrained_cfg", None) or {}
     listed = config.get("input_size") if config.get("fixed_input_size") else None
     sizes = [required_size(network), listed and tuple(listed[1:]), *((side, side) for side in SIZES)]
-    for number, size in product(channels, dict.fromkeys(filter(None, sizes))):
-        yield torch.zeros(1, number, *size, dtype=convs[0].weight.dtype, device=convs[0].weight.device)
+    for number, sides in product(channels, dict.fromkeys(filter(None, [size] if size else sizes))):
+        yield torch.zeros(1, number, *sides, dtype=convs[0].weight.dtype, device=convs[0].weight.device)
 
 
-def run_on_a_picture(network: nn.Module) -> Any:
-    """Run a network on blank pictures until one works, and return its output."""
+def run_on_a_picture(network: nn.Module, size: tuple[int, int] | None = None) -> Any:
+    """Run a network on blank pictures, of one size or of several, until one works, and return its output."""
     failure: Exception | None = None
-    for images in _pictures(network):
+    for images in _pictures(network, size):
         try:
             with _forked(network):
                 return network(images)
         except Exception as error:  # it may raise anything for a picture that does not fit
             failure = error
     raise TransferConfigError(f"{type(network).__name__} does not run on an image.") from failure
+
+
+def runs_on_a_picture(network: nn.Module, size: tuple[int, int] | None = None) -> bool:
+    """Return whether a network runs on a blank picture, of one size or of any of several."""
+    try:
+        run_on_a_picture(network, size)
+    except TransferConfigError:
+        return False
+    return True
 
 
 def comes_out(scores: Tensor, output: Any) -> bool:

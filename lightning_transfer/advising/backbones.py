@@ -19,6 +19,7 @@ from lightning_transfer.advising.features import Features
 from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
+from lightning_transfer.image_sizes import check_takes, resized
 from lightning_transfer.methods.collaborative.members import make_of
 from lightning_transfer.methods.selective.pictures import Pictures, spread
 from lightning_transfer.naming import a_class, nesting
@@ -35,12 +36,12 @@ CONFIG = '.pretrained_cfg = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224
 LOOK = 8  # images by which is decided whether a network gives logits, and whether kept features are its own
 
 
-def by_name(networks: Networks) -> dict[str, nn.Module | str]:
+def by_name(networks: Networks, image_size: int | None = None) -> dict[str, nn.Module | str]:
     """Return networks by name; one of a list is called as timm calls it, or as its class.
 
     Raises:
         TransferConfigError: there are none, two share a name, one is something else, timm has no model of a name, or
-            a module does not say how its pictures are normalised.
+            a module does not say how its pictures are normalised, or does not take `image_size`.
     """
     if isinstance(networks, Mapping):
         pairs = list(networks.items())
@@ -64,7 +65,14 @@ def by_name(networks: Networks) -> dict[str, nn.Module | str]:
             check_timm_name(one)
         else:  # timm's say it
             _check_configuration(name, one)
+            _check_size(name, one, image_size)
     return found
+
+
+def _check_size(name: str, network: nn.Module, image_size: int | None) -> None:
+    if image_size is not None:
+        fix = f"Leave {name} out, or leave image_size out: each network then gets the size of its pretraining."
+        check_takes(uncompiled(network), (image_size, image_size), name=name, fix=fix)
 
 
 def _check_configuration(name: str, network: nn.Module) -> None:
@@ -180,6 +188,7 @@ class Run:
         batch_size: images that run together.
         num_workers: processes that read images.
         cache: folder of features; None for none.
+        image_size: height and width of all pictures; None for those of each network's pretraining.
     """
 
     pictures: Pictures
@@ -188,20 +197,25 @@ class Run:
     batch_size: int
     num_workers: int
     cache: str | os.PathLike[str] | None
+    image_size: int | None
 
     def look(self, name: str, given: nn.Module | str) -> tuple[Seen, tuple[int, int]]:
         """Return the features that a copy of a network gives all images, or those in the cache, and its image size.
 
         Raises:
-            TransferConfigError: it does not say how its pictures are normalised, or what it gives is not features.
+            TransferConfigError: it does not say how its pictures are normalised, it does not take their size, or what
+                it gives is not features.
         """
         from timm.data.config import resolve_model_data_config
         from timm.data.transforms_factory import create_transform
 
         network: Any = loaded(given) if isinstance(given, str) else _copied(uncompiled(given), name)
         _check_configuration(name, network)
+        _check_size(name, network, self.image_size)
         options = resolve_model_data_config(network)
-        if size := required_size(network):
+        if self.image_size is not None:
+            options = resized(options, (self.image_size, self.image_size))
+        elif size := required_size(network):
             options["input_size"] = (options["input_size"][0], *size)
         if is_grey := options["input_size"][0] == 1:
             options |= {key: (statistics.fmean(options[key]),) for key in ("mean", "std")}

@@ -123,6 +123,7 @@ def rank_networks(
     batch_size: int = 64,
     num_workers: int = 0,
     cache: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
 ) -> Ranking:
     """Rank pretrained networks by the accuracy of linear classifiers of their features on your images.
 
@@ -145,11 +146,13 @@ def rank_networks(
         cache: folder that keeps features, so that an interrupted ranking resumes. Features are used again if layers and
             weights, the transform, `device`, `batch_size` and the images are the same (64 images and what the dataset
             lists are compared), and the network gives the same features for eight images.
+        image_size: height and width of the images that every network gets, without a crop, for the accuracy and the
+            cost at the size that you will train with. By default each network gets the size of its pretraining.
 
     Raises:
         TransferConfigError: images are normalised or augmented at random, labels are not class numbers, a network does
-            not say how its pictures are normalised, it cannot be copied or run, what it gives is not features, or
-            there is nothing to hold out.
+            not say how its pictures are normalised, it does not take `image_size`, it cannot be copied or run, what it
+            gives is not features, or there is nothing to hold out.
 
     Example:
         >>> import timm
@@ -160,7 +163,10 @@ def rank_networks(
     """
     check_count("batch_size", batch_size, least=1)
     check_count("num_workers", num_workers, least=0)
-    chosen, pictures = by_name(networks), pictures_of(data, num_workers)
+    if image_size is not None:
+        check_count("image_size", image_size, least=1)
+    chosen = by_name(networks, image_size)
+    pictures = pictures_of(data, num_workers)
     with seeded(0, 0):  # reading may draw
         labels = labels_of(pictures.dataset, num_workers=num_workers)
     groups = groups_of(pictures.dataset)
@@ -169,7 +175,7 @@ def rank_networks(
     costs: dict[str, dict[str, Any]] = {}
     right: dict[str, Tensor] = {}
     with tqdm_progress("Ranking networks", len(chosen) * len(labels)) as step:
-        run = Run(pictures, step, device, batch_size, num_workers, cache)
+        run = Run(pictures, step, device, batch_size, num_workers, cache, image_size)
         for name, network in chosen.items():
             seen, size = run.look(name, network)
             costs[name] = {"milliseconds": seen.milliseconds, "parameters": seen.parameters, "size": size}

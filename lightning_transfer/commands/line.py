@@ -78,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--batch-size", type=int, default=64, metavar="N", help="images that run together (default: 64)")
     one.add_argument("--num-workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)")
     one.add_argument("--cache", metavar="FOLDER", help="keeps features, so that an interrupted ranking resumes")
+    one.add_argument("--image-size", type=int, metavar="PIXELS", help="height and width for all networks")
     one = add("advise", help="compare methods with fine-tuning, by trials on your training images", epilog=ADVISE)
     _add_config(one)
     one.add_argument("--minutes", type=float, default=30.0, help="that all trainings may take (default: 30)")
@@ -96,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("checkpoint", metavar="CKPT", help="of a run with this configuration")
     one.add_argument("folder", metavar="FOLDER", help="a folder that does not exist or is empty")
     one.add_argument("--classes", nargs="+", metavar="NAME", help="of the classes, in the order of the outputs")
+    one.add_argument("--image-size", type=pixels, metavar="PIXELS", help="of the validation images: 64, or 64x48")
     one.add_argument("--onnx", action="store_true", help="write model.onnx too; needs onnx and onnxscript")
     _add_trusted(one)
     one = add("strip", help="remove from a checkpoint what this package added")
@@ -103,6 +105,16 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("out", help="the file to write")
     _add_trusted(one)
     return made
+
+
+def pixels(text: str) -> int | tuple[int, ...]:
+    """Return the size of images: one number, or height and width.
+
+    >>> pixels("64"), pixels("64x48")
+    (64, (64, 48))
+    """
+    height, *others = map(int, text.split("x"))
+    return (height, *others) if others else height
 
 
 def _add_config(one: argparse.ArgumentParser) -> None:

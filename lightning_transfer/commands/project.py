@@ -1,9 +1,13 @@
 """Read what a LightningCLI file names: a module, its data, and the Trainer that is to train it."""
 
+import copy
 import importlib
 import os
 from argparse import ArgumentError
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +20,10 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.checkpoints import KEY, read_checkpoint
 from lightning_transfer.glue.namespaces import namespace_of
-from lightning_transfer.glue.proxy import UNEQUAL, loader_of, options_like
+from lightning_transfer.glue.proxy import UNEQUAL, attached, loader_of, options_like
 from lightning_transfer.glue.quiet import silent
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge
+from lightning_transfer.randomness import restored
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.stamps import is_stamped
 from lightning_transfer.surgery import rebuild
@@ -71,7 +76,7 @@ def read_project(
         path: the file, of one command, as LightningCLI saves it, or with its subcommand on top.
         model: import path of the LightningModule, if a script names it and the file holds its arguments alone.
         datamodule: the same of the DataModule.
-        is_trained: whether the training is over, so that its data and its devices are not needed.
+        is_trained: whether the training is over, so that its devices are not needed, nor its data if it cannot be built.
 
     Raises:
         TransferConfigError: it is not such a file, or what reads such files is not installed.
@@ -81,7 +86,7 @@ def read_project(
         given = given.get("fit", given)
         check_names(given)  # also if a script names the classes
         given = {**given, **_with_class(path, given, "model", model)}
-        if not is_trained:
+        if not is_trained or datamodule:
             given |= _with_class(path, given, "data", datamodule)
         named = given["model"]["class_path"]
         home, _, name = named.rpartition(".")
@@ -95,7 +100,6 @@ def read_project(
         if is_trained:
             callbacks = (options.pop("trainer", None) or {}).get("callbacks")
             options["trainer"] = {"callbacks": callbacks, "accelerator": "cpu", "logger": False}
-            options.pop("data", None)
     except TransferConfigError:
         raise
     except (OSError, TypeError, KeyError, ValueError, AttributeError, ImportError, yaml.YAMLError) as error:
@@ -105,11 +109,36 @@ def read_project(
         ) from error
     try:
         with silent():  # LightningCLI warns of arguments beside the command's own
-            line = cli_class(run=False, save_config_callback=None, parser_kwargs=RAISING, args=options)
+            build = partial(cli_class, run=False, save_config_callback=None, parser_kwargs=RAISING)
+            line = _built_after_training(build, options) if is_trained else build(args=options)
     except ArgumentError as error:
         raise TransferConfigError(f"{path}: {error}") from error
     lengths = {name: value for name in LENGTHS if (value := line.config["trainer"][name]) is not None}
     return Project(line.model, line.datamodule or line.model, line.trainer, lengths)
+
+
+def _built_after_training(build: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Return a LightningCLI with its DataModule, or without it if it cannot be built: its images may be elsewhere."""
+    try:
+        return build(args=copy.deepcopy(options))
+    except Exception:
+        return build(args={key: value for key, value in options.items() if key != "data"})
+
+
+def validation_loader(project: Project) -> Any:
+    """Return the loader of a DataModule's validation images, or else of its training images; None without either.
+
+    `prepare_data` is not called, because it may download the images.
+    """
+    data = project.data
+    with suppress(Exception), restored(), attached(data, type(project.trainer), options_like(project.trainer)):
+        if data is project.module:
+            return None
+        data.setup("fit")
+        with suppress(Exception):
+            return data.val_dataloader()
+        return data.train_dataloader()
+    return None
 
 
 def _with_class(path: Any, given: dict[str, Any], key: str, named: str | None) -> dict[str, Any]:
@@ -162,6 +191,8 @@ def load_trained(project: Project, path: str | os.PathLike[str], *, weights_only
         current_epoch=checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"],  # that have begun
         callbacks=given,
         callback_metrics={},  # which no checkpoint holds
+        lightning_module=module,
+        datamodule=project.data,
     )
 
 

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset
+from torchvision.transforms import v2
 
 import lightning_transfer as lt
 from lightning_transfer.advising import backbones
@@ -614,3 +615,49 @@ def test_tensors_with_other_class_numbers_and_workers_do_too():
         == rows[1].accuracy
         == lt.rank_networks([Net()], Pictures(*pixels_and_labels(30))).rows[0].accuracy
     )
+
+
+def at_size(network, data, size):
+    """Features of pictures that torchvision resizes to a square, and normalises as timm's configuration says."""
+    config = network.pretrained_cfg
+    resize = v2.Resize((size, size), v2.InterpolationMode(config["interpolation"]))
+    make = v2.Compose(
+        [resize, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(config["mean"], config["std"])]
+    )
+    with torch.no_grad():
+        return np.stack([network(make(image)[None])[0].double().numpy() for image, _ in data])
+
+
+@pytest.mark.parametrize("config", [{}, {"crop_pct": 0.5, "input_size": (3, 20, 20), "interpolation": "bicubic"}])
+def test_all_networks_may_get_pictures_of_one_size(tmp_path, config):
+    data = Subset([(image.resize((18, 12)), label) for image, label in Pictures()], [*range(30)])
+    network = Net(**config)
+    found = kept(network, data, tmp_path, image_size=14)
+    assert {tuple(images.shape[1:]) for images in network.given} == {(3, 14, 14)}
+    np.testing.assert_allclose(found, at_size(Net(**config), data, 14), rtol=1e-4, atol=1e-5)
+    rows = lt.rank_networks({"a": Net(), "b": network}, data, image_size=14).rows
+    assert [row.size for row in rows] == [(14, 14)] * 2
+
+
+def test_kept_features_of_another_size_are_not_used(tmp_path):
+    data, network = Pictures(*pixels_and_labels(12)), Net()
+    for image_size, number in ((None, 1), (14, 2), (6, 3), (14, 3), (None, 3)):
+        lt.rank_networks([network], data, cache=tmp_path, image_size=image_size)
+        assert len([*tmp_path.iterdir()]) == number
+
+
+def test_a_network_that_takes_another_size_alone_is_refused_before_any_runs(tmp_path):
+    options = {"img_size": 64, "depth": 1, "num_classes": 3}
+    with torch.random.fork_rng():
+        vit = timm.create_model("vit_tiny_patch16_224", **options).eval()
+    first, data = Net(), Pictures(*pixels_and_labels(12))
+    says = "image_size is 32 x 32, and vit, a VisionTransformer, takes only images of 64 x 64 pixels. Leave vit out, or"
+    with pytest.raises(lt.TransferConfigError, match=says):
+        lt.rank_networks({"first": first, "vit": vit}, data, image_size=32)
+    assert not first.given
+    name = f"local-dir:{lt.export(vit, tmp_path / 'vit')}"  # known when its weights are loaded
+    with pytest.raises(lt.TransferConfigError, match=f"and {name}, a VisionTransformer, .* Leave {name} out"):
+        lt.rank_networks([name], data, image_size=32)
+    assert lt.rank_networks({"vit": vit}, data, image_size=64).rows[0].size == (64, 64)
+    with pytest.raises(lt.TransferConfigError, match=r"image_size=\(3, 3\); it takes a whole number"):
+        lt.rank_networks([first], data, image_size=(3, 3))

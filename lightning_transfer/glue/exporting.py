@@ -1,5 +1,6 @@
 """Hand a trained network on: its weights in a folder that timm reads, with a card that says how they were made."""
 
+import copy
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from lightning_transfer.cards import WEIGHTS, card
 from lightning_transfer.datasets import known_names
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.seen_size import seen_size
+from lightning_transfer.image_sizes import check_takes, height_and_width, resized
 from lightning_transfer.naming import a_class
 from lightning_transfer.networks import find_network, timm_name
 from lightning_transfer.roles import find_head, out_width, users_modules
@@ -35,27 +38,32 @@ def export(
     trainer: Any = None,
     classes: Sequence[str] | None = None,
     onnx: bool = False,
+    image_size: int | tuple[int, int] | None = None,
 ) -> Path:
     """Write a trained network to a new folder: weights, a card, and the configuration of a timm network.
 
     A timm network is loaded again before the folder is created, to test what was written:
     `timm.create_model("local-dir:FOLDER", pretrained=True)`. For any other network, the folder holds the weights and
-    the card.
+    the card. timm's configuration has the size and the crop of the pretraining. If yours differ, pass `image_size`, or
+    set `pretrained_cfg` of the network before.
 
     Args:
         module: the LightningModule that was trained, or its network.
         folder: a folder that does not exist or is empty.
         trainer: the Trainer, whose callbacks, steps and last metrics the card then names.
         classes: their names, in the order of the outputs.
-        onnx: whether to write `model.onnx` too, for any number of images, of the size of `example_input_array`, or the
-            one that timm lists; needs onnx and onnxscript.
+        onnx: whether to write `model.onnx` too, for any number of images, of `image_size`, the size of
+            `example_input_array`, or the one that timm lists; needs onnx and onnxscript.
+        image_size: of the images that the network was validated on, one number or height and width. timm's transform
+            then resizes images to exactly this size, without a crop. If it is left out, one batch of the trainer's
+            validation images, or else of its training images, is read to warn of another size.
 
     Returns:
         The folder.
 
     Raises:
         TransferConfigError: the network has layers that other programs do not know, its head is outside of it, the
-            folder holds something, or timm does not load what was written.
+            folder holds something, timm does not load what was written, or the network does not take `image_size`.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -80,18 +88,22 @@ def export(
     network, num_classes = _network_and_width(module)
     if classes is not None:
         _check_classes(classes, num_classes, trainer)
+    if size := height_and_width(image_size):
+        check_takes(network, size, name="the network", fix="Pass the size of the images that it was validated on.")
     entries = _entries(network)
-    _warn_of_other_images(module, network)
+    keeps_size = _warn_of_other_images(module, network)
     place, part = _new_folder(folder)
     try:
         architecture = timm_name(network)
         save_model(SimpleNamespace(state_dict=lambda: dict(entries)), str(part / WEIGHTS))  # type: ignore[arg-type]
         (part / WEIGHTS).chmod(0o644)  # safetensors lets its owner alone read it
-        prepared = _write_for_timm(network, entries, part, classes) if architecture else {}
+        prepared = _write_for_timm(network, entries, part, classes, size) if architecture else {}
+        if prepared and not size and keeps_size and not required_size(network):
+            _warn_of_another_size(trainer, prepared["input_size"])
         if onnx:
-            size = prepared.get("input_size")
-            _write_onnx(network, getattr(module, "example_input_array", None), size, part / "model.onnx")
-        lines = card(architecture or type(network).__name__, prepared, num_classes, classes, trainer, size=None)
+            example = getattr(module, "example_input_array", None)
+            _write_onnx(network, example, prepared.get("input_size"), part / "model.onnx", size)
+        lines = card(architecture or type(network).__name__, prepared, num_classes, classes, trainer, size=size)
         (part / "README.md").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         part.chmod(0o755)
         part.replace(place)
@@ -120,8 +132,12 @@ def _network_and_width(module: nn.Module) -> tuple[nn.Module, int]:
     return network, out_width(head.module)
 
 
-def _warn_of_other_images(module: nn.Module, network: nn.Module) -> None:
-    """Warn if the module's forward changes images before the network takes them: the network alone is exported."""
+def _warn_of_other_images(module: nn.Module, network: nn.Module) -> bool:
+    """Warn if the module's forward changes images before the network takes them: the network alone is exported.
+
+    Returns:
+        Whether their size stays the same, as far as is known.
+    """
     taken: dict[nn.Module, Any] = {}
 
     def take(part: nn.Module, args: Any, kwargs: Any) -> None:
@@ -134,13 +150,29 @@ def _warn_of_other_images(module: nn.Module, network: nn.Module) -> None:
         try:
             run_on_a_picture(module)
         except Exception:  # its forward may take more than images: then nothing is known
-            return
+            return True
     given, entered = taken[module], taken.get(network)
-    if isinstance(given, Tensor) and isinstance(entered, Tensor) and not torch.equal(given, entered):
+    if not isinstance(given, Tensor) or not isinstance(entered, Tensor):
+        return True
+    if not torch.equal(given, entered):
         warnings.warn(
             f"The forward of {type(module).__name__} changes images before its {type(network).__name__} takes them, as "
             "a normalisation does, and the network alone is exported. Give it images that are changed in that way.",
             stacklevel=4,  # beyond fork_rng too
+        )
+    return given.shape[-2:] == entered.shape[-2:]
+
+
+def _warn_of_another_size(trainer: Any, written: tuple[int, int, int]) -> None:
+    """Warn if the Trainer's images have another size than what was written for timm."""
+    channels, *listed = written
+    found = None if trainer is None else seen_size(trainer, channels)
+    if found and found != (*listed,):
+        fix = found[0] if found[0] == found[1] else found
+        warnings.warn(
+            f"The Trainer's images are {found[0]} x {found[1]} pixels, and config.json says {listed[0]} x {listed[1]}, "
+            f"so timm's transform makes images of another size than the network has learned from. Pass image_size={fix}.",
+            stacklevel=4,
         )
 
 
@@ -194,7 +226,11 @@ def _check_plain(module: nn.Module) -> None:
 
 
 def _write_for_timm(
-    network: Any, entries: dict[str, Tensor], folder: Path, classes: Sequence[str] | None
+    network: Any,
+    entries: dict[str, Tensor],
+    folder: Path,
+    classes: Sequence[str] | None,
+    image_size: tuple[int, int] | None,
 ) -> dict[str, Any]:
     """Write what timm makes the network by, load it again, and compare; return how timm prepares its images.
 
@@ -206,8 +242,13 @@ def _write_for_timm(
     from timm.models._hub import save_config_for_hf
 
     names = None if classes is None else {"label_names": list(classes)}
+    described = network
     try:
-        save_config_for_hf(network, str(folder / "config.json"), model_config=names)
+        if image_size:
+            described = copy.copy(network)  # shallow, so that the configuration of the user's network does not change
+            known = {key: value for key, value in network.pretrained_cfg.items() if not key.startswith("test_")}
+            described.pretrained_cfg = {**resized(known, image_size), "pool_size": None}  # that of other images
+        save_config_for_hf(described, str(folder / "config.json"), model_config=names)
         again: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
         prepared: dict[str, Any] = resolve_model_data_config(again)
         channels, *listed = prepared["input_size"]
@@ -239,18 +280,19 @@ def _difference(network: Any, entries: dict[str, Tensor], again: Any, size: Any)
     return "" if is_same else "for the same image it gives other numbers"
 
 
-def _write_onnx(network: Any, example: Any, size: Any, path: Path) -> None:
+def _write_onnx(network: Any, example: Any, size: Any, path: Path, image_size: tuple[int, int] | None) -> None:
     """Write a network for any number of images.
 
     Raises:
-        TransferConfigError: the size of an image is not known, onnx is missing, or the exporter fails.
+        TransferConfigError: the shape of an image is not known, onnx is missing, or the exporter fails.
     """
     example = example[0] if isinstance(example, tuple | list) and len(example) == 1 else example
     shape = example.shape[1:] if isinstance(example, Tensor) else size
     if shape is None:
         raise TransferConfigError(
-            "The size of an image is not known, which onnx=True needs. Set example_input_array in the LightningModule."
+            "The shape of an image is not known, which onnx=True needs. Set example_input_array in the LightningModule."
         )
+    shape = (shape[0], *(image_size or shape[1:]))
     param = next(network.parameters())
     images = torch.zeros(2, *shape, dtype=param.dtype, device=param.device)
     shapes = ({0: torch.export.Dim("batch", min=1)},)
