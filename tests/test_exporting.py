@@ -54,7 +54,7 @@ def test_timm_loads_what_was_trained_and_the_card_says_how(tmp_path):
         [lt.ProbeStart(), lt.SoftFinetuning(lt.SourceTask(toys.source_data(), num_classes=7), weight=0)]
     )
     runner.fit(module, data)
-    folder = lt.export(module, tmp_path / "new" / "mine", trainer=runner, classes=["ant", "bee", "cat"])
+    folder = lt.export(module, tmp_path / "new" / "mine", trainer=runner, classes=["ant", "bee", "cat"], image_size=32)
     again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     torch.testing.assert_close(again(IMAGES), module.network.eval()(IMAGES), rtol=0, atol=0)
     assert again.pretrained_cfg["label_names"] == ["ant", "bee", "cat"]
@@ -75,7 +75,7 @@ def test_the_card_names_the_paper_of_what_is_kept_without_source_images(tmp_path
     network.reset_classifier(3)
     runner.fit(module := Lit(network), data)
     card = (
-        lt.export(module, tmp_path / "mine", trainer=runner, classes=["ant", "bee", "cat"]) / "README.md"
+        lt.export(module, tmp_path / "mine", trainer=runner, classes=["ant", "bee", "cat"], image_size=32) / "README.md"
     ).read_text()
     assert "source/temperature=2.0" in card
     assert "https://arxiv.org/abs/1606.09282" in card
@@ -228,7 +228,7 @@ class Apart(L.LightningModule):
         (Several, {}, r"several parts.*Export the network itself: lt.export\(module.student, folder\)."),
         (TwoHeads, {}, r"ambiguous: fc, head. Export the network itself: lt.export\(module.network, folder\).$"),
         (lambda: Lit(Several()), {}, r"ambiguous: network.student.*itself: lt.export\(module.network, folder\)."),
-        (LitToy, {"onnx": True}, "size of an image is not known.*example_input_array"),
+        (LitToy, {"onnx": True}, "shape of an image is not known.*example_input_array"),
     ],
 )
 def test_what_would_not_load_is_refused_and_leaves_no_folder(tmp_path, module, options, message):
@@ -408,6 +408,8 @@ VIT = {"model_name": "vit_tiny_patch16_224", "img_size": 64, "depth": 1}
     ("example", "options", "shape"),
     [
         (torch.zeros(1, 3, 40, 40), {}, (3, 40, 40)),
+        (torch.zeros(1, 3, 40, 40), {"image_size": (64, 48)}, (3, 64, 48)),
+        (None, {"image_size": 64, "in_chans": 1}, (1, 64, 64)),
         ((torch.zeros(1, 3, 40, 40),), {}, (3, 40, 40)),
         (None, {"in_chans": 1}, (1, 160, 160)),
         (None, VIT, (3, 64, 64)),
@@ -420,11 +422,12 @@ def test_onnx_takes_the_size_of_the_example_or_of_the_network(tmp_path, monkeypa
         raise RuntimeError(f"no operator for {tuple(images[0].shape)}")
 
     monkeypatch.setattr(torch.onnx, "export", stop)
+    asked = {"onnx": True, "image_size": options.pop("image_size", None)}
     module = Lit(timm.create_model(**{"model_name": "test_resnet", "num_classes": 3, **options}))
     module.example_input_array = example
     message = f"torch.onnx does not export .*: no operator for {re.escape(str((2, *shape)))}"
     with pytest.raises(lt.TransferConfigError, match=message):
-        lt.export(module, tmp_path / "mine", onnx=True)
+        lt.export(module, tmp_path / "mine", **asked)
 
 
 def test_names_break_neither_lines_nor_tables_of_the_card(tmp_path):

@@ -168,6 +168,9 @@ def pictures(folder):
 
 def test_a_ranking_is_that_of_the_function(networks, folder, capsys):
     images = pictures(folder)
+    size = ("--image-size", "64")
+    main(["rank", *networks[:1], "--data", str(images), *size])
+    assert "64 x 64" in capsys.readouterr().out
     main(["rank", *networks, "--data", str(images), "--cache", "features", "--batch-size", "5"])
     shown = capsys.readouterr().out
     expected = lt.rank_networks(networks, ImageFolder(images))
@@ -192,7 +195,7 @@ class Between0And1(projects.Images):
         return torch.utils.data.DataLoader([(image.sigmoid(), label) for image, label in self.train], batch_size=8)
 
 
-@pytest.mark.parametrize("tail", [(), ("--classes", "a", "b", "c", "d", "e")])
+@pytest.mark.parametrize("tail", [("--image-size", "32"), ("--image-size", "32x32", "--classes", *"abcde")])
 def test_a_checkpoint_is_exported_with_a_card_of_its_callbacks(tail, capsys):
     project = trained(CALLBACKS)
     capsys.readouterr()
@@ -204,7 +207,8 @@ def test_a_checkpoint_is_exported_with_a_card_of_its_callbacks(tail, capsys):
     card = Path("mine/README.md").read_text()
     for part in ("- SoftFinetuning(", "weight/start=0.5", "- ProbeStart(", "10 steps, 2 epochs."):
         assert part in card
-    assert ("a, b, c, d, e" in card) == bool(tail)
+    assert ("a, b, c, d, e" in card) == ("--classes" in tail)
+    assert "| input_size | [3, 32, 32] |" in card
     assert timm.create_model("local-dir:mine", pretrained=True).num_classes == shapes.CLASSES
 
 
@@ -218,7 +222,25 @@ def test_callbacks_of_another_run_are_not_put_on_a_card():
     assert "callbacks are none of this package, and last.ckpt is of a run with SoftFinetuning" in said
     assert said.endswith("Name that run's configuration.")
     lt.strip_checkpoint("last.ckpt", "plain.ckpt")
-    main(["export", "config.yaml", "plain.ckpt", "mine"])
+    main(["export", "config.yaml", "plain.ckpt", "mine", "--image-size", "32"])
+
+
+class OnlyToTrain(projects.Images):
+    """Images of which none is for the validation, and which need not be downloaded here."""
+
+    def prepare_data(self):
+        if Path("last.ckpt").exists():
+            raise OSError("they are downloaded again")
+
+    val_dataloader = L.LightningDataModule.val_dataloader
+
+
+@pytest.mark.parametrize("changes", [{}, {"doctor.projects.Images": "test_projects.OnlyToTrain"}], ids=["val", "train"])
+def test_another_size_of_the_projects_images_is_warned_of(changes):
+    trained()
+    with pytest.warns(UserWarning, match="16 x 16 pixels, and config.json says 160 x 160: .*image_size=16.$") as caught:
+        main(["export", config(**changes), "last.ckpt", "mine"])
+    assert len(caught) == 1
 
 
 def test_weights_alone_are_exported_without_a_word_of_a_run():

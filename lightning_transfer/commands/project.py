@@ -76,7 +76,8 @@ def read_project(
         path: the file, of one command, as LightningCLI saves it, or with its subcommand on top.
         model: import path of the LightningModule, if a script names it and the file holds its arguments alone.
         datamodule: the same of the DataModule.
-        is_trained: whether the training is over, so that its devices are not needed, nor its data if it cannot be built.
+        is_trained: whether the training is over, so that its devices are not needed, and its data is left out if it
+            cannot be built.
 
     Raises:
         TransferConfigError: it is not such a file, or what reads such files is not installed.

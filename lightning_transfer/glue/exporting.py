@@ -170,8 +170,8 @@ def _warn_of_another_size(trainer: Any, written: tuple[int, int, int]) -> None:
     if found and found != (*listed,):
         fix = found[0] if found[0] == found[1] else found
         warnings.warn(
-            f"The Trainer's images are {found[0]} x {found[1]} pixels, and config.json says {listed[0]} x {listed[1]}, "
-            f"so timm's transform makes images of another size than the network has learned from. Pass image_size={fix}.",
+            f"The Trainer's images are {found[0]} x {found[1]} pixels, and config.json says {listed[0]} x {listed[1]}: "
+            f"timm's transform makes images of another size than those of the validation. Pass image_size={fix}.",
             stacklevel=4,
         )
 

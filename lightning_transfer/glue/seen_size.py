@@ -27,5 +27,6 @@ def seen_size(trainer: Any, channels: int) -> tuple[int, int] | None:
                 return None
             loader = tree_leaves(getattr(trainer, name))[0]  # there may be several
             tensors = (leaf for leaf in tree_leaves(next(iter(loader))) if isinstance(leaf, Tensor))
-            return next(tuple(leaf.shape[2:]) for leaf in tensors if leaf.ndim == 4 and leaf.shape[1] == channels)
+            shapes = (leaf.shape for leaf in tensors if leaf.ndim == 4)
+            return next((height, width) for _, number, height, width in shapes if number == channels)
     return None
