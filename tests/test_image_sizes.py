@@ -48,6 +48,7 @@ def test_the_cards_transform_resizes_to_exactly_this_size(tmp_path, options, ima
     if options is VIT and size != (64, 64):
         options = {**VIT, "img_size": size}
     network = network_of(**options)
+    network.pretrained_cfg |= {"test_input_size": (3, 288, 288), "test_crop_pct": 0.9, "pool_size": (7, 7)}
     known = dict(network.pretrained_cfg)
     folder = lt.export(network, tmp_path / "mine", image_size=image_size)
     assert network.pretrained_cfg == known
