@@ -60,6 +60,42 @@ def all_bright():
     return Images(train=train, val=others[0], test=others[1])
 
 
+class Normalised(Listed):
+    """With pixels from 0 to 1, as many dark ones as bright ones, normalised and changed after that."""
+
+    def __init__(self, mean, std, num=NUM, seed=1, change=lambda image: image):
+        super().__init__([index % CLASSES for index in range(num)], seed=seed)
+        self.mean, self.std = (torch.tensor(each)[:, None, None] for each in (mean, std))
+        self.change = change
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return self.change((torch.special.ndtr(image) - self.mean) / self.std), label
+
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+def all_normalised(mean, std, **options):
+    sizes = {"train": (NUM, 1), "val": (12, 2), "test": (12, 3)}
+    return Images(**{name: Normalised(mean, std, *size, **options) for name, size in sizes.items()})
+
+
+def erased(image):
+    """Replace a third of a picture by noise after Normalize, as timm and torchvision do."""
+    num_rows = image.shape[1] // 3
+    return torch.cat([torch.randn_like(image[:, :num_rows]), image[:, num_rows:]], 1)
+
+
+def noisy(image):
+    return image + 0.3 * torch.randn_like(image)
+
+
+def normalised(image):
+    return (image - 0.45) / 0.225
+
+
 class Noisy(Listed):
     """Augmented at random, by every generator that augmentations use."""
 
@@ -154,8 +190,16 @@ class Pretrained(Clean):
 
     def __init__(self):
         super().__init__()
-        self.model.pretrained_cfg = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+        self.model.pretrained_cfg = dict(zip(("mean", "std"), IMAGENET, strict=True))
         torch.nn.init.uniform_(self.model.bn1.weight, 0.9, 1.1)
+
+
+class PretrainedOtherwise(Pretrained):
+    """Its network expects pixels from -1 to 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.model.pretrained_cfg = dict(zip(("mean", "std"), HALVES, strict=True))
 
 
 class KeepsItsHead(shapes.TimmClassifier):

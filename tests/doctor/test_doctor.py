@@ -133,6 +133,18 @@ PLANTED = {
         "pixels run from 0 to 255; timm's",
         lambda: [projects.Pretrained(), projects.all_scaled(255.0)],
     ),
+    "images with ImageNet's Normalize for a network that expects another": (
+        "images are normalised otherwise",
+        "model",
+        "pixels run from -2.12 to 2.63; timm's weights of this ResNet expect -1 to 1",
+        lambda: [projects.PretrainedOtherwise(), projects.all_normalised(*projects.IMAGENET)],
+    ),
+    "images that are normalised twice": (
+        "images are normalised otherwise",
+        "model",
+        "timm's weights of this ResNet expect -2.1 to 2.6",
+        lambda: [projects.Pretrained(), projects.all_normalised(*projects.IMAGENET, change=projects.normalised)],
+    ),
     "test images that are scaled otherwise": (
         "images prepared in two ways",
         "the training and the test images",
@@ -304,6 +316,9 @@ def test_a_planted_problem_is_found_alone(name):
         assert finding.fix.endswith("Leave it if these are the pretrained head's own class numbers")
     if kind == "images are not normalised":
         assert finding.fix.startswith("images / 255, and then transforms.Normalize(mean=(0.485,") == ("255" in name)
+    if kind == "images are normalised otherwise":
+        assert finding.fix.startswith("images from 0 to 1, and then transforms.Normalize(mean=(0.")
+        assert "in place of yours, for training and validation images. Leave it if" in finding.fix
     page = str(found)
     assert page.startswith(f"1 finding in {found.subject}.")
     assert all(part in page for part in (finding.name, finding.where, finding.found, f"Fix: {finding.fix}"))
@@ -347,6 +362,10 @@ def test_nothing_is_found_in_a_clean_project(shape):
         (Clean, projects.DropsTheLast, None),
         (Clean, lambda: projects.all_scaled(1.0), None),  # a network that is not pretrained
         (projects.Pretrained, projects.all_bright, None),
+        (Clean, lambda: projects.all_normalised(*projects.IMAGENET), None),
+        (projects.PretrainedOtherwise, lambda: projects.all_normalised(*projects.HALVES), None),
+        (projects.PretrainedOtherwise, lambda: projects.all_normalised(*projects.HALVES, change=projects.erased), None),
+        (projects.PretrainedOtherwise, lambda: projects.all_normalised(*projects.HALVES, change=projects.noisy), None),
         (projects.FrozenAsAdvised, projects.LeavesOne, None),
         (shapes.ConvNeXt, lambda: projects.LeavesOne(shapes.ConvNeXt), None),  # no BatchNorm
         (Clean, projects.LeavesOne, {"limit_train_batches": 2}),
@@ -362,6 +381,11 @@ def test_nothing_is_found_in_a_step_by_hand_and_what_it_hides_is_named(shape):
     found = examined(shape())
     assert found.findings == ()
     assert "whether the loss is a mean" in " ".join(found.not_checked)
+
+
+def test_pixels_that_are_not_numbers_are_not_a_wrong_normalize():
+    data = projects.all_normalised(*projects.HALVES, change=lambda image: image * float("nan"))
+    assert "images are normalised otherwise" not in str(examined(projects.PretrainedOtherwise(), data))
 
 
 def test_training_images_may_have_the_scale_of_others_with_or_without_augmentation():
