@@ -174,10 +174,10 @@ def _class_number(sample: Any, dataset: Any, index: int, read: Callable[[Any], A
         if label.ndim or label.is_floating_point():
             raise TypeError(f"label {label!r}")
     except TransferConfigError as error:
-        raise TransferConfigError(f"Image {index} of the training data is {nesting(sample)}. {error}") from error
+        raise TransferConfigError(f"Image {index} of the data is {nesting(sample)}. {error}") from error
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise TransferConfigError(
-            f"Image {index} of the training data, {a_class(dataset)}, is {nesting(sample)}; expected (image, "
+            f"Image {index} of the data, {a_class(dataset)}, is {nesting(sample)}; expected (image, "
             "class number). List the classes as dataset.targets, or give such samples; advise and doctor also take "
             "adapt=lambda batch: (batch['image'], batch['label'])."
         ) from error

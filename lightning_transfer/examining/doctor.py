@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_transfer.datasets import AnyDataset, origins
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.examining import images, pixels
+from lightning_transfer.examining import held_out, images, pixels
 from lightning_transfer.examining import module as of_module
 from lightning_transfer.examining.diagnosis import Diagnosis, Finding, listed
 from lightning_transfer.examining.step import Seen, step_of
@@ -39,13 +39,15 @@ def doctor(
 
     One training step of a copy of the module, on a few images, shows parts in eval mode, frozen BatchNorm whose
     statistics drift, parameters in no optimizer, labels that do not fit, probabilities for logits, a loss that is not a
-    mean, a step after which the loss explodes, and images that are not normalised as a pretrained timm network expects.
+    mean, a step after which the loss explodes, and images that are not normalised as a pretrained timm network expects,
+    or so that their pixels lie far outside of the range that it expects.
     It also looks for mixed Lightning namespaces, hyperparameters that make a checkpoint unsafe, callbacks in the
     wrong order, classes of few images, images in the order of their classes, a head of more outputs than classes, a
-    last batch of one image for BatchNorm, validation or test images that are scaled otherwise than the training images,
-    and those that are among the training images (found by their files or their places in a dataset; if these differ, at
-    most 2,000 images of each are compared). A copy of the DataModule is set up. The module, the data and the random
-    state are left as they were; only what the DataModule holds that cannot be copied is shared.
+    last batch of one image for BatchNorm, validation or test images whose classes have other numbers than in training,
+    whose labels do not fit, or that are scaled otherwise than the training images, and those that are among the
+    training images (found by their files or their places in a dataset; if these differ, at most 2,000 images of each
+    are compared). A copy of the DataModule is set up. The module, the data and the random state are left as they were;
+    only what the DataModule holds that cannot be copied is shared.
 
     Args:
         module: the LightningModule that is to be trained.
@@ -112,24 +114,38 @@ def _findings(
     yield from pixels.not_normalised(seen)
     if dataset is None:
         return
+
+    def again(batch: Any) -> Seen:
+        return step([batch])
+
+    find_call = partial(images.call_of, batches[0], seen, adapt)
+    names = {finding.name for finding in of_step}
     try:
-        known = {finding.name for finding in of_step}
-        of_labels = images.labels(loader, dataset, batches[0], seen, adapt, lambda batch: step([batch]))
-        yield from (finding for finding in of_labels if finding.name not in known)
+        of_labels = [*images.labels(loader, dataset, find_call, adapt, again)]
+        yield from (finding for finding in of_labels if finding.name not in names)
+        names |= {finding.name for finding in of_labels}
     except TransferConfigError as error:
         not_checked.append(f"the labels of all images: {error}")
     if _is_alone(trainer):
         yield from images.last_batch(loader, seen)
-    held_out = {name: _dataset(each, name, not_checked) for name, each in loaders.items()}
     clean = dataset if unaugmented is None else served(loader, unaugmented)
+    sides = _held_out(loaders, not_checked)
+    if sides:
+        fitting = None if "labels do not fit" in names else find_call  # their fix may be that of all labels
+        yield from held_out.labels((loader, dataset), sides, fitting, adapt, again, not_checked)
+        others = {name: each for name, (_, each) in sides.items()}
+        yield from pixels.prepared_otherwise(dataset, clean, others, adapt)
+        yield from images.leaks(dataset, clean, others, adapt, not_checked)
+
+
+def _held_out(loaders: dict[str, Any], not_checked: list[str]) -> dict[str, held_out.Side]:
+    """Return the loaders of held-out images, each with its images, by name; those of the same images are one."""
+    found = {name: _dataset(each, name, not_checked) for name, each in loaders.items()}
     same: dict[tuple[Any, ...], list[str]] = {}  # validation and test images are often one dataset
-    for name, each in held_out.items():
+    for name, each in found.items():
         if each is not None:
             same.setdefault(tuple(origins(each)), []).append(name)
-    held_out = {" and ".join(names): held_out[names[0]] for names in same.values()}
-    if held_out:
-        yield from pixels.prepared_otherwise(dataset, clean, held_out, adapt)
-        yield from images.leaks(dataset, clean, held_out, adapt, not_checked)
+    return {" and ".join(names): (loaders[names[0]], found[names[0]]) for names in same.values()}
 
 
 def _is_loader(data: Any) -> bool:

@@ -39,25 +39,25 @@ def batches_of(loader: DataLoader[Any], dataset: Any) -> list[Any]:
 
 
 def labels(
-    loader: DataLoader[Any], dataset: Any, batch: Any, seen: Seen, adapt: Adapt | None, again: Callable[[Any], Seen]
+    loader: DataLoader[Any],
+    dataset: Any,
+    find_call: Callable[[], CriterionCall | None],
+    adapt: Adapt | None,
+    again: Callable[[Any], Seen],
 ) -> Iterator[Finding]:
     """Yield what all labels show together.
 
     Args:
         loader: of the training images.
         dataset: those that it serves.
-        batch: the first that the step has got.
-        seen: of the step.
+        find_call: returns the call of the criterion that gets the labels; None if there is none.
         adapt: turns a batch into images and labels; None if it is both.
         again: runs the step of another batch.
 
     Raises:
         TransferConfigError: they are not class numbers, or are too many to be read one by one.
     """
-    read = None if adapt is None else lambda sample: adapt(loader.collate_fn([sample]))
-    if len(dataset) > MOST and apart(lambda: listed_labels(dataset, read), loader.num_workers) is None:
-        raise TransferConfigError(f"{len(dataset):,} images do not list them; give dataset.targets.")
-    listing = labels_of(dataset, read, num_workers=loader.num_workers)
+    listing = listing_of(loader, dataset, adapt)
     counts = Counter(listing)
     where = f"the training images, {a_class(loader.dataset)}"
     rare = [f"{label} ({number})" for label, number in sorted(counts.items()) if label >= 0 and number < FEWEST]
@@ -75,16 +75,12 @@ def labels(
             f"without shuffling, batches of {loader.batch_size} of {len(listing)} images show class after class",
             "DataLoader(dataset, batch_size=..., shuffle=True)",
         )
-    call = _call(batch, seen, adapt)
-    kept = [label for label in counts if label >= 0]
-    if call is None or not kept:
+    call = find_call()
+    extreme = None if call is None else ends(listing, call, loader, dataset, again)
+    if call is None or extreme is None:
         return
-    outputs, odd = call.scores.shape[1], [label for label in counts if label < 0 and label != call.ignored]
-    if odd:  # the user's step may leave such images out
-        sample = apart(lambda: load(dataset, listing.index(odd[0]), of="target"), loader.num_workers)
-        odd = [] if again(loader.collate_fn([sample] * 4)).step_error is None else odd
-    least, largest = min(odd or kept), max(kept)
-    if odd or largest >= outputs:
+    outputs, (least, largest) = call.scores.shape[1], extreme
+    if least < 0 or largest >= outputs:
         yield Finding("labels do not fit", where, *out_of_range(least, largest, outputs))
     elif least == 1 and largest == outputs - 1 > 1:
         found = f"labels run from 1 to {largest}, and output 0 of {outputs} is never right: labels count from 1"
@@ -97,6 +93,39 @@ def labels(
             f"a head of {largest + 1} outputs; for timm's: network.reset_classifier({largest + 1}). Leave it if these "
             "are the pretrained head's own class numbers",
         )
+
+
+def reader(loader: DataLoader[Any], adapt: Adapt | None) -> Adapt | None:
+    """Return what turns a sample into a batch of one image and its label; None if the sample is both."""
+    return None if adapt is None else lambda sample: adapt(loader.collate_fn([sample]))
+
+
+def listing_of(loader: DataLoader[Any], dataset: Any, adapt: Adapt | None) -> list[int]:
+    """Return the class of every image that a loader serves.
+
+    Raises:
+        TransferConfigError: they are not class numbers, or are too many to be read one by one.
+    """
+    read = reader(loader, adapt)
+    if len(dataset) > MOST and apart(lambda: listed_labels(dataset, read), loader.num_workers) is None:
+        raise TransferConfigError(f"{len(dataset):,} images do not list them; give dataset.targets.")
+    return labels_of(dataset, read, num_workers=loader.num_workers)
+
+
+def ends(
+    listing: list[int], call: CriterionCall, loader: DataLoader[Any], dataset: Any, again: Callable[[Any], Seen]
+) -> tuple[int, int] | None:
+    """Return the smallest and the largest label that is not ignored; None if no image has a class.
+
+    A label below 0 counts as ignored if the user's step takes it: it may leave such images out.
+    """
+    outputs = call.scores.shape[1]
+    kept = [label for label in listing if label >= 0 and (label < outputs or label != call.ignored)]
+    odd = [label for label in listing if label < 0 and label != call.ignored]
+    if odd and kept:
+        sample = apart(lambda: load(dataset, listing.index(odd[0]), of="target"), loader.num_workers)
+        odd = [] if again(loader.collate_fn([sample] * 4)).step_error is None else odd
+    return (min(odd or kept), max(kept)) if kept else None
 
 
 def last_batch(loader: DataLoader[Any], seen: Seen) -> Iterator[Finding]:
@@ -129,7 +158,7 @@ def _are_together(listing: list[int]) -> bool:
     return sum(one != two for one, two in pairwise(listing)) == len(set(listing)) - 1
 
 
-def _call(batch: Any, seen: Seen, adapt: Adapt | None) -> CriterionCall | None:
+def call_of(batch: Any, seen: Seen, adapt: Adapt | None) -> CriterionCall | None:
     """Return the call of a criterion that gets the labels as the dataset gives them."""
     given = labels_in(batch) if adapt is None else adapt(batch)[1]
     numbers = class_numbers(given) if isinstance(given, Tensor) else None

@@ -152,8 +152,15 @@ def _misfit(call: CriterionCall) -> tuple[str, str] | None:
     return f"{found}, which {call.name} refuses: {str(call.error).partition(chr(10))[0]}", fix
 
 
-def out_of_range(least: int, largest: int, outputs: int) -> tuple[str, str]:
-    """Return what is said of class numbers that a head does not have, and the code to write."""
+def out_of_range(least: int, largest: int, outputs: int, *, larger: str = "") -> tuple[str, str]:
+    """Return what is said of class numbers that a head does not have, and the code to write.
+
+    Args:
+        least: of the labels.
+        largest: of the labels.
+        outputs: of the head.
+        larger: the code to write for labels that are too large; "" for a larger head.
+    """
     if least >= 1 and largest == outputs:
         return (
             f"labels run from {least} to {largest}; {outputs} outputs know 0 to {outputs - 1}: labels count from 1",
@@ -161,7 +168,7 @@ def out_of_range(least: int, largest: int, outputs: int) -> tuple[str, str]:
         )
     return (
         f"labels run from {least} to {largest}; {outputs} outputs know 0 to {outputs - 1}",
-        f"a head of {largest + 1} outputs"
+        larger or f"a head of {largest + 1} outputs"
         if least >= 0
         else f"ignore_index={least} in the criterion, or no such images",
     )

@@ -47,6 +47,47 @@ def all_scaled(largest):
     return Images(train=Scaled(largest), val=Scaled(largest, 12, 2), test=Scaled(largest, 12, 3))
 
 
+class Named(Listed):
+    """Lists the names of its classes, as torchvision's datasets do."""
+
+    target_transform = None
+
+    def __init__(self, names, num=12, seed=2, **numbers):
+        super().__init__([index % min(CLASSES, len(names)) for index in range(num)], seed=seed)
+        self.classes = [*names]
+        if numbers:
+            self.class_to_idx = numbers
+
+
+class Mapped(Named):
+    """Its code gives other labels than it lists, those of the training images."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image, (label - 1) % CLASSES
+
+
+def named(val):
+    return Images(train=Named("abcde", NUM, seed=1), val=val)
+
+
+class Unlisted(Listed):
+    """Does not list its labels; one that is an exception is raised."""
+
+    def __init__(self, labels, seed=2):
+        super().__init__(labels, seed=seed)
+        self.given, self.labels = labels, None
+
+    def __len__(self):
+        return len(self.given)
+
+    def __getitem__(self, index):
+        label = self.given[index]
+        if isinstance(label, Exception):
+            raise label
+        return self.pictures.images[index], label
+
+
 class Bright(Listed):
     """Normalised images without a dark pixel."""
 
@@ -401,6 +442,13 @@ class LeavesOut(shapes.TimmClassifier):
     def training_step(self, batch, batch_idx):
         kept = batch[1] >= 0
         return F.cross_entropy(self(batch[0])[kept], batch[1][kept]) if kept.any() else 0 * self(batch[0]).sum()
+
+
+class Ignores(shapes.TimmClassifier):
+    """Its criterion leaves images of class 255 out."""
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1], ignore_index=255)
 
 
 class Toggles(ByHand):
