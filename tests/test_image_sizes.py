@@ -199,6 +199,7 @@ def test_another_size_than_that_of_the_validation_is_warned_of_once(tmp_path, tr
     assert (np.random.get_state()[1] == before[1]).all()
     fix = eval(re.search(r"image_size=(.*)\.$", str(caught[0].message))[1])
     lt.export(module, tmp_path / "fixed", trainer=trainer, image_size=fix)  # warnings are errors
+    lt.export(module, tmp_path / "asked", trainer=trainer, image_size=96)  # what is asked for is not compared
 
 
 @pytest.mark.parametrize("module", [Hooks, lambda network: Lit(network)], ids=["hooks", "the same size"])
