@@ -81,8 +81,20 @@ def test_classes_with_the_same_numbers_are_not(val):
     assert str(examined(named(val()))) == "No findings in Clean."
 
 
+def test_folders_of_one_class_may_differ():
+    data = named(Named("abcde", a=0, young_b=1, b=1, c=2, d=3, e=4))
+    data.train.class_to_idx = {"a": 0, "b": 1, "old_b": 1, "c": 2, "d": 3, "e": 4}
+    assert str(examined(data)) == "No findings in Clean."
+
+
 @pytest.mark.parametrize(
-    "odd", [{"target_transform": int}, {"classes": 5}, {"class_to_idx": {"a": None}, "classes": "b"}]
+    "odd",
+    [
+        {"target_transform": int},
+        {"target_transform": int, "class_to_idx": {"X": 0, "a": 1}},
+        {"classes": 5},
+        {"class_to_idx": {"a": None}, "classes": "b"},
+    ],
 )
 def test_names_are_not_compared_if_a_transform_maps_the_labels_or_if_they_are_no_names(odd):
     data = named(Named("Xabcd"))
