@@ -303,11 +303,11 @@ class Together:
         return (output["loss"] if isinstance(output, dict) else output) + self.loss
 
 
-def moved_as_plain(shape, module):
-    """Assert that every parameter moved that moves in plain fine-tuning."""
+def moved_as_plain(shape, module, *, least_dims=1):
+    """Assert that every parameter moved that moves in plain fine-tuning, and has so many dimensions."""
     first = dict(built(shape).named_parameters())
     moved = {name for name, param in module.named_parameters() if not torch.equal(param, first[name])}
-    assert moved >= plain(shape)[1].moved
+    assert moved >= {name for name in plain(shape)[1].moved if first[name].ndim >= least_dims}
 
 
 def is_plain(shape, callback, remove):
@@ -418,6 +418,44 @@ def ensemble_in(module):
     return next(child for child in module.modules() if isinstance(child, lt.nn.CollaborativeEnsemble))
 
 
+def probe(shape, options):
+    """Before the first step the head has moved, and nothing else; then all that was tuned before moves."""
+    module = build(shape)
+    first = dict(built(shape).named_parameters())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "After ProbeStart the loss rose")  # the networks are not pretrained
+        runner, watch = fit(module, lt.ProbeStart(**options))
+    started = {name for name, param in watch.first.items() if not torch.equal(param, first[name])}
+    assert {name.rpartition(".")[2] for name in started} == {"weight", "bias"}
+    assert len({name.rpartition(".")[0] for name in started}) == 1
+    run_all(runner, module)
+    moved_as_plain(shape, module)
+    as_found(module)
+
+
+class Seen:
+    """Gives BatchNorm the statistics of a pretraining; made a Callback where it is used."""
+
+    def on_train_start(self, trainer, module):
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.running_var.fill_(0.25)
+
+
+def statistics(shape, options):
+    """The running statistics are kept, and all weights that were tuned before move."""
+    module = build(shape)
+    runner, _ = fit(
+        module, type("Pretrained", (Seen, namespace(module).Callback), {})(), lt.FrozenStatistics(**options)
+    )
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert layers
+    assert all(bool((layer.running_var == 0.25).all()) for layer in layers)
+    run_all(runner, module)
+    moved_as_plain(shape, module, least_dims=2)  # the clipped step of BatchNorm's weight of 1 may be lost in rounding
+    as_found(module)
+
+
 def advise(shape, options):
     """All images are scored, by the probe and after fine-tuning, and the module is not touched."""
     module, untouched = build(shape), build(shape)
@@ -448,6 +486,8 @@ def take_out(module):
 
 
 METHODS = {
+    "statistics": statistics,
+    "probe": probe,
     "soft": soft,
     "auto": auto,
     "selective": selective,

@@ -71,6 +71,7 @@ SUM = refused("mean")
 MEANT = warned("aux_weight=0", "labels=", labels=lambda batch: batch[1])
 NO_LINEAR = senseless("before a Linear", "GatedTransfer is not for it")
 PER_PIXEL = senseless("per-pixel heads are not supported")
+NO_BATCHNORM = senseless("no BatchNorm layer with running statistics", "Leave it out")
 NO_PARAMETER = warned("No parameter", "self.parameters()")
 
 
@@ -85,14 +86,24 @@ TABLE = {
     "ThawedFromTheEnd": row(),
     "InjectedNetwork": row(),
     "ForwardOfBatch": row(
-        soft=OF_BATCH, auto=OF_BATCH, selective=OF_BATCH, advise=refused("advise(..., forward=", **BY_MODEL)
+        probe=refused("ProbeStart(forward=", **BY_MODEL),
+        soft=OF_BATCH,
+        auto=OF_BATCH,
+        selective=OF_BATCH,
+        advise=refused("advise(..., forward=", **BY_MODEL),
     ),
-    "ConvolutionalClassifier": row(gated=NO_LINEAR, aux=NO_LINEAR),
+    "ConvolutionalClassifier": row(
+        statistics=NO_BATCHNORM, probe=senseless("plain nn.Linear"), gated=NO_LINEAR, aux=NO_LINEAR
+    ),
     "GradientsSwitchedInForward": row(),
-    "TransformerWithoutHead": row(adafilter=ONE_LAYER, aux=refused("'backbone.blocks.0'", tap="backbone.blocks.0")),
-    "VisionTransformer": row(adafilter=ONE_LAYER, aux=refused("'model.blocks.0'", tap="model.blocks.0")),
+    "TransformerWithoutHead": row(
+        statistics=NO_BATCHNORM, adafilter=ONE_LAYER, aux=refused("'backbone.blocks.0'", tap="backbone.blocks.0")
+    ),
+    "VisionTransformer": row(
+        statistics=NO_BATCHNORM, adafilter=ONE_LAYER, aux=refused("'model.blocks.0'", tap="model.blocks.0")
+    ),
     "TorchvisionClassifier": row(),
-    "DictBatches": row(sourced=DICTS, advise=DICTS),
+    "DictBatches": row(probe=DICTS, sourced=DICTS, advise=DICTS),
     "TransformsOnDevice": row(),
     "HeadOnSequential": row(),
     "LinearProbe": row(
@@ -105,6 +116,7 @@ TABLE = {
     "LayersOnTheModule": row(several=refused("backbone='block1'", backbone="block1")),
     "OneLogit": row(several=refused("loss=", loss=shapes.binary)),
     "OneHot": row(
+        probe=NUMBERS,
         sourced=NUMBERS,
         auto=WORKS,
         aux=refused("labels=", labels=lambda batch: batch[1].argmax(1)),
@@ -112,6 +124,7 @@ TABLE = {
         advise=NUMBERS,
     ),
     "MultiLabel": row(
+        probe=senseless("several labels"),
         sourced=refused("SourceTask(loss=", loss=BCE),
         auto=WORKS,
         selective=senseless("rounds=0"),
@@ -120,6 +133,7 @@ TABLE = {
         advise=senseless("class numbers"),
     ),
     "SigmoidAtTheEnd": row(
+        probe=senseless("several labels"),
         sourced=refused("SourceTask(loss=", loss=BCE),
         auto=WORKS,
         selective=senseless("rounds=0"),
@@ -138,22 +152,31 @@ TABLE = {
     "DictStep": row(),
     "OneArgumentStep": row(),
     "ThreeTuples": row(sourced=TRIPLES),
-    "PathImageLabel": row(sourced=PATHS, advise=PATHS),
+    "PathImageLabel": row(probe=PATHS, sourced=PATHS, advise=PATHS),
     "MetricLearning": row(
+        probe=VIEWS,
         auto=VIEWS,
         selective=refused("adapt="),
         aux=senseless("aux_weight=0"),
         several=senseless("Run it once a step"),
         advise=senseless("adapt="),
     ),
-    "Segmentation": row(sourced=PER_PIXEL, gated=PER_PIXEL, aux=PER_PIXEL, several=PER_PIXEL, advise=PER_PIXEL),
+    "Segmentation": row(
+        probe=senseless("No classifier"),
+        sourced=PER_PIXEL,
+        gated=PER_PIXEL,
+        aux=PER_PIXEL,
+        several=PER_PIXEL,
+        advise=PER_PIXEL,
+    ),
     "FrozenConvNeXt": row(
+        statistics=NO_BATCHNORM,
         sourced=warned("requires_grad"),
         auto=WORKS,
         adafilter=warned("requires_grad"),
         several=FROZEN_BODY,
     ),
-    "ConvNeXt": row(),
+    "ConvNeXt": row(statistics=NO_BATCHNORM),
     "ReturnsFeatures": row(joint=refused("forward='separate'"), several=refused("as self.model(images)")),
     "ForwardOfTuple": row(),
     "WithoutForward": row(),
@@ -173,6 +196,8 @@ def cells():
 
 
 TITLES = {
+    "statistics": "`FrozenStatistics`",
+    "probe": "`ProbeStart`",
     "soft": "soft",
     "auto": "soft, measured weight",
     "selective": "selective",

@@ -71,8 +71,9 @@ def images_and_classes(batch: Any, path: str, num_outputs: int, *, what: str = "
     images, labels = batch[0] if isinstance(batch, list | tuple) and batch else None, labels_in(batch)
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
         where = "batch['image'], batch['label']" if isinstance(batch, dict) else "batch[0], batch[2]"
+        where = "batch[0][1], batch[1]" if isinstance(images, list | tuple) else where
         fix = f"Say where they are: ProbeStart(adapt=lambda batch: ({where}))."
-        if isinstance(batch, list | tuple) and len(batch) == 2:  # no place is left that may be named
+        if isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(images, Tensor):  # no other place is left
             fix = f"If a collate_fn has mixed the images: {UNMIXED}. If the loader makes no batches, pass batch_size=."
         raise TransferConfigError(
             f"{what} {nesting(batch)}; expected (images, class numbers), and no other entry that may be labels. {fix}"
