@@ -4,7 +4,6 @@ import json
 import re
 import warnings
 
-import lightning.pytorch as L
 import numpy as np
 import pytest
 import timm
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 import lightning_transfer as lt
-from tests import toys
+from tests import test_exporting, toys
 
 VIT = {"model_name": "vit_tiny_patch16_224", "img_size": 64, "depth": 1}
 
@@ -122,22 +121,9 @@ def test_the_card_of_another_network_says_the_size(tmp_path):
     assert "## Images" not in (lt.export(network, tmp_path / "unsaid") / "README.md").read_text()
 
 
-class Lit(L.LightningModule):
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images):
-        return self.network(images)
-
-    def training_step(self, batch, batch_idx):
-        return F.cross_entropy(self(batch[0]), batch[1])
-
+class Lit(test_exporting.Lit):
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
         self(batch[0])
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.01)
 
 
 class Resizes(Lit):

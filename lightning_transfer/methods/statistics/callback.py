@@ -173,9 +173,7 @@ class FrozenStatistics(AnyCallback):
                 f"FrozenStatistics has nothing to keep: {type(pl_module).__name__} has no BatchNorm layer with "
                 f"{'pretrained' if found else 'running'} statistics. Leave it out."
             )
-        if renewed := next(
-            (path for path, layer in found.items() if is_kept[names[path]] and is_new(found[path])), None
-        ):
+        if renewed := next((path for path, layer in found.items() if is_kept[names[path]] and is_new(layer)), None):
             raise TransferConfigError(
                 f"{renewed!r} had pretrained statistics in the checkpoint, or in an earlier fit, and is now a new "
                 "BatchNorm. Load pretrained weights, or pass a new FrozenStatistics()."
