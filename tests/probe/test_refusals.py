@@ -281,3 +281,21 @@ def test_numbers_of_a_regression_are_refused_or_warned_of():
         run(LABELS)  # a hint to make class numbers of them would make the same ones
     with pytest.warns(UserWarning, match="0 and 1 are the numbers of a regression and not classes"):
         run((LABELS > 1).float())
+
+
+def test_no_head_is_set_if_the_precision_of_one_cannot_hold_its_weights():
+    class Small(toys.OtherNet):
+        def forward(self, images):
+            features = F.relu(self.conv2(F.relu(self.bn1(self.conv1(images))))).mean((2, 3))
+            return self.fc(features.half() * 3e-6).float()
+
+    class Halved(LitToy):
+        def on_fit_start(self):
+            self.model.members["source1"].network.fc.half()
+            self.own = self.model.members["own"].network.fc
+            self.before = self.own.weight.detach().clone()
+
+    module = Halved()
+    with pytest.raises(lt.TransferConfigError, match=r"torch\.float16 cannot hold.*'model\.members\.source1"):
+        fit(module, [lt.ProbeStart(), lt.CollaborativeFinetuning([Small()])])
+    assert torch.equal(module.own.weight, module.before)

@@ -136,10 +136,12 @@ class ProbeStart(AnyCallback):
             error.add_note("This happened while ProbeStart looked at the training images, before the first step.")
             raise
         before = {path: pl_module.get_submodule(path).weight.detach().clone() for path in starts}
+        for path, start in starts.items():  # all of them before any is set
+            _check_precision(start.weight, before[path].dtype, path)
         with torch.no_grad():
             for module, (path, start) in product([pl_module, *averages_of(trainer)], starts.items()):
                 layer = module.get_submodule(path)
-                layer.weight[start.rows] = _fitting(start.weight, layer.weight, path)
+                layer.weight[start.rows] = start.weight.to(layer.weight)
                 layer.bias[start.rows] = start.bias.to(layer.bias)
         self._warn_of_copies(trainer, pl_module, before)
         keeps = named(trainer.callbacks, {"FrozenStatistics", "StochasticWeightAveraging"})  # which exclude each other
@@ -281,12 +283,10 @@ class ProbeStart(AnyCallback):
         return f"ProbeStart({', '.join([f'head={self.head!r}', *shown])})"
 
 
-def _fitting(weight: Tensor, like: Tensor, path: str) -> Tensor:
-    """Return the weights of a probe in the precision of a head."""
-    cast = weight.to(like)
-    if not bool(cast.isfinite().all()):
+def _check_precision(weight: Tensor, dtype: torch.dtype, path: str) -> None:
+    """Raise if a head's precision cannot hold the weights of its probe."""
+    if not bool(weight.to(dtype).isfinite().all()):
         raise TransferConfigError(
-            f"The probe's weights reach {float(weight.abs().max()):.3g}, which {like.dtype} cannot hold, because the "
+            f"The probe's weights reach {float(weight.abs().max()):.3g}, which {dtype} cannot hold, because the "
             f"features of {path!r} are small. Train in another precision, such as bf16-mixed, or leave ProbeStart out."
         )
-    return cast
