@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from lightning_transfer.methods.selective import approximate, bounds, exact, search
-from lightning_transfer.methods.selective.approximate import approximate_neighbors
 from lightning_transfer.methods.selective.banks import FilterBank
 from lightning_transfer.methods.selective.bounds import Sketcher, pruned_scan
 from lightning_transfer.methods.selective.descriptors import Binning, ResponseCounts, to_histograms
 from lightning_transfer.methods.selective.distances import pair_distances, with_logs
 from lightning_transfer.methods.selective.exact import exact_neighbors
+from lightning_transfer.methods.selective.finding import Finder
 from lightning_transfer.methods.selective.functional import symmetric_kl_neighbors
 from lightning_transfer.methods.selective.search import InMemory, Nearest, Packed
 from tests.contracts.test_devices import Moves, TwoDevices
@@ -563,7 +563,15 @@ def test_blocks_cover_the_source_once():
 
 def approximately(queries, source, k):
     filters, bins = queries.shape[1:]
-    return approximate_neighbors(rows(queries), rows(source), k=k, root=root_of(even(filters), bins))
+    finder = Finder(
+        rows(source),
+        torch.arange(len(source)),
+        root=root_of(even(filters), bins),
+        device=search.CPU,
+        is_approximate=True,
+    )
+    distances, indices = finder.nearest(rows(queries), k)
+    return distances, indices, finder.recall(rows(queries), indices)
 
 
 @pytest.mark.parametrize("k", [1, 8, 60])

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import lightning_transfer as lt
-from lightning_transfer.methods.selective import descriptions, forecast, pictures, select, store
+from lightning_transfer.methods.selective import descriptions, finding, forecast, pictures, select, store
 from lightning_transfer.methods.selective.scanning import Scan
 from lightning_transfer.methods.selective.select import select_neighbors
 from lightning_transfer.progress import no_progress
@@ -396,10 +396,21 @@ def test_of_an_approximate_search_no_time_is_said_and_one_recall(monkeypatch):
     assert len([line for line in said if line.startswith("The approximate search found")]) == 1
 
 
+@pytest.mark.parametrize(("is_leaking", "expected"), [(False, [64]), (True, [64, 63])])
+def test_an_approximate_search_builds_an_index_once_for_the_same_source_images(monkeypatch, is_leaking, expected):
+    built, index = [], finding.ApproximateIndex
+    monkeypatch.setattr(finding, "ApproximateIndex", lambda rows, root: (built.append(len(rows)), index(rows, root))[1])
+    source, protected = smooth(64, 2), smooth(4, 3)
+    if is_leaking:
+        source[5] = protected[1]
+    found_in(smooth(5, 1), source, search="approximate", protect=[protected])
+    assert built == expected
+
+
 def test_near_duplicates_take_one_search_more(monkeypatch):
     """Of the mirrored target: what is nearest to the target as it is was searched before, if lists are long enough."""
-    searched, search = [], select.exact_neighbors
-    monkeypatch.setattr(select, "exact_neighbors", lambda *a, **o: (searched.append(o["k"]), search(*a, **o))[1])
+    searched, search = [], finding.exact_neighbors
+    monkeypatch.setattr(finding, "exact_neighbors", lambda *a, **o: (searched.append(o["k"]), search(*a, **o))[1])
     target, source = smooth(5, 1), smooth(40, 2)
     source[[4, 9]] = torch.stack([target[1], target[2].flip(2)])
     for k, expected in ((6, [6, 5]), (3, [3, 5, 5])):

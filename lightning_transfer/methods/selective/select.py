@@ -20,13 +20,14 @@ from torch.utils.data import Dataset
 from lightning_transfer import ranks
 from lightning_transfer.datasets import index_in
 from lightning_transfer.errors import TransferConfigError, differences
-from lightning_transfer.methods.selective.approximate import BYTES, approximate_neighbors
+from lightning_transfer.methods.selective.approximate import BYTES
 from lightning_transfer.methods.selective.banks import FilterBank
 from lightning_transfer.methods.selective.describing import Describer
 from lightning_transfer.methods.selective.descriptions import UNREADABLE, Descriptions
 from lightning_transfer.methods.selective.descriptors import Binning, num_bins
 from lightning_transfer.methods.selective.duplicates import COMPARED, near_duplicates
-from lightning_transfer.methods.selective.exact import exact_neighbors, merged, search_bytes
+from lightning_transfer.methods.selective.exact import search_bytes
+from lightning_transfer.methods.selective.finding import Finder
 from lightning_transfer.methods.selective.forecast import search_seconds
 from lightning_transfer.methods.selective.options import Neighbors
 from lightning_transfer.methods.selective.pictures import Batches, Pictures, check_alike, scaled
@@ -223,16 +224,22 @@ class Job:
             self.source, "source", shared=partial(self._say_minutes, everything)
         )
         usable = source_labels != UNREADABLE
-        dropped = self._leaks(descriptions, source, mine[usable[mine]])
+        finder = self._finder(source, mine[usable[mine]])
+        dropped = self._leaks(descriptions, finder)
         usable[dropped[:, 1]] = False
         if int(usable.sum()) < self.neighbors.k:
             raise TransferConfigError(
                 f"k={self.neighbors.k} exceeds the {int(usable.sum()):,} source images that are left when "
                 f"{int((~usable).sum()):,} are unreadable or protected; pass fewer neighbors."
             )
+        if len(dropped):
+            finder = self._finder(source, mine[usable[mine]])
         k = min(self.longest, int(usable.sum()))
-        distances, indices = self._nearest(everything, source, mine[usable[mine]], k, all_in_double=True)
-        duplicates = self._copies(descriptions, source, mine[usable[mine]], self.target, known=indices)
+        distances, indices = finder.nearest(everything, k, all_in_double=True)
+        if finder.is_approximate:
+            recall = finder.recall(everything, indices)
+            self.scan.say(f"The approximate search found {recall:.1%} of the {k} true nearest.")
+        duplicates = self._copies(descriptions, finder, self.target, known=indices)
         return Selection(
             indices=indices,
             distances=distances,
@@ -242,6 +249,15 @@ class Job:
             duplicates=duplicates,
             dropped=dropped,
             unreadable=(source_labels == UNREADABLE).nonzero()[:, 0],
+        )
+
+    def _finder(self, source: Store, mine: Tensor) -> Finder:
+        return Finder(
+            Stored(source, mine),
+            mine,
+            root=self.bank.weights.sqrt().repeat_interleave(source.shape[1]),
+            device=searched_on(torch.device(self.scan.device)),
+            is_approximate=self.neighbors.search == "approximate",
         )
 
     def _say_minutes(self, target: Stored, source: Store, images: range, seconds: float, left: int) -> None:
@@ -266,11 +282,11 @@ class Job:
             f"{seen} takes about {duration(rest + searching)}, of which the search takes {duration(searching)}."
         )
 
-    def _leaks(self, descriptions: Descriptions, source: Store, mine: Tensor) -> Tensor:
+    def _leaks(self, descriptions: Descriptions, finder: Finder) -> Tensor:
         """Return (pairs, 2) of protected images, counted over all datasets, and source images that show the same."""
         found, before = [torch.empty(0, 2, dtype=torch.int64)], 0
         for pictures in self.protect:
-            found.append(self._copies(descriptions, source, mine, pictures) + torch.tensor([before, 0]))
+            found.append(self._copies(descriptions, finder, pictures) + torch.tensor([before, 0]))
             before += len(pictures)
         dropped = torch.cat(found)
         if self.protect:
@@ -283,8 +299,7 @@ class Job:
     def _copies(
         self,
         descriptions: Descriptions,
-        source: Store,
-        mine: Tensor,
+        finder: Finder,
         pictures: Pictures,
         known: Tensor = torch.empty(0, 0),  # noqa: B008  (never changed)
     ) -> Tensor:
@@ -296,45 +311,17 @@ class Job:
         for view in (pictures, pictures.mirrored()):
             store, _, _ = descriptions.describe(view, f"{view.name} {view.identity}")
             stores.append(Stored(store, torch.arange(len(view))))
-        k, most = COMPARED, sum(ranks.gather(len(mine)))
+        k, most = COMPARED, sum(ranks.gather(len(finder.rows)))
         while True:
             k = min(k, most)
-            nearest = known[:, :k] if known.shape[1] >= k else self._nearest(stores[0], source, mine, k)[1]
-            candidates = torch.cat([nearest, self._nearest(stores[1], source, mine, k)[1]], 1)
+            nearest = known[:, :k] if known.shape[1] >= k else finder.nearest(stores[0], k)[1]
+            candidates = torch.cat([nearest, finder.nearest(stores[1], k)[1]], 1)
             with self.scan.progress("Near duplicates", len(candidates.unique()) + len(pictures)) as step:
                 compare = partial(near_duplicates, candidates, pictures, self.source, step)
                 pairs = ranks.from_first(compare)
             if k == most or not len(pairs) or int(pairs[:, 0].bincount().max()) < k:
                 return pairs
             k *= 4  # all compared images are copies: there may be more
-
-    def _nearest(
-        self, queries: Stored, source: Store, mine: Tensor, k: int, *, all_in_double: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Return the k nearest among all processes' shares of the source; exact ones do not depend on the shares."""
-
-        def search() -> tuple[Tensor, Tensor, float]:
-            if not len(mine):
-                return torch.empty(len(queries), 0, dtype=torch.float64), torch.empty(len(queries), 0).long(), 1.0
-            rows, root = Stored(source, mine), self.bank.weights.sqrt().repeat_interleave(source.shape[1])
-            if self.neighbors.search == "approximate":
-                return approximate_neighbors(queries, rows, k=min(k, len(mine)), root=root)
-            found = exact_neighbors(
-                queries,
-                rows,
-                k=min(k, len(mine)),
-                root=root,
-                all_in_double=all_in_double,
-                device=searched_on(torch.device(self.scan.device)),
-            )
-            return *found, 1.0
-
-        distances, local, recall = ranks.together(search)
-        indices = mine[local] if len(mine) else local
-        recalls = [share for share, number in ranks.gather((recall, len(mine))) if number]
-        if self.neighbors.search == "approximate" and all_in_double:  # the target's own search, not that for copies
-            self.scan.say(f"The approximate search found {sum(recalls) / len(recalls):.1%} of the {k} true nearest.")
-        return merged(distances, indices, k)
 
 
 def _pairs(pairs: Tensor) -> str:
