@@ -1,5 +1,6 @@
 """Write the card of an exported network: how it is loaded, how its images are prepared, how it was trained."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -71,6 +72,14 @@ def card(
         yield from _training(trainer)
 
 
+def _given(callback: Any) -> Iterator[str]:
+    """Yield a callback's options, but not those that are None by default and in this one too."""
+    known = inspect.signature(type(callback)).parameters
+    for name, value in options_of(callback).items():
+        if value is not None or (name in known and known[name].default is not None):
+            yield f"{name}={value}"
+
+
 def _training(trainer: Any) -> Iterator[str]:
     """Yield what a Trainer knows of the training: nothing of it if the Trainer only tested the network."""
     yield from ("", "## Training", "")
@@ -79,9 +88,8 @@ def _training(trainer: Any) -> Iterator[str]:
         yield from (f"{steps} step{'s' * (steps != 1)}, {epochs} epoch{'s' * (epochs != 1)}.", "")
         ours = [callback for callback in trainer.callbacks if type(callback).__name__ in PAPERS]
         for callback in ours:
-            given = ", ".join(f"{key}={value}" for key, value in options_of(callback).items() if value is not None)
             name, source = (type(thing).__name__ for thing in (callback, getattr(callback, "source", None)))
-            yield f"- {name}({given}), {PAPERS.get(source, PAPERS[name])}"
+            yield f"- {name}({', '.join(_given(callback))}), {PAPERS.get(source, PAPERS[name])}"
         if not ours:
             yield "No callback of lightning_transfer."
     else:

@@ -116,8 +116,8 @@ def find_head(
     """Find the head of a user's network.
 
     `"auto"` asks timm's `get_classifier()`, then looks for the usual names (fc, classifier, head, heads), then takes
-    the last Linear that `probe` reaches, or else a blank picture. Without any Linear it takes convolutions with a usual
-    name that end in a global pool.
+    the last Linear that `probe` reaches, or else a picture of noise. Without any Linear it takes convolutions with a
+    usual name that end in a global pool.
 
     Args:
         module: the user's module.
@@ -269,7 +269,7 @@ def _has_several(module: nn.Module, head: Head) -> bool:
 
 
 def _last_linear(module: nn.Module, probe: Callable[[], object] | None) -> Head | None:
-    """Return the Linear that runs last when `probe` does, or else when a copy of the module runs on a blank picture."""
+    """Return the Linear that runs last when `probe` does, or else when a copy of the module runs on a picture."""
     found = _reached(module, probe) if probe else None
     try:
         twin = None if found else copy.deepcopy(module)

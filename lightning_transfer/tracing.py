@@ -78,7 +78,7 @@ def trace(
 
     Args:
         network: takes (1, channels, height, width).
-        example: a batch to try before blank pictures.
+        example: a batch to try before pictures of noise.
         watched: returns whether a module counts as a layer; by default convolutions, norms and Linears do.
         otherwise: what else an error message says can be done.
 
@@ -151,7 +151,7 @@ def required_size(network: Any) -> tuple[int, int] | None:
 
 
 def _pictures(network: nn.Module, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
-    """Yield blank pictures, by default of several sizes, first of the one that the network takes if timm says it."""
+    """Yield pictures of noise, by default of several sizes, first of the one that the network takes if timm says it."""
     convs = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     if not convs:
         return
@@ -162,11 +162,11 @@ def _pictures(network: nn.Module, size: tuple[int, int] | None = None) -> Iterat
     listed = config.get("input_size") if config.get("fixed_input_size") else None
     sizes = [required_size(network), listed and tuple(listed[1:]), *((side, side) for side in SIZES)]
     for number, sides in product(channels, dict.fromkeys(filter(None, [size] if size else sizes))):
-        yield torch.zeros(1, number, *sides, dtype=convs[0].weight.dtype, device=convs[0].weight.device)
+        yield torch.rand(1, number, *sides, generator=torch.Generator().manual_seed(0)).to(convs[0].weight)
 
 
 def run_on_a_picture(network: nn.Module, size: tuple[int, int] | None = None) -> Any:
-    """Run a network on blank pictures, of one size or of several, until one works, and return its output."""
+    """Run a network on pictures of noise, of one size or of several, until one works, and return its output."""
     failure: Exception | None = None
     for images in _pictures(network, size):
         try:
@@ -178,7 +178,7 @@ def run_on_a_picture(network: nn.Module, size: tuple[int, int] | None = None) ->
 
 
 def runs_on_a_picture(network: nn.Module, size: tuple[int, int] | None = None) -> bool:
-    """Return whether a network runs on a blank picture, of one size or of any of several."""
+    """Return whether a network runs on a picture of noise, of one size or of any of several."""
     try:
         run_on_a_picture(network, size)
     except TransferConfigError:

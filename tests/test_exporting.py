@@ -248,9 +248,13 @@ def test_classes_in_another_order_than_the_training_images_have_are_refused(tmp_
         lt.export(module, tmp_path / f"{classes}", trainer=trainer, classes=classes)
 
 
-class Normalises(Lit):
+class Changes(Lit):
+    def __init__(self, network, change):
+        super().__init__(network)
+        self.change = change
+
     def forward(self, images):
-        return self.network((images - 0.5) / 0.2)
+        return self.network(self.change(images))
 
 
 class OfBatches(Lit):
@@ -258,9 +262,12 @@ class OfBatches(Lit):
         return self.network(batch["image"])
 
 
-def test_images_that_the_module_changes_before_its_network_are_warned_of(tmp_path):
-    with pytest.warns(UserWarning, match="The forward of Normalises changes images before its ResNet takes them"):
-        lt.export(module := Normalises(tiny()), tmp_path / "inside")
+@pytest.mark.parametrize(
+    "change", [lambda images: (images - 0.5) / 0.2, lambda images: images / 255, lambda images: images.flip(1)]
+)
+def test_images_that_the_module_changes_before_its_network_are_warned_of(tmp_path, change):
+    with pytest.warns(UserWarning, match="The forward of Changes changes images before its ResNet takes them"):
+        lt.export(module := Changes(tiny(), change), tmp_path / "inside")
     assert not module._forward_pre_hooks
     assert not module.network._forward_pre_hooks
     lt.export(module.network, tmp_path / "network")  # warnings are errors

@@ -129,8 +129,12 @@ class Lit(test_exporting.Lit):
 class Resizes(Lit):
     """Resizes images in its forward."""
 
+    def __init__(self, network, size):
+        super().__init__(network)
+        self.size = size
+
     def forward(self, images):
-        return self.network(F.interpolate(images, (160, 160)))
+        return self.network(F.interpolate(images, (self.size, self.size)))
 
 
 class Hooks(Lit):
@@ -166,10 +170,18 @@ def trained(module, train, val=None):
 @pytest.mark.parametrize(
     ("train", "val", "said"),
     [
-        (loader(48, 48), loader(64, 64), "64 x 64 pixels, and config.json says 160 x 160: .* Pass image_size=64.$"),
-        (loader(48, 64), None, r"48 x 64 pixels, and config.json says 160 x 160: .* Pass image_size=\(48, 64\).$"),
-        (loader(160, 160), [loader(64, 64), loader(48, 48)], "64 x 64 pixels, .* Pass image_size=64.$"),
-        (loader(48, 48), loader(64, 64, num_workers=1), "64 x 64 pixels, .* Pass image_size=64.$"),
+        (
+            loader(48, 48),
+            loader(64, 64),
+            "64 x 64 pixels, and config.json says 160 x 160: .* pass image_size=64;",
+        ),
+        (
+            loader(48, 64),
+            None,
+            r"48 x 64 pixels, and config.json says 160 x 160: .* pass image_size=\(48, 64\);",
+        ),
+        (loader(160, 160), [loader(64, 64), loader(48, 48)], "64 x 64 pixels, .* pass image_size=64;"),
+        (loader(48, 48), loader(64, 64, num_workers=1), "64 x 64 pixels, .* pass image_size=64;"),
     ],
     ids=["val", "train", "several", "workers"],
 )
@@ -183,7 +195,7 @@ def test_another_size_than_that_of_the_validation_is_warned_of_once(tmp_path, tr
     assert caught[0].filename == __file__
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()
-    fix = eval(re.search(r"image_size=(.*)\.$", str(caught[0].message))[1])
+    fix = eval(re.search(r"image_size=(.*);", str(caught[0].message))[1])
     lt.export(module, tmp_path / "fixed", trainer=trainer, image_size=fix)  # warnings are errors
     lt.export(module, tmp_path / "asked", trainer=trainer, image_size=96)  # what is asked for is not compared
 
@@ -195,9 +207,10 @@ def test_no_size_is_warned_of_if_it_is_the_written_one_or_images_are_changed_lat
     lt.export(module, tmp_path / "mine", trainer=trained(module, loader(size, size), loader(size, size)))
 
 
-def test_a_module_that_resizes_is_warned_of_but_no_size_is_proposed(tmp_path):
-    module = Resizes(network_of())
-    trainer = trained(module, loader(64, 64))
+@pytest.mark.parametrize("size", [160, 64, 224])
+def test_a_module_that_resizes_is_warned_of_but_no_size_is_proposed(tmp_path, size):
+    module = Resizes(network_of(), size)
+    trainer = trained(module, loader(96, 96))
     with pytest.warns(UserWarning, match="changes images before its ResNet takes them") as caught:
         lt.export(module, tmp_path / "mine", trainer=trainer)
     assert len(caught) == 1

@@ -23,15 +23,15 @@ def holders_of(before: Tensor, trainer: Any, module: Any) -> list[str]:
     own = module.state_dict(keep_vars=True)
     inside = [name for name, tensor in own.items() if _is(tensor, before)]
     seen = {id(module), *map(id, own.values())}
-    apart = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    apart |= {type(one).__name__: one for one in (*trainer.callbacks, *trainer.optimizers)}
-    return inside + [
-        name for name, one in apart.items() if any(_is(each, before) for each in _held(one, DEEP, {*seen}))
-    ]
+    apart = [(name, value) for name, value in vars(module).items() if not name.startswith("_")]
+    apart += [(type(one).__name__, one) for one in (*trainer.callbacks, *trainer.optimizers)]
+    return inside + [name for name, one in apart if any(_is(each, before) for each in _held(one, DEEP, {*seen}))]
 
 
 def _is(tensor: Any, before: Tensor) -> bool:
-    if not isinstance(tensor, Tensor) or tensor.shape != before.shape or tensor.is_meta:
+    if not isinstance(tensor, Tensor) or tensor.shape != before.shape:
+        return False
+    if tensor.is_meta or tensor.layout != torch.strided:
         return False
     return torch.equal(tensor.detach().to(before), before)
 

@@ -25,8 +25,9 @@ from lightning_transfer.naming import a_class
 from lightning_transfer.networks import find_network, timm_name
 from lightning_transfer.roles import find_head, out_width, users_modules
 from lightning_transfer.surgery import Structure, find_all
-from lightning_transfer.tracing import evaluating, required_size, run_on_a_picture, uncompiled, uncompiled_path
+from lightning_transfer.tracing import evaluating, required_size, runs_on_a_picture, uncompiled, uncompiled_path
 
+UNUSUAL = 72, 88  # height and width that no forward resizes to
 OPTION = re.compile(r"(Pass|Name) (one|it): (backbone='(?P<child>\w+)|head='(?P<top>\w+)\.|\w+=).*", re.DOTALL)
 
 
@@ -147,10 +148,8 @@ def _warn_of_other_images(module: nn.Module, network: nn.Module) -> bool:
         for part in (module, network):
             hooks.enter_context(part.register_forward_pre_hook(take, with_kwargs=True))
         hooks.enter_context(evaluating(module))
-        try:
-            run_on_a_picture(module)
-        except Exception:  # its forward may take more than images: then nothing is known
-            return True
+        if not (runs_on_a_picture(module, UNUSUAL) or runs_on_a_picture(module)):
+            return True  # its forward may take more than images: then nothing is known
     given, entered = taken[module], taken.get(network)
     if not isinstance(given, Tensor) or not isinstance(entered, Tensor):
         return True
@@ -171,7 +170,8 @@ def _warn_of_another_size(trainer: Any, written: tuple[int, int, int]) -> None:
         fix = found[0] if found[0] == found[1] else found
         warnings.warn(
             f"The Trainer's images are {found[0]} x {found[1]} pixels, and config.json says {listed[0]} x {listed[1]}: "
-            f"timm's transform makes images of another size than those of the validation. Pass image_size={fix}.",
+            "timm's transform makes images of another size than those of the validation. If your transform resizes "
+            f"without a crop, pass image_size={fix}; otherwise set the pretrained_cfg of the network.",
             stacklevel=4,
         )
 

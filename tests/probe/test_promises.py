@@ -191,6 +191,24 @@ def test_a_loss_that_rises_far_above_chance_in_the_first_steps_is_warned_of(step
         fit(Steep(), [lt.ProbeStart()], max_steps=steps)
 
 
+@pytest.mark.parametrize("parts", [1, 4, 6])
+def test_the_loss_is_watched_as_the_module_gave_it_if_gradients_are_accumulated(parts):
+    class Steep(LitToy):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + (50.0 if self.global_step == 1 else 0.0)
+
+    with pytest.warns(UserWarning, match=r"After ProbeStart the loss rose to 5\d\S* within 10 steps"):
+        fit(Steep(), [lt.ProbeStart()], max_steps=2, accumulate_grad_batches=parts)
+
+
+def test_a_loss_that_rises_later_is_not_watched():
+    class Steep(LitToy):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + (50.0 if self.global_step > 10 else 0.0)
+
+    fit(Steep(), [lt.ProbeStart()], max_steps=14)  # warnings are errors
+
+
 def test_a_manual_step_that_gives_a_loss_for_each_image_is_watched_by_its_mean():
     class ByHand(LitToy):
         automatic_optimization = False

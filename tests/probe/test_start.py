@@ -97,7 +97,7 @@ def test_the_first_logits_are_the_probes_scores_and_nothing_else_has_moved(caplo
     torch.testing.assert_close(module.logits.double().log_softmax(1), expected, atol=1e-3, rtol=0)
     line = next(message for message in caplog.messages if "ProbeStart" in message)
     assert f"'model.fc' starts as a linear probe of 24 training images (penalty {penalty:g}; " in line
-    assert "have no images" not in line
+    assert "keep their weights" not in line
     assert all(module.modes)
     for name, value in LitToy().state_dict().items():
         assert torch.equal(value, module.started[name]) == (not name.startswith("model.fc"))
@@ -264,6 +264,19 @@ class BySlow(LitToy):
         return Slow(self.parameters(), lr=0.1)
 
 
+class BySeveral(LitToy):
+    """Has two optimizers of one class; the first has the head. Holds a sparse tensor, too."""
+
+    automatic_optimization = False
+
+    def __init__(self):
+        super().__init__()
+        self.mask = torch.zeros_like(self.model.fc.weight).to_sparse()
+
+    def configure_optimizers(self):
+        return [Slow(self.model.fc.parameters(), lr=0.1), Slow(self.model.conv.parameters(), lr=0.1)]
+
+
 @pytest.mark.parametrize(
     ("kind", "callback", "holder"),
     [
@@ -272,6 +285,7 @@ class BySlow(LitToy):
         (Inside, None, "average.of.fc.weight"),
         (Held, None, "average"),
         (BySlow, None, "Slow"),
+        (BySeveral, None, "Slow"),
     ],
 )
 def test_a_copy_of_the_head_from_before_is_warned_of(kind, callback, holder):

@@ -377,10 +377,13 @@ class ByHand(Toy):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_in_manual_optimization_and_beside_weight_averaging_it_is_the_same(order):
+def test_in_manual_optimization_and_beside_weight_averaging_it_is_the_same(caplog, order):
     plain, by_hand, averaged = Toy(), ByHand(), Toy()
-    fit(plain, [lt.FrozenStatistics(gradient_clip_val=None)])
-    fit(by_hand, [lt.FrozenStatistics()])  # in manual optimization, clipping is the module's own
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        fit(plain, [lt.FrozenStatistics(gradient_clip_val=None)])
+        assert "clip" not in caplog.text
+        fit(by_hand, [lt.FrozenStatistics()])  # in manual optimization, clipping is the module's own
+    assert "because ByHand optimizes manually. In training_step call self.clip_gradients" in caplog.text
     assert_same(weights(by_hand), weights(plain))
     if not hasattr(L.callbacks, "WeightAveraging"):
         return  # newer than the oldest Lightning
@@ -423,11 +426,22 @@ def test_probe_start_says_what_batchnorm_does_to_its_features(caplog, is_kept, i
     assert any("Add FrozenStatistics() to keep" in message for message in caplog.messages) == is_said
 
 
+def after_a_dry_run():
+    """Its new BatchNorm has seen three batches, and the pretrained one many."""
+    module = WithNewLayer()
+    module.model.bn.num_batches_tracked.fill_(500)
+    for _ in range(3):
+        module.new(torch.rand(8, toys.WIDTH))
+    return module
+
+
 @pytest.mark.filterwarnings("ignore:After ProbeStart the loss rose")
-def test_probe_start_names_a_new_layer_whose_features_are_not_those_of_the_probe(caplog):
+@pytest.mark.parametrize("module", [WithNewLayer, after_a_dry_run])
+@pytest.mark.parametrize("order", [1, -1])
+def test_probe_start_names_a_new_layer_whose_features_are_not_those_of_the_probe(caplog, module, order):
     with caplog.at_level("INFO", logger="lightning.pytorch"):
-        fit(WithNewLayer(), [lt.ProbeStart(head="new.1"), lt.FrozenStatistics()], max_epochs=1)
-        fit(Toy(), [lt.ProbeStart(), lt.FrozenStatistics()], max_epochs=1)
+        fit(module(), [lt.ProbeStart(head="new.1"), lt.FrozenStatistics()][::order], max_epochs=1)
+        fit(Toy(), [lt.ProbeStart(), lt.FrozenStatistics()][::order], max_epochs=1)
     assert [message[:22] for message in caplog.messages if "a new BatchNorm" in message] == ["ProbeStart: 'new.0' is"]
 
 
@@ -556,11 +570,11 @@ def test_the_exported_card_names_it_and_doctor_knows_that_it_keeps_statistics(tm
     assert "drifts" not in said
     assert "the loss after the first step" in said
     runner.fit(module, toys.target_loader())
-    lt.export(module, tmp_path / "out", trainer=runner)
-    assert (
-        "- FrozenStatistics(gradient_clip_val=1.0), https://arxiv.org/abs/2202.10054"
-        in (tmp_path / "out/README.md").read_text()
-    )
+    other = Toy()
+    unclipped = fit(other, [lt.FrozenStatistics(gradient_clip_val=None)], max_epochs=1)
+    for trained, of, options in ((module, runner, "1.0"), (other, unclipped, "None")):
+        card = (lt.export(trained, tmp_path / options, trainer=of) / "README.md").read_text()
+        assert f"- FrozenStatistics(gradient_clip_val={options}), https://arxiv.org/abs/2202.10054" in card
 
 
 def test_strip_takes_it_out_of_a_checkpoint_and_a_damaged_one_is_refused(tmp_path):

@@ -45,7 +45,7 @@ def find_depths(network: nn.Module, example: Any = None, *, head: str = "") -> D
 
     Args:
         network: takes (1, channels, height, width).
-        example: a batch to run it on instead of a blank image.
+        example: a batch to run it on instead of a picture of noise.
         head: dotted name of the classifier, whose convolutions are not counted.
 
     Raises:

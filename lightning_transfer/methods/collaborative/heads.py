@@ -28,7 +28,7 @@ def classifier(network: nn.Module, name: str) -> Head:
 
 
 def last_classifier(network: nn.Module, name: str) -> Head:
-    """Return the classifier of a network that gives its logits, as far as a blank image shows.
+    """Return the classifier of a network that gives its logits, as far as a picture of noise shows.
 
     Raises:
         TransferConfigError: there is none, or the network gives something other than its logits.

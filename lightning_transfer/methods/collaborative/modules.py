@@ -163,7 +163,7 @@ class CollaborativeEnsemble(Structure):
 
         Args:
             frozen: how many, by the name of a network; 0 for networks that are not named.
-            example: a batch to find layers with, instead of a blank image.
+            example: a batch to find layers with, instead of a picture of noise.
 
         Raises:
             TransferConfigError: no network has this name, or it has fewer convolutions.

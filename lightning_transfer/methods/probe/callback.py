@@ -53,7 +53,7 @@ from lightning_transfer.roles import find_heads
 
 MOST = 5000  # images that a probe learns from: with more, where training starts matters little
 BATCH = 32  # if the loader does not say
-WATCHED = 10  # first steps whose loss is compared with chance
+WATCHED = 10  # first optimizer steps, whose loss is compared with chance
 STEEP = 10.0  # how many times as high it may be (ours)
 
 
@@ -107,8 +107,8 @@ class ProbeStart(AnyCallback):
             )
         self.head, self.unaugmented, self.forward, self.adapt = head, unaugmented, forward, adapt
         self._fit: Weakly | None = None  # the module of the last fit
-        self._left = 0  # of the first steps, those whose loss is still to be watched
-        self._is_watching = False
+        self._is_watching = False  # the loss of the first steps
+        self._last = 0  # of these steps, in the Trainer's count
         self._stand_in: Before | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -145,7 +145,8 @@ class ProbeStart(AnyCallback):
                 layer.bias[start.rows] = start.bias.to(layer.bias)
         self._warn_of_copies(trainer, pl_module, before)
         keeps = named(trainer.callbacks, {"FrozenStatistics", "StochasticWeightAveraging"})  # which exclude each other
-        new = are_new({path: layer for path, layer in normalizing_layers(pl_module) if layer.training})
+        layers = dict(normalizing_layers(pl_module))
+        new = {path: is_new for path, is_new in are_new(layers).items() if layers[path].training}
         if not keeps and not all(new.values()):
             say(
                 trainer,
@@ -156,20 +157,24 @@ class ProbeStart(AnyCallback):
             *_, last_new = (path for path in new if new[path])
             say(
                 trainer,
-                f"ProbeStart: {last_new!r} is a new BatchNorm (mean 0, variance 1). If the features pass through it, "
-                "those of training differ from those that the probe was fitted to: leave it out of the head.",
+                f"ProbeStart: {last_new!r} is a new BatchNorm. If the features pass through it, those of training "
+                "differ from those that the probe was fitted to: leave it out of the head.",
             )
         num_classes = max(2, *(len(start.rows) for start in starts.values()))
         self._is_watching = True
-        self._left, self._worst, self._chance = WATCHED, torch.zeros((), device=pl_module.device), math.log(num_classes)
+        self._last = trainer.global_step + WATCHED
+        self._worst, self._chance = torch.zeros((), device=pl_module.device), math.log(num_classes)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keep the highest loss of the first steps on the device, and look at it in a later step that logs."""
+        if not self._is_watching:
+            return
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if self._left and isinstance(loss, Tensor):
+        if trainer.global_step <= self._last and isinstance(loss, Tensor):
             mean = loss.detach().float().mean()  # in manual optimization it may be a loss for each image
-            self._left, self._worst = self._left - 1, torch.maximum(self._worst, mean)
-        if self._is_watching and not self._left and is_log_due(trainer):
+            parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            self._worst = torch.maximum(self._worst, mean * parts)  # Lightning has divided it
+        if trainer.global_step >= self._last and is_log_due(trainer):
             self._warn_if_steep()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -202,7 +207,7 @@ class ProbeStart(AnyCallback):
                 )
 
     def _warn_if_steep(self) -> None:
-        self._is_watching, self._left = False, 0
+        self._is_watching = False
         if not (worst := float(self._worst)) < STEEP * self._chance:  # also if it is not a number
             warnings.warn(
                 f"After ProbeStart the loss rose to {worst:.3g} within {WATCHED} steps; chance is {self._chance:.2g}. "

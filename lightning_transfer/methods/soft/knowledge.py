@@ -100,7 +100,7 @@ class SourceKnowledge:
         self._check_alone()
 
     def _check_alone(self) -> None:
-        """Refuse a network that predicts by more than its classifier, as far as a blank picture shows it."""
+        """Refuse a network that predicts by more than its classifier, as far as a picture of noise shows it."""
         scores: list[Tensor] = []
         hook = self.classifier.register_forward_hook(lambda *heard: scores.append(heard[2]))
         with suppress(TransferConfigError), hook, torch.no_grad():  # it may not run on a picture

@@ -51,7 +51,7 @@ class FrozenStatistics(AnyCallback):
         self._module, self._trainer = Weakly(), Weakly()  # of the last fit
         self._is_kept: dict[str, bool] = {}  # by the layer's name, from the first step on
         self._layers: dict[str, nn.Module] = {}  # those that are kept, during a fit
-        self._changed: dict[str, tuple[nn.Module, bool]] = {}  # was in training mode: its parent and that one's mode
+        self._changed: dict[str, tuple[nn.Module, bool]] = {}  # put in eval mode: its parent, and that one's mode then
         self._means: dict[str, Tensor] = {}  # that the layers had when training started
         self._is_checked = True  # whether the layers are known to be the module's
         self._clips = False  # whether the Trainer has our limit now
@@ -205,6 +205,11 @@ class FrozenStatistics(AnyCallback):
         if self.gradient_clip_val is None or trainer.gradient_clip_val is not None:
             return
         if not module.automatic_optimization:
+            say(
+                trainer,
+                f"FrozenStatistics does not clip the gradient, because {type(module).__name__} optimizes manually. In "
+                f"training_step call self.clip_gradients(optimizer, gradient_clip_val={self.gradient_clip_val:g}).",
+            )
             return
         if not is_lightnings(module.configure_gradient_clipping):  # it may pass a limit, and Lightning refuses two
             say(
