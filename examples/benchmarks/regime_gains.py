@@ -7,11 +7,9 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-import numpy as np
 from regime import SHOTS
 from regime_data import TARGETS
-from regime_results import BEST, SHORT, cost, difference
-from transfer_results import interval
+from regime_results import BEST, SHORT, Difference, average, cost, difference
 
 from lightning_transfer.reports.curves import empty_figure
 
@@ -28,26 +26,22 @@ KINDS = {  # of images
 STYLES = ("#0072b2", "o"), ("#d55e00", "D")  # blue and orange, which colour-blind readers can tell apart
 APART = 0.19  # each of the two from the middle of its line
 WORDS = "none", "one", "two", "three", "four", "five", "six"
-Gains = dict[str, tuple[float, float, int]]  # by target: points, half their 95 % interval, seeds
 
 
-def gains(row: str) -> Gains:
-    """Return what a row gains on each target that it is measured on."""
-    found = {target: difference(row, target, SHOTS) for target in TARGETS}
-    return {target: each for target, each in found.items() if each}
-
-
-def average(found: Gains) -> tuple[float, float]:
-    """Return the mean gain of targets, and half its 95 % interval over them."""
-    return interval(np.array([points for points, _, _ in found.values()]))
+def gains(row: str) -> tuple[list[Difference], tuple[float, float]]:
+    """Return what a row gains on each target, and on average."""
+    found = [difference(row, target, SHOTS) for target in TARGETS]
+    mean = average(found)
+    assert mean is not None, f"{row} is not measured on all targets"
+    return [each for each in found if each], mean
 
 
 def caption() -> str:
     """Return what is compared, on what, the mean gains and how many intervals of single targets exclude 0."""
-    found = [gains(row) for row in SHOWN.values()]
-    means = [f"{points:.1f} ({points - half:.1f} to {points + half:.1f})" for points, half in map(average, found)]
-    shown = [in_words(sum(points > half for points, half, _ in each.values())) for each in found]
-    seeds = sorted({number for each in found for _, _, number in each.values()})
+    found, averages = zip(*map(gains, SHOWN.values()), strict=True)
+    means = [f"{points:.1f} ({points - half:.1f} to {points + half:.1f})" for points, half in averages]
+    shown = [in_words(sum(points > half for points, half, _ in each)) for each in found]
+    seeds = sorted({number for each in found for _, _, number in each})
     numbers = " to ".join(dict.fromkeys(in_words(each) for each in (seeds[0], seeds[-1])))
     targets = in_words(len(TARGETS))
     text = (
@@ -71,17 +65,16 @@ def picture(path: Path) -> None:
     axes.axhspan(-0.5, 0.5, color="#eeeeee", linewidth=0)
     axes.axvline(0, color="black", linewidth=1.2)
     for (name, row), (color, marker), side in zip(SHOWN.items(), STYLES, (-APART, APART), strict=True):
-        found = gains(row)
+        found, (mean, spread) = gains(row)
         style: dict[str, Any] = {"color": color, "solid_capstyle": "butt"}  # an interval ends where its line ends
-        for target, (points, half, _) in found.items():
-            place = TARGETS.index(target) + 1 + side
+        for line, (points, half, _) in enumerate(found, start=1):
+            place = line + side
             axes.plot([points - half, points + half], [place, place], alpha=0.6, linewidth=1.8, **style)
             axes.plot(points, place, marker, color=color, markersize=6.5)
-        points, half = average(found)
-        axes.plot([points - half, points + half], [side, side], linewidth=3.5, **style)
-        axes.plot(points, side, marker, color=color, markersize=9, label=name)
-        said = f"{points:+.1f} ± {half:.1f}"
-        axes.text(points + half + 0.5, side, said, color=color, va="center", fontsize=11, fontweight="bold")
+        axes.plot([mean - spread, mean + spread], [side, side], linewidth=3.5, **style)
+        axes.plot(mean, side, marker, color=color, markersize=9, label=name)
+        said = f"{mean:+.1f} ± {spread:.1f}"
+        axes.text(mean + spread + 0.5, side, said, color=color, va="center", fontsize=11, fontweight="bold")
     axes.set_yticks(range(len(TARGETS) + 1), ["mean of the targets", *(KINDS[target] for target in TARGETS)])
     axes.get_yticklabels()[0].set_fontweight("bold")
     axes.set_ylim(len(TARGETS) + 0.5, -0.5)

@@ -78,14 +78,16 @@ def difference(row: str, target: str, shots: int, steps: int | None = None, to: 
 
 
 def differences(row: str, targets: Sequence[str], shots: int, to: str = PLAIN) -> list[str]:
-    """Return a row's differences on targets as tables show them, and their mean with its 95 % interval over targets.
-
-    The mean is left out until the row is measured on all of them.
-    """
+    """Return a row's differences on targets as tables show them, and their mean if it is measured on all of them."""
     found = [difference(row, target, shots, to=to) for target in targets]
-    means = np.array([each[0] for each in found if each])
-    over_all = "{:+.1f} ± {:.1f}".format(*interval(means)) if len(means) == len(targets) else ""
-    return [*map(written, found), over_all]
+    over_all = average(found)
+    return [*map(written, found), "{:+.1f} ± {:.1f}".format(*over_all) if over_all else ""]
+
+
+def average(found: Sequence[Difference | None]) -> tuple[float, float] | None:
+    """Return the mean of differences on targets, and half its 95 % interval over targets; None if one is missing."""
+    points = [each[0] for each in found if each]
+    return interval(np.array(points)) if len(points) == len(found) else None
 
 
 def written_rows(shots: int) -> list[str]:
@@ -147,10 +149,11 @@ def combination(shots: int) -> str:
 
 
 def foretelling(shots: int) -> str:
-    """Return the table of how what is known before the test goes with what a row gains there, over all runs.
+    """Return the table of how well the gain of each row can be predicted before the test.
 
-    Correlations with the domain gap, with what the probe gains on validation images, and with what the row gains on
-    them; then the share of runs in which the last has the sign of the gain. Of rows on fewer than four targets none.
+    It has correlations of the gain with the domain gap, with what the probe gains on validation images, and with what
+    the row gains on them; then the share of runs in which the last has the sign of the gain. Rows on fewer than four
+    targets are left out.
     """
     found = {}
     for row in written_rows(shots):
