@@ -406,7 +406,11 @@ def test_the_caption_of_the_gains_has_means_seeds_and_how_many_intervals_lie_abo
     said = " ".join(gains.caption().split())
     half = 2.5706 * statistics.stdev(range(6)) / 6**0.5  # Student's t with five degrees of freedom
     assert f"three to five seeds. Mean: 3.5 ({3.5 - half:.1f} to {3.5 + half:.1f}) with `FrozenStatistics`" in said
-    assert "Targets whose interval is above 0: three and five of six." in said
+    assert "Intervals above 0: three and five of six targets." in said
+    found["flowers"][best] = None
+    with pytest.raises(AssertionError, match="not measured on all targets"):
+        gains.caption()
+    found["flowers"][best] = (-3.0, 1.0, 5)
     gains.picture(tmp_path / "gains.png")
     assert (tmp_path / "gains.png").read_bytes().startswith(b"\x89PNG")
 

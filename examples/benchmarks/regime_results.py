@@ -37,7 +37,7 @@ SHORT = {  # rows for the README, each by its callbacks
     "FrozenStatistics": "frozen statistics, clipped",
     "ProbeStart": "LP-FT",
     "ProbeStart, FrozenStatistics": CLIPPED,
-    "the same, with a second network": BEST,
+    "the same, unclipped, with a second network": BEST,
     "SoftFinetuning, source kept": "soft",
     "SoftFinetuning, SourceKnowledge": "knowledge",
     "SelectiveJointFinetuning, source kept": "selective",
