@@ -10,7 +10,7 @@ import numpy as np
 from regime import RESULTS, SEEDS_FIRST, SHOTS, STEPS, Cell, chosen, committed, name_of, next_rates, tuning
 from regime_data import TARGETS
 from regime_network import Rates
-from regime_rows import CLIPPED, FROZEN, PLAIN, PROBE, ROWS
+from regime_rows import CLIPPED, FROZEN, PLAIN, PROBE, ROWS, STATISTICS
 from transfer_results import interval
 
 from lightning_transfer.reports.curves import COLORS, empty_figure
@@ -28,13 +28,13 @@ DEFAULTS = {
     "AdaFilter": "AdaFilter",
     "CollaborativeFinetuning": "collaborative",
     "ProbeStart": "LP-FT",
-    "FrozenStatistics": "frozen statistics, clipped",
+    "FrozenStatistics": STATISTICS,
     "ProbeStart(), FrozenStatistics()": CLIPPED,
 }
 BEST = f"{FROZEN}, two networks"
 SHORT = {  # rows for the README, each by its callbacks
     PROBE: PROBE,
-    "FrozenStatistics": "frozen statistics, clipped",
+    "FrozenStatistics": STATISTICS,
     "ProbeStart": "LP-FT",
     "ProbeStart, FrozenStatistics": CLIPPED,
     "the same, unclipped, with a second network": BEST,
@@ -146,6 +146,13 @@ def combination(shots: int) -> str:
     """Return the table of the best combination, against each of what it is to be better than."""
     others = PLAIN, "LP-FT", FROZEN, "LP-FT, two networks", PROBE
     return in_columns(WITH_MEAN, {f"minus {other}": differences(BEST, TARGETS, shots, to=other) for other in others})
+
+
+def optimizers(shots: int) -> str:
+    """Return the table of fine-tuning with AdamW, and of what frozen statistics add to it."""
+    adam, frozen = f"{PLAIN}, AdamW", f"{STATISTICS}, AdamW"
+    pairs = (adam, PLAIN), (STATISTICS, PLAIN), (frozen, adam), (frozen, STATISTICS)
+    return in_columns(WITH_MEAN, {f"{row} minus {to}": differences(row, TARGETS, shots, to=to) for row, to in pairs})
 
 
 def foretelling(shots: int) -> str:

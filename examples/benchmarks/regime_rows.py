@@ -273,6 +273,7 @@ def _warm_up(setting: Setting) -> int:
 
 PLAIN, PROBE, FROZEN = "fine-tuning", "linear probe", "LP-FT, frozen statistics"
 CLIPPED = f"{FROZEN}, clipped"
+STATISTICS = "frozen statistics, clipped"
 ROWS = {  # the most informative first
     PLAIN: Row(),
     PROBE: Row(is_trained=False),
@@ -302,7 +303,7 @@ ROWS = {  # the most informative first
         from_probe=True,
         tuned_as=FROZEN,
     ),
-    "frozen statistics, clipped": Row(lambda setting: [lt.FrozenStatistics()], tuned_as=PLAIN),
+    STATISTICS: Row(lambda setting: [lt.FrozenStatistics()], tuned_as=PLAIN),
     "fine-tuning, clipped": Row(module=lambda setting, network, rates: Clipped(network, rates), tuned_as=PLAIN),
     "fine-tuning, nudged": Row(lambda setting: [Nudge()], tuned_as=PLAIN),
     "Co-Tuning": Row(module=_cotuning, tuned_as=PLAIN),
@@ -332,7 +333,5 @@ ROWS = {  # the most informative first
         tuned_as=PLAIN,
     ),
     f"{PLAIN}, AdamW": Row(module=_by_adam),
-    "frozen statistics, clipped, AdamW": Row(
-        lambda setting: [lt.FrozenStatistics()], _by_adam, tuned_as=f"{PLAIN}, AdamW"
-    ),
+    f"{STATISTICS}, AdamW": Row(lambda setting: [lt.FrozenStatistics()], _by_adam, tuned_as=f"{PLAIN}, AdamW"),
 }

@@ -255,6 +255,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "regime": lambda: regime_results.table(10),
     "regime short": lambda: regime_results.table(10, regime_results.SHORT),
     "regime best": lambda: regime_results.combination(10),
+    "regime optimizers": lambda: regime_results.optimizers(10),
     "regime agreement": regime_agreement.table,
     "regime foretelling": lambda: regime_results.foretelling(10),
     "regime defaults": lambda: regime_results.defaults(10),
