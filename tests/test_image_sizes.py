@@ -170,16 +170,8 @@ def trained(module, train, val=None):
 @pytest.mark.parametrize(
     ("train", "val", "said"),
     [
-        (
-            loader(48, 48),
-            loader(64, 64),
-            "64 x 64 pixels, and config.json says 160 x 160: .* pass image_size=64;",
-        ),
-        (
-            loader(48, 64),
-            None,
-            r"48 x 64 pixels, and config.json says 160 x 160: .* pass image_size=\(48, 64\);",
-        ),
+        (loader(48, 48), loader(64, 64), "64 x 64 pixels, and config.json says 160 x 160: .* pass image_size=64;"),
+        (loader(48, 64), None, r"48 x 64 pixels, and config.json says 160 x 160: .* pass image_size=\(48, 64\);"),
         (loader(160, 160), [loader(64, 64), loader(48, 48)], "64 x 64 pixels, .* pass image_size=64;"),
         (loader(48, 48), loader(64, 64, num_workers=1), "64 x 64 pixels, .* pass image_size=64;"),
     ],
@@ -189,7 +181,7 @@ def test_another_size_than_that_of_the_validation_is_warned_of_once(tmp_path, tr
     module = Lit(network_of())
     trainer = trained(module, train, val)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    with pytest.warns(UserWarning, match=said) as caught:
+    with pytest.warns(UserWarning, match=f"{said} otherwise set the pretrained_cfg of the network.$") as caught:
         lt.export(module, tmp_path / "mine", trainer=trainer)
     assert len(caught) == 1
     assert caught[0].filename == __file__

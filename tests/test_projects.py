@@ -238,7 +238,8 @@ class OnlyToTrain(projects.Images):
 @pytest.mark.parametrize("changes", [{}, {"doctor.projects.Images": "test_projects.OnlyToTrain"}], ids=["val", "train"])
 def test_another_size_of_the_projects_images_is_warned_of(changes):
     trained()
-    with pytest.warns(UserWarning, match="16 x 16 pixels, and config.json says 160 x 160: .*image_size=16;") as caught:
+    said = "16 x 16 pixels, and config.json says 160 x 160: .*image_size=16; otherwise set the .* of the network.$"
+    with pytest.warns(UserWarning, match=said) as caught:
         main(["export", config(**changes), "last.ckpt", "mine"])
     assert len(caught) == 1
 
