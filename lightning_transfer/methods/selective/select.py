@@ -102,6 +102,15 @@ class Job:
         """Return how many neighbors of a target image are kept."""
         return self.neighbors.longest(len(self.source))
 
+    @property
+    def _device(self) -> torch.device:
+        """Return where an exact search computes."""
+        return searched_on(torch.device(self.scan.device))
+
+    def _root(self, source: Store) -> Tensor:
+        """Return the root of the weight of each number of a histogram."""
+        return self.bank.weights.sqrt().repeat_interleave(source.shape[1])
+
     def run(self) -> Selection:
         """Select, or resume the work of an interrupted run."""
         job = self if ranks.rank() == 0 else replace(self, scan=self.scan.silent())
@@ -255,8 +264,8 @@ class Job:
         return Finder(
             Stored(source, mine),
             mine,
-            root=self.bank.weights.sqrt().repeat_interleave(source.shape[1]),
-            device=searched_on(torch.device(self.scan.device)),
+            root=self._root(source),
+            device=self._device,
             is_approximate=self.neighbors.search == "approximate",
         )
 
@@ -272,11 +281,11 @@ class Job:
         searching = search_seconds(
             target,
             Stored(source, torch.tensor(images)),
-            self.bank.weights.sqrt().repeat_interleave(source.shape[1]),
+            self._root(source),
             k=self.longest,
             num_rows=num_rows // ranks.world_size(),
             num_searches=2 * sum(sides) / len(target),
-            device=searched_on(torch.device(self.scan.device)),
+            device=self._device,
         )
         self.scan.say(
             f"{seen} takes about {duration(rest + searching)}, of which the search takes {duration(searching)}."
