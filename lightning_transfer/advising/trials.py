@@ -1,6 +1,5 @@
 """Train a candidate on all but one part of the images and score it on that part; fine-tuning with the linear probe."""
 
-import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -90,7 +89,7 @@ class PairedTrials:
         kept = self.kept(fold)
         given = candidate.callbacks(Subset(self.trials.clean, kept))
         callbacks = [*given, scoring]  # the last, when the others have done their work
-        self.trials.train(copy.deepcopy(self.module), kept, callbacks, steps=self.steps, seed=fold)
+        self.trials.train(self.module, kept, callbacks, steps=self.steps, seed=fold)
         if candidate.name not in scoring.found:
             by = " or ".join(["the module", *(type(each).__name__ for each in given)])
             raise TransferConfigError(

@@ -1,12 +1,10 @@
 """Run one training step of a copy of the user's module, and record what its criterion gets and what its loss does."""
 
 import contextlib
-import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.proxy import fit_alone
+from lightning_transfer.twins import RunsOriginalError, copied, only_copies_run
 
 CRITERIA = ("cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy")
 RESHAPING = ("View", "UnsafeView", "Squeeze", "Unsqueeze", "Select", "ToCopy", "Clamp")  # names of graph nodes
@@ -232,13 +231,10 @@ def step_of(
         epochs: of the user's training; None if it is not known.
     """
     seen = Seen()
-    memo: dict[int, Any] = {}
-    twin = copy.deepcopy(module, memo)
+    twin = copied(module)
     with contextlib.suppress(Exception):  # the user's method may need a Trainer
         seen.callbacks = tree_leaves(twin.configure_callbacks())
     twin.configure_callbacks = list
-    if isinstance(own := vars(module).get("configure_optimizers"), MethodType):  # LightningCLI's, bound to parameters
-        twin.configure_optimizers = MethodType(copy.deepcopy(own.__func__, memo), twin)
     twin.training_step = _watched(twin, seen)
     given = {**options, "max_epochs": epochs or EPOCHS, "limit_train_batches": 1.0, "callbacks": [_Watch(seen)]}
     shown = [*batches]
@@ -247,7 +243,7 @@ def step_of(
         shown.append(batches[0])
     loader = DataLoader(shown, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type, var-annotated]
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), only_copies_run(module, twin):
             fit_alone(make, twin, loader, datamodule, given, seed=0)
     except _StepDoneError:
         pass
@@ -268,7 +264,7 @@ def _watched(module: Any, seen: Seen) -> Callable[..., Any]:
         try:
             with _Listening(seen.calls):
                 given = step(*args, **kwargs)
-        except _StepDoneError:  # a step by hand
+        except (_StepDoneError, RunsOriginalError):  # a step by hand; what is not the user's mistake
             raise
         except Exception as error:
             seen.step_error = error

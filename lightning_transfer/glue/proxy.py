@@ -21,6 +21,7 @@ from lightning_transfer.glue.trainer import as_in_steps, as_validated, served
 from lightning_transfer.naming import a_class
 from lightning_transfer.randomness import next_numbers, restored, seeded
 from lightning_transfer.reading import labels_of
+from lightning_transfer.twins import copied, only_copies_run
 
 OWN = {"callbacks", "max_epochs", "max_steps", "min_epochs", "min_steps", "max_time", "plugins"}  # trials decide these
 UNEQUAL = "fast_dev_run", "overfit_batches"  # with these a trial would not be a training
@@ -128,11 +129,29 @@ def part_of(loader: Any, indices: Sequence[int], *, dataset: Any = None) -> Data
     )
 
 
-class _Unvalidated(AnyCallback):
-    """Keeps a scheduler that monitors a validation value from failing: trials run no validation."""
+class _InTrial(AnyCallback):
+    """Keeps a scheduler that monitors a validation value from failing, and an optimizer from training the original.
+
+    Args:
+        original: of which the trained module is a copy.
+    """
+
+    def __init__(self, original: Any) -> None:
+        self.original = original
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Make all schedulers tolerate a missing value."""
+        """Make all schedulers tolerate a missing value, because trials run no validation; look at the optimizers.
+
+        Raises:
+            TransferConfigError: an optimizer holds parameters of the original.
+        """
+        theirs = {id(param) for param in self.original.parameters()} - {id(param) for param in pl_module.parameters()}
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        if any(id(param) in theirs for group in groups for param in group["params"]):
+            raise TransferConfigError(
+                f"A copy of {type(self.original).__name__} is trained here, and its configure_optimizers returns an "
+                "optimizer of the original's parameters. Write it as a method that passes self.parameters()."
+            )
         for config in trainer.lr_scheduler_configs:
             config.strict = False
 
@@ -215,23 +234,24 @@ class Trials:
         epochs: int | None = None,
         steps: int = -1,
     ) -> None:
-        """Fit a module on some of the images, without its own callbacks, without validation and without logs.
+        """Fit a copy of a module on some of the images, without its own callbacks, without validation and without logs.
 
         Args:
-            module: a copy of the user's module.
+            module: the user's, of which a copy is trained.
             indices: of the images.
             callbacks: used instead of the user's.
             seed: of everything random; the program's own random state does not change.
             epochs: how many; by default as many as `steps` needs.
             steps: optimizer steps after which training ends.
         """
-        module.configure_callbacks = list
+        twin = copied(module)
+        twin.configure_callbacks = list
         loader = part_of(self.loader, indices)
         epochs = epochs or math.ceil(steps / self.steps_in_epoch(loader))  # a user's schedule may use it as its length
-        own = {"max_epochs": epochs, "max_steps": steps, "callbacks": [_Unvalidated(), *callbacks]}
+        own = {"max_epochs": epochs, "max_steps": steps, "callbacks": [_InTrial(module), *callbacks]}
         options = {**self.options, **own}
-        with _explaining_schedules(epochs):
-            fit_alone(self.make, module, loader, self.datamodule, options, seed=seed)
+        with _explaining_schedules(epochs), only_copies_run(module, twin):
+            fit_alone(self.make, twin, loader, self.datamodule, options, seed=seed)
 
 
 def fit_alone(

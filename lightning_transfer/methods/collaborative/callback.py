@@ -1,6 +1,5 @@
 """Add collaborative fine-tuning to a Trainer as a callback."""
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +30,7 @@ from lightning_transfer.methods.collaborative.together import Frozen, Together
 from lightning_transfer.options import made
 from lightning_transfer.stamps import BEGIN_ANEW
 from lightning_transfer.surgery import structures_in
+from lightning_transfer.twins import copied, only_copies_run
 
 
 class CollaborativeFinetuning(TransferCallback):
@@ -119,7 +119,7 @@ class CollaborativeFinetuning(TransferCallback):
         found = find_ensemble(module)
         if found is None:
             if self.search is not None and trainer.is_global_zero:
-                self._before = copy.deepcopy(module)
+                self._before = copied(module)
             self._must_search = self.search is not None
             put_together(module, self.together)
             return True
@@ -171,7 +171,7 @@ class CollaborativeFinetuning(TransferCallback):
             return
         assert self.search is not None
         try:
-            data = ranks.from_first(lambda: self._searched(trainer).as_data())
+            data = ranks.from_first(lambda: self._searched(trainer, module).as_data())
         except BaseException:
             if self._unfinished is not None:
                 number = len({evaluation.layers for evaluation in self._unfinished.evaluations})
@@ -184,18 +184,19 @@ class CollaborativeFinetuning(TransferCallback):
         ensemble_of(module).freeze(self.plan.frozen, getattr(module, "example_input_array", None))
         say(trainer, f"CollaborativeFinetuning: {self.plan.summary}.")
 
-    def _searched(self, trainer: Any) -> LayerPlan:
+    def _searched(self, trainer: Any, module: Any) -> LayerPlan:
         assert self.search is not None
         make, options = proxy.trainer_class(trainer), proxy.options_like(trainer)
         search = self.search.trial() if trainer.fast_dev_run else self.search
         given = {"datamodule": trainer.datamodule, "unaugmented": search.unaugmented}
         trials = proxy.Trials(proxy.train_loader(trainer), make, options, **given)
-        candidates = Candidates(search, self._before, self.together, trials, self.with_options)
 
         def keep(plan: LayerPlan) -> None:
             self._unfinished = plan
 
-        plan = search_layers(search, candidates, progress_of(trainer), known=self._unfinished, keep=keep)
+        with only_copies_run(module, self._before):
+            candidates = Candidates(search, self._before, self.together, trials, self.with_options)
+            plan = search_layers(search, candidates, progress_of(trainer), known=self._unfinished, keep=keep)
         self._unfinished = None
         return plan
 

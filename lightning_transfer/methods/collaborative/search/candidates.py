@@ -1,6 +1,5 @@
 """Train and score candidates of a search for layers, as the user's module would be trained (ours)."""
 
-import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,6 +28,7 @@ from lightning_transfer.reading import apart
 from lightning_transfer.splitting import held_out
 from lightning_transfer.stamps import digest
 from lightning_transfer.tracing import evaluating
+from lightning_transfer.twins import copied
 from lightning_transfer.values import value_of
 
 SETTINGS = ("strategy", "particles", "iterations", "proxy_epochs", "seed", "validation")  # that change the result
@@ -75,7 +75,7 @@ class Candidates:
             self.together = replace(together, sources=networks, frozen_layers=None)
             self._check_batch(next(iter(self.held())))
         seen = apart(lambda: _seen((trials.dataset, trials.clean), options.seed), loader.num_workers)
-        twin = copy.deepcopy(module)
+        twin = copied(module)
         put_together(twin, self.together)
         ensemble = ensemble_of(twin)
         ensemble.check_forward()
@@ -104,11 +104,12 @@ class Candidates:
     def evaluate(self, layers: Layers) -> Evaluation:
         """Train a candidate and score it; if it fails, return the reason."""
         together = replace(self.together, frozen_layers=dict(zip(self.most, layers, strict=True)))
-        twin = copy.deepcopy(self.module)
         try:
             scoring = proxy.Scoring(self.held(), self._right)
             callbacks = [self.callback(together), scoring]
-            self.trials.train(twin, self.kept, callbacks, seed=self.options.seed, epochs=self.options.proxy_epochs)
+            self.trials.train(
+                self.module, self.kept, callbacks, seed=self.options.seed, epochs=self.options.proxy_epochs
+            )
         except Exception as error:  # of any kind, such as a lack of memory
             return Evaluation(layers, None, f"{type(error).__name__}: {error}".partition("\n")[0])
         return Evaluation(layers, scoring.best)

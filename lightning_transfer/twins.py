@@ -1,0 +1,65 @@
+"""Copy a module so that the copy can be trained, and make sure that the original stays as it is meanwhile."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.tracing import outside_graphs
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class RunsOriginalError(TransferConfigError):
+    """Says that a copy of a module runs the original."""
+
+
+def copied(module: M) -> M:
+    """Return a deep copy, also of what its own methods hold: LightningCLI binds one to the optimizer that it made."""
+    memo: dict[int, object] = {}
+    twin = copy.deepcopy(module, memo)
+    for name, method in vars(module).items():
+        if isinstance(method, MethodType) and method.__self__ is module:
+            setattr(twin, name, MethodType(copy.deepcopy(method.__func__, memo), twin))
+    return twin
+
+
+@contextmanager
+def only_copies_run(module: nn.Module, twin: nn.Module) -> Iterator[None]:
+    """Refuse every run of a module's layers inside this context, but of those that its copy shares with it.
+
+    A function that is kept in an attribute, such as a lambda, is copied with the original that it runs: without an
+    error, a trial would train nothing, and move the statistics of the original.
+    """
+    refuse, shared = _Refuse(module), {*twin.modules()}
+    own = (layer for layer in module.modules() if layer not in shared and not isinstance(layer, torch.jit.ScriptModule))
+    handles = [layer.register_forward_pre_hook(refuse) for layer in own]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        if refuse.has_refused:
+            torch.compiler.reset()  # graphs that hold the hook
+
+
+class _Refuse:
+    """Raises an error, as a forward pre-hook."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.kind = type(module).__name__
+        self.has_refused = False
+
+    @outside_graphs
+    def __call__(self, layer: nn.Module, args: object) -> None:
+        self.has_refused = True
+        raise RunsOriginalError(
+            f"A copy of {self.kind} is run here, and it runs the {type(layer).__name__} of the original. This happens "
+            "if a function that runs it is kept in an attribute, such as a lambda or torch.compile(self.model.forward)."
+            " Write a method that runs self.model, and compile by self.model.compile()."
+        )

@@ -1,0 +1,150 @@
+"""Copies of a module that trials train: as a module of the same code would be, and the original stays as it is."""
+
+import copy
+import warnings
+
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.pytorch.cli import LightningCLI
+from torch import nn
+
+import lightning_transfer as lt
+from lightning_transfer.advising.candidates import Candidate
+from lightning_transfer.advising.reading import Reading
+from lightning_transfer.advising.trials import PairedTrials
+from lightning_transfer.glue.proxy import trials_of
+from lightning_transfer.twins import copied
+from tests import toys
+
+QUIET = {"accelerator": "cpu"}
+SGD = "{class_path: torch.optim.SGD, init_args: {lr: 0.1, momentum: 0.9}}"
+
+
+class Toy(toys.LitToy):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+class Unoptimized(toys.LitToy):
+    configure_optimizers = L.LightningModule.configure_optimizers
+
+
+def of_cli(kind):
+    """A module whose optimizer LightningCLI has made; it binds configure_optimizers to the parameters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cli = LightningCLI(kind, run=False, save_config_callback=None, args=[f"--optimizer={SGD}"])
+    return cli.model
+
+
+class Lambda(Toy):
+    """Runs its network by a function in an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.run = lambda images: self.model(images)
+
+    def forward(self, images):
+        return self.run(images)
+
+
+class Compiled(Toy):
+    def __init__(self):
+        super().__init__()
+        self.run = torch.compile(self.model.forward, backend="eager")
+
+    def forward(self, images):
+        return self.run(images)
+
+
+def assert_untouched(module, before):
+    toys.assert_same(toys.weights(module), before)
+    assert all(param.grad is None for param in module.parameters())
+    assert not any(layer._forward_pre_hooks for layer in module.modules())
+
+
+def is_right(module):
+    given = trials_of(module, toys.target_loader(), QUIET, unaugmented=None)
+    paired = PairedTrials(module, given, Reading(), clock=lambda: 0.0, deadline=1e9)
+    paired.steps = 12
+    return paired.train(Candidate("fine-tuning", "", list), 0)["fine-tuning"].right
+
+
+def test_an_optimizer_of_lightningcli_trains_the_copy_and_not_the_original():
+    module = of_cli(Unoptimized)
+    before = copy.deepcopy(toys.weights(module))
+    assert torch.equal(is_right(module), is_right(Toy()))
+    assert_untouched(module, before)
+    (held,) = module.configure_optimizers().param_groups
+    assert [*map(id, held["params"])] == [*map(id, module.parameters())]
+    assert not module.configure_optimizers().state
+
+
+def test_a_copys_method_that_holds_the_module_holds_the_copy():
+    module = of_cli(Unoptimized)
+    twin = copied(copied(module))  # as a search does
+    (group,) = twin.configure_optimizers().param_groups
+    assert [*map(id, group["params"])] == [*map(id, twin.parameters())]
+
+
+def test_a_search_with_an_optimizer_of_lightningcli_is_a_search_with_the_modules_own():
+    def searching():
+        return lt.CollaborativeFinetuning([toys.OtherNet()], search=lt.LayerSearch(particles=2, iterations=1))
+
+    own, bound = searching(), searching()
+    module = of_cli(Unoptimized)
+    toys.fit(Toy(), [own])
+    toys.fit(module, [bound])
+    assert own.plan == bound.plan
+
+
+@pytest.mark.parametrize("kind", [Lambda, Compiled])
+def test_a_copy_that_runs_the_original_is_refused_and_the_original_unchanged(kind):
+    module = kind()
+    before = copy.deepcopy(toys.weights(module))
+    with pytest.raises(lt.TransferConfigError, match=f"A copy of {kind.__name__} is run here.*Write a method"):
+        is_right(module)
+    assert_untouched(module, before)
+    found = lt.doctor(module, toys.target_loader())
+    assert [each.name for each in found.findings] == ["classes of few images"]
+    assert "A copy of" in found.not_checked[0]
+    assert_untouched(module, before)
+    toys.fit(module)  # and it trains
+
+
+def test_a_search_for_a_module_that_runs_the_original_leaves_it_unchanged():
+    module = Lambda()
+    toys.fit(Lambda(), [])
+    statistics, norm = module.model.bn.running_mean.clone(), module.model.bn
+    search = lt.LayerSearch(particles=2, iterations=1)
+    with pytest.warns(lt.NoEffectWarning, match="all failed: RunsOriginalError"):
+        toys.fit(module, [lt.CollaborativeFinetuning([toys.OtherNet()], backbone="model", search=search)], max_steps=0)
+    assert torch.equal(norm.running_mean, statistics)
+
+
+def test_an_optimizer_of_the_original_is_refused():
+    module = toys.LitToy()
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.1)
+    with pytest.raises(lt.TransferConfigError, match="optimizer of the original's parameters"):
+        is_right(module)
+
+
+class Sharing(nn.Module):
+    """A frozen network that copies share on purpose."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def forward(self, images):
+        return self.conv(images)
+
+
+def test_layers_that_a_copy_shares_on_purpose_may_run():
+    module = Toy()
+    module.kept = Sharing().requires_grad_(requires_grad=False)
+    assert len(is_right(module)) > 0
