@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,16 +19,28 @@ from lightning_transfer.advising.trials import OutOfTimeError, PairedTrials
 from lightning_transfer.advising.verdicts import is_above
 from lightning_transfer.datasets import AnyDataset
 from lightning_transfer.errors import TransferConfigError, check_count, check_number
-from lightning_transfer.glue.proxy import Trials, part_of, trials_of
+from lightning_transfer.glue.proxy import Trials, callbacks_of, part_of, trials_of
+from lightning_transfer.glue.trainer import named
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.naming import a_class
 from lightning_transfer.normalizing import are_new, normalizing_layers
 from lightning_transfer.progress import Progress, no_progress, tqdm_progress
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.splitting import FOLDS, check_divisible
+from lightning_transfer.twins import copied
 
 EPOCHS = 25  # if no length is given
 LENGTHS = "max_epochs", "max_steps"
+WATCHING = {  # callbacks of Lightning that do not change what a step learns
+    "Checkpoint",
+    "DeviceStatsMonitor",
+    "EarlyStopping",
+    "LearningRateMonitor",
+    "ModelSummary",
+    "ProgressBar",
+    "ThroughputMonitor",
+    "Timer",
+}
 
 
 def advise(
@@ -49,8 +62,9 @@ def advise(
     Copies of the module are trained on all but one of five parts of the images, by plain fine-tuning and by each
     candidate, and scored on that part (at most 1,000 of its images). Parts, batches, new head and seed are the same for
     all. A linear probe is scored too. Each round adds a part for the candidates that are left: those that are clearly
-    worse are dropped, and if there is not enough time for all, the worse half is. The module and the random state are
-    not changed, and validation and test data are not read.
+    worse are dropped, and if there is not enough time for all, the worse half is. Callbacks that the module's
+    configure_callbacks returns are not used. The module and the random state are not changed, and validation and test
+    data are not read.
 
     Args:
         module: the LightningModule that is to be trained, with its pretrained network.
@@ -108,6 +122,7 @@ def advise(
     lengths, options = _split({} if trainer is None else trainer)
     trials = trials_of(module, data, options, unaugmented=unaugmented, adapt=adapt)
     check_divisible(trials.labels, trials.groups, least=2 * FOLDS)
+    _warn_of_callbacks(module)
     has_statistics = not all(are_new(dict(normalizing_layers(module))).values())
     probe, *methods = usual(source, has_statistics=has_statistics, **said)
     return compare(
@@ -120,6 +135,18 @@ def advise(
         minutes=minutes,
         progress=tqdm_progress if trials.options.get("enable_progress_bar", True) else no_progress,
     )
+
+
+def _warn_of_callbacks(module: Any) -> None:
+    own = callbacks_of(copied(module))
+    watching = named(own, WATCHING)
+    if active := sorted({type(one).__name__ for one in own} - {*watching}):
+        warnings.warn(
+            f"The trials train without {', '.join(active)}, which configure_callbacks of {type(module).__name__} "
+            "returns, so fine-tuning may be another one than yours. To include them, pass candidates= with "
+            "callbacks that do the same.",
+            stacklevel=3,
+        )
 
 
 def compare(

@@ -1,6 +1,5 @@
 """Run one training step of a copy of the user's module, and record what its criterion gets and what its loss does."""
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_transfer.glue.namespaces import AnyCallback
-from lightning_transfer.glue.proxy import fit_alone
+from lightning_transfer.glue.proxy import callbacks_of, fit_alone
 from lightning_transfer.twins import RunsOriginalError, copied, only_copies_run
 
 CRITERIA = ("cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy")
@@ -232,8 +230,7 @@ def step_of(
     """
     seen = Seen()
     twin = copied(module)
-    with contextlib.suppress(Exception):  # the user's method may need a Trainer
-        seen.callbacks = tree_leaves(twin.configure_callbacks())
+    seen.callbacks = callbacks_of(twin)
     twin.configure_callbacks = list
     twin.training_step = _watched(twin, seen)
     given = {**options, "max_epochs": epochs or EPOCHS, "limit_train_batches": 1.0, "callbacks": [_Watch(seen)]}

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
@@ -272,6 +273,14 @@ def fit_alone(
         torch.cuda.manual_seed_all(seed)  # for dropout on a GPU
         trainer = trainer_of(make, {**options, "limit_val_batches": 0, "num_sanity_val_steps": 0})
         trainer.fit(module, loader if datamodule is None else _serving(datamodule, loader))
+
+
+def callbacks_of(module: Any) -> list[Any]:
+    """Return the callbacks that a copy of the user's module brings; none if it needs a Trainer for that."""
+    try:
+        return tree_leaves(module.configure_callbacks())
+    except Exception:  # of the user's method
+        return []
 
 
 @contextmanager

@@ -62,6 +62,25 @@ def test_validation_and_test_data_are_not_looked_at():
     assert advise(Careful(), Guarded()).measured.images == 24
 
 
+class Bringing(toys.LitToy):
+    """Brings callbacks, as a BackboneFinetuning."""
+
+    brought = ()
+
+    def configure_callbacks(self):
+        return [*self.brought]
+
+
+def test_callbacks_of_the_module_that_change_training_are_said_to_be_left_out(recwarn):
+    watching, changing = Bringing(), Bringing()
+    watching.brought = (L.callbacks.EarlyStopping("val_loss"), L.callbacks.ModelCheckpoint())
+    changing.brought = (*watching.brought, L.callbacks.BackboneFinetuning(), lt.FrozenStatistics())
+    advise(watching)
+    assert not [each for each in recwarn if "configure_callbacks" in str(each.message)]
+    with pytest.warns(UserWarning, match="train without BackboneFinetuning, FrozenStatistics, which .* of Bringing"):
+        advise(changing)
+
+
 def test_both_namespaces_and_a_module_without_forward():
     class Headless(toys.LitToy):
         forward = pl.LightningModule.forward
