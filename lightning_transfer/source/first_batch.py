@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.datasets import known_labels
+from lightning_transfer.glue.entering import images_in
 from lightning_transfer.glue.trainer import say
 from lightning_transfer.pending import when
 from lightning_transfer.randomness import seeded
@@ -47,7 +47,7 @@ def introduce(
             "images that are normalised as then.",
             stacklevel=2,
         )
-    largest, *theirs = (float(some.detach().abs().max()) for some in (images, *_images_in(target)))
+    largest, *theirs = (float(some.detach().abs().max()) for some in (images, *images_in(target)))
     if largest > RAW >= max(theirs, default=0.0):  # if both are raw, the module may normalise them
         warnings.warn(
             f"Source pixels reach {largest:.0f}, and the target's do not. Give the source dataset the transform that "
@@ -95,7 +95,7 @@ class Evidence(NamedTuple):
     @classmethod
     def of(cls, loss: Tensor, images: Tensor, indices: Tensor, step: int, *, target: Any) -> "Evidence":
         """Return the evidence of a step's batches."""
-        return cls(loss.detach(), _sums(images), [*map(_sums, _images_in(target))], indices, step)
+        return cls(loss.detach(), _sums(images), [*map(_sums, images_in(target))], indices, step)
 
     def error(self, now: int) -> FloatingPointError:
         """Return the error that names the images, read in the step `now`."""
@@ -115,10 +115,6 @@ class Evidence(NamedTuple):
         return FloatingPointError(
             f"The source loss is {self.loss.item()} in step {self.step}: {cause}. {when(self.step, now)}"
         )
-
-
-def _images_in(batch: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim == 4]
 
 
 def _sums(images: Tensor) -> Tensor:

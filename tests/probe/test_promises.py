@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.loggers import CSVLogger
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_transfer as lt
 from tests import processes, toys
@@ -227,7 +227,7 @@ def ranks():
     return [end.found for end in ends]
 
 
-@pytest.mark.filterwarnings("ignore:After ProbeStart the loss rose")  # of random networks, far apart
+@pytest.mark.filterwarnings("ignore:After ProbeStart the")  # of random networks, far apart
 @pytest.mark.parametrize("run", ["alone", "gated", "several", "shares"])
 def test_two_ranks_start_as_one_process_does_and_stay_equal(ranks, run):
     first, second = (rank[run] for rank in ranks)
@@ -300,3 +300,69 @@ def test_sharded_strategies_are_refused():
     runner = types.SimpleNamespace(strategy=type("FSDPStrategy", (), {})())
     with pytest.raises(lt.TransferConfigError, match="FSDPStrategy is not supported"):
         lt.ProbeStart().setup(runner, LitToy(), "fit")
+
+
+class Normalized(LitToy):
+    """Its step changes images, or labels, before the network takes them."""
+
+    def __init__(self, images=lambda images: images, labels=lambda labels: labels, *, in_forward=False):
+        super().__init__()
+        self.images, self.labels, self.in_forward = images, labels, in_forward
+
+    def forward(self, images):
+        return self.model(self.images(images) if self.in_forward else images)
+
+    def training_step(self, batch, batch_idx):
+        images = batch[0] if self.in_forward else self.images(batch[0])
+        return torch.nn.functional.cross_entropy(self(images), self.labels(batch[1]))
+
+
+def of_timm(images):
+    return (images - 0.45) / 0.225
+
+
+@pytest.mark.filterwarnings("ignore:After ProbeStart the")
+@pytest.mark.parametrize("images", [of_timm, lambda images: images / 255, lambda images: images - 0.5])
+def test_images_that_the_step_changes_are_warned_of(images):
+    with pytest.warns(UserWarning, match="ProbeStart: training_step changes images before .*ProbeStart.forward="):
+        fit(Normalized(images), [lt.ProbeStart(), lt.FrozenStatistics()], loader=positive())
+
+
+def positive():
+    images, labels = toys.target_data().tensors
+    return DataLoader(TensorDataset(images.sigmoid(), labels), batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        (lambda: Normalized(of_timm, in_forward=True), {}),
+        (lambda: Normalized(of_timm), {"forward": lambda module, images: module(of_timm(images))}),
+        (lambda: Normalized(lambda images: 0.5 * images + 0.5 * images.flip(0)), {}),  # as MixUp
+        (lambda: Normalized(lambda images: images.flip(3)), {}),
+    ],
+    ids=["in forward", "said", "mixed", "flipped"],
+)
+@pytest.mark.filterwarnings("ignore:After ProbeStart the")
+def test_images_that_are_augmented_or_changed_in_forward_are_not_warned_of(module, options):
+    fit(module(), [lt.ProbeStart(**options), lt.FrozenStatistics()], loader=positive())  # warnings are errors
+
+
+def separable():
+    """Images whose classes differ in brightness, and a network whose features are the brightness of each channel."""
+    labels = torch.arange(24) % 3
+    images = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(images + 4 * torch.eye(3)[labels][:, :, None, None], labels), batch_size=8)
+
+
+class Plain(Normalized):
+    def __init__(self, **options):
+        super().__init__(**options)
+        pool = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
+        self.model = torch.nn.Sequential(*pool, torch.nn.Linear(3, 3))
+
+
+def test_a_first_loss_above_chance_is_warned_of_and_one_at_chance_is_not():
+    fit(Plain(), [lt.ProbeStart()], loader=separable(), max_steps=12)
+    with pytest.warns(UserWarning, match=r"After ProbeStart the first loss is \d\S*; chance is 1\.1\. .*labels first"):
+        fit(Plain(labels=lambda labels: (labels + 1) % 3), [lt.ProbeStart()], loader=separable(), max_steps=12)

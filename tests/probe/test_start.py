@@ -32,7 +32,7 @@ from tests.field import shapes
 from tests.toys import LitToy, assert_same, fit, weights
 
 PIXELS, LABELS = toys.target_data().tensors
-pytestmark = pytest.mark.filterwarnings("ignore:After ProbeStart the loss rose")  # of networks that are not pretrained
+pytestmark = pytest.mark.filterwarnings("ignore:After ProbeStart the")  # of networks that are not pretrained
 
 
 def by_scikit_learn(features, labels):

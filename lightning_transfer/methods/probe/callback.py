@@ -1,9 +1,8 @@
 """Start a new head as the linear probe of the pretrained features, as a callback (LP-FT, arXiv 2202.10054)."""
 
-import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from typing import Any
@@ -18,6 +17,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.checkpoints import check_structure
 from lightning_transfer.glue.copies import holders_of
+from lightning_transfer.glue.entering import Entry
 from lightning_transfer.glue.hearing import Hearing
 from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.samplers import importance_of
@@ -28,7 +28,6 @@ from lightning_transfer.glue.trainer import (
     as_validated,
     averages_of,
     check_supported,
-    is_log_due,
     log_options,
     named,
     progress_of,
@@ -46,6 +45,7 @@ from lightning_transfer.methods.probe.reading import (
     images_and_classes,
     last_linear,
 )
+from lightning_transfer.methods.probe.watching import FirstSteps
 from lightning_transfer.naming import nesting, options_of, plain
 from lightning_transfer.normalizing import are_new, normalizing_layers
 from lightning_transfer.randomness import seeded
@@ -53,8 +53,6 @@ from lightning_transfer.roles import find_heads
 
 MOST = 5000  # images that a probe learns from: with more, where training starts matters little
 BATCH = 32  # if the loader does not say
-WATCHED = 10  # first optimizer steps, whose loss is compared with chance
-STEEP = 10.0  # how many times as high it may be (ours)
 
 
 class ProbeStart(AnyCallback):
@@ -107,8 +105,8 @@ class ProbeStart(AnyCallback):
             )
         self.head, self.unaugmented, self.forward, self.adapt = head, unaugmented, forward, adapt
         self._fit: Weakly | None = None  # the module of the last fit
-        self._is_watching = False  # the loss of the first steps
-        self._last = 0  # of these steps, in the Trainer's count
+        self._entry: Entry | None = None  # of the images of this run
+        self._steps: FirstSteps | None = None  # while they are watched
         self._stand_in: Before | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -161,29 +159,30 @@ class ProbeStart(AnyCallback):
                 "differ from those that the probe was fitted to: leave it out of the head.",
             )
         num_classes = max(2, *(len(start.rows) for start in starts.values()))
-        self._is_watching = True
-        self._last = trainer.global_step + WATCHED
-        self._worst, self._chance = torch.zeros((), device=pl_module.device), math.log(num_classes)
+        self._steps = FirstSteps(trainer, num_classes, pl_module.device, self._entry)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Listen to the first batch."""
+        if self._steps is not None:
+            self._steps.begin()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Keep the highest loss of the first steps on the device, and look at it in a later step that logs."""
-        if not self._is_watching:
-            return
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if trainer.global_step <= self._last and isinstance(loss, Tensor):
-            mean = loss.detach().float().mean()  # in manual optimization it may be a loss for each image
-            parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-            self._worst = torch.maximum(self._worst, mean * parts)  # Lightning has divided it
-        if trainer.global_step >= self._last and is_log_due(trainer):
-            self._warn_if_steep()
+        """Look at the first batch, and keep the loss of the first steps."""
+        if self._steps is not None and self._steps.stepped(trainer, pl_module, outputs, batch):
+            self._steps.read()
+            self._steps = None
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Look at the highest loss if training had fewer steps."""
-        if self._is_watching:
-            self._warn_if_steep()
+        """Look at the loss if training had fewer steps."""
+        if self._steps is not None:
+            self._steps.read()
+            self._steps = None
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the module as it was found."""
+        if self._steps is not None:
+            self._steps.entering.end()
+        self._steps = self._entry = None
         if self._stand_in is not None and self._stand_in.run.is_of(trainer):
             self._stand_in.remove()
             self._stand_in = None
@@ -193,7 +192,7 @@ class ProbeStart(AnyCallback):
         self.teardown(trainer, pl_module, "")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_stand_in": None}  # a copy is not attached to a module
+        return {**vars(self), "_stand_in": None, "_entry": None, "_steps": None}  # a copy is not attached
 
     @staticmethod
     def _warn_of_copies(trainer: Any, module: Any, before: dict[str, Tensor]) -> None:
@@ -205,18 +204,6 @@ class ProbeStart(AnyCallback):
                     "on_train_start, after ProbeStart.",
                     stacklevel=2,
                 )
-
-    def _warn_if_steep(self) -> None:
-        self._is_watching = False
-        if not (worst := float(self._worst)) < STEEP * self._chance:  # also if it is not a number
-            warnings.warn(
-                f"After ProbeStart the loss rose to {worst:.3g} within {WATCHED} steps; chance is {self._chance:.2g}. "
-                "Possible reasons: the features differ between training mode and eval mode (a network that is not "
-                "pretrained), training_step changes images or labels first, the labels 0 and 1 are the numbers of a "
-                "regression and not classes, or the learning rate is too high for the probe's large weights. Lower "
-                "the learning rate, or leave ProbeStart out.",
-                stacklevel=2,
-            )
 
     def _fitted(self, trainer: Any, module: Any) -> dict[str, Start]:
         """Return what each head starts as, by the path of its Linear."""
@@ -230,6 +217,7 @@ class ProbeStart(AnyCallback):
             layers = dict(last_linear(head) for head in heads)
             check_untied(module, layers)
             seen = list(self._look(hearing, layers, side, drawn))
+            self._entry = hearing.entry
         labels, *features = (torch.cat(parts) for parts in zip(*seen, strict=True))
         belongs = None if groups is None else [groups[index] for index in drawn]
         starts = {}

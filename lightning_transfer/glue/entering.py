@@ -1,0 +1,114 @@
+"""Compare what a training step and a pass outside of it do to images before the network's first layer takes them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
+
+from lightning_transfer.roles import Head
+from lightning_transfer.tracing import outside_graphs
+
+SCALED = 1.5  # MixUp makes the deviation up to 1.4 times smaller; Normalize for timm makes it twice as large or more
+SHIFTED = 0.5  # of the deviation
+IN_FORWARD = (
+    "training_step changes images before the network takes them, as a normalisation does, and images outside of "
+    "training_step are not changed so. Do it in the module's forward or in on_after_batch_transfer"
+)
+
+
+class Entry(NamedTuple):
+    """Holds the first layer of a network and how pixels were changed before it, as far as moments show; on the device.
+
+    Attributes:
+        layer: the first.
+        scale: what pixels were multiplied by.
+        shift: what was added then.
+    """
+
+    layer: nn.Module
+    scale: Tensor
+    shift: Tensor
+
+    @classmethod
+    def of(cls, layer: nn.Module, images: Tensor, taken: Tensor) -> "Entry":
+        """Return what became of images before the layer took them."""
+        mean, deviation = _moments(images)
+        mean_after, deviation_after = _moments(taken)
+        scale = deviation_after / deviation
+        return cls(layer, scale, mean_after - scale * mean)
+
+    def is_other(self, images: Sequence[Tensor], taken: Sequence[Tensor]) -> bool:
+        """Return whether the first images were clearly changed otherwise; an augmentation alone does not make it clear.
+
+        Args:
+            images: of a batch; without any, nothing is clear.
+            taken: what the layer took.
+        """
+        if not images or not taken:
+            return False
+        mean, deviation = _moments(images[0])
+        mean_after, deviation_after = _moments(taken[0])
+        expected = self.scale * deviation
+        is_scaled = (deviation_after / expected).log().abs() > math.log(SCALED)
+        apart = (mean_after - self.scale * mean - self.shift).abs()
+        return bool(is_scaled | (apart > SHIFTED * torch.maximum(deviation_after, expected)))
+
+
+def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    pixels = images.detach().float()
+    return pixels.mean(), pixels.std()
+
+
+def images_in(batch: Any) -> list[Tensor]:
+    """Return the tensors of pictures in a batch, (B, channels, height, width)."""
+    return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim == 4]
+
+
+def first_layer(module: nn.Module, head: Head) -> nn.Module | None:
+    """Return the first convolution of the network, or its first Linear; None if that is in the head."""
+    inside = {*head.module.modules()}
+    network = module.get_submodule(head.network_path)
+    for part in (network, module):
+        layers = [layer for layer in part.modules() if layer not in inside]
+        for kind in (_ConvNd, nn.Linear):
+            if found := [layer for layer in layers if isinstance(layer, kind)]:
+                return found[0]
+    return None
+
+
+class Entering:
+    """Records what a layer takes in a training step, outside of compiled graphs, as a forward pre-hook."""
+
+    def __init__(self) -> None:
+        self.taken: list[Tensor] = []
+        self._is_idle = True
+        self._handle: Any = None
+
+    def __reduce__(self) -> tuple[type["Entering"], tuple[()]]:
+        return (Entering, ())  # a copy does not listen
+
+    def listen(self, layer: nn.Module) -> None:
+        """Record from now on."""
+        self.end()
+        self._is_idle = False
+        self._handle = layer.register_forward_pre_hook(self, with_kwargs=True)
+
+    def end(self) -> None:
+        """Remove the hook and forget what was recorded."""
+        if self._handle is not None:
+            self._handle.remove()
+        self.taken, self._is_idle, self._handle = [], True, None
+
+    def __call__(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
+        """Record a call; compiled graphs that hold the hook are guarded by whether it is idle."""
+        if not self._is_idle:
+            self._keep(next(iter((*args, *kwargs.values())), None))
+
+    @outside_graphs
+    def _keep(self, taken: Any) -> None:
+        if isinstance(taken, Tensor) and torch.is_grad_enabled():
+            self.taken.append(taken.detach())

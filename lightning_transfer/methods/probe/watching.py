@@ -1,0 +1,86 @@
+"""Watch the first steps after a head was set: what they do to images, and how their loss is beside chance."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_transfer.glue.entering import IN_FORWARD, Entering, Entry, images_in
+from lightning_transfer.glue.trainer import is_log_due
+
+WATCHED = 10  # optimizer steps
+STEEP = 10.0  # how many times as high as chance the loss may be (ours)
+# The same for the first step, before the head has changed (ours). With an ImageNet network, on six targets, it is at
+# most 1.1 times chance, with MixUp too, and 1.5 to 2.7 times if FrozenStatistics is there and labels are swapped.
+AT_FIRST = 1.5
+
+
+class FirstSteps:
+    """Warns if training does not start from the probe.
+
+    Args:
+        trainer: of the run.
+        num_classes: by which chance is known.
+        device: of the module.
+        entry: how images entered the network while the probe's features were computed; None if it is not known.
+    """
+
+    def __init__(self, trainer: Any, num_classes: int, device: torch.device, entry: Entry | None) -> None:
+        self.last = trainer.global_step + WATCHED
+        self.chance = math.log(num_classes)
+        self.entry = entry
+        self.entering = Entering()
+        self.at_first: Tensor | None = None  # loss of the first batch
+        self.worst = torch.zeros((), device=device)
+
+    def begin(self) -> None:
+        """Listen to the first batch."""
+        if self.at_first is None and self.entry is not None:
+            self.entering.listen(self.entry.layer)
+
+    def stepped(self, trainer: Any, module: Any, outputs: Any, batch: Any) -> bool:
+        """Keep the loss on the device, and return whether it can be read: the steps are over, and this one logs."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if trainer.global_step <= self.last and isinstance(loss, Tensor):
+            mean = loss.detach().float().mean()  # in manual optimization it may be a loss for each image
+            parts = trainer.accumulate_grad_batches if module.automatic_optimization else 1
+            mean = mean * parts  # Lightning has divided it
+            if self.at_first is None:
+                self.at_first = mean
+                self._compare(batch)
+            self.worst = torch.maximum(self.worst, mean)
+        self.entering.end()
+        return bool(trainer.global_step >= self.last and is_log_due(trainer))
+
+    def _compare(self, batch: Any) -> None:
+        if self.entry is not None and self.entry.is_other(images_in(batch), self.entering.taken):
+            warnings.warn(
+                f"ProbeStart: {IN_FORWARD}; or pass ProbeStart(forward=lambda module, images: ...), which changes them "
+                "too.",
+                stacklevel=2,
+            )
+
+    def read(self) -> None:
+        """Warn if the loss was too high."""
+        begun, worst = 0.0 if self.at_first is None else float(self.at_first), float(self.worst)
+        reasons = (
+            "the features differ between training mode and eval mode (a network that is not pretrained), training_step "
+            "changes images or labels first, the labels 0 and 1 are the numbers of a regression and not classes"
+        )
+        if not worst < STEEP * self.chance:  # also if it is not a number
+            warnings.warn(
+                f"After ProbeStart the loss rose to {worst:.3g} within {WATCHED} steps; chance is {self.chance:.2g}. "
+                f"Possible reasons: {reasons}, or the learning rate is too high for the probe's large weights. Lower "
+                "the learning rate, or leave ProbeStart out.",
+                stacklevel=2,
+            )
+        elif begun > AT_FIRST * self.chance:
+            warnings.warn(
+                f"After ProbeStart the first loss is {begun:.3g}; chance is {self.chance:.2g}. Possible reasons: "
+                f"{reasons}, or the loss has other terms than the mean cross-entropy. In the last case ignore this; "
+                "otherwise mend it, or leave ProbeStart out.",
+                stacklevel=2,
+            )
