@@ -14,32 +14,27 @@ from lightning_transfer.tracing import outside_graphs
 
 SCALED = 1.5  # MixUp makes the deviation up to 1.4 times smaller; Normalize for timm makes it twice as large or more
 SHIFTED = 0.5  # of the deviation
-IN_FORWARD = (
-    "training_step changes images before the network takes them, as a normalisation does, and images outside of "
-    "training_step are not changed so. Do it in the module's forward or in on_after_batch_transfer"
-)
+IN_STEP = "training_step changes images before the network takes them, as a normalisation does"
 
 
 class Entry(NamedTuple):
-    """Holds the first layer of a network and how pixels were changed before it, as far as moments show; on the device.
+    """Holds how pixels were changed before a network's first layer, as far as moments show; scalars on the device.
 
     Attributes:
-        layer: the first.
         scale: what pixels were multiplied by.
         shift: what was added then.
     """
 
-    layer: nn.Module
     scale: Tensor
     shift: Tensor
 
     @classmethod
-    def of(cls, layer: nn.Module, images: Tensor, taken: Tensor) -> "Entry":
+    def of(cls, images: Tensor, taken: Tensor) -> "Entry":
         """Return what became of images before the layer took them."""
         mean, deviation = _moments(images)
         mean_after, deviation_after = _moments(taken)
         scale = deviation_after / deviation
-        return cls(layer, scale, mean_after - scale * mean)
+        return cls(scale, mean_after - scale * mean)
 
     def is_other(self, images: Sequence[Tensor], taken: Sequence[Tensor]) -> bool:
         """Return whether the first images were clearly changed otherwise; an augmentation alone does not make it clear.
@@ -68,16 +63,16 @@ def images_in(batch: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim == 4]
 
 
-def first_layer(module: nn.Module, head: Head) -> nn.Module | None:
-    """Return the first convolution of the network, or its first Linear; None if that is in the head."""
+def first_layer(module: nn.Module, head: Head) -> tuple[nn.Module, ...]:
+    """Return the first convolution of the network, or its first Linear; nothing if that is in the head."""
     inside = {*head.module.modules()}
     network = module.get_submodule(head.network_path)
     for part in (network, module):
         layers = [layer for layer in part.modules() if layer not in inside]
         for kind in (_ConvNd, nn.Linear):
             if found := [layer for layer in layers if isinstance(layer, kind)]:
-                return found[0]
-    return None
+                return (found[0],)
+    return ()
 
 
 class Entering:
@@ -91,11 +86,12 @@ class Entering:
     def __reduce__(self) -> tuple[type["Entering"], tuple[()]]:
         return (Entering, ())  # a copy does not listen
 
-    def listen(self, layer: nn.Module) -> None:
-        """Record from now on."""
+    def listen(self, *layers: nn.Module) -> None:
+        """Record from now on what one layer takes, if there is one."""
         self.end()
-        self._is_idle = False
-        self._handle = layer.register_forward_pre_hook(self, with_kwargs=True)
+        for layer in layers:
+            self._is_idle = False
+            self._handle = layer.register_forward_pre_hook(self, with_kwargs=True)
 
     def end(self) -> None:
         """Remove the hook and forget what was recorded."""

@@ -40,7 +40,7 @@ class Hearing:
         # whether the network that takes the images does not include the head
         self.is_apart = self.path not in ("", head.network_path)
         self.entry: Entry | None = None  # of the first images
-        self._first = first_layer(module, head)
+        self.first = first_layer(module, head)
 
     def hear(self, images: Tensor, layers: Sequence[nn.Module]) -> tuple[list[Calls], Any]:
         """Return the inputs and outputs of each layer when images run, and what comes out in the end, all detached.
@@ -56,15 +56,15 @@ class Hearing:
 
         def enter(layer: nn.Module, args: Any) -> None:
             if self.entry is None and args and isinstance(args[0], Tensor):
-                self.entry = Entry.of(layer, images, args[0])
+                self.entry = Entry.of(images, args[0])
 
         try:
             with ExitStack() as hooks, as_in_steps(self.trainer, self.module):
                 hooks.enter_context(torch.compiler.set_stance("force_eager"))  # earlier graphs do not run new hooks
                 for layer in layers:
                     hooks.enter_context(layer.register_forward_hook(note, with_kwargs=True))
-                if self._first is not None:
-                    hooks.enter_context(self._first.register_forward_pre_hook(enter))
+                for layer in self.first:
+                    hooks.enter_context(layer.register_forward_pre_hook(enter))
                 output = self._run(images, lambda: any(heard.values()))
         except Exception as error:
             if self.forward is None:

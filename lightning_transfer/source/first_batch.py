@@ -2,14 +2,14 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_transfer.datasets import known_labels
-from lightning_transfer.glue.entering import images_in
+from lightning_transfer.glue.entering import IN_STEP, Entry, images_in
 from lightning_transfer.glue.trainer import say
 from lightning_transfer.pending import when
 from lightning_transfer.randomness import seeded
@@ -29,8 +29,20 @@ def introduce(
     labels: Tensor,
     *,
     target: Any,
+    taken: Sequence[Tensor],
 ) -> None:
-    """Log one line about the first source batch, and warn if something looks wrong beside the target batch."""
+    """Log one line about the first source batch, and warn if something looks wrong beside the target batch.
+
+    Args:
+        view: runs images.
+        head: of the source.
+        criterion: of the source.
+        loss: of the first source batch.
+        images: of that batch.
+        labels: of that batch.
+        target: batch of the step.
+        taken: what the network's first layer took in the step.
+    """
     num_classes, source, step = out_width(head), view.source, view.trainer.global_step
     chance = math.log(num_classes)
     guessing = f"; guessing: ln({num_classes}) = {chance:.3f}" if source.has_class_labels else ""
@@ -54,6 +66,29 @@ def introduce(
             "the network was pretrained with.",
             stacklevel=2,
         )
+    _warn_if_changed(images, images_in(target), taken, is_joint=source.forward == "joint")
+
+
+def _warn_if_changed(images: Tensor, target: Sequence[Tensor], taken: Sequence[Tensor], *, is_joint: bool) -> None:
+    """Warn if the module changes the target's images, and source images enter the network as they are.
+
+    Args:
+        images: of the source.
+        target: images of the batch.
+        taken: what the network's first layer took: the target's and then the source's, in one pass or in two.
+        is_joint: whether source images join the target's behind what the module's forward does to these.
+    """
+    if len(taken) == 1:
+        taken = taken[0].tensor_split([len(taken[0]) - len(images)])
+    if len(taken) < 2 or not len(taken[0]):
+        return
+    mine, theirs = taken[0], taken[-1]
+    is_changed = Entry.of(images, theirs).is_other(target, [mine])
+    if is_changed and Entry.of(theirs, theirs).is_other([theirs], [mine]):  # else the source's transform does the same
+        step, places = IN_STEP, "the module's forward, in on_after_batch_transfer or in the source dataset's transform"
+        if is_joint:
+            step, places = IN_STEP.replace("training_step", "the module"), places.partition(", in ")[2]
+        warnings.warn(f"SourceTask: {step}, and source images are not changed. Do it in {places}.", stacklevel=2)
 
 
 def are_equal(one: nn.Module, other: nn.Module) -> bool:

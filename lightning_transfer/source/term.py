@@ -13,6 +13,7 @@ from lightning_transfer.datasets import collate, load
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.checkpoints import check_options
+from lightning_transfer.glue.entering import Entering, first_layer
 from lightning_transfer.glue.first_loss import FirstLoss, refuse_sum
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import Before, keep_hooks_out
@@ -93,6 +94,8 @@ class SourceTerm(TransferPart):
         self._saved_options: dict[str, str] | None = None
         self._checked_for = Weakly()
         self._first_loss = FirstLoss()
+        self._entering = Entering()
+        self._first_layer: tuple[nn.Module, ...] = ()  # in a tuple, so that it is not a part of this one
         if self.annealing.most:
             with seeded(source.seed, 0):
                 source.check_all_labels(self.num_classes)
@@ -119,13 +122,16 @@ class SourceTerm(TransferPart):
         """Attach hooks to the head of the user's module."""
         if self._pass is not None:
             self._pass.remove()
-        self._pass = SourcePass(self.source, module, find_head(module, self.head_path))
+        head = find_head(module, self.head_path)
+        self._pass = SourcePass(self.source, module, head)
+        self._first_layer = first_layer(module, head)
 
     def detach(self) -> None:
         """Remove the hooks from the user's module, and stop loader workers."""
         if self._pass is not None:
             self._pass.remove()
         self._pass = self.drawing.batch = None
+        self._first_layer = ()
         self.drawing.close()
 
     def check(self, trainer: Any) -> None:
@@ -203,6 +209,8 @@ class SourceTerm(TransferPart):
             self._source_pass.arm(lambda: self.drawing.draw(self.trainer, self))
         if batch is not None and self.annealing.most <= 1:
             self._first_loss.listen(module.get_submodule(self.head_path), batch)
+        if self.drawing.position == 0:
+            self._entering.listen(*self._first_layer)
 
     def stepped(self, loss: Tensor | None) -> None:
         """Refuse a first loss that is a sum: the source loss is a mean."""
@@ -237,6 +245,7 @@ class SourceTerm(TransferPart):
         if self._pass is not None:
             self._pass.disarm()
         self._first_loss.end()
+        self._entering.end()
         self._batch = self.drawing.batch = None
 
     def _decide(self, gap: float) -> None:
@@ -281,7 +290,8 @@ class SourceTerm(TransferPart):
             self.pending.read()  # before what is said of the batch, which waits for the device too
             self.first_extent = Extent().see(images.detach())
             loss_now = float(loss.detach())
-            introduce(self._view(module), self.head, self.loss, loss_now, images, labels, target=self._batch)
+            seen = {"target": self._batch, "taken": self._entering.taken}
+            introduce(self._view(module), self.head, self.loss, loss_now, images, labels, **seen)
         return loss
 
     def _view(self, module: Any) -> NetworkView:

@@ -17,7 +17,6 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.checkpoints import check_structure
 from lightning_transfer.glue.copies import holders_of
-from lightning_transfer.glue.entering import Entry
 from lightning_transfer.glue.hearing import Hearing
 from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.samplers import importance_of
@@ -105,7 +104,7 @@ class ProbeStart(AnyCallback):
             )
         self.head, self.unaugmented, self.forward, self.adapt = head, unaugmented, forward, adapt
         self._fit: Weakly | None = None  # the module of the last fit
-        self._entry: Entry | None = None  # of the images of this run
+        self._hearing: Hearing | None = None  # that computed the features of this run
         self._steps: FirstSteps | None = None  # while they are watched
         self._stand_in: Before | None = None
 
@@ -159,7 +158,7 @@ class ProbeStart(AnyCallback):
                 "differ from those that the probe was fitted to: leave it out of the head.",
             )
         num_classes = max(2, *(len(start.rows) for start in starts.values()))
-        self._steps = FirstSteps(trainer, num_classes, pl_module.device, self._entry)
+        self._steps = FirstSteps(trainer, num_classes, pl_module.device, self._hearing)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Listen to the first batch."""
@@ -182,7 +181,7 @@ class ProbeStart(AnyCallback):
         """Leave the module as it was found."""
         if self._steps is not None:
             self._steps.entering.end()
-        self._steps = self._entry = None
+        self._steps = self._hearing = None
         if self._stand_in is not None and self._stand_in.run.is_of(trainer):
             self._stand_in.remove()
             self._stand_in = None
@@ -192,7 +191,7 @@ class ProbeStart(AnyCallback):
         self.teardown(trainer, pl_module, "")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_stand_in": None, "_entry": None, "_steps": None}  # a copy is not attached
+        return {**vars(self), "_stand_in": None, "_hearing": None, "_steps": None}  # a copy is not attached
 
     @staticmethod
     def _warn_of_copies(trainer: Any, module: Any, before: dict[str, Tensor]) -> None:
@@ -217,7 +216,7 @@ class ProbeStart(AnyCallback):
             layers = dict(last_linear(head) for head in heads)
             check_untied(module, layers)
             seen = list(self._look(hearing, layers, side, drawn))
-            self._entry = hearing.entry
+            self._hearing = hearing
         labels, *features = (torch.cat(parts) for parts in zip(*seen, strict=True))
         belongs = None if groups is None else [groups[index] for index in drawn]
         starts = {}

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_transfer.glue.entering import IN_FORWARD, Entering, Entry, images_in
+from lightning_transfer.glue.entering import IN_STEP, Entering, images_in
+from lightning_transfer.glue.hearing import Hearing
 from lightning_transfer.glue.trainer import is_log_due
 
 WATCHED = 10  # optimizer steps
@@ -25,21 +26,21 @@ class FirstSteps:
         trainer: of the run.
         num_classes: by which chance is known.
         device: of the module.
-        entry: how images entered the network while the probe's features were computed; None if it is not known.
+        hearing: that computed the probe's features; None if another process did.
     """
 
-    def __init__(self, trainer: Any, num_classes: int, device: torch.device, entry: Entry | None) -> None:
+    def __init__(self, trainer: Any, num_classes: int, device: torch.device, hearing: Hearing | None) -> None:
         self.last = trainer.global_step + WATCHED
         self.chance = math.log(num_classes)
-        self.entry = entry
+        self.hearing = hearing
         self.entering = Entering()
         self.at_first: Tensor | None = None  # loss of the first batch
         self.worst = torch.zeros((), device=device)
 
     def begin(self) -> None:
         """Listen to the first batch."""
-        if self.at_first is None and self.entry is not None:
-            self.entering.listen(self.entry.layer)
+        if self.at_first is None and self.hearing is not None:
+            self.entering.listen(*self.hearing.first)
 
     def stepped(self, trainer: Any, module: Any, outputs: Any, batch: Any) -> bool:
         """Keep the loss on the device, and return whether it can be read: the steps are over, and this one logs."""
@@ -56,10 +57,11 @@ class FirstSteps:
         return bool(trainer.global_step >= self.last and is_log_due(trainer))
 
     def _compare(self, batch: Any) -> None:
-        if self.entry is not None and self.entry.is_other(images_in(batch), self.entering.taken):
+        entry = None if self.hearing is None else self.hearing.entry
+        if entry is not None and entry.is_other(images_in(batch), self.entering.taken):
             warnings.warn(
-                f"ProbeStart: {IN_FORWARD}; or pass ProbeStart(forward=lambda module, images: ...), which changes them "
-                "too.",
+                f"ProbeStart: {IN_STEP}, and the probe was fitted to images as they are. Do it in the module's forward "
+                "or in on_after_batch_transfer, or pass ProbeStart(forward=lambda module, images: ...).",
                 stacklevel=2,
             )
 
