@@ -5,12 +5,13 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Subset
 
+from lightning_transfer.criteria import CriterionCall
 from lightning_transfer.datasets import known_labels, known_names, listed_labels
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining.diagnosis import Finding, listed
 from lightning_transfer.examining.images import Adapt, ends, listing_of, reader
 from lightning_transfer.examining.module import out_of_range
-from lightning_transfer.examining.step import CriterionCall, Seen
+from lightning_transfer.examining.step import Seen
 from lightning_transfer.naming import a_class
 from lightning_transfer.reading import apart
 

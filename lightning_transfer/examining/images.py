@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, Subset
 
 from lightning_transfer.batches import class_numbers, labels_in
+from lightning_transfer.criteria import CriterionCall
 from lightning_transfer.datasets import index_in, listed_labels, load, origins
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining.diagnosis import Finding, listed
 from lightning_transfer.examining.module import CLASSES, out_of_range
-from lightning_transfer.examining.step import CriterionCall, Seen
+from lightning_transfer.examining.step import Seen
 from lightning_transfer.methods.selective.duplicates import near_duplicates_of_few
 from lightning_transfer.methods.selective.pictures import Pictures, spread
 from lightning_transfer.naming import a_class

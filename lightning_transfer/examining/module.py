@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from lightning_transfer.batches import class_numbers, label_hint
+from lightning_transfer.criteria import CriterionCall
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining.diagnosis import Finding, listed
-from lightning_transfer.examining.step import CriterionCall, Seen
+from lightning_transfer.examining.step import Seen
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.namespaces import NAMESPACES, namespaces_of
 

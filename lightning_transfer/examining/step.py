@@ -10,37 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
+from lightning_transfer.criteria import CriterionCall, Listening
 from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.proxy import callbacks_of, fit_alone
 from lightning_transfer.twins import RunsOriginalError, copied, only_copies_run
 
-CRITERIA = ("cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy")
-RESHAPING = ("View", "UnsafeView", "Squeeze", "Unsqueeze", "Select", "ToCopy", "Clamp")  # names of graph nodes
 FEW = 20  # one of so many pixels may be noise: of erased parts, or of interpolation (ours)
 EPOCHS = 100  # of a Trainer that does not say how long it trains: schedules have room
-
-
-class CriterionCall(NamedTuple):
-    """Holds a call of one of torch's criteria.
-
-    Attributes:
-        name: of the function.
-        scores: (n, classes, ...), or (n,) of one output.
-        target: of the scores.
-        ignored: the class number that is left out.
-        maker: the operation whose result the scores are, "" if no gradient shows it.
-        error: that it raised, or None.
-    """
-
-    name: str
-    scores: Tensor
-    target: Tensor
-    ignored: int
-    maker: str
-    error: Exception | None
 
 
 class Entered(NamedTuple):
@@ -98,38 +76,6 @@ class Seen:
     entered: dict[str, Entered] = field(default_factory=dict)
     has_stepped: bool = False
     loss_after: float | None = None
-
-
-class _Listening(TorchFunctionMode):
-    """Records calls of criteria, however the user has named or wrapped them."""
-
-    def __init__(self, calls: list[CriterionCall]) -> None:
-        super().__init__()
-        self.calls = calls
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the function."""
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") not in CRITERIA:
-            return func(*args, **kwargs)
-        scores, target = args[:2]
-        ignored, error = kwargs.get("ignore_index", -100), None
-        try:
-            return func(*args, **kwargs)
-        except Exception as raised:
-            error = raised
-            raise
-        finally:
-            maker = _maker(scores)
-            self.calls.append(CriterionCall(func.__name__, scores.detach(), target.detach(), ignored, maker, error))
-
-
-def _maker(scores: Tensor) -> str:
-    """Return the name of the operation that made a tensor, before it was reshaped or cast."""
-    node: Any = scores.grad_fn
-    while node is not None and node.name().startswith(RESHAPING):
-        node = node.next_functions[0][0]
-    return "" if node is None else str(node.name())
 
 
 class _StepDoneError(Exception):
@@ -259,7 +205,7 @@ def _watched(module: Any, seen: Seen) -> Callable[..., Any]:
             seen.loss_after = _number(step(*args, **kwargs))
             raise _StepDoneError
         try:
-            with _Listening(seen.calls):
+            with Listening(seen.calls):
                 given = step(*args, **kwargs)
         except (_StepDoneError, RunsOriginalError):  # a step by hand; what is not the user's mistake
             raise

@@ -320,3 +320,69 @@ def test_a_schedule_that_the_trial_is_too_short_for_is_said_to_be_in_a_trial():
     with pytest.raises(ValueError, match=r"(?s)pct_start.*in a trial of [23] epochs; .*more steps="):
         lt.advise(OneCycle(), toys.target_loader(), candidates={}, steps=12, trainer=QUIET)
     lt.advise(OneCycle(), toys.target_loader(), candidates={}, steps=60, trainer=QUIET)
+
+
+class Changing(toys.LitToy):
+    """Its step changes images or labels first."""
+
+    def __init__(self, images=lambda images: images, labels=lambda labels: labels):
+        super().__init__()
+        self.images, self.labels = images, labels
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        return torch.nn.functional.cross_entropy(self(self.images(images)), self.labels(labels))
+
+
+def positive(labels=lambda labels: labels):
+    images, numbers = toys.target_data().tensors
+    return DataLoader(TensorDataset(images.sigmoid(), labels(numbers)), batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Changing(lambda images: (images - 0.45) / 0.225), "training_step changes images .*advise.*forward="),
+        (Changing(labels=lambda labels: (labels + 1) % 5), r"trains on the labels \[\d.*, and the batch has \[\d"),
+        (Changing(labels=lambda labels: labels // 3), "trains on the labels"),
+    ],
+)
+def test_a_step_that_trains_on_what_is_not_scored_is_refused(module, message):
+    with pytest.raises(lt.TransferConfigError, match=message):
+        paired(module, positive(), steps=2).train(PLAIN, 0)
+
+
+def test_what_is_said_of_it_is_scored():
+    """By hand: images and labels that are changed in the dataset give the same."""
+
+    def normalized(images):
+        return (images - 0.45) / 0.225
+
+    def forward(module, images):
+        return module(normalized(images))
+
+    def adapt(batch):
+        return batch[0], (batch[1] + 1) % 5
+
+    module, data = Changing(normalized, lambda labels: (labels + 1) % 5), positive()
+    given = trials_of(module, data, QUIET, unaugmented=None, adapt=adapt)
+    said = PairedTrials(module, given, Reading(adapt=adapt, forward=forward), clock=Clock(), deadline=1e9)
+    said.steps = 12
+    images, labels = data.dataset.tensors
+    done = paired(toys.LitToy(), DataLoader(TensorDataset(normalized(images), (labels + 1) % 5), 8), steps=12)
+    for name, scored in said.train(PLAIN, 0).items():
+        assert torch.equal(scored.right, done.train(PLAIN, 0)[name].right)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Changing(lambda images: 0.5 * images + 0.5 * images.roll(1, 0)),
+        Changing(labels=lambda labels: labels.roll(1)),  # of a MixUp whose share is 0
+        Changing(labels=lambda labels: torch.nn.functional.one_hot(labels, 5).float() * 0.9 + 0.02),
+        Changing(labels=lambda labels: torch.where(torch.arange(len(labels)) == 0, -100, labels)),
+    ],
+    ids=["mixed", "partners", "smoothed", "ignored"],
+)
+def test_augmentation_in_the_step_is_not_refused(module):
+    assert set(paired(module, positive(), steps=2).train(PLAIN, 0)) == {PROBE, "fine-tuning"}
