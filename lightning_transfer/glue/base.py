@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import checkpoints, optimizers
+from lightning_transfer.glue.copies import warn_of_outdated
 from lightning_transfer.glue.dispatcher import StepDispatcher
 from lightning_transfer.glue.namespaces import AnyCallback, is_lightnings
 from lightning_transfer.glue.optimizers import AsBefore
@@ -246,6 +247,8 @@ class TransferCallback(AnyCallback):
         """Check what is only known now, such as the length of training."""
         assert self.part is not None  # made in setup or after configure_model
         self.part.check(trainer)
+        if self.structure is not None:
+            warn_of_outdated(type(self).__name__, self.part.renamed(pl_module), trainer, pl_module)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the module as it was found."""

@@ -12,7 +12,7 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.tracing import outside_graphs
 
 SURE = 1e-3  # share by which a sum may differ from the mean times a number
-LEAST = 1e-3  # a smaller mean decides nothing
+LEAST = 1e-3  # a smaller mean decides nothing; of it, rounding is a larger share
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}  # share by which two computations of one loss may differ
 CLOSE_AT_HALF = 0.02  # the same at half precision
 
@@ -20,7 +20,7 @@ CLOSE_AT_HALF = 0.02  # the same at half precision
 def is_close(found: float, expected: float, dtype: torch.dtype) -> bool:
     """Return whether two losses agree, computed in two ways from logits of a type; NaN agrees with everything."""
     close = CLOSE.get(dtype, CLOSE_AT_HALF)
-    return not abs(found - expected) > close * max(abs(found), abs(expected))
+    return not abs(found - expected) > close * max(abs(found), abs(expected), LEAST)
 
 
 class MeanLoss(NamedTuple):
@@ -71,7 +71,7 @@ class FirstLoss:
         self.reset()
 
     def reset(self) -> None:
-        """Begin a new run."""
+        """Check the next step, such as the first of a new run."""
         self._is_due = True
         self._batch: Any = None
         self._heard: Heard | None = None
@@ -81,7 +81,7 @@ class FirstLoss:
         return (FirstLoss, (self.labels,))
 
     def listen(self, head: nn.Module, batch: Any) -> None:
-        """Record the head's output from now on, if this is the first step."""
+        """Record the head's output from now on, if this is the first step after `reset`."""
         self.end()
         if self._is_due:
             self._batch, self._heard = batch, Heard(is_idle=False)

@@ -260,6 +260,109 @@ def test_a_head_is_not_gated_twice_and_comes_back():
         remove_gated_transfer(net)
 
 
+class Images(L.LightningModule):
+    """Trains a network on a few images of 32 pixels."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.model(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    def train_dataloader(self):
+        images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.arange(4) % 3), batch_size=4)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "ghostnet_100"])
+def test_a_linear_of_timms_is_gated_trained_and_comes_back(name):
+    net = timm.create_model(name, num_classes=3).eval()
+    head, images = net.classifier, torch.randn(2, 3, 32, 32)
+    assert type(head) is timm.layers.Linear
+    before = net(images)
+    assert apply_gated_transfer(net).replaced == ("classifier",)
+    nn.init.zeros_(net.classifier.transfer.expand.weight)  # so all weights are one half
+    torch.testing.assert_close(net(images), (before + head.bias) / 2)
+    remove_gated_transfer(net)
+    assert net.classifier is head
+    module = Images(net.train())
+    toys.trainer([lt.GatedTransfer()], max_steps=1).fit(module)
+    after = net.eval()(images)
+    assert net.classifier.head is head
+    assert not torch.allclose(net(images), before)
+    remove_gated_transfer(module)
+    assert net.classifier is head
+    assert not torch.equal(net(images), after)
+
+
+class Low(nn.Linear):
+    """LoRA that begins as the Linear itself."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.down, self.up = nn.Parameter(torch.randn(2, sizes[0])), nn.Parameter(torch.zeros(sizes[1], 2))
+
+    def forward(self, features):
+        return super().forward(features) + features @ self.down.T @ self.up.T
+
+
+class Angles(nn.Linear):
+    def forward(self, features):
+        return 30 * F.linear(F.normalize(features), F.normalize(self.weight))
+
+
+class Margins(Angles):
+    def forward(self, features, labels):
+        return super().forward(features) - F.one_hot(labels, self.out_features)
+
+
+class Bits(nn.Parameter):
+    """Weights that are kept in another form."""
+
+
+class Packed(nn.Linear):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.weight = Bits(self.weight.detach())
+
+
+class Product(nn.Linear):
+    def forward(self, features):
+        return features @ self.weight.T + self.bias
+
+
+def spectral(*sizes):
+    return nn.utils.parametrizations.spectral_norm(nn.Linear(*sizes))
+
+
+@pytest.mark.parametrize("make", [Product, nn.modules.linear.NonDynamicallyQuantizableLinear])
+def test_a_subclass_that_multiplies_is_gated(make):
+    net = toys.toy_net()
+    net.fc = make(toys.WIDTH, 3)
+    net.fc.register_forward_hook(lambda *_: pytest.fail("a hook of the user's ran"))
+    random, mode = torch.get_rng_state(), net.fc.training
+    apply_gated_transfer(net, ratio=2)
+    assert isinstance(net.fc.head, make)
+    assert net.fc.head.training == mode
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(Low, "Low"), (Angles, "an Angles"), (Margins, "Margins"), (Packed, "Packed"), (spectral, "ParametrizedLinear")],
+)
+def test_a_subclass_that_does_something_else_is_refused_by_name(make, name):
+    net = toys.toy_net()
+    net.fc = make(toys.WIDTH, 3)
+    with pytest.raises(lt.TransferConfigError, match=f"The head 'fc' is (a )?{name}; the transfer module"):
+        apply_gated_transfer(net, ratio=2)
+    assert type(net.fc).__name__ in name
+
+
 @pytest.mark.parametrize("ratio", [2, None])
 def test_what_taking_it_out_costs_is_measured_and_is_nothing_without_a_module(ratio):
     net = toys.toy_net()

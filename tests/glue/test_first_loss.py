@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import lightning_transfer as lt
 from lightning_transfer.batches import class_numbers, find_labels, label_hint
-from lightning_transfer.glue.first_loss import Heard, fitting_criteria
+from lightning_transfer.glue.first_loss import Heard, fitting_criteria, is_close
 from lightning_transfer.methods.collaborative.agreement import Agreement
 from lightning_transfer.tracing import images_and_labels
 from tests import toys
@@ -153,6 +153,39 @@ def test_what_the_auxiliary_classifier_learns_by_is_said_once_and_labels_settle_
     assert sum("auxiliary" in str(warning.message) for warning in caught) == 1
     fit(told, [gated(labels=lambda batch: batch[1])], max_steps=3)
     assert_same(weights(found), weights(told))
+
+
+class MixedLater(LitToy):
+    """Mixes images and labels from the second epoch on."""
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        if self.current_epoch:
+            images = images.lerp(images.flip(0), 0.3)
+        logits = self(images)
+        self.hooks = [*getattr(self, "hooks", []), len(self.model.fc._forward_hooks)]
+        loss = F.cross_entropy(logits, labels)
+        return loss.lerp(F.cross_entropy(logits, labels.flip(0)), 0.3) if self.current_epoch else loss
+
+
+def test_images_that_are_mixed_later_are_found_in_a_step_that_logs():
+    """With four steps between logs, and six in an epoch, at whose end values may be monitored."""
+    found, told = MixedLater(), MixedLater()
+    with pytest.warns(UserWarning, match="If images are mixed.*aux_weight=0") as caught:
+        fit(found, [gated()], log_every_n_steps=4)
+    assert sum("auxiliary" in str(warning.message) for warning in caught) == 1
+    assert found.hooks == [1, 0, 0, 1, 0, 1, 0, 1, 0, 0, 0, 0]
+    fit(told, [gated(labels=lambda batch: batch[1])], log_every_n_steps=4)
+    assert told.hooks == [1] + [0] * 11
+    assert_same(weights(found), weights(told))
+
+
+def test_a_small_loss_that_is_rounded_otherwise_is_not_another_one():
+    logits = torch.tensor([[14.0, 0.0, 0.0], [0.0, 15.0, 0.0]])
+    rounded, exact = (float(F.cross_entropy(each, torch.tensor([0, 1]))) for each in (logits, logits.double()))
+    assert abs(rounded / exact - 1) > 0.01
+    assert is_close(rounded, exact, torch.float32)
+    assert not is_close(0.1, 0.11, torch.float32)
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["source first", "source last"])

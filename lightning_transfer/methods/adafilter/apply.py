@@ -1,15 +1,18 @@
 """Put AdaFilter into a network, and take it out again."""
 
 import math
+from collections.abc import Mapping
+from itertools import chain, combinations
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError, check_choice, check_positive
 from lightning_transfer.methods.adafilter.functional import ESTIMATORS, Estimator
 from lightning_transfer.methods.adafilter.gate import RecurrentFilterGate
 from lightning_transfer.methods.adafilter.modules import FIXED, Fixed, GatedConv2d
-from lightning_transfer.methods.adafilter.sites import PLAIN, Gated, Site, find_sites, without_filters
+from lightning_transfer.methods.adafilter.sites import IDLE, PLAIN, Gated, Site, find_sites, without_filters
 from lightning_transfer.networks import find_network
 from lightning_transfer.options import is_list
 from lightning_transfer.surgery import Structure, SurgeryReport, own_randomness, replace_modules
@@ -196,6 +199,8 @@ def apply_adafilter(
     if hasattr(host, NAME):
         raise TransferConfigError(f"{type(host).__name__} already has an attribute {NAME!r}. Rename it.")
     sites, left = find_sites(network, gated, getattr(module, "example_input_array", None), prefix=prefix)
+    if backbone == "auto" and not path and hasattr(module, "training_step"):
+        _refuse_copies(module, left)
     options: dict[str, Any] = {"width": gate_width, "temperature": temperature, "bias": gate_bias}
     gates = FilterGates(network, sites, host=host, name=name, estimator=estimator, **options)
     return SurgeryReport(
@@ -203,6 +208,22 @@ def apply_adafilter(
         sum(param.numel() for param in gates.parameters()),
         {prefix + name: reason for name, reason in left.items()},
     )
+
+
+def _refuse_copies(module: nn.Module, left: Mapping[str, str]) -> None:
+    """Refuse two networks of equal weights if an image runs through one: in training it may be the other one."""
+    convs = [
+        [(path, layer) for path, layer in child.named_modules(prefix=name) if isinstance(layer, nn.Conv2d)][:1]
+        for name, child in module.named_children()
+    ]
+    for (one, conv), (other, twin) in combinations(chain(*convs), 2):
+        is_copy = conv.weight.shape == twin.weight.shape and torch.equal(conv.weight, twin.weight)
+        if is_copy and (left.get(one) == IDLE) != (left.get(other) == IDLE):
+            names = [path.partition(".")[0] for path in (one, other)]
+            raise TransferConfigError(
+                f"{type(module).__name__} has two networks of equal weights, {names[0]!r} and {names[1]!r}; one may be "
+                f"an average of the other. Name the one to train: backbone={names[0]!r}."
+            )
 
 
 def _host(module: nn.Module, path: str, network: nn.Module) -> tuple[nn.Module | None, str]:

@@ -16,7 +16,7 @@ from lightning_transfer.naming import a_class
 from lightning_transfer.roles import is_adapted, pooling_heads
 from lightning_transfer.tracing import Call, trace
 
-GIVES_LOGITS = "it gives the class logits"
+GIVES_LOGITS, IDLE = "it gives the class logits", "it does not run on an image"
 OTHERWISE = ", or name the network that takes the images: backbone='...'"
 STEM = 0.25  # the most of all convolutions that a stem may hold (ours)
 PLAIN = (nn.BatchNorm2d, nn.SyncBatchNorm)  # BatchNorms without an activation
@@ -52,7 +52,7 @@ def find_sites(network: nn.Module, gated: Gated, example: Any, *, prefix: str) -
     names = Counter(id(layer) for _, layer in network.named_modules(remove_duplicate=False))
     calls, heads = trace(network, example, otherwise=OTHERWISE), pooling_heads(network)
     runs = Counter(call.path for call in calls)
-    left = {path: "it does not run on an image" for path, layer in layers.items() if isinstance(layer, _ConvNd)}
+    left = {path: IDLE for path, layer in layers.items() if isinstance(layer, _ConvNd)}
     adapters = tuple(f"{path}." for path, layer in layers.items() if is_adapted(layer))
     sites = {}
     for number, call in enumerate(calls):

@@ -8,7 +8,9 @@ from torch import nn
 
 from lightning_transfer.errors import TransferConfigError, check_count, check_number, nearest
 from lightning_transfer.methods.gated.modules import GatedHead, add_transfer
+from lightning_transfer.naming import a_class
 from lightning_transfer.networks import find_network
+from lightning_transfer.plain_linear import is_plain_linear
 from lightning_transfer.roles import find_head, has_forward, is_adapted
 from lightning_transfer.surgery import Removal, SurgeryReport, find_all, replace_modules
 from lightning_transfer.tracing import share_right, trace
@@ -52,12 +54,12 @@ def apply_gated_transfer(
     found = find_head(module, head)
     if sum(child is found.module for _, child in module.named_modules(remove_duplicate=False)) > 1:
         raise TransferConfigError(f"The head {found.path!r} has several names in {type(module).__name__}. Keep one.")
-    if type(found.module) is not nn.Linear:
-        kind = "Linear with an adapter of peft" if is_adapted(found.module) else type(found.module).__name__
+    if not is_plain_linear(found.module):
+        kind = "a Linear with an adapter of peft" if is_adapted(found.module) else a_class(found.module)
         raise TransferConfigError(
-            f"The head {found.path!r} is a {kind}; the transfer module weighs (B, D) features "
-            "before a Linear. If the network ends in a Linear, name it: head='...'. If not, GatedTransfer is not for "
-            "it."
+            f"The head {found.path!r} is {kind}; the transfer module weighs (B, D) features before a Linear that gives "
+            "weight x features + bias. If the network ends in one, name it: head='...'. If not, GatedTransfer is not "
+            "for it."
         )
     gated = add_transfer(module, found.path, ratio=ratio, gate_dropout=gate_dropout, dropout=dropout)
     added = 0 if gated.transfer is None else sum(param.numel() for param in gated.transfer.parameters())

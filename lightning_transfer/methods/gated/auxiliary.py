@@ -61,6 +61,7 @@ class AuxiliaryTerm(TransferPart):
         self._num_source = 0  # such images in this step
         self._frozen_norms: list[_NormBase] = []  # in this step of a warm-up
         self._is_binary = False  # by the first loss
+        self._is_foreign = False  # whether a step's loss was found to be another one than the classifier's criterion
         self._num_dead = 0
         self.options = {**{key: str(value) for key, value in found[1].spec().items()}, "tap": self.tap}
         self.options |= {"aux_weight": str(weight), "warmup_epochs": str(warmup_epochs)}
@@ -102,7 +103,7 @@ class AuxiliaryTerm(TransferPart):
         """Refuse a warm-up that never ends, and a classifier that no optimizer holds."""
         optimizers.check_held(trainer, self)
         self._first_loss.reset()
-        self._kind = None
+        self._kind, self._is_foreign = None, False
         gated, spec = self._gated[0], self._gated[0].spec()
         if not gated.training and (spec["dropout"] or spec["gate_dropout"]):
             warnings.warn(
@@ -124,6 +125,8 @@ class AuxiliaryTerm(TransferPart):
         self._batch, self.has_added = batch, False
         self._is_listening = self.classifier is not None
         if self._is_listening:
+            if not self._is_foreign and self.labels is find_labels and is_log_due(self.trainer):
+                self._first_loss.reset()  # mixup, for example, may begin after the first step or epoch
             self._first_loss.listen(self._gated[0], batch)
         if self._is_warming(self.trainer):
             norms = [layer for _, layer in users_modules(module) if isinstance(layer, _NormBase) and layer.training]
@@ -155,15 +158,17 @@ class AuxiliaryTerm(TransferPart):
         return loss
 
     def _look(self, loss: Tensor) -> None:
-        """Refuse a first loss that is a sum, and warn if it is not the criterion of the auxiliary classifier."""
+        """Refuse a first loss that is a sum; warn, once, if a loss is not the criterion of the auxiliary classifier."""
         found = self._first_loss.criteria()
-        self._is_binary = is_binary(loss, found)
-        if self.weight <= AUX_WEIGHT:
-            refuse_sum(loss, found, to_do="pass aux_weight= times the batch size")
+        if self._kind is None:  # in the first step
+            self._is_binary = is_binary(loss, found)
+            if self.weight <= AUX_WEIGHT:
+                refuse_sum(loss, found, to_do="pass aux_weight= times the batch size")
         if not found or loss.numel() > 1 or self.labels is not find_labels:  # labels= settles what it learns from
             return
         value = float(loss.detach())
         if not any(is_close(value, known.mean, known.dtype) for known in found):
+            self._is_foreign = True
             warnings.warn(
                 f"training_step gives a loss of {value:.4f}, and {found[-1].name} of the head's logits and the batch's "
                 f"labels, from which the auxiliary classifier learns, is {found[-1].mean:.4f}. If images are "

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_transfer.batches import class_numbers, kind_of, label_hint, labels_in
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import a_class, nesting
+from lightning_transfer.plain_linear import multiplies
 from lightning_transfer.roles import Head, is_adapted, linear_layers
-from lightning_transfer.tracing import ALIKE, comes_out
+from lightning_transfer.tracing import comes_out
 
 HOW = "Say how images run: ProbeStart(forward=lambda module, images: {})."
 ADAPT = "ProbeStart(adapt=lambda batch: (batch[0], {}))"
@@ -135,8 +135,7 @@ def features_of(path: str, layer: nn.Linear, calls: list[tuple[Tensor, Tensor]],
             f"Features of the training images {[indices[row] for row in bad]} are not finite. Look for pixels that are "
             "not finite, or a network that overflows."
         )
-    scores = F.linear(taken.float(), layer.weight.float(), layer.bias.float())
-    if bool((scores - given.float()).abs().max() > ALIKE * scores.abs().max()):
+    if not multiplies(layer, taken, given):
         raise TransferConfigError(
             f"The head {path!r}, {a_class(layer)}, gives something else than weight x features + bias, as a "
             "normalised (cosine) head does; a probe starts a plain nn.Linear. Make the head one, or leave ProbeStart "
