@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from lightning_transfer.compiling import uncompiled
 from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.naming import a_class
 from lightning_transfer.roles import Head, has_forward, users_modules
 from lightning_transfer.surgery import is_ours
-from lightning_transfer.tracing import uncompiled
 
 HOW = "Say how images run: a forward of {}, or SourceTask(forward=lambda module, images: module.backbone(images))."
 

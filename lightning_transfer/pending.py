@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lightning_transfer.tracing import outside_graphs
+from lightning_transfer.compiling import outside_graphs
 
 T = TypeVar("T")
 MOST = 100  # checks that wait, so that a run that rarely logs keeps little and stops

@@ -14,6 +14,7 @@ from lightning_transfer.errors import TransferConfigError, nearest
 from lightning_transfer.naming import a_class
 from lightning_transfer.surgery import is_ours
 from lightning_transfer.tracing import LAYERS, evaluating, run_on_a_picture
+from lightning_transfer.twins import only_copies_run
 
 HEAD_NAMES = ("fc", "classifier", "head", "heads")
 FORWARDLESS = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
@@ -275,11 +276,12 @@ def _last_linear(module: nn.Module, probe: Callable[[], object] | None) -> Head 
         twin = None if found else copy.deepcopy(module)
     except Exception:  # a part of the user's may not be copied
         twin = None
-    if twin is not None and has_forward(twin):
-        found = _reached(twin, lambda: run_on_a_picture(twin))
-    if twin is not None and found is None:  # its forward takes no picture alone; does one part that holds all Linears?
-        path, part = _whole_network(twin)
-        found = _reached(twin, lambda: run_on_a_picture(part)) if path else None
+    if twin is not None:
+        with only_copies_run(module, twin):
+            found = _reached(twin, lambda: run_on_a_picture(twin)) if has_forward(twin) else None
+            path, part = _whole_network(twin)
+            if found is None and path:  # the module's forward takes no picture alone; does the part with all Linears?
+                found = _reached(twin, lambda: run_on_a_picture(part))
     return found and Head(found.path, module.get_submodule(found.path))
 
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,10 @@ from lightning_transfer.batches import either, kind_of, label_places, labels_in,
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import a_class
 from lightning_transfer.randomness import restored
+from lightning_transfer.twins import only_copies_run
 
 SIZES = (64, 224, 32)  # of the pictures to try
 ALIKE = 0.05  # by which share of the largest score two ways to the same scores may differ, at half precision too
-Act = TypeVar("Act", bound=Callable[..., Any])
 LAYERS = (_ConvNd, _NormBase, nn.LayerNorm, nn.Linear)
 
 
@@ -90,7 +90,8 @@ def trace(
     longest: list[Call] = []
     for images in [*([] if example is None else [example]), *_pictures(twin)]:
         calls: list[Call] = []
-        with _watching(twin, calls, watched or (lambda layer: isinstance(layer, LAYERS))) as takers:
+        watching = _watching(twin, calls, watched or (lambda layer: isinstance(layer, LAYERS)))
+        with only_copies_run(network, twin), watching as takers:
             try:
                 takers.take(twin(images))
                 failure = None
@@ -300,45 +301,9 @@ def shares_right(
     return shares
 
 
-def is_run_again() -> bool:
-    """Return whether a backward is recomputing this (activation checkpointing); always False if compiling."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # torch's own way to ask
-
-
-def uncompiled(module: nn.Module) -> Any:
-    """Return the module inside a compiled one, or the module itself."""
-    return getattr(module, "_orig_mod", module)  # private: where torch.compile keeps it
-
-
-def uncompiled_path(path: str) -> str:
-    """Return the path of a layer or a weight without what torch.compile adds to it.
-
-    >>> uncompiled_path("model._orig_mod.bn._orig_mod")
-    'model.bn'
-    """
-    return path.replace("_orig_mod.", "").removesuffix("._orig_mod")
-
-
 def as_taken(images: Tensor, module: nn.Module) -> Tensor:
     """Cast float64 images, as numpy makes them, to the type of the module's numbers; return others unchanged."""
     if images.dtype != torch.float64:
         return images
     types = {param.dtype for param in module.parameters() if param.is_floating_point()}
     return images.to(types.pop()) if len(types) == 1 else images
-
-
-def forget_graphs(module: nn.Module) -> None:
-    """Clear compiled graphs if a part of a module is compiled: those of before know nothing of hooks that came later.
-
-    Graphs are not guarded by hooks, which would cost each call time, so torch cannot see that there are new ones. All
-    graphs of the program are cleared and made again when they are needed; torch has no public way to clear some.
-    """
-    is_whole = getattr(module, "_compiler_ctx", None) is not None  # of Lightning: torch.compile(lightning_module)
-    if is_whole or any(hasattr(layer, "_orig_mod") or layer._compiled_call_impl for layer in module.modules()):
-        torch.compiler.reset()
-
-
-def outside_graphs(act: Act) -> Act:
-    """Keep an act out of compiled graphs: what it does changes from step to step, which a graph would freeze."""
-    disabled: Act = torch.compiler.disable(act)
-    return disabled

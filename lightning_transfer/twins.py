@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from lightning_transfer.compiling import outside_graphs
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.tracing import outside_graphs
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -13,7 +13,10 @@ import lightning_transfer as lt
 from lightning_transfer.advising.candidates import Candidate
 from lightning_transfer.advising.reading import Reading
 from lightning_transfer.advising.trials import PairedTrials
+from lightning_transfer.glue.entering import first_layer
 from lightning_transfer.glue.proxy import trials_of
+from lightning_transfer.roles import find_head
+from lightning_transfer.tracing import trace
 from lightning_transfer.twins import copied
 from tests import toys
 
@@ -148,3 +151,18 @@ def test_layers_that_a_copy_shares_on_purpose_may_run():
     module = Toy()
     module.kept = Sharing().requires_grad_(requires_grad=False)
     assert len(is_right(module)) > 0
+
+
+def test_looking_for_layers_does_not_run_the_original():
+    module = Lambda()
+    before = copy.deepcopy(toys.weights(module))
+    with pytest.raises(lt.TransferConfigError, match="A copy of Lambda is run here"):
+        trace(module)
+    assert_untouched(module, before)
+
+
+def test_compiled_modules_are_not_listened_to():
+    module = toys.LitToy()
+    module.model = torch.compile(module.model, backend="eager")
+    assert first_layer(module, find_head(module, "model.fc")) == ()
+    assert first_layer(toys.LitToy(), find_head(toys.LitToy())) != ()

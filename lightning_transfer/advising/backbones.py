@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 
 from lightning_transfer.advising.features import Features
+from lightning_transfer.compiling import uncompiled
 from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.files import reading, write_atomically
@@ -28,7 +29,7 @@ from lightning_transfer.progress import Step
 from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import apart, in_order
 from lightning_transfer.stamps import checksum, stamped, unstamped
-from lightning_transfer.tracing import required_size, uncompiled
+from lightning_transfer.tracing import required_size
 
 Networks: TypeAlias = Mapping[str, nn.Module | str] | Sequence[nn.Module | str]
 GIVE = "Give the dataset itself, without Normalize and augmentation: torchvision's with transform=None, say."

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
+from lightning_transfer.compiling import is_compiled, outside_graphs
 from lightning_transfer.roles import Head
-from lightning_transfer.tracing import outside_graphs
 
 # MixUp makes the deviation up to 1.6 times smaller in small batches; Normalize for timm makes it twice as large or more
 SCALED = 1.75
@@ -65,7 +65,12 @@ def images_in(batch: Any) -> list[Tensor]:
 
 
 def first_layer(module: nn.Module, head: Head) -> tuple[nn.Module, ...]:
-    """Return the first convolution of the network, or its first Linear; nothing if that is in the head."""
+    """Return the first convolution of the network, or its first Linear.
+
+    Nothing is returned if that is in the head, or if the module is compiled: a hook would make its graphs once more.
+    """
+    if is_compiled(module):
+        return ()
     inside = {*head.module.modules()}
     network = module.get_submodule(head.network_path)
     for part in (network, module):

@@ -17,6 +17,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from lightning_transfer.cards import WEIGHTS, card
+from lightning_transfer.compiling import uncompiled, uncompiled_path
 from lightning_transfer.datasets import known_names
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.seen_size import seen_size
@@ -25,7 +26,7 @@ from lightning_transfer.naming import a_class
 from lightning_transfer.networks import find_network, timm_name
 from lightning_transfer.roles import find_head, out_width, users_modules
 from lightning_transfer.surgery import Structure, find_all
-from lightning_transfer.tracing import evaluating, required_size, runs_on_a_picture, uncompiled, uncompiled_path
+from lightning_transfer.tracing import evaluating, required_size, runs_on_a_picture
 
 UNUSUAL = 72, 88  # height and width that no forward resizes to
 OPTION = re.compile(r"(Pass|Name) (one|it): (backbone='(?P<child>\w+)|head='(?P<top>\w+)\.|\w+=).*", re.DOTALL)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_transfer.batches import Kind, class_numbers, criterion_of, kind_of, labels_in
+from lightning_transfer.compiling import outside_graphs
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.tracing import outside_graphs
 
 SURE = 1e-3  # share by which a sum may differ from the mean times a number
 LEAST = 1e-3  # a smaller mean decides nothing; of it, rounding is a larger share

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from lightning_transfer.compiling import forget_graphs, is_run_again, outside_graphs
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.explaining import explain, explain_joint
 from lightning_transfer.naming import a_class
@@ -19,7 +20,7 @@ from lightning_transfer.networks import beside, entry_of, find_backbone
 from lightning_transfer.roles import Head, has_forward, in_width, is_pooling, parameters_before
 from lightning_transfer.source.batchnorm import check_protectable, protected_batchnorm, refused_if_moved
 from lightning_transfer.source.task import SourceTask
-from lightning_transfer.tracing import as_taken, forget_graphs, is_run_again, outside_graphs
+from lightning_transfer.tracing import as_taken
 
 Draw = Callable[[], Tensor]
 UNPROTECTED = (

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_transfer.compiling import uncompiled
 from lightning_transfer.errors import TransferConfigError, check_choice, check_positive
 from lightning_transfer.methods.adafilter.functional import ESTIMATORS, Estimator
 from lightning_transfer.methods.adafilter.gate import RecurrentFilterGate
@@ -16,7 +17,6 @@ from lightning_transfer.methods.adafilter.sites import IDLE, PLAIN, Gated, Site,
 from lightning_transfer.networks import find_network
 from lightning_transfer.options import is_list
 from lightning_transfer.surgery import Structure, SurgeryReport, own_randomness, replace_modules
-from lightning_transfer.tracing import uncompiled
 
 NAME = "adafilter"  # of the module that is added, so its keys in a state_dict start with this
 POSITIONAL = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # containers that may be read by position

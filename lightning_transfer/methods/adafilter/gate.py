@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_transfer.compiling import is_run_again
 from lightning_transfer.errors import TransferConfigError, check_choice, check_count
 from lightning_transfer.methods.adafilter.functional import ESTIMATORS, Estimator, straight_through_gate
-from lightning_transfer.tracing import is_run_again
 
 SPREAD = 0.01  # standard deviation of the initial weights from a state to its gates
 

@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_transfer.compiling import uncompiled
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import a_class
 from lightning_transfer.roles import Head, find_head, linear_layers
 from lightning_transfer.surgery import replace_modules
-from lightning_transfer.tracing import evaluating, run_on_a_picture, uncompiled
+from lightning_transfer.tracing import evaluating, run_on_a_picture
 
 
 def classifier(network: nn.Module, name: str) -> Head:

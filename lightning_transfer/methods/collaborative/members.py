@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_transfer.compiling import uncompiled
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.methods.collaborative.depths import find_depths
 from lightning_transfer.methods.collaborative.heads import classifier, last_classifier, renew_head
@@ -16,7 +17,7 @@ from lightning_transfer.networks import check_timm_name, loaded
 from lightning_transfer.roles import Head, out_width
 from lightning_transfer.stamps import digest
 from lightning_transfer.surgery import own_randomness
-from lightning_transfer.tracing import required_size, uncompiled
+from lightning_transfer.tracing import required_size
 
 OWN = "own"  # the user's network among the members
 NORM = ("scale", "shift")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_transfer.compiling import uncompiled
 from lightning_transfer.errors import TransferConfigError, check_count, nearest
 from lightning_transfer.methods.collaborative.depths import Depths, find_depths
 from lightning_transfer.methods.collaborative.freezing import freeze_below, unfreeze
@@ -18,7 +19,7 @@ from lightning_transfer.naming import a_class
 from lightning_transfer.networks import timm_name
 from lightning_transfer.roles import Head, has_forward, out_width
 from lightning_transfer.surgery import Structure, find_all, replace_modules
-from lightning_transfer.tracing import evaluating, shares_right, uncompiled
+from lightning_transfer.tracing import evaluating, shares_right
 
 ONE_NETWORK = "Or hold both in one network, self.model = torch.nn.Sequential(backbone, torch.nn.Flatten(), head)."
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_transfer.tracing import is_run_again, outside_graphs
+from lightning_transfer.compiling import is_run_again, outside_graphs
 
 
 class _Entered(threading.local):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_transfer.compiling import forget_graphs, uncompiled
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.first_loss import FirstLoss, refuse_sum
@@ -25,7 +26,6 @@ from lightning_transfer.roles import Head, find_head, linear_layers, parameters_
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.annealing import Annealing
 from lightning_transfer.source.loss import Mix, fix_for_a_sum, joint_loss, sum_of_zeros
-from lightning_transfer.tracing import forget_graphs, uncompiled
 
 UNLIKE = 0.1  # cosine similarity of weights; trained on from the same ones they have more, otherwise about 0 (ours)
 

@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_transfer.compiling import uncompiled
 from lightning_transfer.errors import TransferConfigError, check_positive
 from lightning_transfer.naming import a_class
 from lightning_transfer.networks import find_network, loaded
 from lightning_transfer.roles import find_head, in_width, users_modules
 from lightning_transfer.stamps import digest
-from lightning_transfer.tracing import comes_out, run_on_a_picture, uncompiled
+from lightning_transfer.tracing import comes_out, run_on_a_picture
 
 
 def knowledge_loss(logits: Tensor, pretrained_logits: Tensor, *, temperature: float = 2.0) -> Tensor:

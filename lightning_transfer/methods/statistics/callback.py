@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_transfer.compiling import uncompiled_path
 from lightning_transfer.errors import TransferConfigError, check_positive
 from lightning_transfer.glue.checkpoints import KEY
 from lightning_transfer.glue.namespaces import AnyCallback, is_lightnings
@@ -12,7 +13,6 @@ from lightning_transfer.glue.trainer import Weakly, check_supported, is_log_due,
 from lightning_transfer.naming import options_of, plain
 from lightning_transfer.normalizing import are_new, has_moved, is_new, normalizing_layers
 from lightning_transfer.stamps import stamped, unstamped
-from lightning_transfer.tracing import uncompiled_path
 
 
 class FrozenStatistics(AnyCallback):
