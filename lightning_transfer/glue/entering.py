@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -72,12 +73,11 @@ def first_layer(module: nn.Module, head: Head) -> tuple[nn.Module, ...]:
     if is_compiled(module):
         return ()
     inside = {*head.module.modules()}
-    network = module.get_submodule(head.network_path)
-    for part in (network, module):
-        layers = [layer for layer in part.modules() if layer not in inside]
-        for kind in (_ConvNd, nn.Linear):
-            if found := [layer for layer in layers if isinstance(layer, kind)]:
-                return (found[0],)
+    parts = module.get_submodule(head.network_path), module  # the second if the head is apart from its network
+    for kind, part in product((_ConvNd, nn.Linear), parts):
+        for layer in part.modules():
+            if isinstance(layer, kind) and layer not in inside:
+                return (layer,)
     return ()
 
 

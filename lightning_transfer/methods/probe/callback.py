@@ -158,7 +158,8 @@ class ProbeStart(AnyCallback):
                 "differ from those that the probe was fitted to: leave it out of the head.",
             )
         num_classes = max(2, *(len(start.rows) for start in starts.values()))
-        self._steps = FirstSteps(trainer, num_classes, pl_module.device, self._hearing)
+        is_exact = not new or bool(named(trainer.callbacks, {"FrozenStatistics"}))
+        self._steps = FirstSteps(trainer, num_classes, pl_module.device, self._hearing, is_exact=is_exact)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Listen to the first batch."""
