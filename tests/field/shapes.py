@@ -320,6 +320,19 @@ class DictBatches(Shape):
         return (x.flip(3) - 0.5) / 2 if self.training else (x - 0.5) / 2
 
 
+class NormalizedInStep(Shape):
+    """Images normalised in `training_step` and `validation_step`"""
+
+    def seen(self, x):
+        return (x - 0.45) / 0.225
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step((self.seen(batch[0]), batch[1]), batch_idx)
+
+    def predict_step(self, batch, batch_idx):
+        return self(self.seen(batch[0]))
+
+
 class TransformsOnDevice(Shape):
     """Transforms of whole batches in `on_after_batch_transfer`"""
 

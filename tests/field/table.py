@@ -63,6 +63,7 @@ DICTS = refused("adapt=", adapt=lambda batch: (batch["image"], batch["label"]))
 TRIPLES = refused("adapt=", adapt=lambda batch: (batch[0], batch[1]))
 PATHS = refused("adapt=", adapt=lambda batch: (batch[0][1], batch[1]))
 BY_MODEL = {"forward": lambda module, images: module.model(images)}
+BY_SEEN = {"forward": lambda module, images: module(module.seen(images))}
 OF_BATCH = refused("SourceTask(forward=", **BY_MODEL)
 VIEWS = refused("adapt=", adapt=lambda batch: (batch[0][0] if isinstance(batch[0], list) else batch[0], batch[1]))
 NUMBERS = refused("adapt=", "argmax(1)", adapt=lambda batch: (batch[0], batch[1].argmax(1)))
@@ -104,6 +105,13 @@ TABLE = {
     ),
     "TorchvisionClassifier": row(),
     "DictBatches": row(probe=DICTS, sourced=DICTS, advise=DICTS),
+    "NormalizedInStep": row(
+        probe=warned("ProbeStart(forward=", **BY_SEEN),
+        sourced=warned("on_after_batch_transfer", **BY_SEEN),
+        auto=WORKS,
+        joint=warned("on_after_batch_transfer"),
+        advise=refused("advise(..., forward=", **BY_SEEN),
+    ),
     "TransformsOnDevice": row(),
     "HeadOnSequential": row(),
     "LinearProbe": row(

@@ -164,11 +164,17 @@ class ProbeStart(AnyCallback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Listen to the first batch."""
         if self._steps is not None:
-            self._steps.begin()
+            self._steps.begin(batch)
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        """Look at the images of the first batch."""
+        if self._steps is not None:
+            self._steps.compare()
+            self._steps.end()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Look at the first batch, and keep the loss of the first steps."""
-        if self._steps is not None and self._steps.stepped(trainer, pl_module, outputs, batch):
+        """Keep the loss of the first steps."""
+        if self._steps is not None and self._steps.stepped(trainer, pl_module, outputs):
             self._steps.read()
             self._steps = None
 
@@ -181,7 +187,7 @@ class ProbeStart(AnyCallback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the module as it was found."""
         if self._steps is not None:
-            self._steps.entering.end()
+            self._steps.end()
         self._steps = self._hearing = None
         if self._stand_in is not None and self._stand_in.run.is_of(trainer):
             self._stand_in.remove()

@@ -38,15 +38,17 @@ class FirstSteps:
         self.hearing = hearing
         self.is_exact = is_exact
         self.entering = Entering()
+        self.images: list[Tensor] = []  # of the first batch
         self.at_first: Tensor | None = None  # loss of the first batch
         self.worst = torch.zeros((), device=device)
 
-    def begin(self) -> None:
+    def begin(self, batch: Any) -> None:
         """Listen to the first batch."""
         if self.at_first is None and self.hearing is not None:
+            self.images = images_in(batch)
             self.entering.listen(*self.hearing.first)
 
-    def stepped(self, trainer: Any, module: Any, outputs: Any, batch: Any) -> bool:
+    def stepped(self, trainer: Any, module: Any, outputs: Any) -> bool:
         """Keep the loss on the device, and return whether it can be read: the steps are over, and this one logs."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if trainer.global_step <= self.last and isinstance(loss, Tensor):
@@ -55,19 +57,24 @@ class FirstSteps:
             mean = mean * parts  # Lightning has divided it
             if self.at_first is None:
                 self.at_first = mean
-                self._compare(batch)
             self.worst = torch.maximum(self.worst, mean)
-        self.entering.end()
+        self.end()
         return bool(trainer.global_step >= self.last and is_log_due(trainer))
 
-    def _compare(self, batch: Any) -> None:
+    def compare(self) -> None:
+        """Warn if the step has changed the images of the first batch."""
         entry = None if self.hearing is None else self.hearing.entry
-        if entry is not None and entry.is_other(images_in(batch), self.entering.taken):
+        if entry is not None and entry.is_other(self.images, self.entering.taken):
             warnings.warn(
                 f"ProbeStart: {IN_STEP}, and the probe was fitted to images as they are. Do it in the module's forward "
                 "or in on_after_batch_transfer, or pass ProbeStart(forward=lambda module, images: ...).",
                 stacklevel=2,
             )
+
+    def end(self) -> None:
+        """Forget the batch."""
+        self.entering.end()
+        self.images = []
 
     def read(self) -> None:
         """Warn if the loss was too high."""
