@@ -57,6 +57,9 @@ class TransferCallback(AnyCallback):
     def resume_layers(self, module: Any, checkpoint: dict[str, Any]) -> None:
         """Read from a checkpoint, before its weights are loaded, what its run decided; nothing by default."""
 
+    def check_part(self, saved: dict[str, Any]) -> None:
+        """Refuse the saved part of a run that this callback cannot resume; nothing by default."""
+
     def before_optimizers(self, trainer: Any, module: Any) -> None:
         """Called after a checkpoint is loaded, if there is one, and before optimizers and DDP exist."""
 
@@ -285,6 +288,7 @@ class TransferCallback(AnyCallback):
             state = state_dict if isinstance(state_dict, dict) else {}
             part = state.get("part", {})
             check_stamp(state.get(checkpoints.KEY), part)
+            self.check_part(part)
             self.part.load_state_dict(part)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
