@@ -263,6 +263,10 @@ def test_an_export_needs_neither_the_data_nor_the_devices_of_the_run():
 def test_what_cannot_be_exported_is_one_message():
     trained(GATED)
     assert "by functional.remove_gated_transfer, which" in error_of("export", "config.yaml", "last.ckpt", "mine")
+    whole = torch.load("last.ckpt", weights_only=True)
+    whole["state_dict"] = {key: value for key, value in whole["state_dict"].items() if "_extra_state" not in key}
+    torch.save(whole, "filtered.ckpt")
+    assert "was changed by GatedTransfer, and its" in error_of("export", "config.yaml", "filtered.ckpt", "mine")
     assert "does not fit the OneTooMany" in error_of("export", config("OneTooMany"), "last.ckpt", "mine")
     torch.save({"state_dict": {}, "hyper_parameters": {"path": Path("x")}}, "holds.ckpt")
     assert "pass --trusted; this runs" in error_of("export", "config.yaml", "holds.ckpt", "mine")

@@ -18,7 +18,7 @@ from lightning_transfer.advising.advise import LENGTHS
 from lightning_transfer.commands.names import check_names
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import TransferCallback
-from lightning_transfer.glue.checkpoints import KEY, read_checkpoint
+from lightning_transfer.glue.checkpoints import KEY, read_checkpoint, read_layers
 from lightning_transfer.glue.namespaces import namespace_of
 from lightning_transfer.glue.proxy import UNEQUAL, attached, loader_of, options_like
 from lightning_transfer.glue.quiet import silent
@@ -26,7 +26,6 @@ from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.randomness import restored
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.stamps import is_stamped
-from lightning_transfer.surgery import rebuild
 
 FITS = ("ckpt_path", "weights_only")  # options of fit, that LightningCLI saves beside the rest
 RAISING = {"exit_on_error": False}  # raise ArgumentError instead of printing all options
@@ -172,7 +171,7 @@ def load_trained(project: Project, path: str | os.PathLike[str], *, weights_only
     module, checkpoint = project.module, read_checkpoint(path, weights_only=weights_only)
     weights = checkpoint["state_dict"]
     module.configure_model()
-    rebuild(module, weights)
+    read_layers(module, checkpoint)
     module.on_load_checkpoint(checkpoint)
     try:
         module.load_state_dict(weights, strict=module.strict_loading)

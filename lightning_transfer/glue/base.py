@@ -16,7 +16,7 @@ from lightning_transfer.glue.standin import Afterwards, Before, StandIn, Without
 from lightning_transfer.glue.trainer import check_launcher, check_supported, is_running, log_options, named, say
 from lightning_transfer.naming import options_of, plain
 from lightning_transfer.stamps import BEGIN_ANEW, check_stamp, stamp
-from lightning_transfer.surgery import OnCPU, Structure, rebuild
+from lightning_transfer.surgery import OnCPU, Structure
 
 # these copy the module in their own setup and then pair parameters by order, so our parts must be there before that
 COPYING_CALLBACKS = {"WeightAveraging", "StochasticWeightAveraging"}
@@ -53,10 +53,13 @@ class TransferCallback(AnyCallback):
 
     def read_layers(self, module: Any, checkpoint: dict[str, Any]) -> None:
         """Change the network in the way a checkpoint's network was changed, to test it."""
-        rebuild(module, checkpoint["state_dict"])
+        checkpoints.read_layers(module, checkpoint)
 
     def resume_layers(self, module: Any, checkpoint: dict[str, Any]) -> None:
         """Read from a checkpoint, before its weights are loaded, what its run decided; nothing by default."""
+
+    def check_part(self, saved: dict[str, Any]) -> None:
+        """Refuse the saved part of a run that this callback cannot resume; nothing by default."""
 
     def before_optimizers(self, trainer: Any, module: Any) -> None:
         """Called after a checkpoint is loaded, if there is one, and before optimizers and DDP exist."""
@@ -288,11 +291,13 @@ class TransferCallback(AnyCallback):
             state = state_dict if isinstance(state_dict, dict) else {}
             part = state.get("part", {})
             check_stamp(state.get(checkpoints.KEY), part)
+            self.check_part(part)
             self.part.load_state_dict(part)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Remove our parameters from the optimizer states, so that a run without this callback can resume them."""
-        checkpoints.hide_optimizer_states(trainer.optimizers, checkpoint)
+        changed = checkpoints.kinds_in(pl_module)
+        checkpoints.hide_optimizer_states(trainer.optimizers, checkpoint, changed=changed)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Put our parameters back into the optimizer states.

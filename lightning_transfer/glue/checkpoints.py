@@ -5,8 +5,9 @@ import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterable
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,8 +20,6 @@ from lightning_transfer.surgery import Structure, rebuild, structures_in
 
 KEY = "lightning_transfer"
 EXTRA = "_extra_state"  # torch's key for the result of get_extra_state
-
-T = TypeVar("T")
 
 
 class UnsafeCheckpointError(TransferConfigError):
@@ -80,18 +79,60 @@ def check_structure(module: Any, checkpoint: dict[str, Any], *, name: str, struc
     Raises:
         TransferConfigError: the message names the callback, instead of a list of keys that do not fit.
     """
-    theirs = {spec["kind"] for _, spec in structures_in(checkpoint["state_dict"])}
-    mine = {type(child).__name__ for child in module.modules() if isinstance(child, Structure)}
+    check_complete(checkpoint, None if structure else module)
+    theirs, mine = {spec["kind"] for _, spec in structures_in(checkpoint["state_dict"])}, kinds_in(module)
     if structure is not None and structure.__name__ not in theirs:
         raise TransferConfigError(f"This checkpoint was written without {name}: its layers differ. {BEGIN_ANEW}")
     if theirs - mine:
-        kinds = Structure.kinds
-        missing = sorted(kinds[kind].callback if kind in kinds else kind for kind in theirs - mine)
         raise TransferConfigError(
-            f"This checkpoint's network was changed by {' and '.join(missing)}, which is not in callbacks. Add it to "
-            f"callbacks, besides {name}, with the options of the run that wrote the checkpoint. Or use the module that "
-            "lightning_transfer.load_from_checkpoint loads."
+            f"This checkpoint's network was changed by {_callbacks(theirs - mine)}, which is not in callbacks. Add it "
+            f"to callbacks, besides {name}, with the options of the run that wrote the checkpoint. Or use the module "
+            "that lightning_transfer.load_from_checkpoint loads."
         )
+
+
+def kinds_in(module: nn.Module) -> set[str]:
+    """Return the kinds of layer changes that a module has."""
+    return {type(child).__name__ for child in module.modules() if isinstance(child, Structure)}
+
+
+def _callbacks(kinds: set[str]) -> str:
+    return " and ".join(sorted(Structure.kinds[kind].callback if kind in Structure.kinds else kind for kind in kinds))
+
+
+def check_complete(checkpoint: dict[str, Any], module: nn.Module | None = None) -> None:
+    """Refuse a checkpoint of changed layers whose weights no longer record the changes.
+
+    The user's `on_save_checkpoint` may have removed the records. Without them the layers would not be changed, and a
+    load that is not strict would leave the new module with random weights.
+
+    Args:
+        checkpoint: to read.
+        module: that takes the weights; changes that it already has need no record.
+
+    Raises:
+        TransferConfigError: the message names the keys to keep.
+    """
+    ours = checkpoint.get(KEY)
+    changed = ours.get("changed") if isinstance(ours, dict) else None  # older versions do not write it
+    found = {spec["kind"] for _, spec in structures_in(checkpoint["state_dict"])}
+    found |= set() if module is None else kinds_in(module)
+    if isinstance(changed, list) and (lost := {*map(str, changed)} - found):
+        raise TransferConfigError(
+            f"This checkpoint's network was changed by {_callbacks(lost)}, and its state_dict has no {EXTRA} keys that "
+            "say how, so its layers cannot be rebuilt. If on_save_checkpoint or state_dict of your module filters "
+            f"keys, keep all that end in {EXTRA!r}, and save the checkpoint again."
+        )
+
+
+def read_layers(module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Rebuild the layer changes that a checkpoint records.
+
+    Raises:
+        TransferConfigError: the record is missing, or does not fit the module.
+    """
+    check_complete(checkpoint, module)
+    rebuild(module, checkpoint["state_dict"])
 
 
 def changed_hyperparameters(module: Any) -> list[str]:
@@ -100,11 +141,18 @@ def changed_hyperparameters(module: Any) -> list[str]:
     return [name for name, network in networks if any(isinstance(child, Structure) for child in network.modules())]
 
 
-def hide_optimizer_states(optimizers: list[torch.optim.Optimizer], checkpoint: dict[str, Any]) -> None:
+def hide_optimizer_states(
+    optimizers: list[torch.optim.Optimizer], checkpoint: dict[str, Any], *, changed: Iterable[str] = ()
+) -> None:
     """Move the optimizer states of training-only parameters in a checkpoint to our own key.
 
     A run without our callbacks can then resume: its optimizers do not have these parameters. Done once for all
     callbacks, because positions shift.
+
+    Args:
+        optimizers: of the run.
+        checkpoint: to change in place.
+        changed: the kinds of layer changes in the network, for `check_complete`.
     """
     if KEY in checkpoint:
         return
@@ -123,7 +171,7 @@ def hide_optimizer_states(optimizers: list[torch.optim.Optimizer], checkpoint: d
                     hidden.append({**at, "owner": owner, "name": name, "state": state})
         checkpoint["optimizer_states"][number] = _with_rows(packed, kept)
     in_order = list(dict.fromkeys(entry["owner"] for entry in hidden))
-    checkpoint[KEY] = stamped({"owners": in_order, "optimizer": hidden})
+    checkpoint[KEY] = stamped({"owners": in_order, "optimizer": hidden, "changed": sorted(changed)})
 
 
 def _rows(packed: dict[str, Any]) -> list[list[tuple[str | None, Any]]]:
@@ -225,6 +273,7 @@ def strip_checkpoint(path: str | os.PathLike[str], out: str | os.PathLike[str], 
             f"{path} holds a changed network ({spec['kind']} at {name}), which is not a plain network. Load it by "
             f"lightning_transfer.load_from_checkpoint, make it plain by functional.{remove}, and save that."
         )
+    check_complete(checkpoint)
     parts = [key.removesuffix(EXTRA) for key, state in weights.items() if key.endswith(EXTRA) and is_stamped(state)]
     ours = [key for key, state in callbacks.items() if isinstance(state, dict) and is_stamped(state.get(KEY))]
     if not (parts or ours or KEY in checkpoint):
@@ -264,55 +313,3 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights_only: bool) -> dict
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise TransferConfigError(f"{path} is not a Lightning checkpoint: it has no 'state_dict' of named weights.")
     return checkpoint
-
-
-def load_from_checkpoint(cls: type[T], path: str | os.PathLike[str], **kwargs: Any) -> T:
-    """Load a checkpoint, also one of a network whose layers this package has changed.
-
-    Such layers are changed in the new module in the same way, before `cls.load_from_checkpoint` loads the weights.
-
-    Args:
-        cls: the user's LightningModule class.
-        path: the checkpoint.
-        kwargs: passed to `cls.load_from_checkpoint`. `weights_only=False` reads any object, such as a network in the
-            hyperparameters, and runs any code in the file: only for files that you made, or whose maker you trust.
-
-    Raises:
-        TransferConfigError: the file is not a checkpoint, or another version of this package wrote it.
-
-    Example:
-        >>> import lightning as L, pathlib, tempfile
-        >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> from lightning_transfer.callbacks import GatedTransfer
-        >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        >>> gated = GatedTransfer(head="layer")
-        >>> trainer = L.Trainer(accelerator="cpu", max_steps=1, callbacks=gated, enable_checkpointing=False, **quiet)
-        >>> trainer.fit(BoringModel())
-        >>> path = pathlib.Path(tempfile.mkdtemp(), "run.ckpt")
-        >>> trainer.save_checkpoint(path)
-        >>> type(load_from_checkpoint(BoringModel, path).layer).__name__
-        'GatedHead'
-    """
-    if not isinstance(cls, type) or not hasattr(cls, "load_from_checkpoint"):
-        raise TransferConfigError(
-            f"The first argument is {cls!r:.80}; expected your LightningModule class, and then the file: "
-            "lightning_transfer.load_from_checkpoint(LitModel, 'run.ckpt')."
-        )
-    checkpoint = read_checkpoint(path, weights_only=kwargs.get("weights_only") is not False)
-    if KEY in checkpoint:
-        unstamped(checkpoint[KEY])
-    if not any(structures_in(checkpoint["state_dict"])):
-        loaded: T = cls.load_from_checkpoint(path, **kwargs)  # type: ignore[attr-defined]
-        return loaded
-
-    class Rebuilt(cls):  # type: ignore[valid-type, misc]
-        """Changes the layers of the user's class after it is built and before weights are loaded."""
-
-        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-            rebuild(self, checkpoint["state_dict"])
-            super().on_load_checkpoint(checkpoint)
-
-    Rebuilt.__name__ = cls.__name__
-    rebuilt: T = Rebuilt.load_from_checkpoint(path, **kwargs)
-    rebuilt.__class__ = cls
-    return rebuilt

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import callbacks
 
 import lightning_transfer as lt
-from lightning_transfer.glue.checkpoints import load_from_checkpoint
+from lightning_transfer.glue.loading import load_from_checkpoint
 from lightning_transfer.surgery import Structure
 from tests import toys
 from tests.methods import chosen, each, one
@@ -286,3 +286,44 @@ def test_a_checkpoint_of_two_methods_is_refused_where_one_is_missing(tmp_path):
     for method, missing in zip((gates, gated), ("GatedTransfer", "AdaFilter"), strict=True):
         with pytest.raises(lt.TransferConfigError, match=f"changed by {missing}, which is not in callbacks"):
             fit(LitToy(), [method.callback()], ckpt_path=tmp_path / "step=3.ckpt")
+
+
+class Filtering(PlainRun):
+    """Saves weights alone, and loads what there is."""
+
+    strict_loading = False
+
+    def on_save_checkpoint(self, checkpoint):
+        named = {name for name, _ in [*self.named_parameters(), *self.named_buffers()]}
+        checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in named}
+
+
+@each_layered
+def test_a_checkpoint_without_the_record_of_its_layers_is_refused_by_every_reader(method, tmp_path):
+    module, path = Filtering(), tmp_path / "run.ckpt"
+    runner = fit(module, [method.callback()], max_epochs=1)
+    runner.save_checkpoint(path)
+    lost = rf"was changed by {named(method)}, and .* keep all that end in '_extra_state', and save"
+    with pytest.raises(lt.TransferConfigError, match=lost):
+        lt.load_from_checkpoint(Filtering, path)
+    for callback in (method.callback(), one(name="soft-separate-add").callback()):
+        with pytest.raises(lt.TransferConfigError, match=lost):
+            trainer([callback]).validate(Filtering(), toys.target_loader(), ckpt_path=path, verbose=False)
+    with pytest.raises(lt.TransferConfigError, match=lost):
+        fit(Filtering(), [method.callback()], ckpt_path=path)
+    with pytest.raises(lt.TransferConfigError, match=lost):
+        lt.strip_checkpoint(path, tmp_path / "plain.ckpt")
+    runner.validate(module, toys.target_loader(), ckpt_path=path, verbose=False)  # it has the layers
+
+
+@each_layered
+def test_a_network_that_was_made_plain_before_it_was_saved_needs_no_record(method, tmp_path):
+    module, path = Filtering(), tmp_path / "run.ckpt"
+    runner = fit(module, [method.callback()], max_epochs=1)
+    method.plain(module)
+    runner.save_checkpoint(path)
+    assert_same(weights(lt.load_from_checkpoint(Filtering, path)), weights(module))
+    fresh = Filtering()
+    trainer([method.callback()]).validate(fresh, toys.target_loader(), ckpt_path=path, verbose=False)
+    assert_same(weights(fresh), weights(module))
+    lt.strip_checkpoint(path, tmp_path / "plain.ckpt")

@@ -162,6 +162,15 @@ def test_a_run_does_not_resume_with_another_pretrained_network(tmp_path):
         fit(LitToy(), [keeping(other)], loader=StatefulLoader(), ckpt_path=tmp_path / "step=2.ckpt")
 
 
+def test_a_run_does_not_resume_with_the_other_kind_of_source(tmp_path):
+    task = lt.SourceTask(toys.source_data(), head=toys.source_head(), batch_size=4)
+    kinds = {"SourceKnowledge": keeping, "SourceTask": lambda: lt.SoftFinetuning(task, weight=0.5)}
+    for theirs, mine in (kinds, [*kinds][::-1]):
+        fit(LitToy(), [kinds[theirs](), SaveEveryStep(tmp_path)], max_epochs=1)
+        with pytest.raises(lt.TransferConfigError, match=f"with a {theirs} and is resumed with a {mine}. Pass the old"):
+            fit(LitToy(), [kinds[mine]()], ckpt_path=tmp_path / "step=2.ckpt")
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
 def test_timms_networks_are_held(name):
     network = timm.create_model(name, num_classes=7, in_chans=3, img_size=32 if "vit" in name else None)

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import TransferCallback
+from lightning_transfer.glue.checkpoints import EXTRA
 from lightning_transfer.methods.soft.distilling import KnowledgeTerm
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.methods.soft.options import check_soft_options
@@ -10,6 +12,7 @@ from lightning_transfer.source.checks import USUAL, Weight, as_schedule, as_sour
 from lightning_transfer.source.loss import Mix
 from lightning_transfer.source.task import SourceTask, TimmSource
 from lightning_transfer.source.term import SourceTerm
+from lightning_transfer.stamps import BEGIN_ANEW
 
 
 class SoftFinetuning(TransferCallback):
@@ -74,6 +77,20 @@ class SoftFinetuning(TransferCallback):
         if isinstance(self.source, SourceKnowledge):
             return KnowledgeTerm(self.source, module, weight=weight, mix=self.mix, head=self.head)
         return SourceTerm(self.source, module, weight=weight, mix=self.mix, head=self.head, measured=measured)
+
+    def check_part(self, saved: dict[str, Any]) -> None:
+        """Refuse the state of a run with the other kind of source.
+
+        Raises:
+            TransferConfigError: the message names both.
+        """
+        knew = "pretrained network" in saved[EXTRA]["options"]
+        if knew != isinstance(self.source, SourceKnowledge):
+            theirs, mine = ("SourceKnowledge", "SourceTask") if knew else ("SourceTask", "SourceKnowledge")
+            raise TransferConfigError(
+                f"SoftFinetuning was trained with a {theirs} and is resumed with a {mine}. Pass the old {theirs}. "
+                f"{BEGIN_ANEW}"
+            )
 
     def __repr__(self) -> str:
         return f"SoftFinetuning({self.source!r}, weight={self.weight!r}, mix={self.mix!r}, head={self.head!r})"
