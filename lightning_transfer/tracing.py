@@ -187,12 +187,13 @@ def runs_on_a_picture(network: nn.Module, size: tuple[int, int] | None = None) -
     return True
 
 
-def comes_out(scores: Tensor, output: Any) -> bool:
+def comes_out(scores: Tensor, output: Any, *, alike: float = ALIKE) -> bool:
     """Return whether what a network gives is (B, classes) scores or their probabilities, as far as that can be seen.
 
     Args:
         scores: of its head.
         output: of the network: a tensor, or tensors in containers. One of as many numbers is compared.
+        alike: by which share of the largest number they may differ.
 
     Example:
         >>> scores = torch.tensor([[1.0, 2.0]])
@@ -203,7 +204,7 @@ def comes_out(scores: Tensor, output: Any) -> bool:
     known = scores, scores.softmax(1), scores.log_softmax(1), scores.sigmoid()
     leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.numel() == scores.numel()]
     pairs = product([leaf.float().reshape(scores.shape) for leaf in leaves], known)
-    return not leaves or any((one - other).abs().max() <= ALIKE * other.abs().max() for one, other in pairs)
+    return not leaves or any((one - other).abs().max() <= alike * other.abs().max() for one, other in pairs)
 
 
 @contextmanager

@@ -274,6 +274,68 @@ def test_images_that_the_module_changes_before_its_network_are_warned_of(tmp_pat
     lt.export(OfBatches(tiny()), tmp_path / "batches")
 
 
+def trained_tiny():
+    torch.manual_seed(0)
+    network = tiny()
+    with torch.no_grad():
+        network.get_classifier().weight *= 20  # as if it was trained
+    return network
+
+
+class Gives(Lit):
+    def __init__(self, network, forward):
+        super().__init__(network)
+        self.give = forward
+
+    def forward(self, images):
+        return self.give(self.network, images)
+
+
+def max_pooled(network, images):
+    return network.get_classifier()(network.forward_features(images).amax((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda network, images: network(images) + torch.tensor([0.7, 0.2, 0.1]).log(),
+        lambda network, images: {"scores": (network(images) + torch.tensor([0.0, 0.0, 1.0])).softmax(1)},
+        lambda network, images: network(images) / 2,
+        lambda network, images: network(images.flip(3)) + network(images),
+        max_pooled,
+        lambda network, images: max_pooled(network, images).softmax(1),
+    ],
+    ids=["prior", "prior, softmax", "temperature", "two views", "pooling", "pooling, softmax"],
+)
+def test_outputs_that_the_module_changes_after_its_network_are_warned_of(tmp_path, forward):
+    with pytest.warns(UserWarning, match="The forward of Gives gives other outputs than its ResNet") as caught:
+        lt.export(module := Gives(trained_tiny(), forward), tmp_path / "mine")
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert not module.network._forward_hooks
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda network, images: network(images).softmax(1),
+        lambda network, images: network(images).sigmoid(),
+        lambda network, images: {"scores": network(images), "classes": network(images).argmax(1)},
+        lambda network, images: network(images).argmax(1),
+        lambda network, images: network.forward_head(network.forward_features(images)),
+        lambda network, images: network.forward_features(images),
+    ],
+    ids=["softmax", "sigmoid", "dict", "argmax", "by parts", "features"],
+)
+def test_outputs_in_the_order_of_the_networks_scores_are_not_warned_of(tmp_path, forward):
+    lt.export(Gives(trained_tiny(), forward), tmp_path / "mine")  # warnings are errors
+
+
+def test_rounding_at_half_precision_is_not_warned_of(tmp_path):
+    half = nn.Sequential(trained_tiny()).bfloat16()
+    lt.export(Gives(half, lambda network, images: network(images).softmax(1)), tmp_path / "mine")
+
+
 def test_swapped_arguments_are_refused_by_name(tmp_path):
     with pytest.raises(lt.TransferConfigError, match=r"first argument is a str; .*lt.export\(module, 'mine'\)"):
         lt.export(str(tmp_path / "mine"), LitToy())

@@ -34,7 +34,7 @@ def batches_of(loader: DataLoader[Any], dataset: Any) -> list[Any]:
     size = min(loader.batch_size or LARGEST, LARGEST, len(dataset))
     places = spread(len(dataset), size)
     samples = apart(lambda: [load(dataset, index, of="target") for index in places], loader.num_workers)
-    half = samples[: size // 2]
+    half = samples[: size // 4 * 2 or size // 2]  # of an even number if it can be: timm's Mixup takes no other
     groups = [half * 2, half] if len(half) > 1 else [samples]
     return [loader.collate_fn(group) for group in groups]
 

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,8 +26,9 @@ from lightning_transfer.naming import a_class
 from lightning_transfer.networks import find_network, timm_name
 from lightning_transfer.roles import find_head, out_width, users_modules
 from lightning_transfer.surgery import Structure, find_all
-from lightning_transfer.tracing import evaluating, required_size, runs_on_a_picture
+from lightning_transfer.tracing import comes_out, evaluating, required_size, runs_on_a_picture
 
+SAME = 1e-3  # of the largest score; kernels round differently
 UNUSUAL = 72, 88  # height and width that no forward resizes to
 OPTION = re.compile(r"(Pass|Name) (one|it): (backbone='(?P<child>\w+)|head='(?P<top>\w+)\.|\w+=).*", re.DOTALL)
 
@@ -46,8 +47,9 @@ def export(
 
     A timm network is loaded again before the folder is created, to test what was written:
     `timm.create_model("local-dir:FOLDER", pretrained=True)`. For any other network, the folder holds the weights and
-    the card. timm's configuration has the size and the crop of the pretraining. If yours differ, pass `image_size`, or
-    set `pretrained_cfg` of the network before.
+    the card. What the forward of the module does before or after the network is left out, with a warning. timm's
+    configuration has the size and the crop of the pretraining. If yours differ, pass `image_size`, or set
+    `pretrained_cfg` of the network before.
 
     Args:
         module: the LightningModule that was trained, or its network.
@@ -93,7 +95,7 @@ def export(
     if size := height_and_width(image_size):
         check_takes(network, size, name="the network", fix="Pass the size of the images that it was validated on.")
     entries = _entries(network)
-    keeps_size = _warn_of_other_images(module, network)
+    keeps_size = _warn_of_what_is_left_out(module, network)
     place, part = _new_folder(folder)
     try:
         architecture = timm_name(network)
@@ -134,31 +136,47 @@ def _network_and_width(module: nn.Module) -> tuple[nn.Module, int]:
     return network, out_width(head.module)
 
 
-def _warn_of_other_images(module: nn.Module, network: nn.Module) -> bool:
-    """Warn if the module's forward changes images before the network takes them: the network alone is exported.
+def _warn_of_what_is_left_out(module: nn.Module, network: nn.Module) -> bool:
+    """Warn if the module's forward does more than its network's: the network alone is exported.
+
+    Probabilities of the network's scores are not warned of, because they keep the order of the classes.
 
     Returns:
-        Whether their size stays the same, as far as is known.
+        Whether the size of images stays the same, as far as is known.
     """
-    taken: dict[nn.Module, Any] = {}
+    ran: dict[nn.Module, tuple[Any, Any]] = {}
 
-    def take(part: nn.Module, args: Any, kwargs: Any) -> None:
-        taken[part] = next(iter((*args, *kwargs.values())), None)
+    def note(part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        ran[part] = next(iter((*args, *kwargs.values())), None), output
 
     with ExitStack() as hooks:
         for part in (module, network):
-            hooks.enter_context(part.register_forward_pre_hook(take, with_kwargs=True))
+            hooks.enter_context(part.register_forward_hook(note, with_kwargs=True))
         hooks.enter_context(evaluating(module))
         if not (runs_on_a_picture(module, UNUSUAL) or runs_on_a_picture(module)):
             return True  # its forward may take more than images: then nothing is known
-    given, entered = taken[module], taken.get(network)
+        given, output = ran[module]
+        if network not in ran:  # only parts of it ran, and it may not take this size
+            with suppress(Exception):
+                network(given)
+    entered, scores = ran.get(network, (None, None))
+    names = type(module).__name__, type(network).__name__
+    if isinstance(scores, Tensor) and scores.ndim > 1 and scores.is_floating_point():
+        rounding = max(SAME, 2 * torch.finfo(scores.dtype).eps)
+        if not comes_out(scores, output, alike=rounding):
+            warnings.warn(
+                f"The forward of {names[0]} gives other outputs than its {names[1]}, as with a logit adjustment, a "
+                "temperature or another pooling, and the network alone is exported, so its predictions differ. Change "
+                "its outputs in the same way. A logit adjustment can be added to the bias of its head before.",
+                stacklevel=4,  # beyond fork_rng too
+            )
     if not isinstance(given, Tensor) or not isinstance(entered, Tensor):
         return True
     if not torch.equal(given, entered):
         warnings.warn(
-            f"The forward of {type(module).__name__} changes images before its {type(network).__name__} takes them, as "
-            "a normalisation does, and the network alone is exported. Give it images that are changed in that way.",
-            stacklevel=4,  # beyond fork_rng too
+            f"The forward of {names[0]} changes images before its {names[1]} takes them, as a normalisation does, and "
+            "the network alone is exported. Give it images that are changed in that way.",
+            stacklevel=4,
         )
     return given.shape[-2:] == entered.shape[-2:]
 
@@ -277,7 +295,7 @@ def _difference(network: Any, entries: dict[str, Tensor], again: Any, size: Any)
     images = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.compiler.set_stance("force_eager"), evaluating(network, again):
         mine, its = network(images), again.to(device)(images)
-        is_same = (mine - its).abs().max() <= 1e-3 * mine.abs().max()  # kernels of other layouts round otherwise
+        is_same = (mine - its).abs().max() <= SAME * mine.abs().max()
     return "" if is_same else "for the same image it gives other numbers"
 
 

@@ -6,10 +6,11 @@ import random
 import lightning.pytorch as L
 import numpy as np
 import pytorch_lightning as pl
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler
+from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, default_collate
 
 from tests.field import nets, shapes
 from tests.field.shapes import CLASSES, Pictures
@@ -191,6 +192,14 @@ class InOrder(Images):
 
     def train_dataloader(self):
         return DataLoader(self.train, batch_size=8)
+
+
+class MixesWhenCollated(Images):
+    """timm's Mixup, which takes batches of an even number."""
+
+    def train_dataloader(self):
+        mixup = timm.data.Mixup(mixup_alpha=0.8, num_classes=CLASSES)
+        return DataLoader(self.train, batch_size=6, shuffle=True, collate_fn=lambda rows: mixup(*default_collate(rows)))
 
 
 class DropsTheLast(Images):

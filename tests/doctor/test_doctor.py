@@ -360,6 +360,7 @@ def test_nothing_is_found_in_a_clean_project(shape):
         (Clean, lambda: Images(train=projects.numbered(lambda label: label % 3)), None),  # two classes are missing
         (projects.KeepsItsHead, lambda: Images(train=projects.numbered(lambda label: label % 3 + 4)), None),  # its own
         (Clean, projects.DropsTheLast, None),
+        (Clean, projects.MixesWhenCollated, None),
         (Clean, lambda: projects.all_scaled(1.0), None),  # a network that is not pretrained
         (projects.Pretrained, projects.all_bright, None),
         (Clean, lambda: projects.all_normalised(*projects.IMAGENET), None),
