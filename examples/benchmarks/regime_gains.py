@@ -47,8 +47,8 @@ def caption() -> str:
     text = (
         f"*Points of test accuracy above plain fine-tuning, 95 % intervals: EfficientNet-lite0, {targets} targets, ten "
         f"images of each class, {numbers} seeds. Mean: {means[0]} with `{ALONE}`; {means[1]} with `ProbeStart` and a "
-        f"second network, unclipped, at lower rates ({cost(BEST)} times the cost). Intervals above 0: {shown[0]} and "
-        f"{shown[1]} of {targets} targets.*"
+        f"second network ({cost(BEST)} times the cost). Intervals above 0: {shown[0]} and {shown[1]} of {targets} "
+        "targets.*"
     )
     return fill(text, 120, break_on_hyphens=False)
 
