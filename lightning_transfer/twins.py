@@ -31,13 +31,15 @@ def copied(module: M) -> M:
 
 @contextmanager
 def only_copies_run(module: nn.Module, twin: nn.Module) -> Iterator[None]:
-    """Refuse every run of a module's layers inside this context, but of those that its copy shares with it.
+    """Refuse every run of a module's layers inside this context that would change them or give them a gradient.
+
+    Those that its copy shares with it may run.
 
     A function that is kept in an attribute, such as a lambda, is copied with the original that it runs: without an
     error, a trial would train nothing, and move the statistics of the original.
     """
     refuse, shared = _Refuse(module), {*twin.modules()}
-    own = (layer for layer in module.modules() if layer not in shared and not isinstance(layer, torch.jit.ScriptModule))
+    own = (layer for layer in module.modules() if layer not in shared and _is_changed_by_a_run(layer))
     handles = [layer.register_forward_pre_hook(refuse) for layer in own]
     try:
         yield
@@ -46,6 +48,14 @@ def only_copies_run(module: nn.Module, twin: nn.Module) -> Iterator[None]:
             handle.remove()
         if refuse.has_refused:
             torch.compiler.reset()  # graphs that hold the hook
+
+
+def _is_changed_by_a_run(layer: nn.Module) -> bool:
+    """Return whether a layer is trained or has statistics that move; a criterion or a frozen teacher may run."""
+    if isinstance(layer, torch.jit.ScriptModule):  # it takes no hooks
+        return False
+    is_trained = any(param.requires_grad for param in layer.parameters(recurse=False))
+    return is_trained or (layer.training and next(layer.buffers(recurse=False), None) is not None)
 
 
 class _Refuse:

@@ -67,9 +67,9 @@ def assert_untouched(module, before):
     assert not any(layer._forward_pre_hooks for layer in module.modules())
 
 
-def is_right(module):
+def is_right(module, **reading):
     given = trials_of(module, toys.target_loader(), QUIET, unaugmented=None)
-    paired = PairedTrials(module, given, Reading(), clock=lambda: 0.0, deadline=1e9)
+    paired = PairedTrials(module, given, Reading(**reading), clock=lambda: 0.0, deadline=1e9)
     paired.steps = 12
     return paired.train(Candidate("fine-tuning", "", list), 0)["fine-tuning"].right
 
@@ -166,3 +166,28 @@ def test_compiled_modules_are_not_listened_to():
     module.model = torch.compile(module.model, backend="eager")
     assert first_layer(module, find_head(module, "model.fc")) == ()
     assert first_layer(toys.LitToy(), find_head(toys.LitToy())) != ()
+
+
+class Harmless(Toy):
+    """Keeps functions of a criterion, of an augmentation and of a frozen teacher."""
+
+    def __init__(self):
+        super().__init__()
+        self.criterion, self.flip = nn.CrossEntropyLoss(), nn.Identity()
+        self.teacher = toys.toy_net().eval().requires_grad_(requires_grad=False)
+        self.loss = lambda logits, labels: self.criterion(logits, labels)
+        self.prepare = lambda images: self.flip(images)
+        self.teach = lambda images: self.teacher(images)
+
+    def training_step(self, batch, batch_idx):
+        logits = self(self.prepare(batch[0]))
+        return self.loss(logits, batch[1]) + (logits - self.teach(batch[0])).square().mean()
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+
+def test_what_a_run_does_not_change_may_run():
+    assert len(is_right(Harmless(), head="model.fc")) > 0

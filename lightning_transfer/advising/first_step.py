@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_transfer.batches import class_numbers, labels_in
 from lightning_transfer.criteria import CriterionCall, Listening
@@ -14,6 +14,7 @@ from lightning_transfer.glue.entering import IN_STEP, Entering, images_in
 from lightning_transfer.glue.hearing import Hearing
 
 SHOWN = 8  # labels in a message
+REPEATED = 3  # images whose class has another image in the batch, so that a rule shows (ours)
 
 
 class FirstStep:
@@ -21,34 +22,35 @@ class FirstStep:
 
     Args:
         module: the copy, whose training_step is wrapped.
+        hearing: runs the images that are scored.
         adapt: turns a batch into images and labels; None if it is both.
     """
 
-    def __init__(self, module: Any, adapt: Callable[[Any], tuple[Tensor, Tensor]] | None) -> None:
-        self.adapt = adapt
+    def __init__(self, module: Any, hearing: Hearing, adapt: Callable[[Any], tuple[Tensor, Tensor]] | None) -> None:
+        self.hearing, self.adapt = hearing, adapt
         self.calls: list[CriterionCall] = []
+        self.scores: list[Tensor] = []  # that the head gave
         self.entering = Entering()
         step = module.training_step
 
         @functools.wraps(step)  # Lightning reads its arguments
         def heard(*args: Any, **kwargs: Any) -> Any:
-            with Listening(self.calls):
-                given = step(*args, **kwargs)
             module.training_step = step
-            return given
+            self.entering.listen(*hearing.first)
+            with Listening(self.calls), hearing.head.module.register_forward_hook(self._keep):
+                return step(*args, **kwargs)
 
         module.training_step = heard
 
-    def check(self, batch: Any, hearing: Hearing) -> None:
-        """Refuse a step that changes images or labels: scores would be of other ones.
+    def _keep(self, head: nn.Module, args: Any, given: Any) -> None:
+        self.scores += [given.detach()] if isinstance(given, Tensor) else []
 
-        Args:
-            batch: of the step.
-            hearing: that runs the images that are scored.
-        """
+    def check(self, batch: Any) -> None:
+        """Refuse a step that changes images or labels: scores would be of other ones."""
         taken = self.entering.taken
         self.entering.end()
-        if hearing.entry is not None and hearing.entry.is_other(images_in(batch), taken):
+        entry = self.hearing.entry
+        if entry is not None and entry.is_other(images_in(batch), taken):
             raise TransferConfigError(
                 f"{IN_STEP}, and images are scored as the module's forward takes them. Do it there or in "
                 "on_after_batch_transfer, or pass a function that does it too: advise(..., forward=lambda module, "
@@ -56,8 +58,9 @@ class FirstStep:
             )
         given = labels_in(batch) if self.adapt is None else self.adapt(batch)[1]
         labels = class_numbers(given) if isinstance(given, Tensor) else None
-        trained = [numbers for call in self.calls if (numbers := class_numbers(call.target)) is not None]
-        if labels is not None and trained and all(_are_others(numbers, labels) for numbers in trained):
+        of_head = [call for call in self.calls if any(torch.equal(call.scores, scores) for scores in self.scores)]
+        trained = [numbers for call in of_head if (numbers := class_numbers(call.target)) is not None]
+        if labels is not None and trained and all(_are_renamed(numbers, labels) for numbers in trained):
             raise TransferConfigError(
                 f"training_step trains on the labels {trained[0][:SHOWN].tolist()}, ..., and the batch has "
                 f"{labels[:SHOWN].tolist()}, ..., by which images are scored. Change labels in the dataset; or pass "
@@ -65,8 +68,10 @@ class FirstStep:
             )
 
 
-def _are_others(numbers: Tensor, labels: Tensor) -> bool:
-    """Return whether class numbers are other ones for the same images; those of mixed images have another order."""
-    if numbers.shape != labels.shape or torch.equal(numbers.sort().values, labels.sort().values):
+def _are_renamed(numbers: Tensor, labels: Tensor) -> bool:
+    """Return whether each class has another number in most cases: labels of partners, or of a teacher, show no rule."""
+    if numbers.shape != labels.shape or 2 * int((numbers == labels).sum()) >= len(labels):
         return False
-    return 2 * int((numbers == labels).sum()) < len(labels)
+    pairs = {*zip(labels.tolist(), numbers.tolist(), strict=True)}
+    classes = {label for label, _ in pairs}
+    return len(pairs) == len(classes) <= len(labels) - REPEATED

@@ -13,7 +13,6 @@ from lightning_transfer.advising.reading import Places, Reading, Runner
 from lightning_transfer.batches import is_right
 from lightning_transfer.datasets import index_in
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.hearing import Hearing
 from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.proxy import Trials
 from lightning_transfer.probing import fit_probe
@@ -108,14 +107,11 @@ class _Scoring(AnyCallback):
         self.found: dict[str, Scored] = {}
         self.began, self.batches, self.done = paired.clock(), 0, 0
         self.first: tuple[int, float] | None = None  # step, and when it was done
-        self.looking: FirstStep | None = None  # until it is over
-        self.hearing: Hearing | None = None  # of the images that are scored
+        self.looking: FirstStep | None = None  # until the first step is over
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Seed the network that the module may build now, so that it is the same for every candidate."""
         self._draw_anew()
-        if self.name == PLAIN:
-            self.looking = FirstStep(pl_module, self.paired.reading.adapt)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Seed the workers, which start soon, so that they draw the same batches for every candidate."""
@@ -126,7 +122,7 @@ class _Scoring(AnyCallback):
         if self.name == PLAIN:
             began = self.paired.clock()
             runner = self._runner(trainer, pl_module)
-            self.hearing = runner.hearing
+            self.looking = FirstStep(pl_module, runner.hearing, self.paired.reading.adapt)
             right = self._probed(runner)
             seconds = self.paired.clock() - began
             self.found[PROBE] = Scored(right, seconds)
@@ -136,15 +132,10 @@ class _Scoring(AnyCallback):
         """Draw the epoch's order."""
         self._draw_anew()
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        """Look at the first step."""
-        if self.looking is not None and self.hearing is not None:
-            self.looking.entering.listen(*self.hearing.first)
-
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         """Show the step, stop what does not fit, and draw the next batch as every candidate does."""
-        if self.looking is not None and self.hearing is not None:
-            self.looking.check(batch, self.hearing)
+        if self.looking is not None:
+            self.looking.check(batch)
             self.looking = None
         self.batches += 1
         self._draw_anew()

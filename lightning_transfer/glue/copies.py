@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from weakref import ProxyTypes
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +109,7 @@ def _held(
 
     A tensor in a module has its own name and its layer's: what a wrapper, such as an average, adds is left out.
     """
-    if id(value) in seen or skipped(value):
+    if id(value) in seen or type(value) in ProxyTypes or skipped(value):  # what a weak proxy stands for may be gone
         return
     seen.add(id(value))
     if isinstance(value, Tensor):

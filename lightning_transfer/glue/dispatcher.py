@@ -2,8 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from torch._dynamo.exc import Unsupported
@@ -41,16 +40,6 @@ class StepDispatcher(StandIn):
         if not self.parts:
             self.remove()
 
-    @contextmanager
-    def _without_parts(self) -> Iterator[None]:
-        """Take the parts out of the module's children, so that a penalty on its parameters counts the user's own."""
-        children = self.module._modules
-        parts = {name: children.pop(name) for name in self.parts if name in children}
-        try:
-            yield
-        finally:
-            children.update(parts)
-
     def act(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's step and add each part's term; a step without a loss is a skipped batch and stays one."""
         if not self.run.get().training:  # a validation_step may call the step too
@@ -58,8 +47,7 @@ class StepDispatcher(StandIn):
         try:
             for part in self.parts.values():
                 part.begin(self.module, args[0] if args else kwargs.get("batch"))
-            with self._without_parts():
-                output = self.hook(*args, **kwargs)
+            output = self.hook(*args, **kwargs)
             loss = output.get("loss") if isinstance(output, Mapping) else output
             for part in self.parts.values():
                 part.stepped(loss)

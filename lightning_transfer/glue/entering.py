@@ -2,20 +2,23 @@
 
 import math
 from collections.abc import Sequence
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.compiling import is_compiled, outside_graphs
 from lightning_transfer.roles import Head
 
-# MixUp makes the deviation up to 1.6 times smaller in small batches; Normalize for timm makes it twice as large or more
-SCALED = 1.75
-SHIFTED = 0.5  # of the deviation
+OUTSIDE = 0.3  # share of pixels outside of the expected range; augmentation leaves at most .15 there (ours)
+STRETCHED = 5.0  # how many times as large, or as small, their deviation may be (ours)
+MARGIN = 0.02  # by which share of its width the range is wider
+LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, _DropoutNd)
+RAW = 32.0  # larger pixels are bytes
 IN_STEP = "training_step changes images before the network takes them, as a normalisation does"
 
 
@@ -43,16 +46,23 @@ class Entry(NamedTuple):
 
         Args:
             images: of a batch; without any, nothing is clear.
-            taken: what the layer took.
+            taken: what the layer took; nothing is clear if it has another number of pixels.
         """
-        if not images or not taken:
+        if not images or not taken or images[0].numel() != taken[0].numel():
             return False
-        mean, deviation = _moments(images[0])
-        mean_after, deviation_after = _moments(taken[0])
-        expected = self.scale * deviation
-        is_scaled = (deviation_after / expected).log().abs() > math.log(SCALED)
-        apart = (mean_after - self.scale * mean - self.shift).abs()
-        return bool(is_scaled | (apart > SHIFTED * torch.maximum(deviation_after, expected)))
+        return is_unlike(images[0], taken[0], scale=self.scale, shift=self.shift)
+
+
+def is_unlike(images: Tensor, taken: Tensor, *, scale: Tensor | float = 1.0, shift: Tensor | float = 0.0) -> bool:
+    """Return whether pixels clearly have another range than images that are multiplied and shifted."""
+    before, after = images.detach().float(), taken.detach().float()
+    least, largest = before.min(), before.max()
+    full = torch.where(largest > 1, torch.where(largest > RAW, 255.0, largest), 1.0)  # a batch may have no white pixel
+    low, high = torch.where(least < 0, least, 0.0), torch.where(least < 0, largest, full)
+    margin = MARGIN * (high - low)
+    is_outside = (after < (low - margin) * scale + shift) | (after > (high + margin) * scale + shift)
+    stretched = (after.std() / (scale * before.std())).log().abs()
+    return bool((is_outside.float().mean() > OUTSIDE) | (stretched > math.log(STRETCHED)))
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,19 +76,16 @@ def images_in(batch: Any) -> list[Tensor]:
 
 
 def first_layer(module: nn.Module, head: Head) -> tuple[nn.Module, ...]:
-    """Return the first convolution of the network, or its first Linear.
+    """Return the network's first layer, as far as the order in which they were written shows it.
 
     Nothing is returned if that is in the head, or if the module is compiled: a hook would make its graphs once more.
     """
     if is_compiled(module):
         return ()
-    inside = {*head.module.modules()}
-    parts = module.get_submodule(head.network_path), module  # the second if the head is apart from its network
-    for kind, part in product((_ConvNd, nn.Linear), parts):
-        for layer in part.modules():
-            if isinstance(layer, kind) and layer not in inside:
-                return (layer,)
-    return ()
+    inside, network = {*head.module.modules()}, module.get_submodule(head.network_path)
+    is_whole = any(isinstance(layer, _ConvNd) for layer in network.modules())  # else the head may be apart from it
+    layers = (network if is_whole else module).modules()
+    return tuple(layer for layer in layers if isinstance(layer, LAYERS) and layer not in inside)[:1]
 
 
 class Entering:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_transfer.datasets import known_labels
-from lightning_transfer.glue.entering import IN_STEP, Entry, images_in
+from lightning_transfer.glue.entering import IN_STEP, Entry, images_in, is_unlike
 from lightning_transfer.glue.trainer import say
 from lightning_transfer.pending import when
 from lightning_transfer.randomness import seeded
@@ -84,7 +84,7 @@ def _warn_if_changed(images: Tensor, target: Sequence[Tensor], taken: Sequence[T
         return
     mine, theirs = taken[0], taken[-1]
     is_changed = Entry.of(images, theirs).is_other(target, [mine])
-    if is_changed and Entry.of(theirs, theirs).is_other([theirs], [mine]):  # else the source's transform does the same
+    if is_changed and is_unlike(theirs, mine):  # else the source's transform does the same
         step, places = IN_STEP, "the module's forward, in on_after_batch_transfer or in the source dataset's transform"
         if is_joint:
             step, places = IN_STEP.replace("training_step", "the module"), places.partition(", in ")[2]

@@ -374,6 +374,32 @@ def test_what_is_said_of_it_is_scored():
         assert torch.equal(scored.right, done.train(PLAIN, 0)[name].right)
 
 
+FEW = [0, 0, 0, 0, 1, 2, 3, 4]
+
+
+class Beside(Changing):
+    """Has a main loss of its own beside one of torch's on other labels."""
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        logits = self(images)
+        main = -logits.log_softmax(1).gather(1, labels[:, None]).mean()
+        return main + torch.nn.functional.cross_entropy(logits[:, :2] * 0.5, (labels > 2).long())
+
+
+class NormFirst(toys.LitToy):
+    """Normalises images by their batch, in the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.model.conv = torch.nn.Sequential(torch.nn.BatchNorm2d(3), self.model.conv)
+
+
+@pytest.mark.parametrize("module", [Beside(), NormFirst()])
+def test_what_the_network_does_and_losses_beside_the_main_one_are_not_refused(module):
+    assert set(paired(module, positive(), steps=2).train(PLAIN, 0)) == {PROBE, "fine-tuning"}
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -381,8 +407,11 @@ def test_what_is_said_of_it_is_scored():
         Changing(labels=lambda labels: labels.roll(1)),  # of a MixUp whose share is 0
         Changing(labels=lambda labels: torch.nn.functional.one_hot(labels, 5).float() * 0.9 + 0.02),
         Changing(labels=lambda labels: torch.where(torch.arange(len(labels)) == 0, -100, labels)),
+        Changing(lambda images: images[FEW], lambda labels: labels[FEW]),
+        Changing(lambda images: images.rot90(1, (2, 3)), lambda labels: torch.arange(len(labels)) % 4),
+        Changing(lambda images: torch.where(torch.rand(images.shape) < 0.15, 3.0, images)),
     ],
-    ids=["mixed", "partners", "smoothed", "ignored"],
+    ids=["mixed", "partners", "smoothed", "ignored", "drawn again", "turned", "noisy"],
 )
 def test_augmentation_in_the_step_is_not_refused(module):
     assert set(paired(module, positive(), steps=2).train(PLAIN, 0)) == {PROBE, "fine-tuning"}

@@ -72,29 +72,3 @@ def test_once_annealed_away_a_step_is_plain_finetunings(method, tmp_path):
     fit(plain, loader=toys.StatefulLoader(), ckpt_path=tmp_path / "plain.ckpt")
     assert_same(weights(plain), weights(with_callback))
     assert plain.losses == with_callback.losses[UNTIL:]
-
-
-class Penalized(LitToy):
-    """Adds a penalty on all of its parameters to the loss, and knows how many there are."""
-
-    def training_step(self, batch, batch_idx):
-        own = [*self.parameters()]
-        self.counted = sum(param.numel() for param in own)
-        return super().training_step(batch, batch_idx) + 0.01 * sum(param.square().sum() for param in own)
-
-
-@each()
-def test_off_is_bit_identical_beside_a_penalty_on_all_parameters(method):
-    """The gradient's norm is clipped, so every parameter that the penalty reads changes all of them."""
-    plain, off = Penalized(), Penalized()
-    fit(plain, gradient_clip_val=0.1)
-    fit(off, [method.off()], gradient_clip_val=0.1)
-    method.plain(off)
-    assert_same(weights(off), weights(plain))
-
-
-@each(has_source=True)
-def test_a_penalty_on_all_parameters_leaves_a_methods_own_out(method):
-    module = Penalized()
-    fit(module, [method.callback()])
-    assert module.counted == sum(param.numel() for param in LitToy().parameters())

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+import weakref
 
 import lightning.pytorch as L
 import pytest
@@ -215,3 +216,11 @@ class TwoStreams(InInit):
 def test_two_equal_networks_that_both_run_are_gated_together():
     report = lt.functional.apply_adafilter(TwoStreams(), gated="*.conv", gate_width=4)
     assert report.replaced == ("model.conv", "ema.conv")
+
+
+def test_a_weak_proxy_of_what_is_gone_is_left_alone():
+    class Watching(L.Callback):
+        def __init__(self):
+            self.seen = weakref.proxy(toys.toy_net())
+
+    fit(LitToy(), [lt.GatedTransfer(ratio=2, aux_weight=0), Watching()], max_steps=1)
