@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 import lightning_transfer as lt
 from lightning_transfer import __main__ as command
 from lightning_transfer.__main__ import main
-from lightning_transfer.commands.project import read_project
+from lightning_transfer.commands.project import _check_same_callbacks, read_project
 from tests.doctor import projects
 from tests.field import shapes
 
@@ -225,6 +225,14 @@ def test_callbacks_of_another_run_are_not_put_on_a_card():
     main(["export", "config.yaml", "plain.ckpt", "mine", "--image-size", "32"])
 
 
+def test_a_run_with_frozen_statistics_is_its_configurations():
+    callback = lt.FrozenStatistics()
+    states = {callback.state_key: callback.state_dict()}
+    _check_same_callbacks("last.ckpt", [callback], states)
+    with pytest.raises(lt.TransferConfigError, match="last.ckpt is of a run with FrozenStatistics"):
+        _check_same_callbacks("last.ckpt", [], states)
+
+
 class OnlyToTrain(projects.Images):
     """Images of which none is for the validation, and which need not be downloaded here."""
 
@@ -262,7 +270,7 @@ def test_an_export_needs_neither_the_data_nor_the_devices_of_the_run():
 
 def test_what_cannot_be_exported_is_one_message():
     trained(GATED)
-    assert "by functional.remove_gated_transfer, which" in error_of("export", "config.yaml", "last.ckpt", "mine")
+    assert "by lt.functional.remove_gated_transfer(module, loader=...), which" in error_of("export", "config.yaml", "last.ckpt", "mine")
     whole = torch.load("last.ckpt", weights_only=True)
     whole["state_dict"] = {key: value for key, value in whole["state_dict"].items() if "_extra_state" not in key}
     torch.save(whole, "filtered.ckpt")

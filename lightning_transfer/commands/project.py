@@ -23,6 +23,7 @@ from lightning_transfer.glue.namespaces import namespace_of
 from lightning_transfer.glue.proxy import UNEQUAL, attached, loader_of, options_like
 from lightning_transfer.glue.quiet import silent
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge
+from lightning_transfer.methods.statistics.callback import FrozenStatistics
 from lightning_transfer.randomness import restored
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.stamps import is_stamped
@@ -202,7 +203,7 @@ def _check_same_callbacks(path: Any, given: list[Any], states: dict[str, Any]) -
     Raises:
         TransferConfigError: the message names both.
     """
-    mine = {each.state_key for each in given if isinstance(each, TransferCallback)}
+    mine = {each.state_key for each in given if isinstance(each, TransferCallback | FrozenStatistics)}
     theirs = {key for key, state in states.items() if isinstance(state, dict) and is_stamped(state.get(KEY))}
     if mine != theirs:
         named, found = ", ".join(sorted(mine)) or "none of this package", ", ".join(sorted(theirs)) or "none"

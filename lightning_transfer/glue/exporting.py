@@ -239,8 +239,8 @@ def _check_plain(module: nn.Module) -> None:
     for path, structure in find_all(module, Structure).items():
         raise TransferConfigError(
             f"The network has layers of {structure.callback} ({path or type(module).__name__}), which other programs "
-            f"do not know. Make it plain first by functional.{structure.remove}, which returns what that costs. Then "
-            "strip or export the result."
+            f"do not know. Make it plain first by lt.functional.{structure.remove}(module, loader=...), which returns "
+            "what that costs on the loader's images. Then strip or export the result."
         )
 
 

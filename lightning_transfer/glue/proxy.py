@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from lightning_transfer.compiling import forget_graphs
 from lightning_transfer.datasets import Loaded, groups_of
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.namespaces import AnyCallback, namespace_of
@@ -245,6 +246,7 @@ class Trials:
             epochs: how many; by default as many as `steps` needs.
             steps: optimizer steps after which training ends.
         """
+        forget_graphs(module)  # those of earlier copies count towards torch's limit
         twin = copied(module)
         twin.configure_callbacks = list
         loader = part_of(self.loader, indices)

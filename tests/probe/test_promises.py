@@ -321,7 +321,6 @@ def of_timm(images):
     return (images - 0.45) / 0.225
 
 
-@pytest.mark.filterwarnings("ignore:After ProbeStart the")
 @pytest.mark.parametrize("images", [of_timm, lambda images: images / 255, lambda images: images * 255])
 def test_images_that_the_step_changes_are_warned_of(images):
     with pytest.warns(UserWarning, match=r"ProbeStart: training_step changes images before .*ProbeStart\(forward="):

@@ -39,6 +39,7 @@ class FirstSteps:
         self.is_exact = is_exact
         self.entering = Entering()
         self.images: list[Tensor] = []  # of the first batch
+        self.has_warned = False  # of these images, so that the loss is no news
         self.at_first: Tensor | None = None  # loss of the first batch
         self.worst = torch.zeros((), device=device)
 
@@ -65,6 +66,7 @@ class FirstSteps:
         """Warn if the step has changed the images of the first batch."""
         entry = None if self.hearing is None else self.hearing.entry
         if entry is not None and entry.is_other(self.images, self.entering.taken):
+            self.has_warned = True
             warnings.warn(
                 f"ProbeStart: {IN_STEP}, and the probe was fitted to images as they are. Do it in the module's forward "
                 "or in on_after_batch_transfer, or pass ProbeStart(forward=lambda module, images: ...).",
@@ -77,7 +79,9 @@ class FirstSteps:
         self.images = []
 
     def read(self) -> None:
-        """Warn if the loss was too high."""
+        """Warn if the loss was too high, and nothing has shown why."""
+        if self.has_warned:
+            return
         begun, worst = 0.0 if self.at_first is None else float(self.at_first), float(self.worst)
         if not worst < STEEP * self.chance:  # also if it is not a number
             warnings.warn(

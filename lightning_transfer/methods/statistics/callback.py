@@ -171,7 +171,8 @@ class FrozenStatistics(AnyCallback):
         if not any(is_kept.values()):
             raise TransferConfigError(
                 f"FrozenStatistics has nothing to keep: {type(pl_module).__name__} has no BatchNorm layer with "
-                f"{'pretrained' if found else 'running'} statistics. Leave it out."
+                f"{'pretrained' if found else 'running'} statistics. "
+                f"{'Load pretrained weights, or leave' if found else 'Leave'} it out."
             )
         if renewed := next((path for path, layer in found.items() if is_kept[names[path]] and is_new(layer)), None):
             raise TransferConfigError(
