@@ -270,7 +270,7 @@ def test_an_export_needs_neither_the_data_nor_the_devices_of_the_run():
 
 def test_what_cannot_be_exported_is_one_message():
     trained(GATED)
-    assert "by lt.functional.remove_gated_transfer(module, loader=...), which" in error_of("export", "config.yaml", "last.ckpt", "mine")
+    assert "by lt.functional.remove_gated_transfer(module" in error_of("export", "config.yaml", "last.ckpt", "mine")
     whole = torch.load("last.ckpt", weights_only=True)
     whole["state_dict"] = {key: value for key, value in whole["state_dict"].items() if "_extra_state" not in key}
     torch.save(whole, "filtered.ckpt")

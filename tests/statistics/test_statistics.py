@@ -362,7 +362,7 @@ def test_a_network_without_pretrained_statistics_is_refused(tracked):
             self.model.bn = nn.BatchNorm2d(toys.WIDTH, track_running_stats=tracked)
 
     kind = "pretrained" if tracked else "running"
-    with pytest.raises(lt.TransferConfigError, match=f"Without has no BatchNorm layer with {kind} statistics. L(eave|oad)"):
+    with pytest.raises(lt.TransferConfigError, match=f"Without has no BatchNorm layer with {kind} statistics"):
         fit(Without(), [lt.FrozenStatistics()], max_epochs=1)
 
 
