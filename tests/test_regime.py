@@ -574,18 +574,18 @@ def test_a_draw_is_asked_about_once_and_stands_beside_what_was_measured(regime, 
     rates = regime.network.Rates(0.01, 10.0)
     for name, value in (("PATH", folder / "advice.json"), ("PART", 1), ("rates_of", lambda *_: rates)):
         monkeypatch.setattr(regime_advice, name, value)
-    monkeypatch.setattr(regime_advice, "difference", lambda row, *_: (3.0, 2.0, 3) if row == "LP-FT" else None)
+    monkeypatch.setattr(regime_advice, "difference", lambda row, *_: (3.0, 2.0, 3) if row == "gated transfer" else None)
     monkeypatch.setattr(regime.main, "of_timm", lambda name, weights: _network())
     asked = ["--data", str(folder), "--out", str(folder / "out"), "--targets", "trashnet", "--steps", "2", "--seeds"]
     regime_advice.main([*asked, "1"])
     (first,) = json.loads((folder / "advice.json").read_text())["draws"]
-    assert {each["name"] for each in first["candidates"]} == {"linear probe", "LP-FT", "gated transfer"}
+    assert {each["name"] for each in first["candidates"]} == {"linear probe", "frozen statistics, clipped", "gated transfer"}
     assert (first["steps"], first["parts"], first["scored"]) == (2, 5, 50)
     regime_advice.main([*asked, "2"])
     draws = json.loads((folder / "advice.json").read_text())["draws"]
     assert draws[0] == first
     assert [each["seed"] for each in draws] == [1, 2]
-    assert sum(line.startswith("| LP-FT | 5 |") and "| +3.0 ± 2.0 |" in line for line in _lines(regime_advice)) == 2
+    assert sum(line.startswith("| gated transfer | 5 |") and "| +3.0 ± 2.0 |" in line for line in _lines(regime_advice)) == 2
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -28,7 +28,10 @@ PATH = RESULTS / "advice.json"
 MINUTES = 6.0
 PART = 3  # by which the steps of plain fine-tuning are divided
 ADVISING: Any = importlib.import_module("lightning_transfer.advising.advise")  # lt.advise is the function in it
-CANDIDATES: dict[str, Any] = {"LP-FT": lambda: [lt.ProbeStart()], "gated transfer": lambda: [lt.GatedTransfer()]}
+CANDIDATES: dict[str, Any] = {
+    "frozen statistics, clipped": lambda: [lt.FrozenStatistics()],
+    "gated transfer": lambda: [lt.GatedTransfer()],
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
