@@ -25,6 +25,7 @@ from lightning_transfer.glue.proxy import attached, options_like, trainer_class
 from lightning_transfer.glue.trainer import named, served
 from lightning_transfer.naming import a_class
 from lightning_transfer.randomness import reseed, restored
+from lightning_transfer.twins import RunsOriginalError
 
 
 def doctor(
@@ -37,17 +38,22 @@ def doctor(
 ) -> Diagnosis:
     """Find mistakes in a project before it is trained for hours, and show the code to write.
 
-    One training step of a copy of the module, on a few images, shows parts in eval mode, frozen BatchNorm whose
-    statistics drift, parameters in no optimizer, labels that do not fit, probabilities for logits, a loss that is not a
-    mean, a step after which the loss explodes, and images that are not normalised as a pretrained timm network expects,
-    or so that their pixels lie far outside of the range that it expects.
-    It also looks for mixed Lightning namespaces, hyperparameters that make a checkpoint unsafe, callbacks in the
-    wrong order, classes of few images, images in the order of their classes, a head of more outputs than classes, a
-    last batch of one image for BatchNorm, validation or test images whose classes have other numbers than in training,
-    whose labels do not fit, or that are scaled otherwise than the training images, and those that are among the
-    training images (found by their files or their places in a dataset; if these differ, at most 2,000 images of each
-    are compared). A copy of the DataModule is set up. The module, the data and the random state are left as they were;
-    only what the DataModule holds that cannot be copied is shared.
+    It looks for mistakes
+
+    - in one training step of a copy of the module, on a few images: an error of fit, parts in eval mode, frozen
+      BatchNorm whose statistics drift, parameters in no optimizer, labels that do not fit, probabilities for logits, a
+      loss that is not a mean or that explodes after the step, and images that are not normalised as a pretrained timm
+      network expects;
+    - in the code: mixed Lightning namespaces, hyperparameters that make a checkpoint unsafe, callbacks in the wrong
+      order;
+    - in the training images: classes of few images, images in the order of their classes, a head of more outputs than
+      classes, a last batch of one image for BatchNorm;
+    - in the validation and test images: classes with other numbers than in training, labels that do not fit, another
+      scale of the pixels, and images that are also training images. These are found by their files or their places in
+      a dataset; if these differ, at most 2,000 images of each are compared.
+
+    A copy of the DataModule is set up. The module, the data and the random state are left as they were; only what the
+    DataModule holds that cannot be copied is shared.
 
     Args:
         module: the LightningModule that is to be trained.
@@ -93,7 +99,8 @@ def _findings(
     make, is_loader = trainer_class(module), _is_loader(data)
     options = {"devices": 1} if trainer is None else options_like(trainer)
     data = data if is_loader else _copied(data)
-    yield from of_module.namespaces(module, data, trainer)
+    mixed = list(of_module.namespaces(module, data, trainer))
+    yield from mixed
     yield from of_module.order(trainer)
     datamodule = None if is_loader or isinstance(data, nn.Module) else data
     yield from of_module.hyperparameters({"module": module, **({"datamodule": datamodule} if datamodule else {})})
@@ -105,11 +112,13 @@ def _findings(
     batches = _batches(loader, dataset)
     epochs = getattr(trainer, "max_epochs", None)
     epochs = epochs if epochs and epochs > 0 else None
-    step = partial(step_of, module, make=make, options=options, datamodule=datamodule, epochs=epochs)
+    callbacks = () if trainer is None else trainer.callbacks
+    of_trainer = partial(step_of, make=make, options=options, callbacks=callbacks)
+    step = partial(of_trainer, module, datamodule=datamodule, epochs=epochs)
     seen = step(batches)
-    _leave_out(seen, trainer, not_checked)
+    _leave_out(seen, not_checked)
     yield from of_module.modes_and_optimizers(seen)
-    of_step = list(of_module.loss_and_labels(seen))
+    of_step = [found for found in of_module.loss_and_labels(seen) if not mixed or found.name != "fit fails"]
     yield from of_step
     yield from pixels.not_normalised(seen)
     if dataset is None:
@@ -164,17 +173,17 @@ def _is_loader(data: Any) -> bool:
     return is_loader
 
 
-def _leave_out(seen: Seen, trainer: Any, not_checked: list[str]) -> None:
+def _leave_out(seen: Seen, not_checked: list[str]) -> None:
     """Drop what the step cannot show, and say so."""
-    if seen.error is not None and seen.step_error is None:
-        not_checked.append(f"the training step, because this failed: {type(seen.error).__name__}: {seen.error}")
-    callbacks = [*seen.callbacks, *(trainer.callbacks if trainer is not None else ())]
-    if finetuning := named(callbacks, {"BaseFinetuning"}):
+    if isinstance(seen.error, RunsOriginalError):
+        not_checked.append(f"the training step: {seen.error}")
+    elif seen.error is not None and seen.step_error is None:
+        not_checked.append("the training step, because fit fails before it ends.")
+    if finetuning := named(seen.callbacks, {"BaseFinetuning"}):
         seen.untrained, seen.drifting = [], []
         not_checked.append(f"optimizers and frozen BatchNorm: {finetuning[0]} changes what is trained during training.")
-    if named(callbacks, {"FrozenStatistics"}):
-        seen.drifting, seen.loss_after = [], None
-        not_checked.append("the loss after the first step: the step of doctor runs without FrozenStatistics.")
+    if named(seen.callbacks, {"ProbeStart"}):
+        not_checked.append("what ProbeStart would refuse: it looks at all training images, before the first step.")
     if len(seen.losses) < 2 and seen.error is None:
         not_checked.append(
             "whether the loss is a mean: this needs automatic optimization and batches of four images or more."

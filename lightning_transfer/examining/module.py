@@ -16,6 +16,7 @@ from lightning_transfer.examining.diagnosis import Finding, listed
 from lightning_transfer.examining.step import Seen
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.namespaces import NAMESPACES, namespaces_of
+from lightning_transfer.twins import RunsOriginalError
 
 CLASSES = ("cross_entropy", "nll_loss")  # criteria of class numbers
 LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")  # criteria that turn scores into probabilities
@@ -70,13 +71,22 @@ def loss_and_labels(seen: Seen) -> Iterator[Finding]:
             "it returns None for every batch, so Lightning takes no step, and nothing is trained",
             "return loss, at the end of training_step",
         )
-    if "multiple optimizers" in str(seen.error):  # Lightning's words
+    is_of_fit = seen.error is not None and seen.step_error is None
+    if is_of_fit and "multiple optimizers" in str(seen.error):  # Lightning's words
         yield Finding(
             "several optimizers",
             "configure_optimizers",
             "Lightning does not step several optimizers by itself, so fit raises an error",
             "self.automatic_optimization = False in __init__, and in training_step self.manual_backward(loss) and the "
             "steps of self.optimizers()",
+        )
+    elif is_of_fit and not isinstance(seen.error, RunsOriginalError):
+        yield Finding(
+            "fit fails",
+            "Trainer.fit",
+            "for a copy of the module, without loggers and most callbacks, it raises "
+            f"{type(seen.error).__name__}: {str(seen.error).partition(chr(10))[0]}",
+            "Trainer(fast_dev_run=True).fit(module, data), to see where. Leave it if that works",
         )
     yield from _rate(seen)
     if len(seen.losses) == 2 and abs(seen.losses[0] / (seen.losses[1] or math.nan) - 2) < TWICE:

@@ -1,5 +1,6 @@
 """Run one training step of a copy of the user's module, and record what its criterion gets and what its loss does."""
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_transfer.criteria import CriterionCall, Listening
 from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.proxy import callbacks_of, fit_alone
+from lightning_transfer.methods.statistics.callback import FrozenStatistics
 from lightning_transfer.twins import RunsOriginalError, copied, only_copies_run
 
 FEW = 20  # one of so many pixels may be noise: of erased parts, or of interpolation (ours)
@@ -50,13 +52,14 @@ class Seen:
     Attributes:
         calls: of criteria.
         losses: of the batches.
-        callbacks: that the module brings.
+        callbacks: of the Trainer, and those that the module brings.
         skipped: batches of which training_step returned None, without optimizing by hand.
         step_error: that training_step raised.
         error: that anything raised.
         untrained: names of parameters that get a gradient and are in no optimizer.
         drifting: names of BatchNorm layers whose statistics move and whose weights do not.
-        evaluating: names of layers that are in eval mode, act otherwise there, and are trained.
+        evaluating: names of layers that are in eval mode, act otherwise there, and are trained; without BatchNorm if
+            FrozenStatistics keeps it there.
         normalizing: names of BatchNorm layers whose statistics move.
         entered: the pixels that entered each pretrained timm network, by its path.
         has_stepped: whether the optimizer of the copy has taken its step.
@@ -85,8 +88,8 @@ class _StepDoneError(Exception):
 class _Watch(AnyCallback):
     """Looks at the module before its first step, and when its gradients are there."""
 
-    def __init__(self, seen: Seen) -> None:
-        self.seen = seen
+    def __init__(self, seen: Seen, keeps_statistics: bool) -> None:
+        self.seen, self.keeps_statistics = seen, keeps_statistics
         self.before: dict[str, Tensor] = {}
         self.required: set[int] = set()
 
@@ -123,7 +126,7 @@ class _Watch(AnyCallback):
         self.seen.drifting = [
             name for name, layer in moved if (own := {id(param) for param in layer.parameters()}) and not own & trained
         ]
-        self.seen.evaluating = list(_evaluating(pl_module, trained))
+        self.seen.evaluating = list(_evaluating(pl_module, trained, self.keeps_statistics))
         own = {id(param) for param in pl_module.parameters()}
         if not pl_module.automatic_optimization or not held <= own:  # an optimizer may hold what is not of the copy
             raise _StepDoneError
@@ -145,12 +148,13 @@ def _is_pretrained(network: nn.Module) -> bool:
     return any(bool((weight != weight.flatten()[0]).any()) for weight in weights)
 
 
-def _evaluating(module: nn.Module, trained: set[int]) -> Iterator[str]:
+def _evaluating(module: nn.Module, trained: set[int], keeps_statistics: bool) -> Iterator[str]:
     """Yield the layers in eval mode that act otherwise in it, if their weights, or those beside them, are trained."""
     for path, layer in module.named_modules():
         owner = layer if next(layer.parameters(), None) is not None else module.get_submodule(path.rpartition(".")[0])
         is_trained = any(id(param) in trained for param in owner.parameters())
-        if not layer.training and is_trained and _acts_otherwise(layer):
+        is_kept = keeps_statistics and isinstance(layer, _BatchNorm)
+        if not layer.training and is_trained and not is_kept and _acts_otherwise(layer):
             yield path
 
 
@@ -162,24 +166,36 @@ def _acts_otherwise(layer: Any) -> bool:
 
 
 def step_of(
-    module: Any, batches: Sequence[Any], make: type, options: Mapping[str, Any], *, datamodule: Any, epochs: int | None
+    module: Any,
+    batches: Sequence[Any],
+    *,
+    make: type,
+    options: Mapping[str, Any],
+    callbacks: Sequence[Any],
+    datamodule: Any,
+    epochs: int | None,
 ) -> Seen:
     """Return what the first optimizer step of a copy of the module shows, and the loss after it.
+
+    Of the callbacks, only FrozenStatistics takes part.
 
     Args:
         module: the user's.
         batches: of the step, as the loader collates them.
         make: Lightning's Trainer.
         options: of it.
+        callbacks: of the user's Trainer.
         datamodule: whose hooks move batches; None where there is none.
         epochs: of the user's training; None if it is not known.
     """
     seen = Seen()
     twin = copied(module)
-    seen.callbacks = callbacks_of(twin)
+    seen.callbacks = [*callbacks, *callbacks_of(twin)]
+    kept = [copy.deepcopy(each) for each in seen.callbacks if isinstance(each, FrozenStatistics)]
     twin.configure_callbacks = list
     twin.training_step = _watched(twin, seen)
-    given = {**options, "max_epochs": epochs or EPOCHS, "limit_train_batches": 1.0, "callbacks": [_Watch(seen)]}
+    watching = [_Watch(seen, bool(kept)), *kept]
+    given = {**options, "max_epochs": epochs or EPOCHS, "limit_train_batches": 1.0, "callbacks": watching}
     shown = [*batches]
     if twin.automatic_optimization:
         given["accumulate_grad_batches"] = len(batches)

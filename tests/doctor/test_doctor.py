@@ -295,6 +295,24 @@ PLANTED = {
         "None for every batch",
         lambda: [projects.Nothing()],
     ),
+    "no optimizer": (
+        "fit fails",
+        "Trainer.fit",
+        "No `configure_optimizers()` method defined",
+        lambda: [projects.WithoutOptimizer()],
+    ),
+    "statistics of a new network that are to be kept": (
+        "fit fails",
+        "Trainer.fit",
+        "TransferConfigError: FrozenStatistics has nothing to keep",
+        lambda: [Clean(), Images(), toys.trainer([lt.FrozenStatistics()])],
+    ),
+    "a learning rate that is far too high with kept statistics": (
+        "the first step explodes",
+        "configure_optimizers",
+        "for the same images the loss is ",
+        lambda: [projects.SteepFromStatistics(), Images(), toys.trainer([lt.FrozenStatistics()])],
+    ),
     "a step that fails": ("training_step fails", "training_step", "RuntimeError: ", lambda: [projects.WrongShape()]),
 }
 
@@ -370,6 +388,8 @@ def test_nothing_is_found_in_a_clean_project(shape):
         (projects.FrozenAsAdvised, projects.LeavesOne, None),
         (shapes.ConvNeXt, lambda: projects.LeavesOne(shapes.ConvNeXt), None),  # no BatchNorm
         (Clean, projects.LeavesOne, {"limit_train_batches": 2}),
+        (projects.FromStatistics, Images, {"callbacks": [lt.FrozenStatistics()]}),
+        (projects.SteepFromStatistics, Images, {"callbacks": [lt.FrozenStatistics(gradient_clip_val=1e-8)]}),
     ],
 )
 def test_nothing_is_found_near_a_problem(module, data, trainer):
