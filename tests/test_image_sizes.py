@@ -1,4 +1,4 @@
-"""An exported network gets images of the size that it was validated on, and another size is warned of."""
+"""An exported network gets images as it was validated on, and another size or normalisation is warned of."""
 
 import json
 import re
@@ -154,7 +154,7 @@ class Noise(Dataset):
     def __getitem__(self, index):
         if self.is_broken:
             raise OSError("the disk is gone")
-        return torch.from_numpy(np.random.normal(size=(3, *self.size))).float(), index % 3
+        return torch.from_numpy(np.random.normal(0, 0.5, (3, *self.size))).float(), index % 3
 
 
 def loader(*size, **options):
@@ -226,3 +226,60 @@ def test_images_that_cannot_be_read_again_do_not_stop_an_export(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert lt.export(module, tmp_path / "alone").is_dir()
+
+
+class Pixels(Dataset):
+    """Random pixels from 0 to 1, changed by a function."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        pixels = torch.rand(3, 160, 160, generator=torch.Generator().manual_seed(index))
+        return self.change(pixels.round(decimals=2)), index % 3
+
+
+def images_of(change):
+    return DataLoader(Pixels(change), batch_size=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda image: image, "from 0 to 1, .* makes them from -1 to 1"),
+        (lambda image: image * 255, "from 0 to 255, .* makes them from -1 to 1"),
+        (lambda image: image * 10 - 5, "from -5 to 5, .* makes them from -1 to 1"),
+    ],
+    ids=["from 0 to 1", "bytes", "otherwise"],
+)
+def test_other_pixels_than_timms_transform_makes_are_warned_of_and_the_fix_makes_them(tmp_path, change, said):
+    module = Lit(network_of())
+    trainer = trained(module, images_of(change))
+    with pytest.warns(UserWarning, match=f"Pixels of the Trainer's images run {said}") as caught:
+        lt.export(module, tmp_path / "mine", trainer=trainer)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    fix = re.search(r"network\.(pretrained_cfg.update\(.*\)) before the export", str(caught[0].message))[1]
+    if "..." in fix:
+        fix = "pretrained_cfg.update(mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))"
+    eval(f"module.network.{fix}")
+    _, transform = transform_of(lt.export(module, tmp_path / "fixed", trainer=trainer))  # warnings are errors
+    for grey in (0, 255):  # all alike, so that no resizing matters
+        given, pixels = transform(Image.new("RGB", (160, 160), (grey,) * 3)), torch.full((3, 160, 160), grey / 255)
+        torch.testing.assert_close(given, change(pixels), rtol=1e-4, atol=1e-4)
+
+
+class Normalises(Lit):
+    def forward(self, images):
+        return self.network((images - 0.45) / 0.22)
+
+
+def test_images_that_the_forward_normalises_are_warned_of_once(tmp_path):
+    module = Normalises(network_of())
+    trainer = trained(module, images_of(lambda image: image))
+    with pytest.warns(UserWarning, match="changes images before its ResNet takes them") as caught:
+        lt.export(module, tmp_path / "mine", trainer=trainer)
+    assert len(caught) == 1

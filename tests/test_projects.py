@@ -247,7 +247,7 @@ class OnlyToTrain(projects.Images):
 def test_another_size_of_the_projects_images_is_warned_of(changes):
     trained()
     said = "16 x 16 pixels, and config.json says 160 x 160: .*image_size=16; otherwise set the .* of the network.$"
-    with pytest.warns(UserWarning, match=said) as caught:
+    with pytest.warns(UserWarning, match=said) as caught, pytest.warns(UserWarning, match="^Pixels of the Trainer's"):
         main(["export", config(**changes), "last.ckpt", "mine"])
     assert len(caught) == 1
 

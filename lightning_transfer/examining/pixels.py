@@ -7,35 +7,27 @@ from lightning_transfer.examining.diagnosis import Finding
 from lightning_transfer.examining.images import Adapt
 from lightning_transfer.examining.step import Seen
 from lightning_transfer.methods.selective.pictures import Pictures
+from lightning_transfer.pixel_ranges import NEGATIVE, normalised_range
 
 APART = 3.0  # times as wide as another range: normalised images have 4 or 5, those of 0..1 have 1 (ours)
-NEGATIVE = -0.5  # the lowest of normalised pixels is below this (ours)
-# By this part of its width, a twentieth of the pixels may leave the expected range at each end (ours): bicubic resizing
-# of tensors overshoots by at most 3/16 along an axis, and noise of deviation 0.15 on white images from 0 to 1 stays in.
-MARGIN = 0.25
 
 
 def not_normalised(seen: Seen) -> Iterator[Finding]:
     """Yield a pretrained timm network that gets images without its normalisation, or far outside of its range."""
     for path, each in seen.entered.items():
-        channels = [*zip(each.mean, each.std, strict=True)]
-        least, largest = min(-mean / std for mean, std in channels), max((1 - mean) / std for mean, std in channels)
-        is_bright = 1 < each.largest < 2 * largest  # normalised images without a dark pixel
-        margin = MARGIN * (largest - least)
-        if each.least >= 0 and least < NEGATIVE and not is_bright:
-            name, scaled, instead = "images are not normalised", "images / 255, and then " * (each.largest > 1), ""
-        elif each.low < least - margin or each.high > largest + margin:
-            name, scaled = "images are normalised otherwise", "images from 0 to 1, and then "
-            instead = " in place of yours"
-        else:
+        misfit = each.pixels.misfit(each.mean, each.std)
+        if not misfit:
             continue
+        is_raw = misfit == "not normalised"
+        scaled = "images / 255, and then " * (each.pixels.largest > 1) if is_raw else "images from 0 to 1, and then "
+        least, largest = normalised_range(each.mean, each.std)
         yield Finding(
-            name,
+            f"images are {misfit}",
             path,
-            f"pixels run from {each.least:.3g} to {each.largest:.3g}; timm's weights of this {each.kind} expect "
-            f"{least:.2g} to {largest:.2g}",
-            f"{scaled}transforms.Normalize(mean={each.mean}, std={each.std}){instead}, for training and validation "
-            "images. Leave it if your weights were trained with such pixels",
+            f"pixels run from {each.pixels.least:.3g} to {each.pixels.largest:.3g}; timm's weights of this {each.kind} "
+            f"expect {least:.2g} to {largest:.2g}",
+            f"{scaled}transforms.Normalize(mean={each.mean}, std={each.std}){' in place of yours' * (not is_raw)}, for "
+            "training and validation images. Leave it if your weights were trained with such pixels",
         )
 
 

@@ -17,32 +17,26 @@ from lightning_transfer.criteria import CriterionCall, Listening
 from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.proxy import callbacks_of, fit_alone
 from lightning_transfer.methods.statistics.callback import FrozenStatistics
+from lightning_transfer.pixel_ranges import PixelRange
 from lightning_transfer.twins import RunsOriginalError, copied, only_copies_run
 
-FEW = 20  # one of so many pixels may be noise: of erased parts, or of interpolation (ours)
 EPOCHS = 100  # of a Trainer that does not say how long it trains: schedules have room
 
 
 class Entered(NamedTuple):
-    """Holds the pixels that entered a pretrained timm network in its first call.
+    """Holds what entered a pretrained timm network in its first call.
 
     Attributes:
         kind: its class.
         mean: of the pixels of its pretraining, by channel.
         std: their standard deviation.
-        least: smallest pixel.
-        largest: largest pixel.
-        low: a twentieth of the pixels are not above it.
-        high: a twentieth of the pixels are not below it.
+        pixels: of the images.
     """
 
     kind: str
     mean: Sequence[float]
     std: Sequence[float]
-    least: float
-    largest: float
-    low: float
-    high: float
+    pixels: PixelRange
 
 
 @dataclass
@@ -61,7 +55,7 @@ class Seen:
         evaluating: names of layers that are in eval mode, act otherwise there, and are trained; without BatchNorm if
             FrozenStatistics keeps it there.
         normalizing: names of BatchNorm layers whose statistics move.
-        entered: the pixels that entered each pretrained timm network, by its path.
+        entered: what entered each pretrained timm network, by its path.
         has_stepped: whether the optimizer of the copy has taken its step.
         loss_after: of the first batch after that; None if it was not taken.
     """
@@ -108,10 +102,8 @@ class _Watch(AnyCallback):
     def _hear(self, path: str, config: Mapping[str, Any], network: nn.Module, args: Any) -> None:
         is_first = path not in self.seen.entered and args and isinstance(args[0], Tensor)
         if is_first and args[0].ndim == 4 and args[0].shape[1] == len(config["mean"]):
-            pixels = args[0].detach().float().cpu().flatten()  # kthvalue on a GPU raises if it has to be deterministic
-            few = -(-pixels.numel() // FEW)
-            ends = [float(pixels.kthvalue(place)[0]) for place in (1, pixels.numel(), few, pixels.numel() + 1 - few)]
-            self.seen.entered[path] = Entered(type(network).__name__, config["mean"], config["std"], *ends)
+            pixels = PixelRange.of(args[0])
+            self.seen.entered[path] = Entered(type(network).__name__, config["mean"], config["std"], pixels)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Compare, and end."""

@@ -20,7 +20,7 @@ from lightning_transfer.cards import WEIGHTS, card
 from lightning_transfer.compiling import uncompiled, uncompiled_path
 from lightning_transfer.datasets import known_names
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.seen_size import seen_size
+from lightning_transfer.glue.seen_images import warn_of_other_images
 from lightning_transfer.image_sizes import check_takes, height_and_width, resized
 from lightning_transfer.naming import a_class
 from lightning_transfer.networks import find_network, timm_name
@@ -48,8 +48,9 @@ def export(
     A timm network is loaded again before the folder is created, to test what was written:
     `timm.create_model("local-dir:FOLDER", pretrained=True)`. For any other network, the folder holds the weights and
     the card. What the forward of the module does before or after the network is left out, with a warning. timm's
-    configuration has the size and the crop of the pretraining. If yours differ, pass `image_size`, or set
-    `pretrained_cfg` of the network before.
+    configuration has the size, the crop and the normalisation of the pretraining. If yours differ, pass `image_size`,
+    or set `pretrained_cfg` of the network before. With a trainer, one batch of its validation images, or else of its
+    training images, is read to warn of another size or normalisation.
 
     Args:
         module: the LightningModule that was trained, or its network.
@@ -59,8 +60,7 @@ def export(
         onnx: whether to write `model.onnx` too, for any number of images, of `image_size`, the size of
             `example_input_array`, or the one that timm lists; needs onnx and onnxscript.
         image_size: of the images that the network was validated on, one number or height and width. timm's transform
-            then resizes images to exactly this size, without a crop. If it is left out, one batch of the trainer's
-            validation images, or else of its training images, is read to warn of another size.
+            then resizes images to exactly this size, without a crop.
 
     Returns:
         The folder.
@@ -95,15 +95,15 @@ def export(
     if size := height_and_width(image_size):
         check_takes(network, size, name="the network", fix="Pass the size of the images that it was validated on.")
     entries = _entries(network)
-    keeps_size = _warn_of_what_is_left_out(module, network)
+    kept = _warn_of_what_is_left_out(module, network)
     place, part = _new_folder(folder)
     try:
         architecture = timm_name(network)
         save_model(SimpleNamespace(state_dict=lambda: dict(entries)), str(part / WEIGHTS))  # type: ignore[arg-type]
         (part / WEIGHTS).chmod(0o644)  # safetensors lets its owner alone read it
         prepared = _write_for_timm(network, entries, part, classes, size) if architecture else {}
-        if prepared and not size and keeps_size and not required_size(network):
-            _warn_of_another_size(trainer, prepared["input_size"])
+        if prepared and trainer is not None:
+            warn_of_other_images(trainer, prepared, *kept, has_size=bool(size or required_size(network)))
         if onnx:
             example = getattr(module, "example_input_array", None)
             _write_onnx(network, example, prepared.get("input_size"), part / "model.onnx", size)
@@ -136,13 +136,13 @@ def _network_and_width(module: nn.Module) -> tuple[nn.Module, int]:
     return network, out_width(head.module)
 
 
-def _warn_of_what_is_left_out(module: nn.Module, network: nn.Module) -> bool:
+def _warn_of_what_is_left_out(module: nn.Module, network: nn.Module) -> tuple[bool, bool]:
     """Warn if the module's forward does more than its network's: the network alone is exported.
 
     Probabilities of the network's scores are not warned of, because they keep the order of the classes.
 
     Returns:
-        Whether the size of images stays the same, as far as is known.
+        Whether the size of images, and whether their pixels, stay the same, as far as is known.
     """
     ran: dict[nn.Module, tuple[Any, Any]] = {}
 
@@ -154,7 +154,7 @@ def _warn_of_what_is_left_out(module: nn.Module, network: nn.Module) -> bool:
             hooks.enter_context(part.register_forward_hook(note, with_kwargs=True))
         hooks.enter_context(evaluating(module))
         if not (runs_on_a_picture(module, UNUSUAL) or runs_on_a_picture(module)):
-            return True  # its forward may take more than images: then nothing is known
+            return True, True  # its forward may take more than images: then nothing is known
         given, output = ran[module]
         if network not in ran:  # only parts of it ran, and it may not take this size
             with suppress(Exception):
@@ -171,28 +171,15 @@ def _warn_of_what_is_left_out(module: nn.Module, network: nn.Module) -> bool:
                 stacklevel=4,  # beyond fork_rng too
             )
     if not isinstance(given, Tensor) or not isinstance(entered, Tensor):
-        return True
-    if not torch.equal(given, entered):
+        return True, True
+    is_same = torch.equal(given, entered)
+    if not is_same:
         warnings.warn(
             f"The forward of {names[0]} changes images before its {names[1]} takes them, as a normalisation does, and "
             "the network alone is exported. Give it images that are changed in that way.",
             stacklevel=4,
         )
-    return given.shape[-2:] == entered.shape[-2:]
-
-
-def _warn_of_another_size(trainer: Any, written: tuple[int, int, int]) -> None:
-    """Warn if the Trainer's images have another size than what was written for timm."""
-    channels, *listed = written
-    found = None if trainer is None else seen_size(trainer, channels)
-    if found and found != (*listed,):
-        fix = found[0] if found[0] == found[1] else found
-        warnings.warn(
-            f"The Trainer's images are {found[0]} x {found[1]} pixels, and config.json says {listed[0]} x {listed[1]}: "
-            "timm's transform makes images of another size than those of the validation. If your transform resizes "
-            f"without a crop, pass image_size={fix}; otherwise set the pretrained_cfg of the network.",
-            stacklevel=4,
-        )
+    return given.shape[-2:] == entered.shape[-2:], is_same
 
 
 def _check_classes(classes: Any, num_classes: int, trainer: Any) -> None:
