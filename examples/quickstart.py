@@ -253,7 +253,8 @@ def points(row: dict[str, float]) -> str:
 
 def show(rows: Rows, num_seeds: int) -> None:
     """Print the table."""
-    table = Table(title=f"Test accuracy, mean of {num_seeds} seeds; ± is the standard error of the gain")
+    runs = f"mean of {num_seeds} seeds; ± is the standard error of the gain" if num_seeds > 1 else "one seed"
+    table = Table(title=f"Test accuracy, {runs}")
     for heading in ("", "accuracy", "gain, points", "domain gap", "seconds"):
         table.add_column(heading, justify="right" if heading else "left")
     for target, methods in rows.items():

@@ -160,10 +160,11 @@ class Advice:
                 f"The module has no forward, so images were run {seen.guess}. If your training step does more than "
                 "that, write a forward."
             )
+        grouped = "account for the groups of images, and " * (seen.groups is not None)
         yield (
             f"{_counted(among, 'candidate')} {'is' if among == 1 else 'are'} compared. The intervals of those scored "
-            f"on all parts hold jointly with {1 - LEVEL:.0%} confidence. They account for groups of images, and "
-            f"include {100 * NOISE:.1f} points for the difference between seeds."
+            f"on all parts hold jointly with {1 - LEVEL:.0%} confidence. They {grouped}include {100 * NOISE:.1f} "
+            "points for the difference between seeds."
         )
 
     def _tried(self) -> list[str]:
@@ -201,13 +202,15 @@ class Advice:
             )
         else:
             tried = self._tried()
-            least = min((each.difference.half for each in self.candidates if each.difference), default=math.inf)
+            halves = [each.difference.half for each in self.candidates if each.difference and not each.is_dropped]
             none = f"none of {len(tried) + 1}" if tried else "nothing else"
             said = [f"Stay with fine-tuning: {none} is shown to be better."]
-            if least < math.inf:
-                said += [
-                    f"With {seen.scored} images only a difference of about {least:.0f} points or more can be shown."
-                ]
+            if halves and max(halves) < math.inf:
+                least, most = (f"{end:.0f}" for end in (min(halves), max(halves)))
+                points = least if least == most else f"{least} to {most}"
+                said += [f"With {seen.scored} images, differences of less than about {points} points cannot be shown."]
+            if seen.folds < seen.parts:
+                said += [f"Pass more minutes=: {seen.folds} of {seen.parts} parts were scored."]
             open_ones = {each.name for each in self.candidates if each.verdict == "not shown"}
             kept = [text for name, text in NOT_WORSE.items() if name in open_ones]
             if kept:

@@ -118,9 +118,9 @@ def pictures_of(data: Any, num_workers: int) -> Pictures:
                 "the dataset itself; if collate_fn changes images or labels, let its __getitem__ do that."
             )
         data = served(data)
-    pictures = Pictures(data, "target", num_workers=num_workers)
+    pictures = Pictures(data, "dataset", num_workers=num_workers)
     with seeded(0, 0):  # reading may draw
-        sample = apart(lambda: load(data, 0, of="target"), num_workers)
+        sample = apart(lambda: load(data, 0, of="dataset"), num_workers)
     if not isinstance(sample, tuple | list) or len(sample) != 2:
         raise TransferConfigError(
             f"A sample of the {type(data).__name__} is {nesting(sample)}; expected (image, class number). Give such "

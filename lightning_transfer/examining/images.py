@@ -240,9 +240,9 @@ def _pictures(dataset: Any, name: str, adapt: Adapt | None, not_checked: list[st
         not_checked.append(f"leaks of the {name} images: {found}. Pass adapt=lambda batch: (images, labels).")
         return None
     if pictures.differing() is not None:
-        clean = "Pass unaugmented=" if name == "training" else "Give their loader a dataset"
+        given = "Call doctor(..., unaugmented=) with" if name == "training" else "Give their loader"
         not_checked.append(
-            f"some leaks: the {name} images have a random transform. {clean} without one, to compare all images."
+            f"some leaks: the {name} images have a random transform. {given} a dataset that has none, to compare all."
         )
     if len(chosen) < len(dataset):
         not_checked.append(f"leaks of {len(dataset) - len(chosen):,} of {len(dataset):,} {name} images.")

@@ -554,7 +554,11 @@ def test_the_page_says_what_was_done_what_came_out_and_what_to_write():
     assert lines[2] == "Accuracy on 100 images: fine-tuning 60.0%, a linear probe 60.0%."
     assert lines[3] == (
         "3 candidates are compared. The intervals of those scored on all parts hold jointly with 95% confidence. They "
-        "account for groups of images, and include 2.0 points for the difference between seeds."
+        "include 2.0 points for the difference between seeds."
+    )
+    grouped = str(Advice(seen(groups=20), (GOOD,))).splitlines()[3]
+    assert grouped.endswith(
+        "They account for the groups of images, and include 2.0 points for the difference between seeds."
     )
     table = [line.split("  ") for line in lines[6:11]]
     assert [[cell.strip() for cell in row if cell] for row in table] == [
@@ -593,7 +597,14 @@ def test_what_is_shown_in_a_notebook_is_escaped():
         (seen(), (OPEN, DROPPED), "Stay with fine-tuning: none of 2 is shown to be better. With 100 images", None),
         (seen(), (OPEN, DROPPED), "shown. Not shown to be worse: the linear probe, which costs little.", None),
         (seen(), (OPEN, STATISTICS), "little, and FrozenStatistics, which gained most in", None),
-        (seen(), (replace(OPEN, difference=Difference(-9.0, 4.0)),), "about 4 points or more can be shown.", None),
+        (seen(), (replace(OPEN, difference=Difference(-9.0, 4.0)),), "less than about 4 points cannot be shown.", None),
+        (
+            seen(),
+            (OPEN, replace(STATISTICS, difference=Difference(-2.0, 7.4))),
+            "less than about 4 to 7 points cannot be shown. Not",
+            None,
+        ),
+        (seen(folds=3), (OPEN,), "Pass more minutes=: 3 of 5 parts were scored. Not shown", None),
         (seen(), (replace(OPEN, difference=Difference(9.0, math.inf)),), "better. Not shown to be", None),
         (seen(), (replace(GOOD, line=""), OPEN), "Use <b>mine</b>: it is shown", None),
         (seen(falls_short=True), (GOOD, OPEN), "too few steps. Until then use <b>mine</b>.", "lines <i>"),

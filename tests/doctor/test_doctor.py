@@ -530,7 +530,7 @@ def test_what_cannot_be_checked_is_named():
     leaked = Images(train=projects.Noisy(labels), test=projects.copied(3, projects.first_image()))
     found = examined(Clean(), leaked)
     assert found.findings == ()
-    assert "Pass unaugmented=" in str(found)
+    assert "Call doctor(..., unaugmented=) with a dataset that has none" in str(found)
     found = examined(Clean(), leaked, unaugmented=projects.Listed(labels))
     assert [each.name for each in found.findings] == ["leak"]
     assert found.not_checked == ()

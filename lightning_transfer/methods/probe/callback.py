@@ -155,7 +155,7 @@ class ProbeStart(AnyCallback):
             say(
                 trainer,
                 f"ProbeStart: {last_new!r} is a new BatchNorm. If the features pass through it, those of training "
-                "differ from those that the probe was fitted to: leave it out of the head.",
+                "differ from those that the probe was fitted to. Load pretrained weights, or leave it out of the head.",
             )
         num_classes = max(2, *(len(start.rows) for start in starts.values()))
         is_exact = not new or bool(named(trainer.callbacks, {"FrozenStatistics"}))
