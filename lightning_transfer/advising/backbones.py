@@ -265,7 +265,7 @@ class Run:
     def _stacked(self, features: Features, indices: Sequence[int], batch: list[Any]) -> Tensor:
         for index, image in zip(indices, batch, strict=True):
             if isinstance(image, str):
-                raise TransferConfigError(f"Target sample {index} cannot be read: {image}. Leave it out.")
+                raise TransferConfigError(f"Image {index} cannot be read: {image}. Leave it out.")
         dtype = next((each.dtype for each in features.network.parameters()), torch.float32)
         return torch.stack(batch).to(self.device, dtype)
 

@@ -35,7 +35,7 @@ def gate_map(
 
     Args:
         module: a gated network, or a module that holds one.
-        loader: batches of (images, labels).
+        loader: batches of (images, labels) as the forward takes them.
         path: the file to write; its suffix sets the format.
         class_names: of the labels; by default `loader.dataset.classes`, or their numbers if it has none.
 

@@ -27,7 +27,7 @@ def remove_adafilter(
         keep: "tuned" filters, "frozen" ones (the pretrained network except for its stem and head), or the "mean" of
             both, weighted by how often the gates chose each on the loader. BatchNorms are folded into mean filters: use
             those for inference, not for further training.
-        loader: batches of (images, labels); "mean" needs them.
+        loader: batches of (images, labels) as the forward takes them; "mean" needs them.
 
     Returns:
         Accuracies on the loader.

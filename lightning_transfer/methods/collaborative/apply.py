@@ -137,7 +137,7 @@ def remove_collaborative(module: nn.Module, keep: str = OWN, *, loader: Iterable
     Args:
         module: holds the ensemble.
         keep: name of the network, or "best": the most accurate one in the last validation.
-        loader: batches of (images, labels), to measure what that costs.
+        loader: batches of (images, labels) as the forward takes them, to measure what that costs.
 
     Returns:
         Accuracies on the loader, of all networks together before and of the one that is kept after.

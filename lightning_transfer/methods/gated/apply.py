@@ -86,7 +86,7 @@ def remove_gated_transfer(module: nn.Module, *, loader: Iterable[Any] | None = N
 
     Args:
         module: a gated network, or a module that holds one.
-        loader: batches of (images, labels).
+        loader: batches of (images, labels) as the forward takes them.
 
     Returns:
         Accuracies on the loader, before and after.
