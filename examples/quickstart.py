@@ -67,15 +67,20 @@ class LitDigits(L.LightningModule):
         self.model = model
         self.lr = lr
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        logits: Tensor = self.model(images)
+        return logits
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy."""
         images, labels = batch
-        return F.cross_entropy(self.model(images), labels)
+        return F.cross_entropy(self(images), labels)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Accuracy."""
         images, labels = batch
-        self.log("accuracy", (self.model(images).argmax(1) == labels).float().mean())
+        self.log("accuracy", (self(images).argmax(1) == labels).float().mean())
 
     test_step = validation_step
 

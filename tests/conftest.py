@@ -57,12 +57,17 @@ def one_thread_and_seed(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def thin_resnets():
-    """timm makes ResNets with few channels: much less to draw and to compute."""
+    """timm makes ResNets with few channels, much less to draw and to compute; pretrained ones have such statistics."""
     create = timm.create_model
 
-    def thin(name, **options):
-        few = {"channels": (8, 8, 16, 32), "stem_width": 8} if re.fullmatch(r"resnet\d+t?", name) else {}
-        return create(name, **{**few, **options})
+    def thin(name, *, pretrained=False, **options):
+        if not re.fullmatch(r"resnet\d+t?", name):
+            return create(name, pretrained=pretrained, **options)
+        network = create(name, **{"channels": (8, 8, 16, 32), "stem_width": 8, **options})
+        for layer in network.modules() if pretrained else ():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                torch.nn.init.uniform_(layer.running_mean, -0.1, 0.1)
+        return network
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timm, "create_model", thin)
