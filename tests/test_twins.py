@@ -14,7 +14,7 @@ from lightning_transfer.advising.candidates import Candidate
 from lightning_transfer.advising.reading import Reading
 from lightning_transfer.advising.trials import PairedTrials
 from lightning_transfer.glue.entering import first_layer
-from lightning_transfer.glue.proxy import trials_of
+from lightning_transfer.glue.trials import trials_of
 from lightning_transfer.roles import find_head
 from lightning_transfer.tracing import trace
 from lightning_transfer.twins import copied

@@ -21,7 +21,7 @@ from quickstart import LR, SMALL, SOURCE, Digits, LitDigits, calm, pretrain, pri
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_transfer as lt
-from lightning_transfer.glue.proxy import trials_of
+from lightning_transfer.glue.trials import trials_of
 from lightning_transfer.methods.collaborative.search.candidates import Candidates
 from lightning_transfer.methods.collaborative.search.strategies import STRATEGIES
 

@@ -19,8 +19,9 @@ from lightning_transfer.advising.trials import OutOfTimeError, PairedTrials
 from lightning_transfer.advising.verdicts import is_above
 from lightning_transfer.datasets import AnyDataset
 from lightning_transfer.errors import TransferConfigError, check_count, check_number
-from lightning_transfer.glue.proxy import Trials, callbacks_of, part_of, trials_of
+from lightning_transfer.glue.loaders import part_of
 from lightning_transfer.glue.trainer import named
+from lightning_transfer.glue.trials import Trials, callbacks_of, trials_of
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.naming import a_class
 from lightning_transfer.normalizing import are_new, normalizing_layers

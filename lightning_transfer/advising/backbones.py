@@ -106,11 +106,12 @@ def pictures_of(data: Any, num_workers: int) -> Pictures:
     if isinstance(data, str | Path):
         raise TransferConfigError(f"The dataset is a path; load it: ImageFolder({str(data)!r}) of torchvision.")
     if hasattr(data, "train_dataloader"):
-        from lightning_transfer.glue.proxy import loader_of, trainer_class
+        from lightning_transfer.glue.loaders import loader_of
+        from lightning_transfer.glue.trainer import trainer_class
 
         data = loader_of(data, trainer_class(data), {"accelerator": "cpu", "devices": 1})
     if isinstance(data, DataLoader):
-        from lightning_transfer.glue.trainer import served
+        from lightning_transfer.glue.loaders import served
 
         if data.collate_fn not in (default_collate, default_convert):
             raise TransferConfigError(

@@ -12,7 +12,7 @@ from lightning_transfer.batches import class_numbers, label_hint
 from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.hearing import Hearing
-from lightning_transfer.glue.trainer import as_validated
+from lightning_transfer.glue.moving import as_validated
 from lightning_transfer.naming import nesting
 from lightning_transfer.reading import apart
 from lightning_transfer.roles import Head, find_head, is_pooling, on_the_way

@@ -14,7 +14,7 @@ from lightning_transfer.batches import is_right
 from lightning_transfer.datasets import index_in
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.namespaces import AnyCallback
-from lightning_transfer.glue.proxy import Trials
+from lightning_transfer.glue.trials import Trials
 from lightning_transfer.probing import fit_probe
 from lightning_transfer.progress import Step, duration
 from lightning_transfer.randomness import reseed, seeded

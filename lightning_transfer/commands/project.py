@@ -19,9 +19,11 @@ from lightning_transfer.commands.names import check_names
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.checkpoints import KEY, read_checkpoint, read_layers
+from lightning_transfer.glue.loaders import attached, loader_of
 from lightning_transfer.glue.namespaces import namespace_of
-from lightning_transfer.glue.proxy import UNEQUAL, attached, loader_of, options_like
 from lightning_transfer.glue.quiet import silent
+from lightning_transfer.glue.trainer import options_like
+from lightning_transfer.glue.trials import UNEQUAL
 from lightning_transfer.methods.soft.knowledge import SourceKnowledge
 from lightning_transfer.methods.statistics.callback import FrozenStatistics
 from lightning_transfer.randomness import restored

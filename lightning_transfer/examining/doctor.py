@@ -20,9 +20,9 @@ from lightning_transfer.examining import module as of_module
 from lightning_transfer.examining.diagnosis import Diagnosis, Finding, listed
 from lightning_transfer.examining.step import Seen, step_of
 from lightning_transfer.glue.checkpoints import UnsafeCheckpointError, read_checkpoint
+from lightning_transfer.glue.loaders import attached, served
 from lightning_transfer.glue.namespaces import is_lightnings, namespaces_of
-from lightning_transfer.glue.proxy import attached, options_like, trainer_class
-from lightning_transfer.glue.trainer import named, served
+from lightning_transfer.glue.trainer import named, options_like, trainer_class
 from lightning_transfer.naming import a_class
 from lightning_transfer.randomness import reseed, restored
 from lightning_transfer.twins import RunsOriginalError

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_transfer.criteria import CriterionCall, Listening
 from lightning_transfer.glue.namespaces import AnyCallback
-from lightning_transfer.glue.proxy import callbacks_of, fit_alone
+from lightning_transfer.glue.trials import callbacks_of, fit_alone
 from lightning_transfer.methods.statistics.callback import FrozenStatistics
 from lightning_transfer.pixel_ranges import PixelRange
 from lightning_transfer.twins import RunsOriginalError, copied, only_copies_run

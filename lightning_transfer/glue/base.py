@@ -9,11 +9,12 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import checkpoints, optimizers
 from lightning_transfer.glue.copies import warn_of_outdated
 from lightning_transfer.glue.dispatcher import StepDispatcher
+from lightning_transfer.glue.logs import log_options, say
 from lightning_transfer.glue.namespaces import AnyCallback, is_lightnings
 from lightning_transfer.glue.optimizers import AsBefore
 from lightning_transfer.glue.part import TransferPart, check_pruned
 from lightning_transfer.glue.standin import Afterwards, Before, StandIn, WithoutHooks
-from lightning_transfer.glue.trainer import check_launcher, check_supported, is_running, log_options, named, say
+from lightning_transfer.glue.trainer import check_launcher, check_supported, is_running, named
 from lightning_transfer.naming import options_of, plain
 from lightning_transfer.stamps import BEGIN_ANEW, check_stamp, stamp
 from lightning_transfer.surgery import OnCPU, Structure

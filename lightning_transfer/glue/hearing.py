@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_transfer.explaining import explain
 from lightning_transfer.glue.entering import Entry, first_layer
-from lightning_transfer.glue.trainer import as_in_steps
+from lightning_transfer.glue.moving import as_in_steps
 from lightning_transfer.networks import entry_of
 from lightning_transfer.roles import Head
 

@@ -9,8 +9,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import changed_hyperparameters
+from lightning_transfer.glue.logs import log_options
 from lightning_transfer.glue.part import TransferPart, check_pruned
-from lightning_transfer.glue.trainer import Weakly, is_run_by, is_running, log_options
+from lightning_transfer.glue.trainer import Weakly, is_run_by, is_running
 from lightning_transfer.naming import options_of, plain
 
 Part = TypeVar("Part", bound=TransferPart)

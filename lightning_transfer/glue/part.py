@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.checkpoints import EXTRA, check_options
-from lightning_transfer.glue.trainer import Weakly, is_log_due, log, named
+from lightning_transfer.glue.logs import is_log_due, log
+from lightning_transfer.glue.trainer import Weakly, named
 from lightning_transfer.pending import PendingChecks, when
 from lightning_transfer.surgery import Structure
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from lightning_transfer.datasets import check_random_access, collate, index_in, repeated
-from lightning_transfer.glue.trainer import served, target_dataset
+from lightning_transfer.glue.loaders import served, target_dataset
 from lightning_transfer.reading import Samples, readable
 
 WORKERS = ("num_workers", "worker_init_fn", "multiprocessing_context")

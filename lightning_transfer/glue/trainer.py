@@ -1,31 +1,19 @@
 """Read from a Trainer what callbacks and mixins need, for both namespaces of Lightning."""
 
 import importlib
-import inspect
-import logging
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils._pytree import tree_map_only
-from torch.utils.data import DataLoader, Dataset
 
-from lightning_transfer.datasets import Served
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.batch_hooks import forgotten
 from lightning_transfer.glue.namespaces import namespace_of
-from lightning_transfer.glue.samplers import drawn_by
-from lightning_transfer.naming import a_class, nesting
-from lightning_transfer.progress import Progress, Step, no_progress, rich_progress, tqdm_progress
 from lightning_transfer.schedules import Schedule
-from lightning_transfer.tracing import evaluating
 
 SUPPORTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 REFUSED_STRATEGIES = ("DeepSpeedStrategy",)  # a DDPStrategy by inheritance, but it shards the optimizer
+ACCELERATORS = {"cuda": "gpu"}  # devices for which Lightning has another name
 
 
 class Weakly:
@@ -65,30 +53,10 @@ def is_run_by(trainer: Any, module: Any) -> bool:
     return last is trainer or last is None or not is_running(last)
 
 
-def say(trainer: Any, message: str) -> None:
-    """Log a line with the Trainer's own logger, once for all ranks."""
-    if trainer.is_global_zero:
-        logging.getLogger(f"{namespace_of(trainer)}.trainer.trainer").info(message)
-
-
-def progress_of(trainer: Any) -> Progress:
-    """Return bars of the kind that the Trainer shows; a Trainer that received SIGTERM stops at their next step."""
-    bar = trainer.progress_bar_callback
-    is_seen = bar is not None and trainer.is_global_zero
-    make = no_progress if not is_seen else rich_progress if named([bar], {"RichProgressBar"}) else tqdm_progress
-
-    @contextmanager
-    def progress(name: str, total: int, /, unit: str = "images") -> Iterator[Step]:
-        with make(name, total, unit) as step:
-
-            def advance(more: int, note: str = "") -> None:
-                step(more, note)
-                if trainer.received_sigterm:
-                    raise importlib.import_module(f"{namespace_of(trainer)}.utilities.exceptions").SIGTERMException
-
-            yield advance
-
-    return progress
+def averages_of(trainer: Any) -> list[Any]:
+    """Return the copies of the module whose weights Lightning's `WeightAveraging` averages in this fit."""
+    found = (getattr(callback, "_average_model", None) for callback in trainer.callbacks)  # private: no other way
+    return [average.module for average in found if isinstance(average, AveragedModel)]
 
 
 def check_supported(trainer: Any) -> None:
@@ -166,178 +134,28 @@ def is_dry_run(trainer: Any) -> bool:
     return bool(trainer.fast_dev_run or named(trainer.callbacks, {"_LRCallback"}))
 
 
-def to_device(trainer: Any, batch: Any, *, hooks: bool, were_set: dict[str, Any] | None = None) -> Any:
-    """Convert and move a batch as the training loop does.
-
-    Args:
-        trainer: the Trainer.
-        batch: as the loader returned it.
-        hooks: whether it passes the user's batch-transfer hooks; `forgotten` restores what these set.
-        were_set: filled with the attributes that hooks have set.
-    """
-    module = trainer.lightning_module
-    batch = trainer.precision_plugin.convert_input(batch)
-    if not hooks:
-        device = trainer.strategy.root_device
-        is_async = device.type == "cuda"  # as in Lightning's own transfer; on "mps" it was not safe
-        return tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=is_async), batch)
-    # the same three steps as the loop: 64-true and bf16-true convert the input, the selector finds DataModule hooks
-    with forgotten(trainer) as found:
-        try:
-            batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
-            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-        except Exception as error:
-            error.add_note(
-                f"This happened while a batch, {nesting(batch)}, went through the batch-transfer hooks. If it is a "
-                "source batch, let the source dataset return samples like the target's, and extract images and labels "
-                "with SourceTask(adapt=lambda batch: (images, labels)). SourceTask(batch_hooks=False) skips the hooks, "
-                "and everything that they do, such as normalising."
-            )
-            raise
-    if were_set is not None:
-        were_set |= found
-    return batch
-
-
-@contextmanager
-def validating(trainer: Any) -> Iterator[None]:
-    """Set the Trainer's state to validating, so that hooks that augment training images do not."""
-    stage, trainer.validating = trainer.state.stage, True
-    try:
-        yield
-    finally:
-        trainer.state.stage = stage
-
-
-def as_validated(trainer: Any, batch: Any, *, hooks: bool = True) -> Any:
-    """Convert and move a batch as validation does: hooks that augment training images do not."""
-    with validating(trainer), evaluating(trainer.lightning_module):  # a hook may ask for either
-        return to_device(trainer, batch, hooks=hooks)
-
-
-@contextmanager
-def as_in_steps(trainer: Any, *modules: nn.Module) -> Iterator[None]:
-    """Run modules in eval mode and without gradients, in the precision of the Trainer's steps."""
-    try:
-        with evaluating(*modules), trainer.precision_plugin.forward_context():
-            yield
-    finally:
-        torch.clear_autocast_cache()  # of weights that were cast without gradients, which the step would use
-
-
-def is_log_due(trainer: Any) -> bool:
-    """Return whether values of this step are logged, or may be monitored after it."""
-    return _is_at_interval(trainer) or _is_monitored(trainer)
-
-
-def _is_monitored(trainer: Any) -> bool:
-    """Return whether an epoch's end or a validation comes after this step."""
-    loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch  # infinite, or None, if not counted in batches
-    number = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
-    return trainer.is_last_batch or bool(every and (number + 1) % every == 0)
-
-
-def _is_at_interval(trainer: Any) -> bool:
-    """Return whether the Trainer logs this step."""
-    # private: the Trainer counts batches with a step here, not the steps of all optimizers
-    return trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate()
-
-
-def log(trainer: Any, values: dict[str, Tensor]) -> None:
-    """Pass values to callbacks that monitor them and, at the Trainer's interval and in a validation, to the loggers.
-
-    `module.log` would do the same, but takes as long as a small network's step and slows down every later step.
-    """
-    trainer.callback_metrics.update(values)
-    if not trainer.training or _is_at_interval(trainer):
-        trainer._logger_connector.log_metrics(values)  # private: all loggers, at the Trainer's own step number
-
-
-def log_options(trainer: Any, options: dict[str, Any]) -> None:
-    """Pass options to the loggers, together with the module's hyperparameters, if the Trainer logs those."""
-    if not trainer.is_global_zero or not getattr(trainer, "enable_autolog_hparams", True):
-        return
-    for logger in trainer.loggers:
-        # without metrics TensorBoard does not write a second hp_metric or replace the module's summary
-        takes_metrics = "metrics" in inspect.signature(logger.log_hyperparams).parameters
-        logger.log_hyperparams(options, **({"metrics": {}} if takes_metrics else {}))
-
-
-def served(loader: DataLoader[Any], dataset: Any = None) -> Any:
-    """Return the subset of a loader's dataset that its sampler draws; if `dataset` is given, the same subset of it.
-
-    The images that the sampler does not draw may be the user's validation images.
+def trainer_class(owner: Any) -> type:
+    """Return Lightning's Trainer of the namespace that a Trainer or a module comes from.
 
     Raises:
-        TransferConfigError: the sampler does not show what it draws, or `dataset` has another length.
+        TransferConfigError: it comes from no namespace of Lightning.
     """
-    own: Any = loader.dataset
-    found = own if dataset is None else dataset
-    indices = drawn_by(loader)
-    if dataset is not None and len(found) != len(own):
-        raise TransferConfigError(
-            f"unaugmented has {len(found)} images, the train loader's dataset {len(own)}; pass the same images in the "
-            "same order."
-        )
-    return found if indices is None else Served(found, indices)
+    if isinstance(owner, type):
+        raise TransferConfigError(f"{owner.__name__} is a class; pass an instance: {owner.__name__}(...).")
+    if (namespace := namespace_of(owner)) is not None:
+        return importlib.import_module(namespace).Trainer  # type: ignore[no-any-return]
+    raise TransferConfigError(f"{type(owner).__name__} is neither a LightningModule nor a LightningDataModule.")
 
 
-def target_dataset(given: Dataset[Any] | None, trainer: Any) -> Dataset[Any]:
-    """Return the target's training images.
-
-    Raises:
-        TransferConfigError: the train loader does not show its dataset.
-    """
-    if given is not None:
-        return given
-    loader = trainer.train_dataloader
-    if not isinstance(loader, DataLoader):
-        raise TransferConfigError(
-            f"The train loader, {a_class(loader)}, does not show its dataset. Train with one DataLoader, or, "
-            "if the callback has target=, pass it: the training images without augmentation."
-        )
-    dataset: Dataset[Any] = served(loader)
-    return dataset
-
-
-def averages_of(trainer: Any) -> list[Any]:
-    """Return the copies of the module whose weights Lightning's `WeightAveraging` averages in this fit."""
-    found = (getattr(callback, "_average_model", None) for callback in trainer.callbacks)  # private: no other way
-    return [average.module for average in found if isinstance(average, AveragedModel)]
-
-
-def source_workers(given: int | None, trainer: Any) -> dict[str, Any]:
-    """Return a DataLoader's options for the processes that read source images: as many as given, or the train loader's.
-
-    Args:
-        given: how many, or None.
-        trainer: the Trainer with the train loader.
-    """
-    loader = trainer.train_dataloader
-    if given is not None or not isinstance(loader, DataLoader):  # another kind may count its threads by this name
-        return {"num_workers": given or 0}
-    return {"num_workers": loader.num_workers, "multiprocessing_context": loader.multiprocessing_context}
-
-
-def target_workers(given: int | None, trainer: Any) -> dict[str, Any]:
-    """Return a DataLoader's options for the processes that read target images outside of training.
-
-    If 0 are given, there are as many as the train loader has: its workers, forked later, would share a file that a
-    dataset opens in this process.
-    """
-    return source_workers(given or None, trainer)
-
-
-def train_batch_size(trainer: Any) -> int:
-    """Return the batch size of the user's train loader.
-
-    Raises:
-        TransferConfigError: the loader does not report it.
-    """
-    loader = trainer.train_dataloader
-    size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
-    if not isinstance(size, int):
-        raise TransferConfigError(
-            f"The train loader, {a_class(loader)}, does not report a batch size. Pass SourceTask(batch_size=...)."
-        )
-    return size
+def options_like(trainer: Any) -> dict[str, Any]:
+    """Return the options that make a Trainer step like another one, on that one's device."""
+    device = trainer.strategy.root_device
+    return {
+        "accelerator": ACCELERATORS.get(device.type, device.type),
+        "devices": 1 if device.index is None else [device.index],
+        "precision": trainer.precision,
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "gradient_clip_algorithm": trainer.gradient_clip_algorithm,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "limit_train_batches": trainer.limit_train_batches,
+    }

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.batch_hooks import check_unmixed, has_hooks
+from lightning_transfer.glue.loaders import source_workers, train_batch_size
+from lightning_transfer.glue.logs import say
+from lightning_transfer.glue.moving import to_device
 from lightning_transfer.glue.part import TransferPart
-from lightning_transfer.glue.trainer import say, source_workers, to_device, train_batch_size
 from lightning_transfer.pending import PendingChecks
 from lightning_transfer.source.redrawing import digests_of, redrawn
 from lightning_transfer.source.stream import Order, Shuffled, SourceStream

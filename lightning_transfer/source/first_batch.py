@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_transfer.datasets import known_labels
 from lightning_transfer.glue.entering import IN_STEP, Entry, images_in, is_unlike
-from lightning_transfer.glue.trainer import say
+from lightning_transfer.glue.logs import say
 from lightning_transfer.pending import when
 from lightning_transfer.randomness import seeded
 from lightning_transfer.roles import out_width

@@ -12,8 +12,10 @@ from torch import Tensor
 from lightning_transfer import ranks
 from lightning_transfer.datasets import groups_of
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
+from lightning_transfer.glue.loaders import source_workers, target_workers
+from lightning_transfer.glue.logs import progress_of, say
+from lightning_transfer.glue.moving import as_validated
 from lightning_transfer.glue.sides import Side, target_side
-from lightning_transfer.glue.trainer import as_validated, progress_of, say, source_workers, target_workers
 from lightning_transfer.naming import nesting
 from lightning_transfer.randomness import seeded
 from lightning_transfer.schedules import Schedule

@@ -15,9 +15,10 @@ from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.checkpoints import check_options
 from lightning_transfer.glue.entering import Entering, first_layer
 from lightning_transfer.glue.first_loss import FirstLoss, refuse_sum
+from lightning_transfer.glue.logs import is_log_due, say
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import Before, keep_hooks_out
-from lightning_transfer.glue.trainer import Weakly, check_supported, is_log_due, say
+from lightning_transfer.glue.trainer import Weakly, check_supported
 from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import apart
 from lightning_transfer.roles import find_head, out_width, parameters_before

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_transfer.glue.trainer import as_in_steps
+from lightning_transfer.glue.moving import as_in_steps
 from lightning_transfer.roles import is_pooling
 from lightning_transfer.source.passes import SourcePass
 from lightning_transfer.source.task import SourceTask

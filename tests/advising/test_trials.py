@@ -15,7 +15,7 @@ from lightning_transfer.advising.advise import compare
 from lightning_transfer.advising.candidates import PROBE, Candidate
 from lightning_transfer.advising.reading import Reading
 from lightning_transfer.advising.trials import OutOfTimeError, PairedTrials
-from lightning_transfer.glue.proxy import trials_of
+from lightning_transfer.glue.trials import trials_of
 from lightning_transfer.probing import fit_probe
 from lightning_transfer.progress import no_progress
 from lightning_transfer.splitting import folds

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lightning_transfer as lt
 from lightning_transfer.functional import apply_collaborative, remove_collaborative
-from lightning_transfer.glue.proxy import Trials
+from lightning_transfer.glue.trials import Trials
 from tests import toys
 from tests.toys import LitToy, assert_same, fit, weights
 

@@ -218,7 +218,7 @@ def test_ctrl_c_in_mid_candidate_keeps_what_is_finished(tmp_path):
 
 def test_a_candidate_that_fails_costs_only_itself(monkeypatch):
     callback = searching(particles=8, iterations=0)
-    real = candidates.proxy.Trials.train
+    real = candidates.Trials.train
 
     def train(self, module, indices, callbacks, **options):
         class BreakLast(L.Callback):
@@ -233,7 +233,7 @@ def test_a_candidate_that_fails_costs_only_itself(monkeypatch):
             callbacks = [*callbacks[:1], BreakLast(), *callbacks[1:]]
         real(self, module, indices, callbacks, **options)
 
-    monkeypatch.setattr(candidates.proxy.Trials, "train", train)
+    monkeypatch.setattr(candidates.Trials, "train", train)
     with pytest.warns(UserWarning, match="candidates failed") as said:
         fit(Deep(), [callback], max_steps=1)
     failures = {evaluation.layers[0]: evaluation.failure for evaluation in callback.plan.evaluations}
@@ -253,7 +253,7 @@ def test_where_all_fail_nothing_is_frozen_and_that_is_said(monkeypatch):
     def train(*args, **options):
         raise RuntimeError("not on this machine")
 
-    monkeypatch.setattr(candidates.proxy.Trials, "train", train)
+    monkeypatch.setattr(candidates.Trials, "train", train)
     module, callback = Deep(), searching()
     with pytest.warns(lt.NoEffectWarning, match="not on this machine"):
         fit(module, [callback], max_steps=1)
@@ -446,11 +446,11 @@ def test_a_search_is_not_skipped_without_a_word(tmp_path):
 
 def test_what_failed_is_tried_again_and_what_is_another_problem_is_not_taken(monkeypatch, tmp_path):
     cache = str(tmp_path / "search.json")
-    real = candidates.proxy.Trials.train
-    monkeypatch.setattr(candidates.proxy.Trials, "train", lambda *_, **options: 1 / 0)
+    real = candidates.Trials.train
+    monkeypatch.setattr(candidates.Trials, "train", lambda *_, **options: 1 / 0)
     with pytest.warns(lt.NoEffectWarning, match="ZeroDivisionError"):
         fit(Deep(), [searching(cache=cache)], max_steps=1)
-    monkeypatch.setattr(candidates.proxy.Trials, "train", real)
+    monkeypatch.setattr(candidates.Trials, "train", real)
     callback = searching(cache=cache)
     fit(Deep(), [callback], max_steps=1)
     assert [evaluation.failure for evaluation in callback.plan.evaluations] == [""] * 4

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import lightning_transfer as lt
 from lightning_transfer.glue import optimizers
-from lightning_transfer.glue.proxy import part_of
-from lightning_transfer.glue.trainer import source_workers, to_device
+from lightning_transfer.glue.loaders import part_of, source_workers
+from lightning_transfer.glue.moving import to_device
 from lightning_transfer.methods.selective import pictures
 from lightning_transfer.methods.selective.pictures import Pictures
 from lightning_transfer.source.drawing import Drawing

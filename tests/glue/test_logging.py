@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lightning_transfer as lt
-from lightning_transfer.glue.trainer import progress_of
+from lightning_transfer.glue.logs import progress_of
 from tests import toys
 from tests.methods import each, one
 from tests.toys import LitToy

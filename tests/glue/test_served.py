@@ -18,7 +18,8 @@ from torch.utils.data import (
 )
 
 import lightning_transfer as lt
-from lightning_transfer.glue.trainer import served, validating
+from lightning_transfer.glue.loaders import served
+from lightning_transfer.glue.moving import validating
 from tests import toys
 from tests.methods import borrowed
 from tests.toys import LitToy, Recorder, fit

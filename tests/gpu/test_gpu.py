@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_transfer as lt
-from lightning_transfer.glue.trainer import to_device
+from lightning_transfer.glue.moving import to_device
 from lightning_transfer.source import drawing
 from tests import processes, toys
 from tests.contracts.test_reads import RUNS, quiet

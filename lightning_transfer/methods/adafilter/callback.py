@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning_transfer.errors import check_count
 from lightning_transfer.glue.base import TransferCallback
-from lightning_transfer.glue.trainer import say
+from lightning_transfer.glue.logs import say
 from lightning_transfer.methods.adafilter.apply import FilterGates, apply_adafilter, check_options, gates_of
 from lightning_transfer.methods.adafilter.functional import Estimator
 from lightning_transfer.methods.adafilter.modules import Fixed

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import NoEffectWarning
 from lightning_transfer.glue import optimizers
+from lightning_transfer.glue.logs import is_log_due, log
 from lightning_transfer.glue.part import TransferPart
-from lightning_transfer.glue.trainer import is_log_due, log
 from lightning_transfer.methods.adafilter.apply import FilterGates, gates_of
 from lightning_transfer.surgery import path_of
 

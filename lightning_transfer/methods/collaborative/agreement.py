@@ -13,8 +13,9 @@ from lightning_transfer.batches import Kind, find_labels, ways_to_be_right
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.first_loss import MeanLoss, is_close, kind_by, refuse_sum
+from lightning_transfer.glue.logs import is_log_due, log, say
 from lightning_transfer.glue.part import TransferPart
-from lightning_transfer.glue.trainer import is_log_due, is_run_by, log, say
+from lightning_transfer.glue.trainer import is_run_by
 from lightning_transfer.methods.collaborative.apply import find_ensemble
 from lightning_transfer.methods.collaborative.functional import collaborative_loss, disagreement
 from lightning_transfer.methods.collaborative.modules import CollaborativeEnsemble

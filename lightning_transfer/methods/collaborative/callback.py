@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from lightning_transfer import ranks
 from lightning_transfer.batches import Labels, find_labels
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue import proxy
 from lightning_transfer.glue.base import TransferCallback
+from lightning_transfer.glue.loaders import train_loader
+from lightning_transfer.glue.logs import progress_of, say
 from lightning_transfer.glue.standin import keep_hooks_out
-from lightning_transfer.glue.trainer import progress_of, say
+from lightning_transfer.glue.trainer import options_like, trainer_class
+from lightning_transfer.glue.trials import Trials
 from lightning_transfer.methods.collaborative.agreement import Agreement
 from lightning_transfer.methods.collaborative.apply import (
     ensemble_of,
@@ -186,10 +188,10 @@ class CollaborativeFinetuning(TransferCallback):
 
     def _searched(self, trainer: Any, module: Any) -> LayerPlan:
         assert self.search is not None
-        make, options = proxy.trainer_class(trainer), proxy.options_like(trainer)
+        make, options = trainer_class(trainer), options_like(trainer)
         search = self.search.trial() if trainer.fast_dev_run else self.search
         given = {"datamodule": trainer.datamodule, "unaugmented": search.unaugmented}
-        trials = proxy.Trials(proxy.train_loader(trainer), make, options, **given)
+        trials = Trials(train_loader(trainer), make, options, **given)
 
         def keep(plan: LayerPlan) -> None:
             self._unfinished = plan

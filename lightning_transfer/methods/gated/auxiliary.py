@@ -12,8 +12,9 @@ from lightning_transfer.batches import Kind, Labels, criterion_of, find_labels, 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError
 from lightning_transfer.glue import optimizers
 from lightning_transfer.glue.first_loss import FirstLoss, is_binary, is_close, refuse_sum
+from lightning_transfer.glue.logs import is_log_due
 from lightning_transfer.glue.part import TransferPart
-from lightning_transfer.glue.trainer import is_dry_run, is_log_due
+from lightning_transfer.glue.trainer import is_dry_run
 from lightning_transfer.methods.gated.apply import find_gated_head, find_tap
 from lightning_transfer.methods.gated.modules import AuxiliaryClassifier
 from lightning_transfer.roles import users_modules

@@ -18,21 +18,14 @@ from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.checkpoints import check_structure
 from lightning_transfer.glue.copies import holders_of
 from lightning_transfer.glue.hearing import Hearing
+from lightning_transfer.glue.loaders import target_dataset
+from lightning_transfer.glue.logs import log_options, progress_of, say
+from lightning_transfer.glue.moving import as_validated
 from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.samplers import importance_of
 from lightning_transfer.glue.sides import Side, target_side
 from lightning_transfer.glue.standin import Before
-from lightning_transfer.glue.trainer import (
-    Weakly,
-    as_validated,
-    averages_of,
-    check_supported,
-    log_options,
-    named,
-    progress_of,
-    say,
-    target_dataset,
-)
+from lightning_transfer.glue.trainer import Weakly, averages_of, check_supported, named
 from lightning_transfer.methods.probe.drawing import draw
 from lightning_transfer.methods.probe.functional import Start, fit_start
 from lightning_transfer.methods.probe.reading import (

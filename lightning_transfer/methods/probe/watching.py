@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_transfer.glue.entering import IN_STEP, Entering, images_in
 from lightning_transfer.glue.hearing import Hearing
-from lightning_transfer.glue.trainer import is_log_due
+from lightning_transfer.glue.logs import is_log_due
 
 WATCHED = 10  # optimizer steps
 STEEP = 10.0  # how many times as high as chance the loss may be (ours)

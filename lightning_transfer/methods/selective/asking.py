@@ -9,7 +9,9 @@ from torch.utils.data import Dataset, default_collate
 from lightning_transfer.batches import class_numbers, is_right, label_hint
 from lightning_transfer.datasets import Loaded, collate, index_in, load
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.trainer import as_validated, progress_of, target_workers
+from lightning_transfer.glue.loaders import target_workers
+from lightning_transfer.glue.logs import progress_of
+from lightning_transfer.glue.moving import as_validated
 from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import apart, in_order
 from lightning_transfer.source.gap import Extent

@@ -13,16 +13,9 @@ from torch.utils.data import Dataset, Subset, default_collate
 from lightning_transfer import ranks
 from lightning_transfer.datasets import AnyDataset, listed_labels
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError, check_count
-from lightning_transfer.glue.trainer import (
-    Weakly,
-    is_dry_run,
-    known_steps,
-    progress_of,
-    say,
-    source_workers,
-    target_dataset,
-    target_workers,
-)
+from lightning_transfer.glue.loaders import source_workers, target_dataset, target_workers
+from lightning_transfer.glue.logs import progress_of, say
+from lightning_transfer.glue.trainer import Weakly, is_dry_run, known_steps
 from lightning_transfer.methods.selective.asking import ask, check_labels
 from lightning_transfer.methods.selective.functional import neighbor_budget
 from lightning_transfer.methods.selective.options import Neighbors

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from lightning_transfer.compiling import uncompiled_path
 from lightning_transfer.errors import TransferConfigError, check_positive
 from lightning_transfer.glue.checkpoints import KEY
+from lightning_transfer.glue.logs import is_log_due, log_options, say
 from lightning_transfer.glue.namespaces import AnyCallback, is_lightnings
-from lightning_transfer.glue.trainer import Weakly, check_supported, is_log_due, is_running, log_options, named, say
+from lightning_transfer.glue.trainer import Weakly, check_supported, is_running, named
 from lightning_transfer.naming import options_of, plain
 from lightning_transfer.normalizing import are_new, has_moved, is_new, normalizing_layers
 from lightning_transfer.stamps import stamped, unstamped

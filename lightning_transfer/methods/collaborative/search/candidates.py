@@ -13,9 +13,9 @@ from torch import Tensor
 from lightning_transfer.batches import is_right
 from lightning_transfer.datasets import load
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue import proxy
 from lightning_transfer.glue.first_loss import kind_by
 from lightning_transfer.glue.namespaces import AnyCallback
+from lightning_transfer.glue.trials import Scoring, Trials
 from lightning_transfer.methods.collaborative.apply import ensemble_of, put_together
 from lightning_transfer.methods.collaborative.members import by_name
 from lightning_transfer.methods.collaborative.search.options import LayerSearch
@@ -61,7 +61,7 @@ class Candidates:
         options: LayerSearch,
         module: Any,
         together: Together,
-        trials: proxy.Trials,
+        trials: Trials,
         callback: Callable[[Together], AnyCallback],
     ) -> None:
         self.options, self.module, self.trials, self.callback = options, module, trials, callback
@@ -105,7 +105,7 @@ class Candidates:
         """Train a candidate and score it; if it fails, return the reason."""
         together = replace(self.together, frozen_layers=dict(zip(self.most, layers, strict=True)))
         try:
-            scoring = proxy.Scoring(self.held(), self._right)
+            scoring = Scoring(self.held(), self._right)
             callbacks = [self.callback(together), scoring]
             self.trials.train(
                 self.module, self.kept, callbacks, seed=self.options.seed, epochs=self.options.proxy_epochs

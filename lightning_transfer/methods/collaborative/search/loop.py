@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning_transfer.errors import NoEffectWarning, TransferConfigError, differences
-from lightning_transfer.glue import proxy
+from lightning_transfer.glue.trials import trials_of
 from lightning_transfer.methods.collaborative.search.candidates import Candidates
 from lightning_transfer.methods.collaborative.search.options import LayerSearch
 from lightning_transfer.methods.collaborative.search.plan import Evaluation, LayerPlan
@@ -27,7 +27,7 @@ def search_ahead(
             f"using is {a_class(using)} and trainer {a_class(trainer)}; write "
             "LayerSearch().run(module, datamodule, CollaborativeFinetuning([...]), trainer={'accelerator': 'gpu'})."
         )
-    trials = proxy.trials_of(module, data, trainer or {}, unaugmented=options.unaugmented)
+    trials = trials_of(module, data, trainer or {}, unaugmented=options.unaugmented)
     return search_layers(options, Candidates(options, module, together, trials, using.with_options), tqdm_progress)
 
 

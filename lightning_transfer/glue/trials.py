@@ -1,134 +1,31 @@
 """Run short trial trainings, in one process, without output and without side effects."""
 
 import copy
-import importlib
 import math
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import DataLoader
 
 from lightning_transfer.compiling import forget_graphs
-from lightning_transfer.datasets import Loaded, groups_of
+from lightning_transfer.datasets import groups_of
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.glue.namespaces import AnyCallback, namespace_of
+from lightning_transfer.glue.loaders import check_loader, loader_of, part_of, served
+from lightning_transfer.glue.moving import as_in_steps, as_validated
+from lightning_transfer.glue.namespaces import AnyCallback
 from lightning_transfer.glue.quiet import silent, trainer_of
-from lightning_transfer.glue.trainer import as_in_steps, as_validated, served
+from lightning_transfer.glue.trainer import trainer_class
 from lightning_transfer.naming import a_class
-from lightning_transfer.randomness import next_numbers, restored, seeded
+from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import labels_of
 from lightning_transfer.twins import copied, only_copies_run
 
 OWN = {"callbacks", "max_epochs", "max_steps", "min_epochs", "min_steps", "max_time", "plugins"}  # trials decide these
 UNEQUAL = "fast_dev_run", "overfit_batches"  # with these a trial would not be a training
-EVEN = (RandomSampler, SequentialSampler, SubsetRandomSampler, DistributedSampler)
-ACCELERATORS = {"cuda": "gpu"}  # devices for which Lightning has another name
-
-
-def trainer_class(owner: Any) -> type:
-    """Return Lightning's Trainer of the namespace that a Trainer or a module comes from.
-
-    Raises:
-        TransferConfigError: it comes from no namespace of Lightning.
-    """
-    if isinstance(owner, type):
-        raise TransferConfigError(f"{owner.__name__} is a class; pass an instance: {owner.__name__}(...).")
-    if (namespace := namespace_of(owner)) is not None:
-        return importlib.import_module(namespace).Trainer  # type: ignore[no-any-return]
-    raise TransferConfigError(f"{type(owner).__name__} is neither a LightningModule nor a LightningDataModule.")
-
-
-def options_like(trainer: Any) -> dict[str, Any]:
-    """Return the options that make a Trainer step like another one, on that one's device."""
-    device = trainer.strategy.root_device
-    return {
-        "accelerator": ACCELERATORS.get(device.type, device.type),
-        "devices": 1 if device.index is None else [device.index],
-        "precision": trainer.precision,
-        "gradient_clip_val": trainer.gradient_clip_val,
-        "gradient_clip_algorithm": trainer.gradient_clip_algorithm,
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "limit_train_batches": trainer.limit_train_batches,
-    }
-
-
-def train_loader(trainer: Any) -> Any:
-    """Return the user's train loader before the fit loop has set it up."""
-    return trainer.fit_loop._data_source.dataloader()  # private: finds the given loader, the DataModule's, the module's
-
-
-def loader_of(data: Any, make: type, options: Mapping[str, Any]) -> Any:
-    """Return the train loader of a DataModule, set up with the random state that the next fit will have."""
-    if not hasattr(data, "train_dataloader"):
-        return data
-    numbers, seed = next_numbers(), torch.initial_seed()
-    with restored(), attached(data, make, options):
-        data.prepare_data()
-        data.setup("fit")
-        loader = data.train_dataloader()
-        is_drawn = next_numbers() != numbers and torch.initial_seed() == seed  # else it seeds by itself
-    if is_drawn:
-        warnings.warn(
-            f"{type(data).__name__} draws random numbers in setup. If it splits its images at random, a later fit "
-            "splits them in another way, and validates on images that were used here. Call L.seed_everything(0) right "
-            "before both, or give random_split a generator.",
-            stacklevel=4,
-        )
-    return loader
-
-
-@contextmanager
-def attached(data: Any, make: type, options: Mapping[str, Any]) -> Iterator[None]:
-    """Attach a Trainer to a DataModule inside this context."""
-    before = getattr(data, "trainer" if "trainer" in vars(data) else "_trainer", None)  # a module's own raises
-    with silent():
-        data.trainer = trainer_of(make, options)
-        try:
-            yield
-        finally:
-            data.trainer = before
-
-
-def check_loader(loader: Any) -> None:
-    """Refuse a train loader that cannot be split.
-
-    Raises:
-        TransferConfigError: the message names the loader that was found.
-    """
-    dataset = getattr(loader, "dataset", None)
-    sized = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    if not isinstance(loader, DataLoader) or not sized or loader.batch_size is None:
-        found = type(loader).__name__ if dataset is None else f"{type(loader).__name__} of {type(dataset).__name__}"
-        raise TransferConfigError(
-            f"A part of the training images is held out, but the train loader, a {found}, cannot be split. Pass a "
-            "DataLoader with batch_size= of a dataset with a length."
-        )
-    if not isinstance(loader.sampler, EVEN):
-        warnings.warn(
-            f"Trials draw all images equally often and do not use the loader's {type(loader.sampler).__name__}.",
-            stacklevel=2,
-        )
-
-
-def part_of(loader: Any, indices: Sequence[int], *, dataset: Any = None) -> DataLoader[Any]:
-    """Return a loader of some of the images; if `dataset` is given, of that dataset's images, in order."""
-    leaves_one = len(indices) % loader.batch_size == 1  # BatchNorm cannot train on one image
-    return DataLoader(
-        Subset(Loaded(served(loader) if dataset is None else dataset), indices),
-        batch_size=loader.batch_size,
-        shuffle=dataset is None and not isinstance(loader.sampler, SequentialSampler),
-        drop_last=dataset is None and (loader.drop_last or leaves_one) and len(indices) >= loader.batch_size,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-    )
 
 
 class _InTrial(AnyCallback):
