@@ -1,15 +1,40 @@
-"""Compare the pixels of images with those that a network was pretrained on."""
+"""Hold the range of images' pixels, and compare it with what a network was pretrained on."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
+RAW = 32.0  # a pixel beyond any normalisation, so of bytes
 FEW = 20  # one of so many pixels may be noise: of erased parts, or of interpolation (ours)
 NEGATIVE = -0.5  # the lowest of normalised pixels is below this (ours)
 # By this part of its width, a twentieth of the pixels may leave the expected range at each end (ours): bicubic resizing
 # of tensors overshoots by at most 3/16 along an axis, and noise of deviation 0.15 on white images from 0 to 1 stays in.
 MARGIN = 0.25
+
+
+@dataclass
+class Extent:
+    """Holds the smallest and the largest pixel of the images that were seen of a side."""
+
+    least: float = math.inf
+    largest: float = -math.inf
+
+    def see(self, images: Tensor) -> "Extent":
+        """Include more images, and return itself."""
+        self.least = min(self.least, float(images.min()))
+        self.largest = max(self.largest, float(images.max()))
+        return self
+
+    @property
+    def scale(self) -> tuple[bool, bool]:
+        """Return whether some pixels are below 0 (normalised), and whether some are raw numbers from 0 to 255."""
+        return self.least < 0, self.largest > RAW
+
+    def __str__(self) -> str:
+        return f"from {self.least:.2f} to {self.largest:.2f}"
 
 
 class PixelRange(NamedTuple):

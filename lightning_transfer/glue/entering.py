@@ -12,13 +12,13 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
 
 from lightning_transfer.compiling import is_compiled, outside_graphs
+from lightning_transfer.pixel_ranges import RAW
 from lightning_transfer.roles import Head
 
 OUTSIDE = 0.3  # share of pixels outside of the expected range; augmentation leaves at most .15 there (ours)
 STRETCHED = 5.0  # how many times as large, or as small, their deviation may be (ours)
 MARGIN = 0.02  # by which share of its width the range is wider
 LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, _DropoutNd)
-RAW = 32.0  # larger pixels are bytes
 IN_STEP = "training_step changes images before the network takes them, as a normalisation does"
 
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_transfer.source.gap import Extent
+from lightning_transfer.pixel_ranges import Extent
 from lightning_transfer.source.stream import Order
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.source.view import NetworkView

@@ -12,9 +12,9 @@ from lightning_transfer.datasets import known_labels
 from lightning_transfer.glue.entering import IN_STEP, Entry, images_in, is_unlike
 from lightning_transfer.glue.logs import say
 from lightning_transfer.pending import when
+from lightning_transfer.pixel_ranges import RAW
 from lightning_transfer.randomness import seeded
 from lightning_transfer.roles import out_width
-from lightning_transfer.source.gap import RAW
 from lightning_transfer.source.view import NetworkView
 
 UNTRAINED = 0.9  # share of the loss of guessing; a kept head that starts above it does not fit these labels

@@ -1,8 +1,6 @@
 """Measure how far a target is from a source: how well a classifier separates their frozen features (ours)."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +13,6 @@ from lightning_transfer.splitting import FOLDS
 PENALTY = 2.0  # on both classes' weights, which are each other's negative: equals 1 in a binary regression
 NEAR = 0.8  # a source loss has helped up to .86 and has hurt from .81: see examples/benchmarks/small_networks.md
 SCALE = f"0.5: cannot be separated; from {NEAR}: too far; 1: always separated"
-RAW = 32.0  # a pixel beyond any normalisation
 TARGET_IMAGES, SOURCE_IMAGES = 200, 1000  # at most: with more images the classifier separates the sides better
 
 
@@ -116,28 +113,6 @@ def check_alike(target_images: Tensor, source_images: Tensor) -> None:
             "gap measures the size. Give the source dataset the target's transform, or bring both to one size: "
             "SourceTask(forward=lambda module, images: ...)."
         )
-
-
-@dataclass
-class Extent:
-    """Holds the smallest and the largest pixel of the images that were seen of a side."""
-
-    least: float = math.inf
-    largest: float = -math.inf
-
-    def see(self, images: Tensor) -> "Extent":
-        """Include more images, and return itself."""
-        self.least = min(self.least, float(images.min()))
-        self.largest = max(self.largest, float(images.max()))
-        return self
-
-    @property
-    def scale(self) -> tuple[bool, bool]:
-        """Return whether some pixels are below 0 (normalised), and whether some are raw numbers from 0 to 255."""
-        return self.least < 0, self.largest > RAW
-
-    def __str__(self) -> str:
-        return f"from {self.least:.2f} to {self.largest:.2f}"
 
 
 def is_near(gap: float) -> bool:

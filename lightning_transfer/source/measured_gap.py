@@ -17,6 +17,7 @@ from lightning_transfer.glue.logs import progress_of, say
 from lightning_transfer.glue.moving import as_validated
 from lightning_transfer.glue.sides import Side, target_side
 from lightning_transfer.naming import nesting
+from lightning_transfer.pixel_ranges import Extent
 from lightning_transfer.randomness import seeded
 from lightning_transfer.schedules import Schedule
 from lightning_transfer.source.choosing import Chooser
@@ -24,7 +25,6 @@ from lightning_transfer.source.gap import (
     SCALE,
     SOURCE_IMAGES,
     TARGET_IMAGES,
-    Extent,
     check_alike,
     check_finite,
     domain_gap,

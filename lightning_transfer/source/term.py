@@ -19,6 +19,7 @@ from lightning_transfer.glue.logs import is_log_due, say
 from lightning_transfer.glue.part import TransferPart
 from lightning_transfer.glue.standin import Before, keep_hooks_out
 from lightning_transfer.glue.trainer import Weakly, check_supported
+from lightning_transfer.pixel_ranges import Extent
 from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import apart
 from lightning_transfer.roles import find_head, out_width, parameters_before
@@ -28,7 +29,7 @@ from lightning_transfer.source.checks import check_hyperparameters
 from lightning_transfer.source.choosing import Chooser
 from lightning_transfer.source.drawing import Drawing
 from lightning_transfer.source.first_batch import Evidence, are_equal, introduce, warn_if_not_replaced
-from lightning_transfer.source.gap import Extent, is_near
+from lightning_transfer.source.gap import is_near
 from lightning_transfer.source.loss import Mix, fix_for_a_sum, joint_loss, sum_of_zeros
 from lightning_transfer.source.measured_gap import data_of, measure_gap
 from lightning_transfer.source.passes import SourcePass

@@ -12,9 +12,9 @@ from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.glue.loaders import target_workers
 from lightning_transfer.glue.logs import progress_of
 from lightning_transfer.glue.moving import as_validated
+from lightning_transfer.pixel_ranges import Extent
 from lightning_transfer.randomness import seeded
 from lightning_transfer.reading import apart, in_order
-from lightning_transfer.source.gap import Extent
 from lightning_transfer.source.task import SourceTask
 from lightning_transfer.source.view import NetworkView
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_transfer.errors import TransferConfigError, check_count, nearest
 from lightning_transfer.methods.selective.descriptors import filter_responses
-from lightning_transfer.source.gap import Extent
+from lightning_transfer.pixel_ranges import Extent
 from lightning_transfer.stamps import digest
 from lightning_transfer.tracing import required_size
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_transfer.errors import TransferConfigError
-from lightning_transfer.source.gap import RAW, Extent
+from lightning_transfer.pixel_ranges import RAW, Extent
 from lightning_transfer.stamps import digest
 
 BYTE, WORD = 255.0, 65535.0  # white in 8 and in 16 bits
