@@ -55,7 +55,7 @@ class Tuning(L.LightningModule):
     Args:
         network: pretrained, with a new head.
         rates: of the backbone and the head.
-        depth_decay: by how much the rate falls from one stage of the network to the one before it.
+        depth_decay: rate of a stage of the network, as a share of the rate of the one after it.
     """
 
     def __init__(self, network: Any, rates: Rates, *, depth_decay: float = 1.0) -> None:
