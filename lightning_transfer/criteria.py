@@ -17,8 +17,8 @@ class CriterionCall(NamedTuple):
         scores: (n, classes, ...), or (n,) of one output.
         target: of the scores.
         ignored: the class number that is left out.
-        maker: the operation whose result the scores are, "" if no gradient shows it.
-        error: that it raised, or None.
+        maker: the name of the operation that made the scores; "" if they have no gradient.
+        error: that the call raised, or None.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Listening(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function."""
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") not in CRITERIA:
+        kwargs, tensors = kwargs or {}, [each for each in args[:2] if isinstance(each, Tensor)]
+        if getattr(func, "__name__", "") not in CRITERIA or len(tensors) < 2:  # a criterion raises if it gets no tensors
             return func(*args, **kwargs)
-        scores, target = args[:2]
+        scores, target = tensors
         ignored, error = kwargs.get("ignore_index", -100), None
         try:
             return func(*args, **kwargs)

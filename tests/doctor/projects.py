@@ -339,6 +339,12 @@ class WrongShape(shapes.TimmClassifier):
         return self.model.fc(x.flatten(1))
 
 
+class TwoOutputs(shapes.TimmClassifier):
+    def forward(self, x):
+        logits = self.model(x)
+        return logits, logits
+
+
 class Drops(shapes.TimmClassifier):
     def __init__(self):
         super().__init__()

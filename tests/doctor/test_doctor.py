@@ -314,6 +314,12 @@ PLANTED = {
         lambda: [projects.SteepFromStatistics(), Images(), toys.trainer([lt.FrozenStatistics()])],
     ),
     "a step that fails": ("training_step fails", "training_step", "RuntimeError: ", lambda: [projects.WrongShape()]),
+    "a criterion of a network's two outputs": (
+        "training_step fails",
+        "training_step",
+        "must be Tensor, not tuple",
+        lambda: [projects.TwoOutputs()],
+    ),
 }
 
 
