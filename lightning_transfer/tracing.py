@@ -20,7 +20,7 @@ from lightning_transfer.batches import either, kind_of, label_places, labels_in,
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.naming import a_class
 from lightning_transfer.randomness import restored
-from lightning_transfer.twins import only_copies_run
+from lightning_transfer.twins import RunsOriginalError, only_copies_run
 
 SIZES = (64, 224, 32)  # of the pictures to try
 ALIKE = 0.05  # by which share of the largest score two ways to the same scores may differ, at half precision too
@@ -83,7 +83,7 @@ def trace(
         otherwise: what else an error message says can be done.
 
     Raises:
-        TransferConfigError: no layer ran, or the network cannot be copied.
+        TransferConfigError: no layer ran, the network cannot be copied, or its copy runs the original.
     """
     twin = _copied(network).eval()
     failure: Exception | None = None
@@ -95,6 +95,8 @@ def trace(
             try:
                 takers.take(twin(images))
                 failure = None
+            except RunsOriginalError:  # the layers that it runs would be missing
+                raise
             except Exception as error:  # a network may raise anything for a picture that does not fit
                 failure = error
         for call in calls:

@@ -153,10 +153,22 @@ def test_layers_that_a_copy_shares_on_purpose_may_run():
     assert len(is_right(module)) > 0
 
 
-def test_looking_for_layers_does_not_run_the_original():
-    module = Lambda()
+class LastLambda(Toy):
+    """Runs its last layer by a function in an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = lambda features: self.model.fc(features)
+
+    def forward(self, images):
+        return self.last(self.model.bn(self.model.conv(images)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Lambda, LastLambda])
+def test_looking_for_layers_does_not_run_the_original(kind):
+    module = kind()
     before = copy.deepcopy(toys.weights(module))
-    with pytest.raises(lt.TransferConfigError, match="A copy of Lambda is run here"):
+    with pytest.raises(lt.TransferConfigError, match=f"^A copy of {kind.__name__} is run here"):
         trace(module)
     assert_untouched(module, before)
 
