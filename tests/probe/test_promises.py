@@ -327,6 +327,19 @@ def test_images_that_the_step_changes_are_warned_of(images):
         fit(Normalized(images), [lt.ProbeStart(), lt.FrozenStatistics()], loader=positive())
 
 
+def test_a_step_by_hand_that_returns_no_loss_is_warned_of_once():
+    class ByHand(Normalized):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            self.manual_backward(super().training_step(batch, batch_idx))
+            self.optimizers().step()
+
+    with pytest.warns(UserWarning, match="ProbeStart: training_step changes images") as said:
+        fit(ByHand(of_timm), [lt.ProbeStart(), lt.FrozenStatistics()], loader=positive(), max_steps=3)
+    assert len([each for each in said if "changes images" in str(each.message)]) == 1
+
+
 def positive():
     images, labels = toys.target_data().tensors
     return DataLoader(TensorDataset(images.sigmoid(), labels), batch_size=4)

@@ -45,7 +45,7 @@ class FirstSteps:
 
     def begin(self, batch: Any) -> None:
         """Listen to the first batch."""
-        if self.at_first is None and self.hearing is not None:
+        if self.hearing is not None:
             self.images = images_in(batch)
             self.entering.listen(*self.hearing.first)
 
@@ -63,8 +63,9 @@ class FirstSteps:
         return bool(trainer.global_step >= self.last and is_log_due(trainer))
 
     def compare(self) -> None:
-        """Warn if the step has changed the images of the first batch."""
-        entry = None if self.hearing is None else self.hearing.entry
+        """Warn if the step has changed the images of the first batch, and listen no more."""
+        hearing, self.hearing = self.hearing, None
+        entry = None if hearing is None else hearing.entry
         if entry is not None and entry.is_other(self.images, self.entering.taken):
             self.has_warned = True
             warnings.warn(
