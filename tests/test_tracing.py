@@ -18,16 +18,18 @@ class Merging(nn.Linear):
 
 def test_accuracy_on_several_labels_does_not_depend_on_the_batches():
     logits, labels = torch.tensor([[1.0, 1.0], [1.0, -1.0]]), torch.tensor([[1.0, 1.0], [0.0, 1.0]])
-    network = torch.nn.Linear(2, 2, bias=False)
+    network = nn.Linear(2, 2, bias=False)
     network.weight.data = torch.eye(2)
     each = list(zip(logits.split(1), labels.split(1), strict=True))
     assert share_right(network, [(logits, labels)]) == share_right(network, each) == 0.5  # of the signs, 2 of 4
     one_label = [(logits[1:], labels[1:])]
     assert share_right(network, one_label) == 0  # by the largest logit
-    with pytest.MonkeyPatch.context() as patch:  # a network on the CPU starts no GPU
-        patch.setattr(torch.cuda, "device_count", lambda: 2)
-        patch.setattr(torch.cuda, "get_rng_state", lambda *_: pytest.fail("a GPU was asked"))
-        run_on_a_picture(torch.nn.Conv2d(3, 2, 3))
+
+
+def test_a_network_on_the_cpu_starts_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda *_: pytest.fail("a GPU was asked"))
+    run_on_a_picture(nn.Conv2d(3, 2, 3))
 
 
 def test_what_eval_does_beside_its_flags_is_not_done_by_looking():

@@ -7,6 +7,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.compile import from_compiled
 from torch import nn
 
 import lightning_transfer as lt
@@ -133,24 +134,26 @@ def test_an_optimizer_of_the_original_is_refused():
         is_right(module)
 
 
-class Sharing(nn.Module):
-    """A frozen network that copies share on purpose."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
+class Shared(nn.BatchNorm2d):
+    """A layer that copies share on purpose."""
 
     def __deepcopy__(self, memo):
         return self
 
+
+class Sharing(Toy):
+    def __init__(self):
+        super().__init__()
+        self.shared = Shared(3, affine=False)
+
     def forward(self, images):
-        return self.conv(images)
+        return self.model(self.shared(images))
 
 
 def test_layers_that_a_copy_shares_on_purpose_may_run():
-    module = Toy()
-    module.kept = Sharing().requires_grad_(requires_grad=False)
+    module = Sharing()
     assert len(is_right(module)) > 0
+    assert module.shared.num_batches_tracked > 0
 
 
 class LastLambda(Toy):
@@ -174,10 +177,12 @@ def test_looking_for_layers_does_not_run_the_original(kind):
 
 
 def test_compiled_modules_are_not_listened_to():
-    module = toys.LitToy()
+    module, whole = toys.LitToy(), from_compiled(torch.compile(toys.LitToy(), backend="eager"))
     module.model = torch.compile(module.model, backend="eager")
     assert first_layer(module, find_head(module, "model.fc")) == ()
-    assert first_layer(toys.LitToy(), find_head(toys.LitToy())) != ()
+    assert first_layer(whole, find_head(whole)) == ()
+    plain = toys.LitToy()
+    assert first_layer(plain, find_head(plain)) == (plain.model.conv,)
 
 
 class Harmless(Toy):

@@ -1,4 +1,4 @@
-"""Images that a training step changes before the network takes them: source images are not changed so."""
+"""Images that a training step changes before the network takes them: source images are not changed in the same way."""
 
 import pytest
 import torch
