@@ -10,7 +10,7 @@ Act = TypeVar("Act", bound=Callable[..., Any])
 
 
 def is_run_again() -> bool:
-    """Return whether a backward is recomputing this (activation checkpointing); always False if compiling."""
+    """Return whether a backward pass runs this forward again (activation checkpointing); False while compiling."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # torch's own way to ask
 
 
@@ -29,10 +29,10 @@ def uncompiled_path(path: str) -> str:
 
 
 def forget_graphs(module: nn.Module) -> None:
-    """Clear compiled graphs if a part of a module is compiled: those of before know nothing of hooks that came later.
+    """Clear compiled graphs if a part of a module is compiled: earlier graphs do not run hooks that are added later.
 
-    Graphs are not guarded by hooks, which would cost each call time, so torch cannot see that there are new ones. All
-    graphs of the program are cleared and made again when they are needed; torch has no public way to clear some.
+    Torch does not check for new hooks, because that would cost time in each call. All graphs of the program are
+    cleared, and made again when they are needed: torch has no public way to clear some.
     """
     if is_compiled(module):
         torch.compiler.reset()
@@ -40,11 +40,11 @@ def forget_graphs(module: nn.Module) -> None:
 
 def is_compiled(module: nn.Module) -> bool:
     """Return whether a module, or a part of it, is compiled."""
-    is_whole = getattr(module, "_compiler_ctx", None) is not None  # of Lightning: torch.compile(lightning_module)
+    is_whole = getattr(module, "_compiler_ctx", None) is not None  # private: Lightning keeps torch.compile(module) so
     return is_whole or any(hasattr(layer, "_orig_mod") or layer._compiled_call_impl for layer in module.modules())
 
 
 def outside_graphs(act: Act) -> Act:
-    """Keep an act out of compiled graphs: what it does changes from step to step, which a graph would freeze."""
+    """Keep a function out of compiled graphs: what it does changes from step to step, and a graph would freeze it."""
     disabled: Act = torch.compiler.disable(act)
     return disabled

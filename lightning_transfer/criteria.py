@@ -39,7 +39,7 @@ class Listening(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function."""
         kwargs, tensors = kwargs or {}, [each for each in args[:2] if isinstance(each, Tensor)]
-        if getattr(func, "__name__", "") not in CRITERIA or len(tensors) < 2:  # a criterion raises if it gets no tensors
+        if getattr(func, "__name__", "") not in CRITERIA or len(tensors) < 2:  # it raises of other things
             return func(*args, **kwargs)
         scores, target = tensors
         ignored, error = kwargs.get("ignore_index", -100), None

@@ -11,8 +11,8 @@ from lightning_transfer.tracing import ALIKE, evaluating
 def is_plain_linear(layer: nn.Module) -> bool:
     """Return whether a layer is an `nn.Linear`, or a subclass that computes the same, as timm's own Linear does.
 
-    A subclass with other parameters or layers (LoRA), with weights of a class of their own (quantised) or computed from
-    others (parametrized), or with another forward (ArcFace) is not.
+    It is False for a subclass with other parameters or layers (LoRA), with weights of another class (quantised) or
+    computed from others (parametrized), or with another forward (ArcFace).
 
     Example:
         >>> from timm.layers import Linear

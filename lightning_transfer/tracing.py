@@ -80,7 +80,7 @@ def trace(
         network: takes (1, channels, height, width).
         example: a batch to try before pictures of noise.
         watched: returns whether a module counts as a layer; by default convolutions, norms and Linears do.
-        otherwise: what else an error message says can be done.
+        otherwise: another fix that the error shows, for example ", or ...".
 
     Raises:
         TransferConfigError: no layer ran, the network cannot be copied, or its copy runs the original.
@@ -154,17 +154,15 @@ def required_size(network: Any) -> tuple[int, int] | None:
 
 
 def _pictures(network: nn.Module, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
-    """Yield pictures of noise, by default of several sizes, first of the one that the network takes if timm says it."""
+    """Yield pictures of noise, by default of several sizes; a size that timm says the network takes comes first."""
     convs = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     if not convs:
         return
-    channels = dict.fromkeys(
-        [convs[0].in_channels, min(conv.in_channels for conv in convs)]
-    )  # two guesses at what it takes
+    guesses = convs[0].in_channels, min(conv.in_channels for conv in convs)  # of the picture's channels
     config = getattr(network, "pretrained_cfg", None) or {}
     listed = config.get("input_size") if config.get("fixed_input_size") else None
     sizes = [required_size(network), listed and tuple(listed[1:]), *((side, side) for side in SIZES)]
-    for number, sides in product(channels, dict.fromkeys(filter(None, [size] if size else sizes))):
+    for number, sides in product(dict.fromkeys(guesses), dict.fromkeys(filter(None, [size] if size else sizes))):
         yield torch.rand(1, number, *sides, generator=torch.Generator().manual_seed(0)).to(convs[0].weight)
 
 
@@ -190,11 +188,12 @@ def runs_on_a_picture(network: nn.Module, size: tuple[int, int] | None = None) -
 
 
 def comes_out(scores: Tensor, output: Any, *, alike: float = ALIKE) -> bool:
-    """Return whether what a network gives is (B, classes) scores or their probabilities, as far as that can be seen.
+    """Return whether a network gives these (B, classes) scores or probabilities; True if no output has their size.
 
     Args:
         scores: of its head.
-        output: of the network: a tensor, or tensors in containers. One of as many numbers is compared.
+        output: of the network: a tensor, or tensors in containers. Those with as many numbers as the scores are
+            compared.
         alike: by which share of the largest number they may differ.
 
     Example:
@@ -211,7 +210,7 @@ def comes_out(scores: Tensor, output: Any, *, alike: float = ALIKE) -> bool:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Put modules in eval mode without gradients, and each layer back in its own mode at the end.
+    """Put modules in eval mode without gradients, and put each layer back in its own mode at the end.
 
     `eval()` is not called: a class may override it, to merge weights for example, which nothing here would undo.
     """
@@ -262,7 +261,7 @@ def share_right(
         return None
     if isinstance(loader, Iterator):  # after the change that is measured it would have nothing left
         raise TransferConfigError(
-            f"loader= is {a_class(loader)}, which can be read once, and its images are read before and after. "
+            f"loader= is {a_class(loader)}, which can be read once, and it is read before and after the change. "
             "Pass the DataLoader itself, or a list of batches."
         )
     device = next(module.parameters()).device

@@ -1,4 +1,4 @@
-"""Copy a module so that the copy can be trained, and make sure that the original stays as it is meanwhile."""
+"""Copy a module to train the copy, and refuse a copy that runs the original."""
 
 import copy
 from collections.abc import Iterator
@@ -20,7 +20,10 @@ class RunsOriginalError(TransferConfigError):
 
 
 def copied(module: M) -> M:
-    """Return a deep copy, also of what its own methods hold: LightningCLI binds one to the optimizer that it made."""
+    """Return a deep copy, also of what the methods in its attributes hold.
+
+    LightningCLI sets `configure_optimizers` to a method that holds an optimizer of the module's parameters.
+    """
     memo: dict[int, object] = {}
     twin = copy.deepcopy(module, memo)
     for name, method in vars(module).items():
@@ -33,10 +36,8 @@ def copied(module: M) -> M:
 def only_copies_run(module: nn.Module, twin: nn.Module) -> Iterator[None]:
     """Refuse every run of a module's layers inside this context that would change them or give them a gradient.
 
-    Those that its copy shares with it may run.
-
-    A function that is kept in an attribute, such as a lambda, is copied with the original that it runs: without an
-    error, a trial would train nothing, and move the statistics of the original.
+    A function in an attribute, such as a lambda, still runs the original when the copy calls it. Without an error, a
+    trial would train nothing, and would move the statistics of the original. Layers that the copy shares may run.
     """
     refuse, shared = _Refuse(module), {*twin.modules()}
     own = (layer for layer in module.modules() if layer not in shared and _is_changed_by_a_run(layer))
@@ -70,6 +71,7 @@ class _Refuse:
         self.has_refused = True
         raise RunsOriginalError(
             f"A copy of {self.kind} is run here, and it runs the {type(layer).__name__} of the original. This happens "
-            "if a function that runs it is kept in an attribute, such as a lambda or torch.compile(self.model.forward)."
-            " Write a method that runs self.model, and compile by self.model.compile()."
+            "if an attribute holds a function that runs the network, such as a lambda or "
+            "torch.compile(self.model.forward). Write a method that runs self.model, and compile by "
+            "self.model.compile()."
         )

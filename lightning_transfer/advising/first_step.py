@@ -14,7 +14,7 @@ from lightning_transfer.glue.entering import IN_STEP, Entering, images_in
 from lightning_transfer.glue.hearing import Hearing
 
 SHOWN = 8  # labels in a message
-REPEATED = 3  # images whose class has another image in the batch, so that a rule shows (ours)
+REPEATED = 3  # images, at least, of a class that has another image: if each class has one, nothing shows (ours)
 
 
 class FirstStep:
@@ -43,10 +43,11 @@ class FirstStep:
         module.training_step = heard
 
     def _keep(self, head: nn.Module, args: Any, given: Any) -> None:
-        self.scores += [given.detach()] if isinstance(given, Tensor) else []
+        if isinstance(given, Tensor):
+            self.scores.append(given.detach())
 
     def check(self, batch: Any) -> None:
-        """Refuse a step that changes images or labels: scores would be of other ones."""
+        """Refuse a step that changes images or labels: others would be scored."""
         taken = self.entering.taken
         self.entering.end()
         entry = self.hearing.entry
@@ -69,7 +70,10 @@ class FirstStep:
 
 
 def _are_renamed(numbers: Tensor, labels: Tensor) -> bool:
-    """Return whether each class has another number in most cases: labels of partners, or of a teacher, show no rule."""
+    """Return whether classes have new numbers: one each, and most images have another number than before.
+
+    With the labels of MixUp's partners, or of a teacher, a class has several numbers.
+    """
     if numbers.shape != labels.shape or 2 * int((numbers == labels).sum()) >= len(labels):
         return False
     pairs = {*zip(labels.tolist(), numbers.tolist(), strict=True)}

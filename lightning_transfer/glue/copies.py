@@ -1,4 +1,4 @@
-"""Find copies of the network that a change has left as they were: averages, slow weights, a start to keep."""
+"""Find copies of the network that were made before it changed, such as averages of its weights."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -16,10 +16,10 @@ MANY = 10_000  # longer containers hold data
 
 
 def holders_of(before: Tensor, trainer: Any, module: Any) -> list[str]:
-    """Return the names of what holds a parameter as it was: parts of the module, its attributes, callbacks, optimizers.
+    """Return the names of parts and attributes of the module, callbacks and optimizers that hold an old weight.
 
     Args:
-        before: its numbers before the change.
+        before: the parameter before the change.
         trainer: with the callbacks and optimizers.
         module: the user's module.
     """
@@ -90,7 +90,7 @@ def _attributes(module: Any) -> list[tuple[str, Any]]:
 
 
 def _is_constant(tensor: Tensor) -> bool:
-    """Return whether all numbers are one, such as 0, as those of other tensors are by chance."""
+    """Return whether all numbers are equal, such as 0: another tensor may then be equal without being a copy."""
     return bool((tensor == tensor.flatten()[0]).all())
 
 
@@ -107,7 +107,7 @@ def _held(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors in a container, in a module, or in the attributes of another object, and their names there.
 
-    A tensor in a module has its own name and its layer's: what a wrapper, such as an average, adds is left out.
+    A tensor in a module gets its own name after its layer's, without the names of wrappers, such as an average.
     """
     if id(value) in seen or type(value) in ProxyTypes or skipped(value):  # what a weak proxy stands for may be gone
         return

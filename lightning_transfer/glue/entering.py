@@ -14,10 +14,11 @@ from torch.utils._pytree import tree_leaves
 from lightning_transfer.compiling import is_compiled, outside_graphs
 from lightning_transfer.pixel_ranges import RAW
 from lightning_transfer.roles import Head
+from lightning_transfer.source.gap import RAW
 
 OUTSIDE = 0.3  # share of pixels outside of the expected range; augmentation leaves at most .15 there (ours)
 STRETCHED = 5.0  # how many times as large, or as small, their deviation may be (ours)
-MARGIN = 0.02  # by which share of its width the range is wider
+MARGIN = 0.02  # share of the range's width that is added at both ends
 LAYERS = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, _DropoutNd)
 IN_STEP = "training_step changes images before the network takes them, as a normalisation does"
 
@@ -42,11 +43,11 @@ class Entry(NamedTuple):
         return cls(scale, mean_after - scale * mean)
 
     def is_other(self, images: Sequence[Tensor], taken: Sequence[Tensor]) -> bool:
-        """Return whether the first images were clearly changed otherwise; an augmentation alone does not make it clear.
+        """Return whether the first images were clearly changed otherwise than this; augmentation alone does not count.
 
         Args:
-            images: of a batch; without any, nothing is clear.
-            taken: what the layer took; nothing is clear if it has another number of pixels.
+            images: of a batch; False without any.
+            taken: what the layer took; False if it has another number of pixels.
         """
         if not images or not taken or images[0].numel() != taken[0].numel():
             return False
@@ -76,9 +77,9 @@ def images_in(batch: Any) -> list[Tensor]:
 
 
 def first_layer(module: nn.Module, head: Head) -> tuple[nn.Module, ...]:
-    """Return the network's first layer, as far as the order in which they were written shows it.
+    """Return the network's first layer before the head, by the order in which layers are registered.
 
-    Nothing is returned if that is in the head, or if the module is compiled: a hook would make its graphs once more.
+    The tuple is empty without one, or if the module is compiled: for a hook, torch would compile it again.
     """
     if is_compiled(module):
         return ()
@@ -89,7 +90,7 @@ def first_layer(module: nn.Module, head: Head) -> tuple[nn.Module, ...]:
 
 
 class Entering:
-    """Records what a layer takes in a training step, outside of compiled graphs, as a forward pre-hook."""
+    """Records what a layer takes in a training step, as a forward pre-hook outside of compiled graphs."""
 
     def __init__(self) -> None:
         self.taken: list[Tensor] = []

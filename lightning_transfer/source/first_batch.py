@@ -76,7 +76,7 @@ def _warn_if_changed(images: Tensor, target: Sequence[Tensor], taken: Sequence[T
         images: of the source.
         target: images of the batch.
         taken: what the network's first layer took: the target's and then the source's, in one pass or in two.
-        is_joint: whether source images join the target's behind what the module's forward does to these.
+        is_joint: whether source images join the target's after the module's forward has changed these.
     """
     if len(taken) == 1:
         taken = taken[0].tensor_split([len(taken[0]) - len(images)])
@@ -85,10 +85,13 @@ def _warn_if_changed(images: Tensor, target: Sequence[Tensor], taken: Sequence[T
     mine, theirs = taken[0], taken[-1]
     is_changed = Entry.of(images, theirs).is_other(target, [mine])
     if is_changed and is_unlike(theirs, mine):  # else the source's transform does the same
-        step, places = IN_STEP, "the module's forward, in on_after_batch_transfer or in the source dataset's transform"
-        if is_joint:
-            step, places = IN_STEP.replace("training_step", "the module"), places.partition(", in ")[2]
-        warnings.warn(f"SourceTask: {step}, and source images are not changed. Do it in {places}.", stacklevel=2)
+        step = IN_STEP.replace("training_step", "the module") if is_joint else IN_STEP
+        place = "" if is_joint else "the module's forward, in "
+        warnings.warn(
+            f"SourceTask: {step}, and source images are not changed. Do it in {place}on_after_batch_transfer or in the "
+            "source dataset's transform.",
+            stacklevel=2,
+        )
 
 
 def are_equal(one: nn.Module, other: nn.Module) -> bool:
@@ -111,7 +114,7 @@ def warn_if_not_replaced(trainer: Any, path: str, num_classes: int) -> None:
 
 
 class Evidence(NamedTuple):
-    """Holds evidence for the error on a source loss that is not finite; small, since it may be kept for some steps.
+    """Holds evidence for the error on a source loss that is not finite; it is small, as it is kept for some steps.
 
     Attributes:
         loss: of the source.
@@ -154,4 +157,4 @@ class Evidence(NamedTuple):
 
 def _sums(images: Tensor) -> Tensor:
     dims, dtype = [*range(1, images.ndim)], torch.promote_types(images.dtype, torch.float32)
-    return images.detach().sum(dims, dtype=dtype)  # flattened, images in channels_last would be copied
+    return images.detach().sum(dims, dtype=dtype)  # flatten() would copy images in channels_last

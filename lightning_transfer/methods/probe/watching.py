@@ -1,4 +1,4 @@
-"""Watch the first steps after a head was set: what they do to images, and how their loss is beside chance."""
+"""Watch the first steps after a head was set: whether they change images, and whether their loss is above chance."""
 
 import math
 import warnings
@@ -15,7 +15,7 @@ from lightning_transfer.glue.logs import is_log_due
 WATCHED = 10  # optimizer steps
 STEEP = 10.0  # how many times as high as chance the loss may be (ours)
 # The same for the first step, if no BatchNorm uses the statistics of a batch (ours). With an ImageNet network, on six
-# targets, it is at most half of chance, with MixUp 0.95 of it, and 1.5 to 2.7 times chance if labels are swapped.
+# targets, the first loss is at most 0.5 of chance, 0.95 with MixUp, and 1.5 to 2.7 times chance with swapped labels.
 AT_FIRST = 1.5
 
 
@@ -24,10 +24,10 @@ class FirstSteps:
 
     Args:
         trainer: of the run.
-        num_classes: by which chance is known.
+        num_classes: of the head; the loss of chance is its logarithm.
         device: of the module.
         hearing: that computed the probe's features; None if another process did.
-        is_exact: whether training computes the same features, but for augmentation and dropout.
+        is_exact: whether training computes the probe's features, apart from augmentation and dropout.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class FirstSteps:
         self.is_exact = is_exact
         self.entering = Entering()
         self.images: list[Tensor] = []  # of the first batch
-        self.has_warned = False  # of these images, so that the loss is no news
+        self.has_warned = False  # of images, which explains a high loss
         self.at_first: Tensor | None = None  # loss of the first batch
         self.worst = torch.zeros((), device=device)
 
@@ -50,7 +50,7 @@ class FirstSteps:
             self.entering.listen(*self.hearing.first)
 
     def stepped(self, trainer: Any, module: Any, outputs: Any) -> bool:
-        """Keep the loss on the device, and return whether it can be read: the steps are over, and this one logs."""
+        """Keep the loss on the device, and return whether to read it: the steps are over, and this one logs."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if trainer.global_step <= self.last and isinstance(loss, Tensor):
             mean = loss.detach().float().mean()  # in manual optimization it may be a loss for each image
