@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.loss import _Loss
 
 from lightning_transfer.compiling import outside_graphs
 from lightning_transfer.errors import TransferConfigError
@@ -55,8 +56,10 @@ def _is_changed_by_a_run(layer: nn.Module) -> bool:
     """Return whether a layer is trained or has statistics that move; a criterion or a frozen teacher may run."""
     if isinstance(layer, torch.jit.ScriptModule):  # it takes no hooks
         return False
-    is_trained = any(param.requires_grad for param in layer.parameters(recurse=False))
-    return is_trained or (layer.training and next(layer.buffers(recurse=False), None) is not None)
+    if any(param.requires_grad for param in layer.parameters(recurse=False)):
+        return True
+    has_buffers = next(layer.buffers(recurse=False), None) is not None
+    return layer.training and has_buffers and not isinstance(layer, _Loss)  # whose buffers are weights of classes
 
 
 class _Refuse:

@@ -190,7 +190,7 @@ class Harmless(Toy):
 
     def __init__(self):
         super().__init__()
-        self.criterion, self.flip = nn.CrossEntropyLoss(), nn.Identity()
+        self.criterion, self.flip = nn.CrossEntropyLoss(torch.ones(toys.TARGET_CLASSES)), nn.Identity()
         self.teacher = toys.toy_net().eval().requires_grad_(requires_grad=False)
         self.loss = lambda logits, labels: self.criterion(logits, labels)
         self.prepare = lambda images: self.flip(images)
