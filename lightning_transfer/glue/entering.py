@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 from lightning_transfer.compiling import is_compiled, outside_graphs
 from lightning_transfer.pixel_ranges import RAW
 from lightning_transfer.roles import Head
-from lightning_transfer.source.gap import RAW
 
 OUTSIDE = 0.3  # share of pixels outside of the expected range; augmentation leaves at most .15 there (ours)
 STRETCHED = 5.0  # how many times as large, or as small, their deviation may be (ours)
