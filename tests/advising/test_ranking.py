@@ -474,7 +474,7 @@ REFUSED = {
         "3 of 3 classes have images of only one",
     ),
     "two groups": ([Net()], Pictures(groups=[int(index > 9) for index in range(40)]), "of 2 groups"),
-    "unreadable": ([Net()], Broken(), "arget sample 5 cannot be read: OSError: truncated"),
+    "unreadable": ([Net()], Broken(), "Image 5 cannot be read: OSError: truncated"),
     "empty": ([Net()], [], "empty"),
     "none": ([], Pictures(), "Networks: none"),
     "a number": ([3], Pictures(), "'int', an int"),
