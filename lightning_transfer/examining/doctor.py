@@ -4,7 +4,6 @@ import copy
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
 from types import GeneratorType
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_transfer.compiling import uncompiled
 from lightning_transfer.datasets import AnyDataset, origins
 from lightning_transfer.errors import TransferConfigError
 from lightning_transfer.examining import held_out, images, pixels
@@ -20,7 +20,7 @@ from lightning_transfer.examining import module as of_module
 from lightning_transfer.examining.diagnosis import Diagnosis, Finding, listed
 from lightning_transfer.examining.step import Seen, step_of
 from lightning_transfer.glue.checkpoints import UnsafeCheckpointError, read_checkpoint
-from lightning_transfer.glue.loaders import attached, served
+from lightning_transfer.glue.loaders import attached, first_batches, served
 from lightning_transfer.glue.namespaces import is_lightnings, namespaces_of
 from lightning_transfer.glue.trainer import named, options_like, trainer_class
 from lightning_transfer.naming import a_class
@@ -83,6 +83,7 @@ def doctor(
         No findings in LitModel.
     """
     not_checked: list[str] = []
+    module = uncompiled(module)  # the step is not compiled
     with restored():
         found = tuple(_findings(module, data, trainer, adapt, unaugmented, not_checked))
     return Diagnosis(type(module).__name__, found, tuple(not_checked))
@@ -109,12 +110,12 @@ def _findings(
     reseed(0, 0)
     loader = loaders.pop("training")
     dataset = _dataset(loader, "training", not_checked)
-    batches = _batches(loader, dataset)
+    batches = _batches(loader, dataset, make)
     epochs = getattr(trainer, "max_epochs", None)
     epochs = epochs if epochs and epochs > 0 else None
     callbacks = () if trainer is None else trainer.callbacks
     of_trainer = partial(step_of, make=make, options=options, callbacks=callbacks)
-    step = partial(of_trainer, module, datamodule=datamodule, epochs=epochs)
+    step = partial(of_trainer, module, loader=loader, datamodule=datamodule, epochs=epochs)
     seen = step(batches)
     _leave_out(seen, not_checked)
     yield from of_module.modes_and_optimizers(seen)
@@ -179,12 +180,14 @@ def _leave_out(seen: Seen, not_checked: list[str]) -> None:
         not_checked.append(f"the training step: {seen.error}")
     elif seen.error is not None and seen.step_error is None:
         not_checked.append("the training step, because fit fails before it ends.")
+    elif not seen.is_compared and seen.error is None and not seen.skipped:
+        not_checked.append(f"optimizers and frozen BatchNorm: no optimizer took a step in {len(seen.losses)} batches.")
     if finetuning := named(seen.callbacks, {"BaseFinetuning"}):
         seen.untrained, seen.drifting = [], []
         not_checked.append(f"optimizers and frozen BatchNorm: {finetuning[0]} changes what is trained during training.")
     if named(seen.callbacks, {"ProbeStart"}):
         not_checked.append("what ProbeStart would refuse: it looks at all training images, before the first step.")
-    if len(seen.losses) < 2 and seen.error is None:
+    if len(seen.losses) != 2 and seen.error is None:
         not_checked.append(
             "whether the loss is a mean: this needs automatic optimization and batches of four images or more."
         )
@@ -204,7 +207,7 @@ def _copied(data: Any) -> Any:
         return copy.copy(data)
 
 
-def _batches(loader: Any, dataset: Any) -> list[Any]:
+def _batches(loader: Any, dataset: Any, make: type) -> list[Any]:
     """Return the batches of the step.
 
     Raises:
@@ -212,7 +215,7 @@ def _batches(loader: Any, dataset: Any) -> list[Any]:
     """
     found = []
     if not isinstance(loader, GeneratorType):
-        found = list(islice(copy.deepcopy(loader), 1)) if dataset is None else images.batches_of(loader, dataset)
+        found = first_batches(loader, make) if dataset is None else images.batches_of(loader, dataset)
     if not found:
         kind = type(loader).__name__ + " of no batch" * (not isinstance(loader, GeneratorType))
         raise TransferConfigError(

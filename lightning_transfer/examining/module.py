@@ -21,6 +21,7 @@ from lightning_transfer.twins import RunsOriginalError
 CLASSES = ("cross_entropy", "nll_loss")  # criteria of class numbers
 LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")  # criteria that turn scores into probabilities
 STEEP = 10.0  # a loss that is so many times as high as before, or as chance, is not noise (ours)
+SEE_WHERE = "fit with your own Trainer and max_steps=1, to see where. Leave it if that works: a callback may be needed"
 TWICE = 0.1  # by which the ratio of a sum over two halves to one of them may miss 2
 
 
@@ -62,7 +63,7 @@ def loss_and_labels(seen: Seen) -> Iterator[Finding]:
             "training_step fails",
             "training_step",
             f"{type(seen.step_error).__name__}: {text}",
-            "module.training_step(next(iter(train_loader)), 0), to see where",
+            SEE_WHERE,
         )
     if seen.skipped and seen.skipped == len(seen.losses):
         yield Finding(
@@ -86,7 +87,7 @@ def loss_and_labels(seen: Seen) -> Iterator[Finding]:
             "Trainer.fit",
             "for a copy of the module, without loggers and most callbacks, it raises "
             f"{type(seen.error).__name__}: {str(seen.error).partition(chr(10))[0]}",
-            "Trainer(fast_dev_run=True).fit(module, data), to see where. Leave it if that works",
+            SEE_WHERE,
         )
     yield from _rate(seen)
     if len(seen.losses) == 2 and abs(seen.losses[0] / (seen.losses[1] or math.nan) - 2) < TWICE:

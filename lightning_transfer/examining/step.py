@@ -3,7 +3,7 @@
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils.data import DataLoader
 
 from lightning_transfer.criteria import CriterionCall, Listening
 from lightning_transfer.glue.namespaces import AnyCallback
@@ -20,6 +19,7 @@ from lightning_transfer.methods.statistics.callback import FrozenStatistics
 from lightning_transfer.pixel_ranges import PixelRange
 from lightning_transfer.twins import RunsOriginalError, copied, only_copies_run
 
+REPEATS = 16  # of the batches, if the module decides by their number when it steps
 EPOCHS = 100  # of a Trainer that does not say how long it trains: schedules have room
 
 
@@ -56,6 +56,7 @@ class Seen:
             FrozenStatistics keeps it there.
         normalizing: names of BatchNorm layers whose statistics move.
         entered: what entered each pretrained timm network, by its path.
+        is_compared: whether the module was looked at before an optimizer's step.
         has_stepped: whether the optimizer of the copy has taken its step.
         loss_after: of the first batch after that; None if it was not taken.
     """
@@ -71,8 +72,23 @@ class Seen:
     evaluating: list[str] = field(default_factory=list)
     normalizing: list[str] = field(default_factory=list)
     entered: dict[str, Entered] = field(default_factory=dict)
+    is_compared: bool = False
     has_stepped: bool = False
     loss_after: float | None = None
+
+
+class _Shown(Iterable[Any]):
+    """Gives the batches of the step, and what hooks read of the user's loader."""
+
+    def __init__(self, batches: Sequence[Any], loader: Any) -> None:
+        self.batches = batches
+        self.dataset, self.batch_size = (getattr(loader, name, None) for name in ("dataset", "batch_size"))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
 
 class _StepDoneError(Exception):
@@ -119,10 +135,15 @@ class _Watch(AnyCallback):
             name for name, layer in moved if (own := {id(param) for param in layer.parameters()}) and not own & trained
         ]
         self.seen.evaluating = list(_evaluating(pl_module, trained, self.keeps_statistics))
+        self.seen.is_compared = True
         own = {id(param) for param in pl_module.parameters()}
         if not pl_module.automatic_optimization or not held <= own:  # an optimizer may hold what is not of the copy
             raise _StepDoneError
         self.seen.has_stepped = True
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """End without a step: hooks of the module that come next may need a validation."""
+        raise _StepDoneError
 
 
 def _tracking(module: nn.Module) -> list[tuple[str, Any]]:
@@ -164,6 +185,7 @@ def step_of(
     make: type,
     options: Mapping[str, Any],
     callbacks: Sequence[Any],
+    loader: Any,
     datamodule: Any,
     epochs: int | None,
 ) -> Seen:
@@ -177,6 +199,7 @@ def step_of(
         make: Lightning's Trainer.
         options: of it.
         callbacks: of the user's Trainer.
+        loader: the user's.
         datamodule: whose hooks move batches; None where there is none.
         epochs: of the user's training; None if it is not known.
     """
@@ -192,10 +215,11 @@ def step_of(
     if twin.automatic_optimization:
         given["accumulate_grad_batches"] = len(batches)
         shown.append(batches[0])
-    loader = DataLoader(shown, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type, var-annotated]
+    else:
+        shown *= REPEATS
     try:
         with torch.compiler.set_stance("force_eager"), only_copies_run(module, twin):
-            fit_alone(make, twin, loader, datamodule, given, seed=0)
+            fit_alone(make, twin, _Shown(shown, loader), datamodule, given, seed=0)
     except _StepDoneError:
         pass
     except Exception as error:

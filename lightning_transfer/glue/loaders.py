@@ -1,8 +1,11 @@
 """Read a Trainer's and a DataModule's loaders: the images that they serve, their workers, parts of them."""
 
+import copy
+import importlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from lightning_transfer.datasets import Loaded, Served
 from lightning_transfer.errors import TransferConfigError
+from lightning_transfer.glue.namespaces import namespace_of
 from lightning_transfer.glue.quiet import silent, trainer_of
 from lightning_transfer.glue.samplers import drawn_by
 from lightning_transfer.naming import a_class
@@ -116,6 +120,28 @@ def loader_of(data: Any, make: type, options: Mapping[str, Any]) -> Any:
             stacklevel=4,
         )
     return loader
+
+
+def first_batches(loader: Any, make: type) -> list[Any]:
+    """Return the first batch of a train loader, or of several together, as Lightning's fit gives it; [] without one.
+
+    Args:
+        loader: of which a copy is read.
+        make: Lightning's Trainer.
+
+    Raises:
+        TransferConfigError: it cannot be copied.
+    """
+    try:
+        twin = copy.deepcopy(loader)
+    except Exception as error:  # whatever the objects in it raise
+        raise TransferConfigError(
+            f"The train loader, {a_class(loader)}, cannot be copied ({error}), and its own batches would be taken from "
+            "the training. Open files in __iter__ of its dataset, not in __init__."
+        ) from error
+    combined = importlib.import_module(f"{namespace_of(make)}.utilities.combined_loader").CombinedLoader
+    together = twin if isinstance(twin, combined) else combined(twin, "max_size_cycle")
+    return [batch for batch, *_ in islice(together, 1)]
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import copy
 import math
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -155,7 +155,7 @@ class Trials:
 
 
 def fit_alone(
-    make: type, module: Any, loader: DataLoader[Any], datamodule: Any, options: Mapping[str, Any], *, seed: int
+    make: type, module: Any, loader: Iterable[Any], datamodule: Any, options: Mapping[str, Any], *, seed: int
 ) -> None:
     """Fit a copy of the user's module in this process, without validation and without logs.
 

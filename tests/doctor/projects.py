@@ -408,6 +408,53 @@ class ByHand(shapes.TimmClassifier):
         self.optimizers().step()
 
 
+class Accumulates(ByHand):
+    """Steps by hand after four batches, and needs a validation after each epoch."""
+
+    num_batches = 4
+
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(shapes.TimmClassifier.training_step(self, batch, batch_idx))
+        if (batch_idx + 1) % self.num_batches == 0:
+            self.optimizers().step()
+
+    def on_train_epoch_end(self):
+        self.lr_schedulers().step(self.trainer.callback_metrics["val_loss"])
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)]
+
+
+class AccumulatesAndForgets(Accumulates):
+    """Its optimizer lacks the head."""
+
+    def configure_optimizers(self):
+        rest = [param for name, param in self.named_parameters() if ".fc." not in name]
+        optimizer = torch.optim.SGD(rest, lr=0.1)
+        return [optimizer], [torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)]
+
+
+class NeverSteps(Accumulates):
+    num_batches = 1000
+
+
+class ReadsItsLoader(shapes.TimmClassifier):
+    """Counts the images of each class when training starts."""
+
+    def on_train_start(self):
+        loader = self.trainer.train_dataloader
+        self.counts = torch.tensor(loader.dataset.labels).bincount() / loader.batch_size
+
+
+class ReadsTwoLoaders(shapes.TimmClassifier):
+    """Gets batches of two loaders together, as Lightning gives them."""
+
+    def training_step(self, batch, batch_idx):
+        each = batch.values() if isinstance(batch, dict) else batch
+        return sum(shapes.TimmClassifier.training_step(self, one, batch_idx) for one in each)
+
+
 def evaluated(*paths):
     """A clean module with parts in eval mode."""
     module = Clean()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, Subset, random_split
 from torchvision import transforms
@@ -313,6 +314,12 @@ PLANTED = {
         "for the same images the loss is ",
         lambda: [projects.SteepFromStatistics(), Images(), toys.trainer([lt.FrozenStatistics()])],
     ),
+    "a head in no optimizer, with steps by hand after four batches": (
+        "in no optimizer",
+        "model.fc.weight, model.fc.bias",
+        "no optimizer holds them",
+        lambda: [projects.AccumulatesAndForgets()],
+    ),
     "a step that fails": ("training_step fails", "training_step", "RuntimeError: ", lambda: [projects.WrongShape()]),
     "a criterion of a network's two outputs": (
         "training_step fails",
@@ -343,6 +350,8 @@ def test_a_planted_problem_is_found_alone(name):
     if kind == "images are normalised otherwise":
         assert finding.fix.startswith("images from 0 to 1, and then transforms.Normalize(mean=(0.")
         assert "in place of yours, for training and validation images. Leave it if" in finding.fix
+    if kind in ("fit fails", "training_step fails"):  # callbacks of the user's take no part in the step
+        assert finding.fix.startswith("fit with your own Trainer and max_steps=1")
     page = str(found)
     assert page.startswith(f"1 finding in {found.subject}.")
     assert all(part in page for part in (finding.name, finding.where, finding.found, f"Fix: {finding.fix}"))
@@ -364,6 +373,7 @@ CLEAN = (
     projects.ZeroAtFirst,
     projects.CountedFromOne,
     projects.Pretrained,
+    projects.ReadsItsLoader,
 )
 
 
@@ -403,11 +413,36 @@ def test_nothing_is_found_near_a_problem(module, data, trainer):
     assert found.findings == ()
 
 
-@pytest.mark.parametrize("shape", [projects.ByHand, projects.Toggles])
+@pytest.mark.parametrize("shape", [projects.ByHand, projects.Toggles, projects.Accumulates])
 def test_nothing_is_found_in_a_step_by_hand_and_what_it_hides_is_named(shape):
     found = examined(shape())
     assert found.findings == ()
     assert "whether the loss is a mean" in " ".join(found.not_checked)
+
+
+def test_optimizers_that_take_no_step_are_named():
+    found = examined(projects.NeverSteps())
+    assert found.findings == ()
+    assert "no optimizer took a step in 32 batches" in str(found)
+
+
+@pytest.mark.parametrize(
+    "together",
+    [
+        lambda one, two: {"one": one, "two": two},
+        lambda one, two: [one, two],
+        lambda one, two: CombinedLoader({"one": one, "two": two}, "min_size"),
+    ],
+    ids=["a dictionary", "a list", "a CombinedLoader"],
+)
+def test_loaders_may_give_their_batches_together(together):
+    data = together(Images().train_dataloader(), Images().val_dataloader())
+    toys.trainer(max_steps=1).fit(projects.ReadsTwoLoaders(), data)
+    assert lt.doctor(projects.ReadsTwoLoaders(), data).findings == ()
+
+
+def test_a_module_may_be_compiled_as_a_whole():
+    assert str(examined(torch.compile(Clean(), backend=projects.never))) == "No findings in Clean."
 
 
 def test_pixels_that_are_not_numbers_are_not_a_wrong_normalize():
@@ -529,6 +564,11 @@ class Stream(IterableDataset):
         return iter(projects.numbered(int))
 
 
+class Opened(Stream):
+    def __init__(self):
+        self.lines = (line for line in range(NUM))
+
+
 def test_what_cannot_be_checked_is_named():
     loader = DataLoader(Stream(), batch_size=8)
     assert "a DataLoader does not show its dataset" in str(examined(Clean(), loader))
@@ -618,6 +658,7 @@ def test_data_that_is_none_is_refused(data):
         (lambda: DataLoader([], batch_size=8), "a DataLoader of no batch"),
         (lambda: (batch for batch in [1]), "The train loader is a generator; expected"),
         (projects.Loadless, "Loadless has no train_dataloader"),
+        (lambda: DataLoader(Opened(), batch_size=8), "cannot be copied .* Open files in __iter__ of its dataset"),
     ],
 )
 def test_data_that_has_no_batch_to_look_at_is_refused(make, said):
