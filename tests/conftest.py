@@ -8,6 +8,8 @@ import timm
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.toys import with_statistics
+
 for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -64,10 +66,7 @@ def thin_resnets():
         if not re.fullmatch(r"resnet\d+t?", name):
             return create(name, pretrained=pretrained, **options)
         network = create(name, **{"channels": (8, 8, 16, 32), "stem_width": 8, **options})
-        for layer in network.modules() if pretrained else ():
-            if isinstance(layer, torch.nn.BatchNorm2d):
-                torch.nn.init.uniform_(layer.running_mean, -0.1, 0.1)
-        return network
+        return with_statistics(network) if pretrained else network
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timm, "create_model", thin)

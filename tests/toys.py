@@ -198,6 +198,15 @@ class SaveEveryStep(L.Callback):
         trainer.save_checkpoint(self.folder / f"step={trainer.global_step}.ckpt")
 
 
+def with_statistics(network: nn.Module) -> nn.Module:
+    """Give the BatchNorm layers of a new network statistics as a training leaves them."""
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.uniform_(-0.1, 0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+    return network
+
+
 def target_loader(batch_size: int = 4) -> DataLoader:
     return DataLoader(target_data(), batch_size=batch_size)
 

@@ -114,8 +114,16 @@ def _findings(
     epochs = getattr(trainer, "max_epochs", None)
     epochs = epochs if epochs and epochs > 0 else None
     callbacks = () if trainer is None else trainer.callbacks
-    of_trainer = partial(step_of, make=make, options=options, callbacks=callbacks)
-    step = partial(of_trainer, module, loader=loader, datamodule=datamodule, epochs=epochs)
+    step = partial(
+        step_of,
+        module,
+        make=make,
+        options=options,
+        callbacks=callbacks,
+        loader=loader,
+        datamodule=datamodule,
+        epochs=epochs,
+    )
     seen = step(batches)
     _leave_out(seen, not_checked)
     yield from of_module.modes_and_optimizers(seen)
@@ -178,7 +186,7 @@ def _leave_out(seen: Seen, not_checked: list[str]) -> None:
     """Drop what the step cannot show, and say so."""
     if isinstance(seen.error, RunsOriginalError):
         not_checked.append(f"the training step: {seen.error}")
-    elif seen.error is not None and seen.step_error is None:
+    elif seen.fit_error is not None:
         not_checked.append("the training step, because fit fails before it ends.")
     elif not seen.is_compared and seen.error is None and not seen.skipped:
         not_checked.append(f"optimizers and frozen BatchNorm: no optimizer took a step in {len(seen.losses)} batches.")

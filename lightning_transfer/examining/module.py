@@ -16,7 +16,6 @@ from lightning_transfer.examining.diagnosis import Finding, listed
 from lightning_transfer.examining.step import Seen
 from lightning_transfer.glue.base import TransferCallback
 from lightning_transfer.glue.namespaces import NAMESPACES, namespaces_of
-from lightning_transfer.twins import RunsOriginalError
 
 CLASSES = ("cross_entropy", "nll_loss")  # criteria of class numbers
 LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")  # criteria that turn scores into probabilities
@@ -72,8 +71,7 @@ def loss_and_labels(seen: Seen) -> Iterator[Finding]:
             "it returns None for every batch, so Lightning takes no step, and nothing is trained",
             "return loss, at the end of training_step",
         )
-    is_of_fit = seen.error is not None and seen.step_error is None
-    if is_of_fit and "multiple optimizers" in str(seen.error):  # Lightning's words
+    if "multiple optimizers" in str(seen.fit_error):  # Lightning's words
         yield Finding(
             "several optimizers",
             "configure_optimizers",
@@ -81,12 +79,12 @@ def loss_and_labels(seen: Seen) -> Iterator[Finding]:
             "self.automatic_optimization = False in __init__, and in training_step self.manual_backward(loss) and the "
             "steps of self.optimizers()",
         )
-    elif is_of_fit and not isinstance(seen.error, RunsOriginalError):
+    elif seen.fit_error is not None:
         yield Finding(
             "fit fails",
             "Trainer.fit",
             "for a copy of the module, without loggers and most callbacks, it raises "
-            f"{type(seen.error).__name__}: {str(seen.error).partition(chr(10))[0]}",
+            f"{type(seen.fit_error).__name__}: {str(seen.fit_error).partition(chr(10))[0]}",
             SEE_WHERE,
         )
     yield from _rate(seen)

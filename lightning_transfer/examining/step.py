@@ -76,6 +76,12 @@ class Seen:
     has_stepped: bool = False
     loss_after: float | None = None
 
+    @property
+    def fit_error(self) -> Exception | None:
+        """Return what fit raised outside of training_step, without the refusal of a copy that runs the original."""
+        is_other = self.step_error is not None or isinstance(self.error, RunsOriginalError)
+        return None if is_other else self.error
+
 
 class _Shown(Iterable[Any]):
     """Gives the batches of the step, and what hooks read of the user's loader."""

@@ -24,12 +24,12 @@ def warn_of_other_images(
         keeps_pixels: whether it keeps their pixels.
         has_size: whether there is no other size to be written.
     """
-    channels, *listed = prepared["input_size"]
-    images = _seen_images(trainer, channels)
+    (channels, *listed), compares_size = prepared["input_size"], keeps_size and not has_size
+    images = _seen_images(trainer, channels) if compares_size or keeps_pixels else None
     if images is None:
         return
     found = tuple(images.shape[2:])
-    if keeps_size and not has_size and found != (*listed,):
+    if compares_size and found != (*listed,):
         fix = found[0] if found[0] == found[1] else found
         warnings.warn(
             f"The Trainer's images are {found[0]} x {found[1]} pixels, and config.json says {listed[0]} x {listed[1]}: "
@@ -37,8 +37,10 @@ def warn_of_other_images(
             f"without a crop, pass image_size={fix}; otherwise set the pretrained_cfg of the network.",
             stacklevel=4,
         )
+    if not keeps_pixels:
+        return
     pixels, (mean, std) = PixelRange.of(images), (prepared["mean"], prepared["std"])
-    if keeps_pixels and (misfit := pixels.misfit(mean, std)):
+    if misfit := pixels.misfit(mean, std):
         (least, largest), own = normalised_range(mean, std), "mean=..., std=..."
         if misfit == "not normalised":
             by = "1 / 255" if pixels.largest > 1 else "1"

@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 import lightning_transfer as lt
 from lightning_transfer.functional import apply_adafilter, remove_adafilter
 from lightning_transfer.methods.adafilter.apply import gates_of
-from tests.toys import LitToy, fit
+from tests.toys import LitToy, fit, with_statistics
 
 POOLED = "it works on pooled features, not on an image"
 NETWORKS = [  # gated convolutions, of them without a norm of their own, and reasons of those that are left
@@ -39,11 +39,7 @@ NETWORKS = [  # gated convolutions, of them without a norm of their own, and rea
 def make(source, name):
     torch.manual_seed(0)
     net = timm.create_model(name) if source == "timm" else getattr(torchvision.models, name)(weights=None)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.1, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    return net.eval()
+    return with_statistics(net).eval()
 
 
 @pytest.mark.parametrize(

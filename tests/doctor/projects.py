@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, d
 
 from tests.field import nets, shapes
 from tests.field.shapes import CLASSES, Pictures
+from tests.toys import with_statistics
 
 NUM = 40  # training images, of five classes
 
@@ -221,14 +222,11 @@ class FromStatistics(shapes.TimmClassifier):
 
     def __init__(self):
         super().__init__()
-        for layer in self.modules():
-            if isinstance(layer, torch.nn.BatchNorm2d):
-                torch.nn.init.uniform_(layer.running_mean, -0.1, 0.1)
+        with_statistics(self)
 
 
-class SteepFromStatistics(FromStatistics):
-    configure_optimizers = Steep.configure_optimizers
-    rate = 1000.0
+class SteepFromStatistics(FromStatistics, Steep):
+    pass
 
 
 class LeavesOne(Images):
